@@ -1,0 +1,109 @@
+"""poolkit: a pool of long-lived workers that never loses a task.
+
+The names below are the public ones. They are imported when they are first used, so that a worker half, which
+imports parts of this package, does not pay for the rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
+    from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
+    from poolkit.errors import (
+        DeadlineExceeded,
+        InitializerFailed,
+        MemoryLimitExceeded,
+        PoolClosed,
+        PoolkitError,
+        QueueFull,
+        QueueTimeout,
+        RemoteError,
+        SerializationError,
+        TaskCancelled,
+        TaskTimeout,
+        WorkerCrashed,
+    )
+    from poolkit.decorator import Offloaded, default_pool, offload, set_default_pool, use_pool
+    from poolkit.pool import Pool, PoolView
+    from poolkit.results import Results
+    from poolkit.task import Task, TaskContext, current_task
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
+    "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
+    "poolkit.errors": (
+        "DeadlineExceeded",
+        "InitializerFailed",
+        "MemoryLimitExceeded",
+        "PoolClosed",
+        "PoolkitError",
+        "QueueFull",
+        "QueueTimeout",
+        "RemoteError",
+        "SerializationError",
+        "TaskCancelled",
+        "TaskTimeout",
+        "WorkerCrashed",
+    ),
+    "poolkit.decorator": ("Offloaded", "default_pool", "offload", "set_default_pool", "use_pool"),
+    "poolkit.pool": ("Pool", "PoolView"),
+    "poolkit.results": ("Results",),
+    "poolkit.task": ("Task", "TaskContext", "current_task"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "DeadlineExceeded",
+    "HistogramSnapshot",
+    "InitializerFailed",
+    "MemoryLimitExceeded",
+    "Offloaded",
+    "Pool",
+    "PoolClosed",
+    "PoolStats",
+    "PoolView",
+    "PoolkitError",
+    "QueueFull",
+    "QueueTimeout",
+    "RemoteError",
+    "Results",
+    "SerializationError",
+    "Task",
+    "TaskCancelled",
+    "TaskContext",
+    "TaskDone",
+    "TaskRetried",
+    "TaskStarted",
+    "TaskTimeout",
+    "WorkerCrashed",
+    "WorkerExited",
+    "WorkerInfo",
+    "WorkerStarted",
+    "current_task",
+    "default_pool",
+    "offload",
+    "set_default_pool",
+    "use_pool",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    home = _HOME.get(name)
+    if home is None:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    import importlib  # noqa: PLC0415 -- keeps this module empty
+
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted([*__all__, "__version__", "testing"])

@@ -1,0 +1,120 @@
+"""Boot: turns a freshly forked or executed process into a worker: group, signals, evidence, settings, initializer.
+
+The settings come as the first frame (BOOT), a pickled dict:
+    sys_path, argv, cwd   as the owner has them         env        variables to set
+    authkey               multiprocessing's key         measure_rss  whether outcomes carry the resident memory
+    initializer           packed call, or None          fds        how many descriptors follow the link's
+Owner: the worker's main thread, before it serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from poolkit import _os
+from poolkit._child.loop import Loop
+from poolkit._wire import codec, inherit, messages
+from poolkit._wire.board import Board
+
+
+class WorkerFds(NamedTuple):
+    """A worker's descriptors, in the order in which they are handed over."""
+
+    calls: int
+    outcomes: int
+    tokens: int
+    board: int
+    evidence: int
+
+
+def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], object] | None = None) -> int:
+    """Be a worker until told to stop; returns the exit code. Called in a process of its own."""
+    _os.die_with_parent(parent)
+    with contextlib.suppress(OSError):  # the parent does it too, whoever comes first
+        os.setpgid(0, 0)
+    _own_signals()
+    link = WorkerFds(*fds[: len(WorkerFds._fields)])
+    faulthandler.enable(file=link.evidence, all_threads=False)
+    faulthandler.register(_os.STACK_SIGNAL, file=link.evidence, all_threads=False, chain=False)
+    board = Board(link.board)
+    os.close(link.board)
+    tokens = _os.Tokens(link.tokens)
+    loop = Loop(link.calls, link.outcomes, tokens, board)
+    settings: dict[str, Any] = pickle.loads(loop.receive_boot())  # noqa: S301 -- from the owner
+    _settle_in(settings)
+    loop.measure_rss = settings["measure_rss"]
+    try:
+        inherit.arrived(fds[len(WorkerFds._fields) :])
+        _initialize(settings["initializer"], inherited_initializer)
+    except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
+        loop.say(messages.BOOT_FAILED, payload=codec.pack_error(exc))
+        return 1
+    loop.say(messages.READY, os.getpid())
+    loop.serve()
+    return 0
+
+
+def leave(code: int) -> None:
+    """End this process as a program ends: exit handlers that the tasks registered, then the streams."""
+    import atexit  # noqa: PLC0415 -- not needed before the end
+
+    try:
+        if code == 0:
+            atexit._run_exitfuncs()  # noqa: SLF001 -- os._exit does not, and a return would run the template's code
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+    finally:
+        os._exit(code)
+
+
+def _own_signals() -> None:
+    """Undo what the template process set, and leave Ctrl-C to the owner, which alone decides what it means."""
+    reset_signals()
+    # A handler that does nothing, not SIG_IGN: programs that a task starts would inherit that one.
+    signal.signal(signal.SIGINT, _ignore)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def reset_signals() -> None:
+    """Take back every handler that the forked process had set."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _ignore(_number: int, _frame: types.FrameType | None) -> None:
+    return
+
+
+def _settle_in(settings: dict[str, Any]) -> None:
+    sys.path[:] = settings["sys_path"]
+    sys.argv[:] = settings["argv"]
+    os.environ.update(settings["env"])
+    with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
+        os.chdir(settings["cwd"])
+    from multiprocessing import process  # noqa: PLC0415 -- the template process has loaded it
+
+    process.current_process().authkey = settings["authkey"]
+    if "numpy.random" in sys.modules:  # preloaded: every fork would draw the same numbers
+        sys.modules["numpy.random"].seed()
+    import atexit  # noqa: PLC0415 -- handlers of the process this one was forked from are not ours to run
+
+    atexit._clear()  # noqa: SLF001 -- multiprocessing's children avoid them in the same way
+
+
+def _initialize(packed: tuple[bytes, bytes] | None, inherited: Callable[[], object] | None) -> None:
+    if inherited is not None:
+        inherited()
+    elif packed is not None:
+        fn, args, kwargs = codec.load_call(*packed)
+        fn(*args, **kwargs)

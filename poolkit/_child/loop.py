@@ -1,0 +1,149 @@
+"""Loop: what a process worker does all its life: claim, run, reply. And `run_call`, which every kind shares.
+
+Guarantees: a task is begun only with a token taken for it, so never after it was reclaimed; its outcome is sent at
+once; nothing of it is kept afterwards. Only a write to the link can block here, and the owner always reads.
+Owner: the worker's main thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import types
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from poolkit._os import Tokens, resident_bytes
+from poolkit._wire import codec, messages
+from poolkit._wire.board import Board
+from poolkit._wire.link import FrameReader, write_all
+from poolkit.errors import SerializationError
+from poolkit.task import TaskContext, enter_task, leave_task
+
+
+def run_call(
+    context: TaskContext, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[bool, Any]:
+    """Run one call in its context; (True, value) or (False, exception). Lets no exception of the call out."""
+    token = enter_task(context)
+    try:
+        value = fn(*args, **kwargs)
+        if type(value) is types.CoroutineType:
+            value = _run_coroutine(value)
+    except BaseException as exc:  # noqa: BLE001 -- SystemExit and KeyboardInterrupt are the task's exceptions too
+        return False, exc
+    else:
+        return True, value
+    finally:
+        leave_task(token)
+
+
+def _run_coroutine(coroutine: Any) -> Any:
+    import asyncio  # noqa: PLC0415 -- only for those who submit `async def` functions
+
+    return asyncio.run(coroutine)
+
+
+class Loop:
+    """The loop of one process worker."""
+
+    def __init__(self, calls_fd: int, outcomes_fd: int, tokens: Tokens, board: Board) -> None:
+        self._reader = FrameReader(calls_fd, messages.FRAME_TO_WORKER)
+        self._out = outcomes_fd
+        self._tokens = tokens
+        self._board = board
+        self._inbox: deque[messages.Call | int] = deque()  # calls not yet claimed, and DROP and STOP between them
+        self._pid = os.getpid()
+        self.measure_rss = False
+
+    def receive_boot(self) -> bytes | bytearray:
+        """The payload of the first frame. Blocks until it is here."""
+        while True:
+            for fields, payload in self._reader.receive():
+                if fields[0] == messages.BOOT:
+                    return payload
+
+    def say(self, kind: int, task_id: int = 0, payload: bytes = b"") -> None:
+        """Send a frame without times. Blocks while the link is full."""
+        write_all(self._out, [messages.FRAME_TO_OWNER.pack(kind, task_id, 0.0, 0.0, 0, len(payload)), payload])
+
+    def serve(self) -> None:
+        """Run calls until STOP, or until the owner is gone."""
+        inbox = self._inbox
+        try:
+            while True:
+                while not inbox:
+                    self._receive()
+                item = inbox.popleft()
+                if item == messages.STOP:
+                    return
+                if item == messages.DROP:
+                    continue
+                if self._tokens.take():
+                    self._run(item)  # type: ignore[arg-type] -- neither DROP nor STOP
+                    item = 0  # a call is not kept alive while the worker waits for the next
+                else:
+                    self._drop()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return  # the owner is gone
+
+    def _receive(self) -> None:
+        for (kind, count, _), payload in self._reader.receive():
+            if kind == messages.CALLS:
+                self._inbox.extend(messages.unpack_calls(payload, count))
+            else:
+                self._inbox.append(kind)
+
+    def _drop(self) -> None:
+        """A claim failed, so all that was sent before the next DROP was reclaimed."""
+        while True:
+            while not self._inbox:
+                self._receive()
+            if self._inbox.popleft() == messages.DROP:
+                break
+        self.say(messages.DRAINED)
+
+    def _run(self, call: messages.Call) -> None:
+        started = time.monotonic()
+        self._board.begin(call.task_id, started)
+        if call.announce:
+            self.say(messages.BEGUN, call.task_id)
+        kind, payload = self._outcome(call, started)
+        _flush_stdio()
+        if os.getpid() != self._pid:
+            os._exit(0)  # the task forked, and this is its child, which came back: it has no business here
+        rss = (resident_bytes() or 0) if self.measure_rss else 0
+        header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, time.monotonic(), rss, len(payload))
+        write_all(self._out, [header, payload])
+        self._board.done(call.task_id)
+
+    @staticmethod
+    def _outcome(call: messages.Call, started: float) -> tuple[int, bytes]:
+        """Unpickle, run and pickle; whatever goes wrong on the way is the task's own failure."""
+        try:
+            fn, args, kwargs = codec.load_call(call.fn, call.body)
+        except BaseException as exc:  # noqa: BLE001 -- unpickling runs the user's code
+            return messages.ERROR, codec.pack_error(exc)
+        deadline = None if call.timeout is None else started + call.timeout
+        ok, value = run_call(TaskContext(call.task_id, call.name, call.attempt, deadline), fn, args, kwargs)
+        if not ok:
+            try:
+                return messages.ERROR, codec.pack_error(value)
+            finally:
+                del value  # its traceback holds this frame
+        try:
+            return messages.VALUE, codec.pack_value(value)
+        except SerializationError as exc:
+            return messages.ERROR, codec.pack_error(exc)
+
+
+def _flush_stdio() -> None:
+    """What a task prints is out when its outcome is: a worker may be killed at any later moment."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except Exception:  # noqa: BLE001, S110 -- a closed or broken stream is not the task's failure
+            pass

@@ -1,0 +1,65 @@
+"""How many small tasks go out in one message: as many as make about a millisecond of work.
+
+A message costs some ten microseconds of system calls and wake-ups on both sides; a batch shares them. A batch never
+owns its tasks: each is claimed before it runs and can be taken back until then, so its size is no promise.
+Guarded by: the pool's one lock.
+"""
+
+from __future__ import annotations
+
+from poolkit._core.queue import AnyTask, TaskQueue
+
+BATCH_SECONDS = 0.001  # a batch is about this much work
+BATCH_BYTES = 32 * 1024  # and fits the pipe with room to spare, so that sending it never waits
+REMEMBERED = 1024  # names of functions whose run time is kept
+
+
+class RunTimes:
+    """Measured run time per function name, as a moving average."""
+
+    __slots__ = ("_seconds",)
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    def measured(self, name: str, seconds: float) -> None:
+        """Take one run into account. A longer run counts at once, shorter ones slowly: a batch too small costs less."""
+        known = self._seconds.get(name)
+        if known is None:
+            if len(self._seconds) >= REMEMBERED:
+                del self._seconds[next(iter(self._seconds))]
+            self._seconds[name] = seconds
+        elif seconds > known:
+            self._seconds[name] = (known + seconds) / 2
+        else:
+            self._seconds[name] = known + (seconds - known) / 8
+
+    def expected(self, name: str) -> float:
+        """Seconds one run is expected to take; a whole batch's worth when nothing is known."""
+        return self._seconds.get(name, BATCH_SECONDS)
+
+
+def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ahead: float = 0.0) -> list[AnyTask]:
+    """Take tasks for one message from the queue; at least one if there is one.
+
+    Args:
+        queue: where they come from.
+        times: what their functions usually take.
+        most: the largest number of tasks.
+        workers: how many workers share the queue; none takes more than its part.
+        ahead: seconds of work that the worker has been sent already.
+    """
+    share = -(-len(queue) // workers)
+    batch: list[AnyTask] = []
+    room_bytes = BATCH_BYTES
+    work = ahead
+    while len(batch) < most and len(batch) < share:
+        task = queue.peek()
+        if task is None:
+            break
+        work += times.expected(task.name)
+        room_bytes -= task.nbytes
+        if (batch or ahead) and (work > BATCH_SECONDS or room_bytes < 0):
+            break
+        batch.append(queue.pop())
+    return batch

@@ -1,0 +1,129 @@
+"""The options of a pool and of a call: checked where they are given, frozen afterwards.
+
+Zero, negative, NaN and non-numeric limits are refused here, with the name and the value in the message;
+infinity means no limit. Frozen after __init__, so every thread may read them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+UNSET: Any = object()  # an option that was not given, where None means "no limit"
+
+
+def seconds(name: str, value: object) -> float | None:
+    """Check a limit in seconds: a positive number, or None or infinity for no limit."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{name} must be a number of seconds or None, was {value!r}"
+        raise TypeError(msg)
+    if math.isnan(value) or value <= 0:
+        msg = f"{name} must be greater than 0 seconds (None means no limit), was {value!r}"
+        raise ValueError(msg)
+    return None if math.isinf(value) else float(value)
+
+
+def wait_seconds(name: str, value: object) -> float | None:
+    """Check how long a caller wants to wait: a number of 0 or more seconds, None or infinity for ever."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{name} must be a number of seconds or None, was {value!r}"
+        raise TypeError(msg)
+    if math.isnan(value) or value < 0:
+        msg = f"{name} must be at least 0 seconds (None means for ever), was {value!r}"
+        raise ValueError(msg)
+    return None if math.isinf(value) else float(value)
+
+
+def whole(name: str, value: object, *, least: int = 1) -> int:
+    """Check a whole number of at least `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        msg = f"{name} must be a whole number, was {value!r}"
+        raise TypeError(msg)
+    number = int(value.__index__())
+    if number < least:
+        msg = f"{name} must be at least {least}, was {number}"
+        raise ValueError(msg)
+    return number
+
+
+def whole_or_none(name: str, value: object, *, least: int = 1) -> int | None:
+    """Check a whole number of at least `least`, or None."""
+    return None if value is None else whole(name, value, least=least)
+
+
+def exception_types(name: str, value: object) -> tuple[type[BaseException], ...]:
+    """Check a tuple of exception types; one type alone is taken as a tuple of it."""
+    types = value if isinstance(value, tuple) else (value,)
+    for kind in types:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            msg = f"{name} must be a tuple of exception types, was {value!r}"
+            raise TypeError(msg)
+    return types
+
+
+def text_or_none(name: str, value: object) -> str | None:
+    """Check a string or None."""
+    if value is not None and not isinstance(value, str):
+        msg = f"{name} must be a string or None, was {value!r}"
+        raise TypeError(msg)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class CallOptions:
+    """What holds for one call; views of a pool differ in these only. Times in seconds, None for no limit."""
+
+    timeout: float | None = None
+    queue_timeout: float | None = None
+    deadline: float | None = None
+    priority: int = 0
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = ()
+    block: bool = True
+    name: str | None = None
+
+    def changed(self, **given: Any) -> CallOptions:
+        """A checked copy with the options in `given` that are not UNSET."""
+        checks: dict[str, Any] = {
+            "timeout": seconds,
+            "queue_timeout": seconds,
+            "deadline": seconds,
+            "priority": _priority,
+            "retries": lambda name, value: whole(name, value, least=0),
+            "retry_on": exception_types,
+            "block": _flag,
+            "name": text_or_none,
+        }
+        changes = {name: checks[name](name, value) for name, value in given.items() if value is not UNSET}
+        return dataclasses.replace(self, **changes)
+
+
+def _priority(name: str, value: object) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        msg = f"{name} must be a whole number (larger runs earlier), was {value!r}"
+        raise TypeError(msg)
+    return int(value.__index__())
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        msg = f"{name} must be True or False, was {value!r}"
+        raise TypeError(msg)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolLimits:
+    """What the scheduler has to know of a pool. Times in seconds, sizes in bytes, None for no limit."""
+
+    max_workers: int
+    max_queue: int | None = None
+    max_tasks_per_child: int | None = None
+    max_memory_per_child: int | None = None
+    min_workers: int = 0
+    idle_timeout: float | None = None

@@ -1,0 +1,45 @@
+"""Pure rules with numbers in them: which failures are retried, how long to back off, when a worker is recycled."""
+
+from __future__ import annotations
+
+import random
+
+from poolkit._core.options import CallOptions
+from poolkit.errors import WorkerCrashed
+
+RETRY_BASE, RETRY_CAP = 0.05, 30.0  # seconds: the first back-off of a retried task, and the longest
+BOOT_BASE, BOOT_CAP = 0.1, 10.0  # seconds: the same for workers that die before they are ready
+BOOT_FAILURES = 3  # so many in a row raise to the waiting tasks
+STOP_GRACE = 5.0  # seconds a worker gets to leave by itself before it is killed
+DEATH_GRACE = 1.0  # seconds to wait for a killed worker's death before its task is settled all the same
+
+
+def retries_left(options: CallOptions, attempts: int) -> bool:
+    """Whether a task that began `attempts` times may begin once more."""
+    return attempts <= options.retries
+
+
+def counts_for_retry(options: CallOptions, error: BaseException) -> bool:
+    """Whether `error` is of a kind that is retried: a crash always, and what `retry_on` names."""
+    return isinstance(error, (WorkerCrashed, *options.retry_on))
+
+
+def backoff(failures: int, rng: random.Random, *, base: float = RETRY_BASE, cap: float = RETRY_CAP) -> float:
+    """Seconds to wait after `failures` (1 or more) in a row: doubled each time, capped, with jitter of a half.
+
+    The jitter keeps tasks that failed together from coming back together.
+    """
+    longest = min(cap, base * 2.0 ** min(failures - 1, 60))
+    return float(longest * (0.5 + 0.5 * rng.random()))
+
+
+def recycle_after(max_tasks: int | None, rng: random.Random) -> int | None:
+    """How many tasks one worker gets: at most `max_tasks`, up to a tenth fewer so that they do not all leave at once."""
+    if max_tasks is None:
+        return None
+    return max_tasks - rng.randint(0, max_tasks // 10)
+
+
+def replace_ahead(limit: int) -> int:
+    """How many tasks before a worker's last one its replacement is started, so that it is warm in time."""
+    return max(1, limit // 20)

@@ -1,0 +1,171 @@
+"""Stats: counters and histograms of one pool, and the frozen snapshots that users get.
+
+Guarded by: the pool's one lock. Times in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+_STEPS = 4  # buckets per doubling: a percentile is right to within a fifth
+_LEAST = 1e-6  # seconds; everything shorter falls into the first bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class HistogramSnapshot:
+    """Times seen so far, in seconds.
+
+    Attributes:
+        count: how many.
+        total: their sum.
+        largest: the largest one; 0.0 when there is none.
+        buckets: (upper bound, count) of every bucket that holds something, in order.
+    """
+
+    count: int
+    total: float
+    largest: float
+    buckets: tuple[tuple[float, int], ...]
+
+    @property
+    def mean(self) -> float:
+        """The average; 0.0 when there is none."""
+        return self.total / self.count if self.count else 0.0
+
+    def percentile(self, percent: float) -> float:
+        """A time that `percent` (0 to 100) of the values do not exceed, to within a fifth; 0.0 when there is none."""
+        if not 0 <= percent <= 100:  # noqa: PLR2004
+            msg = f"percent must be from 0 to 100, was {percent!r}"
+            raise ValueError(msg)
+        wanted = self.count * percent / 100
+        seen = 0
+        for bound, count in self.buckets:
+            seen += count
+            if seen >= wanted:
+                return min(bound, self.largest)
+        return self.largest
+
+
+class Histogram:
+    """Counts of times in buckets that grow by the same factor."""
+
+    __slots__ = ("_buckets", "_count", "_largest", "_total")
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, int] = {}
+        self._count = 0
+        self._total = 0.0
+        self._largest = 0.0
+
+    def add(self, value: float) -> None:
+        """Count one time, in seconds; a negative one counts as 0."""
+        value = max(value, 0.0)
+        index = 0 if value <= _LEAST else math.ceil(math.log2(value / _LEAST) * _STEPS)
+        self._buckets[index] = self._buckets.get(index, 0) + 1
+        self._count += 1
+        self._total += value
+        self._largest = max(self._largest, value)
+
+    def snapshot(self) -> HistogramSnapshot:
+        """What was counted so far."""
+        buckets = tuple((_LEAST * 2 ** (index / _STEPS), count) for index, count in sorted(self._buckets.items()))
+        return HistogramSnapshot(self._count, self._total, self._largest, buckets)
+
+
+class Counters:
+    """What happened to the tasks and workers of a pool."""
+
+    __slots__ = (
+        "abandoned",
+        "cancelled",
+        "crashed",
+        "failed",
+        "retried",
+        "run_time",
+        "submitted",
+        "succeeded",
+        "timed_out",
+        "wait_time",
+    )
+
+    def __init__(self) -> None:
+        self.submitted = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.cancelled = 0
+        self.timed_out = 0
+        self.crashed = 0
+        self.retried = 0
+        self.abandoned = 0
+        self.wait_time = Histogram()
+        self.run_time = Histogram()
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolStats:
+    """What a pool did and does, at one moment.
+
+    Every accepted task is in exactly one of `queued`, `running`, `succeeded`, `failed` and `cancelled`;
+    `timed_out` and `crashed` are among the failed ones.
+
+    Attributes:
+        workers: number of workers by state: "starting", "idle", "busy", "stopping", "doomed".
+        queued: accepted and not begun, those that wait for a retry included.
+        running: begun and not done.
+        submitted: accepted in all.
+        succeeded: tasks that returned a value.
+        failed: tasks that ended in an exception, of whatever kind.
+        cancelled: tasks that were cancelled.
+        timed_out: tasks stopped by `timeout`, `queue_timeout` or `deadline`.
+        crashed: tasks whose worker died.
+        retried: runs that were repeated.
+        respawned: workers replaced after a death that nobody asked for.
+        recycled: workers replaced on plan, by task count or memory.
+        abandoned: threads given up because they would not stop.
+        wait_time: from `submit` until the task began.
+        run_time: of every run that ended by itself.
+        link_bytes_sent: bytes of calls sent to the workers.
+        link_bytes_received: bytes of outcomes received from them.
+    """
+
+    workers: dict[str, int]
+    queued: int
+    running: int
+    submitted: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    timed_out: int
+    crashed: int
+    retried: int
+    respawned: int
+    recycled: int
+    abandoned: int
+    wait_time: HistogramSnapshot
+    run_time: HistogramSnapshot
+    link_bytes_sent: int
+    link_bytes_received: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerInfo:
+    """One worker at one moment.
+
+    Attributes:
+        id: its number in the pool; never given twice.
+        pid: its process id; of a thread its native thread id; None while it starts.
+        state: "starting", "idle", "busy", "stopping" or "doomed".
+        task: the task it runs, or None. It may have ended since.
+        since: seconds since it began that task, or since it came into its state.
+        tasks_done: how many tasks it has finished.
+        rss: its resident memory in bytes; None when not known, as for threads.
+    """
+
+    id: int
+    pid: int | None
+    state: str
+    task: object
+    since: float
+    tasks_done: int
+    rss: int | None

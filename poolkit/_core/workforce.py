@@ -1,0 +1,257 @@
+"""The Workforce protocol: what the scheduler orders, what comes back as reports, and what a worker can be.
+
+Orders are carried out at once and must not block, log, or call user code: they are given under the pool's lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from poolkit.task import Outcome, Task
+
+AnyTask = Task[Any]
+
+
+class Workforce(Protocol):
+    """All workers of one kind. Workers are named by numbers that the scheduler gives and never gives twice."""
+
+    kind: str
+    max_batch: int  # the most tasks of one message; 1 where sending ahead gains nothing
+
+    def start(self, worker_id: int) -> None:
+        """Start a worker; `Ready`, `BootFailed` or `Died` will be reported."""
+
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
+        """Send tasks, to be claimed and run in this order. With `announce` each beginning is reported as `Begun`."""
+
+    def reclaim(self, worker_id: int) -> int:
+        """Take back all tasks that the worker has not claimed; returns how many: the last ones that were sent.
+
+        After it took any, the worker reports `Drained` when it has dropped them; nothing may be sent to it before.
+        """
+
+    def glance(self, worker_id: int) -> Glance:
+        """What the worker says of itself on the board, without a message."""
+
+    def forget(self, worker_id: int) -> None:
+        """Let go of what was kept for a worker that died, after its last tasks were reclaimed."""
+
+    def stop(self, worker_id: int) -> None:
+        """Ask a worker that has nothing to do to leave; `Died` will be reported."""
+
+    def kill(self, worker_id: int, *, want_stack: bool) -> None:
+        """End a worker by force, with every program that its tasks started; `Died` will be reported.
+
+        With `want_stack` it is asked for its Python stack first, for a few milliseconds at most.
+        """
+
+
+class Glance:
+    """What a worker's board says.
+
+    Attributes:
+        begun: id of the task that it began last; 0 for none.
+        since: when it began it.
+        done: id of the task whose outcome it sent last; 0 for none.
+    """
+
+    __slots__ = ("begun", "done", "since")
+
+    def __init__(self, begun: int = 0, since: float = 0.0, done: int = 0) -> None:
+        self.begun = begun
+        self.since = since
+        self.done = done
+
+
+class WorkerState(enum.IntEnum):
+    """What the scheduler may do with a worker.
+
+    STARTING -> IDLE      it reported that it is ready and initialised
+    IDLE     -> BUSY      tasks were sent              BUSY -> IDLE   nothing that was sent is unfinished or undropped
+    IDLE     -> STOPPING  asked to leave               any  -> DOOMED  killed, by sentence
+    any      -> removed   it died, was stopped or was abandoned
+    """
+
+    STARTING = 0
+    IDLE = 1
+    BUSY = 2
+    STOPPING = 3
+    DOOMED = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentence:
+    """Why a worker is killed, and for which task: that one alone gets `outcome`, or a retry in place of it."""
+
+    task: AnyTask | None
+    reason: str  # one of "timeout", "deadline", "cancelled", "shutdown", "unresponsive"
+
+
+class Worker:
+    """The scheduler's record of one worker. Guarded by: the pool's one lock."""
+
+    __slots__ = (
+        "check_at",
+        "counted",
+        "draining",
+        "id",
+        "idle_since",
+        "leave",
+        "limit",
+        "pid",
+        "replaced",
+        "rss",
+        "sent",
+        "sent_count",
+        "sentence",
+        "since",
+        "state",
+        "tasks_done",
+    )
+
+    def __init__(self, worker_id: int, limit: int | None, now: float) -> None:
+        self.id = worker_id
+        self.state = WorkerState.STARTING
+        self.sent: deque[AnyTask] = deque()  # sent, no outcome yet; begun ones first
+        self.sent_count = 0  # tasks sent and not taken back, over its life
+        self.tasks_done = 0
+        self.limit = limit  # recycle after so many tasks
+        self.leave: str | None = None  # why it is to leave when it has nothing to do: "recycled", "shrunk", "idle"
+        self.replaced = False  # its replacement is up, or it needs none: it takes nothing more
+        self.counted = True  # whether it counts towards the pool's size
+        self.draining = False  # tasks were reclaimed, and it has not yet reported that it dropped them
+        self.sentence: Sentence | None = None
+        self.check_at: float | None = None  # when a run-time limit may have passed
+        self.pid: int | None = None
+        self.rss = 0
+        self.since = now
+        self.idle_since = now
+
+
+# ===== reports: what the workers have to say; the scheduler's events =====
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A worker is up and initialised."""
+
+    worker_id: int
+    pid: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class BootFailed:
+    """The initializer, or a module to preload, raised."""
+
+    worker_id: int
+    error: BaseException
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """A worker began a task; sent only where it was asked for."""
+
+    worker_id: int
+    task_id: int
+    at: float
+
+
+class Finished:
+    """A worker finished a task."""
+
+    __slots__ = ("ended", "outcome", "rss", "started", "task_id", "worker_id")
+
+    def __init__(  # noqa: PLR0913 -- a message record
+        self, worker_id: int, task_id: int, outcome: Outcome, started: float, ended: float, rss: int = 0
+    ) -> None:
+        self.worker_id = worker_id
+        self.task_id = task_id
+        self.outcome = outcome
+        self.started = started
+        self.ended = ended
+        self.rss = rss  # bytes, 0 when not measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Drained:
+    """A worker dropped all that was reclaimed from it, and is idle."""
+
+    worker_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Died:
+    """A worker is gone: it crashed, was killed, left, or (a thread that would not stop) was abandoned."""
+
+    worker_id: int
+    exitcode: int | None = None
+    signal: str | None = None
+    pid: int | None = None
+    peak_rss: int | None = None
+    stack: str = ""
+    hint: str = ""
+    abandoned: bool = False
+
+
+Report = Ready | BootFailed | Begun | Finished | Drained | Died
+
+
+# ===== events: what users may listen to =====
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerStarted:
+    """A worker is up and initialised."""
+
+    worker_id: int
+    pid: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerExited:
+    """A worker is gone; `cause` is "crashed", "stopped", "recycled", "shrunk", "idle" or a sentence's reason."""
+
+    worker_id: int
+    pid: int | None
+    exitcode: int | None
+    signal: str | None
+    cause: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskStarted:
+    """A worker began the task."""
+
+    task: AnyTask
+    worker_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskDone:
+    """The task has its outcome."""
+
+    task: AnyTask
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRetried:
+    """The task failed with `error` and will run again after `delay` seconds."""
+
+    task: AnyTask
+    error: BaseException
+    delay: float
+
+
+PoolEvent = WorkerStarted | WorkerExited | TaskStarted | TaskDone | TaskRetried
+
+EVENT_NAMES: dict[str, type] = {
+    "worker_started": WorkerStarted,
+    "worker_exited": WorkerExited,
+    "task_started": TaskStarted,
+    "task_done": TaskDone,
+    "task_retried": TaskRetried,
+}

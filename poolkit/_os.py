@@ -1,0 +1,217 @@
+"""Every call that only Linux has, with its POSIX fallback beside it, behind one seam.
+
+`Wakeup` and `Tokens` are counters in the kernel (eventfd; a pipe elsewhere), `shared_page` is memory that two
+processes see (memfd; an unlinked file elsewhere). `POOLKIT_PORTABLE=1` in the environment forces the fallbacks,
+so that the tests can run on them. Nothing in here holds a lock or state of a pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+
+PORTABLE = os.environ.get("POOLKIT_PORTABLE") == "1"
+LINUX = sys.platform == "linux" and not PORTABLE
+SUPPORTED = os.name == "posix"
+
+# Asks a worker for its stack. A real-time signal, as programs use SIGUSR1 and SIGUSR2 themselves.
+STACK_SIGNAL: int = (signal.SIGRTMIN + 11) if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
+
+_HAS_EVENTFD = LINUX and hasattr(os, "eventfd")
+
+
+class Wakeup:
+    """Wakes one thread that polls `fileno()`. Thread-safe, signal-safe, never blocks."""
+
+    __slots__ = ("_read", "_write")
+
+    def __init__(self) -> None:
+        if _HAS_EVENTFD:
+            self._read = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        else:
+            self._read, self._write = _nonblocking_pipe()
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable."""
+        return self._read
+
+    def set(self) -> None:
+        """Wake the poller; once is enough for many calls. A closed one is ignored."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._write, b"\1\0\0\0\0\0\0\0")
+
+    def clear(self) -> None:
+        """Make it unreadable again."""
+        with contextlib.suppress(BlockingIOError):
+            while len(os.read(self._read, 4096)) == 4096:  # noqa: PLR2004
+                pass
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        _close_pair(self._read, self._write)
+        self._read = self._write = -1
+
+
+class Tokens:
+    """A worker's claim counter: the owner adds tokens, and each goes to the one process that takes it.
+
+    The kernel hands out each token once, without a lock that a killed process could hold: an eventfd in semaphore
+    mode, or a pipe with one byte a token. The worker's side has `fd` only, and takes.
+    """
+
+    __slots__ = ("_read", "_unit", "_write")
+
+    def __init__(self, fd: int | None = None) -> None:
+        self._unit = 8 if _HAS_EVENTFD else 1  # bytes that one token reads as
+        if fd is not None:
+            self._read, self._write = fd, -1
+        elif _HAS_EVENTFD:
+            self._read = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        else:
+            self._read, self._write = _nonblocking_pipe()
+
+    def fileno(self) -> int:
+        """The descriptor to take from, for the other process."""
+        return self._read
+
+    def add(self, count: int) -> None:
+        """Add `count` tokens."""
+        os.write(self._write, count.to_bytes(8, sys.byteorder) if self._unit == 8 else b"\1" * count)  # noqa: PLR2004
+
+    def take(self) -> bool:
+        """Take one token; False when there is none."""
+        try:
+            os.read(self._read, self._unit)
+        except BlockingIOError:
+            return False
+        return True
+
+    def take_all(self) -> int:
+        """Take all tokens there are; returns how many."""
+        count = 0
+        while self.take():
+            count += 1
+        return count
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        _close_pair(self._read, self._write)
+        self._read = self._write = -1
+
+
+def _nonblocking_pipe() -> tuple[int, int]:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)
+    return read, write
+
+
+def _close_pair(read: int, write: int) -> None:
+    for fd in {read, write}:
+        close_fd(fd)
+
+
+def close_fd(fd: int) -> None:
+    """Close a descriptor; -1 and a closed one are ignored."""
+    if fd >= 0:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def shared_page(nbytes: int) -> int:
+    """A descriptor of `nbytes` of zeroed memory, to be mapped by several processes. It has no name anywhere."""
+    if LINUX and hasattr(os, "memfd_create"):
+        fd = os.memfd_create("poolkit-board", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, nbytes)
+    return fd
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends. Elsewhere the owner kills the workers itself.
+
+    Only for a parent with one thread: the signal comes when the *thread* that forked ends.
+    """
+    if LINUX:
+        import ctypes  # noqa: PLC0415 -- only the process that starts workers loads it
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before the call
+            os._exit(1)
+
+
+def usable_cpus() -> int:
+    """The CPUs that this process may really use: affinity and the cgroup's quota, at least 1."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not on macOS
+        cpus = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    if quota is not None:
+        cpus = min(cpus, max(1, round(quota)))
+    return max(1, cpus)
+
+
+def _cgroup_quota(root: str = "/sys/fs/cgroup") -> float | None:
+    """CPUs' worth of run time that the control group allows; None without a limit."""
+    for path, period_path in (
+        (f"{root}/cpu.max", None),
+        (f"{root}/cpu/cpu.cfs_quota_us", f"{root}/cpu/cpu.cfs_period_us"),
+    ):
+        try:
+            with open(path, encoding="ascii") as file:  # noqa: PTH123 -- pathlib costs a worker half an import
+                words = file.read().split()
+            if period_path is not None:
+                with open(period_path, encoding="ascii") as file:  # noqa: PTH123
+                    words += file.read().split()
+            quota, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return None
+
+
+def resident_bytes(pid: int | None = None) -> int | None:
+    """Resident memory of a process (None: this one) in bytes; None when it cannot be known."""
+    try:
+        with open(f"/proc/{pid or 'self'}/statm", "rb") as file:  # noqa: PTH123
+            return int(file.read().split()[1]) * _PAGE
+    except (OSError, IndexError, ValueError):
+        if pid is not None:
+            return None
+        import resource  # noqa: PLC0415 -- the fallback: the peak, as the present size is not to be had
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+_PAGE = os.sysconf("SC_PAGE_SIZE") if SUPPORTED else 4096
+
+
+def peak_bytes(maxrss: int) -> int:
+    """`ru_maxrss` in bytes: macOS counts bytes, everybody else kibibytes."""
+    return maxrss if sys.platform == "darwin" else maxrss * 1024
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, for example "SIGSEGV"."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def kill_group(pid: int, number: int) -> None:
+    """Send a signal to a process and its whole group, if they still exist."""
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)

@@ -1,0 +1,1 @@
+"""What crosses between processes, as bytes: calls, results and exceptions."""

@@ -1,0 +1,151 @@
+"""Link: frames over one private pipe pair between the owner and one worker.
+
+Guarantees: a frame arrives whole or not at all; one cut short by a death is dropped with its link. Sizes are 64 bits.
+One writer and one reader per pipe, so nobody holds a lock that a killed process could keep.
+Owner: on the owner's side a reader belongs to the supervisor thread, a writer to the pool's one lock; on the worker's
+side both belong to its main thread.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import deque
+from typing import Any
+
+CHUNK = 64 * 1024  # bytes; the usual size of a pipe
+JOIN_UP_TO = CHUNK  # parts up to this are joined into one write; larger ones are not copied
+PARTS = 64  # buffers in one writev; the least that POSIX lets a system allow is 16, every one in use has 1024
+
+Frame = tuple[tuple[Any, ...], "bytes | bytearray"]
+
+
+class FrameReader:
+    """Takes bytes from a descriptor, blocking or not, and gives whole frames."""
+
+    __slots__ = ("_big", "_big_fields", "_fd", "_filled", "_header", "_rest", "received")
+
+    def __init__(self, fd: int, header: struct.Struct) -> None:
+        self._fd = fd
+        self._header = header  # its last field is the size of the payload
+        self._rest = b""
+        self._big: bytearray | None = None  # a payload that is larger than a chunk, being filled in place
+        self._big_fields: tuple[Any, ...] = ()
+        self._filled = 0
+        self.received = 0  # bytes in all
+
+    def receive(self) -> list[Frame]:
+        """Read once and return the frames that are complete now, perhaps none.
+
+        Raises:
+            EOFError: the other side has closed.
+            BlockingIOError: nothing is there (non-blocking descriptors only).
+        """
+        if self._big is not None:
+            return self._fill()
+        chunk = os.read(self._fd, CHUNK)
+        if not chunk:
+            raise EOFError
+        self.received += len(chunk)
+        data = self._rest + chunk if self._rest else chunk
+        frames: list[Frame] = []
+        header, end, pos = self._header, len(data), 0
+        while end - pos >= header.size:
+            fields = header.unpack_from(data, pos)
+            size = fields[-1]
+            start = pos + header.size
+            if end - start < size:
+                if size > CHUNK:
+                    self._big = bytearray(size)
+                    self._big[: end - start] = data[start:]
+                    self._big_fields, self._filled = fields, end - start
+                    pos = end
+                break
+            pos = start + size
+            frames.append((fields, data[start:pos]))
+        self._rest = data[pos:]
+        return frames
+
+    def _fill(self) -> list[Frame]:
+        big = self._big
+        assert big is not None  # noqa: S101 -- the only caller looked
+        with memoryview(big) as view, view[self._filled :] as space:
+            count = os.readv(self._fd, [space])
+        if not count:
+            raise EOFError
+        self.received += count
+        self._filled += count
+        if self._filled < len(big):
+            return []
+        self._big = None
+        return [(self._big_fields, big)]
+
+
+class FrameWriter:
+    """Writes parts to a non-blocking descriptor; keeps what does not fit until `flush`."""
+
+    __slots__ = ("_fd", "_pending", "sent")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pending: deque[memoryview] = deque()
+        self.sent = 0  # bytes handed in, in all
+
+    def send(self, parts: list[bytes]) -> bool:
+        """Write parts, in order, as far as they go. False when some are left for `flush`. Never blocks.
+
+        What is written to a closed link is dropped: the death of its worker is reported elsewhere.
+        """
+        total = sum(map(len, parts))
+        self.sent += total
+        if total <= JOIN_UP_TO:
+            data = b"".join(parts)
+            if not self._pending:
+                try:
+                    count = os.write(self._fd, data)
+                except BlockingIOError:
+                    count = 0
+                except OSError:
+                    return True
+                if count == total:
+                    return True
+                data = data[count:]
+            self._pending.append(memoryview(data))
+            return False
+        self._pending.extend(memoryview(part) for part in parts if part)
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Write what is pending, as far as it goes. True when nothing is left. Never blocks."""
+        pending = self._pending
+        while pending:
+            try:
+                count = os.writev(self._fd, [pending[index] for index in range(min(PARTS, len(pending)))])
+            except BlockingIOError:
+                return False
+            except OSError:
+                pending.clear()
+                return True
+            while count:
+                first = pending[0]
+                if count >= len(first):
+                    count -= len(first)
+                    pending.popleft()
+                else:
+                    pending[0] = first[count:]
+                    count = 0
+        return True
+
+
+def write_all(fd: int, parts: list[bytes]) -> None:
+    """Write parts to a blocking descriptor, in order, completely. Blocks.
+
+    Raises:
+        OSError: the other side has closed.
+    """
+    if sum(map(len, parts)) <= JOIN_UP_TO:
+        parts = [b"".join(parts)]
+    for part in parts:
+        view = memoryview(part)
+        while view:
+            view = view[os.write(fd, view) :]

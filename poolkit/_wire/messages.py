@@ -1,0 +1,81 @@
+"""Messages: everything that crosses a process border, all kinds and layouts in one place.
+
+Owner to worker, on the worker's link      FRAME_TO_WORKER header + payload
+    BOOT    payload: pickled dict, see `_child/boot.py`      first frame, once
+    CALLS   `count` calls, each CALL header + name + fn + body; one token a call was added before
+    DROP    what stands before it was reclaimed: drop the rest of it and say DRAINED
+    STOP    leave
+Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
+    READY        booted and initialised; the task field holds the process id
+    BOOT_FAILED  payload: the pickled exception of the initializer
+    BEGUN        a task began; sent only where the call asked for it
+    VALUE        a task's pickled value          ERROR    a task's pickled exception
+    DRAINED      all that was reclaimed is dropped
+Owner to nursery, on the control socket    ORDER records, FORK with descriptors attached
+    FORK    start a worker                  SIGNAL   send a signal to a worker, or to its whole group
+Nursery to owner                           NOTICE records, then `nbytes` of payload
+    EXITED          a worker ended: its wait status and peak memory
+    FORK_FAILED     no process could be had: the status holds the errno
+    PRELOAD_FAILED  payload: the pickled exception of the import
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BOOT, CALLS, DROP, STOP = 1, 2, 3, 4
+READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED = 11, 12, 13, 14, 15, 16
+FORK, SIGNAL = 21, 22
+EXITED, FORK_FAILED, PRELOAD_FAILED = 31, 32, 33
+
+FRAME_TO_WORKER = struct.Struct("<BxxxIQ")  # kind, count, payload bytes
+FRAME_TO_OWNER = struct.Struct("<BxxxxxxxQddQQ")  # kind, task, started, ended, rss, payload bytes
+CALL = struct.Struct("<QHHIdQQ")  # task, attempt, flags, name bytes, timeout (0: none), fn bytes, body bytes
+ORDER = struct.Struct("<BBHIQ")  # kind, group, descriptors, signal, worker
+NOTICE = struct.Struct("<BxxxiQQQQ")  # kind, status, worker, pid, peak rss, payload bytes
+
+ANNOUNCE = 1  # flag of a call: say BEGUN
+
+_MOST_ATTEMPTS = 0xFFFF
+
+
+class Call(NamedTuple):
+    """One call as a worker sees it."""
+
+    task_id: int
+    attempt: int
+    announce: bool
+    name: str
+    timeout: float | None
+    fn: bytes
+    body: bytes | memoryview
+
+
+def call_parts(  # noqa: PLR0913 -- a message record
+    task_id: int, attempt: int, name: str, timeout: float | None, fn: bytes, body: bytes, *, announce: bool
+) -> tuple[bytes, bytes, bytes, bytes]:
+    """One call, as parts to be written one behind the other."""
+    encoded = name.encode("utf-8", "surrogatepass")
+    flags = ANNOUNCE if announce else 0
+    header = CALL.pack(
+        task_id, min(attempt, _MOST_ATTEMPTS), flags, len(encoded), timeout or 0.0, len(fn), len(body)
+    )
+    return header, encoded, fn, body
+
+
+def unpack_calls(payload: bytes | bytearray, count: int) -> Iterator[Call]:
+    """The calls of a CALLS frame."""
+    view = memoryview(payload)
+    pos = 0
+    for _ in range(count):
+        task_id, attempt, flags, name_size, timeout, fn_size, body_size = CALL.unpack_from(payload, pos)
+        pos += CALL.size
+        name = str(view[pos : pos + name_size], "utf-8", "surrogatepass")
+        pos += name_size
+        fn = bytes(view[pos : pos + fn_size])
+        pos += fn_size
+        body = view[pos : pos + body_size]
+        pos += body_size
+        yield Call(task_id, attempt, bool(flags & ANNOUNCE), name, timeout or None, fn, body)

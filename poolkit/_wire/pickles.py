@@ -1,0 +1,122 @@
+"""Pickles: one value to bytes and back, by reference where that is enough and by value where it is not.
+
+Plain pickle writes a function or a class as "module, name". That is fast, and right for whatever the other process
+can import. It is wrong for things of `__main__`, which workers never import, and for modules that the user registered
+with `cloudpickle.register_pickle_by_value`; those go through cloudpickle, which writes them out in full.
+
+A plain pickle ends with the STOP opcode, a full stop. What goes by value carries one more byte, a mark, behind it:
+the loader tells the two apart without a header, and no large payload is copied to make room for one
+(unpickling stops at STOP, so the mark never disturbs it).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "BY_VALUE",
+    "PROTOCOL",
+    "ClassKeepingUnpickler",
+    "dumps",
+    "dumps_by_value",
+    "dumps_plainly",
+    "is_by_value_requested",
+    "loads",
+]
+
+PROTOCOL = 5
+BY_VALUE = b"v"
+_STOP = pickle.STOP[0]
+
+
+def is_by_value_requested() -> bool:
+    """Whether the user registered modules to go by value, so that plain pickle cannot be trusted."""
+    # Only a cloudpickle that somebody imported can have modules registered; the attribute is missing while
+    # another thread is half way through that import.
+    list_registered = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
+    return list_registered is not None and bool(list_registered())
+
+
+def dumps_plainly(value: object) -> bytes | None:
+    """Return the plain pickle of `value`, or None when it has to go by value."""
+    if is_by_value_requested():
+        return None
+    try:
+        data = pickle.dumps(value, PROTOCOL)
+    except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
+        return None
+    # By reference, the name of the module stands in the stream. Text that happens to contain it costs a needless
+    # second try, never a wrong result. The scan costs about half as much as copying the bytes once.
+    return None if b"__main__" in data else data
+
+
+def dumps_by_value(value: object, mark: bytes = BY_VALUE) -> bytes:
+    """Return the cloudpickle of `value` with `mark` behind it; whatever cloudpickle raises propagates."""
+    import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
+
+    buffer = io.BytesIO()
+    cloudpickle.Pickler(buffer, protocol=PROTOCOL).dump(value)
+    buffer.write(mark)
+    return buffer.getvalue()
+
+
+def dumps(value: object) -> bytes:
+    """Return `value` pickled plainly if possible, else by value; what the latter raises propagates."""
+    data = dumps_plainly(value)
+    return dumps_by_value(value) if data is None else data
+
+
+def loads(data: bytes | bytearray | memoryview) -> Any:  # noqa: ANN401 -- a pickle holds anything
+    """Return the value that `dumps` packed, leaving the classes of this process as they are."""
+    if data[-1] == _STOP:
+        return pickle.loads(data)
+    return ClassKeepingUnpickler(io.BytesIO(data)).load()
+
+
+class ClassKeepingUnpickler(pickle.Unpickler):
+    """Unpickler for what comes back: a class that this process knows already is not overwritten by its own copy.
+
+    cloudpickle recognises a class that it sent out when it comes back by value, but then it sets every attribute again
+    from the copy: methods would from now on see the copied globals of the worker, and class attributes its values.
+    """
+
+    def find_class(self, module_name: str, name: str) -> Any:  # noqa: ANN401 -- as in the base class
+        """Return the global, with the makers of by-value classes guarded."""
+        found = super().find_class(module_name, name)
+        if module_name == "cloudpickle.cloudpickle":
+            if name in ("_make_skeleton_class", "_make_skeleton_enum"):
+                return self._guarded_maker(found)
+            if name == "_class_setstate":
+                return self._guarded_setter(found)
+        return found
+
+    def _guarded_maker(self, make: Callable[..., type]) -> Callable[..., type]:
+        # cloudpickle's table of the classes that it has met, in either direction. Should a later version rename it,
+        # nothing is known, and classes are overwritten again: its own behaviour.
+        known = getattr(sys.modules["cloudpickle.cloudpickle"], "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
+
+        def make_or_keep(*args: Any) -> type:  # noqa: ANN401 -- cloudpickle's own arguments, passed through
+            tracker_id = args[-2]
+            mine: type | None = known.get(tracker_id)
+            if mine is None:
+                return make(*args)
+            self._kept_classes.add(mine)
+            return mine
+
+        return make_or_keep
+
+    def _guarded_setter(self, set_state: Callable[[type, object], type]) -> Callable[[type, object], type]:
+        def set_or_keep(made: type, state: object) -> type:
+            return made if made in self._kept_classes else set_state(made, state)
+
+        return set_or_keep
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._kept_classes: set[type] = set()  # owner: the thread that calls load()

@@ -1,0 +1,321 @@
+"""Exceptions across processes: the same exception, with all that hangs on it.
+
+An exception is one node of a graph: its cause, its context, the members of a group, and exceptions among its
+arguments and attributes are others. The graph travels as a list of records that refer to each other by index, so
+chains may be long or circular, and each exception stands or falls alone. A record has
+
+    *makers*   how to make the exception anew, as pickle would: a callable and its arguments; or its whole pickle
+    *state*    its attributes
+    the text   type name, message, notes and frames, in builtin types that every process can load
+
+Each exception is made anew in the worker, before it is sent, exactly as the receiver will do it. One that cannot be
+made there or here becomes a `RemoteError` built from the text, while the rest stays as it is.
+An attribute that cannot travel alone is replaced by a string that says so, since type, arguments and the other
+attributes are worth more than none. Attributes that the exception's own `__reduce__` leaves out are sent as well.
+
+Nothing here raises, whatever the user's classes do: `pack_error` runs where a worker must survive, and `load_error`
+where an outcome must not be lost. Both therefore catch BaseException around each use of a user's code.
+No exception that is caught here is kept, and none of the frames here outlives its call, so no cycle is left behind.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+import types
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from poolkit._wire.numbering import dumps_numbered, loads_numbered
+from poolkit._wire.pickles import PROTOCOL
+from poolkit._wire.tracebacks import FrameRecord, capture, format_frames, rebuild
+from poolkit.errors import RemoteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["load_error", "pack_error"]
+
+
+class _Record(NamedTuple):
+    """One exception. Packed as a plain tuple, so that the packet is made of builtin types only."""
+
+    type_name: str
+    message: str
+    notes: list[str] | None
+    frames: list[FrameRecord]
+    makers: bytes | None
+    state: bytes | None
+    reason: str
+    cause: int | None
+    context: int | None
+    suppress_context: bool
+
+
+def pack_error(error: BaseException) -> bytes:
+    """Return `error`, and every exception that it leads to, as bytes. Never raises."""
+    try:
+        return pickle.dumps(_Graph(error).records(), PROTOCOL)
+    except BaseException as failure:  # noqa: BLE001 -- out of memory or of stack: the worker goes on all the same
+        text = f"not sent: {_type_name(failure)}"
+        record = _Record(_type_name(error), text, None, [], None, None, "", None, None, False)
+        return pickle.dumps([tuple(record)], PROTOCOL)
+
+
+def load_error(data: bytes | bytearray | memoryview) -> BaseException:
+    """Return the exception that `pack_error` packed, or a `RemoteError` in its place. Never raises."""
+    try:
+        records = [_Record(*fields) for fields in pickle.loads(data)]
+        return _Receiver(records).run()
+    except BaseException as failure:  # noqa: BLE001 -- an outcome must not be lost
+        return RemoteError(f"an exception arrived that cannot be read ({_describe(failure)})")
+
+
+class _Graph:
+    """The sender's half. Local to one call."""
+
+    __slots__ = ("_index", "errors")
+
+    def __init__(self, error: BaseException) -> None:
+        self.errors: list[BaseException] = []
+        self._index: dict[int, int] = {}
+        self.index_of(error)
+
+    def index_of(self, error: object) -> int | None:
+        """Return the number of an exception, giving it one if it has none."""
+        if not isinstance(error, BaseException):
+            return None
+        index = self._index.setdefault(id(error), len(self.errors))
+        if index == len(self.errors):
+            self.errors.append(error)
+        return index
+
+    def records(self) -> list[tuple[Any, ...]]:
+        return [tuple(self._record(error)) for error in self.errors]  # grows while we go through it
+
+    def _record(self, error: BaseException) -> _Record:
+        makers = state = None
+        try:
+            makers, state = self._pack_bare(error)
+            reason = ""
+        except BaseException as failure:  # noqa: BLE001 -- whatever a user's class does
+            reason = _describe(failure)
+        return _Record(
+            type_name=_type_name(error),
+            message=_message_of(error),
+            notes=_notes_of(error),
+            frames=capture(error.__traceback__),
+            makers=makers,
+            state=state,
+            reason=reason,
+            cause=self.index_of(error.__cause__),
+            context=self.index_of(error.__context__),
+            suppress_context=error.__suppress_context__,
+        )
+
+    def _pack_bare(self, error: BaseException) -> tuple[bytes, bytes | None]:
+        """Return the exception without what hangs on it, having made it anew once. Raises what that raises."""
+        reducer: Callable[[BaseException], object] | None = copyreg.dispatch_table.get(type(error))
+        reduced: Any = error.__reduce_ex__(PROTOCOL) if reducer is None else reducer(error)
+        state: dict[str, object] = {}
+        if _is_simple(error, reduced):
+            # The state goes apart, so that an attribute may lead back to the exception itself,
+            # and one bad attribute does not take the exception with it.
+            makers = self._dumps(reduced[:2])
+            state.update(*filter(None, reduced[2:]))
+        else:
+            makers = self._dumps(error, root=error)
+        made = _make(self._loads(makers))
+        for name, value in _attributes_of(error):
+            if name not in state:
+                found = getattr(made, name, _MISSING)
+                if found is _MISSING or not self._is_same(found, value):
+                    state[name] = value
+        # a class whose __init__ passes on something else than it was given would gain or lose arguments
+        if not self._is_same(made.args, error.args):
+            state["args"] = error.args
+        return makers, self._pack_state(state) if state else None
+
+    def _pack_state(self, state: dict[str, object]) -> bytes:
+        packed = self._survivor(state)
+        if packed is None:
+            for name, value in state.items():
+                if self._survivor(value) is None:
+                    state[name] = f"<{_type_name(value)} that cannot be pickled>"
+            packed = self._dumps(state)
+        return packed
+
+    def _survivor(self, value: object) -> bytes | None:
+        """Return the pickle of `value` if it can be loaded again."""
+        try:
+            packed = self._dumps(value)
+            self._loads(packed)
+        except BaseException:  # noqa: BLE001 -- whatever a user's class does
+            return None
+        return packed
+
+    def _is_same(self, one: object, other: object) -> bool:
+        if one is other:
+            return True
+        try:
+            return self._dumps(one) == self._dumps(other)
+        except Exception:  # noqa: BLE001 -- arguments that __reduce__ leaves out, and that cannot travel
+            return True
+
+    def _dumps(self, value: object, root: BaseException | None = None) -> bytes:
+        """Pickle with every exception but `root` replaced by its number."""
+        return dumps_numbered(value, lambda found: None if found is root else self.index_of(found))
+
+    def _loads(self, packed: bytes) -> Any:  # noqa: ANN401 -- a pickle holds anything
+        return loads_numbered(packed, self.errors.__getitem__)
+
+
+class _Receiver:
+    """The receiver's half. Local to one call."""
+
+    __slots__ = ("_made", "_making", "_records", "_replaced")
+
+    def __init__(self, records: list[_Record]) -> None:
+        self._records = records
+        self._made: list[BaseException | None] = [None] * len(records)
+        self._making: set[int] = set()
+        self._replaced: set[int] = set()
+
+    def run(self) -> BaseException:
+        # what an exception is made of was numbered after it, so going backwards seldom has to recurse
+        for index in reversed(range(len(self._records))):
+            self._get(index)
+        for index, record in enumerate(self._records):
+            self._set_state(index)
+            _hang_on(self._get(index), record, self._at(record.cause), self._at(record.context))
+        return self._get(0)
+
+    def _at(self, index: int | None) -> BaseException | None:
+        return None if index is None else self._get(index)
+
+    def _get(self, index: int) -> BaseException:
+        made = self._made[index]
+        if made is None:
+            made = self._made[index] = self._make(index)
+        return made
+
+    def _make(self, index: int) -> BaseException:
+        record = self._records[index]
+        reason = record.reason
+        if index in self._making:
+            msg = "it contains itself"
+            raise ValueError(msg)
+        if record.makers is not None:
+            self._making.add(index)
+            try:
+                return _make(self._loads(record.makers))
+            except BaseException as failure:  # noqa: BLE001 -- whatever a user's class does
+                reason = _describe(failure)
+        self._replaced.add(index)
+        return _stand_in(record, reason)
+
+    def _set_state(self, index: int) -> None:
+        packed = self._records[index].state
+        if packed is None or index in self._replaced:
+            return
+        try:
+            state = self._loads(packed)
+        except BaseException:  # noqa: BLE001 -- an attribute's class is missing here; the exception itself stands
+            return
+        for name, value in state.items():
+            _set(self._get(index), name, value)
+
+    def _loads(self, packed: bytes) -> Any:  # noqa: ANN401 -- a pickle holds anything
+        return loads_numbered(packed, self._get)
+
+
+_MISSING = object()
+
+
+def _is_simple(error: BaseException, reduced: Any) -> bool:  # noqa: ANN401 -- a user's __reduce__ returns anything
+    """Whether making the exception is a call, and its state a dictionary of attributes."""
+    return (
+        type(reduced) is tuple
+        and 2 <= len(reduced) <= 3  # noqa: PLR2004 -- (callable, arguments) or (callable, arguments, state)
+        and type(error).__setstate__ is BaseException.__setstate__
+        and (len(reduced) == 2 or reduced[2] is None or type(reduced[2]) is dict)  # noqa: PLR2004 -- as above
+    )
+
+
+def _make(loaded: Any) -> BaseException:  # noqa: ANN401 -- a pickle holds anything
+    """Return the exception, made by a call unless it is complete."""
+    if type(loaded) is tuple:
+        function, arguments = loaded
+        loaded = function(*arguments)
+    if not isinstance(loaded, BaseException):
+        msg = f"its pickle makes {_type_name(loaded)}, not an exception"
+        raise TypeError(msg)
+    return loaded
+
+
+def _attributes_of(error: BaseException) -> list[tuple[str, object]]:
+    """Return what is in `__dict__` and in slots, those of exceptions written in C included."""
+    attributes = list(error.__dict__.items())
+    for kind in type(error).__mro__:
+        for name, member in vars(kind).items():
+            # the object of an AttributeError may be anything, of any size; CPython does not pickle it either
+            if type(member) is types.MemberDescriptorType and not name.startswith("__") and name != "obj":
+                value = getattr(error, name, _MISSING)
+                if value is not _MISSING:
+                    attributes.append((name, value))
+    return attributes
+
+
+def _hang_on(error: BaseException, record: _Record, cause: BaseException | None, context: BaseException | None) -> None:
+    """Join to `error` what pickle leaves out."""
+    _set(error, "__traceback__", rebuild(record.frames))
+    _set(error, "__cause__", cause)
+    _set(error, "__context__", context)
+    _set(error, "__suppress_context__", record.suppress_context)  # last: setting a cause sets it too
+
+
+def _set(error: BaseException, name: str, value: object) -> None:
+    try:  # noqa: SIM105 -- contextlib is one more module for a worker to load
+        setattr(error, name, value)
+    except BaseException:  # noqa: BLE001, S110 -- read-only: it stays as made
+        pass
+
+
+def _stand_in(record: _Record, reason: str) -> RemoteError:
+    last_line = f"{record.type_name}: {record.message}"
+    text = format_frames(record.frames, "\n".join([last_line, *(record.notes or ())]))
+    error = RemoteError(
+        f"{last_line} [cannot be rebuilt: {reason}]",
+        type_name=record.type_name,
+        message=record.message,
+        traceback_text=text,
+    )
+    if record.notes:
+        error.__notes__ = record.notes  # type: ignore[attr-defined,unused-ignore]  # not declared before 3.11
+    return error
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    try:
+        name, module = f"{kind.__qualname__}", f"{kind.__module__}"
+    except BaseException:  # noqa: BLE001 -- a metaclass may do anything
+        return "an exception whose type has no name"
+    return name if module == "builtins" else f"{module}.{name}"
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return str.__str__(str(error))  # a plain str, whatever subclass came back
+    except BaseException:  # noqa: BLE001 -- a user's __str__ may raise anything
+        return "(its message cannot be shown)"
+
+
+def _describe(failure: BaseException) -> str:
+    return f"{_type_name(failure)}: {_message_of(failure)}"
+
+
+def _notes_of(error: BaseException) -> list[str] | None:
+    notes = getattr(error, "__notes__", None)
+    if not isinstance(notes, (list, tuple)):
+        return None
+    return [str.__str__(note) for note in notes if isinstance(note, str)]

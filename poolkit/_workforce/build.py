@@ -1,0 +1,126 @@
+"""Build: puts a supervisor and the workforce of a kind together. The one place that knows all kinds."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from poolkit import _os
+from poolkit._core.options import PoolLimits
+from poolkit._core.workforce import Report
+from poolkit._wire import codec, inherit
+from poolkit._workforce.nursery import NurserySettings
+from poolkit._workforce.process import ProcessWorkforce
+from poolkit._workforce.supervisor import Supervisor, SupervisorThread
+from poolkit._workforce.thread import ThreadWorkforce
+
+KINDS = ("process", "thread")
+START_METHODS = ("forkserver", "spawn", "fork")
+
+# Thread counts of the numerical libraries, which read them when they are first imported.
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """What a workforce is made from; checked."""
+
+    kind: str
+    size: int
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    start_method: str
+    preload: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+def build(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
+    """Make the supervisor of a pool. Starts no worker.
+
+    Raises:
+        SerializationError: the initializer or its arguments cannot be pickled.
+        RuntimeError: what was asked for cannot be had here.
+    """
+    if settings.kind == "thread":
+        return _build_threads(settings, limits, name)
+    return _build_processes(settings, limits, name)
+
+
+def _initialize_later(settings: PoolSettings) -> Callable[[], object] | None:
+    fn, args = settings.initializer, settings.initargs
+    if fn is None:
+        return None
+    call = fn
+    return lambda: call(*args)
+
+
+def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
+    supervisor: Supervisor
+
+    def deliver(reports: Sequence[Report]) -> None:
+        supervisor.deliver(reports)
+
+    workforce = ThreadWorkforce(name=name, initializer=_initialize_later(settings), deliver=deliver)
+    supervisor = Supervisor(threading.Lock(), workforce, limits, name=name)
+    return supervisor
+
+
+def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
+    if not _os.SUPPORTED:
+        msg = "process workers need a POSIX system; on Windows use kind='thread'"
+        raise RuntimeError(msg)
+    forks = settings.start_method == "fork"
+    if forks:
+        _refuse_threads()
+    packed: tuple[bytes, bytes] | None = None
+    fds: list[int] = []
+    if settings.initializer is not None and not forks:
+        with inherit.spawning() as fds:
+            packed = codec.pack_call(settings.initializer, settings.initargs, {})
+    nursery = NurserySettings(
+        start_method=settings.start_method,
+        preload=settings.preload,
+        env=_environment(settings),
+        initializer=_initialize_later(settings) if forks else None,
+    )
+    lock = threading.Lock()
+    workforce = ProcessWorkforce(
+        lock,
+        nursery,
+        initializer=packed,
+        inherited_fds=fds,
+        measure_rss=limits.max_memory_per_child is not None,
+    )
+    return Supervisor(lock, workforce, limits, name=name)
+
+
+def _environment(settings: PoolSettings) -> dict[str, str]:
+    """The variables to set: those asked for, and a fair share of the CPUs for libraries that make threads."""
+    share = str(max(1, _os.usable_cpus() // settings.size))
+    fair = {name: share for name in _THREAD_VARIABLES if name not in os.environ}
+    return {**fair, **settings.env}
+
+
+def _refuse_threads() -> None:
+    """A fork copies one thread and every lock: what another thread holds at that moment stays locked for ever."""
+    others = [
+        thread.name
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread() and not isinstance(thread, SupervisorThread)
+    ]
+    if others:
+        msg = (
+            f"start_method='fork' is not safe while other threads run ({', '.join(others)}): "
+            "make the pool before they start, or use start_method='forkserver'"
+        )
+        raise RuntimeError(msg)

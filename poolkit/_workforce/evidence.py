@@ -1,0 +1,42 @@
+"""Evidence: the Python stack that faulthandler writes about a worker, at a fatal signal or when it is asked.
+
+faulthandler writes in pieces and without an end mark. But the outermost frames of a worker are always poolkit's own,
+so a stack is complete once one of those is there, or the mark of a stack that is too deep to be written whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+_OWN = ("/poolkit/_child/", "\\poolkit\\_child\\")
+
+
+def read_available(fd: int) -> str:
+    """What is in a non-blocking pipe now. Never blocks."""
+    pieces = []
+    with contextlib.suppress(BlockingIOError):
+        while piece := os.read(fd, 65536):
+            pieces.append(piece)
+    return b"".join(pieces).decode("utf-8", "replace")
+
+
+def is_complete(text: str) -> bool:
+    """Whether a stack that was asked for has been written to its end."""
+    lines = text.split("\n")
+    return any(_is_own(line) or line.startswith("  ...") for line in lines[:-1])
+
+
+def tidy(text: str) -> str:
+    """The frames of the user's code, most recent first, of what faulthandler wrote; "" when there are none."""
+    frames = []
+    for line in text.splitlines():
+        if _is_own(line):
+            break
+        if line.startswith(("  File ", "  ...")):
+            frames.append(line)
+    return "\n".join(frames)
+
+
+def _is_own(line: str) -> bool:
+    return line.startswith("  File ") and any(part in line for part in _OWN)

@@ -1,0 +1,469 @@
+"""Process workforce: workers that are processes, each behind a private link, forked by the nursery.
+
+    submit, any thread ── send ──> FrameWriter ── pipe ──> worker      under the pool's lock, never blocking
+    supervisor thread  <── wait ── FrameReader <── pipe ── worker      and the nursery's notices, and stacks
+
+Guarantees: whatever a worker wrote before it died is read before its death is reported; nothing two processes share
+can be held by a killed one; a worker is killed through the nursery, which alone knows that its number is still its own.
+Guarded by: the pool's one lock: `_members`, `_orders`, each member's writer and tokens.
+Owner: the supervisor thread: the nursery, the selector, each member's reader and evidence.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import selectors
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from poolkit import _os
+from poolkit._core.workforce import AnyTask, BootFailed, Begun, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._wire import codec, messages
+from poolkit._wire.board import NBYTES, Board
+from poolkit._wire.link import FrameReader, FrameWriter
+from poolkit._workforce import evidence
+from poolkit._workforce.nursery import Nursery, NurserySettings
+from poolkit.task import Outcome
+
+MAX_BATCH = 64
+STACK_GRACE = 0.05  # seconds a worker gets to write its stack before it is killed without
+
+Reports = list[Report]
+
+
+class Member:
+    """One worker process, as the owner holds it."""
+
+    __slots__ = (
+        "board",
+        "calls_fd",
+        "evidence_fd",
+        "id",
+        "kill_at",
+        "outcomes_fd",
+        "pid",
+        "reader",
+        "stack",
+        "tokens",
+        "writer",
+    )
+
+    def __init__(self, worker_id: int) -> None:
+        self.id = worker_id
+        self.pid: int | None = None
+        self.tokens: _os.Tokens | None = None
+        self.board: Board | None = None
+        self.reader: FrameReader | None = None
+        self.writer: FrameWriter | None = None
+        self.calls_fd = self.outcomes_fd = self.evidence_fd = -1
+        self.stack = ""
+        self.kill_at: float | None = None  # until then it may write its stack
+
+    def close(self) -> None:
+        """Close everything. Idempotent."""
+        for fd in (self.calls_fd, self.outcomes_fd, self.evidence_fd):
+            _os.close_fd(fd)
+        self.calls_fd = self.outcomes_fd = self.evidence_fd = -1
+        if self.tokens is not None:
+            self.tokens.close()
+        if self.board is not None:
+            self.board.close()
+        self.tokens = self.board = None
+
+
+class ProcessWorkforce:
+    """Processes behind the Workforce protocol."""
+
+    kind = "process"
+    max_batch = MAX_BATCH
+
+    def __init__(  # noqa: PLR0913 -- what the pool was made with
+        self,
+        lock: threading.Lock,
+        settings: NurserySettings,
+        *,
+        initializer: tuple[bytes, bytes] | None,
+        inherited_fds: Sequence[int] = (),
+        measure_rss: bool,
+    ) -> None:
+        self._lock = lock
+        self._settings = settings
+        self._initializer = initializer
+        self._inherited_fds = tuple(inherited_fds)
+        self._measure_rss = measure_rss
+        self._members: dict[int, Member] = {}
+        self._orders: deque[tuple[Callable[..., None], Any]] = deque()  # for the supervisor thread to carry out
+        self._wakeup = _os.Wakeup()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, self._woken)
+        self._nursery: Nursery | None = None
+        self._closed_bytes = [0, 0]  # sent and received on links that are closed
+        if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
+            self._nursery = self._new_nursery()
+
+    @staticmethod
+    def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+        """A call becomes bytes on the caller's thread. Raises SerializationError."""
+        call = codec.pack_call(fn, args, kwargs)
+        return call, len(call[0]) + len(call[1])
+
+    # ===== orders, given under the pool's lock =====
+
+    def start(self, worker_id: int) -> None:
+        """Have the supervisor thread order a process."""
+        member = self._members[worker_id] = Member(worker_id)
+        self._order(self._spawn, member)
+
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
+        """Add the tokens, then write the calls as far as the pipe takes them; the supervisor thread writes the rest."""
+        member = self._members[worker_id]
+        parts: list[bytes] = [b""]
+        for task in tasks:
+            fn, body = task.call
+            parts += messages.call_parts(
+                task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, announce=announce
+            )
+        parts[0] = messages.FRAME_TO_WORKER.pack(messages.CALLS, len(tasks), sum(map(len, parts)))
+        assert member.tokens is not None  # noqa: S101 -- only a worker that is ready is sent something
+        member.tokens.add(len(tasks))
+        self._write(member, parts)
+
+    def reclaim(self, worker_id: int) -> int:
+        """Take the tokens that the worker has not taken; tell it where what they stood for ends."""
+        member = self._members.get(worker_id)
+        if member is None or member.tokens is None:
+            return 0
+        count = member.tokens.take_all()
+        if count:
+            self._write(member, [messages.FRAME_TO_WORKER.pack(messages.DROP, 0, 0)])
+        return count
+
+    def glance(self, worker_id: int) -> Glance:
+        """Read the worker's board."""
+        member = self._members.get(worker_id)
+        if member is None or member.board is None:
+            return Glance()
+        return Glance(*member.board.read())
+
+    def stop(self, worker_id: int) -> None:
+        """Tell the worker to leave."""
+        self._write(self._members[worker_id], [messages.FRAME_TO_WORKER.pack(messages.STOP, 0, 0)])
+
+    def kill(self, worker_id: int, *, want_stack: bool) -> None:
+        """Have the supervisor thread kill the worker's process group, after its stack was taken."""
+        self._order(self._ask_stack if want_stack else self._kill, self._members[worker_id])
+
+    def forget(self, worker_id: int) -> None:
+        """Close what is left of a worker that died. On the supervisor thread, which reports deaths."""
+        member = self._members.pop(worker_id)
+        for fd in (member.outcomes_fd, member.calls_fd, member.evidence_fd):
+            self._unregister(fd)
+        if member.writer is not None and member.reader is not None:
+            self._closed_bytes[0] += member.writer.sent
+            self._closed_bytes[1] += member.reader.received
+        member.close()
+
+    def link_bytes(self) -> tuple[int, int]:
+        """Bytes sent to and received from workers, over the links, so far."""
+        sent, received = self._closed_bytes
+        for member in self._members.values():
+            if member.writer is not None and member.reader is not None:
+                sent += member.writer.sent
+                received += member.reader.received
+        return sent, received
+
+    def resident_bytes(self, worker_id: int) -> int | None:
+        """Resident memory of a worker."""
+        member = self._members.get(worker_id)
+        return None if member is None or member.pid is None else _os.resident_bytes(member.pid)
+
+    def wake(self) -> None:
+        """Make `wait` return. From any thread."""
+        self._wakeup.set()
+
+    def _order(self, what: Callable[..., None], member: Member) -> None:
+        self._orders.append((what, member))
+        self._wakeup.set()
+
+    def _write(self, member: Member, parts: list[bytes]) -> None:
+        if member.writer is not None and not member.writer.send(parts):
+            self._order(self._watch_writing, member)
+
+    # ===== the supervisor thread =====
+
+    def wait(self, timeout: float | None) -> Reports:
+        """Carry out the orders, then wait for reports for at most `timeout` seconds."""
+        reports: Reports = []
+        while self._orders:
+            what, member = self._orders.popleft()
+            what(member, reports)
+        self._watch_orders()
+        wait = 0.0 if reports else timeout
+        for member in self._dying():
+            left = max(0.0, (member.kill_at or 0.0) - time.monotonic())
+            wait = left if wait is None else min(wait, left)
+        for key, events in self._selector.select(wait):
+            key.data(events, reports)
+        for member in self._dying():
+            if (member.kill_at or 0.0) <= time.monotonic() or evidence.is_complete(member.stack):
+                self._kill(member, reports)
+        return reports
+
+    def close(self) -> None:
+        """End the nursery and with it every worker that is left, and close everything. Blocks for that."""
+        if self._nursery is not None:
+            self._unregister(self._nursery.fileno())
+            self._nursery.close()
+            self._nursery = None
+        with self._lock:
+            members = list(self._members.values())
+            self._members.clear()
+        for member in members:
+            member.close()
+        self._close_own()
+
+    def close_in_forked_child(self) -> None:
+        """Close the copies of descriptors that a forked child of the owner has; touch nothing that is shared."""
+        if self._nursery is not None:
+            self._nursery.close_in_forked_child()
+        for member in self._members.values():
+            member.close()
+        self._close_own()
+
+    def _close_own(self) -> None:
+        self._selector.close()
+        self._wakeup.close()
+        for fd in self._inherited_fds:
+            _os.close_fd(fd)
+        self._inherited_fds = ()
+
+    def _woken(self, _events: int, _reports: Reports) -> None:
+        self._wakeup.clear()
+
+    def _dying(self) -> list[Member]:
+        return [member for member in list(self._members.values()) if member.kill_at is not None]
+
+    def _unregister(self, fd: int) -> None:
+        if fd >= 0:
+            try:
+                self._selector.unregister(fd)
+            except (KeyError, ValueError):
+                return
+
+    # ----- starting -----
+
+    def _new_nursery(self) -> Nursery:
+        nursery = Nursery(self._settings)
+        self._selector.register(nursery.fileno(), selectors.EVENT_READ, self._noticed)
+        return nursery
+
+    def _watch_orders(self) -> None:
+        """Wait for room on the control socket while orders are left to be sent."""
+        if self._nursery is not None:
+            events = selectors.EVENT_READ if self._nursery.flush() else selectors.EVENT_READ | selectors.EVENT_WRITE
+            if self._selector.get_key(self._nursery.fileno()).events != events:
+                self._selector.modify(self._nursery.fileno(), events, self._noticed)
+
+    def _spawn(self, member: Member, reports: Reports) -> None:
+        theirs: list[int] = []
+        try:
+            if self._nursery is None:
+                self._nursery = self._new_nursery()
+            theirs = self._connect(member)
+        except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
+            for fd in theirs:
+                _os.close_fd(fd)
+            reports.append(Died(member.id, hint=f"it could not be started: {exc!r}"))
+            return
+        self._nursery.fork(member.id, theirs)
+
+    def _connect(self, member: Member) -> list[int]:
+        """Make a worker's link, tokens, board and evidence pipe; returns the descriptors for the other side."""
+        theirs: list[int] = []
+        try:
+            fd, member.calls_fd = os.pipe()
+            theirs.append(fd)
+            member.outcomes_fd, fd = os.pipe()
+            theirs.append(fd)
+            tokens = _os.Tokens()
+            member.tokens = tokens
+            theirs.append(os.dup(tokens.fileno()))
+            fd = _os.shared_page(NBYTES)
+            theirs.append(fd)
+            member.board = Board(fd)
+            member.evidence_fd, fd = os.pipe()
+            theirs.append(fd)
+            for fd in (member.calls_fd, member.outcomes_fd, member.evidence_fd, theirs[-1]):
+                os.set_blocking(fd, False)
+            theirs += [os.dup(fd) for fd in self._inherited_fds]
+        except BaseException:
+            for fd in theirs:
+                _os.close_fd(fd)
+            raise
+        member.reader = FrameReader(member.outcomes_fd, messages.FRAME_TO_OWNER)
+        with self._lock:
+            member.writer = FrameWriter(member.calls_fd)
+            payload = pickle.dumps(self._boot_settings())
+            self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(payload)), payload])
+        self._selector.register(
+            member.outcomes_fd, selectors.EVENT_READ, functools.partial(self._readable, member)
+        )
+        return theirs
+
+    def _boot_settings(self) -> dict[str, Any]:
+        from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
+
+        try:
+            cwd = os.getcwd()
+        except OSError:
+            cwd = "/"
+        return {
+            "sys_path": [path for path in sys.path if isinstance(path, str)],
+            "argv": list(sys.argv),
+            "cwd": cwd,
+            "authkey": bytes(process.current_process().authkey),
+            "env": dict(self._settings.env),
+            "measure_rss": self._measure_rss,
+            "initializer": self._initializer,
+        }
+
+    # ----- links -----
+
+    def _watch_writing(self, member: Member, _reports: Reports) -> None:
+        """Some of what was sent did not fit the pipe: write on as it empties."""
+        if member.calls_fd >= 0 and self._selector.get_map().get(member.calls_fd) is None:
+            self._selector.register(
+                member.calls_fd, selectors.EVENT_WRITE, functools.partial(self._writable, member)
+            )
+
+    def _writable(self, member: Member, _events: int, _reports: Reports) -> None:
+        with self._lock:
+            written = member.writer is None or member.writer.flush()
+        if written:
+            self._unregister(member.calls_fd)
+
+    def _readable(self, member: Member, _events: int, reports: Reports) -> None:
+        try:
+            self._receive(member, reports)
+        except BlockingIOError:
+            return
+        except (EOFError, OSError, MemoryError, OverflowError):
+            # Closed, or nonsense: a worker without a link is of no use. Most often it is ending by itself just now,
+            # and the kill finds it dead.
+            self._unregister(member.outcomes_fd)
+            self._kill(member, reports)
+
+    def _receive(self, member: Member, reports: Reports) -> None:
+        assert member.reader is not None  # noqa: S101 -- it is registered together with its reader
+        for (kind, task_id, started, ended, rss, _), payload in member.reader.receive():
+            if kind == messages.VALUE:
+                outcome = Outcome(payload, ok=True, load=codec.load_value)
+                reports.append(Finished(member.id, task_id, outcome, started, ended, rss))
+            elif kind == messages.ERROR:
+                outcome = Outcome(payload, ok=False, load=codec.load_error)
+                reports.append(Finished(member.id, task_id, outcome, started, ended, rss))
+            elif kind == messages.DRAINED:
+                reports.append(Drained(member.id))
+            elif kind == messages.READY:
+                member.pid = task_id
+                reports.append(Ready(member.id, task_id))
+            elif kind == messages.BEGUN:
+                reports.append(Begun(member.id, task_id, time.monotonic()))
+            elif kind == messages.BOOT_FAILED:
+                reports.append(BootFailed(member.id, codec.load_error(payload)))
+
+    # ----- ends -----
+
+    def _ask_stack(self, member: Member, reports: Reports) -> None:
+        if self._nursery is None or member.evidence_fd < 0:
+            self._kill(member, reports)
+            return
+        member.kill_at = time.monotonic() + STACK_GRACE
+        self._selector.register(member.evidence_fd, selectors.EVENT_READ, functools.partial(self._stack_came, member))
+        self._nursery.signal(member.id, _os.STACK_SIGNAL, group=False)
+
+    def _stack_came(self, member: Member, _events: int, _reports: Reports) -> None:
+        text = evidence.read_available(member.evidence_fd)
+        if not text:
+            self._unregister(member.evidence_fd)
+        member.stack += text
+
+    def _kill(self, member: Member, _reports: Reports) -> None:
+        member.kill_at = None
+        if self._nursery is not None:
+            self._nursery.signal(member.id, signal.SIGKILL, group=True)
+
+    def _noticed(self, _events: int, reports: Reports) -> None:
+        """The nursery has something to say, or is gone."""
+        assert self._nursery is not None  # noqa: S101 -- its socket is registered while it is there
+        try:
+            notices = self._nursery.receive()
+        except EOFError:
+            self._nursery_died(reports)
+            return
+        for (kind, status, worker_id, pid, peak, _), payload in notices:
+            member = self._members.get(worker_id)
+            if kind == messages.PRELOAD_FAILED:
+                error = codec.load_error(payload)
+                reports += [BootFailed(each, error) for each in list(self._members)[:1]]
+            elif member is None:
+                continue
+            elif kind == messages.EXITED:
+                self._ended(member, reports, status=status, pid=pid, peak=peak)
+            elif kind == messages.FORK_FAILED:
+                hint = f"its process could not be forked: {os.strerror(status)}"
+                reports.append(Died(worker_id, hint=hint))
+
+    def _ended(self, member: Member, reports: Reports, *, status: int, pid: int, peak: int) -> None:
+        self._drain(member, reports)
+        code = os.waitstatus_to_exitcode(status)
+        reports.append(
+            Died(
+                member.id,
+                exitcode=code if code >= 0 else None,
+                signal=_os.signal_name(-code) if code < 0 else None,
+                pid=pid,
+                peak_rss=peak,
+                stack=evidence.tidy(member.stack),
+            )
+        )
+
+    def _drain(self, member: Member, reports: Reports) -> None:
+        """Read what a dead worker left: outcomes that it sent, and its stack."""
+        try:
+            while True:
+                self._receive(member, reports)
+        except (EOFError, OSError, MemoryError, OverflowError):  # BlockingIOError is an OSError
+            pass
+        if member.evidence_fd >= 0:
+            member.stack += evidence.read_available(member.evidence_fd)
+
+    def _nursery_died(self, reports: Reports) -> None:
+        """Every worker dies with the nursery: the kernel kills them. What their tasks started, we kill here."""
+        nursery, self._nursery = self._nursery, None
+        if nursery is not None:
+            self._unregister(nursery.fileno())
+            nursery.close()
+        for member in list(self._members.values()):
+            if member.reader is None:  # not ordered yet: the order stands, for the next nursery
+                continue
+            if member.pid is not None:
+                # Its number was its own a moment ago, and numbers go round before they come again.
+                _os.kill_group(member.pid, signal.SIGKILL)
+            self._drain(member, reports)
+            reports.append(
+                Died(
+                    member.id,
+                    signal="SIGKILL",
+                    pid=member.pid,
+                    stack=evidence.tidy(member.stack),
+                    hint="the template process that forks the workers was killed, and they with it",
+                )
+            )

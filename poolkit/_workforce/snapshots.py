@@ -1,0 +1,77 @@
+"""Snapshots: the frozen pictures of a pool that users get. Made under the pool's lock, from the scheduler's records."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from poolkit._core.scheduler import Scheduler
+from poolkit._core.stats import PoolStats, WorkerInfo
+from poolkit._core.workforce import AnyTask, Glance, Worker, WorkerState
+from poolkit.task import TaskPhase
+
+
+def pool_stats(scheduler: Scheduler, link_bytes: tuple[int, int]) -> PoolStats:
+    """The counts of a pool."""
+    states = {state.name.lower(): 0 for state in WorkerState}
+    sent = running = 0
+    for worker in scheduler.roster:
+        states[worker.state.name.lower()] += 1
+        glance = scheduler.workforce.glance(worker.id)
+        sent += sum(task.phase is TaskPhase.SENT for task in worker.sent)
+        running += _current(worker, glance) is not None
+    counters = scheduler.counters
+    return PoolStats(
+        workers=states,
+        queued=len(scheduler.queue) + len(scheduler.waiting) + sent - running,
+        running=running,
+        submitted=counters.submitted,
+        succeeded=counters.succeeded,
+        failed=counters.failed,
+        cancelled=counters.cancelled,
+        timed_out=counters.timed_out,
+        crashed=counters.crashed,
+        retried=counters.retried,
+        respawned=scheduler.roster.respawned,
+        recycled=scheduler.roster.recycled,
+        abandoned=counters.abandoned,
+        wait_time=counters.wait_time.snapshot(),
+        run_time=counters.run_time.snapshot(),
+        link_bytes_sent=link_bytes[0],
+        link_bytes_received=link_bytes[1],
+    )
+
+
+def workers(scheduler: Scheduler, now: float) -> list[WorkerInfo]:
+    """What each worker is doing."""
+    found = []
+    for worker in scheduler.roster:
+        glance = scheduler.workforce.glance(worker.id)
+        task = _current(worker, glance)
+        since = glance.since if task is not None else max(worker.since, worker.idle_since)
+        found.append(
+            WorkerInfo(
+                id=worker.id,
+                pid=worker.pid,
+                state=worker.state.name.lower(),
+                task=task,
+                since=max(0.0, now - since),
+                tasks_done=worker.tasks_done,
+                rss=None,
+            )
+        )
+    return found
+
+
+def with_rss(info: WorkerInfo, rss: int | None) -> WorkerInfo:
+    """The same, with the resident memory, which is read without the lock."""
+    return dataclasses.replace(info, rss=rss)
+
+
+def _current(worker: Worker, glance: Glance) -> AnyTask | None:
+    """The task that the worker runs, by its board."""
+    if glance.begun == 0 or glance.begun == glance.done:
+        return None
+    for task in worker.sent:
+        if task.id == glance.begun and task.phase is TaskPhase.SENT:
+            return task
+    return None

@@ -1,0 +1,306 @@
+"""Thread workforce: workers that are threads of this process.
+
+Guarantees: a sent task goes to exactly one of its worker and a reclaim (a deque hands out each item once); a task that
+is to stop is asked by `current_task().cancelled` and by an asynchronous exception; a thread that does not stop within
+STOP_GRACE seconds is abandoned: reported dead, replaced, and silent whenever it does end.
+Guarded by: the pool's one lock: `_members`, `_orders`. By each member's own lock, taken inside nothing but itself and
+held for a few instructions: `running`, `doomed`, `ended`: the asynchronous exception may only be raised while the
+task it is meant for runs, and the thread takes back one that came too late.
+Owner: the supervisor thread: `_dying`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+from poolkit._child.loop import run_call
+from poolkit._core.workforce import AnyTask, BootFailed, Begun, Died, Drained, Finished, Glance, Ready, Report
+from poolkit.task import Outcome, TaskContext
+
+STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
+
+_GO, _STOP = "go", "stop"
+
+
+class StopTask(BaseException):
+    """Raised inside a task's thread to stop it. Not an Exception, so that `except Exception` lets it pass."""
+
+
+def _raise_in_thread(ident: int, error: type[BaseException] | None) -> None:
+    """Raise `error` in a thread at its next bytecode; None takes back one that was not raised yet."""
+    target = ctypes.py_object(error) if error is not None else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), target)
+
+
+class Member:
+    """One worker thread."""
+
+    __slots__ = (
+        "begun",
+        "claims",
+        "context",
+        "done",
+        "doomed",
+        "ended",
+        "id",
+        "inbox",
+        "lock",
+        "running",
+        "since",
+        "stack",
+        "thread",
+    )
+
+    def __init__(self, worker_id: int) -> None:
+        self.id = worker_id
+        self.thread: threading.Thread | None = None  # owner: the supervisor thread
+        self.inbox: SimpleQueue[str] = SimpleQueue()  # wakes the thread
+        self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent and not claimed; claimed from the left
+        self.begun, self.since, self.done = 0, 0.0, 0  # owner: the worker thread; others only look
+        self.context: TaskContext | None = None  # of the running task; owner: the worker thread
+        self.lock = threading.Lock()
+        self.running = False  # guarded by: lock
+        self.doomed = False  # guarded by: lock
+        self.ended = False  # reported as died, by whoever set this first. guarded by: lock
+        self.stack = ""  # owner: the supervisor thread
+
+
+class ThreadWorkforce:
+    """Threads behind the Workforce protocol. `deliver` is set by the supervisor that drives it."""
+
+    kind = "thread"
+    max_batch = 1  # a message to a thread costs next to nothing, so sending ahead gains nothing
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        initializer: Callable[[], object] | None,
+        deliver: Callable[[Sequence[Report]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._initializer = initializer
+        self._deliver = deliver
+        self._clock = clock
+        self._members: dict[int, Member] = {}
+        self._orders: deque[tuple[Callable[..., None], Member]] = deque()
+        self._wakeup = threading.Event()
+        self._dying: list[tuple[float, Member]] = []
+
+    @staticmethod
+    def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+        """A call goes to a thread as it is."""
+        return (fn, args, kwargs), 0
+
+    # ===== orders, given under the pool's lock =====
+
+    def start(self, worker_id: int) -> None:
+        """Have the supervisor thread start a thread."""
+        member = self._members[worker_id] = Member(worker_id)
+        self._order(self._start, member)
+
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
+        """Hand tasks to the thread."""
+        member = self._members[worker_id]
+        member.claims.extend((task, announce) for task in tasks)
+        for _ in tasks:
+            member.inbox.put(_GO)
+
+    def reclaim(self, worker_id: int) -> int:
+        """Take back what the thread has not claimed."""
+        member = self._members.get(worker_id)
+        count = 0
+        if member is not None:
+            try:
+                while True:
+                    member.claims.pop()
+                    count += 1
+            except IndexError:
+                pass
+        return count
+
+    def glance(self, worker_id: int) -> Glance:
+        """What the thread runs."""
+        member = self._members.get(worker_id)
+        return Glance() if member is None else Glance(member.begun, member.since, member.done)
+
+    def stop(self, worker_id: int) -> None:
+        """Tell the thread to leave."""
+        self._members[worker_id].inbox.put(_STOP)
+
+    def kill(self, worker_id: int, *, want_stack: bool) -> None:
+        """Have the supervisor thread stop what the thread runs, or give it up."""
+        self._order(self._stop_by_force if want_stack else self._stop_quietly, self._members[worker_id])
+
+    def forget(self, worker_id: int) -> None:
+        """Let go of a thread that ended."""
+        self._members.pop(worker_id, None)
+
+    def link_bytes(self) -> tuple[int, int]:
+        """Nothing goes over links."""
+        return 0, 0
+
+    def resident_bytes(self, _worker_id: int) -> None:
+        """Threads have no memory of their own."""
+        return
+
+    def wake(self) -> None:
+        """Make `wait` return. From any thread."""
+        self._wakeup.set()
+
+    def _order(self, what: Callable[..., None], member: Member) -> None:
+        self._orders.append((what, member))
+        self._wakeup.set()
+
+    # ===== the supervisor thread =====
+
+    def wait(self, timeout: float | None) -> list[Report]:
+        """Carry out the orders, then wait to be woken, for at most `timeout` seconds. Threads report by themselves."""
+        reports: list[Report] = []
+        self._wakeup.clear()
+        while self._orders:
+            what, member = self._orders.popleft()
+            what(member, reports)
+        if self._dying:
+            left = max(0.0, min(at for at, _ in self._dying) - self._clock())
+            timeout = left if timeout is None else min(timeout, left)
+        if not reports:
+            self._wakeup.wait(timeout)
+        now = self._clock()
+        for at, member in self._dying:
+            if at <= now and self._end(member):
+                reports.append(Died(member.id, stack=member.stack, abandoned=True))
+        self._dying = [(at, member) for at, member in self._dying if not member.ended]
+        return reports
+
+    def close(self) -> None:
+        """Wait for the threads that are about to end; abandoned ones are left alone."""
+        for member in list(self._members.values()):
+            member.inbox.put(_STOP)
+        self._members.clear()
+
+    def close_in_forked_child(self) -> None:
+        """Nothing is shared with the parent."""
+
+    def _start(self, member: Member, reports: list[Report]) -> None:
+        thread = threading.Thread(
+            target=self._main, args=(member,), name=f"poolkit-{self._name}-{member.id}", daemon=True
+        )
+        member.thread = thread
+        try:
+            thread.start()
+        except RuntimeError as exc:  # no more threads to be had
+            reports.append(Died(member.id, hint=f"its thread could not be started: {exc}"))
+
+    def _stop_by_force(self, member: Member, reports: list[Report]) -> None:
+        member.stack = _stack_of(member.thread)
+        self._stop_quietly(member, reports)
+
+    def _stop_quietly(self, member: Member, _reports: list[Report]) -> None:
+        context, thread = member.context, member.thread
+        if context is not None:
+            context.request_stop()
+        with member.lock:
+            member.doomed = True
+            if member.running and thread is not None and thread.ident is not None:
+                _raise_in_thread(thread.ident, StopTask)
+        member.inbox.put(_STOP)
+        self._dying.append((self._clock() + STOP_GRACE, member))
+
+    @staticmethod
+    def _end(member: Member) -> bool:
+        """Whether it is for the caller to report this member's end."""
+        with member.lock:
+            if member.ended:
+                return False
+            member.ended = True
+            return True
+
+    # ===== the worker threads =====
+
+    def _main(self, member: Member) -> None:
+        try:
+            if self._boot(member):
+                self._serve(member)
+        except StopTask:  # it came too late for the task it was meant for
+            pass
+        if self._end(member):
+            self._deliver([Died(member.id, stack=member.stack)])
+
+    def _boot(self, member: Member) -> bool:
+        if self._initializer is not None:
+            try:
+                self._initializer()
+            except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
+                self._deliver([BootFailed(member.id, exc)])
+                return False
+        self._deliver([Ready(member.id, threading.get_native_id())])
+        return True
+
+    def _serve(self, member: Member) -> None:
+        while member.inbox.get() is _GO:
+            try:
+                task, announce = member.claims.popleft()
+            except IndexError:  # reclaimed
+                self._deliver([Drained(member.id)])
+                continue
+            report = self._run(member, task, announce=announce)
+            del task
+            if report is None:
+                return
+            self._deliver([report])
+            del report
+
+    def _run(self, member: Member, task: AnyTask, *, announce: bool) -> Finished | None:
+        """Run one task; None when the thread was doomed meanwhile, and must end without another word."""
+        fn, args, kwargs = task.call
+        started = self._clock()
+        limit = task.options.timeout
+        deadline = None if limit is None else started + limit
+        context = member.context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock)
+        member.since = started
+        member.begun = task.id
+        if announce:
+            self._deliver([Begun(member.id, task.id, started)])
+        ok, value = False, None
+        try:
+            with member.lock:
+                member.running = True
+                doomed = member.doomed
+            if not doomed:
+                ok, value = run_call(context, fn, args, kwargs)
+            with member.lock:
+                member.running = False
+                doomed = member.doomed
+            if doomed:
+                _raise_in_thread(threading.get_ident(), None)
+        except StopTask:
+            doomed = True
+        member.context = None
+        if doomed:
+            with member.lock:
+                member.running = False
+            return None
+        outcome = Outcome(value, ok=ok)
+        member.done = task.id
+        return Finished(member.id, task.id, outcome, started, self._clock())
+
+
+def _stack_of(thread: threading.Thread | None) -> str:
+    """The Python stack of a thread, most recent call first; poolkit's own frames left out."""
+    frame = sys._current_frames().get(thread.ident) if thread is not None and thread.ident is not None else None  # noqa: SLF001
+    lines = []
+    for entry in reversed(traceback.extract_stack(frame)) if frame is not None else ():
+        if entry.filename.replace("\\", "/").endswith("/poolkit/_child/loop.py"):
+            break
+        lines.append(f'  File "{entry.filename}", line {entry.lineno} in {entry.name}')
+    return "\n".join(lines)

@@ -1,0 +1,245 @@
+"""`@offload`, and the default pools that its calls run on.
+
+The module is not called `offload`: importing a submodule binds its name in the package, where the function stands.
+Guarded by: `_lock`: the default pools. `use_pool` is a context variable, so each thread and coroutine has its own.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+from poolkit._core.options import UNSET, CallOptions
+from poolkit.pool import Pool, PoolView
+from poolkit.results import Results
+from poolkit.task import Outcome, Task, current_task, settled_task
+
+if TYPE_CHECKING:
+    if sys.version_info >= (3, 11):
+        from typing import Concatenate, ParamSpec
+    else:
+        from typing_extensions import Concatenate, ParamSpec
+
+    P = ParamSpec("P")
+    Q = ParamSpec("Q")
+else:
+    from typing import Concatenate, ParamSpec
+
+    P = ParamSpec("P")
+    Q = ParamSpec("Q")
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+_lock = threading.Lock()
+_defaults: dict[str, Pool] = {}  # guarded by: _lock
+_used: contextvars.ContextVar[Pool | PoolView | None] = contextvars.ContextVar("poolkit_pool", default=None)
+
+
+def default_pool(kind: str = "process") -> Pool:
+    """The process-wide pool of a kind, made on first use. Thread-safe; lives until the interpreter exits.
+
+    A forked child gets a default pool of its own. One that was shut down is replaced.
+    """
+    with _lock:
+        pool = _defaults.get(kind)
+        if pool is None or not pool._supervisor.is_open():  # noqa: SLF001 -- of this library
+            pool = _defaults[kind] = Pool(kind=kind, name=f"default-{kind}")
+        return pool
+
+
+def set_default_pool(pool: Pool | None, kind: str | None = None) -> None:
+    """Make `pool` the default one of its kind, or of `kind`; None forgets it. The old one is left as it is.
+
+    Raises:
+        TypeError: not a pool; or None without a kind.
+    """
+    if pool is None:
+        if kind is None:
+            msg = "set_default_pool(None) needs the kind of the pool to be forgotten"
+            raise TypeError(msg)
+        with _lock:
+            _defaults.pop(kind, None)
+        return
+    if not isinstance(pool, Pool):
+        msg = f"the default pool must be a Pool, was {pool!r}"
+        raise TypeError(msg)
+    with _lock:
+        _defaults[kind or pool.kind] = pool
+
+
+@contextmanager
+def use_pool(pool: Pool | PoolView) -> Iterator[Pool | PoolView]:
+    """Run the offloaded calls made inside on `pool`, in this context (thread or coroutine) only."""
+    if not isinstance(pool, (Pool, PoolView)):
+        msg = f"use_pool needs a Pool or a view of one, was given {pool!r}"
+        raise TypeError(msg)
+    token = _used.set(pool)
+    try:
+        yield pool
+    finally:
+        _used.reset(token)
+
+
+def _forget_in_child() -> None:
+    global _lock  # noqa: PLW0603 -- another thread may have held it when the process forked
+    _lock = threading.Lock()
+    _defaults.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+class Offloaded(Generic[P, T]):
+    """A function whose calls run on a pool and return a `Task`. Made by `@offload`; see its attributes.
+
+    Inside a worker a call runs in place and returns a task that is done, so nested calls cannot deadlock.
+    """
+
+    def __init__(
+        self, fn: Callable[P, T], kind: str, pool: Pool | PoolView | None, given: dict[str, Any]
+    ) -> None:
+        CallOptions().changed(**given)  # an option without sense is refused here, not at the first call
+        functools.update_wrapper(self, fn)
+        self._fn = fn
+        self._kind = kind
+        self._target = pool
+        self._given = given
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+        """Submit a call; blocks and raises as `Pool.submit` does."""
+        if current_task() is not None:
+            return self._in_place(args, kwargs)
+        return self._pool().submit(self._sent(), *args, **kwargs)
+
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function here and now."""
+        return self._fn(*args, **kwargs)
+
+    def map(
+        self,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Results[T]:
+        """Call it for the items of the iterables, as `Pool.map` does."""
+        return self._pool().map(
+            self._sent(), *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize, ordered=ordered
+        )
+
+    def options(self, **given: Any) -> Offloaded[P, T]:
+        """The same function with other options, as for `Pool.options`."""
+        return Offloaded(self._fn, self._kind, self._target, {**self._given, **given})
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind to an instance, or to the class for a class method, as functions do."""
+        bound = self._fn.__get__(instance, owner) if hasattr(self._fn, "__get__") else self._fn
+        if bound is self._fn:
+            return self
+        return Offloaded(bound, self._kind, self._target, self._given)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle by name where the name leads here, else by value."""
+        if _found(self):
+            return cast("str", self.__qualname__)
+        return Offloaded, (self._fn, self._kind, None, self._given)
+
+    def __repr__(self) -> str:
+        """Show the function."""
+        return f"<poolkit.offload {getattr(self._fn, '__qualname__', self._fn)!r}>"
+
+    def _pool(self) -> Pool | PoolView:
+        pool = self._target or _used.get() or default_pool(self._kind)
+        return pool.options(**self._given) if self._given else pool
+
+    def _sent(self) -> Callable[P, T]:
+        """What goes to the worker: the plain function by value, or, where its name leads to this object, `local`."""
+        return self.local if _found(self) else self._fn
+
+    def _in_place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task[T]:
+        try:
+            outcome = Outcome(self._fn(*args, **kwargs), ok=True)
+        except Exception as exc:  # noqa: BLE001 -- it is the inner task's exception
+            outcome = Outcome.failure(exc)
+        return settled_task(self._given.get("name") or self.__qualname__, outcome)
+
+
+def _found(offloaded: Offloaded[Any, Any]) -> bool:
+    """Whether another process that imports the module finds this object by its name."""
+    module = getattr(offloaded, "__module__", None)
+    if module in {None, "__main__"}:
+        return False
+    found: Any = sys.modules.get(module)
+    for part in getattr(offloaded, "__qualname__", "").split("."):
+        found = getattr(found, part, None)
+    return found is offloaded
+
+
+@overload
+def offload(fn: Callable[P, T], /) -> Offloaded[P, T]: ...
+@overload
+def offload(
+    *,
+    timeout: float | None = ...,
+    queue_timeout: float | None = ...,
+    deadline: float | None = ...,
+    priority: int = ...,
+    retries: int = ...,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = ...,
+    block: bool = ...,
+    name: str | None = ...,
+    kind: str = ...,
+    pool: Pool | PoolView | None = ...,
+) -> Callable[[Callable[P, T]], Offloaded[P, T]]: ...
+def offload(  # noqa: PLR0913 -- the contract
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    timeout: float | None = UNSET,
+    queue_timeout: float | None = UNSET,
+    deadline: float | None = UNSET,
+    priority: int = UNSET,
+    retries: int = UNSET,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
+    block: bool = UNSET,
+    name: str | None = UNSET,
+    kind: str = "process",
+    pool: Pool | PoolView | None = None,
+) -> Any:
+    """Make the calls of a function run on a pool, and return a `Task`.
+
+    They run on `pool`, else on the innermost `with use_pool(pool):`, else on the default pool of `kind`. The options
+    are those of `Pool.options`. The decorated function keeps `.local(...)`, which runs here, `.map(...)` and
+    `.options(...)(...)`. Works on methods too.
+
+    Raises:
+        TypeError, ValueError: an option has no sense.
+    """
+    given = {
+        "timeout": timeout,
+        "queue_timeout": queue_timeout,
+        "deadline": deadline,
+        "priority": priority,
+        "retries": retries,
+        "retry_on": retry_on,
+        "block": block,
+        "name": name,
+    }
+    given = {key: value for key, value in given.items() if value is not UNSET}
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        if not callable(function) and not isinstance(function, (classmethod, staticmethod)):
+            msg = f"offload decorates functions, was given {function!r}"
+            raise TypeError(msg)
+        return Offloaded(function, kind, pool, given)
+
+    return decorate if fn is None else decorate(fn)

@@ -1,0 +1,151 @@
+"""The errors poolkit raises, drawn as one tree.
+
+    PoolkitError
+    ├── TaskTimeout          (TimeoutError)        a begun task passed its run-time limit
+    ├── QueueTimeout         (TimeoutError)        a task waited in the queue longer than allowed
+    ├── DeadlineExceeded     (TimeoutError)        a task's deadline passed, queued or running
+    ├── MemoryLimitExceeded  (MemoryError)         a task grew beyond its memory limit
+    ├── WorkerCrashed        (BrokenExecutor)      the worker died while it ran the task
+    ├── InitializerFailed    (BrokenExecutor)      the pool's initializer raised; the cause is chained
+    ├── TaskCancelled        (CancelledError)      the task was cancelled
+    ├── RemoteError                                stands in for an exception that cannot be rebuilt here
+    ├── SerializationError   (PicklingError)       an argument or a result cannot be pickled
+    ├── QueueFull                                  the bounded queue has no room and blocking was not wanted
+    └── PoolClosed           (RuntimeError)        used after shutdown, or in a forked child of the owner
+
+Every error is picklable: the message is its one positional argument, its facts are attributes.
+This file imports nothing of poolkit.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import pickle
+
+__all__ = [
+    "DeadlineExceeded",
+    "InitializerFailed",
+    "MemoryLimitExceeded",
+    "PoolClosed",
+    "PoolkitError",
+    "QueueFull",
+    "QueueTimeout",
+    "RemoteError",
+    "SerializationError",
+    "TaskCancelled",
+    "TaskTimeout",
+    "WorkerCrashed",
+]
+
+
+class PoolkitError(Exception):
+    """Root of the library's own errors."""
+
+
+class TaskTimeout(PoolkitError, TimeoutError):
+    """A task ran longer than its `timeout`, and was stopped.
+
+    Attributes:
+        timeout: the limit, in seconds.
+        stack: the Python stack of where the task was stuck, innermost frame first; "" when none could be taken.
+    """
+
+    def __init__(self, message: str = "", *, timeout: float | None = None, stack: str = "") -> None:
+        super().__init__(message)
+        self.timeout = timeout
+        self.stack = stack
+
+
+class QueueTimeout(PoolkitError, TimeoutError):
+    """A task waited in the queue longer than its `queue_timeout`; it never began."""
+
+
+class DeadlineExceeded(PoolkitError, TimeoutError):
+    """A task's `deadline`, counted from `submit`, passed while it was queued or running."""
+
+
+class MemoryLimitExceeded(PoolkitError, MemoryError):
+    """A task was stopped at its `memory_limit`.
+
+    Attributes:
+        limit: the limit, in bytes of resident memory.
+        used: what the worker used when it was stopped, in bytes.
+    """
+
+    def __init__(self, message: str = "", *, limit: int | None = None, used: int | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.used = used
+
+
+class WorkerCrashed(PoolkitError, concurrent.futures.BrokenExecutor):
+    """The worker died while it ran this task; no other task was touched.
+
+    Attributes:
+        exitcode: the exit code, or None when a signal ended the worker.
+        signal: the signal's name, for example "SIGSEGV", or None.
+        pid: process id of the dead worker.
+        worker_id: the worker's id in its pool.
+        stack: the Python stack at a fatal signal, innermost frame first; "" when there was none.
+        peak_rss: the most resident memory the worker ever used, in bytes, or None when not known.
+        hint: what most likely happened, in words.
+    """
+
+    def __init__(  # noqa: PLR0913 -- the facts of a crash, all by keyword
+        self,
+        message: str = "",
+        *,
+        exitcode: int | None = None,
+        signal: str | None = None,
+        pid: int | None = None,
+        worker_id: int | None = None,
+        stack: str = "",
+        peak_rss: int | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.exitcode = exitcode
+        self.signal = signal
+        self.pid = pid
+        self.worker_id = worker_id
+        self.stack = stack
+        self.peak_rss = peak_rss
+        self.hint = hint
+
+
+class InitializerFailed(PoolkitError, concurrent.futures.BrokenExecutor):
+    """The pool's initializer raised in a worker; `__cause__` is what it raised. The pool has stopped."""
+
+
+class TaskCancelled(PoolkitError, concurrent.futures.CancelledError):
+    """The task was cancelled and delivers no result."""
+
+
+class RemoteError(PoolkitError):
+    """Stands in for an exception that could not be rebuilt in this process.
+
+    Attributes:
+        type_name: qualified name of the original exception type.
+        message: `str()` of the original exception.
+        traceback_text: its traceback, formatted where it was raised.
+    """
+
+    def __init__(
+        self, text: str = "", *, type_name: str = "", message: str = "", traceback_text: str = ""
+    ) -> None:
+        super().__init__(text)
+        self.type_name = type_name
+        self.message = message
+        self.traceback_text = traceback_text
+
+
+class SerializationError(PoolkitError, pickle.PicklingError):
+    """An argument or a result cannot be pickled; the message names the offending part."""
+
+
+class QueueFull(PoolkitError):
+    """The pool's bounded queue has no room, and `block=False` asked not to wait for it."""
+
+
+class PoolClosed(PoolkitError, RuntimeError):
+    """The pool was used after its shutdown, or in a forked child of the process that owns it."""

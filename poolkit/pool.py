@@ -1,0 +1,531 @@
+"""Pool and PoolView: what users submit to. Validation, defaults, delegation; no rule of its own.
+
+Owner: whoever made the pool ends it, by `with` or `shutdown`. Every method is thread-safe.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from poolkit import _os
+from poolkit._core import options as checks
+from poolkit._core.options import UNSET, CallOptions, PoolLimits
+from poolkit._core.stats import PoolStats, WorkerInfo
+from poolkit._core.workforce import EVENT_NAMES
+from poolkit._workforce.build import KINDS, START_METHODS, PoolSettings, build
+from poolkit.errors import SerializationError
+from poolkit.results import Results, run_chunk
+from poolkit.task import Task
+
+if TYPE_CHECKING:
+    import sys
+    from types import TracebackType
+
+    from poolkit._workforce.supervisor import Supervisor
+
+    if sys.version_info >= (3, 11):
+        from typing import ParamSpec, Self
+    else:
+        from typing_extensions import ParamSpec, Self
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+_numbers = itertools.count(1)
+
+
+class _Face(Executor):
+    """What a pool and a view of it have in common: handing in calls. `_options` are the defaults of its calls."""
+
+    _supervisor: Supervisor
+    _options: CallOptions
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:  # type: ignore[override]
+        """Queue the call `fn(*args, **kwargs)`; every keyword belongs to `fn`.
+
+        Thread-safe. Serialises the call on this thread; blocks while a bounded queue is full.
+
+        Raises:
+            TypeError: `fn` cannot be called.
+            PoolClosed: after shutdown, or in a forked child of the owner.
+            InitializerFailed: the pool's initializer raised.
+            QueueFull: the queue is full, and `options(block=False)` or a callback must not wait.
+        """
+        task, error = self._task(fn, args, kwargs, None)
+        self._supervisor.submit(task, error)
+        return task
+
+    async def submit_async(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+        """Do the same as `submit`, but wait for room in the queue without blocking the event loop.
+
+        Raises: what `submit` raises, QueueFull only for `options(block=False)`.
+        """
+        import asyncio  # noqa: PLC0415 -- only where there is an event loop
+
+        task, error = self._task(fn, args, kwargs, None)
+        while self._options.block and (room := self._supervisor.room()) is not None:
+            await asyncio.wrap_future(room)
+        self._supervisor.submit(task, error)
+        return task
+
+    def map(  # type: ignore[override]  # noqa: PLR0913 -- the contract of Executor.map, and more
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Results[T]:
+        """Call `fn` with the items of the iterables, in parallel, and yield the results.
+
+        Lazy: takes `buffersize` items ahead at most (default: a few chunks per worker), so endless iterables work.
+        Closing the result, or dropping it, cancels the rest. Thread-safe; the result belongs to one thread.
+
+        Args:
+            fn: what to call.
+            iterables: as with the built-in `map`; the shortest ends it.
+            timeout: seconds from now after which a result that is not there raises TimeoutError; None: never.
+            chunksize: items in one message; None chooses and adapts it.
+            buffersize: items taken ahead of those yielded; None: a few chunks per worker.
+            ordered: yield in the order of the input; False: as results arrive.
+
+        Raises:
+            TypeError, ValueError: `fn` cannot be called, an iterable cannot be iterated, a size is not positive.
+            PoolClosed, InitializerFailed: as `submit`.
+        """
+        for position, iterable in enumerate(iterables, 1):
+            if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
+                msg = f"argument {position} of map() after the function cannot be iterated over: {iterable!r}"
+                raise TypeError(msg)
+        items = zip(*iterables)  # noqa: B905 -- the shortest ends it, as with the built-in map
+        return self._results(fn, items, timeout, chunksize, buffersize, ordered=ordered)
+
+    def starmap(  # noqa: PLR0913 -- as `map`
+        self,
+        fn: Callable[..., T],
+        iterable: Iterable[Sequence[Any]],
+        *,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Results[T]:
+        """Do the same as `map`, with an iterable of argument tuples."""
+        if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
+            msg = f"starmap() needs an iterable of tuples, was given {iterable!r}"
+            raise TypeError(msg)
+        return self._results(fn, map(tuple, iterable), timeout, chunksize, buffersize, ordered=ordered)
+
+    def options(  # noqa: PLR0913 -- the options of a call
+        self,
+        *,
+        timeout: float | None = UNSET,
+        queue_timeout: float | None = UNSET,
+        deadline: float | None = UNSET,
+        priority: int = UNSET,
+        retries: int = UNSET,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
+        block: bool = UNSET,
+        name: str | None = UNSET,
+    ) -> PoolView:
+        """The same pool with other defaults for the calls made through it: `pool.options(timeout=2).submit(f, x)`.
+
+        Args:
+            timeout: seconds that a task may run, from when it begins in its worker.
+            queue_timeout: seconds that it may wait until it begins.
+            deadline: seconds from `submit` to the end, retries included.
+            priority: larger runs earlier; FIFO within one priority.
+            retries: how often it runs again when its worker crashed.
+            retry_on: exception types that are retried too.
+            block: whether `submit` waits while a bounded queue is full; False raises QueueFull.
+            name: the task's name in stats, errors and logs.
+
+        Raises:
+            TypeError, ValueError: an option has no sense.
+        """
+        changed = self._options.changed(
+            timeout=timeout,
+            queue_timeout=queue_timeout,
+            deadline=deadline,
+            priority=priority,
+            retries=retries,
+            retry_on=retry_on,
+            block=block,
+            name=name,
+        )
+        return PoolView(self._pool(), changed)
+
+    def _pool(self) -> Pool:
+        raise NotImplementedError
+
+    def _task(
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
+    ) -> tuple[Task[T], SerializationError | None]:
+        """Serialise a call, on this thread; with what went wrong, if it did."""
+        if not callable(fn):
+            msg = f"the first argument must be something to call, was {fn!r}"
+            raise TypeError(msg)
+        options = self._options
+        name = options.name or name or getattr(fn, "__qualname__", None) or type(fn).__qualname__
+        try:
+            call, nbytes = self._supervisor.workforce.pack(fn, args, kwargs)
+        except SerializationError as exc:
+            _note_the_place(exc, name)
+            return Task(self._supervisor, name, None, options), exc
+        return Task(self._supervisor, name, call, options, nbytes), None
+
+    def submit_chunk(self, fn: Callable[..., Any], items: list[tuple[Any, ...]]) -> Task[list[Any]]:
+        """Submit one task that calls `fn` for each of `items`; what `map` is made of."""
+        name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+        task, error = self._task(run_chunk, (fn, items), {}, f"map({name})")
+        self._supervisor.submit(task, error)
+        return task
+
+    def _results(  # noqa: PLR0913, PLR0917 -- what `map` was given
+        self,
+        fn: Callable[..., T],
+        items: Iterable[tuple[Any, ...]],
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        *,
+        ordered: bool,
+    ) -> Results[T]:
+        if not callable(fn):
+            msg = f"the first argument must be something to call, was {fn!r}"
+            raise TypeError(msg)
+        chunksize = checks.whole_or_none("chunksize", chunksize)
+        if self._options.timeout is not None or self._options.retries:
+            chunksize = 1  # a limit is meant for one item, and so is a retry
+        return Results(
+            self,
+            fn,
+            iter(items),
+            chunksize=chunksize,
+            buffersize=checks.whole_or_none("buffersize", buffersize),
+            workers=self._pool().max_workers,
+            ordered=ordered,
+            timeout=checks.wait_seconds("timeout", timeout),
+        )
+
+
+class Pool(_Face):
+    """A pool of long-lived workers: a `concurrent.futures.Executor` that survives what its tasks do.
+
+    Thread-safe. Workers start on demand. `with Pool() as pool:` waits for the accepted work when it is left.
+    """
+
+    def __init__(  # noqa: PLR0913 -- the contract
+        self,
+        max_workers: int | None = None,
+        *,
+        kind: str = "process",
+        name: str | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        timeout: float | None = None,
+        retries: int = 0,
+        max_queue: int | None = None,
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child: int | None = None,
+        min_workers: int | None = None,
+        idle_timeout: float | None = None,
+        start_method: str | None = None,
+        preload: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make a pool.
+
+        Args:
+            max_workers: how many workers; None: the CPUs that this process may really use.
+            kind: "process" or "thread".
+            name: for logs and errors.
+            initializer: called with `initargs` in every worker before it takes tasks.
+            initargs: its arguments.
+            timeout: seconds that a task may run by default; None: no limit.
+            retries: how often a task runs again by default when its worker crashed.
+            max_queue: how many tasks may wait; None: any number.
+            max_tasks_per_child: a worker is replaced after so many tasks.
+            max_memory_per_child: a worker is replaced when it uses more bytes of memory after a task.
+            min_workers: with `idle_timeout`, how many stay.
+            idle_timeout: seconds after which an idle worker is let go; None: never.
+            start_method: of processes: "forkserver" (the default), "spawn" or "fork".
+            preload: names of modules imported once, before workers fork.
+            env: environment variables for the workers, set before anything is imported.
+
+        Raises:
+            TypeError, ValueError: an argument has no sense.
+            SerializationError: the initializer or its arguments cannot be pickled.
+            RuntimeError: start_method="fork" while other threads run, or a platform without process workers.
+        """
+        size = _os.usable_cpus() if max_workers is None else checks.whole("max_workers", max_workers)
+        settings = _check_settings(size, kind, start_method, initializer, initargs, preload, env)
+        limits = PoolLimits(
+            max_workers=size,
+            max_queue=checks.whole_or_none("max_queue", max_queue),
+            max_tasks_per_child=checks.whole_or_none("max_tasks_per_child", max_tasks_per_child),
+            max_memory_per_child=checks.whole_or_none("max_memory_per_child", max_memory_per_child),
+            min_workers=checks.whole_or_none("min_workers", min_workers, least=0) or 0,
+            idle_timeout=checks.seconds("idle_timeout", idle_timeout),
+        )
+        if limits.min_workers > size:
+            msg = f"min_workers must not exceed max_workers ({size}), was {min_workers}"
+            raise ValueError(msg)
+        self._options = CallOptions().changed(timeout=timeout, retries=retries)
+        self._max_workers = size
+        self._kind = kind
+        self.name = checks.text_or_none("name", name) or f"{kind}-{next(_numbers)}"
+        self._supervisor = build(settings, limits, self.name)
+
+    def _pool(self) -> Pool:
+        return self
+
+    @property
+    def max_workers(self) -> int:
+        """How many workers there may be."""
+        return self._max_workers
+
+    @property
+    def kind(self) -> str:
+        """The kind of its workers."""
+        return self._kind
+
+    def warm_up(self, timeout: float | None = None) -> None:
+        """Start every worker and wait until all are up and initialised. Blocks for at most `timeout` seconds.
+
+        Raises:
+            TimeoutError: some are not up after `timeout` seconds; they go on starting.
+            InitializerFailed: the initializer raised; its exception is the cause.
+            WorkerCrashed: workers die before they are ready.
+            PoolClosed: after shutdown.
+        """
+        self._supervisor.warm_up(checks.wait_seconds("timeout", timeout))
+
+    def stats(self) -> PoolStats:
+        """A snapshot of counts, times and sizes. Thread-safe; does not block."""
+        return self._supervisor.stats()
+
+    def workers(self) -> list[WorkerInfo]:
+        """What each worker is doing now. Thread-safe; does not block."""
+        return self._supervisor.workers()
+
+    def on(self, event: str, callback: Callable[[Any], object]) -> None:
+        """Call `callback(event)` on the supervisor's thread at each event of a kind; what it raises is logged.
+
+        Args:
+            event: "worker_started", "worker_exited", "task_started", "task_done" or "task_retried".
+            callback: gets one frozen record: worker_id, pid ... or task ..., see `poolkit._core.workforce`.
+
+        Raises:
+            ValueError: there is no such event.
+            TypeError: the callback cannot be called.
+        """
+        if not callable(callback):
+            msg = f"callback must be something to call, was {callback!r}"
+            raise TypeError(msg)
+        self._supervisor.listen(_check_event(event), callback)
+
+    def off(self, event: str, callback: Callable[[Any], object]) -> None:
+        """Undo one `on`.
+
+        Raises:
+            ValueError: there is no such event, or the callback was not listening to it.
+        """
+        self._supervisor.unlisten(_check_event(event), callback)
+
+    def resize(self, max_workers: int) -> None:
+        """Change the number of workers while the pool runs; running tasks of surplus workers end first.
+
+        Raises:
+            ValueError, TypeError: not a positive whole number.
+            PoolClosed: after shutdown.
+        """
+        size = checks.whole("max_workers", max_workers)
+        self._supervisor.resize(size)
+        self._max_workers = size
+
+    def cancel_all(self) -> None:
+        """Cancel all that is queued and stop all that runs. Thread-safe; does not block."""
+        self._supervisor.cancel_all()
+
+    def shutdown(  # type: ignore[override]
+        self,
+        wait: bool = True,  # noqa: FBT001, FBT002 -- the contract of Executor.shutdown
+        *,
+        cancel_futures: bool = False,
+        kill: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Accept no more tasks, finish the accepted ones and release everything. Idempotent, from any thread.
+
+        Called in a callback it does not wait, as it would wait for itself.
+
+        Args:
+            wait: block until all is finished and released.
+            cancel_futures: cancel what has not begun.
+            kill: stop what runs, too.
+            timeout: seconds for the graceful part; what is left then is killed.
+        """
+        self._supervisor.shutdown(
+            wait=wait, cancel_queued=cancel_futures, kill=kill, timeout=checks.wait_seconds("timeout", timeout)
+        )
+
+    def __enter__(self) -> Self:
+        """Use the pool as a context manager."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Finish the accepted work; after a Ctrl-C, stop it instead."""
+        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
+        self.shutdown(cancel_futures=interrupted, kill=interrupted)
+
+    async def __aenter__(self) -> Self:
+        """Use the pool as an asynchronous context manager."""
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Do the same as `__exit__`, without blocking the event loop; when the body was cancelled, stop the work."""
+        import asyncio  # noqa: PLC0415 -- only where there is an event loop
+
+        stopped = exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, asyncio.CancelledError))
+        self.shutdown(wait=False, cancel_futures=stopped, kill=stopped)
+        # A thread of its own: the loop's default executor may be full of calls that wait for this pool.
+        done = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+
+        def finish() -> None:
+            self.shutdown()
+            try:
+                loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(None))
+            except RuntimeError:  # the loop was closed meanwhile
+                return
+
+        threading.Thread(target=finish, name=f"poolkit-{self.name}-exit", daemon=True).start()
+        try:
+            await done
+        except asyncio.CancelledError:
+            self.shutdown(wait=False, cancel_futures=True, kill=True)
+            raise
+
+    def __del__(self) -> None:
+        """Warn about a pool that was not shut down; the accepted work is finished all the same."""
+        supervisor = getattr(self, "_supervisor", None)
+        if supervisor is not None and supervisor.is_open() and supervisor.pid == os.getpid():
+            warnings.warn(f"{self!r} was not shut down; use `with` or shutdown()", ResourceWarning, source=self)
+            supervisor.drop()
+
+    def __repr__(self) -> str:
+        """Show name, kind and size."""
+        state = "open" if self._supervisor.is_open() else "closed"
+        return f"<poolkit.Pool {self.name!r} kind={self._kind} max_workers={self._max_workers} {state}>"
+
+
+class PoolView(_Face):
+    """A pool with other defaults for the calls made through it. Cheap; made by `options`, and views chain.
+
+    An Executor too: `shutdown`, and leaving a `with` of it, are the pool's own.
+    """
+
+    def __init__(self, pool: Pool, options: CallOptions) -> None:
+        self._of = pool
+        self._options = options
+        self._supervisor = pool._supervisor  # noqa: SLF001 -- its other half
+
+    def _pool(self) -> Pool:
+        return self._of
+
+    def shutdown(  # type: ignore[override]
+        self,
+        wait: bool = True,  # noqa: FBT001, FBT002 -- the contract of Executor.shutdown
+        *,
+        cancel_futures: bool = False,
+        kill: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Shut the pool down; see `Pool.shutdown`."""
+        self._of.shutdown(wait, cancel_futures=cancel_futures, kill=kill, timeout=timeout)
+
+    def __repr__(self) -> str:
+        """Show the pool and what differs from the defaults."""
+        plain = CallOptions()
+        names = self._options.__dataclass_fields__
+        changed = [
+            f"{name}={getattr(self._options, name)!r}"
+            for name in names
+            if getattr(self._options, name) != getattr(plain, name)
+        ]
+        return f"<poolkit.PoolView of {self._of.name!r} {' '.join(changed)}>"
+
+
+def _check_event(event: str) -> str:
+    if event not in EVENT_NAMES:
+        msg = f"there is no event {event!r}; there are {', '.join(EVENT_NAMES)}"
+        raise ValueError(msg)
+    return event
+
+
+def _check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
+    size: int,
+    kind: str,
+    start_method: str | None,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    preload: Sequence[str],
+    env: Mapping[str, str] | None,
+) -> PoolSettings:
+    if kind not in KINDS:
+        msg = f"kind must be one of {', '.join(map(repr, KINDS))}, was {kind!r}"
+        raise ValueError(msg)
+    if start_method is not None and start_method not in START_METHODS:
+        msg = f"start_method must be one of {', '.join(map(repr, START_METHODS))} or None, was {start_method!r}"
+        raise ValueError(msg)
+    if initializer is not None and not callable(initializer):
+        msg = f"initializer must be something to call or None, was {initializer!r}"
+        raise TypeError(msg)
+    if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
+        msg = f"preload must be a sequence of module names, was {preload!r}"
+        raise TypeError(msg)
+    env = dict(env or {})
+    for name, value in env.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            msg = f"env must map strings to strings, had {name!r}: {value!r}"
+            raise TypeError(msg)
+    if kind != "process" and (start_method or preload or env):
+        msg = f"start_method, preload and env are for kind='process', not for kind={kind!r}"
+        raise ValueError(msg)
+    return PoolSettings(
+        kind=kind,
+        size=size,
+        initializer=initializer,
+        initargs=tuple(initargs),
+        start_method=start_method or "forkserver",
+        preload=tuple(preload),
+        env=env,
+    )
+
+
+def _note_the_place(error: SerializationError, name: str) -> None:
+    """Add where the call was submitted to an error that will be raised elsewhere."""
+    import traceback  # noqa: PLC0415 -- only when something is wrong
+
+    here = os.path.dirname(__file__)  # noqa: PTH120 -- compared with frame file names as they are
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(here):
+            note = f"{name} was submitted at {frame.filename}:{frame.lineno}, in {frame.name}"
+            if hasattr(error, "add_note"):
+                error.add_note(note)
+            else:  # CPython 3.10
+                cast("Any", error).__notes__ = [note]
+            return

@@ -1,0 +1,241 @@
+"""Results: what `map` returns, an iterator and an async iterator in one, that takes its input as it is consumed.
+
+Guarantees: at most `buffersize` items are taken ahead of what was yielded; order is that of the input unless
+`ordered=False`; an item's exception is raised at its place and ends the iteration, and what is left is cancelled, as
+in the standard library; an item that was yielded is not kept alive.
+Items travel in chunks, several calls in one task. With no `chunksize`, chunks grow until one takes about
+CHUNK_SECONDS; with a time limit or retries they hold one item, because both are meant for one item.
+Owner: the one thread (or coroutine) that iterates. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
+from typing import Any, Generic, Protocol, TypeVar
+
+from poolkit.task import Task, WaitTimeout
+
+T = TypeVar("T")
+
+CHUNK_SECONDS = 0.01  # a chunk that nobody chose is about this much work, so a slow item delays few others
+MOST_ITEMS = 4096  # items in such a chunk
+AHEAD = 4  # chunks per worker that are taken ahead when `buffersize` is not given
+
+
+class Submits(Protocol):
+    """What `Results` needs of a pool or view."""
+
+    def submit_chunk(self, fn: Callable[..., Any], items: list[tuple[Any, ...]]) -> Task[list[Any]]:
+        """Submit one task that calls `fn` for each item."""
+
+
+class ChunkStopped(Exception):  # noqa: N818 -- not an error of its own: it carries one, as its cause
+    """An item of a chunk raised; what the items before it gave goes along."""
+
+    def __init__(self, results: list[Any]) -> None:
+        super().__init__(results)
+        self.results = results
+
+
+def run_chunk(fn: Callable[..., T], items: list[tuple[Any, ...]]) -> list[T]:
+    """Run in a worker: call `fn` for each item, up to the first that raises."""
+    results: list[T] = []
+    try:
+        for item in items:
+            results.append(fn(*item))  # noqa: PERF401 -- what was done before an exception is kept
+    except Exception as exc:
+        if not results:
+            raise
+        raise ChunkStopped(results) from exc
+    return results
+
+
+class Results(Generic[T]):
+    """The results of a `map`, as an iterator and an async iterator. `close()` cancels what is left."""
+
+    def __init__(  # noqa: PLR0913 -- what `map` was given
+        self,
+        pool: Submits,
+        fn: Callable[..., T],
+        items: Iterator[tuple[Any, ...]],
+        *,
+        chunksize: int | None,
+        buffersize: int | None,
+        workers: int,
+        ordered: bool,
+        timeout: float | None,
+    ) -> None:
+        self._pool = pool
+        self._fn = fn
+        self._items: Iterator[tuple[Any, ...]] | None = items  # None: exhausted
+        self._ordered = ordered
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._timeout = timeout
+        self._adapt = chunksize is None
+        self._chunk = chunksize or 1
+        self._most = MOST_ITEMS
+        self._slots = workers * AHEAD
+        self._bound = buffersize
+        if buffersize is not None:
+            self._most = max(1, buffersize // (2 * workers))
+            self._chunk = min(self._chunk, buffersize)
+        self._tasks: deque[tuple[Task[list[T]], int]] = deque()  # submitted, with their number of items
+        self._taken = 0  # items in _tasks
+        self._ready: deque[T] = deque()  # results at hand, in order
+        self._error: BaseException | None = None  # to be raised after them
+        try:
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
+
+    # ===== iterating =====
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        """The next result. Blocks until it is there.
+
+        Raises:
+            TimeoutError: `timeout` seconds after the call of `map` it is not there.
+            Exception: what the call raised, or what stopped it.
+        """
+        if not self._ready:
+            self._raise_error()
+            if not self._tasks:
+                raise StopIteration
+            self._wait_for_one()
+            self._collect()
+        return self._ready.popleft()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            self.close()
+            try:
+                raise error
+            finally:
+                del error  # it holds this frame
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        """The next result, without blocking the event loop."""
+        import asyncio  # noqa: PLC0415 -- only where there is an event loop
+
+        if not self._ready:
+            self._raise_error()
+            if not self._tasks:
+                raise StopAsyncIteration
+            waiting = [asyncio.wrap_future(task) for task, _ in self._candidates()]
+            try:
+                done, _ = await asyncio.wait(waiting, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:
+                self.close()
+                raise
+            for future in waiting:  # a future that was not awaited must not cancel, or complain about, its task
+                future.add_done_callback(_retrieve)
+            if not done:
+                self._timed_out()
+            self._collect()
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Cancel what has not been yielded, and take no more items. Idempotent; does not block."""
+        items, self._items = self._items, None
+        while self._tasks:
+            self._tasks.popleft()[0].cancel()
+        self._ready.clear()
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
+
+    async def aclose(self) -> None:
+        """The same as `close`, for `contextlib.aclosing`."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Cancel what nobody will ask for."""
+        if getattr(self, "_tasks", None):
+            self.close()
+
+    # ===== chunks =====
+
+    def _candidates(self) -> list[tuple[Task[list[T]], int]]:
+        return [self._tasks[0]] if self._ordered else list(self._tasks)
+
+    def _left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _timed_out(self) -> None:
+        self.close()
+        msg = f"the next result of map() was not there {self._timeout} s after the call"
+        raise WaitTimeout(msg)
+
+    def _wait_for_one(self) -> None:
+        """Wait until a chunk is done; in order, the first one."""
+        candidates = [task for task, _ in self._candidates()]
+        if len(candidates) > 1:
+            done: Any = wait(candidates, timeout=self._left(), return_when=FIRST_COMPLETED).done
+            if not done:
+                self._timed_out()
+            return
+        try:
+            candidates[0].exception(self._left())
+        except WaitTimeout:
+            if not candidates[0].done():
+                self._timed_out()
+        except Exception:  # noqa: BLE001, S110 -- cancelled by somebody: `_collect` raises it
+            pass
+
+    def _collect(self) -> None:
+        """Take the results of one chunk that is done, and put new items in its place."""
+        index = 0 if self._ordered else next(i for i, (task, _) in enumerate(self._tasks) if task.done())
+        task, count = self._tasks[index]
+        del self._tasks[index]
+        self._taken -= count
+        try:
+            try:
+                self._ready.extend(task.result())
+            except ChunkStopped as exc:
+                self._ready.extend(exc.results)
+                self._error = exc.__cause__
+                return
+            self._learn(task, count)
+            del task
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
+
+    def _learn(self, task: Task[list[T]], count: int) -> None:
+        if self._adapt and task.run_time is not None:
+            fitting = CHUNK_SECONDS * count / max(task.run_time, 1e-6)
+            self._chunk = int(max(1, min(fitting, 2 * max(count, self._chunk), self._most)))
+
+    def _fill(self) -> None:
+        """Take items ahead, up to the bound, and submit them."""
+        while self._items is not None and len(self._tasks) < self._slots:
+            size = self._chunk
+            if self._bound is not None:
+                size = min(size, self._bound - self._taken - len(self._ready))
+                if size <= 0 and self._tasks:
+                    return
+                size = max(1, size)
+            chunk = list(itertools.islice(self._items, size))
+            if len(chunk) < size:
+                self._items = None
+            if chunk:
+                self._tasks.append((self._pool.submit_chunk(self._fn, chunk), len(chunk)))
+                self._taken += len(chunk)
+
+
+def _retrieve(future: Any) -> None:
+    if not future.cancelled():
+        future.exception()

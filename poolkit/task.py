@@ -1,0 +1,489 @@
+"""Task: the handle of one accepted call, a Future that can be awaited; and the context a running task can ask for.
+
+Guarantees: a task is published exactly once; `result()` after that costs no lock that others wait for.
+A `Future` of the standard library builds a Condition for every call (several microseconds); here it is made only
+when somebody waits from another thread, so that most tasks never have one.
+
+Fields in the task, and who may touch them:
+  the handle      id, name, options, call ...   frozen after __init__, but for what the scheduler drops when it settles
+  the scheduler's phase, worker_id, attempts ... guarded by: the pool's one lock
+  the future's    _state, _cond, _outcome ...    guarded by: _LOCK until `_cond` exists, then by both
+
+How a waiter and the publisher meet: the publisher stores the final state under _LOCK and looks whether a Condition
+exists; the waiter makes the Condition under _LOCK and then looks at the state. One of the two sees the other.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import enum
+import os
+import threading
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
+
+from poolkit.errors import TaskCancelled
+
+if TYPE_CHECKING:
+    from concurrent.futures._base import _Waiter
+
+T = TypeVar("T")
+
+# The states of concurrent.futures, which `wait` and `as_completed` read.
+_PENDING, _CANCELLED, _FINISHED = "PENDING", "CANCELLED_AND_NOTIFIED", "FINISHED"
+
+if FutureTimeoutError is TimeoutError:
+    WaitTimeout: type[Exception] = TimeoutError
+else:  # CPython 3.10: two classes; whoever waits may expect either
+
+    class WaitTimeout(FutureTimeoutError, TimeoutError):  # type: ignore[no-redef]
+        """A wait ended before the task did."""
+
+
+_LOCK = threading.Lock()  # held for a few instructions; never while user code runs
+
+
+def _new_lock_in_child() -> None:
+    global _LOCK  # noqa: PLW0603 -- another thread may have held it when the process forked
+    _LOCK = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work
+    os.register_at_fork(after_in_child=_new_lock_in_child)
+
+
+class TaskPhase(enum.IntEnum):
+    """Where the scheduler holds a task; every task is in exactly one place.
+
+    QUEUED  -> SENT     dispatched to a worker           SENT -> QUEUED   reclaimed before it began
+    SENT    -> WAITING  it failed and is to be retried   WAITING -> QUEUED   its back-off is over
+    any     -> SETTLED  an outcome was decided; for ever
+    """
+
+    QUEUED = 0
+    WAITING = 1
+    SENT = 2
+    SETTLED = 3
+
+
+class TaskOwner(Protocol):
+    """What a task asks of the pool that accepted it."""
+
+    def cancel(self, task: Task[Any]) -> bool:
+        """Cancel `task`; False when it was settled already."""
+
+    def has_begun(self, task: Task[Any]) -> bool:
+        """Tell whether a worker has begun to run `task`."""
+
+
+class _Unread:
+    """Marks an outcome that another thread is unpickling right now."""
+
+
+_READING = _Unread()
+
+
+class Task(Future[T]):
+    """One accepted call: a `concurrent.futures.Future` that can also be awaited under asyncio.
+
+    Thread-safe. Attributes set by the pool:
+        id: number of the task in its pool, from 1.
+        name: the function's qualified name, or the `name` option.
+        attempts: how many runs of it began.
+        worker_id: the worker that runs or ran it last, or None.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_cond",
+        "_exception",
+        "_load",
+        "_ok",
+        "_owner",
+        "_result",
+        "_state",
+        "_waiters",
+        "attempts",
+        "call",
+        "ended_at",
+        "id",
+        "name",
+        "nbytes",
+        "options",
+        "phase",
+        "seq",
+        "started_at",
+        "submitted_at",
+        "worker_id",
+    )
+
+    _state: str  # type: ignore[assignment] -- slots where the base has instance attributes
+
+    def __init__(self, owner: TaskOwner | None, name: str, call: Any, options: Any, nbytes: int = 0) -> None:
+        # No super().__init__(): it would build the Condition that this class exists to avoid.
+        self._state = _PENDING
+        self._cond: threading.Condition | None = None
+        self._waiters: list[_Waiter] = []
+        self._callbacks: list[Callable[[Future[T]], object]] | None = None
+        self._result: Any = None
+        self._exception: BaseException | None = None
+        self._load: Callable[[Any], Any] | _Unread | None = None
+        self._ok = False
+        self._owner = owner
+        self.id = 0
+        self.name = name
+        self.call = call
+        self.nbytes = nbytes
+        self.options = options
+        self.phase = TaskPhase.QUEUED
+        self.seq = 0
+        self.attempts = 0
+        self.worker_id: int | None = None
+        self.submitted_at = 0.0
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+
+    # ===== what users ask =====
+
+    def cancel(self) -> bool:
+        """Cancel a queued task, or stop a running one. Thread-safe; does not block.
+
+        Returns:
+            True if the task will not deliver a result, False if it was already done.
+        """
+        owner = self._owner
+        if owner is None:
+            return self._state == _CANCELLED
+        return owner.cancel(self)
+
+    def cancelled(self) -> bool:
+        """Tell whether the task was cancelled. Thread-safe; does not block."""
+        return self._state == _CANCELLED
+
+    def running(self) -> bool:
+        """Tell whether a worker runs the task now. Thread-safe; does not block."""
+        return self.state == "running"
+
+    def done(self) -> bool:
+        """Tell whether the task has its outcome. Thread-safe; does not block."""
+        return self._state is not _PENDING
+
+    @property
+    def state(self) -> str:
+        """One of "queued", "running", "succeeded", "failed", "cancelled"."""
+        if self._state is _PENDING:
+            owner = self._owner
+            return "running" if owner is not None and owner.has_begun(self) else "queued"
+        if self._state == _CANCELLED:
+            return "cancelled"
+        return "failed" if self.exception() is not None else "succeeded"
+
+    @property
+    def wait_time(self) -> float | None:
+        """Seconds from `submit` until the last run began; None when the task is not known to have begun."""
+        return None if self.started_at is None else max(0.0, self.started_at - self.submitted_at)
+
+    @property
+    def run_time(self) -> float | None:
+        """Seconds the last run took; None until it ended."""
+        if self.started_at is None or self.ended_at is None:
+            return None
+        return max(0.0, self.ended_at - self.started_at)
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the outcome and return the value, or raise what the task raised.
+
+        Thread-safe. Blocks for at most `timeout` seconds (None: for ever).
+
+        Raises:
+            TimeoutError: the task is not done after `timeout` seconds; the task goes on.
+            TaskCancelled: the task was cancelled.
+            TaskTimeout, QueueTimeout, DeadlineExceeded, WorkerCrashed, SerializationError, InitializerFailed:
+                what stopped the task, when it was not its own exception.
+        """
+        try:
+            if self._state is _PENDING:
+                self._wait(timeout)
+            if self._load is not None:
+                self._read(timeout)
+            if self._exception is not None:
+                raise self._exception
+            if self._state == _CANCELLED:
+                raise TaskCancelled(_cancelled_text(self))
+            return cast("T", self._result)
+        finally:
+            # A raised exception holds this frame, and this frame would hold the task that holds the exception.
+            self = None  # type: ignore[assignment]  # noqa: PLW0642
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the outcome and return the exception, None when there is none.
+
+        Thread-safe. Blocks for at most `timeout` seconds (None: for ever).
+
+        Raises:
+            TimeoutError: the task is not done after `timeout` seconds.
+            TaskCancelled: the task was cancelled.
+        """
+        try:
+            if self._state is _PENDING:
+                self._wait(timeout)
+            if self._load is not None:
+                self._read(timeout)
+            if self._state == _CANCELLED:
+                raise TaskCancelled(_cancelled_text(self))
+            return self._exception
+        finally:
+            self = None  # type: ignore[assignment]  # noqa: PLW0642
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Call `fn(task)` when the task is done, or now if it is. Thread-safe; blocks only for `fn` itself.
+
+        Callbacks run on the thread that publishes the outcome; what they raise is logged and harms nothing.
+        """
+        with _LOCK:
+            if self._state is _PENDING:
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(fn)
+                return
+        self._call_back(fn)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait under asyncio; cancelling the awaiting coroutine cancels the task."""
+        import asyncio  # noqa: PLC0415 -- a worker half that never awaits should not pay for it
+
+        return asyncio.wrap_future(self).__await__()
+
+    def __repr__(self) -> str:
+        """Show id, name and state."""
+        if self._state is _PENDING:
+            state = self.state
+        elif self._state == _CANCELLED:
+            state = "cancelled"
+        else:
+            state = "succeeded" if self._ok else "failed"
+        return f"<poolkit.Task {self.id} {self.name!r} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse: a task belongs to the process that submitted it."""
+        msg = f"{self!r} cannot be pickled: pass its result, or submit the follow-up from the process that owns it"
+        raise TypeError(msg)
+
+    # ===== what the pool calls =====
+
+    def publish(self, outcome: Outcome) -> None:
+        """Make `outcome` the task's own and wake whoever waits. Called once, without the pool's lock."""
+        with _LOCK:
+            cond = self._cond
+            if cond is None:
+                callbacks = self._settle(outcome)
+        if cond is not None:
+            with cond:
+                with _LOCK:
+                    callbacks = self._settle(outcome)
+                for waiter in self._waiters:
+                    if outcome.cancelled:
+                        waiter.add_cancelled(self)
+                    elif outcome.ok:
+                        waiter.add_result(self)
+                    else:
+                        waiter.add_exception(self)
+                cond.notify_all()
+        if callbacks is not None:
+            for callback in callbacks:
+                self._call_back(callback)
+
+    def forget_callbacks(self) -> None:
+        """Drop the callbacks: this is a copy in a forked child, and they are the parent's."""
+        self._callbacks = None
+
+    def _settle(self, outcome: Outcome) -> list[Callable[[Future[T]], object]] | None:
+        self._ok = outcome.ok
+        if outcome.ok or outcome.load is not None:
+            self._result = outcome.payload
+            self._load = outcome.load
+        elif not outcome.cancelled:
+            self._exception = outcome.payload
+        self._state = _CANCELLED if outcome.cancelled else _FINISHED
+        callbacks, self._callbacks = self._callbacks, None
+        return callbacks
+
+    def _call_back(self, fn: Callable[[Future[T]], object]) -> None:
+        try:
+            fn(self)
+        except Exception:
+            import logging  # noqa: PLC0415 -- only when something is wrong
+
+            logging.getLogger("poolkit").exception("a done callback of %r raised", self)
+
+    # ===== the future's own parts =====
+
+    @property
+    def _condition(self) -> threading.Condition:
+        """The Condition that `concurrent.futures.wait` and `as_completed` lock; made on first use."""
+        cond = self._cond
+        if cond is None:
+            fresh = threading.Condition()
+            with _LOCK:
+                if self._cond is None:
+                    self._cond = fresh
+                cond = self._cond
+        return cond
+
+    def _wait(self, timeout: float | None) -> None:
+        cond = self._condition
+        with cond:
+            if self._state is _PENDING and not cond.wait_for(lambda: self._state is not _PENDING, timeout):
+                msg = f"{self!r} is not done after {timeout} s; it goes on (task.cancel() stops it)"
+                raise WaitTimeout(msg)
+
+    def _read(self, timeout: float | None) -> None:
+        """Unpickle the outcome, once, in the thread that wants it: a slow or hostile unpickling costs its reader only."""
+        with _LOCK:
+            load = self._load
+            if load is None:
+                return
+            if not isinstance(load, _Unread):
+                self._load = _READING
+        if isinstance(load, _Unread):
+            cond = self._condition
+            with cond:
+                if not cond.wait_for(lambda: self._load is not _READING, timeout):
+                    msg = f"the outcome of {self!r} is still being unpickled by another thread after {timeout} s"
+                    raise WaitTimeout(msg)
+            self._read(timeout)
+            return
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            value = load(self._result)
+            if not self._ok:
+                value, error = None, value
+        except Exception as exc:  # noqa: BLE001 -- whatever unpickling raises is this task's exception
+            error = exc
+        except BaseException:  # an interrupt of this thread, not the task's: the next reader tries again
+            self._read_done(load)
+            raise
+        self._result, self._exception = value, error
+        self._read_done(None)
+        error = None
+
+    def _read_done(self, load: Callable[[Any], Any] | None) -> None:
+        with _LOCK:
+            self._load = load
+            cond = self._cond
+        if cond is not None:
+            with cond:
+                cond.notify_all()
+
+
+class Outcome:
+    """The value or exception of a task, or that it was cancelled; decided once by the scheduler.
+
+    `load`, when given, turns `payload` (bytes from a worker) into the value or exception when it is first read.
+    """
+
+    __slots__ = ("cancelled", "load", "ok", "payload")
+
+    def __init__(
+        self, payload: Any, *, ok: bool, load: Callable[[Any], Any] | None = None, cancelled: bool = False
+    ) -> None:
+        self.payload = payload
+        self.ok = ok
+        self.load = load
+        self.cancelled = cancelled
+
+    @classmethod
+    def failure(cls, error: BaseException) -> Outcome:
+        """An exception that is at hand."""
+        return cls(error, ok=False)
+
+    def error(self) -> BaseException | None:
+        """The exception of a failure, unpickled if need be; None for a value or a cancellation."""
+        if self.ok or self.cancelled:
+            return None
+        if self.load is not None:
+            self.payload = self.load(self.payload)
+            self.load = None
+        return cast("BaseException", self.payload)
+
+
+CANCELLED = Outcome(None, ok=False, cancelled=True)
+
+
+def _cancelled_text(task: Task[Any]) -> str:
+    how = "before it began" if task.attempts == 0 else f"in attempt {task.attempts}"
+    return f"task {task.id} ({task.name}) was cancelled {how}"
+
+
+def settled_task(name: str, outcome: Outcome) -> Task[Any]:
+    """Make a task that is done already and belongs to no pool."""
+    task: Task[Any] = Task(None, name, None, None)
+    task.phase = TaskPhase.SETTLED
+    task.publish(outcome)
+    return task
+
+
+class TaskContext:
+    """What a running task may know of itself; `poolkit.current_task()` returns it.
+
+    Attributes:
+        id: the task's number in its pool.
+        name: the task's name.
+        attempt: 1 for the first run.
+    """
+
+    __slots__ = ("_clock", "_deadline", "_stop", "attempt", "id", "name")
+
+    def __init__(
+        self,
+        task_id: int,
+        name: str,
+        attempt: int,
+        deadline: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.id = task_id
+        self.name = name
+        self.attempt = attempt
+        self._deadline = deadline  # on `clock`
+        self._clock = clock
+        self._stop = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task was asked to stop. Thread kind only: a process is stopped without asking."""
+        return self._stop
+
+    def time_left(self) -> float | None:
+        """Seconds until the run-time limit, at least 0.0; None without a limit."""
+        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
+
+    def request_stop(self) -> None:
+        """Set `cancelled`. Called by the workforce."""
+        self._stop = True
+
+    def __repr__(self) -> str:
+        """Show id, name and attempt."""
+        return f"<poolkit.TaskContext {self.id} {self.name!r} attempt={self.attempt}>"
+
+
+_current: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("poolkit_task", default=None)
+
+
+def current_task() -> TaskContext | None:
+    """The context of the task that runs here; None outside a task. Does not block."""
+    return _current.get()
+
+
+def enter_task(context: TaskContext) -> contextvars.Token[TaskContext | None]:
+    """Make `context` the current one. Called by the worker half around a call."""
+    return _current.set(context)
+
+
+def leave_task(token: contextvars.Token[TaskContext | None]) -> None:
+    """Undo `enter_task`."""
+    _current.reset(token)

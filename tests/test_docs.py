@@ -1,0 +1,92 @@
+"""The documentation tells the truth: snippets run and print what they say, links lead somewhere, examples work."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import WATCHDOG
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+SNIPPET_PAGES = [
+    page
+    for page in [ROOT / "README.md", ROOT / "docs/index.md", ROOT / "docs/tutorial.md", *ROOT.glob("docs/guide/*.md")]
+    if page.is_file()
+]
+OUTPUT = re.compile(r"# -> (.*)$", re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
+
+
+def script_of(page: str) -> str:
+    """Blank out everything but the python blocks, so that line numbers stay those of the page."""
+    lines, inside = [], False
+    for line in page.splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            lines.append("")
+        else:
+            lines.append(line if inside else "")
+    return "\n".join(lines) + "\n"
+
+
+def anchors_of(page: str) -> set[str]:
+    """The anchors of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    return {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def run(script: Path, *arguments: str, where: Path) -> str:
+    """Run a script by itself, in the folder `where`; it must succeed without a complaint. Returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        cwd=where,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SNIPPET_PAGES, ids=lambda page: page.name)
+def test_snippets_of_a_page_run_and_print_what_it_says(page: Path, tmp_path: Path) -> None:
+    source = script_of(page.read_text())
+    script = tmp_path / f"{page.stem}.py"
+    script.write_text(source)
+    printed = run(script, where=tmp_path)
+    assert printed.splitlines() == OUTPUT.findall(source)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    for path, anchor in LINK.findall(text):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor:
+            assert anchor in anchors_of(target.read_text()), path + anchor
+
+
+@pytest.mark.slow
+def test_example_scans_files_as_it_would_in_line(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples/scan_stdlib.py", "--limit", "40", where=tmp_path)
+    assert "40 of 40 files ended as they do in line, 0 were sabotaged" in printed
+
+
+@pytest.mark.slow
+def test_example_loses_only_the_sabotaged_files(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples/scan_stdlib.py", "--limit", "40", "--sabotage", "--timeout", "3", where=tmp_path)
+    assert "37 of 40 files ended as they do in line, 3 were sabotaged" in printed
+    assert re.search(r"loop_for_ever\n +TaskTimeout: ", printed)
+    assert re.search(r"read_address_zero\n +WorkerCrashed: .*SIGSEGV", printed)
+    assert re.search(r"exit_at_once\n +WorkerCrashed: .*3", printed)
+    assert list(tmp_path.iterdir()) == [], "a core or a stray file was left behind"
