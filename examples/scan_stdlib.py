@@ -18,11 +18,11 @@ import platform
 import resource
 import sys
 import sysconfig
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 import poolkit
@@ -33,16 +33,9 @@ TESTS = {"test", "tests", "idle_test"}
 NOT_STANDARD = {"site-packages", "dist-packages"}
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What one module looks like."""
-
-    lines: int
-    functions: int
-    branches: int
-    longest: int
-    longest_name: str
-
+# Lines, functions, branches, length of the longest function, its name.
+# A plain tuple, since a class of this script would travel along with every result.
+Figures = tuple[int, int, int, int, str]
 
 # What became of one file: its figures, or the exception that took their place.
 Outcome = Figures | BaseException
@@ -64,7 +57,7 @@ def measure(path: str) -> Figures:
                 longest, longest_name = length, node.name
         elif isinstance(node, BRANCHES):
             branches += 1
-    return Figures(source.count(b"\n"), functions, branches, longest, longest_name)
+    return source.count(b"\n"), functions, branches, longest, longest_name
 
 
 # ===== the sabotage =====
@@ -159,16 +152,15 @@ def standard_library(root: Path, *, tests: bool) -> list[str]:
 
 def print_table(outcomes: Mapping[str, Outcome], root: Path, top: int) -> None:
     """Print the modules with the longest functions, and the totals."""
-    modules = [(path, found) for path, found in outcomes.items() if isinstance(found, Figures)]
-    modules.sort(key=lambda module: (-module[1].longest, module[0]))
+    modules = [(path, found) for path, found in outcomes.items() if isinstance(found, tuple)]
+    modules.sort(key=lambda module: (-module[1][3], module[0]))
     print(f"{'module':<36} {'lines':>8} {'functions':>9} {'branches':>8}  longest function")
-    for path, found in modules[:top]:
-        name = str(Path(path).relative_to(root))
-        longest = f"{found.longest:>4} {found.longest_name}"
-        print(f"{name:<36} {found.lines:>8} {found.functions:>9} {found.branches:>8}  {longest}")
-    lines, functions, branches = (
-        sum(getattr(found, column) for _, found in modules) for column in ("lines", "functions", "branches")
-    )
+    for path, (lines, functions, branches, longest, name) in modules[:top]:
+        module = str(Path(path).relative_to(root))
+        print(f"{module:<36} {lines:>8} {functions:>9} {branches:>8}  {longest:>4} {name}")
+    lines = sum(found[0] for _, found in modules)
+    functions = sum(found[1] for _, found in modules)
+    branches = sum(found[2] for _, found in modules)
     print(f"{f'all {len(modules)} modules':<36} {lines:>8} {functions:>9} {branches:>8}")
     if len(modules) < len(outcomes):
         print(f"no figures for {len(outcomes) - len(modules)} files")
@@ -182,18 +174,14 @@ def print_sabotage(
     for path, act in planted.items():
         error = outcomes[path]
         print(f"  {Path(path).relative_to(root)}: {act.__name__}")
-        print(f"    {type(error).__name__}: {error}")
-        if isinstance(error, poolkit.WorkerCrashed) and error.hint:
-            print(f"    {error.hint}")
-        if isinstance(error, poolkit.TaskTimeout | poolkit.WorkerCrashed) and error.stack:
-            print("".join(f"    | {line}\n" for line in error.stack.rstrip().splitlines()), end="")
+        print(textwrap.indent(f"{type(error).__name__}: {error}", "    "))
 
 
 def same(left: Outcome, right: Outcome) -> bool:
     """Compare two outcomes of one file; exceptions by their type."""
-    if isinstance(left, Figures) or isinstance(right, Figures):
-        return left == right
-    return type(left) is type(right)
+    if isinstance(left, BaseException):
+        return type(left) is type(right)
+    return left == right
 
 
 def find_faults(

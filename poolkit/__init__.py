@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
+    from poolkit.decorator import Offloaded, default_pool, offload, set_default_pool, use_pool
     from poolkit.errors import (
         DeadlineExceeded,
         InitializerFailed,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         TaskTimeout,
         WorkerCrashed,
     )
-    from poolkit.decorator import Offloaded, default_pool, offload, set_default_pool, use_pool
     from poolkit.pool import Pool, PoolView
     from poolkit.results import Results
     from poolkit.task import Task, TaskContext, current_task

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 
 PORTABLE = os.environ.get("POOLKIT_PORTABLE") == "1"
 LINUX = sys.platform == "linux" and not PORTABLE
@@ -50,9 +49,10 @@ class Wakeup:
                 pass
 
     def close(self) -> None:
-        """Close it. Idempotent."""
-        _close_pair(self._read, self._write)
+        """Close it. Idempotent. Forgets the numbers first: a late `set` must not write to whoever gets them next."""
+        read, write = self._read, self._write
         self._read = self._write = -1
+        _close_pair(read, write)
 
 
 class Tokens:
@@ -82,9 +82,14 @@ class Tokens:
         os.write(self._write, count.to_bytes(8, sys.byteorder) if self._unit == 8 else b"\1" * count)  # noqa: PLR2004
 
     def take(self) -> bool:
-        """Take one token; False when there is none."""
+        """Take one token; False when there is none.
+
+        Raises:
+            EOFError: the owner has closed the counter, so there is nobody to work for (pipes only).
+        """
         try:
-            os.read(self._read, self._unit)
+            if not os.read(self._read, self._unit):
+                raise EOFError
         except BlockingIOError:
             return False
         return True
@@ -98,8 +103,9 @@ class Tokens:
 
     def close(self) -> None:
         """Close it. Idempotent."""
-        _close_pair(self._read, self._write)
+        read, write = self._read, self._write
         self._read = self._write = -1
+        _close_pair(read, write)
 
 
 def _nonblocking_pipe() -> tuple[int, int]:
@@ -121,11 +127,20 @@ def close_fd(fd: int) -> None:
             os.close(fd)
 
 
+def fill_standard_streams() -> None:
+    """Open the null device where a standard stream is closed, lest the next descriptor opened is printed to."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 -- the lowest number that is free
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
 def shared_page(nbytes: int) -> int:
     """A descriptor of `nbytes` of zeroed memory, to be mapped by several processes. It has no name anywhere."""
     if LINUX and hasattr(os, "memfd_create"):
         fd = os.memfd_create("poolkit-board", os.MFD_CLOEXEC)
     else:
+        import tempfile  # noqa: PLC0415 -- the fallback only; a worker half should not pay for it
+
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, nbytes)
@@ -158,24 +173,36 @@ def usable_cpus() -> int:
     return max(1, cpus)
 
 
-def _cgroup_quota(root: str = "/sys/fs/cgroup") -> float | None:
-    """CPUs' worth of run time that the control group allows; None without a limit."""
-    for path, period_path in (
-        (f"{root}/cpu.max", None),
-        (f"{root}/cpu/cpu.cfs_quota_us", f"{root}/cpu/cpu.cfs_period_us"),
-    ):
-        try:
-            with open(path, encoding="ascii") as file:  # noqa: PTH123 -- pathlib costs a worker half an import
-                words = file.read().split()
-            if period_path is not None:
-                with open(period_path, encoding="ascii") as file:  # noqa: PTH123
-                    words += file.read().split()
-            quota, period = float(words[0]), float(words[1])
-        except (OSError, ValueError, IndexError):
-            continue
-        if quota > 0 and period > 0:
-            return quota / period
-    return None
+def _cgroup_quota(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> float | None:
+    """CPUs' worth of run time that the control groups of this process allow; None without a limit.
+
+    A group's limit holds for all below it, so the least one on the way up counts.
+    """
+    groups = [""]
+    try:
+        with open(membership, encoding="ascii") as file:  # noqa: PTH123 -- pathlib costs a worker half an import
+            for line in file:
+                number, _, path = line.rstrip("\n").split(":", 2)
+                if number == "0":  # version 2; version 1 is looked at in its root only, as containers show it
+                    parts = path.strip("/").split("/")
+                    groups += ["/" + "/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    except (OSError, ValueError):
+        pass
+    quotas = [_quota_in([f"{root}{group}/cpu.max"]) for group in groups]
+    quotas.append(_quota_in([f"{root}/cpu/cpu.cfs_quota_us", f"{root}/cpu/cpu.cfs_period_us"]))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_in(paths: list[str]) -> float | None:
+    words: list[str] = []
+    try:
+        for path in paths:
+            with open(path, encoding="ascii") as file:  # noqa: PTH123 -- see above
+                words += file.read().split()
+        quota, period = float(words[0]), float(words[1])
+    except (OSError, ValueError, IndexError):  # not there, or "max"
+        return None
+    return quota / period if quota > 0 and period > 0 else None
 
 
 def resident_bytes(pid: int | None = None) -> int | None:

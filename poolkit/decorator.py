@@ -13,31 +13,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
+from poolkit._child.loop import run_here
 from poolkit._core.options import UNSET, CallOptions
+from poolkit._workforce.build import KINDS
 from poolkit.pool import Pool, PoolView
-from poolkit.results import Results
+from poolkit.results import Results, run_chunk
 from poolkit.task import Outcome, Task, current_task, settled_task
 
-if TYPE_CHECKING:
-    if sys.version_info >= (3, 11):
-        from typing import Concatenate, ParamSpec
-    else:
-        from typing_extensions import Concatenate, ParamSpec
-
-    P = ParamSpec("P")
-    Q = ParamSpec("Q")
-else:
-    from typing import Concatenate, ParamSpec
-
-    P = ParamSpec("P")
-    Q = ParamSpec("Q")
-
+P = ParamSpec("P")
 T = TypeVar("T")
-S = TypeVar("S")
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _defaults: dict[str, Pool] = {}  # guarded by: _lock
 _used: contextvars.ContextVar[Pool | PoolView | None] = contextvars.ContextVar("poolkit_pool", default=None)
 
@@ -89,7 +77,7 @@ def use_pool(pool: Pool | PoolView) -> Iterator[Pool | PoolView]:
 
 def _forget_in_child() -> None:
     global _lock  # noqa: PLW0603 -- another thread may have held it when the process forked
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _defaults.clear()
 
 
@@ -103,10 +91,17 @@ class Offloaded(Generic[P, T]):
     Inside a worker a call runs in place and returns a task that is done, so nested calls cannot deadlock.
     """
 
-    def __init__(
-        self, fn: Callable[P, T], kind: str, pool: Pool | PoolView | None, given: dict[str, Any]
-    ) -> None:
-        CallOptions().changed(**given)  # an option without sense is refused here, not at the first call
+    __qualname__: str
+
+    def __init__(self, fn: Callable[P, T], kind: str, pool: Pool | PoolView | None, given: dict[str, Any]) -> None:
+        # What has no sense is refused here, not at the first call.
+        if kind not in KINDS:
+            msg = f"kind must be one of {', '.join(map(repr, KINDS))}, was {kind!r}"
+            raise ValueError(msg)
+        if pool is not None and not isinstance(pool, (Pool, PoolView)):
+            msg = f"pool must be a Pool, a view of one or None, was {pool!r}"
+            raise TypeError(msg)
+        CallOptions().changed(**given)
         functools.update_wrapper(self, fn)
         self._fn = fn
         self._kind = kind
@@ -131,13 +126,28 @@ class Offloaded(Generic[P, T]):
         buffersize: int | None = None,
         ordered: bool = True,
     ) -> Results[T]:
-        """Call it for the items of the iterables, as `Pool.map` does."""
+        """Call it for the items of the iterables, as `Pool.map` does; inside a worker, one after the other."""
+        if current_task() is not None:
+            return Results(
+                _Here(self.__qualname__),
+                self._fn,
+                zip(*iterables),  # noqa: B905 -- the shortest ends it, as with the built-in map
+                chunksize=1,
+                buffersize=1,
+                workers=1,
+                ordered=True,
+                timeout=None,
+            )
         return self._pool().map(
             self._sent(), *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize, ordered=ordered
         )
 
     def options(self, **given: Any) -> Offloaded[P, T]:
         """The same function with other options, as for `Pool.options`."""
+        unknown = sorted(given.keys() - CallOptions.__dataclass_fields__.keys())
+        if unknown:
+            msg = f"there is no option {', '.join(unknown)}; there are {', '.join(CallOptions.__dataclass_fields__)}"
+            raise TypeError(msg)
         return Offloaded(self._fn, self._kind, self._target, {**self._given, **given})
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -150,7 +160,7 @@ class Offloaded(Generic[P, T]):
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle by name where the name leads here, else by value."""
         if _found(self):
-            return cast("str", self.__qualname__)
+            return self.__qualname__
         return Offloaded, (self._fn, self._kind, None, self._given)
 
     def __repr__(self) -> str:
@@ -161,16 +171,41 @@ class Offloaded(Generic[P, T]):
         pool = self._target or _used.get() or default_pool(self._kind)
         return pool.options(**self._given) if self._given else pool
 
-    def _sent(self) -> Callable[P, T]:
-        """What goes to the worker: the plain function by value, or, where its name leads to this object, `local`."""
-        return self.local if _found(self) else self._fn
+    def _sent(self) -> Callable[..., T]:
+        """What goes to the worker: the plain function, unless another process would find this object by its name."""
+        if _found(self):
+            return self.local
+        owner = getattr(self._fn, "__self__", None)
+        name = getattr(self._fn, "__name__", "")
+        if owner is not None and isinstance(getattr(owner, name, None), Offloaded):  # a method: its name leads here too
+            return functools.partial(_call_method, owner, name)
+        return self._fn
 
     def _in_place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task[T]:
-        try:
-            outcome = Outcome(self._fn(*args, **kwargs), ok=True)
-        except Exception as exc:  # noqa: BLE001 -- it is the inner task's exception
-            outcome = Outcome.failure(exc)
+        ok, value = run_here(self._fn, args, kwargs)
+        outcome: Outcome = Outcome(value, ok=True) if ok else Outcome.failure(value)
         return settled_task(self._given.get("name") or self.__qualname__, outcome)
+
+
+def _call_method(owner: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Run in a worker: call a method of an object or class, whose attribute is an `Offloaded`."""
+    return getattr(owner, name).local(*args, **kwargs)
+
+
+class _Here:
+    """Runs the chunks of a `map` at once: inside a worker, waiting for other workers could wait for ever."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def submit_chunk(self, fn: Callable[..., Any], items: list[tuple[Any, ...]], *, block: bool) -> Task[list[Any]]:
+        """Run `fn` for each item."""
+        del block
+        ok, value = run_here(run_chunk, (fn, items), {})
+        return settled_task(self._name, Outcome(value, ok=True) if ok else Outcome.failure(value))
+
+    def cancel_soon(self, task: Task[Any]) -> None:
+        """Nothing is pending."""
 
 
 def _found(offloaded: Offloaded[Any, Any]) -> bool:

@@ -130,9 +130,7 @@ class RemoteError(PoolkitError):
         traceback_text: its traceback, formatted where it was raised.
     """
 
-    def __init__(
-        self, text: str = "", *, type_name: str = "", message: str = "", traceback_text: str = ""
-    ) -> None:
+    def __init__(self, text: str = "", *, type_name: str = "", message: str = "", traceback_text: str = "") -> None:
         super().__init__(text)
         self.type_name = type_name
         self.message = message

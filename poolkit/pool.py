@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from poolkit import _os
 from poolkit._core import options as checks
@@ -24,18 +26,13 @@ from poolkit.results import Results, run_chunk
 from poolkit.task import Task
 
 if TYPE_CHECKING:
-    import sys
     from types import TracebackType
+
+    from typing_extensions import Self
 
     from poolkit._workforce.supervisor import Supervisor
 
-    if sys.version_info >= (3, 11):
-        from typing import ParamSpec, Self
-    else:
-        from typing_extensions import ParamSpec, Self
-
-    P = ParamSpec("P")
-
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _numbers = itertools.count(1)
@@ -47,7 +44,7 @@ class _Face(Executor):
     _supervisor: Supervisor
     _options: CallOptions
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:  # type: ignore[override]
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """Queue the call `fn(*args, **kwargs)`; every keyword belongs to `fn`.
 
         Thread-safe. Serialises the call on this thread; blocks while a bounded queue is full.
@@ -75,7 +72,7 @@ class _Face(Executor):
         self._supervisor.submit(task, error)
         return task
 
-    def map(  # type: ignore[override]  # noqa: PLR0913 -- the contract of Executor.map, and more
+    def map(
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],
@@ -108,7 +105,7 @@ class _Face(Executor):
         items = zip(*iterables)  # noqa: B905 -- the shortest ends it, as with the built-in map
         return self._results(fn, items, timeout, chunksize, buffersize, ordered=ordered)
 
-    def starmap(  # noqa: PLR0913 -- as `map`
+    def starmap(
         self,
         fn: Callable[..., T],
         iterable: Iterable[Sequence[Any]],
@@ -163,8 +160,76 @@ class _Face(Executor):
         )
         return PoolView(self._pool(), changed)
 
+    def shutdown(
+        self,
+        wait: bool = True,
+        *,
+        cancel_futures: bool = False,
+        kill: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Accept no more tasks, finish the accepted ones and release everything. Idempotent, from any thread.
+
+        Called in a callback it does not wait, as it would wait for itself.
+
+        Args:
+            wait: block until all is finished and released.
+            cancel_futures: cancel what has not begun.
+            kill: stop what runs, too.
+            timeout: seconds for the graceful part; what is left then is killed.
+        """
+        self._supervisor.shutdown(
+            wait=wait, cancel_queued=cancel_futures, kill=kill, timeout=checks.wait_seconds("timeout", timeout)
+        )
+
+    def __enter__(self) -> Self:
+        """Use the pool as a context manager."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Finish the accepted work; after a Ctrl-C, stop it instead."""
+        interrupted = exc_type is not None and issubclass(exc_type, _interruptions())
+        try:
+            self.shutdown(cancel_futures=interrupted, kill=interrupted)
+        except KeyboardInterrupt:  # while it waited
+            self.shutdown(cancel_futures=True, kill=True)
+            raise
+
+    async def __aenter__(self) -> Self:
+        """Use the pool as an asynchronous context manager."""
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Do the same as `__exit__`, without blocking the event loop; when the body was cancelled, stop the work."""
+        import asyncio  # noqa: PLC0415 -- only where there is an event loop
+
+        stopped = exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, asyncio.CancelledError))
+        self.shutdown(wait=False, cancel_futures=stopped, kill=stopped)
+        # A thread of its own: the loop's default executor may be full of calls that wait for this pool.
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def finish() -> None:
+            self.shutdown()
+            try:
+                loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(None))
+            except RuntimeError:  # the loop was closed meanwhile
+                return
+
+        threading.Thread(target=finish, name=f"poolkit-{self._pool().name}-exit", daemon=True).start()
+        try:
+            await done
+        except asyncio.CancelledError:
+            self.shutdown(wait=False, cancel_futures=True, kill=True)
+            raise
+
+    @abstractmethod
     def _pool(self) -> Pool:
-        raise NotImplementedError
+        """The pool itself."""
 
     def _task(
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
@@ -174,7 +239,7 @@ class _Face(Executor):
             msg = f"the first argument must be something to call, was {fn!r}"
             raise TypeError(msg)
         options = self._options
-        name = options.name or name or getattr(fn, "__qualname__", None) or type(fn).__qualname__
+        name = options.name or name or _name_of(fn)
         try:
             call, nbytes = self._supervisor.workforce.pack(fn, args, kwargs)
         except SerializationError as exc:
@@ -182,14 +247,19 @@ class _Face(Executor):
             return Task(self._supervisor, name, None, options), exc
         return Task(self._supervisor, name, call, options, nbytes), None
 
-    def submit_chunk(self, fn: Callable[..., Any], items: list[tuple[Any, ...]]) -> Task[list[Any]]:
+    def cancel_soon(self, task: Task[Any]) -> None:
+        """Have a task cancelled by the supervisor's thread; for finalizers, which must not wait for a lock."""
+        self._supervisor.cancel_soon(task)
+
+    def submit_chunk(self, fn: Callable[..., Any], items: list[tuple[Any, ...]], *, block: bool) -> Task[list[Any]]:
         """Submit one task that calls `fn` for each of `items`; what `map` is made of."""
-        name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-        task, error = self._task(run_chunk, (fn, items), {}, f"map({name})")
+        task, error = self._task(run_chunk, (fn, items), {}, f"map({_name_of(fn)})")
+        if not block and task.options.block:
+            task.options = task.options.changed(block=False)
         self._supervisor.submit(task, error)
         return task
 
-    def _results(  # noqa: PLR0913, PLR0917 -- what `map` was given
+    def _results(
         self,
         fn: Callable[..., T],
         items: Iterable[tuple[Any, ...]],
@@ -268,21 +338,19 @@ class Pool(_Face):
         """
         size = _os.usable_cpus() if max_workers is None else checks.whole("max_workers", max_workers)
         settings = _check_settings(size, kind, start_method, initializer, initargs, preload, env)
-        limits = PoolLimits(
-            max_workers=size,
-            max_queue=checks.whole_or_none("max_queue", max_queue),
-            max_tasks_per_child=checks.whole_or_none("max_tasks_per_child", max_tasks_per_child),
-            max_memory_per_child=checks.whole_or_none("max_memory_per_child", max_memory_per_child),
-            min_workers=checks.whole_or_none("min_workers", min_workers, least=0) or 0,
-            idle_timeout=checks.seconds("idle_timeout", idle_timeout),
+        limits = check_limits(
+            size,
+            max_queue=max_queue,
+            max_tasks_per_child=max_tasks_per_child,
+            max_memory_per_child=max_memory_per_child,
+            min_workers=min_workers,
+            idle_timeout=idle_timeout,
         )
-        if limits.min_workers > size:
-            msg = f"min_workers must not exceed max_workers ({size}), was {min_workers}"
-            raise ValueError(msg)
         self._options = CallOptions().changed(timeout=timeout, retries=retries)
         self._max_workers = size
         self._kind = kind
         self.name = checks.text_or_none("name", name) or f"{kind}-{next(_numbers)}"
+        self._initargs = initargs  # multiprocessing's locks end with the owner's objects, and workers come later too
         self._supervisor = build(settings, limits, self.name)
 
     def _pool(self) -> Pool:
@@ -322,7 +390,8 @@ class Pool(_Face):
 
         Args:
             event: "worker_started", "worker_exited", "task_started", "task_done" or "task_retried".
-            callback: gets one frozen record: worker_id, pid ... or task ..., see `poolkit._core.workforce`.
+            callback: gets one frozen record: a `poolkit.WorkerStarted`, `WorkerExited`, `TaskStarted`, `TaskDone` or
+                `TaskRetried`.
 
         Raises:
             ValueError: there is no such event.
@@ -356,74 +425,12 @@ class Pool(_Face):
         """Cancel all that is queued and stop all that runs. Thread-safe; does not block."""
         self._supervisor.cancel_all()
 
-    def shutdown(  # type: ignore[override]
-        self,
-        wait: bool = True,  # noqa: FBT001, FBT002 -- the contract of Executor.shutdown
-        *,
-        cancel_futures: bool = False,
-        kill: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Accept no more tasks, finish the accepted ones and release everything. Idempotent, from any thread.
-
-        Called in a callback it does not wait, as it would wait for itself.
-
-        Args:
-            wait: block until all is finished and released.
-            cancel_futures: cancel what has not begun.
-            kill: stop what runs, too.
-            timeout: seconds for the graceful part; what is left then is killed.
-        """
-        self._supervisor.shutdown(
-            wait=wait, cancel_queued=cancel_futures, kill=kill, timeout=checks.wait_seconds("timeout", timeout)
-        )
-
-    def __enter__(self) -> Self:
-        """Use the pool as a context manager."""
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        """Finish the accepted work; after a Ctrl-C, stop it instead."""
-        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
-        self.shutdown(cancel_futures=interrupted, kill=interrupted)
-
-    async def __aenter__(self) -> Self:
-        """Use the pool as an asynchronous context manager."""
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        """Do the same as `__exit__`, without blocking the event loop; when the body was cancelled, stop the work."""
-        import asyncio  # noqa: PLC0415 -- only where there is an event loop
-
-        stopped = exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, asyncio.CancelledError))
-        self.shutdown(wait=False, cancel_futures=stopped, kill=stopped)
-        # A thread of its own: the loop's default executor may be full of calls that wait for this pool.
-        done = asyncio.get_running_loop().create_future()
-        loop = asyncio.get_running_loop()
-
-        def finish() -> None:
-            self.shutdown()
-            try:
-                loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(None))
-            except RuntimeError:  # the loop was closed meanwhile
-                return
-
-        threading.Thread(target=finish, name=f"poolkit-{self.name}-exit", daemon=True).start()
-        try:
-            await done
-        except asyncio.CancelledError:
-            self.shutdown(wait=False, cancel_futures=True, kill=True)
-            raise
-
     def __del__(self) -> None:
         """Warn about a pool that was not shut down; the accepted work is finished all the same."""
         supervisor = getattr(self, "_supervisor", None)
         if supervisor is not None and supervisor.is_open() and supervisor.pid == os.getpid():
-            warnings.warn(f"{self!r} was not shut down; use `with` or shutdown()", ResourceWarning, source=self)
+            text = f"{self!r} was not shut down; use `with` or shutdown()"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
             supervisor.drop()
 
     def __repr__(self) -> str:
@@ -446,17 +453,6 @@ class PoolView(_Face):
     def _pool(self) -> Pool:
         return self._of
 
-    def shutdown(  # type: ignore[override]
-        self,
-        wait: bool = True,  # noqa: FBT001, FBT002 -- the contract of Executor.shutdown
-        *,
-        cancel_futures: bool = False,
-        kill: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Shut the pool down; see `Pool.shutdown`."""
-        self._of.shutdown(wait, cancel_futures=cancel_futures, kill=kill, timeout=timeout)
-
     def __repr__(self) -> str:
         """Show the pool and what differs from the defaults."""
         plain = CallOptions()
@@ -469,11 +465,52 @@ class PoolView(_Face):
         return f"<poolkit.PoolView of {self._of.name!r} {' '.join(changed)}>"
 
 
+def _name_of(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
+
+
+def _interruptions() -> tuple[type[BaseException], ...]:
+    """What ends a `with` block from outside: Ctrl-C, and the cancellation of the coroutine that it stands in."""
+    asyncio = sys.modules.get("asyncio")
+    return (KeyboardInterrupt,) if asyncio is None else (KeyboardInterrupt, asyncio.CancelledError)
+
+
 def _check_event(event: str) -> str:
     if event not in EVENT_NAMES:
         msg = f"there is no event {event!r}; there are {', '.join(EVENT_NAMES)}"
         raise ValueError(msg)
     return event
+
+
+def check_limits(
+    size: int,
+    *,
+    max_queue: int | None,
+    max_tasks_per_child: int | None,
+    max_memory_per_child: int | None = None,
+    min_workers: int | None,
+    idle_timeout: float | None,
+) -> PoolLimits:
+    """Check what the scheduler has to know of a pool."""
+    limits = PoolLimits(
+        max_workers=size,
+        max_queue=checks.whole_or_none("max_queue", max_queue),
+        max_tasks_per_child=checks.whole_or_none("max_tasks_per_child", max_tasks_per_child),
+        max_memory_per_child=checks.whole_or_none("max_memory_per_child", max_memory_per_child),
+        min_workers=checks.whole_or_none("min_workers", min_workers, least=0) or 0,
+        idle_timeout=checks.seconds("idle_timeout", idle_timeout),
+    )
+    if limits.min_workers > size:
+        msg = f"min_workers must not exceed max_workers ({size}), was {min_workers}"
+        raise ValueError(msg)
+    return limits
+
+
+def check_initializer(initializer: object) -> None:
+    """Check that an initializer can be called, if there is one."""
+    if initializer is not None and not callable(initializer):
+        msg = f"initializer must be something to call or None, was {initializer!r}"
+        raise TypeError(msg)
 
 
 def _check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
@@ -491,18 +528,19 @@ def _check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
     if start_method is not None and start_method not in START_METHODS:
         msg = f"start_method must be one of {', '.join(map(repr, START_METHODS))} or None, was {start_method!r}"
         raise ValueError(msg)
-    if initializer is not None and not callable(initializer):
-        msg = f"initializer must be something to call or None, was {initializer!r}"
-        raise TypeError(msg)
+    check_initializer(initializer)
     if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
         msg = f"preload must be a sequence of module names, was {preload!r}"
         raise TypeError(msg)
-    env = dict(env or {})
-    for name, value in env.items():
-        if not isinstance(name, str) or not isinstance(value, str):
+    variables: dict[Any, Any] = dict(env or {})
+    for name, value in variables.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
             msg = f"env must map strings to strings, had {name!r}: {value!r}"
             raise TypeError(msg)
-    if kind != "process" and (start_method or preload or env):
+        if not name or "=" in name or "\0" in name + value:
+            msg = f"env has what no system takes as an environment variable: {name!r}: {value!r}"
+            raise ValueError(msg)
+    if kind != "process" and (start_method or preload or variables):
         msg = f"start_method, preload and env are for kind='process', not for kind={kind!r}"
         raise ValueError(msg)
     return PoolSettings(
@@ -512,7 +550,7 @@ def _check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
         initargs=tuple(initargs),
         start_method=start_method or "forkserver",
         preload=tuple(preload),
-        env=env,
+        env=dict(env or {}),
     )
 
 

@@ -10,13 +10,13 @@ Owner: the one thread (or coroutine) that iterates. Not thread-safe.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any, Generic, Protocol, TypeVar
 
+from poolkit.errors import QueueFull
 from poolkit.task import Task, WaitTimeout
 
 T = TypeVar("T")
@@ -29,11 +29,14 @@ AHEAD = 4  # chunks per worker that are taken ahead when `buffersize` is not giv
 class Submits(Protocol):
     """What `Results` needs of a pool or view."""
 
-    def submit_chunk(self, fn: Callable[..., Any], items: list[tuple[Any, ...]]) -> Task[list[Any]]:
-        """Submit one task that calls `fn` for each item."""
+    def cancel_soon(self, task: Task[Any]) -> None:
+        """Cancel a task without taking a lock."""
+
+    def submit_chunk(self, fn: Callable[..., Any], items: list[tuple[Any, ...]], *, block: bool) -> Task[list[Any]]:
+        """Submit one task that calls `fn` for each item. Without `block`, raises QueueFull for a full queue."""
 
 
-class ChunkStopped(Exception):  # noqa: N818 -- not an error of its own: it carries one, as its cause
+class ChunkStopped(Exception):
     """An item of a chunk raised; what the items before it gave goes along."""
 
     def __init__(self, results: list[Any]) -> None:
@@ -47,7 +50,7 @@ def run_chunk(fn: Callable[..., T], items: list[tuple[Any, ...]]) -> list[T]:
     try:
         for item in items:
             results.append(fn(*item))  # noqa: PERF401 -- what was done before an exception is kept
-    except Exception as exc:
+    except BaseException as exc:
         if not results:
             raise
         raise ChunkStopped(results) from exc
@@ -86,7 +89,8 @@ class Results(Generic[T]):
         self._tasks: deque[tuple[Task[list[T]], int]] = deque()  # submitted, with their number of items
         self._taken = 0  # items in _tasks
         self._ready: deque[T] = deque()  # results at hand, in order
-        self._error: BaseException | None = None  # to be raised after them
+        self._error: BaseException | None = None  # to be raised after what is at hand and submitted
+        self._held: list[tuple[Any, ...]] = []  # items taken from the input, for which the queue had no room
         try:
             self._fill()
         except BaseException:
@@ -106,8 +110,8 @@ class Results(Generic[T]):
             Exception: what the call raised, or what stopped it.
         """
         if not self._ready:
-            self._raise_error()
             if not self._tasks:
+                self._raise_error()
                 raise StopIteration
             self._wait_for_one()
             self._collect()
@@ -130,8 +134,8 @@ class Results(Generic[T]):
         import asyncio  # noqa: PLC0415 -- only where there is an event loop
 
         if not self._ready:
-            self._raise_error()
             if not self._tasks:
+                self._raise_error()
                 raise StopAsyncIteration
             waiting = [asyncio.wrap_future(task) for task, _ in self._candidates()]
             try:
@@ -161,9 +165,9 @@ class Results(Generic[T]):
         self.close()
 
     def __del__(self) -> None:
-        """Cancel what nobody will ask for."""
-        if getattr(self, "_tasks", None):
-            self.close()
+        """Cancel what nobody will ask for. Takes no lock: a garbage collection may come while this thread holds it."""
+        for task, _ in getattr(self, "_tasks", ()):
+            self._pool.cancel_soon(task)
 
     # ===== chunks =====
 
@@ -202,10 +206,13 @@ class Results(Generic[T]):
         self._taken -= count
         try:
             try:
-                self._ready.extend(task.result())
+                results = task.result()
+                task.forget_result()  # whoever still holds the task for a moment must not keep what is yielded
+                self._ready.extend(results)
+                del results
             except ChunkStopped as exc:
                 self._ready.extend(exc.results)
-                self._error = exc.__cause__
+                self._stop(exc.__cause__)
                 return
             self._learn(task, count)
             del task
@@ -214,6 +221,13 @@ class Results(Generic[T]):
             self.close()
             raise
 
+    def _stop(self, error: BaseException | None) -> None:
+        """An item raised: what was submitted after it is cancelled, and the error comes after what was before it."""
+        ready = list(self._ready)
+        self.close()
+        self._ready.extend(ready)
+        self._error = error
+
     def _learn(self, task: Task[list[T]], count: int) -> None:
         if self._adapt and task.run_time is not None:
             fitting = CHUNK_SECONDS * count / max(task.run_time, 1e-6)
@@ -221,19 +235,38 @@ class Results(Generic[T]):
 
     def _fill(self) -> None:
         """Take items ahead, up to the bound, and submit them."""
-        while self._items is not None and len(self._tasks) < self._slots:
+        while (self._items is not None or self._held) and len(self._tasks) < self._slots:
             size = self._chunk
             if self._bound is not None:
                 size = min(size, self._bound - self._taken - len(self._ready))
                 if size <= 0 and self._tasks:
                     return
                 size = max(1, size)
-            chunk = list(itertools.islice(self._items, size))
-            if len(chunk) < size:
-                self._items = None
+            chunk = self._take(size)
             if chunk:
-                self._tasks.append((self._pool.submit_chunk(self._fn, chunk), len(chunk)))
+                try:
+                    task = self._pool.submit_chunk(self._fn, chunk, block=not self._tasks)
+                except QueueFull:
+                    if not self._tasks:
+                        raise
+                    self._held = chunk  # there is something to wait for; then there will be room
+                    return
+                self._tasks.append((task, len(chunk)))
                 self._taken += len(chunk)
+
+    def _take(self, size: int) -> list[tuple[Any, ...]]:
+        """Take up to `size` items. What the input raises comes after the results of what it gave before."""
+        chunk, self._held = self._held, []
+        while len(chunk) < size and self._items is not None:
+            try:
+                chunk.append(next(self._items))
+            except StopIteration:
+                self._items = None
+            except Exception as exc:
+                if not chunk and not self._tasks and not self._ready:
+                    raise
+                self._items, self._error = None, exc
+        return chunk
 
 
 def _retrieve(future: Any) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextvars
 import enum
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -35,20 +36,21 @@ T = TypeVar("T")
 # The states of concurrent.futures, which `wait` and `as_completed` read.
 _PENDING, _CANCELLED, _FINISHED = "PENDING", "CANCELLED_AND_NOTIFIED", "FINISHED"
 
-if FutureTimeoutError is TimeoutError:
-    WaitTimeout: type[Exception] = TimeoutError
-else:  # CPython 3.10: two classes; whoever waits may expect either
+if sys.version_info >= (3, 11):
+    WaitTimeout = TimeoutError
+else:  # two classes there; whoever waits may expect either
 
-    class WaitTimeout(FutureTimeoutError, TimeoutError):  # type: ignore[no-redef]
+    class WaitTimeout(FutureTimeoutError, TimeoutError):
         """A wait ended before the task did."""
 
 
-_LOCK = threading.Lock()  # held for a few instructions; never while user code runs
+# Held for a few instructions. Re-entrant, as a garbage collection inside may run a finalizer that asks for it.
+_LOCK = threading.RLock()
 
 
 def _new_lock_in_child() -> None:
     global _LOCK  # noqa: PLW0603 -- another thread may have held it when the process forked
-    _LOCK = threading.Lock()
+    _LOCK = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work
@@ -120,8 +122,6 @@ class Task(Future[T]):
         "worker_id",
     )
 
-    _state: str  # type: ignore[assignment] -- slots where the base has instance attributes
-
     def __init__(self, owner: TaskOwner | None, name: str, call: Any, options: Any, nbytes: int = 0) -> None:
         # No super().__init__(): it would build the Condition that this class exists to avoid.
         self._state = _PENDING
@@ -157,7 +157,7 @@ class Task(Future[T]):
         owner = self._owner
         if owner is None:
             return self._state == _CANCELLED
-        return owner.cancel(self)
+        return owner.cancel(self) or self._state == _CANCELLED
 
     def cancelled(self) -> bool:
         """Tell whether the task was cancelled. Thread-safe; does not block."""
@@ -275,7 +275,11 @@ class Task(Future[T]):
     # ===== what the pool calls =====
 
     def publish(self, outcome: Outcome) -> None:
-        """Make `outcome` the task's own and wake whoever waits. Called once, without the pool's lock."""
+        """Make `outcome` the task's own and wake whoever waits. Called once, without the pool's lock.
+
+        Lets go of the call here, as dropping a thread task's arguments may run the user's `__del__`.
+        """
+        self.call = None
         with _LOCK:
             cond = self._cond
             if cond is None:
@@ -296,9 +300,15 @@ class Task(Future[T]):
             for callback in callbacks:
                 self._call_back(callback)
 
-    def forget_callbacks(self) -> None:
-        """Drop the callbacks: this is a copy in a forked child, and they are the parent's."""
+    def forget_result(self) -> None:
+        """Drop a result that was read, for a reader who has the only handle."""
+        self._result = None
+
+    def leave_parent(self) -> None:
+        """Be a copy in a forked child: the callbacks are the parent's, and so is whoever held the condition."""
         self._callbacks = None
+        if self._cond is not None:
+            self._cond = threading.Condition()
 
     def _settle(self, outcome: Outcome) -> list[Callable[[Future[T]], object]] | None:
         self._ok = outcome.ok
@@ -307,14 +317,18 @@ class Task(Future[T]):
             self._load = outcome.load
         elif not outcome.cancelled:
             self._exception = outcome.payload
+        outcome.payload = None  # handed over: whoever publishes must not keep it alive
         self._state = _CANCELLED if outcome.cancelled else _FINISHED
+        self._owner = None  # a result that is kept does not keep the pool
         callbacks, self._callbacks = self._callbacks, None
         return callbacks
 
     def _call_back(self, fn: Callable[[Future[T]], object]) -> None:
         try:
             fn(self)
-        except Exception:
+        except BaseException as exc:
+            if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # it is for the program, not for the callback
             import logging  # noqa: PLC0415 -- only when something is wrong
 
             logging.getLogger("poolkit").exception("a done callback of %r raised", self)
@@ -322,7 +336,7 @@ class Task(Future[T]):
     # ===== the future's own parts =====
 
     @property
-    def _condition(self) -> threading.Condition:
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
         """The Condition that `concurrent.futures.wait` and `as_completed` lock; made on first use."""
         cond = self._cond
         if cond is None:
@@ -341,7 +355,7 @@ class Task(Future[T]):
                 raise WaitTimeout(msg)
 
     def _read(self, timeout: float | None) -> None:
-        """Unpickle the outcome, once, in the thread that wants it: a slow or hostile unpickling costs its reader only."""
+        """Unpickle the outcome, once, in the thread that wants it: a slow unpickling costs its reader only."""
         with _LOCK:
             load = self._load
             if load is None:
@@ -427,6 +441,16 @@ def settled_task(name: str, outcome: Outcome) -> Task[Any]:
     return task
 
 
+class Shield(Protocol):
+    """Keeps the exception that stops a thread's task out of a stretch of code."""
+
+    def hold(self) -> None:
+        """Let none in from now on."""
+
+    def let_go(self) -> None:
+        """Undo `hold`; raises the exception if it came meanwhile."""
+
+
 class TaskContext:
     """What a running task may know of itself; `poolkit.current_task()` returns it.
 
@@ -436,7 +460,7 @@ class TaskContext:
         attempt: 1 for the first run.
     """
 
-    __slots__ = ("_clock", "_deadline", "_stop", "attempt", "id", "name")
+    __slots__ = ("_clock", "_deadline", "_shield", "_stop", "attempt", "id", "name")
 
     def __init__(
         self,
@@ -445,12 +469,14 @@ class TaskContext:
         attempt: int,
         deadline: float | None,
         clock: Callable[[], float] = time.monotonic,
+        shield: Shield | None = None,
     ) -> None:
         self.id = task_id
         self.name = name
         self.attempt = attempt
         self._deadline = deadline  # on `clock`
         self._clock = clock
+        self._shield = shield
         self._stop = False
 
     @property
@@ -461,6 +487,10 @@ class TaskContext:
     def time_left(self) -> float | None:
         """Seconds until the run-time limit, at least 0.0; None without a limit."""
         return None if self._deadline is None else max(0.0, self._deadline - self._clock())
+
+    def shield(self) -> Shield | None:
+        """What keeps an asynchronous exception out of code that must not be torn; None where there are none."""
+        return self._shield
 
     def request_stop(self) -> None:
         """Set `cancelled`. Called by the workforce."""

@@ -3,7 +3,7 @@
 The settings come as the first frame (BOOT), a pickled dict:
     sys_path, argv, cwd   as the owner has them         env        variables to set
     authkey               multiprocessing's key         measure_rss  whether outcomes carry the resident memory
-    initializer           packed call, or None          fds        how many descriptors follow the link's
+    initializer           packed call, or None          preload    names of modules to import
 Owner: the worker's main thread, before it serves.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib
 import os
 import pickle
 import signal
@@ -48,10 +49,15 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     os.close(link.board)
     tokens = _os.Tokens(link.tokens)
     loop = Loop(link.calls, link.outcomes, tokens, board)
-    settings: dict[str, Any] = pickle.loads(loop.receive_boot())  # noqa: S301 -- from the owner
+    try:
+        settings: dict[str, Any] = pickle.loads(loop.receive_boot())
+    except EOFError:  # the owner is gone already
+        return 0
     _settle_in(settings)
     loop.measure_rss = settings["measure_rss"]
     try:
+        for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
+            importlib.import_module(name)
         inherit.arrived(fds[len(WorkerFds._fields) :])
         _initialize(settings["initializer"], inherited_initializer)
     except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
@@ -112,9 +118,9 @@ def _settle_in(settings: dict[str, Any]) -> None:
     atexit._clear()  # noqa: SLF001 -- multiprocessing's children avoid them in the same way
 
 
-def _initialize(packed: tuple[bytes, bytes] | None, inherited: Callable[[], object] | None) -> None:
+def _initialize(packed: bytes | None, inherited: Callable[[], object] | None) -> None:
     if inherited is not None:
         inherited()
     elif packed is not None:
-        fn, args, kwargs = codec.load_call(*packed)
-        fn(*args, **kwargs)
+        fn, args = pickle.loads(packed)
+        fn(*args)

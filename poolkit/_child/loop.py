@@ -29,6 +29,14 @@ def run_call(
     """Run one call in its context; (True, value) or (False, exception). Lets no exception of the call out."""
     token = enter_task(context)
     try:
+        return run_here(fn, args, kwargs)
+    finally:
+        leave_task(token)
+
+
+def run_here(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
+    """Run one call in the context that is current; a coroutine is run to its end."""
+    try:
         value = fn(*args, **kwargs)
         if type(value) is types.CoroutineType:
             value = _run_coroutine(value)
@@ -36,14 +44,15 @@ def run_call(
         return False, exc
     else:
         return True, value
-    finally:
-        leave_task(token)
 
 
 def _run_coroutine(coroutine: Any) -> Any:
     import asyncio  # noqa: PLC0415 -- only for those who submit `async def` functions
 
-    return asyncio.run(coroutine)
+    try:
+        return asyncio.run(coroutine)
+    finally:
+        coroutine.close()  # where a loop runs already, asyncio.run() has refused to begin it
 
 
 class Loop:
@@ -77,13 +86,12 @@ class Loop:
                 while not inbox:
                     self._receive()
                 item = inbox.popleft()
-                if item == messages.STOP:
-                    return
-                if item == messages.DROP:
-                    continue
-                if self._tokens.take():
-                    self._run(item)  # type: ignore[arg-type] -- neither DROP nor STOP
-                    item = 0  # a call is not kept alive while the worker waits for the next
+                if isinstance(item, int):
+                    if item == messages.STOP:
+                        return
+                elif self._tokens.take():
+                    self._run(item)
+                    item = messages.DROP  # a call is not kept alive while the worker waits for the next
                 else:
                     self._drop()
         except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -20,6 +20,7 @@ import socket
 import sys
 import types
 from collections.abc import Callable
+from typing import cast
 
 from poolkit import _os
 from poolkit._child import boot
@@ -38,6 +39,7 @@ boot.leave(boot.run_worker(fds, parent))
 
 def main(control_fd: int, start_method: str, preload: list[str]) -> None:
     """Serve the owner until it is gone. Called in a process of its own; never returns."""
+    os.set_inheritable(control_fd, False)  # a program started by a preloaded module would hide the owner's end
     nursery = Nursery(socket.socket(fileno=control_fd), start_method)
     if nursery.prepare(preload):
         nursery.serve()
@@ -50,6 +52,7 @@ class Nursery:
     def __init__(
         self, control: socket.socket, start_method: str, initializer: Callable[[], object] | None = None
     ) -> None:
+        _os.fill_standard_streams()
         self._control = control
         self._start_method = start_method
         self._initializer = initializer  # inherited, with start_method="fork"
@@ -61,7 +64,8 @@ class Nursery:
         """Set up signals and import what the workers need; False when a module to preload cannot be imported."""
         boot.reset_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to handle
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the owner decides what they mean
+            signal.signal(number, _no_op)  # not SIG_IGN, which programs that a task starts would inherit
         for fd in (self._wakeup_read, self._wakeup_write):
             os.set_blocking(fd, False)
         signal.signal(signal.SIGCHLD, _no_op)
@@ -158,13 +162,14 @@ class Nursery:
     def _exec_worker(fds: list[int], parent: int) -> None:
         """Become a new interpreter, which takes the same descriptors."""
         import marshal  # noqa: PLC0415 -- start_method="spawn" only
-        import subprocess  # noqa: PLC0415, S404
+        import subprocess  # noqa: PLC0415
         import tempfile  # noqa: PLC0415
 
         for fd in fds:
             os.set_inheritable(fd, True)
         with tempfile.TemporaryFile() as file:
-            marshal.dump(([path for path in sys.path if isinstance(path, str)], fds, parent), file)
+            paths = [path for path in cast("list[object]", sys.path) if isinstance(path, str)]
+            marshal.dump((paths, fds, parent), file)
             file.flush()
             file.seek(0)
             fd = os.dup(file.fileno())

@@ -7,6 +7,8 @@ Guarded by: the pool's one lock.
 
 from __future__ import annotations
 
+import math
+
 from poolkit._core.queue import AnyTask, TaskQueue
 
 BATCH_SECONDS = 0.001  # a batch is about this much work
@@ -24,6 +26,8 @@ class RunTimes:
 
     def measured(self, name: str, seconds: float) -> None:
         """Take one run into account. A longer run counts at once, shorter ones slowly: a batch too small costs less."""
+        if not 0.0 <= seconds < math.inf:
+            return  # a worker's own word, and this is no time
         known = self._seconds.get(name)
         if known is None:
             if len(self._seconds) >= REMEMBERED:
@@ -53,10 +57,8 @@ def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ah
     batch: list[AnyTask] = []
     room_bytes = BATCH_BYTES
     work = ahead
-    while len(batch) < most and len(batch) < share:
+    for _ in range(min(most, share)):
         task = queue.peek()
-        if task is None:
-            break
         work += times.expected(task.name)
         room_bytes -= task.nbytes
         if (batch or ahead) and (work > BATCH_SECONDS or room_bytes < 0):

@@ -117,8 +117,8 @@ def deadline_exceeded(task: AnyTask) -> DeadlineExceeded:
     return DeadlineExceeded(f"{_which(task)} was not done {limit:g} s after its submit, its deadline")
 
 
-def initializer_failed(cause: BaseException) -> InitializerFailed:
+def initializer_failed(cause: BaseException, text: str) -> InitializerFailed:
     """A new error for each task, chained to what the initializer raised."""
-    error = InitializerFailed(f"the pool's initializer raised {type(cause).__name__}: {cause}; the pool has stopped")
+    error = InitializerFailed(f"the pool's initializer raised {text}; the pool has stopped")
     error.__cause__ = cause
     return error

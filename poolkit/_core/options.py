@@ -15,28 +15,33 @@ UNSET: Any = object()  # an option that was not given, where None means "no limi
 
 def seconds(name: str, value: object) -> float | None:
     """Check a limit in seconds: a positive number, or None or infinity for no limit."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"{name} must be a number of seconds or None, was {value!r}"
-        raise TypeError(msg)
-    if math.isnan(value) or value <= 0:
+    number = _number(name, value)
+    if not number > 0:  # NaN is not
         msg = f"{name} must be greater than 0 seconds (None means no limit), was {value!r}"
         raise ValueError(msg)
-    return None if math.isinf(value) else float(value)
+    return None if number == math.inf else number
 
 
 def wait_seconds(name: str, value: object) -> float | None:
     """Check how long a caller wants to wait: a number of 0 or more seconds, None or infinity for ever."""
+    number = _number(name, value)
+    if not number >= 0:
+        msg = f"{name} must be at least 0 seconds (None means for ever), was {value!r}"
+        raise ValueError(msg)
+    return None if number == math.inf else number
+
+
+def _number(name: str, value: object) -> float:
+    """A number of seconds; None, and a whole number too large for a float, are infinity."""
     if value is None:
-        return None
+        return math.inf
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         msg = f"{name} must be a number of seconds or None, was {value!r}"
         raise TypeError(msg)
-    if math.isnan(value) or value < 0:
-        msg = f"{name} must be at least 0 seconds (None means for ever), was {value!r}"
-        raise ValueError(msg)
-    return None if math.isinf(value) else float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def whole(name: str, value: object, *, least: int = 1) -> int:

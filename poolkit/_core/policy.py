@@ -8,10 +8,11 @@ from poolkit._core.options import CallOptions
 from poolkit.errors import WorkerCrashed
 
 RETRY_BASE, RETRY_CAP = 0.05, 30.0  # seconds: the first back-off of a retried task, and the longest
-BOOT_BASE, BOOT_CAP = 0.1, 10.0  # seconds: the same for workers that die before they are ready
-BOOT_FAILURES = 3  # so many in a row raise to the waiting tasks
+BOOT_BASE, BOOT_CAP = 0.1, 10.0  # seconds: the same for workers that die before they began a task
+BOOT_FAILURES = 3  # so many in a row that died before they were ready raise to the waiting tasks
 STOP_GRACE = 5.0  # seconds a worker gets to leave by itself before it is killed
 DEATH_GRACE = 1.0  # seconds to wait for a killed worker's death before its task is settled all the same
+LOOK_AGAIN = 0.01  # seconds after which a task with a shorter limit is looked at again when it has not begun
 
 
 def retries_left(options: CallOptions, attempts: int) -> bool:
@@ -34,7 +35,7 @@ def backoff(failures: int, rng: random.Random, *, base: float = RETRY_BASE, cap:
 
 
 def recycle_after(max_tasks: int | None, rng: random.Random) -> int | None:
-    """How many tasks one worker gets: at most `max_tasks`, up to a tenth fewer so that they do not all leave at once."""
+    """How many tasks one worker gets: `max_tasks`, or up to a tenth fewer, so that they do not all leave at once."""
     if max_tasks is None:
         return None
     return max_tasks - rng.randint(0, max_tasks // 10)

@@ -1,21 +1,72 @@
 """TaskQueue: the tasks accepted and not yet sent, most urgent first.
 
 Guarantees: larger priority first, FIFO (by `task.seq`) inside one priority; a task that is put back takes its old
-place. Removing a task keeps nothing of it. Needs only the standard library.
+place. Removing a task keeps nothing of it but its number. Needs only the standard library.
 Guarded by: the pool's one lock.
-Cost: push, pop and remove are O(1) inside a priority plus O(log p) for p priorities in use.
+
+A level holds the tasks of one priority, in two parts, each in order by itself: those that came in (their numbers only
+grow) and those that came back (few, so a heap of their numbers will do). The older of the two heads is the next.
+Cost: push and pop are O(1), put_back is O(log n) a task, remove is O(1); with p priorities in use, O(log p) on top.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from poolkit.task import Task
 
 AnyTask = Task[Any]
+
+_by_seq = attrgetter("seq")
+
+
+class _Level:
+    """The queued tasks of one priority."""
+
+    __slots__ = ("came_back", "came_in", "numbers")
+
+    def __init__(self) -> None:
+        # An OrderedDict, not a deque: a cancelled task leaves at once, from anywhere, and is not kept alive.
+        self.came_in: OrderedDict[AnyTask, None] = OrderedDict()
+        self.came_back: dict[int, AnyTask] = {}  # by seq
+        self.numbers: list[int] = []  # heap: every key of `came_back`, and some of tasks that were removed since
+
+    def __bool__(self) -> bool:
+        return bool(self.came_in or self.came_back)
+
+    def __iter__(self) -> Iterator[AnyTask]:
+        back = sorted(self.came_back.values(), key=_by_seq)
+        return heapq.merge(back, self.came_in, key=_by_seq) if back else iter(self.came_in)
+
+    def put_back(self, task: AnyTask) -> None:
+        if not self.came_back:
+            self.numbers.clear()
+        self.came_back[task.seq] = task
+        heapq.heappush(self.numbers, task.seq)
+
+    def first(self) -> AnyTask:
+        if self.came_back:
+            numbers = self.numbers
+            while numbers[0] not in self.came_back:
+                heapq.heappop(numbers)
+            back = self.came_back[numbers[0]]
+            if not self.came_in or back.seq < next(iter(self.came_in)).seq:
+                return back
+        return next(iter(self.came_in))
+
+    def remove(self, task: AnyTask) -> bool:
+        if task in self.came_in:
+            del self.came_in[task]
+        elif self.came_back.get(task.seq) is task:
+            del self.came_back[task.seq]
+        else:
+            return False
+        return True
 
 
 class TaskQueue:
@@ -24,9 +75,8 @@ class TaskQueue:
     __slots__ = ("_levels", "_order", "_size")
 
     def __init__(self) -> None:
-        # An OrderedDict, not a deque: a cancelled task leaves at once, from anywhere, and is not kept alive.
-        self._levels: dict[int, OrderedDict[AnyTask, None]] = {}
-        self._order: list[int] = []  # heap of the negated priorities that have a level
+        self._levels: dict[int, _Level] = {}  # by priority; an empty one goes when it would be the first
+        self._order: list[int] = []  # heap of the negated keys of `_levels`
         self._size = 0
 
     def __len__(self) -> int:
@@ -34,72 +84,48 @@ class TaskQueue:
 
     def __iter__(self) -> Iterator[AnyTask]:
         """The tasks in the order in which `pop` would give them; for looking, not for popping while iterating."""
-        for negated in sorted(self._order):
-            yield from self._levels[-negated]
+        for priority in sorted(self._levels, reverse=True):
+            yield from self._levels[priority]
 
     def __contains__(self, task: AnyTask) -> bool:
         level = self._levels.get(task.options.priority)
-        return level is not None and task in level
+        return level is not None and (task in level.came_in or level.came_back.get(task.seq) is task)
 
     def push(self, task: AnyTask) -> None:
         """Add `task` behind the others of its priority; its `seq` must be the largest yet."""
-        self._level(task.options.priority)[task] = None
+        self._level(task.options.priority).came_in[task] = None
         self._size += 1
 
     def put_back(self, tasks: Iterable[AnyTask]) -> None:
         """Put tasks that were taken out back in their old places, by `seq`."""
-        for task in sorted(tasks, key=lambda task: task.seq, reverse=True):
-            level = self._level(task.options.priority)
-            level[task] = None
+        for task in tasks:
+            self._level(task.options.priority).put_back(task)
             self._size += 1
-            first = next(iter(level))
-            if first is task or first.seq > task.seq:
-                level.move_to_end(task, last=False)
-            else:  # something older waits: a task that came back before this one
-                self._insert_sorted(task, level)
-
-    @staticmethod
-    def _insert_sorted(task: AnyTask, level: OrderedDict[AnyTask, None]) -> None:
-        """Move `task`, just appended, in front of the younger ones. Only the older ones are walked over."""
-        older = []
-        for other in level:
-            if other.seq > task.seq:
-                break
-            if other is not task:
-                older.append(other)
-        level.move_to_end(task, last=False)
-        for other in reversed(older):
-            level.move_to_end(other, last=False)
 
     def pop(self) -> AnyTask:
         """Take the most urgent task out. Raises IndexError when empty."""
-        priority = -self._order[0]
-        level = self._levels[priority]
-        task, _ = level.popitem(last=False)
+        level = self._first_level()
         self._size -= 1
-        if not level:
-            del self._levels[priority]
-            heapq.heappop(self._order)
+        if not level.came_back:
+            return level.came_in.popitem(last=False)[0]
+        task = level.first()
+        level.remove(task)
         return task
 
-    def peek(self) -> AnyTask | None:
-        """The task that `pop` would give; None when empty."""
-        if not self._size:
-            return None
-        return next(iter(self._levels[-self._order[0]]))
+    def peek(self) -> AnyTask:
+        """The task that `pop` would give. Raises IndexError when empty."""
+        return self._first_level().first()
+
+    def urgency(self) -> float:
+        """No task in the queue is more urgent than this; cheaper than to look at the first one."""
+        return -self._order[0] if self._order else -math.inf
 
     def remove(self, task: AnyTask) -> bool:
         """Take `task` out from anywhere; False when it is not queued."""
-        priority = task.options.priority
-        level = self._levels.get(priority)
-        if level is None or task not in level:
+        level = self._levels.get(task.options.priority)
+        if level is None or not level.remove(task):
             return False
-        del level[task]
         self._size -= 1
-        if not level:
-            del self._levels[priority]
-            self._order.remove(-priority)
-            heapq.heapify(self._order)
         return True
 
     def clear(self) -> list[AnyTask]:
@@ -110,9 +136,16 @@ class TaskQueue:
         self._size = 0
         return tasks
 
-    def _level(self, priority: int) -> OrderedDict[AnyTask, None]:
+    def _level(self, priority: int) -> _Level:
         level = self._levels.get(priority)
         if level is None:
-            level = self._levels[priority] = OrderedDict()
+            level = self._levels[priority] = _Level()
             heapq.heappush(self._order, -priority)
         return level
+
+    def _first_level(self) -> _Level:
+        while True:
+            level = self._levels[-self._order[0]]
+            if level:
+                return level
+            del self._levels[-heapq.heappop(self._order)]

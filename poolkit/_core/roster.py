@@ -1,19 +1,40 @@
 """Roster: which workers exist, what each one is doing, and how many there should be.
 
-Guarantees: never more than `size` workers that count (a leaving or doomed one does not); a worker is idle, busy,
-starting, stopping or doomed, and moves only by the methods here; a crash loop at boot backs off and is told.
+Guarantees: never more than `size` workers are busy, nor more than `size` that count (one that is leaving, stopping or
+doomed does not); a worker gets no more tasks than its limit; a crash loop at boot backs off and is told.
+Owner of: each worker's `state`, `leave`, `replaced`, `counted`, `limit`, `sent_count`, `tasks_done`, `sentence`.
 Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
+
+How a worker is recycled, so that nobody waits for a boot
+  1. near its last task (or above its memory limit) it is marked: it counts no more, so that a replacement may start;
+  2. it goes on taking tasks while the replacement boots, up to its limit;
+  3. the replacement is ready: the old worker takes nothing more and leaves when it has finished what it claimed;
+  4. the replacement gets its first task only when fewer than `size` workers are busy.
 """
 
 from __future__ import annotations
 
+import enum
 import random
 from collections.abc import Iterator
 
 from poolkit._core import policy
 from poolkit._core.options import PoolLimits
 from poolkit._core.timers import Timers
-from poolkit._core.workforce import Sentence, Worker, Workforce, WorkerState
+from poolkit._core.workforce import Sentence, Worker, WorkerState, Workforce
+
+
+class Hiring(enum.IntEnum):
+    """When workers are started, in order; it only moves forward.
+
+    FULL    for queued tasks, and in the place of those that died
+    DEMAND  for queued tasks alone: the pool is shutting
+    NONE    never again
+    """
+
+    FULL = 0
+    DEMAND = 1
+    NONE = 2
 
 
 class Roster:
@@ -29,9 +50,11 @@ class Roster:
         self.size = limits.max_workers
         self.wanted = 0  # how many demand has called for; deaths are made good up to here
         self.counted = 0  # workers that are neither leaving nor doomed
-        self.starting = 0
-        self.open = True  # False: nothing is started any more
-        self.boot_failures = 0  # in a row, without a task done in between
+        self.starting = 0  # workers in that state
+        self.busy = 0  # workers in that state
+        self.hiring = Hiring.FULL
+        self.boot_failures = 0  # deaths before they were ready, in a row
+        self.early_deaths = 0  # deaths before they began a task, with no task done in between: for the back-off
         self.boot_at = 0.0  # not to be started before
         self.respawned = 0
         self.recycled = 0
@@ -43,21 +66,21 @@ class Roster:
 
     def ready_count(self) -> int:
         """How many workers are up."""
-        return sum(worker.state in (WorkerState.IDLE, WorkerState.BUSY) for worker in self)
+        return len(self.idle) + self.busy
 
     # ===== growing =====
 
     def grow(self, demand: int, now: float) -> None:
         """Start workers for `demand` queued tasks, and for those that are missing."""
         missing = self.size - self.counted
-        if missing <= 0 or not self.open:
+        if missing <= 0 or self.hiring is Hiring.NONE:
             return
-        count = min(missing, max(demand - self.starting, self.wanted - self.counted))
-        if count <= 0:
+        count = demand - self.starting - len(self.idle)
+        if self.hiring is Hiring.FULL:
+            count = max(count, self.wanted - self.counted)
+        if count <= 0 or now < self.boot_at:  # a timer is set for then
             return
-        if now < self.boot_at:  # a timer is set for then
-            return
-        for _ in range(count):
+        for _ in range(min(count, missing)):
             self._start(now)
         self.wanted = max(self.wanted, self.counted)
 
@@ -71,49 +94,74 @@ class Roster:
 
     def ready(self, worker: Worker, pid: int | None, now: float) -> None:
         """A worker is up: it may be given work, and a leaving one that waited for its replacement may go."""
-        self.starting -= 1
         worker.pid = pid
-        worker.state = WorkerState.BUSY
-        self.rest(worker, now)
-        for other in self.workers.values():
-            if other.leave is not None and not other.replaced:
-                other.replaced = True
-                if other.state is WorkerState.IDLE:
-                    self.stop(other, now)
-                return
+        self.boot_failures = 0
+        self._rest(worker, now)
+        self._let_replaced_go(now)
+
+    def _let_replaced_go(self, now: float) -> None:
+        """Let those leave that waited for a replacement, as far as enough workers are up without them."""
+        waiting = [worker for worker in self if worker.leave is not None and not worker.replaced]
+        surplus = self.counted - self.starting + len(waiting) - self.wanted
+        for worker in waiting[: max(0, surplus)]:
+            self.leave(worker, "recycled", now)
 
     # ===== idle and busy =====
 
+    def has_room(self, now: float) -> bool:
+        """Whether something that is queued could be sent to a worker now, or to one that is started for it."""
+        if self.idle:
+            return self.busy < self.size
+        return self.counted < self.size and self.hiring is not Hiring.NONE and now >= self.boot_at
+
     def take_idle(self) -> Worker | None:
-        """The warmest idle worker, to be sent something now."""
-        if not self.idle:
+        """The warmest idle worker, to be sent something now; None when there is none, or `size` workers are busy."""
+        if not self.idle or self.busy >= self.size:
             return None
-        worker = self.idle.pop()
-        worker.state = WorkerState.BUSY
+        worker = self.idle[-1]
+        self._move(worker, WorkerState.BUSY)
         return worker
 
     def can_take(self, worker: Worker) -> bool:
-        """Whether more may be sent to this worker."""
+        """Whether more may be sent to this worker before it has finished what it has."""
         return worker.state is WorkerState.BUSY and not worker.draining and not self._must_leave(worker)
 
     @staticmethod
     def _must_leave(worker: Worker) -> bool:
-        if worker.leave is None:
-            return False
         return worker.replaced or (worker.limit is not None and worker.sent_count >= worker.limit)
 
+    def sent(self, worker: Worker, count: int) -> None:
+        """Note that `count` tasks went out; near its last one a worker is marked, so that a replacement warms up."""
+        worker.sent_count += count
+        limit = worker.limit
+        if limit is not None and worker.leave is None:
+            left = limit - worker.sent_count
+            if left <= policy.replace_ahead(limit):
+                self._recycle(worker)
+
+    def taken_back(self, worker: Worker, count: int) -> None:
+        """Note that `count` tasks that were sent were taken back before the worker began them."""
+        worker.sent_count -= count
+
+    def finished(self, worker: Worker, rss: int) -> None:
+        """A worker finished a task, and used `rss` bytes of memory after it."""
+        worker.tasks_done += 1
+        worker.rss = rss
+        self.early_deaths = 0
+        most = self.limits.max_memory_per_child
+        if most is not None and rss > most and worker.leave is None and worker.state is WorkerState.BUSY:
+            self._recycle(worker)
+
     def rest(self, worker: Worker, now: float) -> None:
-        """A worker has nothing to do: it becomes idle, or leaves."""
-        if worker.state is not WorkerState.BUSY:
-            return
-        worker.state = WorkerState.IDLE
+        """A worker has nothing more to do: if it was busy it becomes idle, or leaves."""
+        if worker.state is WorkerState.BUSY:
+            self._rest(worker, now)
+
+    def _rest(self, worker: Worker, now: float) -> None:
+        self._move(worker, WorkerState.IDLE)
         worker.idle_since = now
-        worker.check_at = None
-        self.idle.append(worker)
-        if not self.open or self._must_leave(worker):
+        if self.hiring is Hiring.NONE or self._must_leave(worker):
             self.stop(worker, now)
-        elif self.counted > self.size:
-            self.leave(worker, "shrunk", now)
         elif self.limits.idle_timeout is not None and self._idle_check_at is None:
             self._idle_check_at = now + self.limits.idle_timeout
             self.timers.add(self._idle_check_at, self._check_idle, None)
@@ -121,120 +169,144 @@ class Roster:
     def _check_idle(self, _: None, now: float) -> None:
         """Let workers go that were idle for too long, down to `min_workers`; the longest idle first."""
         self._idle_check_at = None
-        timeout = self.limits.idle_timeout
-        if timeout is None:
-            return
+        timeout = self.limits.idle_timeout or 0.0
         for worker in sorted(self.idle, key=lambda worker: worker.idle_since):
+            if self.counted <= self.limits.min_workers:
+                return
             if worker.idle_since + timeout > now:
                 self._idle_check_at = worker.idle_since + timeout
                 self.timers.add(self._idle_check_at, self._check_idle, None)
-                return
-            if self.counted <= self.limits.min_workers:
                 return
             self.leave(worker, "idle", now)
             self.wanted = min(self.wanted, self.counted)
 
     # ===== leaving =====
 
-    def sent(self, worker: Worker, count: int) -> None:
-        """Note that `count` tasks went out; near its last one a worker is marked to leave, so that a replacement warms."""
-        worker.sent_count += count
-        if worker.limit is not None and worker.leave is None:
-            left = worker.limit - worker.sent_count
-            if left <= policy.replace_ahead(worker.limit) and (worker.limit > 1 or left <= 0):
-                self.mark(worker, "recycled")
-
-    def mark(self, worker: Worker, why: str) -> None:
-        """Let a worker leave when it has finished; it no longer counts, so that a replacement may start."""
-        if worker.leave is None:
-            worker.leave = why
-            self._uncount(worker)
-            if why == "recycled":
-                self.recycled += 1
+    def _recycle(self, worker: Worker) -> None:
+        worker.leave = "recycled"
+        self._uncount(worker)
+        self.recycled += 1
 
     def leave(self, worker: Worker, why: str, now: float) -> None:
-        """Let a worker leave without a replacement: now if it is idle, else when it has finished."""
-        self.mark(worker, why)
+        """Let a worker leave without waiting for a replacement: now if it is idle, else when it has finished."""
+        worker.leave = worker.leave or why
         worker.replaced = True
+        self._uncount(worker)
         if worker.state is WorkerState.IDLE:
             self.stop(worker, now)
 
     def stop(self, worker: Worker, now: float) -> None:
         """Ask an idle worker to go; one that does not is killed after a while."""
-        self.idle.remove(worker)
+        self._move(worker, WorkerState.STOPPING)
         self._uncount(worker)
-        worker.state = WorkerState.STOPPING
         self.workforce.stop(worker.id)
         self.timers.add(now + policy.STOP_GRACE, self._kill_unresponsive, worker)
 
-    def _kill_unresponsive(self, worker: Worker, now: float) -> None:
-        if self.workers.get(worker.id) is worker and worker.state is WorkerState.STOPPING:
-            self.doom(worker, Sentence(None, "unresponsive"), want_stack=False, now=now)
+    def _kill_unresponsive(self, worker: Worker, _now: float) -> None:
+        self.doom(worker, Sentence(None, "unresponsive"), want_stack=False)
 
-    def doom(self, worker: Worker, sentence: Sentence, *, want_stack: bool, now: float) -> None:  # noqa: ARG002
+    def doom(self, worker: Worker, sentence: Sentence, *, want_stack: bool) -> None:
         """Kill a worker, for one reason, once. It gets no more work and its place is free."""
         if worker.state is WorkerState.DOOMED:
             return
-        if worker.state is WorkerState.IDLE:
-            self.idle.remove(worker)
-        elif worker.state is WorkerState.STARTING:
-            self.starting -= 1
-        worker.state = WorkerState.DOOMED
+        self._move(worker, WorkerState.DOOMED)
         worker.sentence = sentence
         self._uncount(worker)
         self.workforce.kill(worker.id, want_stack=want_stack)
 
-    def remove(self, worker: Worker, now: float) -> bool:
-        """A worker is gone. Returns whether it died of itself before it ever was ready."""
-        del self.workers[worker.id]
-        if worker.state is WorkerState.IDLE:
-            self.idle.remove(worker)
-        never_ready = worker.state is WorkerState.STARTING
-        if never_ready:
-            self.starting -= 1
-        asked_for = worker.sentence is not None or worker.leave is not None or worker.state is WorkerState.STOPPING
-        self._uncount(worker)
-        if not asked_for:
-            self.respawned += 1
-            if worker.tasks_done == 0 and worker.state is not WorkerState.BUSY:
-                self._back_off(now)
-        return never_ready and not asked_for
+    def remove(self, worker: Worker, *, begun: bool, now: float) -> bool:
+        """Strike out a worker that is gone; `begun`: it died while it ran a task.
 
-    def _back_off(self, now: float) -> None:
+        Returns:
+            Whether it was one too many that died of itself before it was ready, and none is up.
+        """
+        state = worker.state
+        self._leave_state(worker)
+        del self.workers[worker.id]
+        if state in (WorkerState.STOPPING, WorkerState.DOOMED):
+            return False
+        if worker.counted:
+            self.respawned += 1
+            self._uncount(worker)
+        if not begun and worker.tasks_done == 0:
+            self.early_deaths += 1
+            delay = policy.backoff(self.early_deaths, self.rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
+            self.boot_at = now + delay
+            self.timers.add(self.boot_at, self._grow_again, None)
+        if state is not WorkerState.STARTING:
+            return False
         self.boot_failures += 1
-        delay = policy.backoff(self.boot_failures, self.rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
-        self.boot_at = now + delay
-        self.timers.add(self.boot_at, self._grow_again, None)
+        if self.boot_failures < policy.BOOT_FAILURES or self.ready_count():
+            return False
+        self.boot_failures = 0
+        self.wanted = 0
+        return True
 
     def _grow_again(self, _: None, now: float) -> None:
         self.grow(0, now)
+
+    # ===== size =====
+
+    def resize(self, size: int, now: float) -> list[Worker]:
+        """Change how many workers there may be; surplus ones leave, idle ones first, busy ones when they finish.
+
+        Returns:
+            The busy ones that are to leave.
+        """
+        self.size = size
+        self.wanted = min(self.wanted, size)
+        busy = []
+        counted = sorted((worker for worker in self if worker.counted), key=lambda worker: (worker.state, worker.id))
+        for worker in counted[: max(0, self.counted - size)]:
+            if worker.state is WorkerState.STARTING:
+                self.doom(worker, Sentence(None, "shrunk"), want_stack=False)
+            else:
+                if worker.state is WorkerState.BUSY:
+                    busy.append(worker)
+                self.leave(worker, "shrunk", now)
+        self._let_replaced_go(now)
+        return busy
+
+    def close(self, now: float) -> None:
+        """Let every worker go that has nothing to do; start none any more."""
+        self.hiring = Hiring.NONE
+        for worker in list(self):
+            if worker.state is WorkerState.IDLE:
+                self.stop(worker, now)
+            elif worker.state is WorkerState.STARTING:
+                self.doom(worker, Sentence(None, "shutdown"), want_stack=False)
+
+    def forget_all(self) -> None:
+        """Strike everybody out, ordering nothing; start none any more."""
+        self.hiring = Hiring.NONE
+        self.workers.clear()
+        self.idle.clear()
+        self.counted = self.starting = self.busy = 0
+
+    # ===== the counts =====
+
+    def _move(self, worker: Worker, state: WorkerState) -> None:
+        """Move a worker into `state`, its new one."""
+        self._leave_state(worker)
+        worker.state = state
+        if state is WorkerState.IDLE:
+            self.idle.append(worker)
+        elif state is WorkerState.BUSY:
+            self.busy += 1
+
+    def _leave_state(self, worker: Worker) -> None:
+        state = worker.state
+        if state is WorkerState.BUSY:
+            self.busy -= 1
+        elif state is WorkerState.STARTING:
+            self.starting -= 1
+        elif state is WorkerState.IDLE:
+            if self.idle[-1] is worker:  # nearly always
+                self.idle.pop()
+            else:
+                self.idle.remove(worker)
 
     def _uncount(self, worker: Worker) -> None:
         if worker.counted:
             worker.counted = False
             self.counted -= 1
-
-    # ===== size =====
-
-    def resize(self, size: int, now: float) -> None:
-        """Change how many workers there may be; surplus ones leave, idle ones first, busy ones when they finish."""
-        self.size = size
-        self.wanted = min(self.wanted, size)
-        candidates = [worker for worker in self.workers.values() if worker.counted]
-        candidates.sort(key=lambda worker: (worker.state is WorkerState.BUSY, worker.state, worker.id))
-        for worker in candidates:
-            if self.counted <= size:
-                break
-            if worker.state is WorkerState.STARTING:
-                self.doom(worker, Sentence(None, "shrunk"), want_stack=False, now=now)
-            else:
-                self.leave(worker, "shrunk", now)
-
-    def close(self, now: float) -> None:
-        """Let every worker go that has nothing to do; start none any more."""
-        self.open = False
-        for worker in list(self.workers.values()):
-            if worker.state is WorkerState.IDLE:
-                self.stop(worker, now)
-            elif worker.state is WorkerState.STARTING:
-                self.doom(worker, Sentence(None, "shutdown"), want_stack=False, now=now)

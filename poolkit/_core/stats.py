@@ -59,8 +59,9 @@ class Histogram:
         self._largest = 0.0
 
     def add(self, value: float) -> None:
-        """Count one time, in seconds; a negative one counts as 0."""
-        value = max(value, 0.0)
+        """Count one time, in seconds; a negative one, or one that is no number (a worker's own word), counts as 0."""
+        if not 0.0 <= value < math.inf:
+            value = 0.0
         index = 0 if value <= _LEAST else math.ceil(math.log2(value / _LEAST) * _STEPS)
         self._buckets[index] = self._buckets.get(index, 0) + 1
         self._count += 1
@@ -107,7 +108,7 @@ class PoolStats:
     """What a pool did and does, at one moment.
 
     Every accepted task is in exactly one of `queued`, `running`, `succeeded`, `failed` and `cancelled`;
-    `timed_out` and `crashed` are among the failed ones.
+    `timed_out` is among the failed ones.
 
     Attributes:
         workers: number of workers by state: "starting", "idle", "busy", "stopping", "doomed".
@@ -118,7 +119,7 @@ class PoolStats:
         failed: tasks that ended in an exception, of whatever kind.
         cancelled: tasks that were cancelled.
         timed_out: tasks stopped by `timeout`, `queue_timeout` or `deadline`.
-        crashed: tasks whose worker died.
+        crashed: runs whose worker died, retried ones included.
         retried: runs that were repeated.
         respawned: workers replaced after a death that nobody asked for.
         recycled: workers replaced on plan, by task count or memory.

@@ -1,5 +1,7 @@
 """Timers: what is to be looked at, and when. A heap of instants; what is no longer true when it fires does nothing.
 
+Guarantees: an action is called at most once, at the first tick at or after its instant, earlier instants first; what
+an action adds waits for the next tick, so that one tick always ends. A subject that is over is not kept for long.
 Guarded by: the pool's one lock. Knows no clock: `now` is an argument.
 """
 
@@ -11,16 +13,19 @@ from typing import Any
 
 Action = Callable[[Any, float], None]
 
+FEW = 32  # entries that are over may always lie around
+
 
 class Timers:
     """A heap of (instant, action, subject)."""
 
-    __slots__ = ("_count", "_dead", "_heap")
+    __slots__ = ("_count", "_heap", "_is_over", "_over")
 
-    def __init__(self) -> None:
+    def __init__(self, is_over: Callable[[Any], bool]) -> None:
         self._heap: list[tuple[float, int, Action, Any]] = []
         self._count = 0
-        self._dead = 0
+        self._is_over = is_over  # whether a subject is of no interest any more
+        self._over = 0  # at least so many entries, fired ones included, became so since the last sweep
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -31,24 +36,29 @@ class Timers:
         heapq.heappush(self._heap, (when, self._count, action, subject))
 
     def next(self) -> float | None:
-        """The earliest instant; None when there is none."""
-        return self._heap[0][0] if self._heap else None
+        """The earliest instant at which there is something to do; None when there is none."""
+        heap = self._heap
+        while heap and self._is_over(heap[0][3]):
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
 
     def fire(self, now: float) -> None:
         """Call what is due."""
         heap = self._heap
+        due = []
         while heap and heap[0][0] <= now:
-            _, _, action, subject = heapq.heappop(heap)
-            action(subject, now)
+            due.append(heapq.heappop(heap))
+        for _, _, action, subject in due:
+            if not self._is_over(subject):
+                action(subject, now)
 
-    def let_go(self, is_dead: Callable[[Any], bool], *, entries: int) -> None:
-        """Note that `entries` more subjects are of no interest; once they are the most, drop them all.
+    def let_go(self, entries: int) -> None:
+        """Note that the subject of so many entries is over; once those are the most, drop them all.
 
         Otherwise a cancelled task would be kept alive by its deadline, however far away that is.
         """
-        self._dead += entries
-        if self._dead > 32 and self._dead * 2 > len(self._heap):  # noqa: PLR2004 -- amortised: a sweep per doubling
-            # In place: `fire` may be walking this very list.
-            self._heap[:] = [entry for entry in self._heap if not is_dead(entry[3])]
+        self._over += entries
+        if self._over > FEW and self._over * 2 > len(self._heap):  # amortised: a sweep costs what was counted
+            self._heap = [entry for entry in self._heap if not self._is_over(entry[3])]
             heapq.heapify(self._heap)
-            self._dead = 0
+            self._over = 0

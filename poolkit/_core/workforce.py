@@ -51,12 +51,13 @@ class Workforce(Protocol):
 
 
 class Glance:
-    """What a worker's board says.
+    """What a worker's board says: its own word, and a worker that runs hostile code may write there what it likes.
 
     Attributes:
         begun: id of the task that it began last; 0 for none.
         since: when it began it.
-        done: id of the task whose outcome it sent last; 0 for none.
+        done: id of the task that it began last, once its outcome was sent; while it runs one, anything else. So a
+            worker that begins a task for the second time takes back the first `done`.
     """
 
     __slots__ = ("begun", "done", "since")
@@ -66,6 +67,12 @@ class Glance:
         self.since = since
         self.done = done
 
+    def running_since(self, task_id: int, now: float) -> float | None:
+        """When the worker began this task, if it runs it; never after `now`, and always a number."""
+        if self.begun != task_id or self.done == task_id:
+            return None
+        return min(now, self.since)  # in this order: of a NaN and a number, `min` takes the first
+
 
 class WorkerState(enum.IntEnum):
     """What the scheduler may do with a worker.
@@ -74,6 +81,8 @@ class WorkerState(enum.IntEnum):
     IDLE     -> BUSY      tasks were sent              BUSY -> IDLE   nothing that was sent is unfinished or undropped
     IDLE     -> STOPPING  asked to leave               any  -> DOOMED  killed, by sentence
     any      -> removed   it died, was stopped or was abandoned
+
+    Only the roster moves a worker from one to the next.
     """
 
     STARTING = 0
@@ -85,10 +94,10 @@ class WorkerState(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """Why a worker is killed, and for which task: that one alone gets `outcome`, or a retry in place of it."""
+    """Why a worker is killed, and for which task: that one alone gets the outcome of it, or a retry in its place."""
 
     task: AnyTask | None
-    reason: str  # one of "timeout", "deadline", "cancelled", "shutdown", "unresponsive"
+    reason: str  # one of "timeout", "deadline", "cancelled", "shrunk", "shutdown", "unresponsive"
 
 
 class Worker:
@@ -116,7 +125,7 @@ class Worker:
     def __init__(self, worker_id: int, limit: int | None, now: float) -> None:
         self.id = worker_id
         self.state = WorkerState.STARTING
-        self.sent: deque[AnyTask] = deque()  # sent, no outcome yet; begun ones first
+        self.sent: deque[AnyTask] = deque()  # sent, no outcome yet; those it has claimed first
         self.sent_count = 0  # tasks sent and not taken back, over its life
         self.tasks_done = 0
         self.limit = limit  # recycle after so many tasks
@@ -125,7 +134,7 @@ class Worker:
         self.counted = True  # whether it counts towards the pool's size
         self.draining = False  # tasks were reclaimed, and it has not yet reported that it dropped them
         self.sentence: Sentence | None = None
-        self.check_at: float | None = None  # when a run-time limit may have passed
+        self.check_at: float | None = None  # a timer is set for then, to see whether a run-time limit has passed
         self.pid: int | None = None
         self.rss = 0
         self.since = now
@@ -143,12 +152,20 @@ class Ready:
     pid: int | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class BootFailed:
-    """The initializer, or a module to preload, raised."""
+    """The initializer, or a module to preload, raised. `text` describes it, once `describe` was called."""
 
     worker_id: int
     error: BaseException
+    text: str = ""
+
+    def describe(self) -> None:
+        """Put the error into words. Calls its `__str__`, so not under the pool's lock."""
+        try:
+            self.text = f"{type(self.error).__name__}: {self.error}"
+        except Exception:  # noqa: BLE001 -- it is the user's class
+            self.text = f"{type(self.error).__name__} (its str() raises too)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +182,7 @@ class Finished:
 
     __slots__ = ("ended", "outcome", "rss", "started", "task_id", "worker_id")
 
-    def __init__(  # noqa: PLR0913 -- a message record
+    def __init__(
         self, worker_id: int, task_id: int, outcome: Outcome, started: float, ended: float, rss: int = 0
     ) -> None:
         self.worker_id = worker_id

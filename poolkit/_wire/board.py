@@ -25,8 +25,12 @@ class Board:
         self._times = memoryview(self._map).cast("d")
 
     def begin(self, task_id: int, now: float) -> None:
-        """Stamp that a task begins; the time first, so that the id never stands beside an older time."""
+        """Stamp that a task begins; the time first, so that the id never stands beside an older time.
+
+        What was done last may be an earlier run of this very task, so it is taken back.
+        """
         self._times[_SINCE] = now
+        self._ids[_DONE] = 0
         self._ids[_BEGUN] = task_id
 
     def done(self, task_id: int) -> None:
@@ -34,7 +38,7 @@ class Board:
         self._ids[_DONE] = task_id
 
     def read(self) -> tuple[int, float, int]:
-        """The task begun last, since when, and the task whose outcome was sent last; 0 for none."""
+        """The task begun last, since when, and that task again once its outcome was sent; 0 for none."""
         while True:
             begun = self._ids[_BEGUN]
             since, done = self._times[_SINCE], self._ids[_DONE]

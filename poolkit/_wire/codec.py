@@ -99,6 +99,6 @@ def pack_value(value: object) -> bytes:
         raise serialization_error("the result", [("result", value)], error, BaseException) from error
 
 
-def load_value(data: bytes | bytearray | memoryview) -> Any:  # noqa: ANN401 -- a result is anything
+def load_value(data: bytes | bytearray | memoryview) -> Any:
     """Return the result that `pack_value` packed; exceptions propagate as they are."""
     return loads(data)

@@ -135,13 +135,13 @@ class _Search:
             return error.with_traceback(None)
         return None
 
-    def _parts_of(self, value: Any) -> Iterable[_Parts]:  # noqa: ANN401 -- anything a user passes
+    def _parts_of(self, value: Any) -> Iterable[_Parts]:
         if isinstance(value, type):
             return [_named(**vars(value))]
         split = _SPLITTERS.get(type(value))
         return self._parts_of_reduced(value) if split is None else split(value)
 
-    def _parts_of_reduced(self, value: Any) -> Iterable[_Parts]:  # noqa: ANN401 -- anything a user passes
+    def _parts_of_reduced(self, value: Any) -> Iterable[_Parts]:
         """Ask the object itself what pickle would write; this covers attributes, slots and containers' children."""
         try:
             reduced = value.__reduce_ex__(PROTOCOL)

@@ -226,7 +226,7 @@ class _Walk:
         self.snapshots.append(_Snapshot(function, scan, self))
         self.leaves_traces |= self._sets_attributes and self._reaches_function
 
-    def fixed(self, value: object) -> Any:  # noqa: ANN401 -- returned as it came
+    def fixed(self, value: object) -> Any:
         """Return `value`, noting whether it can change without being rebound."""
         if not _is_fixed(value):
             self.is_loose = True

@@ -1,16 +1,20 @@
 """Inherit: multiprocessing's locks, events and queues as `initargs`, as the standard library allows.
 
-They refuse to be pickled unless a process is being spawned, and hand over descriptors through it. `spawning` plays
-that process while the initializer is packed; the descriptors it collects go to each worker when it is started, where
-`arrived` keeps them for the unpickling.
+They refuse to be pickled unless a process is being spawned, and hand over descriptors through it. `pack_initializer`
+plays that process; the descriptors it collects go to each worker when it is started, where `arrived` keeps them for
+the unpickling.
 """
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import pickle
+from collections import ChainMap
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
+
+from poolkit.errors import SerializationError
 
 _arrived: list[int] = []  # owner: the worker's main thread, at boot
 
@@ -42,18 +46,40 @@ class _Spawning:
         return _Inherited(fd)
 
 
-@contextmanager
-def spawning() -> Iterator[list[int]]:
-    """Let multiprocessing's objects be pickled inside; yields the list of descriptors that they need."""
-    from multiprocessing import context  # noqa: PLC0415 -- only where initargs are packed
+def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[bytes, list[int]]:
+    """The initializer and its arguments as a pickle, and the descriptors it needs, which are the caller's to close.
+
+    By value where it has to be, as cloudpickle decides; connections and the like as multiprocessing reduces them.
+
+    Raises:
+        SerializationError: they cannot be pickled.
+    """
+    from multiprocessing import context, reduction  # noqa: PLC0415 -- only for pools with an initializer
+
+    import cloudpickle  # noqa: PLC0415 -- see above
+
+    class InitializerPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table: ClassVar[Any] = ChainMap(
+            reduction.ForkingPickler._extra_reducers,  # type: ignore[attr-defined]  # noqa: SLF001 -- its only door
+            cloudpickle.Pickler.dispatch_table,
+        )
 
     before = context.get_spawning_popen()
     stand_in = _Spawning()
-    context.set_spawning_popen(stand_in)
+    context.set_spawning_popen(cast("Any", stand_in))
+    buffer = io.BytesIO()
     try:
-        yield stand_in.fds
+        InitializerPickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump((fn, args))
+    except BaseException as exc:
+        for fd in stand_in.fds:
+            os.close(fd)
+        if not isinstance(exc, Exception):
+            raise
+        msg = f"cannot pickle the initializer or its arguments: {type(exc).__name__}: {exc}"
+        raise SerializationError(msg) from exc
     finally:
         context.set_spawning_popen(before)
+    return buffer.getvalue(), stand_in.fds
 
 
 def arrived(fds: list[int]) -> None:

@@ -59,9 +59,7 @@ def call_parts(  # noqa: PLR0913 -- a message record
     """One call, as parts to be written one behind the other."""
     encoded = name.encode("utf-8", "surrogatepass")
     flags = ANNOUNCE if announce else 0
-    header = CALL.pack(
-        task_id, min(attempt, _MOST_ATTEMPTS), flags, len(encoded), timeout or 0.0, len(fn), len(body)
-    )
+    header = CALL.pack(task_id, min(attempt, _MOST_ATTEMPTS), flags, len(encoded), timeout or 0.0, len(fn), len(body))
     return header, encoded, fn, body
 
 

@@ -34,7 +34,7 @@ def dumps_numbered(value: object, number_of: NumberOf) -> bytes:
     return buffer.getvalue()
 
 
-def loads_numbered(data: bytes, error_at: Callable[[int], BaseException]) -> Any:  # noqa: ANN401 -- a pickle holds anything
+def loads_numbered(data: bytes, error_at: Callable[[int], BaseException]) -> Any:
     """Unpickle with `error_at(number)` in place of each number."""
     return _Numbered(io.BytesIO(data), error_at).load()
 

@@ -72,7 +72,7 @@ def dumps(value: object) -> bytes:
     return dumps_by_value(value) if data is None else data
 
 
-def loads(data: bytes | bytearray | memoryview) -> Any:  # noqa: ANN401 -- a pickle holds anything
+def loads(data: bytes | bytearray | memoryview) -> Any:
     """Return the value that `dumps` packed, leaving the classes of this process as they are."""
     if data[-1] == _STOP:
         return pickle.loads(data)
@@ -86,7 +86,7 @@ class ClassKeepingUnpickler(pickle.Unpickler):
     from the copy: methods would from now on see the copied globals of the worker, and class attributes its values.
     """
 
-    def find_class(self, module_name: str, name: str) -> Any:  # noqa: ANN401 -- as in the base class
+    def find_class(self, module_name: str, name: str) -> Any:
         """Return the global, with the makers of by-value classes guarded."""
         found = super().find_class(module_name, name)
         if module_name == "cloudpickle.cloudpickle":
@@ -96,24 +96,29 @@ class ClassKeepingUnpickler(pickle.Unpickler):
                 return self._guarded_setter(found)
         return found
 
+    # The guards stand in the unpickler's memo: they must not hold the unpickler, or a result would live in that cycle.
+
     def _guarded_maker(self, make: Callable[..., type]) -> Callable[..., type]:
         # cloudpickle's table of the classes that it has met, in either direction. Should a later version rename it,
         # nothing is known, and classes are overwritten again: its own behaviour.
         known = getattr(sys.modules["cloudpickle.cloudpickle"], "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
+        kept = self._kept_classes
 
-        def make_or_keep(*args: Any) -> type:  # noqa: ANN401 -- cloudpickle's own arguments, passed through
+        def make_or_keep(*args: Any) -> type:
             tracker_id = args[-2]
             mine: type | None = known.get(tracker_id)
             if mine is None:
                 return make(*args)
-            self._kept_classes.add(mine)
+            kept.add(mine)
             return mine
 
         return make_or_keep
 
     def _guarded_setter(self, set_state: Callable[[type, object], type]) -> Callable[[type, object], type]:
+        kept = self._kept_classes
+
         def set_or_keep(made: type, state: object) -> type:
-            return made if made in self._kept_classes else set_state(made, state)
+            return made if made in kept else set_state(made, state)
 
         return set_or_keep
 

@@ -165,7 +165,7 @@ class _Graph:
         """Pickle with every exception but `root` replaced by its number."""
         return dumps_numbered(value, lambda found: None if found is root else self.index_of(found))
 
-    def _loads(self, packed: bytes) -> Any:  # noqa: ANN401 -- a pickle holds anything
+    def _loads(self, packed: bytes) -> Any:
         return loads_numbered(packed, self.errors.__getitem__)
 
 
@@ -224,14 +224,14 @@ class _Receiver:
         for name, value in state.items():
             _set(self._get(index), name, value)
 
-    def _loads(self, packed: bytes) -> Any:  # noqa: ANN401 -- a pickle holds anything
+    def _loads(self, packed: bytes) -> Any:
         return loads_numbered(packed, self._get)
 
 
 _MISSING = object()
 
 
-def _is_simple(error: BaseException, reduced: Any) -> bool:  # noqa: ANN401 -- a user's __reduce__ returns anything
+def _is_simple(error: BaseException, reduced: Any) -> bool:
     """Whether making the exception is a call, and its state a dictionary of attributes."""
     return (
         type(reduced) is tuple
@@ -241,7 +241,7 @@ def _is_simple(error: BaseException, reduced: Any) -> bool:  # noqa: ANN401 -- a
     )
 
 
-def _make(loaded: Any) -> BaseException:  # noqa: ANN401 -- a pickle holds anything
+def _make(loaded: Any) -> BaseException:
     """Return the exception, made by a call unless it is complete."""
     if type(loaded) is tuple:
         function, arguments = loaded

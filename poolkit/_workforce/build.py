@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from poolkit import _os
+from poolkit._child.nursery import MOST_FDS
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
-from poolkit._wire import codec, inherit
+from poolkit._wire import inherit
 from poolkit._workforce.nursery import NurserySettings
 from poolkit._workforce.process import ProcessWorkforce
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit._workforce.thread import ThreadWorkforce
+from poolkit.errors import SerializationError
 
 KINDS = ("process", "thread")
 START_METHODS = ("forkserver", "spawn", "fork")
+MOST_INHERITED = MOST_FDS - 8  # the rest is for the worker's own link
 
 # Thread counts of the numerical libraries, which read them when they are first imported.
 _THREAD_VARIABLES = (
@@ -71,7 +74,7 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
         supervisor.deliver(reports)
 
     workforce = ThreadWorkforce(name=name, initializer=_initialize_later(settings), deliver=deliver)
-    supervisor = Supervisor(threading.Lock(), workforce, limits, name=name)
+    supervisor = Supervisor(threading.RLock(), workforce, limits, name=name)
     return supervisor
 
 
@@ -82,18 +85,22 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
     forks = settings.start_method == "fork"
     if forks:
         _refuse_threads()
-    packed: tuple[bytes, bytes] | None = None
+    packed: bytes | None = None
     fds: list[int] = []
     if settings.initializer is not None and not forks:
-        with inherit.spawning() as fds:
-            packed = codec.pack_call(settings.initializer, settings.initargs, {})
+        packed, fds = inherit.pack_initializer(settings.initializer, settings.initargs)
+        if len(fds) > MOST_INHERITED:
+            for fd in fds:
+                os.close(fd)
+            msg = f"initargs need {len(fds)} descriptors in each worker; {MOST_INHERITED} can be handed over"
+            raise SerializationError(msg)
     nursery = NurserySettings(
         start_method=settings.start_method,
         preload=settings.preload,
         env=_environment(settings),
         initializer=_initialize_later(settings) if forks else None,
     )
-    lock = threading.Lock()
+    lock = threading.RLock()
     workforce = ProcessWorkforce(
         lock,
         nursery,

@@ -16,7 +16,7 @@ from typing import Any
 
 from poolkit._child.loop import run_call
 from poolkit._core.options import PoolLimits
-from poolkit._core.workforce import AnyTask, BootFailed, Begun, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import codec
 from poolkit._workforce.supervisor import Supervisor
 from poolkit.errors import SerializationError
@@ -49,6 +49,7 @@ class FakeWorkforce:
 
     kind = "fake"
     max_batch = 1
+    unstarted = ()
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class FakeWorkforce:
         return reports
 
     def run_one(self) -> bool:
-        """Let one worker claim and run its next task; False when none has one. Any real pool could run this one next."""
+        """Let one worker claim and run its next task; False when none has one. A real pool could run this one next."""
         able = [worker_id for worker_id, member in self._members.items() if member.claims]
         if not able:
             return False
@@ -148,14 +149,24 @@ class FakeWorkforce:
         deadline = None if limit is None else self._clock() + limit
         context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock)
         ok, value = run_call(context, fn, args, kwargs)
-        if not self._check_pickle:
-            return Outcome(value, ok=ok)
-        if not ok:
-            return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
         try:
+            if not self._check_pickle:
+                return Outcome(value, ok=ok)
+            if not ok:
+                return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
             return Outcome(codec.pack_value(value), ok=True, load=codec.load_value)
         except SerializationError as exc:
             return Outcome(codec.pack_error(exc), ok=False, load=codec.load_error)
+        finally:
+            del value  # an exception's traceback holds this frame
+
+    def start_now(self) -> list[Report]:
+        """Fake workers start at once."""
+        return []
+
+    def is_own_thread(self) -> bool:
+        """There are no threads."""
+        return False
 
     def wake(self) -> None:
         """Nobody waits."""
@@ -179,15 +190,14 @@ class FakeWorkforce:
 class FakeSupervisor(Supervisor):
     """A supervisor without a thread: whoever uses the pool drives it. Not thread-safe, unlike its base."""
 
+    threaded = False
     clock: VirtualClock
     workforce: FakeWorkforce
 
     def __init__(
         self, workforce: FakeWorkforce, limits: PoolLimits, *, name: str, clock: VirtualClock, eager: bool, seed: int
     ) -> None:
-        super().__init__(
-            threading.Lock(), workforce, limits, name=name, clock=clock, rng=random.Random(seed)  # noqa: S311
-        )
+        super().__init__(threading.RLock(), workforce, limits, name=name, clock=clock, rng=random.Random(seed))
         self._eager = eager
         self._driving = False
 
@@ -241,6 +251,7 @@ class FakeSupervisor(Supervisor):
         """Carry out what was ordered and take in what is reported, until nothing changes. Runs no task."""
         while True:
             with self._lock:
+                self._do_what_was_put_off(self.clock())
                 self._scheduler.tick(self.clock())
                 settled = self._decided()
             self._publish(settled)
@@ -292,7 +303,7 @@ class FakeSupervisor(Supervisor):
             return self._scheduler.unsettled_tasks()
 
 
-def build_fake(  # noqa: PLR0913 -- what the fake pool was made with
+def build_fake(
     limits: PoolLimits,
     *,
     name: str,
@@ -303,7 +314,5 @@ def build_fake(  # noqa: PLR0913 -- what the fake pool was made with
 ) -> FakeSupervisor:
     """Make the supervisor of a fake pool."""
     clock = VirtualClock()
-    workforce = FakeWorkforce(
-        clock, random.Random(seed), check_pickle=check_pickle, initializer=initializer  # noqa: S311
-    )
+    workforce = FakeWorkforce(clock, random.Random(seed), check_pickle=check_pickle, initializer=initializer)
     return FakeSupervisor(workforce, limits, name=name, clock=clock, eager=eager, seed=seed)

@@ -1,26 +1,39 @@
 """Nursery, the owner's side: starts the template process, hands it orders, reads its notices.
 
 Owner: the supervisor thread, alone. Orders that do not fit the socket are kept and sent later; nothing here blocks
-but `close`, which waits for the template process to end.
+but `start`, and `close`, which waits for the template process to end.
+
+The control socket must have no copies: the template ends when the owner's side of it closes, and the owner knows the
+template's end by the other side. A fork in another thread copies everything. So the pair is made under the pool's
+lock, which every fork takes, and is known to the pool from then on: a forked child closes its copies. And no fork
+happens while `start` runs (FORKING): a copy of Popen's own pipes would keep it waiting for as long as that child lives.
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
+import errno
 import marshal
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+from poolkit import _os
 from poolkit._child import nursery as template
 from poolkit._wire import messages
 
+FORKING = threading.Lock()  # held by whoever forks this process, or starts another; taken before a pool's lock
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
 END_GRACE = 5.0  # seconds the template process gets to kill its workers and end
 
 _START_CODE = """\
@@ -47,22 +60,30 @@ class NurserySettings:
 class Nursery:
     """A handle on one template process."""
 
-    def __init__(self, settings: NurserySettings) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self._control = ours
+    def __init__(self) -> None:
+        self.pid = -1
+        self._control, self._theirs = _socket_pair()
+        self._control.setblocking(False)
         self._buffer = b""
         self._orders: deque[tuple[bytes, list[int]]] = deque()
+        self.refused: list[tuple[int, OSError]] = []  # workers whose order could not be sent, and why
+
+    def start(self, settings: NurserySettings) -> None:
+        """Start the process. Blocks for that.
+
+        Raises:
+            Exception: it could not be started; everything is closed.
+        """
         try:
             if settings.start_method == "fork":
-                self.pid = _fork(theirs, ours, settings)
+                self.pid = _fork(self._theirs, self._control, settings)
             else:
-                self.pid = _execute(theirs, ours, settings)
+                self.pid = _execute(self._theirs, self._control, settings)
         except BaseException:
-            ours.close()
+            self._control.close()
             raise
         finally:
-            theirs.close()
+            self._theirs.close()
 
     def fileno(self) -> int:
         """The control socket's descriptor, to wait for notices."""
@@ -83,14 +104,13 @@ class Nursery:
         while self._orders:
             data, fds = self._orders[0]
             try:
-                if fds:
-                    count = socket.send_fds(self._control, [data], fds)
-                else:
-                    count = self._control.send(data)
+                count = self._send(data, fds)
             except BlockingIOError:
                 return False
-            except OSError:  # it is gone; its end-of-file tells
+            except OSError as exc:
                 count = len(data)
+                if exc.errno not in _GONE and len(data) == messages.ORDER.size:  # if it is gone, its end-of-file tells
+                    self.refused.append((messages.ORDER.unpack(data)[-1], exc))
             for fd in fds:
                 os.close(fd)
             if count < len(data):
@@ -98,6 +118,10 @@ class Nursery:
             else:
                 self._orders.popleft()
         return True
+
+    def _send(self, data: bytes, fds: list[int]) -> int:
+        attached = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        return self._control.sendmsg([data], attached, _NO_SIGNAL)
 
     def receive(self) -> list[tuple[tuple[int, ...], bytes]]:
         """The notices that are here: (kind, status, worker, pid, peak rss, size) and payload.
@@ -125,8 +149,11 @@ class Nursery:
             self._buffer = self._buffer[end:]
         return notices
 
-    def close(self) -> None:
-        """Let go of it: it kills its workers and ends. Blocks until it has, and kills it after END_GRACE seconds."""
+    def close(self) -> str:
+        """Let go of it: it kills its workers and ends. Blocks until it has, and kills it after END_GRACE seconds.
+
+        Returns how it ended, in words.
+        """
         for _, fds in self._orders:
             for fd in fds:
                 os.close(fd)
@@ -141,33 +168,51 @@ class Nursery:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)  # our own child and not reaped, so the number is still its own
         self._control.close()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        try:
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:  # somebody else waited for it
+            return "ended"
+        return f"was killed by {_os.signal_name(-code)}" if code < 0 else f"exited with code {code}"
 
     def close_in_forked_child(self) -> None:
-        """Close the copy that a forked child of the owner has, so that the owner's end is the only one."""
-        with contextlib.suppress(OSError):
-            self._control.close()
+        """Close the copies that a forked child of the owner has, so that both ends are the only ones."""
+        for end in (self._control, self._theirs):
+            with contextlib.suppress(OSError):
+                end.close()
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    """A pair, with numbers above those of the standard streams: one of these may be closed in the owner."""
+    import fcntl  # noqa: PLC0415 -- not on Windows, where importing poolkit must work
+
+    pair = []
+    for end in socket.socketpair():
+        fd = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)
+        end.close()
+        pair.append(socket.socket(fileno=fd))
+    return pair[0], pair[1]
 
 
 def _execute(theirs: socket.socket, ours: socket.socket, settings: NurserySettings) -> int:
     if not sys.executable:
         msg = "poolkit cannot start worker processes: sys.executable is empty, as in an embedded interpreter"
         raise RuntimeError(msg)
-    paths = [path for path in sys.path if isinstance(path, str)]
+    paths = [path for path in cast("list[object]", sys.path) if isinstance(path, str)]
     home = str(Path(__file__).resolve().parents[2])
     if home not in paths:
         paths.append(home)
-    data = marshal.dumps((paths, settings.start_method, list(settings.preload)))
+    preload = [] if settings.start_method == "spawn" else list(settings.preload)  # each worker has imports of its own
+    data = marshal.dumps((paths, settings.start_method, preload))
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
     fd = theirs.fileno()
-    process = subprocess.Popen(  # noqa: S603 -- this interpreter, and code of our own
-        [sys.executable, *flags, "-c", _START_CODE, str(fd), str(len(data))],
-        stdin=subprocess.DEVNULL,
-        pass_fds=[fd],
-        env={**os.environ, **settings.env},
-        start_new_session=True,  # a Ctrl-C on the terminal is the owner's alone
-    )
+    with FORKING:
+        process = subprocess.Popen(
+            [sys.executable, *flags, "-c", _START_CODE, str(fd), str(len(data))],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[fd],
+            env={**os.environ, **settings.env},
+            start_new_session=True,  # a Ctrl-C on the terminal is the owner's alone
+        )
     ours.setblocking(True)
     with contextlib.suppress(OSError):  # it died at once: its end-of-file tells
         ours.sendall(data)
@@ -180,10 +225,13 @@ def _fork(theirs: socket.socket, ours: socket.socket, settings: NurserySettings)
     for stream in (sys.stdout, sys.stderr):  # what is buffered must not be written twice
         with contextlib.suppress(Exception):
             stream.flush()
+    theirs_fd = theirs.detach()  # what the pool knows of it, the hooks of this very fork close in the child
     pid = os.fork()
     if pid:
+        os.close(theirs_fd)
         return pid
     try:
+        theirs = socket.socket(fileno=theirs_fd)
         ours.close()
         os.setsid()
         null = os.open(os.devnull, os.O_RDONLY)

@@ -21,10 +21,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from poolkit import _os
-from poolkit._core.workforce import AnyTask, BootFailed, Begun, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import codec, messages
 from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
@@ -44,6 +44,7 @@ class Member:
     __slots__ = (
         "board",
         "calls_fd",
+        "calls_read_fd",
         "evidence_fd",
         "id",
         "kill_at",
@@ -62,15 +63,15 @@ class Member:
         self.board: Board | None = None
         self.reader: FrameReader | None = None
         self.writer: FrameWriter | None = None
-        self.calls_fd = self.outcomes_fd = self.evidence_fd = -1
+        self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
         self.stack = ""
         self.kill_at: float | None = None  # until then it may write its stack
 
     def close(self) -> None:
         """Close everything. Idempotent."""
-        for fd in (self.calls_fd, self.outcomes_fd, self.evidence_fd):
+        for fd in (self.calls_fd, self.calls_read_fd, self.outcomes_fd, self.evidence_fd):
             _os.close_fd(fd)
-        self.calls_fd = self.outcomes_fd = self.evidence_fd = -1
+        self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
         if self.tokens is not None:
             self.tokens.close()
         if self.board is not None:
@@ -83,13 +84,14 @@ class ProcessWorkforce:
 
     kind = "process"
     max_batch = MAX_BATCH
+    unstarted = ()  # nothing is left to be started by whoever held the lock
 
-    def __init__(  # noqa: PLR0913 -- what the pool was made with
+    def __init__(
         self,
-        lock: threading.Lock,
+        lock: threading.RLock,
         settings: NurserySettings,
         *,
-        initializer: tuple[bytes, bytes] | None,
+        initializer: bytes | None,
         inherited_fds: Sequence[int] = (),
         measure_rss: bool,
     ) -> None:
@@ -106,7 +108,11 @@ class ProcessWorkforce:
         self._nursery: Nursery | None = None
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
-            self._nursery = self._new_nursery()
+            try:
+                self._start_nursery()
+            except BaseException:
+                self._close_own()
+                raise
 
     @staticmethod
     def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
@@ -170,6 +176,10 @@ class ProcessWorkforce:
             self._closed_bytes[1] += member.reader.received
         member.close()
 
+    def start_now(self) -> Reports:
+        """Processes are started by the supervisor thread."""
+        return []
+
     def link_bytes(self) -> tuple[int, int]:
         """Bytes sent to and received from workers, over the links, so far."""
         sent, received = self._closed_bytes
@@ -183,6 +193,10 @@ class ProcessWorkforce:
         """Resident memory of a worker."""
         member = self._members.get(worker_id)
         return None if member is None or member.pid is None else _os.resident_bytes(member.pid)
+
+    def is_own_thread(self) -> bool:
+        """No thread of this process is a worker."""
+        return False
 
     def wake(self) -> None:
         """Make `wait` return. From any thread."""
@@ -204,7 +218,7 @@ class ProcessWorkforce:
         while self._orders:
             what, member = self._orders.popleft()
             what(member, reports)
-        self._watch_orders()
+        self._watch_orders(reports)
         wait = 0.0 if reports else timeout
         for member in self._dying():
             left = max(0.0, (member.kill_at or 0.0) - time.monotonic())
@@ -259,37 +273,49 @@ class ProcessWorkforce:
 
     # ----- starting -----
 
-    def _new_nursery(self) -> Nursery:
-        nursery = Nursery(self._settings)
+    def _start_nursery(self) -> Nursery:
+        with self._lock:  # a fork takes it too: see the header of `_workforce/nursery.py`
+            nursery = self._nursery = Nursery()
+        try:
+            nursery.start(self._settings)
+        except BaseException:
+            self._nursery = None
+            raise
         self._selector.register(nursery.fileno(), selectors.EVENT_READ, self._noticed)
         return nursery
 
-    def _watch_orders(self) -> None:
-        """Wait for room on the control socket while orders are left to be sent."""
+    def _watch_orders(self, reports: Reports) -> None:
+        """Wait for room on the control socket while orders are left to be sent; report those that it refuses."""
         if self._nursery is not None:
             events = selectors.EVENT_READ if self._nursery.flush() else selectors.EVENT_READ | selectors.EVENT_WRITE
             if self._selector.get_key(self._nursery.fileno()).events != events:
                 self._selector.modify(self._nursery.fileno(), events, self._noticed)
+            for worker_id, error in self._nursery.refused:
+                reports.append(Died(worker_id, hint=f"the order to start it could not be sent: {error}"))
+            self._nursery.refused.clear()
 
     def _spawn(self, member: Member, reports: Reports) -> None:
         theirs: list[int] = []
         try:
-            if self._nursery is None:
-                self._nursery = self._new_nursery()
+            nursery = self._nursery or self._start_nursery()
             theirs = self._connect(member)
         except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
             for fd in theirs:
                 _os.close_fd(fd)
             reports.append(Died(member.id, hint=f"it could not be started: {exc!r}"))
             return
-        self._nursery.fork(member.id, theirs)
+        nursery.fork(member.id, theirs)
 
     def _connect(self, member: Member) -> list[int]:
         """Make a worker's link, tokens, board and evidence pipe; returns the descriptors for the other side."""
         theirs: list[int] = []
+        settings = pickle.dumps(self._boot_settings())
         try:
             fd, member.calls_fd = os.pipe()
             theirs.append(fd)
+            # A copy of the reading end stays here: writing to a pipe that nobody can read would raise SIGPIPE, which
+            # ends programs that left it at its default. That the worker died is reported by the nursery.
+            member.calls_read_fd = os.dup(fd)
             member.outcomes_fd, fd = os.pipe()
             theirs.append(fd)
             tokens = _os.Tokens()
@@ -303,34 +329,32 @@ class ProcessWorkforce:
             for fd in (member.calls_fd, member.outcomes_fd, member.evidence_fd, theirs[-1]):
                 os.set_blocking(fd, False)
             theirs += [os.dup(fd) for fd in self._inherited_fds]
+            self._selector.register(member.outcomes_fd, selectors.EVENT_READ, functools.partial(self._readable, member))
+            member.reader = FrameReader(member.outcomes_fd, messages.FRAME_TO_OWNER)
+            with self._lock:
+                member.writer = FrameWriter(member.calls_fd)
+                self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(settings)), settings])
         except BaseException:
             for fd in theirs:
                 _os.close_fd(fd)
             raise
-        member.reader = FrameReader(member.outcomes_fd, messages.FRAME_TO_OWNER)
-        with self._lock:
-            member.writer = FrameWriter(member.calls_fd)
-            payload = pickle.dumps(self._boot_settings())
-            self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(payload)), payload])
-        self._selector.register(
-            member.outcomes_fd, selectors.EVENT_READ, functools.partial(self._readable, member)
-        )
         return theirs
 
     def _boot_settings(self) -> dict[str, Any]:
         from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
 
         try:
-            cwd = os.getcwd()
+            cwd = os.getcwd()  # noqa: PTH109 -- a string is what travels
         except OSError:
             cwd = "/"
         return {
-            "sys_path": [path for path in sys.path if isinstance(path, str)],
+            "sys_path": [path for path in cast("list[object]", sys.path) if isinstance(path, str)],
             "argv": list(sys.argv),
             "cwd": cwd,
             "authkey": bytes(process.current_process().authkey),
             "env": dict(self._settings.env),
             "measure_rss": self._measure_rss,
+            "preload": list(self._settings.preload),
             "initializer": self._initializer,
         }
 
@@ -339,9 +363,7 @@ class ProcessWorkforce:
     def _watch_writing(self, member: Member, _reports: Reports) -> None:
         """Some of what was sent did not fit the pipe: write on as it empties."""
         if member.calls_fd >= 0 and self._selector.get_map().get(member.calls_fd) is None:
-            self._selector.register(
-                member.calls_fd, selectors.EVENT_WRITE, functools.partial(self._writable, member)
-            )
+            self._selector.register(member.calls_fd, selectors.EVENT_WRITE, functools.partial(self._writable, member))
 
     def _writable(self, member: Member, _events: int, _reports: Reports) -> None:
         with self._lock:
@@ -371,7 +393,7 @@ class ProcessWorkforce:
                 reports.append(Finished(member.id, task_id, outcome, started, ended, rss))
             elif kind == messages.DRAINED:
                 reports.append(Drained(member.id))
-            elif kind == messages.READY:
+            elif kind == messages.READY and member.pid is None:  # said once; later, only a hostile task says it
                 member.pid = task_id
                 reports.append(Ready(member.id, task_id))
             elif kind == messages.BEGUN:
@@ -448,9 +470,10 @@ class ProcessWorkforce:
     def _nursery_died(self, reports: Reports) -> None:
         """Every worker dies with the nursery: the kernel kills them. What their tasks started, we kill here."""
         nursery, self._nursery = self._nursery, None
+        how = ""
         if nursery is not None:
             self._unregister(nursery.fileno())
-            nursery.close()
+            how = nursery.close()
         for member in list(self._members.values()):
             if member.reader is None:  # not ordered yet: the order stands, for the next nursery
                 continue
@@ -461,9 +484,9 @@ class ProcessWorkforce:
             reports.append(
                 Died(
                     member.id,
-                    signal="SIGKILL",
+                    signal="SIGKILL" if member.pid is not None else None,
                     pid=member.pid,
                     stack=evidence.tidy(member.stack),
-                    hint="the template process that forks the workers was killed, and they with it",
+                    hint=f"the template process that forks the workers {how}, and they ended with it",
                 )
             )

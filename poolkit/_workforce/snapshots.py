@@ -69,7 +69,7 @@ def with_rss(info: WorkerInfo, rss: int | None) -> WorkerInfo:
 
 def _current(worker: Worker, glance: Glance) -> AnyTask | None:
     """The task that the worker runs, by its board."""
-    if glance.begun == 0 or glance.begun == glance.done:
+    if glance.begun in {0, glance.done}:
         return None
     for task in worker.sent:
         if task.id == glance.begun and task.phase is TaskPhase.SENT:

@@ -5,7 +5,7 @@
     either, afterwards publish what was decided: wake waiters, call callbacks, tell listeners -- without the lock
 
 Lock order: the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block, no pickling and no
-code of the user runs under either.
+code of the user runs under either. The main thread puts Ctrl-C off while it decides, see `_workforce/interrupts.py`.
 Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_callers`, `_rooms`, `_listeners`.
 Owner: the supervisor thread: `workforce.wait`.
 A kind whose workers report from their own threads calls `deliver` from there; a fake has no thread at all.
@@ -25,7 +25,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import PoolPhase, Scheduler
@@ -33,27 +33,36 @@ from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import (
     EVENT_NAMES,
     AnyTask,
+    BootFailed,
     Finished,
     PoolEvent,
     Report,
     Workforce,
 )
 from poolkit._workforce import snapshots
+from poolkit._workforce.interrupts import Handler, deciding, let_come, put_off
+from poolkit._workforce.nursery import FORKING
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
-from poolkit.task import Outcome, WaitTimeout
+from poolkit.task import Outcome, Shield, TaskPhase, WaitTimeout
 
 log = logging.getLogger("poolkit")
 
+T = TypeVar("T")
 Listener = Callable[[Any], object]
 Settled = list[tuple[AnyTask, Outcome]]
 
-_live: weakref.WeakSet[Supervisor] = weakref.WeakSet()  # those with a thread; guarded by _live_lock
-_live_lock = threading.Lock()
+_live: weakref.WeakSet[Supervisor] = weakref.WeakSet()  # those with anything to release; guarded by _live_lock
+_live_lock = threading.RLock()  # re-entrant for finalizers that a collection runs while it is held
+LONGEST_WAIT = 86400.0  # seconds; system calls refuse much longer ones, and one wake-up a day is nothing
 _publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 
 
 class DrivenWorkforce(Workforce, Protocol):
-    """A workforce that the supervisor thread waits on."""
+    """A workforce that the supervisor thread waits on. `unstarted` is true when `start_now` is to be called."""
+
+    @property
+    def unstarted(self) -> Sequence[object]:
+        """Workers that were ordered and are to be started by whoever ordered them."""
 
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """Turn a call into what `send` takes, and its size in bytes. On the caller's thread, without the lock."""
@@ -69,6 +78,12 @@ class DrivenWorkforce(Workforce, Protocol):
 
     def close_in_forked_child(self) -> None:
         """Close the descriptors that a forked child of the owner has copies of."""
+
+    def start_now(self) -> list[Report]:
+        """Start what is in `unstarted`. Without the lock, on the thread that held it."""
+
+    def is_own_thread(self) -> bool:
+        """Whether the calling thread is one of the workers."""
 
     def link_bytes(self) -> tuple[int, int]:
         """Bytes sent to and received from the workers over links."""
@@ -88,7 +103,7 @@ class Supervisor:
 
     def __init__(
         self,
-        lock: threading.Lock,
+        lock: threading.RLock,
         workforce: DrivenWorkforce,
         limits: PoolLimits,
         *,
@@ -103,51 +118,102 @@ class Supervisor:
         self._changed = threading.Condition(lock)
         self._callers = 0  # threads that wait on _changed
         self._rooms: list[Future[None]] = []  # resolved when something is settled: waits for room in the queue
-        self._scheduler = Scheduler(workforce, limits, rng or random.Random())  # noqa: S311 -- jitter
+        self._scheduler = Scheduler(workforce, limits, rng or random.Random())
         self._listeners: dict[type, tuple[Listener, ...]] = {}
         self._untold: deque[PoolEvent] = deque()  # events that the supervisor thread is to tell
+        # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
+        # the supervisor thread to do. Appended to without the lock.
+        self._later: deque[Callable[[float], object]] = deque()
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: it is awake and looks again anyway
         self._thread: SupervisorThread | None = None
         self._closed = threading.Event()
         self._dropped = False  # the pool object was collected; set without the lock, from wherever that happened
         self.forked = False  # this is a copy in a forked child
         self.pid = os.getpid()
+        if self.threaded:
+            with _live_lock:
+                _live.add(self)
 
     # ===== entering and leaving the lock =====
 
     def _decided(self) -> Settled:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
-        settled = scheduler.settled
-        if settled:
-            scheduler.settled = []
+        # A list of this thread's own, also when it is empty: the scheduler's is filled by the next thread to come.
+        settled, scheduler.settled = scheduler.settled, []
         if scheduler.events:
             self._untold.extend(scheduler.events)
             scheduler.events.clear()
             self.workforce.wake()
         deadline = scheduler.next_deadline()
         if (deadline is not None and deadline < self._sleeping_until) or scheduler.phase is PoolPhase.CLOSED:
+            self._sleeping_until = -math.inf  # once is enough
             self.workforce.wake()
         if self._callers:
             self._changed.notify_all()
         return settled
 
+    def _is_torn(self) -> bool:
+        """Whether this thread is in the middle of a step already: it was interrupted by a signal or a collection.
+
+        The lock is re-entrant only so that this can be told; a second step inside the first would tear it.
+        """
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]  # noqa: SLF001 -- as Condition does
+
+    def _do_later(self, step: Callable[[float], object]) -> None:
+        self._later.append(step)
+        self.workforce.wake()
+
+    def _do_what_was_put_off(self, now: float) -> None:
+        while self._later:
+            step = self._later.popleft()
+            try:
+                step(now)
+            except Exception:
+                log.exception("pool %s could not do what a signal handler or finalizer asked for", self.name)
+
+    @deciding
+    def _decide(self, step: Callable[[float], T]) -> T:
+        """Do a step of the scheduler, at a moment, and publish what comes of it. Not when `_is_torn`."""
+        before = put_off()
+        try:
+            with self._lock:
+                result = step(self.clock())
+                settled = self._decided()
+            self._publish(settled)
+        finally:
+            let_come(before)
+        return result
+
     def _publish(self, settled: Settled) -> None:
         """Give the tasks their outcomes. Never under the lock: callbacks run in here."""
+        if self.workforce.unstarted:
+            self.deliver(self.workforce.start_now())
+        if self._rooms:
+            self._tell_of_room()
         if not settled:
             return
         _publishing.depth = getattr(_publishing, "depth", 0) + 1
+        left = deque(settled)
         try:
-            for task, outcome in settled:
+            while left:
+                task, outcome = left.popleft()
                 task.publish(outcome)
         finally:
             _publishing.depth -= 1
-        if self._rooms:
-            with self._lock:
-                rooms, self._rooms = self._rooms, []
-            for room in rooms:
-                if room.set_running_or_notify_cancel():
-                    room.set_result(None)
+            if left:  # a Ctrl-C came in between: the supervisor thread goes on with the rest
+                with self._lock:
+                    self._scheduler.settled.extend(left)
+                self.workforce.wake()
+
+    def _tell_of_room(self) -> None:
+        with self._lock:
+            if self._scheduler.is_full() and self._scheduler.phase is PoolPhase.OPEN:
+                return
+            rooms, self._rooms = self._rooms, []
+        for room in rooms:
+            if room.set_running_or_notify_cancel():
+                room.set_result(None)
 
     def deliver(self, reports: Sequence[Report]) -> None:
         """Hand reports of workers to the scheduler, and publish what comes of them."""
@@ -156,6 +222,8 @@ class Supervisor:
         for report in reports:
             if type(report) is Finished and not report.outcome.ok and report.outcome.load is not None:
                 self._read_error(report)
+            elif type(report) is BootFailed:
+                report.describe()
         with self._lock:
             now = self.clock()
             for report in reports:
@@ -172,6 +240,7 @@ class Supervisor:
 
     # ===== what the pool asks =====
 
+    @deciding
     def submit(self, task: AnyTask, error: BaseException | None = None) -> None:
         """Accept a task; with `error` it fails at once. Blocks while the queue is full, if its options say so.
 
@@ -179,26 +248,46 @@ class Supervisor:
             PoolClosed, InitializerFailed, QueueFull: it was not accepted.
         """
         self._check_owner()
+        if self._is_torn():
+            self._do_later(lambda now: self._submit_late(task, error, now))
+            return
         if self._thread is None:
             self._start_thread()
-        with self._lock:
-            if error is not None:
-                self._scheduler.refuse(task, error, self.clock())
-            else:
-                if self._scheduler.is_full() and task.options.block:
-                    self._wait_for_room(task)
-                self._scheduler.submit(task, self.clock())
-            settled = self._decided()
-        self._publish(settled)
+        before = put_off()
+        try:
+            with self._lock:
+                if error is not None:
+                    self._scheduler.refuse(task, error, self.clock())
+                else:
+                    if self._scheduler.is_full() and task.options.block:
+                        self._wait_for_room(task, before)
+                    self._scheduler.submit(task, self.clock())
+                settled = self._decided()
+            self._publish(settled)
+        finally:
+            let_come(before)
 
-    def _wait_for_room(self, task: AnyTask) -> None:
+    def _submit_late(self, task: AnyTask, error: BaseException | None, now: float) -> None:
+        """Accept a task that was handed in within another step; what would have been raised there is its outcome."""
+        try:
+            if error is not None:
+                self._scheduler.refuse(task, error, now)
+            else:
+                self._scheduler.submit(task, now)
+        except PoolkitError as exc:
+            task.phase = TaskPhase.SETTLED
+            self._scheduler.settled.append((task, Outcome.failure(exc)))
+
+    def _wait_for_room(self, task: AnyTask, before: Handler | Shield | None) -> None:
         if getattr(_publishing, "depth", 0) or threading.current_thread() is self._thread:
             msg = (
                 f"cannot submit {task.name}: the queue is full, and a callback must not wait for room: "
                 "it runs on a thread that makes the room"
             )
             raise QueueFull(msg)
+        let_come(before)  # nothing is torn while it waits
         self._wait_until(lambda: not self._scheduler.is_full() or self._scheduler.phase is not PoolPhase.OPEN, None)
+        put_off()
 
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait on `_changed`, under the lock, until `condition` holds."""
@@ -219,25 +308,28 @@ class Supervisor:
 
     def cancel(self, task: AnyTask) -> bool:
         """Cancel a task; False when it was settled already."""
-        if self.forked:
+        if self._is_copy():
             return False
-        with self._lock:
-            cancelled = self._scheduler.cancel(task, self.clock())
-            settled = self._decided()
-        self._publish(settled)
-        return cancelled
+        if self._is_torn():
+            self.cancel_soon(task)
+            return task.phase is not TaskPhase.SETTLED
+        return bool(self._decide(lambda now: self._scheduler.cancel(task, now)))
+
+    def cancel_soon(self, task: AnyTask) -> None:
+        """Have the supervisor thread cancel a task. For finalizers, which should not wait for a lock."""
+        self._do_later(lambda now: self._scheduler.cancel(task, now))
 
     def cancel_all(self) -> None:
         """Cancel all that is queued and running."""
         self._check_owner()
-        with self._lock:
-            self._scheduler.cancel_all(begun=True, now=self.clock())
-            settled = self._decided()
-        self._publish(settled)
+        if self._is_torn():
+            self._do_later(lambda now: self._scheduler.cancel_all(begun=True, now=now))
+        else:
+            self._decide(lambda now: self._scheduler.cancel_all(begun=True, now=now))
 
     def has_begun(self, task: AnyTask) -> bool:
         """Whether a worker runs this task."""
-        if self.forked:
+        if self._is_copy():
             return False
         with self._lock:
             return self._scheduler.has_begun(task)
@@ -245,13 +337,15 @@ class Supervisor:
     def resize(self, size: int) -> None:
         """Change the number of workers."""
         self._check_owner()
-        with self._lock:
+        self._refuse_if_torn("resize")
+
+        def step(now: float) -> None:
             if self._scheduler.phase is not PoolPhase.OPEN:
                 msg = "cannot resize: the pool was shut down"
                 raise PoolClosed(msg)
-            self._scheduler.resize(size, self.clock())
-            settled = self._decided()
-        self._publish(settled)
+            self._scheduler.resize(size, now)
+
+        self._decide(step)
 
     def warm_up(self, timeout: float | None) -> None:
         """Start all workers and wait until they are up.
@@ -261,22 +355,26 @@ class Supervisor:
             InitializerFailed, WorkerCrashed, PoolClosed: they will not be.
         """
         self._check_owner()
+        self._refuse_if_torn("warm up")
         if self._thread is None:
             self._start_thread()
-        with self._lock:
-            scheduler = self._scheduler
+        scheduler = self._scheduler
+
+        def step(now: float) -> int:
             scheduler.check_open("warm up")
-            scheduler.warm_up(self.clock())
-            boots = scheduler.boots_failed
-            self._decided()
+            scheduler.warm_up(now)
+            return scheduler.boots_failed
 
-            def over() -> bool:
-                return (
-                    scheduler.phase is not PoolPhase.OPEN
-                    or scheduler.roster.ready_count() >= scheduler.roster.size
-                    or scheduler.boots_failed > boots
-                )
+        boots = self._decide(step)
 
+        def over() -> bool:
+            return (
+                scheduler.phase is not PoolPhase.OPEN
+                or scheduler.roster.ready_count() >= scheduler.roster.size
+                or scheduler.boots_failed > boots
+            )
+
+        with self._lock:
             if not self._wait_until(over, timeout):
                 msg = f"{scheduler.roster.ready_count()} of {scheduler.roster.size} workers are up after {timeout} s"
                 raise WaitTimeout(msg)
@@ -286,24 +384,32 @@ class Supervisor:
 
     def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
         """Accept nothing more, and end; see `Pool.shutdown`."""
-        if self.forked:
+        if self._is_copy():
             return
-        with self._lock:
-            self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=self.clock(), kill_after=timeout)
-            never_started = self._thread is None
-            settled = self._decided()
-        self._publish(settled)
-        if never_started:
+
+        def step(now: float) -> bool:
+            self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
+            return self._thread is None
+
+        if self._is_torn():
+            self._do_later(step)
+        elif self._decide(step):  # it never started
             self._finish()
-        elif wait and threading.current_thread() is not self._thread and not getattr(_publishing, "depth", 0):
+        elif wait and self._may_wait():
             self._closed.wait()
             thread = self._thread
             if thread is not None:
                 thread.join()
 
+    def _may_wait(self) -> bool:
+        """Whether this thread may wait for the pool's end: not one that the end itself waits for."""
+        if threading.current_thread() is self._thread or getattr(_publishing, "depth", 0) > 0:
+            return False
+        return not self.workforce.is_own_thread()
+
     def is_open(self) -> bool:
         """Whether tasks are accepted."""
-        return not self.forked and self._scheduler.phase is PoolPhase.OPEN
+        return not self._is_copy() and self._scheduler.phase is PoolPhase.OPEN
 
     def drop(self) -> None:
         """The pool object is gone: finish what was accepted, then end. From a finalizer, so without the lock."""
@@ -361,33 +467,45 @@ class Supervisor:
             for listener in self._listeners.get(type(event), ()):
                 try:
                     listener(event)
-                except Exception:
+                except BaseException:
                     log.exception("a listener of pool %s raised at %r", self.name, event)
 
     # ===== the thread =====
 
+    def _is_copy(self) -> bool:
+        """Whether this process was forked from the owner; also by a fork that Python did not see."""
+        return self.forked or os.getpid() != self.pid
+
+    def _refuse_if_torn(self, what: str) -> None:
+        if self._is_torn():
+            msg = f"cannot {what} here: a signal handler or finalizer that interrupted the pool itself must not wait"
+            raise PoolkitError(msg)
+
     def _check_owner(self) -> None:
-        if self.forked:
+        if self._is_copy():
             msg = (
                 f"pool {self.name} belongs to process {self.pid}; this is process {os.getpid()}, forked from it: "
                 "make a pool of its own here"
             )
             raise PoolClosed(msg)
 
+    @deciding
     def _start_thread(self) -> None:
-        with self._lock:
-            if self._thread is not None or self._scheduler.phase is not PoolPhase.OPEN:
-                return
-            thread = SupervisorThread(target=self._run, name=f"poolkit-{self.name}", daemon=True)
-            self._thread = thread
-        with _live_lock:
-            _live.add(self)
+        before = put_off()
         try:
+            with self._lock:
+                if self._thread is not None or self._scheduler.phase is not PoolPhase.OPEN:
+                    return
+                thread = SupervisorThread(target=self._run, name=f"poolkit-{self.name}", daemon=True)
+                self._thread = thread
             thread.start()
-        except RuntimeError as exc:  # the interpreter is ending
-            self._finish()
-            msg = f"pool {self.name} cannot start: the interpreter is shutting down"
+        except RuntimeError as exc:  # no more threads, or the interpreter is ending; the next call tries again
+            with self._lock:
+                self._thread = None
+            msg = f"pool {self.name} cannot start its supervisor thread: {exc}"
             raise PoolClosed(msg) from exc
+        finally:
+            let_come(before)
 
     def _run(self) -> None:
         try:
@@ -408,20 +526,21 @@ class Supervisor:
             now = self.clock()
             if self._dropped:
                 self._scheduler.shutdown(cancel_queued=False, kill=False, now=now)
+            self._do_what_was_put_off(now)
             self._scheduler.tick(now)
             self._sleeping_until = -math.inf
             settled = self._decided()
             closed = self._scheduler.phase is PoolPhase.CLOSED
         self._publish(settled)
+        del settled  # nothing is kept alive while it waits
         self.tell()
         if closed:
             return False
         with self._lock:  # callbacks took their time, and may have submitted
             deadline = self._scheduler.next_deadline()
             self._sleeping_until = math.inf if deadline is None else deadline
-        timeout = None if deadline is None else max(0.0, deadline - self.clock())
-        reports = self.workforce.wait(timeout)
-        self.deliver(reports)
+        timeout = None if deadline is None else min(max(0.0, deadline - self.clock()), LONGEST_WAIT)
+        self.deliver(self.workforce.wait(timeout))
         return True
 
     def _finish(self) -> None:
@@ -450,11 +569,12 @@ class Supervisor:
     def after_fork_in_child(self) -> None:
         """This copy of the pool has no thread and no workers: fail what was pending, close what was copied."""
         self.forked = True
-        self._lock.release()
+        self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
+        self._closed = threading.Event()  # a thread that is not here may have been inside the old one
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
         for task in self._scheduler.give_up():
-            task.forget_callbacks()  # they belong to the parent, where the task goes on
+            task.leave_parent()
             why = f"task {task.id} ({task.name}) belongs to process {self.pid}, which forked this one ({os.getpid()})"
             task.publish(Outcome.failure(PoolClosed(why)))
         self._closed.set()
@@ -468,11 +588,12 @@ class Supervisor:
         self._lock.release()
 
     def at_exit(self) -> None:
-        """Finish what was accepted, as the standard library's executors do; one Ctrl-C ends that."""
-        try:
-            self.shutdown(wait=True, cancel_queued=False, kill=False, timeout=None)
-        except KeyboardInterrupt:
-            self.shutdown(wait=True, cancel_queued=True, kill=True, timeout=None)
+        """Finish what was accepted, as the standard library's executors do."""
+        self.shutdown(wait=True, cancel_queued=False, kill=False, timeout=None)
+
+    def stop_now(self) -> None:
+        """Stop everything, without waiting."""
+        self.shutdown(wait=False, cancel_queued=True, kill=True, timeout=None)
 
 
 def _all_live() -> list[Supervisor]:
@@ -481,14 +602,23 @@ def _all_live() -> list[Supervisor]:
 
 
 def _finish_all() -> None:
-    for supervisor in _all_live():
-        supervisor.at_exit()
+    """At exit: finish the work of every pool. One Ctrl-C ends that, for all of them."""
+    supervisors = _all_live()
+    try:
+        for supervisor in supervisors:
+            supervisor.at_exit()
+    except KeyboardInterrupt:
+        for supervisor in supervisors:
+            supervisor.stop_now()
+        for supervisor in supervisors:
+            supervisor.at_exit()
 
 
-_held: list[Supervisor] = []  # owner: the thread that forks
+_held: list[Supervisor] = []  # guarded by: FORKING
 
 
 def _before_fork() -> None:
+    FORKING.acquire()
     _held[:] = _all_live()
     for supervisor in _held:
         supervisor.hold()
@@ -500,19 +630,19 @@ def _after_fork_in_parent() -> None:
     for supervisor in _held:
         supervisor.let_go()
     _held.clear()
+    FORKING.release()
 
 
 def _after_fork_in_child() -> None:
-    _live_lock.release()
-    for supervisor in _held:
+    # Made anew, not released: where only this hook is called (some servers do), nobody has taken them.
+    for lock in (_live_lock, FORKING):
+        cast("Any", lock)._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
+    for supervisor in _held or list(_live):
         supervisor.after_fork_in_child()
     _held.clear()
-    with _live_lock:
-        _live.clear()
+    _live.clear()
 
 
 atexit.register(_finish_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

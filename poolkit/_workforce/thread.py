@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from poolkit._child.loop import run_call
-from poolkit._core.workforce import AnyTask, BootFailed, Begun, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit.task import Outcome, TaskContext
 
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
@@ -44,12 +44,14 @@ class Member:
     """One worker thread."""
 
     __slots__ = (
+        "abandoned",
         "begun",
         "claims",
         "context",
         "done",
         "doomed",
         "ended",
+        "held",
         "id",
         "inbox",
         "lock",
@@ -69,8 +71,28 @@ class Member:
         self.lock = threading.Lock()
         self.running = False  # guarded by: lock
         self.doomed = False  # guarded by: lock
+        self.held = 0  # how deep the task is in code that must not be torn; guarded by: lock
         self.ended = False  # reported as died, by whoever set this first. guarded by: lock
+        self.abandoned = False  # owner: the supervisor thread
         self.stack = ""  # owner: the supervisor thread
+
+    def hold(self) -> None:
+        """Let no asynchronous exception in from now on. Raises StopTask when the task is to stop already."""
+        with self.lock:
+            doomed = self.doomed
+            if not doomed:
+                self.held += 1
+        if doomed:
+            _raise_in_thread(threading.get_ident(), None)  # it may be on its way
+            raise StopTask
+
+    def let_go(self) -> None:
+        """Undo `hold`; raises StopTask when the task was to stop meanwhile."""
+        with self.lock:
+            self.held -= 1
+            doomed = self.doomed and not self.held
+        if doomed:
+            raise StopTask
 
 
 class ThreadWorkforce:
@@ -92,9 +114,11 @@ class ThreadWorkforce:
         self._deliver = deliver
         self._clock = clock
         self._members: dict[int, Member] = {}
+        self.unstarted: deque[Member] = deque()
         self._orders: deque[tuple[Callable[..., None], Member]] = deque()
         self._wakeup = threading.Event()
         self._dying: list[tuple[float, Member]] = []
+        self._ending: list[threading.Thread] = []  # reported their end and about to return; guarded by the pool's lock
 
     @staticmethod
     def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
@@ -104,9 +128,9 @@ class ThreadWorkforce:
     # ===== orders, given under the pool's lock =====
 
     def start(self, worker_id: int) -> None:
-        """Have the supervisor thread start a thread."""
+        """Have whoever holds the lock start a thread when it lets go: at exit, CPython 3.12 lets nobody else do it."""
         member = self._members[worker_id] = Member(worker_id)
-        self._order(self._start, member)
+        self.unstarted.append(member)
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
         """Hand tasks to the thread."""
@@ -142,8 +166,27 @@ class ThreadWorkforce:
         self._order(self._stop_by_force if want_stack else self._stop_quietly, self._members[worker_id])
 
     def forget(self, worker_id: int) -> None:
-        """Let go of a thread that ended."""
-        self._members.pop(worker_id, None)
+        """Let go of a thread that ended, or was given up."""
+        member = self._members.pop(worker_id, None)
+        self._ending = [thread for thread in self._ending if thread.is_alive()]
+        if member is not None and member.thread is not None and member.thread.ident and not member.abandoned:
+            self._ending.append(member.thread)
+
+    def start_now(self) -> list[Report]:
+        """Start the threads that were ordered; without the lock. Reports those that could not be started."""
+        reports: list[Report] = []
+        while self.unstarted:
+            try:
+                member = self.unstarted.popleft()
+            except IndexError:  # another thread was faster
+                break
+            self._start(member, reports)
+        return reports
+
+    def is_own_thread(self) -> bool:
+        """Whether this is one of the worker threads."""
+        current = threading.current_thread()
+        return any(member.thread is current for member in list(self._members.values()))
 
     def link_bytes(self) -> tuple[int, int]:
         """Nothing goes over links."""
@@ -178,15 +221,16 @@ class ThreadWorkforce:
         now = self._clock()
         for at, member in self._dying:
             if at <= now and self._end(member):
+                member.abandoned = True
                 reports.append(Died(member.id, stack=member.stack, abandoned=True))
         self._dying = [(at, member) for at, member in self._dying if not member.ended]
         return reports
 
     def close(self) -> None:
         """Wait for the threads that are about to end; abandoned ones are left alone."""
-        for member in list(self._members.values()):
-            member.inbox.put(_STOP)
-        self._members.clear()
+        for thread in self._ending:
+            if thread is not threading.current_thread():
+                thread.join()
 
     def close_in_forked_child(self) -> None:
         """Nothing is shared with the parent."""
@@ -211,7 +255,7 @@ class ThreadWorkforce:
             context.request_stop()
         with member.lock:
             member.doomed = True
-            if member.running and thread is not None and thread.ident is not None:
+            if member.running and not member.held and thread is not None and thread.ident is not None:
                 _raise_in_thread(thread.ident, StopTask)
         member.inbox.put(_STOP)
         self._dying.append((self._clock() + STOP_GRACE, member))
@@ -233,8 +277,9 @@ class ThreadWorkforce:
                 self._serve(member)
         except StopTask:  # it came too late for the task it was meant for
             pass
-        if self._end(member):
-            self._deliver([Died(member.id, stack=member.stack)])
+        finally:
+            if self._end(member):
+                self._deliver([Died(member.id, stack=member.stack)])
 
     def _boot(self, member: Member) -> bool:
         if self._initializer is not None:
@@ -266,8 +311,10 @@ class ThreadWorkforce:
         started = self._clock()
         limit = task.options.timeout
         deadline = None if limit is None else started + limit
-        context = member.context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock)
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, shield=member)
+        member.context = context
         member.since = started
+        member.done = 0  # it may have been this very task, in an earlier run
         member.begun = task.id
         if announce:
             self._deliver([Begun(member.id, task.id, started)])
@@ -289,10 +336,13 @@ class ThreadWorkforce:
         if doomed:
             with member.lock:
                 member.running = False
+            del task, value  # see below
             return None
-        outcome = Outcome(value, ok=ok)
         member.done = task.id
-        return Finished(member.id, task.id, outcome, started, self._clock())
+        try:
+            return Finished(member.id, task.id, Outcome(value, ok=ok), started, self._clock())
+        finally:
+            del task, value  # an exception's traceback holds this frame, and must not find itself or its task in it
 
 
 def _stack_of(thread: threading.Thread | None) -> str:

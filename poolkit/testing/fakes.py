@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from poolkit._core import options as checks
-from poolkit._core.options import CallOptions, PoolLimits
+from poolkit._core.options import CallOptions
 from poolkit._workforce.fake import build_fake
-from poolkit.pool import Pool
+from poolkit.pool import Pool, check_initializer, check_limits
 
 if TYPE_CHECKING:
     from poolkit._workforce.fake import FakeSupervisor
@@ -55,13 +55,14 @@ class FakePool(Pool):
             msg = f"mode must be 'eager' or 'manual', was {mode!r}"
             raise ValueError(msg)
         size = checks.whole("max_workers", max_workers)
-        limits = PoolLimits(
-            max_workers=size,
-            max_queue=checks.whole_or_none("max_queue", max_queue),
-            max_tasks_per_child=checks.whole_or_none("max_tasks_per_child", max_tasks_per_child),
-            min_workers=checks.whole_or_none("min_workers", min_workers, least=0) or 0,
-            idle_timeout=checks.seconds("idle_timeout", idle_timeout),
+        limits = check_limits(
+            size,
+            max_queue=max_queue,
+            max_tasks_per_child=max_tasks_per_child,
+            min_workers=min_workers,
+            idle_timeout=idle_timeout,
         )
+        check_initializer(initializer)
         call = initializer
         self._options = CallOptions().changed(timeout=timeout, retries=retries)
         self._max_workers = size

@@ -231,7 +231,7 @@ import sys
 from poolkit._wire.codec import load_call, pack_value
 import pickle
 load_call(b"", pickle.dumps((len, ((),), {}), 5)); pack_value(3)
-print(sorted({"asyncio", "cloudpickle", "dis", "multiprocessing", "tblib"} & set(sys.modules)))
+print(sorted({"asyncio", "cloudpickle", "multiprocessing", "tblib"} & set(sys.modules)))
 """
     assert in_new_process(script) == "[]"
 

@@ -1,0 +1,178 @@
+"""Dispatcher: which task goes to which worker, how many at once, and what is taken back.
+
+Guarantees: a task is queued or sent, never both; what was sent and not claimed can be taken back, and takes its old
+place in the queue; whatever waits unclaimed at a worker is at least as urgent as whatever is queued.
+Owner of: the queue, each worker's `sent`, `draining` and `check_at`, the measured run times.
+Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
+"""
+
+from __future__ import annotations
+
+import math
+
+from poolkit._core.batch import BATCH_SECONDS, RunTimes, take_batch
+from poolkit._core.queue import AnyTask, TaskQueue
+from poolkit._core.roster import Roster
+from poolkit._core.timers import Action, Timers
+from poolkit._core.workforce import Worker, WorkerState, Workforce
+from poolkit.task import TaskPhase
+
+STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it
+
+
+class Dispatcher:
+    """The queue of one pool, and what its workers have been sent. Not thread-safe: the pool's lock guards it.
+
+    `check(worker, now)` is called when the run-time limit of the first task at a worker may have passed.
+    """
+
+    def __init__(self, workforce: Workforce, roster: Roster, timers: Timers, check: Action) -> None:
+        self.workforce = workforce
+        self.roster = roster
+        self.timers = timers
+        self.queue = TaskQueue()
+        self.times = RunTimes()
+        self.announce = False  # whether somebody listens to the beginnings of tasks
+        self._check = check
+        self._least_sent = math.inf  # no task that is sent and not claimed is less urgent than this
+        self._steal_at: float | None = None  # a timer is set for then, to look at who is stuck
+
+    # ===== out =====
+
+    def advance(self, now: float) -> None:
+        """After any event: send what can be sent; when nothing is queued, share what stands behind slow tasks."""
+        if len(self.queue):
+            self.dispatch(now)
+        elif self._steal_at is None and self.workforce.max_batch > 1 and self.roster.has_room(now):
+            self._rebalance(now)
+
+    def dispatch(self, now: float) -> None:
+        """Send what waits to whoever is idle; start workers if there are too few."""
+        queue, roster = self.queue, self.roster
+        while len(queue):
+            worker = roster.take_idle()
+            if worker is None:
+                if queue.urgency() > self._least_sent:
+                    self._make_way()
+                roster.grow(len(queue), now)
+                return
+            self._send(worker, now)
+
+    def _send(self, worker: Worker, now: float, ahead: float = 0.0) -> None:
+        most = self.workforce.max_batch
+        if worker.limit is not None:
+            most = min(most, worker.limit - worker.sent_count)
+        workers = max(1, self.roster.ready_count() + self.roster.starting)
+        batch = take_batch(self.queue, self.times, most=most, workers=workers, ahead=ahead)
+        if not batch:
+            return
+        worker_id, sent = worker.id, TaskPhase.SENT
+        for task in batch:
+            task.phase = sent
+            task.worker_id = worker_id
+        worker.sent.extend(batch)
+        self._least_sent = min(self._least_sent, batch[-1].options.priority)
+        self.roster.sent(worker, len(batch))
+        self.workforce.send(worker.id, batch, announce=self.announce)
+        self._watch(worker, now)
+        if worker.leave is not None:
+            self.roster.grow(len(self.queue), now)  # its replacement warms up meanwhile
+
+    def go_on(self, worker: Worker, now: float) -> None:
+        """A worker finished or dropped something: it rests, or goes on with what it has, and maybe gets more."""
+        if not worker.sent:
+            if not worker.draining:
+                self.roster.rest(worker, now)
+        elif worker.state is WorkerState.BUSY:
+            self._watch(worker, now)
+            if len(self.queue) and self.workforce.max_batch > 1 and self.roster.can_take(worker):
+                # Send more before it has finished, so that it need not wait for the next message.
+                ahead = len(worker.sent) * self.times.expected(worker.sent[-1].name)
+                if ahead < BATCH_SECONDS / 2:
+                    self._send(worker, now, ahead)
+
+    # ===== back =====
+
+    def reclaim(self, worker: Worker) -> None:
+        """Take back what a worker has not claimed; it is queued again in its old place."""
+        if worker.state is WorkerState.DOOMED:
+            return  # it was taken back before
+        count = min(self.workforce.reclaim(worker.id), len(worker.sent))
+        if count:
+            worker.draining = True
+            back = [worker.sent.pop() for _ in range(count)]
+            self.roster.taken_back(worker, count)
+            for task in back:
+                task.phase = TaskPhase.QUEUED
+                task.worker_id = None
+            self.queue.put_back(back)
+
+    def reclaim_all(self) -> None:
+        """Take back everything that no worker has claimed."""
+        for worker in self.roster:
+            self.reclaim(worker)
+
+    def is_running(self, worker: Worker, task: AnyTask) -> bool:
+        """After a reclaim: whether `task` is what the worker runs now. Only the last one it claimed can be."""
+        if worker.state is WorkerState.DOOMED or worker.sent[-1] is not task:
+            return False
+        return self.workforce.glance(worker.id).done != task.id
+
+    def _make_way(self) -> None:
+        """Priority is strict: take back what was sent ahead but is less urgent than the first in the queue.
+
+        `_least_sent` keeps this cheap: there is nothing to look for while it is no less than what is queued.
+        """
+        priority = self.queue.peek().options.priority
+        if priority <= self._least_sent:
+            return
+        self._least_sent = priority
+        for worker in self.roster:
+            if not worker.draining and any(sent.options.priority < priority for sent in worker.sent):
+                self.reclaim(worker)
+
+    def _rebalance(self, now: float) -> None:
+        """Somebody could work and nothing is queued: what stands behind a slow task elsewhere is taken back."""
+        for worker in list(self.roster):
+            if len(worker.sent) < 2 or worker.draining or worker.state is not WorkerState.BUSY:  # noqa: PLR2004
+                continue
+            since = self.workforce.glance(worker.id).running_since(worker.sent[0].id, now)
+            look_at = (now if since is None else since) + STEAL_AFTER
+            if now >= look_at:
+                self.reclaim(worker)
+                self.dispatch(now)
+                if not self.roster.has_room(now):
+                    return
+            elif self._steal_at is None:
+                self._steal_at = look_at
+                self.timers.add(look_at, self._steal, None)
+
+    def _steal(self, _: None, now: float) -> None:
+        self._steal_at = None
+        self.advance(now)
+
+    # ===== run-time limits =====
+
+    def _watch(self, worker: Worker, now: float) -> None:
+        """See to it that a worker is looked at when the limit of its first task may have passed.
+
+        A timer that is set already, for an earlier task, does as well: it looks at what runs then, and sets the next.
+        So a burst of tasks with limits costs one timer in all, not one each.
+        """
+        task = worker.sent[0]
+        limit = task.options.timeout
+        if limit is None or (worker.check_at is not None and worker.check_at <= now + limit):
+            return
+        since = self.workforce.glance(worker.id).running_since(task.id, now)
+        self.look_again(worker, (now if since is None else since) + limit)
+
+    def look_again(self, worker: Worker, when: float) -> None:
+        """Have `check` called for this worker at `when`, and not before."""
+        worker.check_at = when
+        self.timers.add(when, self._look, worker)
+
+    def _look(self, worker: Worker, now: float) -> None:
+        if worker.check_at is not None and worker.check_at <= now:  # else an earlier one has taken over
+            worker.check_at = None
+            if worker.state is WorkerState.BUSY and worker.sent:
+                self._check(worker, now)

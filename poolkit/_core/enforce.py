@@ -1,0 +1,141 @@
+"""Enforcer: cancels, run-time limits, queue limits and deadlines; who is killed, and for which task.
+
+Guarantees: a task that has not begun is taken back and never begins; one that runs is ended with its worker, and only
+if the worker runs it still; one that has finished is left alone, and so is its worker. A kill is aimed at (worker,
+task): what else the worker was sent is taken back first, and it gets nothing more.
+Owner of: the timers of tasks.
+Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
+
+Ending a task that was sent, told in steps
+  1. reclaim: each unclaimed task goes to exactly one side, so from here on the worker begins nothing more;
+  2. the task is queued again: it never began, and is settled;
+  3. or it is the last one the worker claimed, and the board does not say that it is done: the worker is doomed;
+  4. or it is done, and its outcome is on the way: nothing to stop.
+"""
+
+from __future__ import annotations
+
+from poolkit._core import failures, policy
+from poolkit._core.dispatch import Dispatcher
+from poolkit._core.outcomes import Outcomes
+from poolkit._core.queue import AnyTask
+from poolkit._core.roster import Roster
+from poolkit._core.timers import Timers
+from poolkit._core.workforce import Died, Glance, Sentence, Worker, Workforce
+from poolkit.task import CANCELLED, Outcome, TaskPhase
+
+
+class Enforcer:
+    """Ends what is to end. Not thread-safe: the pool's lock guards it."""
+
+    def __init__(
+        self, workforce: Workforce, roster: Roster, dispatcher: Dispatcher, outcomes: Outcomes, timers: Timers
+    ) -> None:
+        self.workforce = workforce
+        self.roster = roster
+        self.dispatcher = dispatcher
+        self.outcomes = outcomes
+        self.timers = timers
+
+    def watch(self, task: AnyTask, now: float) -> None:
+        """Set the timers of a task that is being submitted."""
+        options = task.options
+        if options.queue_timeout is not None:
+            self.timers.add(now + options.queue_timeout, self._queue_timeout, task)
+        if options.deadline is not None:
+            self.timers.add(now + options.deadline, self._deadline, task)
+
+    # ===== the four ways to end =====
+
+    def cancel(self, task: AnyTask, now: float) -> None:
+        """Cancel a task that is not settled. It is settled at once: nothing of it will be delivered any more."""
+        worker = self._recall(task)
+        if self.outcomes.withdraw(task) or worker is None:
+            self.outcomes.settle(task, CANCELLED)
+            return
+        running = self.dispatcher.is_running(worker, task)
+        self.outcomes.cut_short(task, self.workforce.glance(worker.id), now)
+        self.outcomes.settle(task, CANCELLED)
+        if running:
+            self._doom(worker, Sentence(task, "cancelled"), now)
+
+    def _deadline(self, task: AnyTask, now: float) -> None:
+        worker = self._recall(task)
+        if self.outcomes.withdraw(task) or worker is None:
+            self.outcomes.settle(task, Outcome.failure(failures.deadline_exceeded(task)))
+        elif self.dispatcher.is_running(worker, task):
+            self._doom(worker, Sentence(task, "deadline"), now)
+
+    def _queue_timeout(self, task: AnyTask, _now: float) -> None:
+        if task.attempts:
+            return  # it has begun once; what it waits for now is a retry
+        if not self.has_begun(task):
+            self._recall(task)  # sent ahead is still queued, for who waits
+        if task.phase is TaskPhase.QUEUED:
+            self.outcomes.withdraw(task)
+            self.outcomes.settle(task, Outcome.failure(failures.queued_too_long(task)))
+
+    def check(self, worker: Worker, now: float) -> None:
+        """Look whether the first task of a worker has run for too long. The board knows when it began."""
+        task = worker.sent[0]
+        limit = task.options.timeout
+        glance = self.workforce.glance(worker.id)
+        if limit is None or task.phase is TaskPhase.SETTLED or glance.done == task.id:
+            return  # what comes after it is watched when its outcome is here
+        since = glance.running_since(task.id, now)
+        if since is None:  # not begun, so nothing counts yet
+            self.dispatcher.look_again(worker, now + max(limit, policy.LOOK_AGAIN))
+        elif now < since + limit:
+            self.dispatcher.look_again(worker, since + limit)
+        else:
+            self.dispatcher.reclaim(worker)
+            if self.dispatcher.is_running(worker, task):
+                self._doom(worker, Sentence(task, "timeout"), now)
+
+    # ===== what helps =====
+
+    def has_begun(self, task: AnyTask) -> bool:
+        """Whether a worker is known to run this task."""
+        if task.phase is not TaskPhase.SENT or task.worker_id is None:
+            return False
+        glance = self.workforce.glance(task.worker_id)
+        return glance.begun == task.id and glance.done != task.id
+
+    def _recall(self, task: AnyTask) -> Worker | None:
+        """Take back what the worker of `task` has not claimed; that worker, if the task was sent to one."""
+        if task.phase is not TaskPhase.SENT or task.worker_id is None:
+            return None
+        worker = self.roster.workers[task.worker_id]
+        self.dispatcher.reclaim(worker)
+        return worker
+
+    def _doom(self, worker: Worker, sentence: Sentence, now: float) -> None:
+        wants_outcome = sentence.task is not None and sentence.task.phase is TaskPhase.SENT
+        self.roster.doom(worker, sentence, want_stack=wants_outcome)
+        if wants_outcome:
+            self.timers.add(now + policy.DEATH_GRACE, self._overdue, worker)
+        self.roster.grow(len(self.dispatcher.queue), now)
+
+    def _overdue(self, worker: Worker, now: float) -> None:
+        """A killed worker will not die (it sits in the kernel): its task has waited long enough.
+
+        It is not retried: its run has not ended.
+        """
+        sentence = worker.sentence
+        if sentence is None or sentence.task is None or sentence.task.phase is TaskPhase.SETTLED:
+            return
+        task = sentence.task
+        self.outcomes.cut_short(task, self.workforce.glance(worker.id), now)
+        error = failures.deadline_exceeded(task) if sentence.reason == "deadline" else failures.timed_out(task, None)
+        self.outcomes.settle(task, Outcome.failure(error))
+
+    def died_running(self, worker: Worker, task: AnyTask, death: Died, glance: Glance, now: float) -> None:
+        """End a task whose worker died while it ran it: killed for it, or in a crash."""
+        self.outcomes.cut_short(task, glance, now)
+        sentence = worker.sentence
+        if sentence is None or sentence.task is not task:
+            self.outcomes.crashed(task, failures.crashed(task, worker, death), now)
+        elif sentence.reason == "deadline":  # it counts retries, so there is none
+            self.outcomes.settle(task, Outcome.failure(failures.deadline_exceeded(task)))
+        else:
+            self.outcomes.conclude(task, Outcome.failure(failures.timed_out(task, death)), now)

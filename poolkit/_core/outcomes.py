@@ -1,0 +1,140 @@
+"""Outcomes: which tasks were accepted, how each one ends, and what is told of it.
+
+Guarantees: every accepted task is settled exactly once; a task that failed runs again only if its options ask for it,
+after a back-off, before its deadline; an outcome is decided here and published by whoever held the lock.
+Owner of: the counters, the tasks that wait for a retry, the decided outcomes and the events.
+Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
+"""
+
+from __future__ import annotations
+
+import random
+
+from poolkit._core import policy
+from poolkit._core.queue import AnyTask, TaskQueue
+from poolkit._core.stats import Counters
+from poolkit._core.timers import Timers
+from poolkit._core.workforce import Finished, Glance, PoolEvent, TaskDone, TaskRetried
+from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout, WorkerCrashed
+from poolkit.task import Outcome, TaskPhase
+
+
+class Outcomes:
+    """The accepted tasks of one pool and their ends. Not thread-safe: the pool's lock guards it."""
+
+    def __init__(self, queue: TaskQueue, timers: Timers, rng: random.Random) -> None:
+        self.queue = queue
+        self.timers = timers
+        self.rng = rng
+        self.counters = Counters()
+        self.unsettled = 0  # accepted and not settled
+        self.waiting: dict[AnyTask, None] = {}  # failed, to be retried after their back-off; in the order of failing
+        self.retries = True  # whether what failed may run again
+        self.settled: list[tuple[AnyTask, Outcome]] = []  # decided, to be published
+        self.events: list[PoolEvent] = []  # to be told to listeners
+        self.listened: frozenset[type] = frozenset()  # the events that somebody listens to
+        self._next_id = 1
+
+    def accept(self, task: AnyTask, now: float) -> None:
+        """Count a task in and number it."""
+        task.id = task.seq = self._next_id
+        self._next_id += 1
+        task.submitted_at = now
+        self.unsettled += 1
+        self.counters.submitted += 1
+
+    # ===== a run ended =====
+
+    def finished(self, task: AnyTask, report: Finished, now: float) -> None:
+        """A run ended by itself: the task is settled, or waits for its retry."""
+        task.attempts += 1
+        task.started_at, task.ended_at = report.started, report.ended
+        self.counters.wait_time.add(report.started - task.submitted_at)
+        self.counters.run_time.add(report.ended - report.started)
+        if report.outcome.ok:
+            self.settle(task, report.outcome)
+        else:
+            self.conclude(task, report.outcome, now)
+
+    def crashed(self, task: AnyTask, error: WorkerCrashed, now: float) -> None:
+        """A run ended with its worker."""
+        self.counters.crashed += 1
+        self.conclude(task, Outcome.failure(error), now)
+
+    @staticmethod
+    def cut_short(task: AnyTask, glance: Glance, now: float) -> None:
+        """Note that a run was ended by force, or by a crash; call this before the error that says so is made."""
+        task.attempts += 1
+        task.started_at, task.ended_at = glance.running_since(task.id, now), now
+
+    def conclude(self, task: AnyTask, outcome: Outcome, now: float) -> None:
+        """Settle a task whose run failed, or have it wait for its retry."""
+        if not self._is_retried(task, outcome, now):
+            self.settle(task, outcome)
+            return
+        delay = policy.backoff(task.attempts, self.rng)
+        self.counters.retried += 1
+        task.phase = TaskPhase.WAITING
+        task.worker_id = None
+        self.waiting[task] = None
+        self.timers.add(now + delay, self._retry, task)
+        self.tell(TaskRetried(task, outcome.payload, delay))
+
+    def _is_retried(self, task: AnyTask, outcome: Outcome, now: float) -> bool:
+        options = task.options
+        if not (options.retries and self.retries) or not policy.retries_left(options, task.attempts):
+            return False
+        if options.deadline is not None and now >= task.submitted_at + options.deadline:
+            return False  # its timer has fired, and will not again
+        return outcome.load is None and policy.counts_for_retry(options, outcome.payload)
+
+    def _retry(self, task: AnyTask, _now: float) -> None:
+        """The back-off is over. The tick that says so dispatches."""
+        del self.waiting[task]
+        task.phase = TaskPhase.QUEUED
+        self.queue.put_back([task])
+
+    # ===== a task ended =====
+
+    def withdraw(self, task: AnyTask) -> bool:
+        """Take a task out that no worker has, to be settled; False when one has it."""
+        if task.phase is TaskPhase.QUEUED:
+            self.queue.remove(task)
+        elif task.phase is TaskPhase.WAITING:
+            del self.waiting[task]
+        else:
+            return False
+        return True
+
+    def withdraw_all(self) -> list[AnyTask]:
+        """Take all tasks out that no worker has, to be settled."""
+        tasks = [*self.queue.clear(), *self.waiting]
+        self.waiting.clear()
+        return tasks
+
+    def settle(self, task: AnyTask, outcome: Outcome) -> None:
+        """Decide a task's outcome, for ever."""
+        task.phase = TaskPhase.SETTLED
+        task.call = None  # arguments are not kept alive by a task that is done
+        self.unsettled -= 1
+        counters = self.counters
+        if outcome.ok:
+            counters.succeeded += 1
+        elif outcome.cancelled:
+            counters.cancelled += 1
+        else:
+            counters.failed += 1
+            if isinstance(outcome.payload, (TaskTimeout, QueueTimeout, DeadlineExceeded)):
+                counters.timed_out += 1
+        options = task.options
+        timers = (options.queue_timeout is not None) + (options.deadline is not None)
+        if timers:
+            self.timers.let_go(timers)
+        self.settled.append((task, outcome))
+        if TaskDone in self.listened:
+            self.events.append(TaskDone(task))
+
+    def tell(self, event: PoolEvent) -> None:
+        """Have listeners told."""
+        if type(event) in self.listened:
+            self.events.append(event)

@@ -1,0 +1,190 @@
+"""One suite, every kind of worker, and the fake: what differs between them are capabilities, asked for by name.
+
+`@pytest.mark.needs("crash")` leaves a test out where that capability is missing; nothing asks for a kind by name.
+`@pytest.mark.one_start_method` runs a test with the default start method only: what it looks at is the owner's side.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import support_functions as work
+from poolkit import Pool, Task
+from poolkit.testing import FakePool
+from support import WATCHDOG, Gate
+
+REASONS = {
+    "background": "a task runs inside submit, so nothing can happen beside it",
+    "by_reference": "calls and outcomes are pickled",
+    "by_value": "calls and outcomes are not pickled",
+    "crash": "its workers cannot die",
+    "forks": "its workers are not forked from a process that is warm",
+    "inherits": "its workers do not have the owner's memory",
+    "kill_running": "a running task cannot be stopped",
+    "process": "its workers are not processes",
+    "real_time": "its clock stands still",
+}
+_PROCESS = {"background", "by_value", "crash", "kill_running", "process", "real_time"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of worker: how to make a pool of it, and what it can do."""
+
+    name: str
+    make: Callable[..., Pool]
+    settings: dict[str, Any]
+    capabilities: frozenset[str]
+
+    def can(self, capability: str) -> bool:
+        return capability in self.capabilities
+
+
+def _kind(name: str, make: Callable[..., Pool], settings: dict[str, Any], *capabilities: str) -> Kind:
+    return Kind(name, make, settings, frozenset(capabilities))
+
+
+FORKSERVER = _kind("forkserver", Pool, {}, *_PROCESS, "forks")
+SPAWN = _kind("spawn", Pool, {"start_method": "spawn"}, *_PROCESS)
+FORK = _kind("fork", Pool, {"start_method": "fork"}, *_PROCESS, "forks", "inherits")
+THREAD = _kind("thread", Pool, {"kind": "thread"}, "background", "by_reference", "kill_running", "real_time")
+FAKE = _kind("fake", FakePool, {}, "by_value")
+
+ALL = [FORKSERVER, SPAWN, FORK, THREAD, FAKE]
+ONE_START_METHOD = [FORKSERVER, THREAD, FAKE]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*capabilities): only for kinds of worker that can do this")
+    config.addinivalue_line("markers", "one_start_method: the start method of processes makes no difference")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" not in metafunc.fixturenames:
+        return
+    kinds = ONE_START_METHOD if metafunc.definition.get_closest_marker("one_start_method") else ALL
+    params = [
+        # An interpreter is started for each worker, which alone takes nearly a quarter of a second.
+        pytest.param(kind, id=kind.name, marks=[pytest.mark.slow] if kind is SPAWN else [])
+        for kind in kinds
+    ]
+    metafunc.parametrize("kind", params, indirect=True)
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """The kind of worker that the test is about."""
+    found: Kind = request.param
+    for marker in request.node.iter_markers("needs"):
+        for capability in marker.args:
+            if not found.can(capability):
+                pytest.skip(f"needs {capability}: {REASONS[capability]}")
+    if found.can("inherits") and "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("needs a process without other threads: start_method='fork' refuses to copy their locks")
+    return found
+
+
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture
+def make_pool(kind: Kind) -> Iterator[MakePool]:
+    """Make pools of the kind, with one worker unless asked for more; what is left of them is killed after the test."""
+    pools: list[Pool] = []
+
+    def make(max_workers: int = 1, **settings: Any) -> Pool:
+        pools.append(kind.make(max_workers=max_workers, **kind.settings, **settings))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.shutdown(kill=True)
+    pools.clear()
+
+
+@pytest.fixture
+def pool(make_pool: MakePool) -> Pool:
+    """A pool with one worker."""
+    return make_pool()
+
+
+class Held:
+    """A task that runs and is held until the test lets it go."""
+
+    def __init__(self, task: Task[Any], gate: Gate) -> None:
+        self.task = task
+        self._gate = gate
+
+    def release(self) -> None:
+        self._gate.signal()
+
+
+Hold = Callable[..., Held]
+
+
+@pytest.fixture
+def hold(new_gate: Callable[[], Gate]) -> Hold:
+    """Occupy one worker of a pool: returns when the task runs there."""
+
+    def occupy(pool: Any, value: Any = None) -> Held:
+        arrived, release = new_gate(), new_gate()
+        task = pool.submit(work.arrive_and_wait, arrived, release, value)
+        arrived.wait()
+        return Held(task, release)
+
+    return occupy
+
+
+SendAhead = Callable[..., Held]
+
+
+@pytest.fixture
+def send_ahead(hold: Hold, new_gate: Callable[[], Gate]) -> SendAhead:
+    """Hold a worker by a task, with other tasks sent to that worker behind it, where the kind sends ahead at all.
+
+    `submit_more(view)` submits the others; the view gives all of them one name, by which they are known to be quick.
+    """
+
+    def arrange(pool: Pool, submit_more: Callable[[Any], object]) -> Held:
+        quick = pool.options(name="quick")
+        for _ in range(20):
+            quick.submit(work.none_of_it).result()
+        first = hold(pool)
+        arrived, release = new_gate(), new_gate()
+        task = quick.submit(work.arrive_and_wait, arrived, release)
+        submit_more(quick)
+        first.release()
+        arrived.wait()
+        return Held(task, release)
+
+    return arrange
+
+
+class Recorder:
+    """Collects what callbacks and listeners are called with."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.threads: list[threading.Thread] = []
+
+    def __call__(self, item: Any = None) -> None:
+        self.threads.append(threading.current_thread())
+        self._queue.put(item)
+
+    def next(self) -> Any:
+        return self._queue.get(timeout=WATCHDOG)
+
+    def is_empty(self) -> bool:
+        return self._queue.empty()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()

@@ -1,0 +1,51 @@
+"""Fixtures of all suites: a watchdog and a leak check around every test, gates, a journal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import support
+
+# A run on a build machine is the same run every time; at a desk each one tries something new.
+hypothesis.settings.register_profile("poolkit", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("poolkit")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    support.adopt_orphans()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that hangs, or leaves a thread, process, descriptor or shared memory behind."""
+    before = support.snapshot()
+    with support.watchdog():
+        yield
+    leaks = support.find_leaks(before)
+    if leaks:
+        pytest.fail("left behind:\n  " + "\n  ".join(leaks), pytrace=False)
+
+
+@pytest.fixture
+def new_gate(tmp_path: Path) -> Iterator[Callable[[], support.Gate]]:
+    """Make gates; all are closed after the test."""
+    gates: list[support.Gate] = []
+
+    def make() -> support.Gate:
+        gates.append(support.Gate.create(tmp_path / f"gate-{len(gates)}"))
+        return gates[-1]
+
+    yield make
+    for gate in gates:
+        gate.close()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> support.Journal:
+    """Lines that tasks write."""
+    return support.Journal(tmp_path / "journal")

@@ -1,0 +1,199 @@
+"""The owner forks: the child gets PoolClosed, and the parent does not notice."""
+
+from __future__ import annotations
+
+import pytest
+
+from lifecycle.scripts import run
+
+pytestmark = pytest.mark.slow
+
+HELPERS = """
+import os, sys, threading, time, traceback
+import poolkit
+
+def in_child(work):
+    "What `work` prints in a forked child; the child leaves as the interpreter does."
+    sys.stdout.flush()
+    if os.fork() == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+        sys.exit(0)
+    assert os.wait()[1] == 0
+
+def refused(call):
+    try:
+        call()
+    except poolkit.PoolClosed as exc:
+        print("closed", "belongs to process" in str(exc))
+    else:
+        print("accepted")
+    sys.stdout.flush()
+"""
+
+
+def forked(source: str) -> list[str]:
+    return run(HELPERS + source)
+
+
+def test_a_child_gets_pool_closed_and_the_parent_goes_on() -> None:
+    lines = forked(
+        """
+pool = poolkit.Pool(2)
+release_in, release_out = os.pipe()
+held = [pool.submit(os.read, release_in, 1) for _ in ()]
+path = sys.executable
+tasks = [pool.submit(abs, -number) for number in range(1000)]
+
+def child():
+    refused(lambda: pool.submit(abs, -1))
+    refused(pool.warm_up)
+    refused(pool.cancel_all)
+    refused(lambda: list(pool.map(abs, [1])))
+    refused(tasks[-1].result) if tasks[-1].exception() is not None else print("closed True", flush=True)
+    pool.shutdown()
+    print(pool, flush=True)
+
+in_child(child)
+print(sum(task.result() for task in tasks))
+print(pool.submit(abs, -2).result())
+pool.shutdown()
+"""
+    )
+    assert lines[:5] == ["closed True"] * 5
+    assert lines[5].endswith("closed>")
+    assert lines[6:] == ["499500", "2"]
+
+
+def test_a_pending_task_is_closed_in_the_child_and_its_callbacks_run_in_the_parent_alone() -> None:
+    lines = forked(
+        """
+pool = poolkit.Pool(1)
+go_in, go_out = os.pipe()
+task = pool.submit(time.sleep, 3600)
+behind = pool.submit(abs, -3)
+behind.add_done_callback(lambda task: print("callback", task.result()))
+while task.state != "running":
+    pass
+in_child(lambda: (refused(task.result), refused(behind.result), print(task.cancel())))
+print(task.cancel(), behind.result())
+pool.shutdown()
+"""
+    )
+    assert lines == ["closed True", "closed True", "False", "callback 3", "True 3"]
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_child_may_make_a_pool_of_its_own(used: bool) -> None:
+    lines = forked(
+        f"""
+pool = poolkit.Pool(1)
+if {used}:
+    pool.warm_up()
+
+def child():
+    refused(lambda: pool.submit(abs, -1))
+    with poolkit.Pool(1) as own:
+        print(own.submit(abs, -4).result())
+
+in_child(child)
+print(pool.submit(abs, -5).result())
+pool.shutdown()
+"""
+    )
+    assert lines == ["closed True", "4", "5"]
+
+
+def test_many_forks_while_tasks_come_and_go() -> None:
+    """Also from two threads at once; every child ends, and no task is lost."""
+    lines = forked(
+        """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+pools = [poolkit.Pool(2), poolkit.Pool(1, kind="thread"), poolkit.Pool(1)]
+over = threading.Event()
+counts = [0] * len(pools)
+
+def work(index):
+    while not over.is_set():
+        tasks = [pools[index].submit(abs, -1) for _ in range(20)]
+        counts[index] += sum(task.result() for task in tasks) == 20 or sys.exit("lost")
+
+def fork():
+    for _ in range(40):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                pools[0].submit(abs, -1)
+            except poolkit.PoolClosed:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+
+workers = [threading.Thread(target=work, args=(index,)) for index in range(len(pools))]
+forkers = [threading.Thread(target=fork) for _ in range(2)]
+for thread in workers + forkers:
+    thread.start()
+for thread in forkers:
+    thread.join()
+over.set()
+for thread in workers:
+    thread.join()
+print(all(counts))
+for pool in pools:
+    pool.shutdown()
+"""
+    )
+    assert lines == ["True"]
+
+
+def test_a_fork_while_the_template_process_starts_holds_nothing_up() -> None:
+    """A child that lives on has copies of whatever was open; the pool must not wait for it."""
+    lines = forked(
+        """
+import subprocess
+starting = threading.Event()
+real = subprocess.Popen._execute_child
+
+def slow(self, *args, **kwargs):
+    "Have the fork come as soon as Popen has its pipes."
+    starting.set()
+    return real(self, *args, **kwargs)
+
+subprocess.Popen._execute_child = slow
+pool = poolkit.Pool(1)
+task = pool.submit(abs, -1)
+starting.wait()
+block_in, block_out = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(block_out)
+    os.read(block_in, 1)
+    os._exit(0)
+print(task.result())
+pool.shutdown()
+os.write(block_out, b"x")
+os.waitpid(child, 0)
+"""
+    )
+    assert lines == ["1"]
+
+
+def test_a_pool_handed_to_a_forked_multiprocessing_process() -> None:
+    lines = forked(
+        """
+import multiprocessing
+context = multiprocessing.get_context("fork")
+pool = poolkit.Pool(1)
+print(pool.submit(abs, -1).result())
+sys.stdout.flush()
+process = context.Process(target=refused, args=(lambda: pool.submit(abs, -1),))
+process.start()
+process.join()
+print(process.exitcode, pool.submit(abs, -2).result())
+pool.shutdown()
+"""
+    )
+    assert lines == ["1", "closed True", "0 2"]

@@ -1,0 +1,224 @@
+"""Ctrl-C on a terminal: one KeyboardInterrupt in the owner, not a word from the workers, and everybody is gone."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from lifecycle.scripts import Script, python, run, text_of
+
+pytestmark = pytest.mark.slow
+
+TASKS = """
+import ctypes, os, sys, time
+import poolkit
+
+def sleep(_=None):
+    os.write(1, b"up\\n")
+    time.sleep(3600)
+
+def hold_the_gil():
+    os.write(1, b"up\\n")
+    ctypes.PyDLL(None).sleep(3600)
+
+def spin():
+    os.write(1, b"up\\n")
+    while True:
+        pass
+"""
+
+
+def interrupted(source: str, ups: int = 2) -> str:
+    """What the terminal shows of a script that is interrupted once, when so many tasks run."""
+    with Script(python("-c", TASKS + text_of(source)), terminal=True) as script:
+        script.wait_for_text("up", ups)
+        script.press_ctrl_c()
+        ended = script.finish()
+        assert ended.code == -signal.SIGINT, ended.out
+        script.wait_until_gone()
+        return ended.out
+
+
+def check(shown: str) -> None:
+    assert shown.count("Traceback") == 1, shown
+    assert shown.count("KeyboardInterrupt") == 1, shown
+    assert shown.replace("^C", "").rstrip().endswith("KeyboardInterrupt"), shown
+
+
+def test_while_a_result_is_waited_for() -> None:
+    check(
+        interrupted(
+            """
+            with poolkit.Pool(3) as pool:
+                tasks = [pool.submit(work) for work in (sleep, hold_the_gil, spin, sleep, sleep)]
+                tasks[0].result()
+            """,
+            3,
+        )
+    )
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_with_other_start_methods(method: str) -> None:
+    check(
+        interrupted(
+            f"""
+            with poolkit.Pool(2, start_method={method!r}) as pool:
+                tasks = [pool.submit(work) for work in (sleep, hold_the_gil)]
+                tasks[0].result()
+            """
+        )
+    )
+
+
+def test_in_map() -> None:
+    check(
+        interrupted(
+            """
+            with poolkit.Pool(2) as pool:
+                for _ in pool.map(sleep, range(1000), chunksize=1):
+                    pass
+            """
+        )
+    )
+
+
+def test_in_as_completed_and_wait() -> None:
+    for wait in ("next(concurrent.futures.as_completed(tasks))", "concurrent.futures.wait(tasks)"):
+        check(
+            interrupted(
+                f"""
+                import concurrent.futures
+                with poolkit.Pool(2) as pool:
+                    tasks = [pool.submit(sleep) for _ in range(5)]
+                    {wait}
+                """
+            )
+        )
+
+
+def test_while_the_pool_is_left() -> None:
+    """The body is over, and `with` waits for what runs."""
+    check(
+        interrupted(
+            """
+            with poolkit.Pool(2) as pool:
+                tasks = [pool.submit(sleep) for _ in range(5)]
+            """
+        )
+    )
+
+
+def test_in_asyncio() -> None:
+    shown = interrupted(
+        """
+        import asyncio
+
+        async def main():
+            async with poolkit.Pool(2) as pool:
+                await asyncio.gather(*[pool.submit(sleep) for _ in range(5)])
+
+        asyncio.run(main())
+        """
+    )
+    # asyncio chains the cancellation that it made of the interrupt.
+    assert shown.rstrip().endswith("KeyboardInterrupt"), shown
+    assert "Process" not in shown
+    assert shown.count("KeyboardInterrupt") <= 2, shown
+
+
+def test_while_the_interpreter_waits_at_exit() -> None:
+    """One Ctrl-C ends the wait, and there is nothing to say about it."""
+    source = """
+        pool = poolkit.Pool(2)
+        tasks = [pool.submit(sleep) for _ in range(5)]
+        """
+    with Script(python("-c", TASKS + text_of(source)), terminal=True) as script:
+        script.wait_for_text("up", 2)
+        script.press_ctrl_c()
+        ended = script.finish()
+        assert "Traceback" not in ended.out
+        assert ended.out.count("up") == 2
+        script.wait_until_gone()
+
+
+def test_a_program_that_goes_on_after_the_interrupt_keeps_its_pool() -> None:
+    """As in a REPL: what ran goes on, and the pool serves."""
+    source = """
+        pool = poolkit.Pool(2)
+        task = pool.submit(sleep)
+        try:
+            task.result()
+        except KeyboardInterrupt:
+            print("interrupted", task.state)
+        print(pool.submit(abs, -5).result(), task.cancel())
+        pool.shutdown()
+        """
+    with Script(python("-c", TASKS + text_of(source)), terminal=True) as script:
+        script.wait_for_text("up")
+        script.press_ctrl_c()
+        ended = script.finish()
+        assert ended.code == 0, ended.out
+        assert ended.out.replace("^C", "").splitlines() == ["up", "interrupted running", "5 True"]
+        script.wait_until_gone()
+
+
+def test_a_program_of_a_task_is_stopped_without_its_own_interrupt() -> None:
+    """The programs that tasks start are not in the terminal's foreground group; they end with their task."""
+    check(
+        interrupted(
+            """
+            import subprocess
+            program = "import os, signal; os.write(1, b'up\\\\n'); signal.pause()"
+            with poolkit.Pool(2) as pool:
+                tasks = [pool.submit(subprocess.run, [sys.executable, "-c", program]) for _ in range(2)]
+                tasks[0].result()
+            """
+        )
+    )
+
+
+def test_interrupts_at_any_moment_of_a_busy_submitter_tear_nothing() -> None:
+    """Without a terminal, and very often: every task that was accepted ends, the pool serves on, and can be left."""
+    source = """
+        import random, signal, sys, threading
+        import poolkit
+
+        rng = random.Random(1)
+        main = threading.main_thread().ident
+        go = threading.Event()
+
+        def interrupt():
+            while True:
+                go.wait()
+                go.clear()
+                threading.Event().wait(rng.uniform(0, 0.01))
+                signal.pthread_kill(main, signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        for _ in range(40):
+            tasks = []
+            try:
+                with poolkit.Pool(2) as pool:
+                    for _ in range(2):
+                        try:
+                            go.set()
+                            while True:
+                                tasks.append(pool.submit(abs, -len(tasks)))
+                                if len(tasks) % 500 == 0:
+                                    tasks[-100].cancel()
+                        except KeyboardInterrupt:
+                            pass
+                        assert pool.submit(abs, -1).result() == 1
+                    assert all(task.done() or task.result() is not None for task in tasks)
+                    go.set()
+                    while True:
+                        tasks.append(pool.submit(abs, -len(tasks)))
+            except KeyboardInterrupt:
+                pass
+            for number, task in enumerate(tasks):
+                assert task.cancelled() or task.result() >= 0
+        print("whole")
+        """
+    assert run(source) == ["whole"]

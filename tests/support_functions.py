@@ -1,0 +1,500 @@
+"""What tests have workers do. Importable by name here and in the workers, which get the owner's `sys.path`."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from typing import Any, NoReturn
+
+import poolkit
+from support import Gate, Journal
+
+# ===== plain work =====
+
+
+def add(left: int, right: int) -> int:
+    return left + right
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def collect(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs
+
+
+def none_of_it(*_args: Any) -> None:
+    return None
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def thread_id() -> int:
+    return threading.get_ident()
+
+
+def is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def append_to(items: list[int], item: int) -> int:
+    items.append(item)
+    return len(items)
+
+
+async def double_later(number: int) -> int:
+    return number * 2
+
+
+async def raise_later(text: str) -> NoReturn:
+    raise KeyError(text)
+
+
+# ===== order =====
+
+
+def arrive(gate: Gate) -> None:
+    gate.signal()
+
+
+def arrive_and_wait(arrived: Gate, release: Gate, value: Any = None) -> Any:
+    """Tell that the task runs, then hold it until the test lets it go."""
+    arrived.signal()
+    release.wait()
+    return value
+
+
+def arrive_and_raise(arrived: Gate, release: Gate, text: str) -> NoReturn:
+    arrived.signal()
+    release.wait()
+    raise ValueError(text)
+
+
+def arrive_and_die(arrived: Gate, release: Gate) -> NoReturn:
+    arrived.signal()
+    release.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def write_line(journal: Journal, line: object) -> object:
+    journal.write(line)
+    return line
+
+
+def write_and_die(journal: Journal, line: object) -> NoReturn:
+    journal.write(line)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def write_and_raise(journal: Journal, line: object, text: str) -> NoReturn:
+    journal.write(line)
+    raise ValueError(text)
+
+
+def die_first_times(journal: Journal, times: int, value: Any) -> Any:
+    """Die in the first runs, succeed afterwards."""
+    journal.write("run")
+    if len(journal.lines()) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+def raise_first_times(journal: Journal, times: int, value: Any) -> Any:
+    journal.write("run")
+    if len(journal.lines()) <= times:
+        raise ConnectionError(str(len(journal.lines())))
+    return value
+
+
+# ===== ends =====
+
+
+def die(number: int = signal.SIGKILL) -> NoReturn:
+    os.kill(os.getpid(), number)
+    raise AssertionError
+
+
+def leave(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def segfault() -> NoReturn:
+    ctypes.string_at(0)
+    raise AssertionError
+
+
+def spin(arrived: Gate | None = None) -> NoReturn:
+    """Run for ever, in Python, so that a thread can be stopped too."""
+    if arrived is not None:
+        arrived.signal()
+    while True:
+        pass
+
+
+def hold_the_gil(arrived: Gate | None = None) -> NoReturn:
+    """Sleep in C without letting go of the interpreter's lock."""
+    if arrived is not None:
+        arrived.signal()
+    ctypes.PyDLL(None).sleep(3600)
+    raise AssertionError
+
+
+def start_program(arrived: Gate, journal: Journal) -> NoReturn:
+    """Start a program that would live on by itself, and wait for it."""
+    with subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"]) as program:
+        journal.write(program.pid)
+        arrived.signal()
+        program.wait()
+    raise AssertionError
+
+
+def exit_python(code: object) -> NoReturn:
+    sys.exit(code)
+
+
+def interrupt() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def close_generator() -> NoReturn:
+    raise GeneratorExit
+
+
+# ===== errors =====
+
+
+def raise_value_error(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def raise_if_negative(number: int) -> int:
+    if number < 0:
+        raise ValueError(number)
+    return number
+
+
+class AttributedError(Exception):
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _attributed, (self.args[0], self.code)
+
+
+def _attributed(message: str, code: int) -> AttributedError:
+    return AttributedError(message, code=code)
+
+
+def raise_attributed(message: str, code: int) -> NoReturn:
+    raise AttributedError(message, code=code)
+
+
+class UnbuildableError(Exception):
+    """Pickles, and cannot be unpickled by its own recipe."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def raise_unbuildable() -> NoReturn:
+    raise UnbuildableError("this", "that")
+
+
+def raise_with_cause_and_notes() -> NoReturn:
+    try:
+        raise KeyError("the cause")
+    except KeyError as cause:
+        error = RuntimeError("the effect")
+        if hasattr(error, "add_note"):
+            error.add_note("a note")
+        raise error from cause
+
+
+def raise_with_context() -> NoReturn:
+    try:
+        raise KeyError("first")
+    except KeyError:
+        raise RuntimeError("second")  # noqa: B904 -- the context is the point
+
+
+def raise_group() -> NoReturn:
+    raise ExceptionGroup("group", [ValueError("one"), TypeError("two")])  # noqa: F821 -- CPython 3.11
+
+
+def raise_from_library_error() -> NoReturn:
+    raise poolkit.TaskTimeout("mine", timeout=3.0, stack="here")
+
+
+def recurse(depth: int = 0) -> int:
+    return recurse(depth + 1) + 1
+
+
+# ===== what pickles badly =====
+
+
+class RaisesOnPickle:
+    def __reduce__(self) -> NoReturn:
+        raise ZeroDivisionError("cannot be pickled")
+
+
+class RaisesOnUnpickle:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return raise_value_error, ("cannot be unpickled",)
+
+
+class DiesOnUnpickle:
+    """Kills the process that unpickles it, unless it is the one given."""
+
+    def __init__(self, spared: int) -> None:
+        self.spared = spared
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _die_unless, (self.spared,)
+
+
+def _die_unless(spared: int) -> DiesOnUnpickle:
+    if os.getpid() != spared:
+        die()
+    return DiesOnUnpickle(spared)
+
+
+class HangsOnUnpickle:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return spin, ()
+
+
+class BadHere:
+    """Unpickles everywhere but in the process given."""
+
+    def __init__(self, here: int) -> None:
+        self.here = here
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _raise_in, (self.here,)
+
+
+def _raise_in(here: int) -> None:
+    if os.getpid() == here:
+        raise LookupError("cannot be unpickled here")
+
+
+def make_bad_here(here: int) -> BadHere:
+    return BadHere(here)
+
+
+def make_unpicklable() -> Any:
+    return {"inner": [threading.Lock()]}
+
+
+class Payload:
+    """Something a weak reference can point to."""
+
+    def __init__(self, value: object = None) -> None:
+        self.value = value
+
+
+def make_payload(value: object = None) -> Payload:
+    return Payload(value)
+
+
+def value_of(payload: Payload) -> object:
+    return payload.value
+
+
+_remembered: dict[str, weakref.ref[Any]] = {}
+
+
+def remember(payload: Payload, name: str) -> Payload:
+    """Keep weak references to the argument and to the result."""
+    _remembered[name] = weakref.ref(payload)
+    result = Payload()
+    _remembered["result"] = weakref.ref(result)
+    return result
+
+
+def remember_exception(text: str) -> NoReturn:
+    error = AttributedError(text, code=1)
+    _remembered["exception"] = weakref.ref(error)
+    try:
+        raise error
+    finally:
+        del error
+
+
+def is_forgotten(name: str) -> bool:
+    return _remembered.pop(name)() is None
+
+
+# ===== the worker's own state =====
+
+_state: dict[str, Any] = {}
+
+
+def initialize(**values: Any) -> None:
+    _state.update(values)
+
+
+def initialize_positional(name: str, value: Any) -> None:
+    _state[name] = value
+
+
+def state(name: str) -> Any:
+    return _state.get(name)
+
+
+def fail_to_initialize(text: str = "no") -> NoReturn:
+    raise ZeroDivisionError(text)
+
+
+def die_to_initialize() -> NoReturn:
+    os._exit(7)
+
+
+def keep_primitives(lock: Any, event: Any, queue: Any) -> None:
+    _state.update(lock=lock, event=event, queue=queue)
+
+
+def use_primitives(value: int) -> bool:
+    """Use a multiprocessing lock, event and queue that came with the initializer."""
+    with _state["lock"]:
+        _state["queue"].put(value)
+    return bool(_state["event"].is_set())
+
+
+def loaded_modules(*names: str) -> list[bool]:
+    return [name in sys.modules for name in names]
+
+
+def grow(nbytes: int) -> int:
+    """Keep so much memory in use after the task."""
+    _state["ballast"] = bytearray(os.urandom(1024) * (nbytes // 1024))
+    return os.getpid()
+
+
+# ===== context =====
+
+
+def context_facts() -> tuple[int, str, int, bool, float | None]:
+    task = poolkit.current_task()
+    assert task is not None
+    return task.id, task.name, task.attempt, task.cancelled, task.time_left()
+
+
+def context_is_set() -> bool:
+    return poolkit.current_task() is not None
+
+
+async def context_facts_later() -> tuple[int, str, int, bool, float | None]:
+    return context_facts()
+
+
+def attempt_after(journal: Journal, times: int) -> int:
+    """The attempt that got through, after so many that raised."""
+    journal.write("run")
+    task = poolkit.current_task()
+    assert task is not None
+    if len(journal.lines()) <= times:
+        raise ConnectionError
+    return task.attempt
+
+
+def wait_for_cancelled(arrived: Gate, noticed: Gate) -> bool:
+    """A task that looks whether it was asked to stop, and tells when it was."""
+    task = poolkit.current_task()
+    assert task is not None
+    arrived.signal()
+    with contextlib.suppress(BaseException):
+        while not task.cancelled:
+            pass
+    noticed.signal()
+    return task.cancelled
+
+
+# ===== offload =====
+
+
+@poolkit.offload
+def offloaded_square(number: int) -> int:
+    return number * number
+
+
+@poolkit.offload(name="named", timeout=60)
+def offloaded_name() -> str:
+    task = poolkit.current_task()
+    assert task is not None
+    return task.name
+
+
+@poolkit.offload
+def offloaded_sum_of_squares(numbers: list[int]) -> int:
+    """Calls another offloaded function inside a worker."""
+    return sum(offloaded_square(number).result() for number in numbers)
+
+
+@poolkit.offload
+def offloaded_error() -> NoReturn:
+    raise ValueError("from the offloaded one")
+
+
+@poolkit.offload
+def offloaded_inner_error() -> str:
+    """Meets the exception of an inner call as its own."""
+    task = offloaded_error()
+    try:
+        task.result()
+    except ValueError as exc:
+        return f"caught {exc}, {task.state}"
+    return "nothing"
+
+
+@poolkit.offload(kind="thread")
+def offloaded_thread_id() -> int:
+    return threading.get_ident()
+
+
+class Account:
+    """Offloaded methods of the three sorts."""
+
+    rate = 2
+
+    def __init__(self, amount: int) -> None:
+        self.amount = amount
+
+    @poolkit.offload
+    def times(self, factor: int) -> int:
+        return self.amount * factor
+
+    @poolkit.offload
+    @classmethod
+    def rated(cls, amount: int) -> int:
+        return amount * cls.rate
+
+    @poolkit.offload
+    @staticmethod
+    def plus(left: int, right: int) -> int:
+        return left + right
+
+
+def call_offloaded(function: Any, *args: Any) -> Any:
+    """Call an offloaded function that came as an argument."""
+    return function(*args).result()

@@ -1,0 +1,364 @@
+"""A scripted workforce, and a pool around it, for tests of the scheduler: nothing happens but what the test says.
+
+The workers keep the protocol as processes do: tasks are claimed one by one, a reclaim takes what is unclaimed and is
+answered by `Drained`, reports stand in a pipe until the test delivers them, and a death is read last.
+Orders that no real worker could carry out fail the test at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+from poolkit._core.options import CallOptions, PoolLimits
+from poolkit._core.roster import Hiring
+from poolkit._core.scheduler import PoolPhase, Scheduler
+from poolkit._core.workforce import Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
+from poolkit.task import Outcome, Task, TaskPhase
+
+AnyTask = Task[Any]
+
+
+class ScriptedWorker:
+    """One worker of the script."""
+
+    def __init__(self, worker_id: int) -> None:
+        self.id = worker_id
+        self.up = False
+        self.dead = False
+        self.killed = False  # ordered
+        self.stopped = False  # ordered
+        self.want_stack = False
+        self.unclaimed: deque[tuple[AnyTask, bool]] = deque()
+        self.drops = 0  # reclaims that it has not answered
+        self.running: AnyTask | None = None
+        self.announce = False
+        self.claims: list[AnyTask] = []  # all it ever claimed
+        self.glance = Glance()
+        self.pipe: deque[Report] = deque()  # written, not delivered
+
+
+class ScriptedWorkforce:
+    """Workers that do what the test says, behind the Workforce protocol."""
+
+    kind = "scripted"
+
+    def __init__(self, max_batch: int = 64) -> None:
+        self.max_batch = max_batch
+        self.workers: dict[int, ScriptedWorker] = {}
+        self.begun: Counter[AnyTask] = Counter()
+        self.reclaims = 0  # orders, whether or not there was something to take
+
+    def start(self, worker_id: int) -> None:
+        assert worker_id not in self.workers
+        self.workers[worker_id] = ScriptedWorker(worker_id)
+
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
+        worker = self.workers[worker_id]
+        assert worker.up
+        assert not worker.stopped
+        assert not worker.killed
+        assert not worker.drops, "sent something before it had drained"
+        assert 0 < len(tasks) <= self.max_batch
+        worker.unclaimed.extend((task, announce) for task in tasks)
+
+    def reclaim(self, worker_id: int) -> int:
+        self.reclaims += 1
+        worker = self.workers[worker_id]
+        count = len(worker.unclaimed)
+        worker.unclaimed.clear()
+        if count:
+            worker.drops += 1
+        return count
+
+    def glance(self, worker_id: int) -> Glance:
+        worker = self.workers.get(worker_id)
+        return Glance() if worker is None else worker.glance
+
+    def forget(self, worker_id: int) -> None:
+        del self.workers[worker_id]
+
+    def stop(self, worker_id: int) -> None:
+        worker = self.workers[worker_id]
+        assert not worker.unclaimed
+        assert worker.running is None
+        assert not worker.stopped
+        worker.stopped = True
+
+    def kill(self, worker_id: int, *, want_stack: bool) -> None:
+        worker = self.workers[worker_id]
+        assert not worker.killed
+        worker.killed = True
+        worker.want_stack = want_stack
+
+
+class ScriptedPool:
+    """A scheduler, its scripted workers, and a clock that the test moves. Keeps what was decided."""
+
+    def __init__(self, size: int = 1, *, max_batch: int = 64, seed: int = 0, **limits: Any) -> None:
+        self.now = 100.0
+        self.workforce = ScriptedWorkforce(max_batch)
+        self.scheduler = Scheduler(self.workforce, PoolLimits(size, **limits), random.Random(seed))
+        self.outcomes: dict[AnyTask, Outcome] = {}
+        self.events: list[Any] = []
+        self._attempts: dict[AnyTask, int] = {}
+        self._doomed: set[int] = set()
+
+    # ===== what callers do =====
+
+    def task(self, name: str = "work", **options: Any) -> AnyTask:
+        return Task(None, name, object(), CallOptions(**options), 100)
+
+    def submit(self, name: str = "work", **options: Any) -> AnyTask:
+        task = self.task(name, **options)
+        self.scheduler.submit(task, self.now)
+        self.collect()
+        return task
+
+    def cancel(self, task: AnyTask) -> bool:
+        cancelled = self.scheduler.cancel(task, self.now)
+        self.collect()
+        return cancelled
+
+    def cancel_all(self, *, begun: bool = True) -> None:
+        self.scheduler.cancel_all(begun=begun, now=self.now)
+        self.collect()
+
+    def shutdown(self, *, cancel_queued: bool = False, kill: bool = False, kill_after: float | None = None) -> None:
+        self.scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=self.now, kill_after=kill_after)
+        self.collect()
+
+    def resize(self, size: int) -> None:
+        self.scheduler.resize(size, self.now)
+        self.collect()
+
+    def warm_up(self) -> None:
+        self.scheduler.warm_up(self.now)
+        for worker in self.alive():
+            if not worker.up:
+                self.boot(worker)
+
+    def tick(self, seconds: float = 0.0) -> None:
+        """Move the clock, stopping at whatever falls due on the way, as a supervisor would."""
+        end = self.now + seconds
+        while (due := self.scheduler.next_deadline()) is not None and due <= end:
+            self.now = max(self.now, due)
+            self.scheduler.tick(self.now)
+            self.collect()
+        self.now = end
+        self.scheduler.tick(self.now)
+        self.collect()
+
+    def collect(self) -> None:
+        """Take what was decided, as a supervisor does; no task is ever settled twice."""
+        settled, self.scheduler.settled = self.scheduler.settled, []
+        for task, outcome in settled:
+            assert task not in self.outcomes, f"{task} was settled twice"
+            assert task.phase is TaskPhase.SETTLED
+            self.outcomes[task] = outcome
+            self._attempts[task] = task.attempts
+        self.events += self.scheduler.events
+        self.scheduler.events.clear()
+
+    # ===== what workers do =====
+
+    def alive(self) -> list[ScriptedWorker]:
+        return [worker for worker in self.workforce.workers.values() if not worker.dead]
+
+    def worker(self, worker_id: int) -> ScriptedWorker:
+        return self.workforce.workers[worker_id]
+
+    def runner(self, task: AnyTask) -> ScriptedWorker:
+        """The worker that a task was sent to."""
+        assert task.worker_id is not None
+        return self.workforce.workers[task.worker_id]
+
+    def deliver(self, worker: ScriptedWorker, count: int | None = None) -> None:
+        """Hand in the next `count` reports that a worker wrote, or all."""
+        left = len(worker.pipe) if count is None else count
+        for _ in range(left):
+            self.scheduler.handle(worker.pipe.popleft(), self.now)
+            self.collect()
+
+    def boot(self, worker: ScriptedWorker, *, deliver: bool = True) -> None:
+        worker.up = True
+        worker.pipe.append(Ready(worker.id, 1000 + worker.id))
+        if deliver:
+            self.deliver(worker)
+
+    def fail_boot(self, worker: ScriptedWorker, error: BaseException, *, deliver: bool = True) -> None:
+        report = BootFailed(worker.id, error)
+        report.describe()
+        worker.pipe.append(report)
+        self.die(worker, exitcode=1, deliver=deliver)
+
+    def claim(self, worker: ScriptedWorker, *, stamp: bool = True) -> AnyTask:
+        """The worker takes its next task; without `stamp` its board does not say so yet."""
+        assert worker.up
+        assert not worker.dead
+        assert worker.running is None
+        task, worker.announce = worker.unclaimed.popleft()
+        assert task.phase is not TaskPhase.SETTLED, "what is settled must not begin"
+        worker.running = task
+        worker.claims.append(task)
+        self.workforce.begun[task] += 1
+        if stamp:
+            self.stamp(worker)
+        return task
+
+    def stamp(self, worker: ScriptedWorker) -> None:
+        assert worker.running is not None
+        worker.glance = Glance(worker.running.id, self.now, 0)
+        if worker.announce:
+            worker.pipe.append(Begun(worker.id, worker.running.id, self.now))
+
+    def is_stamped(self, worker: ScriptedWorker) -> bool:
+        return worker.running is not None and worker.glance.begun == worker.running.id and worker.glance.done == 0
+
+    def finish(
+        self,
+        worker: ScriptedWorker,
+        value: object = None,
+        *,
+        error: BaseException | None = None,
+        rss: int = 0,
+        stamp: bool = True,
+        deliver: bool = True,
+    ) -> None:
+        """The worker's task ends with `value` or `error`; without `stamp` its board does not say so yet."""
+        task = worker.running
+        assert task is not None
+        outcome = Outcome(value, ok=True) if error is None else Outcome.failure(error)
+        worker.pipe.append(Finished(worker.id, task.id, outcome, worker.glance.since, self.now, rss))
+        worker.running = None
+        if stamp:
+            worker.glance = Glance(worker.glance.begun, worker.glance.since, task.id)
+        if deliver:
+            self.deliver(worker)
+
+    def run(self, worker: ScriptedWorker, value: object = None, **how: Any) -> AnyTask:
+        """Claim a task and finish it."""
+        task = self.claim(worker)
+        self.finish(worker, value, **how)
+        return task
+
+    def drain(self, worker: ScriptedWorker, *, deliver: bool = True) -> None:
+        assert worker.drops
+        assert worker.running is None
+        worker.drops -= 1
+        worker.pipe.append(Drained(worker.id))
+        if deliver:
+            self.deliver(worker)
+
+    def die(self, worker: ScriptedWorker, *, deliver: bool = True, **how: Any) -> None:
+        """The worker ends: as it was ordered to, or (by default with SIGSEGV) of itself."""
+        worker.dead = True
+        if not how:
+            how = (
+                {"signal": "SIGKILL"} if worker.killed else {"exitcode": 0} if worker.stopped else {"signal": "SIGSEGV"}
+            )
+        worker.pipe.append(Died(worker.id, pid=1000 + worker.id, **how))
+        if deliver:
+            self.deliver(worker)
+
+    # ===== to the end =====
+
+    def step(self) -> bool:
+        """Let everyone do one thing that a good worker would; False when nobody has anything to do."""
+        moved = False
+        for worker in list(self.workforce.workers.values()):
+            if worker.dead or worker.pipe:
+                pass
+            elif worker.killed or (worker.stopped and worker.running is None):
+                self.die(worker, deliver=False)
+            elif not worker.up:
+                self.boot(worker, deliver=False)
+            elif worker.running is not None:
+                if not self.is_stamped(worker):
+                    self.stamp(worker)
+                self.finish(worker, deliver=False)
+            elif worker.drops and not worker.unclaimed:
+                self.drain(worker, deliver=False)
+            elif worker.unclaimed:
+                self.claim(worker)
+                moved = True
+            moved = moved or bool(worker.pipe)
+            self.deliver(worker)
+        return moved
+
+    def run_to_rest(self) -> None:
+        """Let everyone do what a good worker would, and time pass for tasks that wait for a retry or a worker."""
+        for _ in range(10_000):
+            if self.step():
+                continue
+            due = self.scheduler.next_deadline()
+            if due is None or not self.scheduler.unsettled:
+                return
+            self.tick(max(0.0, due - self.now))
+        raise AssertionError("it does not come to rest")
+
+    def end(self) -> None:
+        """Shut down, and check that everything is settled and the pool is closed."""
+        self.shutdown()
+        self.run_to_rest()
+        assert self.scheduler.phase is PoolPhase.CLOSED
+        assert not self.scheduler.unsettled
+        self.check()
+
+    # ===== what always holds =====
+
+    def check(self) -> None:
+        """Check that everything the scheduler says of itself agrees, and with what its workers say."""
+        scheduler, roster = self.scheduler, self.scheduler.roster
+        sent = [task for worker in roster for task in worker.sent if task.phase is not TaskPhase.SETTLED]
+        queued, waiting = list(scheduler.queue), list(scheduler.waiting)
+        places = Counter([*sent, *queued, *waiting])
+        assert all(count == 1 for count in places.values()), "a task is in two places"
+        assert all(task.phase is TaskPhase.SENT and task.worker_id is not None for task in sent)
+        assert all(task.phase is TaskPhase.QUEUED and task.worker_id is None for task in queued)
+        assert all(task.phase is TaskPhase.WAITING for task in waiting)
+        assert len(places) == scheduler.unsettled == len(scheduler.unsettled_tasks())
+        assert not places.keys() & self.outcomes.keys()
+        counters = scheduler.counters
+        assert counters.submitted == scheduler.unsettled + counters.succeeded + counters.failed + counters.cancelled
+        assert counters.succeeded + counters.failed + counters.cancelled == len(self.outcomes)
+        for task, attempts in self._attempts.items():
+            assert task.phase is TaskPhase.SETTLED
+            assert task.attempts == attempts, "a settled task changed"
+            assert task.call is None
+
+        for task in [*places, *self.outcomes]:
+            assert self.workforce.begun[task] <= 1 + task.options.retries, "begun more often than asked for"
+            if task in self.outcomes:
+                assert task.attempts == self.workforce.begun[task], "attempts are the runs that began"
+
+        states = Counter(worker.state.name for worker in roster)
+        assert states["IDLE"] == len(roster.idle)
+        assert states["BUSY"] == roster.busy
+        assert states["STARTING"] == roster.starting
+        assert roster.counted == sum(worker.counted for worker in roster) <= roster.size
+        assert set(roster.workers) == set(self.workforce.workers)
+        for record in roster:
+            worker = self.workforce.workers[record.id]
+            assert len(worker.claims) + len(worker.unclaimed) == record.sent_count
+            assert record.limit is None or record.sent_count <= record.limit, "more tasks than its limit"
+            if record.id not in self._doomed and record.sentence is not None and record.sentence.task is not None:
+                self._doomed.add(record.id)
+                condemned = record.sentence.task
+                assert worker.claims[-1] is condemned, "a worker is killed for what it does not run"
+                assert worker.glance.done != condemned.id, "a worker is killed for what is done"
+            unclaimed = [task for task, _ in worker.unclaimed]
+            assert unclaimed == list(record.sent)[len(record.sent) - len(unclaimed) :]
+            assert record.draining == bool(worker.drops or any(isinstance(each, Drained) for each in worker.pipe))
+            if queued and unclaimed:
+                least = min(task.options.priority for task in unclaimed)
+                assert least >= queued[0].options.priority, "something less urgent was sent ahead"
+        if queued:
+            assert roster.hiring is not Hiring.NONE
+            assert not (roster.idle and roster.busy < roster.size), "a worker is idle and a task is queued"
+            assert roster.busy or roster.starting or self.now < roster.boot_at, "nobody will run what is queued"
+        assert (scheduler.phase is PoolPhase.CLOSED) == (
+            scheduler.phase > PoolPhase.OPEN and not scheduler.unsettled and not roster.workers
+        )

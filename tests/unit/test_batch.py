@@ -1,0 +1,87 @@
+"""How many tasks go out in one message."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from poolkit._core.batch import BATCH_BYTES, BATCH_SECONDS, REMEMBERED, RunTimes, take_batch
+from poolkit._core.options import CallOptions
+from poolkit._core.queue import TaskQueue
+from poolkit.task import Task
+
+
+def queue_of(count: int, *, name: str = "f", nbytes: int = 10) -> TaskQueue:
+    queue = TaskQueue()
+    for seq in range(count):
+        task: Task[Any] = Task(None, name, None, CallOptions(), nbytes)
+        task.seq = seq
+        queue.push(task)
+    return queue
+
+
+def times_of(seconds: float) -> RunTimes:
+    times = RunTimes()
+    times.measured("f", seconds)
+    return times
+
+
+def test_an_unknown_function_goes_out_alone() -> None:
+    """It may run for hours."""
+    assert len(take_batch(queue_of(100), RunTimes(), most=64, workers=1)) == 1
+
+
+def test_a_batch_is_about_a_millisecond_of_work() -> None:
+    """As many as fit, and one at least."""
+    assert len(take_batch(queue_of(100), times_of(BATCH_SECONDS / 10.5), most=64, workers=1)) == 10
+    assert len(take_batch(queue_of(100), times_of(BATCH_SECONDS * 10), most=64, workers=1)) == 1
+
+
+def test_a_batch_has_a_largest_number_and_no_more_than_its_share() -> None:
+    """Nobody takes what another worker could run."""
+    times = times_of(0.0)
+    assert len(take_batch(queue_of(100), times, most=64, workers=1)) == 64
+    assert len(take_batch(queue_of(100), times, most=64, workers=8)) == 13
+    assert len(take_batch(queue_of(3), times, most=64, workers=8)) == 1
+    assert take_batch(queue_of(0), times, most=64, workers=8) == []
+
+
+def test_a_batch_fits_the_pipe_but_one_large_task_goes_alone() -> None:
+    """Sending a batch never waits for the worker to read."""
+    times = times_of(0.0)
+    assert len(take_batch(queue_of(100, nbytes=BATCH_BYTES // 4), times, most=64, workers=1)) == 4
+    assert len(take_batch(queue_of(100, nbytes=BATCH_BYTES * 2), times, most=64, workers=1)) == 1
+
+
+def test_what_was_sent_already_counts() -> None:
+    """A worker that has work for the while gets nothing more."""
+    times = times_of(BATCH_SECONDS / 10.5)
+    assert len(take_batch(queue_of(100), times, most=64, workers=1, ahead=BATCH_SECONDS / 2)) == 5
+    assert take_batch(queue_of(100), times, most=64, workers=1, ahead=BATCH_SECONDS) == []
+
+
+def test_a_longer_run_counts_at_once_and_shorter_ones_slowly() -> None:
+    """A batch that is too small costs less than one that is too large."""
+    times = times_of(0.001)
+    times.measured("f", 0.003)
+    assert times.expected("f") == pytest.approx(0.002)
+    times.measured("f", 0.0)
+    assert times.expected("f") == pytest.approx(0.002 * 7 / 8)
+
+
+def test_only_so_many_functions_are_remembered() -> None:
+    """The first one seen is forgotten first."""
+    times = times_of(0.0)
+    for number in range(REMEMBERED):
+        times.measured(f"g{number}", 0.0)
+    assert times.expected("f") == BATCH_SECONDS
+    assert times.expected("g0") == 0.0
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])
+def test_a_time_that_is_none_is_not_believed(seconds: float) -> None:
+    """What a worker says of itself may be anything."""
+    times = times_of(seconds)
+    assert times.expected("f") == BATCH_SECONDS

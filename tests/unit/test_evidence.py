@@ -1,0 +1,61 @@
+"""Stacks that faulthandler writes: known when complete, and told without poolkit's own frames."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from poolkit._workforce import evidence
+
+ASKED = """\
+Current thread 0x00007f0000000000 (most recent call first):
+  File "/home/user/script.py", line 21 in spin
+  File "/home/user/script.py", line 30 in outer
+  File "/usr/lib/poolkit/_child/loop.py", line 32 in run_call
+  File "/usr/lib/poolkit/_child/loop.py", line 120 in _outcome
+  File "/usr/lib/poolkit/_child/boot.py", line 60 in run_worker
+"""
+FATAL = "Fatal Python error: Segmentation fault\n\n" + ASKED + "\nExtension modules: numpy (total: 1)\n"
+USERS = '  File "/home/user/script.py", line 21 in spin\n  File "/home/user/script.py", line 30 in outer'
+
+
+@pytest.mark.parametrize("text", [ASKED, FATAL])
+def test_a_stack_is_told_without_our_own_frames(text: str) -> None:
+    assert evidence.tidy(text) == USERS
+
+
+@pytest.mark.parametrize("text", ["", "Fatal Python error: Aborted\n", ASKED.split("\n", maxsplit=1)[0] + "\n"])
+def test_no_frames_are_no_stack(text: str) -> None:
+    assert evidence.tidy(text) == ""
+
+
+def test_a_stack_that_is_too_deep_says_so() -> None:
+    text = '  File "a.py", line 1 in f\n  ...\n'
+    assert evidence.tidy(text) == text.rstrip("\n")
+    assert evidence.is_complete(text)
+
+
+def test_a_stack_is_complete_with_its_first_own_frame_and_not_before() -> None:
+    """Every beginning of it may be all that was written so far."""
+    first = ASKED.index("\n", ASKED.index("/poolkit/_child/")) + 1
+    for size in range(len(ASKED) + 1):
+        assert evidence.is_complete(ASKED[:size]) == (size >= first)
+
+
+def test_the_users_own_files_are_no_mark() -> None:
+    assert not evidence.is_complete('  File "/home/poolkit/_children/x.py", line 1 in f\n')
+    assert not evidence.is_complete('  ValueError: "/poolkit/_child/"\n')
+
+
+def test_what_is_in_the_pipe_is_read_without_waiting() -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    try:
+        assert evidence.read_available(read) == ""
+        os.write(write, b"caf\xc3\xa9 \xff")
+        assert evidence.read_available(read) == "café \ufffd"
+        os.close(write)
+        assert evidence.read_available(read) == ""
+    finally:
+        os.close(read)

@@ -1,0 +1,111 @@
+"""What the errors of the scheduler say."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from poolkit._core import failures
+from poolkit._core.options import CallOptions
+from poolkit._core.workforce import BootFailed, Died, Worker
+from poolkit.task import Task
+
+
+def make(**options: Any) -> Task[Any]:
+    task: Task[Any] = Task(None, "resize", None, CallOptions(**options))
+    task.id, task.attempts = 7, 2
+    return task
+
+
+def test_a_crash_carries_its_evidence() -> None:
+    """Signal, pid, worker, memory, stack and a hint, in attributes and in words."""
+    worker = Worker(3, None, 0.0)
+    worker.pid = 42
+    death = Died(3, signal="SIGSEGV", pid=41, peak_rss=25_000_000, stack="  File x")
+    error = failures.crashed(make(), worker, death)
+    assert (error.signal, error.exitcode, error.pid, error.worker_id) == ("SIGSEGV", None, 42, 3)
+    assert (error.peak_rss, error.stack) == (25_000_000, "  File x")
+    text = str(error)
+    assert "worker 3 (pid 42) was killed by SIGSEGV while it ran task 7 (resize, attempt 2)" in text
+    assert "25 MB" in text
+    assert "C code" in text
+    assert "C code" in error.hint
+    assert text.endswith("  File x")
+    assert pickle.loads(pickle.dumps(error)).signal == "SIGSEGV"
+
+
+@pytest.mark.parametrize(
+    ("death", "words", "hint"),
+    [
+        (Died(1, exitcode=3), "exited with code 3", "os._exit"),
+        (Died(1, signal="SIGKILL"), "was killed by SIGKILL", "out-of-memory"),
+        (Died(1, signal="SIGRTMIN"), "was killed by SIGRTMIN", ""),
+        (Died(1), "disappeared", ""),
+        (Died(1, signal="SIGKILL", hint="because"), "was killed by SIGKILL", "because"),
+    ],
+)
+def test_a_death_is_told_in_words(death: Died, words: str, hint: str) -> None:
+    """How it ended, and what that most likely means."""
+    error = failures.crashed(make(), Worker(1, None, 0.0), death)
+    assert words in str(error)
+    assert hint in error.hint
+    assert bool(hint) == bool(error.hint)
+
+
+@pytest.mark.parametrize(("hint", "stack"), [("", ""), ("no memory", "  File y")])
+def test_boots_that_fail_say_where_to_look(hint: str, stack: str) -> None:
+    """The last death stands for all of them."""
+    error = failures.cannot_boot(Died(9, exitcode=1, pid=5, hint=hint, stack=stack), 3)
+    assert "3 workers in a row died before they were ready" in str(error)
+    assert (hint or "initializer") in str(error)
+    assert stack in str(error)
+    assert (error.worker_id, error.exitcode, error.pid) == (9, 1, 5)
+
+
+def test_a_timeout_tells_its_limit_and_where_it_was() -> None:
+    """With the stack when there is one."""
+    error = failures.timed_out(make(timeout=1.5), Died(1, stack="  File z"))
+    assert error.timeout == 1.5
+    assert error.stack == "  File z"
+    assert "task 7 (resize, attempt 2) ran longer than its timeout of 1.5 s and was stopped" in str(error)
+    assert "File z" in str(error)
+
+
+def test_a_timeout_says_when_nothing_could_be_stopped() -> None:
+    """A process stuck in the kernel, a thread that would not stop."""
+    assert "stuck inside the kernel" in str(failures.timed_out(make(timeout=1.0), None))
+    assert "given up" in str(failures.timed_out(make(timeout=1.0), Died(1, abandoned=True)))
+
+
+def test_the_other_limits_tell_theirs() -> None:
+    """In seconds, as they were given."""
+    assert "waited in the queue for 2 s" in str(failures.queued_too_long(make(queue_timeout=2.0)))
+    assert "not done 0.5 s after its submit" in str(failures.deadline_exceeded(make(deadline=0.5)))
+
+
+class Hostile(Exception):
+    """An exception that cannot be put into words."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def test_an_initializers_error_is_put_into_words_before_it_is_needed() -> None:
+    """Its own `__str__` is the user's code: it may raise, and is not called under the pool's lock."""
+    good, bad = BootFailed(1, OSError("no disk")), BootFailed(1, Hostile())
+    good.describe()
+    bad.describe()
+    assert good.text == "OSError: no disk"
+    assert bad.text == "Hostile (its str() raises too)"
+    assert "Hostile" in str(failures.initializer_failed(bad.error, bad.text))
+
+
+def test_a_failed_initializer_is_chained_anew_for_each_task() -> None:
+    """One exception object is never shared by two tasks."""
+    cause = OSError("no disk")
+    first, second = (failures.initializer_failed(cause, "OSError: no disk") for _ in range(2))
+    assert first is not second
+    assert first.__cause__ is cause
+    assert "OSError: no disk" in str(first)

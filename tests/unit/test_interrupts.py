@@ -1,0 +1,121 @@
+"""Ctrl-C is put off while the main thread decides, comes right afterwards, and is never lost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import pytest
+
+from poolkit._workforce import interrupts
+from poolkit._workforce.interrupts import deciding, let_come, put_off
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[object]:
+    """Python's own handler of SIGINT, whatever the test does to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def press() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@deciding
+def decide(work: Callable[[], object]) -> None:
+    before = put_off()
+    try:
+        work()
+    finally:
+        let_come(before)
+
+
+def test_an_interrupt_comes_after_the_decision_and_not_within(handler: object) -> None:
+    steps = []
+
+    def work() -> None:
+        steps.append("begun")
+        press()
+        steps.append("done")
+
+    with pytest.raises(KeyboardInterrupt):
+        decide(work)
+    assert steps == ["begun", "done"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_without_an_interrupt_nothing_changes(handler: object) -> None:
+    decide(lambda: None)
+    assert signal.getsignal(signal.SIGINT) is handler
+    with pytest.raises(KeyboardInterrupt):
+        press()
+
+
+def test_two_interrupts_within_one_decision_are_one() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        decide(lambda: (press(), press()))
+    decide(lambda: None)
+
+
+def test_a_decision_within_a_decision_leaves_it_to_the_outer_one() -> None:
+    """A callback of the user may submit."""
+    steps = []
+
+    def work() -> None:
+        decide(press)
+        steps.append("inner is over")
+
+    with pytest.raises(KeyboardInterrupt):
+        decide(work)
+    assert steps == ["inner is over"]
+
+
+def test_an_error_of_the_decision_is_not_lost(handler: object) -> None:
+    with pytest.raises(ZeroDivisionError):
+        decide(lambda: 1 / 0)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        decide(lambda: (press(), 1 / 0))
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_programs_own_handler_is_called_as_ever() -> None:
+    calls = []
+    signal.signal(signal.SIGINT, lambda number, frame: calls.append((number, frame is not None)))
+    decide(press)
+    assert calls == [(signal.SIGINT, True)]
+
+
+def test_a_handler_set_meanwhile_stays() -> None:
+    def own(_number: int, _frame: FrameType | None) -> None:
+        return
+
+    decide(lambda: signal.signal(signal.SIGINT, own))
+    assert signal.getsignal(signal.SIGINT) is own
+
+
+def test_where_interrupts_are_ignored_they_stay_so() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    decide(press)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_other_threads_are_not_concerned(handler: object) -> None:
+    seen = []
+    thread = threading.Thread(target=lambda: decide(lambda: seen.append(signal.getsignal(signal.SIGINT))))
+    thread.start()
+    thread.join()
+    assert seen == [handler]
+
+
+def test_a_note_taker_that_was_forgotten_puts_the_handler_back(handler: object) -> None:
+    """As when another signal's handler raised between `put_off` and the `try` behind it."""
+    put_off()
+    assert signal.getsignal(signal.SIGINT) is interrupts._note
+    with pytest.raises(KeyboardInterrupt):
+        press()
+    assert signal.getsignal(signal.SIGINT) is handler

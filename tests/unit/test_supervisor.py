@@ -1,0 +1,80 @@
+"""The supervisor, driven without a thread by the fake."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+
+from poolkit.testing import FakePool
+
+
+def manual_pool() -> FakePool:
+    return FakePool("manual", max_workers=2)
+
+
+def test_what_one_thread_has_to_publish_is_not_filled_by_the_next() -> None:
+    """A list that was handed out empty stays empty: otherwise two threads would publish the same outcome."""
+    with manual_pool() as pool:
+        supervisor = pool._supervisor
+        task = pool.submit(len, "ab")
+        with supervisor._lock:
+            mine = supervisor._decided()
+        with supervisor._lock:
+            supervisor._scheduler.cancel(task, 0.0)
+            theirs = supervisor._decided()
+        assert mine == []
+        assert [settled for settled, _ in theirs] == [task]
+        supervisor._publish(theirs)
+
+
+def test_an_interrupt_while_publishing_leaves_the_rest_to_be_published() -> None:
+    """A Ctrl-C in one task's callback loses no other task's outcome."""
+    with manual_pool() as pool:
+        tasks = [pool.submit(len, "ab") for _ in range(3)]
+
+        def interrupt(_task: object) -> None:
+            raise KeyboardInterrupt
+
+        tasks[0].add_done_callback(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.cancel_all()
+        pool.advance(0)
+        assert [task.cancelled() for task in tasks] == [True, True, True]
+
+
+def test_a_finalizer_may_drop_results_while_the_lock_is_held() -> None:
+    """Results that are collected cancel their tasks without taking the lock that this thread holds."""
+    with manual_pool() as pool:
+        results = pool.map(abs, range(4), chunksize=1)
+        with pool._supervisor._lock:
+            del results
+            gc.collect()
+        pool.advance(0)
+        assert pool.pending == []
+        assert pool.stats().cancelled == 4
+
+
+def test_a_callback_that_submits_to_a_full_queue_is_refused_instead_of_waiting() -> None:
+    """Waiting in a callback would wait for the thread that runs it."""
+    from poolkit import Pool, QueueFull
+
+    caught: list[BaseException] = []
+    done = threading.Event()
+    release = threading.Event()
+    with Pool(1, kind="thread", max_queue=1) as pool:
+
+        def submit_again(_task: object) -> None:
+            try:
+                for _ in range(3):
+                    pool.submit(release.wait)
+            except BaseException as exc:
+                caught.append(exc)
+            finally:
+                done.set()
+
+        pool.submit(int).add_done_callback(submit_again)
+        assert done.wait(30)
+        release.set()
+    assert [type(error) for error in caught] == [QueueFull]

@@ -1,0 +1,462 @@
+"""The task as a future of its own: published once, read without a lock, waited for from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import gc
+import logging
+import pickle
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pytest
+
+from poolkit import task as task_module
+from poolkit.errors import TaskCancelled
+from poolkit.task import CANCELLED, Outcome, Task, TaskContext, current_task, enter_task, leave_task, settled_task
+
+
+class Owner:
+    """Stands for the pool."""
+
+    def __init__(self, *, begun: bool = False) -> None:
+        self.begun = begun
+        self.cancels: list[Task[Any]] = []
+
+    def cancel(self, task: Task[Any]) -> bool:
+        self.cancels.append(task)
+        return True
+
+    def has_begun(self, _task: Task[Any]) -> bool:
+        return self.begun
+
+
+def new_task(owner: Owner | None = None) -> Task[Any]:
+    task: Task[Any] = Task(owner or Owner(), "name", None, None)
+    task.id = 1
+    return task
+
+
+def value(payload: object) -> Outcome:
+    return Outcome(payload, ok=True)
+
+
+def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """Run `work` in a thread; its value or exception comes into the list."""
+    found: list[object] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as exc:  # noqa: BLE001 -- looked at by the test
+            found.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, found
+
+
+# ===== outcomes =====
+
+
+def test_a_value() -> None:
+    task = new_task()
+    assert (task.state, task.done(), task.cancelled(), task.running()) == ("queued", False, False, False)
+    task.publish(value(5))
+    assert (task.state, task.done(), task.cancelled(), task.running()) == ("succeeded", True, False, False)
+    assert task.result() == 5
+    assert task.exception() is None
+
+
+def test_an_exception() -> None:
+    task = new_task()
+    error = ValueError("no")
+    task.publish(Outcome.failure(error))
+    assert task.state == "failed"
+    assert task.exception() is error
+    with pytest.raises(ValueError, match="no") as caught:
+        task.result()
+    assert caught.value is error
+
+
+def test_a_cancellation() -> None:
+    task = new_task()
+    task.publish(CANCELLED)
+    assert (task.state, task.done(), task.cancelled()) == ("cancelled", True, True)
+    for read in (task.result, task.exception):
+        with pytest.raises(concurrent.futures.CancelledError, match="before it began") as caught:
+            read()
+        assert isinstance(caught.value, TaskCancelled)
+
+
+def test_each_reader_of_a_cancelled_task_gets_an_exception_of_its_own() -> None:
+    task = new_task()
+    task.publish(CANCELLED)
+    with pytest.raises(TaskCancelled) as first:
+        task.result()
+    with pytest.raises(TaskCancelled) as second:
+        task.result()
+    assert first.value is not second.value
+
+
+def test_states_while_pending_are_the_owners_to_tell() -> None:
+    owner = Owner()
+    task = new_task(owner)
+    assert "queued" in repr(task)
+    owner.begun = True
+    assert (task.state, task.running()) == ("running", True)
+    assert "running" in repr(task)
+    assert task.cancel()
+    assert owner.cancels == [task]
+
+
+def test_a_task_of_no_pool() -> None:
+    assert settled_task("name", value(3)).result() == 3
+    assert not settled_task("name", value(3)).cancel()
+    assert settled_task("name", CANCELLED).cancel()
+
+
+def test_reprs_name_the_state_without_reading_the_outcome() -> None:
+    def explode(_payload: object) -> NoReturn:
+        raise AssertionError
+
+    for outcome, word in (
+        (value(1), "succeeded"),
+        (Outcome.failure(ValueError()), "failed"),
+        (CANCELLED, "cancelled"),
+        (Outcome(b"", ok=True, load=explode), "succeeded"),
+        (Outcome(b"", ok=False, load=explode), "failed"),
+    ):
+        task = new_task()
+        task.publish(outcome)
+        assert repr(task) == f"<poolkit.Task 1 'name' {word}>"
+
+
+def test_times() -> None:
+    task = new_task()
+    assert (task.wait_time, task.run_time) == (None, None)
+    task.submitted_at, task.started_at = 10.0, 12.5
+    assert (task.wait_time, task.run_time) == (2.5, None)
+    task.ended_at = 13.0
+    assert task.run_time == 0.5
+    task.started_at = 9.0  # another process's clock read a moment apart
+    assert task.wait_time == 0.0
+
+
+def test_a_task_cannot_be_pickled() -> None:
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(new_task())
+
+
+# ===== outcomes that are unpickled when they are read =====
+
+
+def test_an_outcome_is_loaded_once_by_who_reads_it() -> None:
+    loads = []
+
+    def load(payload: bytes) -> bytes:
+        loads.append(payload)
+        return payload.upper()
+
+    task = new_task()
+    task.publish(Outcome(b"x", ok=True, load=load))
+    assert loads == []
+    assert [task.result(), task.result(), task.exception()] == [b"X", b"X", None]
+    assert loads == [b"x"]
+
+
+def test_an_error_is_loaded_and_raised() -> None:
+    task = new_task()
+    task.publish(Outcome(b"x", ok=False, load=KeyError))
+    assert task.state == "failed"
+    with pytest.raises(KeyError):
+        task.result()
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_what_loading_raises_is_the_tasks_exception(ok: bool) -> None:
+    error = LookupError("cannot be read here")
+
+    def load(_payload: object) -> NoReturn:
+        raise error
+
+    task = new_task()
+    task.publish(Outcome(b"x", ok=ok, load=load))
+    assert task.exception() is error
+    assert task.state == "failed"
+
+
+def test_an_interrupt_while_loading_is_the_readers_own() -> None:
+    """The next one reads again."""
+    interrupts = [KeyboardInterrupt()]
+
+    def load(_payload: object) -> str:
+        if interrupts:
+            raise interrupts.pop()
+        return "read"
+
+    task = new_task()
+    task.publish(Outcome(b"x", ok=True, load=load))
+    with pytest.raises(KeyboardInterrupt):
+        task.result()
+    assert task.result() == "read"
+
+
+def test_two_readers_of_one_outcome() -> None:
+    """The second waits for the first, for as long as it said; a slow outcome costs nobody else."""
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(payload: str) -> str:
+        loading.set()
+        go_on.wait()
+        return payload
+
+    task = new_task()
+    task.publish(Outcome("x", ok=True, load=load))
+    first, first_found = in_thread(task.result)
+    loading.wait()
+    with pytest.raises(TimeoutError, match="another thread"):
+        task.result(timeout=0)
+    second, second_found = in_thread(task.result)
+    go_on.set()
+    first.join()
+    second.join()
+    assert first_found == second_found == ["x"]
+
+
+# ===== waiting =====
+
+
+def test_no_condition_is_made_before_somebody_waits() -> None:
+    task = new_task()
+    task.add_done_callback(lambda _: None)
+    task.publish(value(1))
+    assert task.result() == 1
+    assert task._cond is None
+
+
+@pytest.mark.parametrize("outcome", [value(1), Outcome.failure(ValueError()), CANCELLED])
+def test_waiters_are_woken(outcome: Outcome) -> None:
+    task = new_task()
+    threads = [in_thread(task.exception) for _ in range(3)]
+    task.publish(outcome)
+    for thread, found in threads:
+        thread.join()
+        assert len(found) == 1
+
+
+def test_a_waiter_and_the_publisher_meet_whoever_comes_first() -> None:
+    """The waiter looks once more after it made the condition, as the outcome may have come just before."""
+    task = new_task()
+    fresh = threading.Condition
+
+    def make_late() -> threading.Condition:
+        task.publish(value("just in time"))
+        return fresh()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task_module.threading, "Condition", make_late)
+        assert task.result() == "just in time"
+
+
+def test_a_wait_ends_in_time_and_the_task_goes_on() -> None:
+    task = new_task()
+    for error in (TimeoutError, concurrent.futures.TimeoutError):
+        with pytest.raises(error, match="it goes on"):
+            task.result(timeout=0)
+        with pytest.raises(error):
+            task.exception(timeout=0)
+    task.publish(value(1))
+    assert task.result(timeout=0) == 1
+
+
+# ===== callbacks =====
+
+
+def test_callbacks_run_once_in_order_and_at_once_when_it_is_done() -> None:
+    task = new_task()
+    calls: list[object] = []
+    task.add_done_callback(lambda done: calls.append((1, done)))
+    task.add_done_callback(lambda done: calls.append((2, done)))
+    assert calls == []
+    task.publish(value(0))
+    task.add_done_callback(lambda done: calls.append((3, done)))
+    assert calls == [(1, task), (2, task), (3, task)]
+
+
+def test_a_callback_that_raises_is_logged_and_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    task = new_task()
+    calls = []
+
+    def explode(_: object) -> NoReturn:
+        raise ZeroDivisionError
+
+    task.add_done_callback(explode)
+    task.add_done_callback(calls.append)
+    with caplog.at_level(logging.ERROR, "poolkit"):
+        task.publish(value(0))
+    assert calls == [task]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_callback_may_read_the_outcome_and_add_another() -> None:
+    task = new_task()
+    found = []
+    task.add_done_callback(lambda done: (found.append(done.result()), done.add_done_callback(found.append)))
+    task.publish(value("read"))
+    assert found == ["read", task]
+
+
+def test_a_copy_in_a_forked_child_forgets_the_parents_callbacks_and_waits_for_no_lock() -> None:
+    task = new_task()
+    calls: list[object] = []
+    task.add_done_callback(calls.append)
+    task._condition.acquire()  # as a thread that the child does not have
+    task.leave_parent()
+    task.publish(value(1))
+    assert task.result() == 1
+    assert calls == []
+
+
+# ===== as a future of the standard library =====
+
+
+@pytest.mark.parametrize("published_first", [True, False])
+def test_wait_and_as_completed(published_first: bool) -> None:
+    tasks = [new_task() for _ in range(4)]
+    outcomes = [value(0), Outcome.failure(ValueError()), CANCELLED]
+
+    def publish() -> None:
+        for task, outcome in zip(tasks, outcomes, strict=False):
+            task.publish(outcome)
+
+    if published_first:
+        publish()
+        thread = None
+    else:
+        thread, _ = in_thread(publish)
+    done, pending = concurrent.futures.wait(tasks[:3])
+    assert (done, pending) == (set(tasks[:3]), set())
+    assert set(concurrent.futures.as_completed(tasks[:3])) == set(tasks[:3])
+    if thread is not None:
+        thread.join()
+    done, pending = concurrent.futures.wait(tasks, timeout=0)
+    assert (done, pending) == (set(tasks[:3]), {tasks[3]})
+    with pytest.raises(concurrent.futures.TimeoutError):
+        list(concurrent.futures.as_completed(tasks, timeout=0))
+
+
+@pytest.mark.parametrize("mode", [concurrent.futures.FIRST_COMPLETED, concurrent.futures.FIRST_EXCEPTION])
+def test_wait_for_the_first(mode: str) -> None:
+    tasks = [new_task() for _ in range(3)]
+    thread, found = in_thread(lambda: concurrent.futures.wait(tasks, return_when=mode))
+    tasks[1].publish(Outcome.failure(ValueError()))
+    thread.join()
+    (result,) = found
+    assert result.done == {tasks[1]}  # type: ignore[attr-defined]
+
+
+def test_awaiting() -> None:
+    async def main() -> None:
+        done = new_task()
+        done.publish(value("done"))
+        assert await done == "done"
+        later = new_task()
+        threading.Timer(0, later.publish, [value("later")]).start()
+        assert await later == "later"
+        failed = new_task()
+        failed.publish(Outcome.failure(KeyError("no")))
+        with pytest.raises(KeyError):
+            await failed
+        cancelled = new_task()
+        cancelled.publish(CANCELLED)
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+    asyncio.run(main())
+
+
+def test_cancelling_the_awaiter_cancels_the_task() -> None:
+    owner = Owner()
+
+    async def main() -> None:
+        task = new_task(owner)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(task, 0.001)
+        assert owner.cancels == [task]
+
+    asyncio.run(main())
+
+
+# ===== what is kept alive =====
+
+
+class Thing:
+    pass
+
+
+def test_a_task_that_was_read_keeps_no_more_than_its_value() -> None:
+    task = new_task()
+    payload = Thing()
+    kept = weakref.ref(payload)
+    made = Thing()
+    task.publish(Outcome(payload, ok=True, load=lambda _payload: made))
+    del payload
+    assert task.result() is made
+    gc.collect()
+    assert kept() is None
+
+
+def test_raising_an_error_makes_no_cycle() -> None:
+    """The traceback of a raised error must not hold the task that holds the error."""
+    gc.collect()
+    gc.disable()
+    try:
+        task = new_task()
+        thing = Thing()
+        error = weakref.ref(thing)
+        failure = ValueError(thing)
+        task.publish(Outcome.failure(failure))
+        del failure, thing
+        with contextlib.suppress(ValueError):
+            task.result()
+        del task
+        assert error() is None
+    finally:
+        gc.enable()
+
+
+# ===== the context of a running task =====
+
+
+def test_the_context_is_there_while_the_task_runs() -> None:
+    assert current_task() is None
+    outer, inner = TaskContext(1, "outer", 1, None), TaskContext(2, "inner", 1, None)
+    first = enter_task(outer)
+    second = enter_task(inner)
+    assert current_task() is inner
+    leave_task(second)
+    assert current_task() is outer
+    leave_task(first)
+    assert current_task() is None
+
+
+def test_time_left_counts_down_to_nothing() -> None:
+    now = [10.0]
+    context = TaskContext(1, "name", 2, 12.0, lambda: now[0])
+    assert context.time_left() == 2.0
+    now[0] = 15.0
+    assert context.time_left() == 0.0
+    assert TaskContext(1, "name", 1, None).time_left() is None
+    assert repr(context) == "<poolkit.TaskContext 1 'name' attempt=2>"
+
+
+def test_a_context_tells_that_it_is_to_stop() -> None:
+    context = TaskContext(1, "name", 1, None)
+    assert not context.cancelled
+    context.request_stop()
+    assert context.cancelled
