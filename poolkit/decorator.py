@@ -159,8 +159,14 @@ class Offloaded(Generic[P, T]):
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle by name where the name leads here, else by value."""
-        if _found(self):
+        named = _named(self)
+        if named is self:
             return self.__qualname__
+        if named is not None:
+            return _again, (named, self._given)
+        method = self._method()
+        if method is not None:
+            return _get_method, (*method, self._given)
         return Offloaded, (self._fn, self._kind, None, self._given)
 
     def __repr__(self) -> str:
@@ -172,19 +178,49 @@ class Offloaded(Generic[P, T]):
         return pool.options(**self._given) if self._given else pool
 
     def _sent(self) -> Callable[..., T]:
-        """What goes to the worker: the plain function, unless another process would find this object by its name."""
-        if _found(self):
-            return self.local
+        """What goes to the worker: the plain function, unless another process would find it decorated by its name."""
+        named = _named(self)
+        if named is not None:
+            return _Sent(named.local, self.__qualname__)
+        method = self._method()
+        if method is not None:
+            return _Sent(functools.partial(_call_method, *method), self.__qualname__)
+        return self._fn
+
+    def _method(self) -> tuple[Any, str] | None:
+        """The object or class and the attribute of it that this is, when it is a method: its name leads here too."""
         owner = getattr(self._fn, "__self__", None)
         name = getattr(self._fn, "__name__", "")
-        if owner is not None and isinstance(getattr(owner, name, None), Offloaded):  # a method: its name leads here too
-            return functools.partial(_call_method, owner, name)
-        return self._fn
+        return (owner, name) if owner is not None and isinstance(getattr(owner, name, None), Offloaded) else None
 
     def _in_place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task[T]:
         ok, value = run_here(self._fn, args, kwargs)
         outcome: Outcome = Outcome(value, ok=True) if ok else Outcome.failure(value)
         return settled_task(self._given.get("name") or self.__qualname__, outcome)
+
+
+class _Sent:
+    """A call under the name of the function that the user knows; pickles as what it calls."""
+
+    def __init__(self, call: Callable[..., Any], name: str) -> None:
+        self._call = call
+        self.__qualname__ = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it. By threads; other workers have what it calls."""
+        return self._call(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as what is called."""
+        return _itself, (self._call,)
+
+
+def _itself(call: Callable[..., Any]) -> Callable[..., Any]:
+    return call
+
+
+def _get_method(owner: Any, name: str, given: dict[str, Any]) -> Any:
+    return getattr(owner, name).options(**given)
 
 
 def _call_method(owner: Any, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -208,15 +244,21 @@ class _Here:
         """Nothing is pending."""
 
 
-def _found(offloaded: Offloaded[Any, Any]) -> bool:
-    """Whether another process that imports the module finds this object by its name."""
+def _again(named: Offloaded[Any, Any], given: dict[str, Any]) -> Offloaded[Any, Any]:
+    """Unpickle: a function that was found by its name, with other options."""
+    return named.options(**given)
+
+
+def _named(offloaded: Offloaded[Any, Any]) -> Offloaded[Any, Any] | None:
+    """What another process that imports the module finds by the name: this object, or the one it is a variant of."""
     module = getattr(offloaded, "__module__", None)
     if module in {None, "__main__"}:
-        return False
+        return None
     found: Any = sys.modules.get(module)
     for part in getattr(offloaded, "__qualname__", "").split("."):
         found = getattr(found, part, None)
-    return found is offloaded
+    same = isinstance(found, Offloaded) and found._fn is offloaded._fn  # noqa: SLF001 -- of this class
+    return found if same else None
 
 
 @overload

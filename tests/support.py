@@ -132,7 +132,7 @@ def explain_hang() -> None:
 
 
 def descendants() -> list[int]:
-    """The children of this process, their children, and so on; zombies included."""
+    """The children of this process, their children, and so on, zombies included; but for the resource tracker."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:  # most often: no child, so nothing behind one
@@ -145,7 +145,7 @@ def descendants() -> list[int]:
     found = [os.getpid()]
     for one in found:  # grows while we go through it
         found += children.get(one, ())
-    return found[1:]
+    return [pid for pid in found[1:] if pid != _tracker()[0]]
 
 
 def parent_of(pid: int) -> int:
@@ -365,7 +365,7 @@ def _tracker() -> tuple[int | None, int | None]:
 
 
 def _new_children(before: Snapshot) -> list[int]:
-    return [pid for pid in descendants() if pid not in before.children and pid != _tracker()[0]]
+    return [pid for pid in descendants() if pid not in before.children]
 
 
 def _reap_adopted(before: Snapshot) -> None:

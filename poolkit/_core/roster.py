@@ -56,6 +56,7 @@ class Roster:
         self.boot_failures = 0  # deaths before they were ready, in a row
         self.early_deaths = 0  # deaths before they began a task, with no task done in between: for the back-off
         self.boot_at = 0.0  # not to be started before
+        self.warming = 0  # callers that wait until every worker is up
         self.respawned = 0
         self.recycled = 0
         self._next_id = 1
@@ -170,6 +171,10 @@ class Roster:
         """Let workers go that were idle for too long, down to `min_workers`; the longest idle first."""
         self._idle_check_at = None
         timeout = self.limits.idle_timeout or 0.0
+        if self.warming:  # somebody waits until all are up; an early one must not leave before a late one comes
+            self._idle_check_at = now + timeout
+            self.timers.add(self._idle_check_at, self._check_idle, None)
+            return
         for worker in sorted(self.idle, key=lambda worker: worker.idle_since):
             if self.counted <= self.limits.min_workers:
                 return

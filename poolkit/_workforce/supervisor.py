@@ -363,19 +363,26 @@ class Supervisor:
         def step(now: float) -> int:
             scheduler.check_open("warm up")
             scheduler.warm_up(now)
+            scheduler.roster.warming += 1
             return scheduler.boots_failed
 
         boots = self._decide(step)
 
         def over() -> bool:
+            roster = scheduler.roster
             return (
                 scheduler.phase is not PoolPhase.OPEN
-                or scheduler.roster.ready_count() >= scheduler.roster.size
+                # Not all `size` at once: with a short idle timeout the first are gone before the last are up.
+                or (roster.starting == 0 and roster.counted >= roster.wanted)
                 or scheduler.boots_failed > boots
             )
 
         with self._lock:
-            if not self._wait_until(over, timeout):
+            try:
+                up = self._wait_until(over, timeout)
+            finally:
+                scheduler.roster.warming -= 1
+            if not up:
                 msg = f"{scheduler.roster.ready_count()} of {scheduler.roster.size} workers are up after {timeout} s"
                 raise WaitTimeout(msg)
             scheduler.check_open("warm up")

@@ -91,7 +91,7 @@ def test_worker_dies_idle(make_pool, recorder):
 def test_run_time_limit(make_pool, hold):
     pool = make_pool(2)
     held = hold(pool, "kept")
-    stuck = pool.options(timeout=0.2).submit(work.spin)
+    stuck = pool.options(timeout=1.0).submit(work.spin)
     others = [pool.submit(work.square, number) for number in range(5)]
     error = stuck.exception()
     assert type(error) is TaskTimeout

@@ -255,6 +255,20 @@ def test_an_equal_or_less_urgent_task_takes_nothing_back() -> None:
     pool.end()
 
 
+def test_the_last_of_a_mixed_batch_is_taken_back_too() -> None:
+    """What was sent ahead is as urgent as its least urgent task."""
+    pool = up()
+    blocker = pool.submit(priority=9)
+    worker = pool.runner(blocker)
+    for priority in (3, 3, 1):
+        pool.submit(priority=priority)
+    pool.run(worker)
+    assert [task.options.priority for task, _ in worker.unclaimed] == [3, 3, 1]
+    pool.submit(priority=2)
+    assert not worker.unclaimed
+    pool.end()
+
+
 def test_urgent_tasks_in_a_row_look_for_what_was_sent_ahead_once() -> None:
     """A burst of them costs one look, not one each."""
     pool = up()
@@ -332,6 +346,17 @@ def test_no_worker_gets_more_tasks_than_its_limit(limit: int) -> None:
     assert all(pool.outcomes[task].ok for task in tasks)
     assert max(most.values()) <= limit
     assert sum(most.values()) == 100
+    pool.end()
+
+
+def test_what_was_taken_back_does_not_count_towards_the_limit() -> None:
+    """A worker is worn by what it ran."""
+    pool = up(max_tasks_per_child=5)
+    worker, _ = sent_ahead(pool, 4)
+    pool.submit(priority=5)
+    pool.finish(worker)
+    pool.drain(worker)
+    assert len(worker.unclaimed) == 3
     pool.end()
 
 
