@@ -180,7 +180,7 @@ def _state_of(pid: int) -> str:
 def adopt_orphans() -> None:
     """Have orphaned grandchildren become children of this process, so that `descendants` finds them. Linux only."""
     if sys.platform == "linux":
-        import ctypes  # noqa: PLC0415 -- workers import this module and never call this
+        import ctypes
 
         pr_set_child_subreaper = 36
         ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)

@@ -170,10 +170,9 @@ class Scheduler:
         self._advance(now)
 
     def shutdown(self, *, cancel_queued: bool, kill: bool, now: float, kill_after: float | None = None) -> None:
-        """Accept nothing more; finish what was accepted, or cancel what has not begun, or stop everything.
+        """Accept nothing more; finish what was accepted, or cancel what has not begun (retries too), or stop everything.
 
-        What is finished may be retried, unless what has not begun is cancelled. With `kill_after`, what is left after
-        so many seconds is stopped.
+        With `kill_after`, what is left after so many seconds is stopped.
         """
         if kill_after is not None:
             self.timers.add(now + kill_after, self._kill_rest, None)
@@ -288,7 +287,7 @@ class Scheduler:
         self.workforce.forget(worker.id)
         begun = [task for task in worker.sent if task.phase is not TaskPhase.SETTLED]
         hopeless = self.roster.remove(worker, begun=bool(worker.sent), now=now)
-        worker.sent.clear()
+        worker.sent.clear()  # a timer may keep the worker for a while, but not its tasks
         for task in begun:
             self._enforcer.died_running(worker, task, death, glance, now)
         self.counters.abandoned += death.abandoned

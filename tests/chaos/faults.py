@@ -37,7 +37,7 @@ def scaled(count: int) -> int:
 def new_rng() -> random.Random:
     """Random choices that can be repeated; the seed is printed."""
     seed = int(os.environ.get("POOLKIT_CHAOS_SEED") or random.SystemRandom().randrange(2**32))
-    print(f"POOLKIT_CHAOS_SEED={seed}")  # noqa: T201 -- pytest shows it when the test fails
+    print(f"POOLKIT_CHAOS_SEED={seed}")
     return random.Random(seed)
 
 

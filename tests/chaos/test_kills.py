@@ -115,7 +115,7 @@ def test_kills_of_the_template_process(journal: Journal, new_gate: Callable[[], 
 def test_kills_of_the_template_process_at_any_moment(journal: Journal, new_gate: Callable[[], Gate]) -> None:
     """Also while it starts, and while workers boot: a task crashes only when it had begun."""
     rng = faults.new_rng()
-    count = faults.scaled(2_000)
+    count = faults.scaled(1_000)
     with faults.new_pool(2) as pool:
         tasks: list[poolkit.Task[object]] = []
         kills = 0

@@ -275,7 +275,7 @@ def test_a_callback_is_refused_room_rather_than_left_to_wait_for_itself(make_poo
         tasks = []
         with pytest.raises(QueueFull):
             for _ in range(10):
-                tasks.append(pool.submit(work.spin))  # noqa: PERF401 -- the last one raises
+                tasks.append(pool.submit(work.spin))
         for task in tasks:
             task.cancel()
         recorder(len(tasks))

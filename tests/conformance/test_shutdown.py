@@ -160,7 +160,7 @@ def test_the_body_of_with_may_raise_and_the_work_is_finished(make_pool):
 @pytest.mark.one_start_method
 def test_an_interrupted_body_of_with_stops_the_work(make_pool, new_gate):
     arrived = new_gate()
-    with pytest.raises(KeyboardInterrupt), make_pool() as pool:  # noqa: PT012 -- the whole body is the point
+    with pytest.raises(KeyboardInterrupt), make_pool() as pool:
         tasks = [pool.submit(work.spin, arrived), pool.submit(work.none_of_it)]
         arrived.wait()
         raise KeyboardInterrupt

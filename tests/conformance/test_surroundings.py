@@ -105,7 +105,7 @@ def probe(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("probe")
 def test_env_is_set_before_anything_is_imported(make_pool):
     def flavour():
-        import poolkit_probe  # noqa: PLC0415 -- in the worker only
+        import poolkit_probe
 
         return poolkit_probe.FLAVOUR
 

@@ -134,7 +134,7 @@ signal.pause()
 
 
 def test_a_child_forked_while_the_pool_starts_keeps_no_worker_alive() -> None:
-    for _ in range(10):
+    for _ in range(4):
         kill_but_for_the_child(
             """
 pool = poolkit.Pool(1)

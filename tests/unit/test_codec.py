@@ -1,7 +1,5 @@
 """Calls and results as bytes."""
 
-# ruff: noqa: ANN401 -- stand-ins take and return anything
-
 from __future__ import annotations
 
 import collections
@@ -293,7 +291,7 @@ def test_results_load_from_any_buffer(convert: Any) -> None:
 
 def test_large_payloads_are_not_copied_more_than_needed() -> None:
     """Packing 32 MiB needs little more than the packed bytes themselves."""
-    import tracemalloc  # noqa: PLC0415 -- slows everything down once loaded and started
+    import tracemalloc
 
     big = bytes(32 << 20)
     tracemalloc.start()

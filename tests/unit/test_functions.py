@@ -1,7 +1,5 @@
 """Functions by value: when their bytes are reused, and when not."""
 
-# ruff: noqa: ANN401 -- stand-ins take and return anything
-
 from __future__ import annotations
 
 import functools
@@ -259,7 +257,7 @@ def test_an_entry_goes_when_its_function_becomes_loose() -> None:
 
 def test_a_lambda_of_an_importable_module_is_reused() -> None:
     """By value is by value, wherever it was defined."""
-    assert is_reused(lambda x: math.sqrt(x))  # noqa: PLW0108 -- a lambda is the point
+    assert is_reused(lambda x: math.sqrt(x))
 
 
 def test_a_dynamic_module_is_loose() -> None:

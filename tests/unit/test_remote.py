@@ -1,7 +1,5 @@
 """Exceptions across processes."""
 
-# ruff: noqa: ANN401 -- stand-ins take and return anything
-
 from __future__ import annotations
 
 import copyreg
@@ -36,7 +34,7 @@ def travel(error: BaseException) -> Any:
 def raised(function: Any) -> BaseException:
     try:
         function()
-    except BaseException as error:  # noqa: BLE001 -- what was raised is the point
+    except BaseException as error:
         return error
     raise AssertionError
 

@@ -223,6 +223,23 @@ def test_a_worker_that_says_twice_that_it_is_ready_is_idle_once() -> None:
     pool.scheduler.handle(Ready(1, 1), pool.now)
     pool.check()
     assert len(pool.scheduler.roster.idle) == 1
+    pool.submit()
+    pool.scheduler.handle(Ready(1, 1), pool.now)
+    pool.check()
+    assert not pool.scheduler.roster.idle
+    pool.end()
+
+
+def test_a_worker_that_is_killed_while_it_boots_gets_no_work() -> None:
+    """It may be up before the kill reaches it."""
+    pool = ScriptedPool(2)
+    for _ in range(2):
+        pool.submit()
+    pool.resize(1)
+    doomed = next(worker for worker in pool.alive() if worker.killed)
+    pool.boot(doomed)
+    pool.check()
+    assert not doomed.unclaimed
     pool.end()
 
 
@@ -592,12 +609,39 @@ def test_deaths_of_workers_that_were_ready_do_not_count_as_failed_boots() -> Non
         pool.warm_up()
         pool.die(pool.alive()[0])
     assert pool.alive() == [], "no back-off"
+    assert pool.scheduler.boots_failed == 0
     task = pool.submit()
     pool.tick(20.0)
     pool.die(pool.alive()[0])
     assert task not in pool.outcomes
     pool.run_to_rest()
     assert pool.outcomes[task].ok
+    pool.end()
+
+
+def test_workers_that_die_idle_together_are_no_failed_boots() -> None:
+    """They had been ready."""
+    pool = up(3)
+    for worker in pool.alive():
+        pool.die(worker)
+    assert pool.scheduler.boots_failed == 0
+    pool.end()
+
+
+def test_failed_boots_count_in_a_row() -> None:
+    """One that works in between, and the count begins anew."""
+    pool = ScriptedPool(2)
+    task = pool.submit()
+    for fails in (True, True, False, True, True):
+        pool.tick(20.0)
+        worker = pool.alive()[0]
+        if not fails:
+            pool.boot(worker)
+        pool.die(worker)
+    assert task not in pool.outcomes
+    pool.tick(20.0)
+    pool.die(pool.alive()[0])
+    assert isinstance(error_of(pool, task), WorkerCrashed)
     pool.end()
 
 
@@ -632,14 +676,24 @@ def test_a_crash_at_work_is_replaced_without_backoff() -> None:
 
 def test_a_failed_initializer_stops_the_pool() -> None:
     """What has not begun fails with it, what runs is finished, nothing is started again."""
-    pool = ScriptedPool(2)
+    pool = ScriptedPool(4)
     running = pool.submit(retries=3, retry_on=(ValueError,))
-    queued = pool.submit()
-    one, two = pool.alive()
+    for _ in range(3):
+        pool.submit()
+    one, two, three, four = pool.alive()
     pool.boot(one)
     pool.claim(one)
+    pool.boot(two)
+    pool.run(two)
+    queued = pool.submit()
+    pool.run(two)
+    pool.run(two)
+    assert pool.runner(queued) is two, "sent and not begun"
     cause = OSError("no disk")
-    pool.fail_boot(two, cause)
+    pool.fail_boot(three, cause)
+    pool.drain(two)
+    assert two.stopped
+    assert four.killed
     assert isinstance(error_of(pool, queued), InitializerFailed)
     assert error_of(pool, queued).__cause__ is cause
     assert pool.scheduler.broken is not None

@@ -9,7 +9,7 @@ from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker
 
 from poolkit._core.policy import DEATH_GRACE, LOOK_AGAIN
 from poolkit._core.workforce import Died
-from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout
+from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout, WorkerCrashed
 from poolkit.task import TaskPhase
 
 
@@ -114,6 +114,7 @@ def test_a_task_that_ended_in_time_is_not_punished() -> None:
     pool.finish(worker, "value", deliver=False)
     pool.tick(5.0)
     assert not worker.killed
+    assert pool.scheduler.next_deadline() is None, "there is nothing to look at"
     pool.deliver(worker)
     assert pool.outcomes[task].payload == "value"
     pool.end()
@@ -181,6 +182,26 @@ def test_an_outcome_before_that_of_the_condemned_task_is_delivered() -> None:
     assert pool.outcomes[first].payload == "first"
     pool.die(worker)
     assert isinstance(error_of(pool, second), DeadlineExceeded)
+    pool.end()
+
+
+def test_a_sentence_is_for_one_task_even_when_more_are_lost() -> None:
+    """An outcome that never arrived was lost in a crash, not to somebody else's limit."""
+    pool = ScriptedPool()
+    pool.warm_up()
+    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    pool.submit()
+    lost, slow = pool.submit(timeout=9.0), pool.submit(deadline=1.0)
+    worker = pool.alive()[0]
+    pool.run(worker)
+    pool.claim(worker)
+    pool.finish(worker, deliver=False)
+    pool.claim(worker)
+    pool.tick(1.0)
+    worker.pipe.clear()
+    pool.die(worker)
+    assert isinstance(error_of(pool, lost), WorkerCrashed)
+    assert isinstance(error_of(pool, slow), DeadlineExceeded)
     pool.end()
 
 
@@ -381,6 +402,18 @@ def test_waiting_for_a_retry_is_not_waiting_in_the_queue() -> None:
     assert task not in pool.outcomes
     pool.run_to_rest()
     assert pool.outcomes[task].ok
+    pool.end()
+
+
+def test_nor_is_waiting_in_the_queue_for_the_second_run() -> None:
+    """The time of the first wait is over."""
+    pool = ScriptedPool()
+    task, worker = running(pool, queue_timeout=1.0, retries=1, retry_on=(ValueError,))
+    pool.finish(worker, error=ValueError())
+    pool.submit()
+    pool.claim(worker)
+    pool.tick(2.0)
+    assert task.phase is TaskPhase.QUEUED
     pool.end()
 
 

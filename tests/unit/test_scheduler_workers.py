@@ -356,7 +356,8 @@ def test_what_was_taken_back_does_not_count_towards_the_limit() -> None:
     pool.submit(priority=5)
     pool.finish(worker)
     pool.drain(worker)
-    assert len(worker.unclaimed) == 3
+    assert worker.unclaimed
+    assert not worker.stopped
     pool.end()
 
 
@@ -667,6 +668,20 @@ def test_a_worker_that_dies_while_nothing_is_queued_is_not_replaced_by_a_closing
     pool.claim(pool.runner(task))
     pool.shutdown()
     pool.die(next(worker for worker in pool.alive() if worker.running is None))
+    assert len(pool.alive()) == 1
+    pool.end()
+
+
+def test_a_worker_that_is_killed_while_nothing_is_queued_is_not_replaced_either() -> None:
+    """The cancel of a running task frees a place that nobody needs."""
+    pool = up(2)
+    cancelled = pool.submit()
+    worker = pool.runner(cancelled)
+    pool.claim(worker)
+    occupied(pool)
+    pool.shutdown()
+    pool.cancel(cancelled)
+    pool.die(worker)
     assert len(pool.alive()) == 1
     pool.end()
 
