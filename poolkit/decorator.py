@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import importlib
 import os
 import sys
 import threading
@@ -163,7 +164,7 @@ class Offloaded(Generic[P, T]):
         if named is self:
             return self.__qualname__
         if named is not None:
-            return _again, (named, self._given)
+            return _again, (self.__module__, self.__qualname__, self._given)
         method = self._method()
         if method is not None:
             return _get_method, (*method, self._given)
@@ -244,9 +245,12 @@ class _Here:
         """Nothing is pending."""
 
 
-def _again(named: Offloaded[Any, Any], given: dict[str, Any]) -> Offloaded[Any, Any]:
-    """Unpickle: a function that was found by its name, with other options."""
-    return named.options(**given)
+def _again(module: str, name: str, given: dict[str, Any]) -> Any:
+    """Unpickle: a function that is found by its name, with other options, or made anew each time it is looked up."""
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found.options(**given)
 
 
 def _named(offloaded: Offloaded[Any, Any]) -> Offloaded[Any, Any] | None:

@@ -35,7 +35,6 @@ from poolkit._core.workforce import (
     Died,
     Drained,
     Finished,
-    PoolEvent,
     Ready,
     Report,
     Sentence,
@@ -79,7 +78,7 @@ class Scheduler:
         self._enforcer = Enforcer(workforce, self.roster, self._dispatcher, self._outcomes, self.timers)
         self.counters = self._outcomes.counters
         self.waiting = self._outcomes.waiting  # failed, to be retried after their back-off
-        self.events: list[PoolEvent] = self._outcomes.events  # to be told to listeners, and cleared
+        self.events = self._outcomes.events  # to be told to listeners, and cleared
         self.phase = PoolPhase.OPEN
         self.broken: BootFailed | None = None  # what the initializer raised
         self.boots_failed = 0  # how often starting workers was given up, and why
@@ -170,7 +169,7 @@ class Scheduler:
         self._advance(now)
 
     def shutdown(self, *, cancel_queued: bool, kill: bool, now: float, kill_after: float | None = None) -> None:
-        """Accept nothing more; finish what was accepted, or cancel what has not begun (retries too), or stop everything.
+        """Accept nothing more; finish what was accepted, or cancel what has not begun and retry nothing, or stop all.
 
         With `kill_after`, what is left after so many seconds is stopped.
         """
@@ -297,8 +296,7 @@ class Scheduler:
             cause = worker.leave or "stopped"
         else:
             cause = "crashed"
-        pid = worker.pid or death.pid
-        self._outcomes.tell(WorkerExited(worker.id, pid, death.exitcode, death.signal, cause))
+        self._outcomes.tell(WorkerExited(worker.id, worker.pid or death.pid, death.exitcode, death.signal, cause))
         if hopeless:
             self.boots_failed += 1
             self.last_boot_error = failures.cannot_boot(death, policy.BOOT_FAILURES)

@@ -149,7 +149,7 @@ def test_cancelling_the_body_of_async_with_stops_the_work(make_pool, new_gate):
 
     async def body():
         async with make_pool() as pool:
-            tasks.extend([pool.submit(work.spin, arrived), pool.submit(work.none_of_it)])
+            tasks.extend([pool.submit(work.spin, arrived), pool.submit(work.spin)])
             await tasks[0]
 
     async def main():

@@ -74,7 +74,10 @@ def test_a_callback_that_submits_to_a_full_queue_is_refused_instead_of_waiting()
             finally:
                 done.set()
 
-        pool.submit(int).add_done_callback(submit_again)
+        begin = threading.Event()
+        task = pool.submit(begin.wait)
+        task.add_done_callback(submit_again)  # before it is done, or this thread would call it
+        begin.set()
         assert done.wait(30)
         release.set()
     assert [type(error) for error in caught] == [QueueFull]
