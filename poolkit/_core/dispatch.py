@@ -114,9 +114,9 @@ class Dispatcher:
 
     def is_running(self, worker: Worker, task: AnyTask) -> bool:
         """After a reclaim: whether `task` is what the worker runs now. Only the last one it claimed can be."""
-        if worker.state is WorkerState.DOOMED or worker.sent[-1] is not task:
+        if worker.state is WorkerState.DOOMED or not worker.sent or worker.sent[-1] is not task:
             return False
-        return self.workforce.glance(worker.id).done != task.id
+        return not self.workforce.glance(worker.id).is_done(task)
 
     def _make_way(self) -> None:
         """Priority is strict: take back what was sent ahead but is less urgent than the first in the queue.

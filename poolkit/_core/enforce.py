@@ -80,7 +80,7 @@ class Enforcer:
         task = worker.sent[0]
         limit = task.options.timeout
         glance = self.workforce.glance(worker.id)
-        if limit is None or task.phase is TaskPhase.SETTLED or glance.done == task.id:
+        if limit is None or task.phase is TaskPhase.SETTLED or glance.is_done(task):
             return  # what comes after it is watched when its outcome is here
         since = glance.running_since(task.id, now)
         if since is None:  # not begun, so nothing counts yet

@@ -67,6 +67,10 @@ class Glance:
         self.since = since
         self.done = done
 
+    def is_done(self, task: AnyTask) -> bool:
+        """Whether the outcome of `task` was sent: of the run that is awaited, not of one that failed before."""
+        return self.done == task.id and self.since != task.started_at
+
     def running_since(self, task_id: int, now: float) -> float | None:
         """When the worker began this task, if it runs it; never after `now`, and always a number."""
         if self.begun != task_id or self.done == task_id:

@@ -193,6 +193,15 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
     return pair[0], pair[1]
 
 
+def _directory() -> str | None:
+    """Where to start it: here, or at the root when this directory is gone, which CPython 3.13.0 cannot start in."""
+    try:
+        os.getcwd()  # noqa: PTH109 -- only to see whether it is there
+    except OSError:
+        return "/"
+    return None
+
+
 def _execute(theirs: socket.socket, ours: socket.socket, settings: NurserySettings) -> int:
     if not sys.executable:
         msg = "poolkit cannot start worker processes: sys.executable is empty, as in an embedded interpreter"
@@ -211,6 +220,7 @@ def _execute(theirs: socket.socket, ours: socket.socket, settings: NurserySettin
             stdin=subprocess.DEVNULL,
             pass_fds=[fd],
             env={**os.environ, **settings.env},
+            cwd=_directory(),
             start_new_session=True,  # a Ctrl-C on the terminal is the owner's alone
         )
     ours.setblocking(True)

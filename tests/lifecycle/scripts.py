@@ -45,7 +45,7 @@ class Script:
         self._terminal = -1
         self.screen = b""  # what the terminal showed so far
         path = os.pathsep.join(filter(None, [os.fspath(_ROOT), os.environ.get("PYTHONPATH")]))
-        full_env = {**os.environ, "PYTHONPATH": path, _MARK: self.mark, **(env or {})}
+        full_env = {**os.environ, "PYTHONPATH": path, _MARK: self.mark, "NO_COLOR": "1", **(env or {})}
         full_env.pop("PYTHONWARNINGS", None)
         if not terminal:
             self.process = subprocess.Popen(

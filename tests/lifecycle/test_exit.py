@@ -70,6 +70,7 @@ def test_a_thread_that_outlives_main_may_submit() -> None:
         import poolkit
 
         pool = poolkit.Pool(1)
+        pool.submit(abs, -1).result()  # it runs: CPython 3.12 starts no thread any more when main has ended
 
         def later():
             threading.main_thread().join()
@@ -102,6 +103,27 @@ def test_submitting_after_the_pools_own_exit_hook_says_so() -> None:
     assert lines == ["1", "closed"]
 
 
+def test_a_first_submit_after_main_has_ended_runs_or_says_why_not() -> None:
+    lines = run(
+        """
+        import threading
+        import poolkit
+
+        pool = poolkit.Pool(1)
+
+        def later():
+            threading.main_thread().join()
+            try:
+                print(pool.submit(abs, -1).result())
+            except poolkit.PoolClosed as exc:
+                print(1 if "interpreter shutdown" in str(exc) else exc)
+
+        threading.Thread(target=later).start()
+        """
+    )
+    assert lines == ["1"]
+
+
 def test_an_exit_handler_of_the_program_may_submit() -> None:
     lines = run(
         """
@@ -109,6 +131,7 @@ def test_an_exit_handler_of_the_program_may_submit() -> None:
         import poolkit
 
         pool = poolkit.Pool(1)
+        pool.submit(abs, -1).result()  # see above
         atexit.register(lambda: print(pool.submit(abs, -1).result()))
         """
     )

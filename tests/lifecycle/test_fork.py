@@ -9,8 +9,10 @@ from lifecycle.scripts import run
 pytestmark = pytest.mark.slow
 
 HELPERS = """
-import os, sys, threading, time, traceback
+import os, sys, threading, time, traceback, warnings
 import poolkit
+
+warnings.simplefilter("ignore", DeprecationWarning)  # CPython 3.12 says that forking with threads is a danger
 
 def in_child(work):
     "What `work` prints in a forked child; the child leaves as the interpreter does."
@@ -107,8 +109,6 @@ def test_many_forks_while_tasks_come_and_go() -> None:
     """Also from two threads at once; every child ends, and no task is lost."""
     lines = forked(
         """
-import warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
 pools = [poolkit.Pool(2), poolkit.Pool(1, kind="thread"), poolkit.Pool(1)]
 over = threading.Event()
 counts = [0] * len(pools)

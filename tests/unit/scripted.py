@@ -348,7 +348,7 @@ class ScriptedPool:
                 self._doomed.add(record.id)
                 condemned = record.sentence.task
                 assert worker.claims[-1] is condemned, "a worker is killed for what it does not run"
-                assert worker.glance.done != condemned.id, "a worker is killed for what is done"
+                assert not worker.glance.is_done(condemned), "a worker is killed for what is done"
             unclaimed = [task for task, _ in worker.unclaimed]
             assert unclaimed == list(record.sent)[len(record.sent) - len(unclaimed) :]
             assert record.draining == bool(worker.drops or any(isinstance(each, Drained) for each in worker.pipe))

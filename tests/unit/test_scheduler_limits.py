@@ -8,7 +8,7 @@ import pytest
 from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker
 
 from poolkit._core.policy import DEATH_GRACE, LOOK_AGAIN
-from poolkit._core.workforce import Died
+from poolkit._core.workforce import Died, Glance
 from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout, WorkerCrashed
 from poolkit.task import TaskPhase
 
@@ -237,6 +237,58 @@ def test_a_second_run_on_the_same_worker_meets_its_limit_too() -> None:
     assert worker.killed
     pool.die(worker)
     assert isinstance(error_of(pool, task), TaskTimeout)
+    pool.end()
+
+
+def second_run(pool: ScriptedPool, **options: Any) -> tuple[AnyTask, ScriptedWorker]:
+    """A task that is sent to its worker for the second time, and not begun; the board tells of its first run still."""
+    task, worker = running(pool, retries=1, retry_on=(ValueError,), **options)
+    pool.finish(worker, error=ValueError())
+    while not worker.unclaimed:
+        pool.tick(0.001)
+    assert worker.glance.done == task.id
+    return task, worker
+
+
+def test_a_second_run_that_begins_late_meets_its_limit_too() -> None:
+    """A look before it has begun is not the last one."""
+    pool = ScriptedPool()
+    _, worker = second_run(pool, timeout=0.5)
+    pool.tick(0.7)
+    pool.claim(worker)
+    pool.tick(1.0)
+    assert worker.killed
+    pool.end()
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+def test_a_second_run_is_stopped_before_the_board_tells_of_it(how: str) -> None:
+    """That the first run is done does not save the second."""
+    pool = ScriptedPool()
+    task, worker = second_run(pool, deadline=1.0)
+    pool.claim(worker, stamp=False)
+    if how == "cancel":
+        pool.cancel(task)
+    else:
+        pool.tick(1.0)
+    assert worker.killed
+    pool.die(worker)
+    assert task.attempts == 2
+    pool.end()
+
+
+def test_a_board_that_lies_costs_nobody_else_anything() -> None:
+    """It says that a task runs for ages which was not even claimed: that one is taken back, and runs."""
+    pool = ScriptedPool()
+    pool.warm_up()
+    task = pool.submit(timeout=1.0)
+    worker = pool.runner(task)
+    worker.glance = Glance(task.id, 0.0, 0)
+    pool.tick(1.0)
+    assert not worker.killed
+    assert task.phase is TaskPhase.QUEUED
+    pool.run_to_rest()
+    assert pool.outcomes[task].ok
     pool.end()
 
 
