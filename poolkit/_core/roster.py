@@ -1,7 +1,8 @@
 """Roster: which workers exist, what each one is doing, and how many there should be.
 
 Guarantees: never more than `size` workers are busy, nor more than `size` that count (one that is leaving, stopping or
-doomed does not); a worker gets no more tasks than its limit; a crash loop at boot backs off and is told.
+doomed does not), nor are more started than make twice the size in all; a worker gets no more tasks than its limit; a
+crash loop at boot backs off and is told.
 Owner of: each worker's `state`, `leave`, `replaced`, `counted`, `limit`, `sent_count`, `tasks_done`, `sentence`.
 Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 
@@ -73,7 +74,7 @@ class Roster:
 
     def grow(self, demand: int, now: float) -> None:
         """Start workers for `demand` queued tasks, and for those that are missing."""
-        missing = self.size - self.counted
+        missing = self._missing()
         if missing <= 0 or self.hiring is Hiring.NONE:
             return
         count = demand - self.starting - len(self.idle)
@@ -84,6 +85,10 @@ class Roster:
         for _ in range(min(count, missing)):
             self._start(now)
         self.wanted = max(self.wanted, self.counted)
+
+    def _missing(self) -> int:
+        """How many workers may be started: up to the size, and never more in all than places and as many again."""
+        return min(self.size - self.counted, 2 * self.size - self.starting - len(self.idle) - self.busy)
 
     def _start(self, now: float) -> None:
         worker = Worker(self._next_id, policy.recycle_after(self.limits.max_tasks_per_child, self.rng), now)
@@ -113,7 +118,7 @@ class Roster:
         """Whether something that is queued could be sent to a worker now, or to one that is started for it."""
         if self.idle:
             return self.busy < self.size
-        return self.counted < self.size and self.hiring is not Hiring.NONE and now >= self.boot_at
+        return self._missing() > 0 and self.hiring is not Hiring.NONE and now >= self.boot_at
 
     def take_idle(self) -> Worker | None:
         """The warmest idle worker, to be sent something now; None when there is none, or `size` workers are busy."""

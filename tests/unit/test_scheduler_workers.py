@@ -381,6 +381,26 @@ def test_slow_tasks_with_one_task_a_worker_do_not_multiply_the_workers() -> None
     pool.end()
 
 
+def test_there_are_never_more_than_twice_as_many_workers_as_places() -> None:
+    """A replacement that wears out while its predecessors still work gets none of its own yet."""
+    pool = up(3, max_memory_per_child=100)
+    for worker in [occupied(pool) for _ in range(3)]:
+        pool.finish(worker, rss=101)
+    assert len(pool.alive()) == 6
+    first, _, last = sorted((occupied(pool) for _ in range(3)), key=lambda worker: worker.id)
+    pool.finish(last)
+    new = pool.alive()[3]
+    pool.boot(new)
+    assert occupied(pool) is new
+    pool.finish(new, rss=101)
+    assert pool.scheduler.roster.recycled == 4
+    assert len(pool.alive()) == 6
+    pool.finish(first)
+    pool.die(first)
+    assert len(pool.alive()) == 6, "now there is room for it"
+    pool.end()
+
+
 def test_a_worker_leaves_when_its_replacement_is_warm() -> None:
     """Not before, so that the pool keeps serving."""
     pool = up(1, max_memory_per_child=100)
