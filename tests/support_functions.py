@@ -419,8 +419,9 @@ def attempt_after(journal: Journal, times: int) -> int:
 
 
 def wait_for_cancelled(arrived: Gate, noticed: Gate) -> bool:
-    """A task that looks whether it was asked to stop, and tells when it was. The exception that stops it may come
-    anywhere once it has arrived, so it tries again until it has told.
+    """A task that looks whether it was asked to stop, and tells when it was.
+
+    The exception that stops it may come anywhere once it has arrived, so it tries again until it has told.
     """
     task = poolkit.current_task()
     assert task is not None
