@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import faulthandler
 import gc
+import io
 import os
 import select
 import signal
@@ -193,6 +194,23 @@ class GateClosed(Exception):
     """The test that made the gate is over."""
 
 
+class _Descriptor(io.FileIO):
+    """A descriptor that is closed when nobody holds it: the thread that opened it may be stopped at any moment.
+
+    By its repr the warning that it was not closed by hand is told from others, and ignored. Not by a `__del__`: a
+    thread that is stopped in there would go on.
+    """
+
+    def __repr__(self) -> str:
+        return "<descriptor of a test>"
+
+
+def _open(path: str, flags: int) -> _Descriptor:
+    # In one call into C: a thread that is stopped between opening and owning would leave the descriptor open.
+    (file,) = map(_Descriptor, map(os.open, [path], [flags | os.O_CLOEXEC], [0o600]))
+    return file
+
+
 class Gate:
     """A counting signal between a test and its tasks, in whatever thread or process they run.
 
@@ -215,17 +233,13 @@ class Gate:
 
     def signal(self, count: int = 1) -> None:
         """Add `count`."""
-        fd = self._open(os.O_WRONLY)
-        try:
-            os.write(fd, b"." * count)
-        finally:
-            os.close(fd)
+        with self._open(os.O_WRONLY) as end:
+            os.write(end.fileno(), b"." * count)
 
     def wait(self, count: int = 1) -> None:
         """Take `count`, waiting for them. Blocks for at most WATCHDOG seconds."""
         give_up = time.monotonic() + WATCHDOG
-        fd = self._open(os.O_RDONLY)
-        try:
+        with self._open(os.O_RDONLY) as end:
             while count:
                 if time.monotonic() > give_up:
                     if self._fd >= 0:
@@ -233,17 +247,15 @@ class Gate:
                     msg = f"nobody came to {self!r} within {WATCHDOG:g} s; {count} are missing"
                     raise WatchdogExpired(msg)
                 # Short steps, because a blocking call would keep a thread from seeing that it is to stop.
-                if not select.select([fd], [], [], _STEP)[0]:
+                if not select.select([end], [], [], _STEP)[0]:
                     continue
                 try:
-                    taken = os.read(fd, 1)
+                    taken = os.read(end.fileno(), 1)
                 except BlockingIOError:  # another waiter was faster
                     continue
                 if not taken:
                     raise GateClosed(repr(self))
                 count -= 1
-        finally:
-            os.close(fd)
 
     def count(self) -> int:
         """How many signals wait to be taken; takes none. In the test, while nobody signals."""
@@ -262,9 +274,9 @@ class Gate:
             with contextlib.suppress(FileNotFoundError):
                 Path(self.path).unlink()
 
-    def _open(self, flags: int) -> int:
+    def _open(self, flags: int) -> _Descriptor:
         try:
-            return os.open(self.path, flags | os.O_NONBLOCK)
+            return _open(self.path, flags | os.O_NONBLOCK)
         except OSError as exc:
             if exc.errno in {errno.ENOENT, errno.ENXIO}:
                 raise GateClosed(repr(self)) from None
@@ -287,11 +299,8 @@ class Journal:
 
     def write(self, line: object) -> None:
         """Append one line, in one system call."""
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(fd, f"{line}\n".encode())
-        finally:
-            os.close(fd)
+        with _open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
+            os.write(file.fileno(), f"{line}\n".encode())
 
     def lines(self) -> list[str]:
         """What was written so far."""
