@@ -110,6 +110,7 @@ class Task(Future[T]):
         "_waiters",
         "attempts",
         "call",
+        "deaths",
         "ended_at",
         "id",
         "name",
@@ -141,6 +142,7 @@ class Task(Future[T]):
         self.phase = TaskPhase.QUEUED
         self.seq = 0
         self.attempts = 0
+        self.deaths = 0  # workers that died before they began it, and had nothing else to die of
         self.worker_id: int | None = None
         self.submitted_at = 0.0
         self.started_at: float | None = None

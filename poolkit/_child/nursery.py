@@ -117,12 +117,14 @@ class Nursery:
         kind, group, _, number, worker_id = messages.ORDER.unpack(data)
         if kind == messages.FORK:
             self._fork(worker_id, fds)
-        elif worker_id in self._pids:  # else it has ended, and the owner will hear
-            pid = self._pids[worker_id]
-            if group:
-                _os.kill_group(pid, number)
-            else:
-                os.kill(pid, number)
+        else:
+            if worker_id in self._pids:  # else it has ended, and the owner will hear
+                pid = self._pids[worker_id]
+                if group:
+                    _os.kill_group(pid, number)
+                else:
+                    os.kill(pid, number)
+            self._notice(messages.SIGNALLED, worker_id, status=0)
         return True
 
     def _fork(self, worker_id: int, fds: list[int]) -> None:

@@ -129,6 +129,18 @@ class Enforcer:
         error = failures.deadline_exceeded(task) if sentence.reason == "deadline" else failures.timed_out(task, None)
         self.outcomes.settle(task, Outcome.failure(error))
 
+    def died_receiving(self, worker: Worker, task: AnyTask, death: Died) -> None:
+        """A worker died that was to begin `task` next, and ran nothing. A large call may be what it died of.
+
+        Most often it was not, and the task runs elsewhere. Again and again, it was: it would end every worker.
+        """
+        if task.nbytes > policy.LARGE_CALL and task.phase is TaskPhase.QUEUED:
+            task.deaths += 1
+            if task.deaths >= policy.RECEIVE_FAILURES:
+                self.outcomes.withdraw(task)
+                self.outcomes.counters.crashed += 1
+                self.outcomes.settle(task, Outcome.failure(failures.cannot_receive(task, worker, death)))
+
     def died_running(self, worker: Worker, task: AnyTask, death: Died, glance: Glance, now: float) -> None:
         """End a task whose worker died while it ran it: killed for it, or in a crash."""
         self.outcomes.cut_short(task, glance, now)

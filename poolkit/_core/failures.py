@@ -56,18 +56,18 @@ def crashed(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
         text += f"; it used up to {death.peak_rss / 1e6:.0f} MB"
     if hint:
         text += f"; {hint}"
-    if death.stack:
-        text += f"\nPython stack at the end (most recent call first):\n{death.stack}"
-    return WorkerCrashed(
-        text,
-        exitcode=death.exitcode,
-        signal=death.signal,
-        pid=pid,
-        worker_id=worker.id,
-        stack=death.stack,
-        peak_rss=death.peak_rss,
-        hint=hint,
+    return _worker_crashed(text, death, pid, worker.id, hint)
+
+
+def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
+    """Worker after worker died that was to begin `task`, and did not."""
+    hint = "its arguments most likely need more memory than a worker may use"
+    pid = worker.pid or death.pid
+    text = (
+        f"{task.deaths} workers in a row died while they received task {task.id} ({task.name}), a call of "
+        f"{task.nbytes / 1e6:.1f} MB; the last one, worker {worker.id} (pid {pid}), {how_it_died(death)}; {hint}"
     )
+    return _worker_crashed(text, death, pid, worker.id, hint)
 
 
 def cannot_boot(death: Died, failures: int) -> WorkerCrashed:
@@ -77,14 +77,18 @@ def cannot_boot(death: Died, failures: int) -> WorkerCrashed:
         f"{failures} workers in a row died before they were ready; the last one (pid {death.pid}) "
         f"{how_it_died(death)}; {hint}"
     )
+    return _worker_crashed(text, death, death.pid, death.worker_id, hint)
+
+
+def _worker_crashed(text: str, death: Died, pid: int | None, worker_id: int, hint: str) -> WorkerCrashed:
     if death.stack:
         text += f"\nPython stack at the end (most recent call first):\n{death.stack}"
     return WorkerCrashed(
         text,
         exitcode=death.exitcode,
         signal=death.signal,
-        pid=death.pid,
-        worker_id=death.worker_id,
+        pid=pid,
+        worker_id=worker_id,
         stack=death.stack,
         peak_rss=death.peak_rss,
         hint=hint,

@@ -9,6 +9,8 @@ from poolkit.errors import WorkerCrashed
 
 RETRY_BASE, RETRY_CAP = 0.05, 30.0  # seconds: the first back-off of a retried task, and the longest
 BOOT_BASE, BOOT_CAP = 0.1, 10.0  # seconds: the same for workers that die before they began a task
+LARGE_CALL = 64 * 1024  # bytes; a worker may die of receiving a call of more than that
+RECEIVE_FAILURES = 3  # so many workers that died with such a call next to be begun are laid to it
 BOOT_FAILURES = 3  # so many in a row that died before they were ready raise to the waiting tasks
 STOP_GRACE = 5.0  # seconds a worker gets to leave by itself before it is killed
 DEATH_GRACE = 1.0  # seconds to wait for a killed worker's death before its task is settled all the same

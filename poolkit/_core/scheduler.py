@@ -281,10 +281,13 @@ class Scheduler:
             self._outcomes.settle(task, CANCELLED if error is None else Outcome.failure(error))
 
     def _died(self, worker: Worker, death: Died, now: float) -> None:
+        first = worker.sent[0] if worker.sent else None
         self._dispatcher.reclaim(worker)  # what it had not claimed touches no task
         glance = self.workforce.glance(worker.id)
         self.workforce.forget(worker.id)
         begun = [task for task in worker.sent if task.phase is not TaskPhase.SETTLED]
+        if first is not None and not worker.sent and worker.sentence is None:
+            self._enforcer.died_receiving(worker, first, death)
         hopeless = self.roster.remove(worker, begun=bool(worker.sent), now=now)
         worker.sent.clear()  # a timer may keep the worker for a while, but not its tasks
         for task in begun:

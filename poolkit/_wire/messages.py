@@ -17,6 +17,7 @@ Nursery to owner                           NOTICE records, then `nbytes` of payl
     EXITED          a worker ended: its wait status and peak memory
     FORK_FAILED     no process could be had: the status holds the errno
     PRELOAD_FAILED  payload: the pickled exception of the import
+    SIGNALLED       a SIGNAL order was carried out; an owner that hears nothing gives the template process up
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import NamedTuple
 BOOT, CALLS, DROP, STOP = 1, 2, 3, 4
 READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED = 11, 12, 13, 14, 15, 16
 FORK, SIGNAL = 21, 22
-EXITED, FORK_FAILED, PRELOAD_FAILED = 31, 32, 33
+EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED = 31, 32, 33, 34
 
 FRAME_TO_WORKER = struct.Struct("<BxxxIQ")  # kind, count, payload bytes
 FRAME_TO_OWNER = struct.Struct("<BxxxxxxxQddQQ")  # kind, task, started, ended, rss, payload bytes

@@ -15,12 +15,14 @@ import array
 import contextlib
 import errno
 import marshal
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ FORKING = threading.Lock()  # held by whoever forks this process, or starts anot
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
 END_GRACE = 5.0  # seconds the template process gets to kill its workers and end
+ANSWER_GRACE = 2.0  # seconds it gets to carry out a signal; one that is stopped or hangs cannot stop a task
 
 _START_CODE = """\
 import sys, os, marshal
@@ -67,6 +70,8 @@ class Nursery:
         self._buffer = b""
         self._orders: deque[tuple[bytes, list[int]]] = deque()
         self.refused: list[tuple[int, OSError]] = []  # workers whose order could not be sent, and why
+        self._unanswered: deque[float] = deque()  # when each signal was ordered that was not carried out yet
+        self._hangs = False  # it did not answer in time and was killed for it
 
     def start(self, settings: NurserySettings) -> None:
         """Start the process. Blocks for that.
@@ -94,10 +99,27 @@ class Nursery:
         self._orders.append((messages.ORDER.pack(messages.FORK, 0, len(fds), 0, worker_id), list(fds)))
         self.flush()
 
-    def signal(self, worker_id: int, number: int, *, group: bool) -> None:
-        """Order a signal to a worker, or to its whole process group."""
+    def signal(self, worker_id: int, number: int, *, group: bool, up: bool = True) -> None:
+        """Order a signal to a worker, or to its whole process group.
+
+        Where the worker is not up yet the template may be importing, and takes its time to answer.
+        """
         self._orders.append((messages.ORDER.pack(messages.SIGNAL, group, 0, number, worker_id), []))
+        self._unanswered.append(time.monotonic() if up else math.inf)
         self.flush()
+
+    def answer_due(self) -> float | None:
+        """When it must have carried out the oldest signal; None when nothing is due."""
+        due = self._unanswered[0] + ANSWER_GRACE if self._unanswered else math.inf
+        return None if due == math.inf else due
+
+    def kill_if_it_hangs(self) -> None:
+        """Kill the process if an answer is overdue; its workers die with it. Call this when all notices were read."""
+        due = self.answer_due()
+        if due is not None and due <= time.monotonic():
+            self._unanswered.clear()
+            self._hangs = True
+            self._kill()
 
     def flush(self) -> bool:
         """Send what is pending, as far as it goes. True when nothing is left."""
@@ -145,7 +167,10 @@ class Nursery:
             end = size + fields[-1]
             if len(self._buffer) < end:
                 break
-            notices.append((fields, self._buffer[size:end]))
+            if fields[0] != messages.SIGNALLED:
+                notices.append((fields, self._buffer[size:end]))
+            elif self._unanswered:
+                self._unanswered.popleft()
             self._buffer = self._buffer[end:]
         return notices
 
@@ -165,14 +190,19 @@ class Nursery:
             while self._control.recv(65536):
                 pass
         except OSError:  # a timeout too
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)  # our own child and not reaped, so the number is still its own
+            self._kill()
         self._control.close()
         try:
             code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:  # somebody else waited for it
             return "ended"
+        if self._hangs:
+            return f"did not answer for {ANSWER_GRACE:g} s and was killed"
         return f"was killed by {_os.signal_name(-code)}" if code < 0 else f"exited with code {code}"
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)  # our own child and not reaped, so the number is still its own
 
     def close_in_forked_child(self) -> None:
         """Close the copies that a forked child of the owner has, so that both ends are the only ones."""

@@ -220,11 +220,16 @@ class ProcessWorkforce:
             what(member, reports)
         self._watch_orders(reports)
         wait = 0.0 if reports else timeout
-        for member in self._dying():
-            left = max(0.0, (member.kill_at or 0.0) - time.monotonic())
+        due = [member.kill_at or 0.0 for member in self._dying()]
+        if self._nursery is not None and (answer_due := self._nursery.answer_due()) is not None:
+            due.append(answer_due)
+        if due:
+            left = max(0.0, min(due) - time.monotonic())
             wait = left if wait is None else min(wait, left)
         for key, events in self._selector.select(wait):
             key.data(events, reports)
+        if self._nursery is not None:
+            self._nursery.kill_if_it_hangs()
         for member in self._dying():
             if (member.kill_at or 0.0) <= time.monotonic() or evidence.is_complete(member.stack):
                 self._kill(member, reports)
@@ -420,7 +425,7 @@ class ProcessWorkforce:
     def _kill(self, member: Member, _reports: Reports) -> None:
         member.kill_at = None
         if self._nursery is not None:
-            self._nursery.signal(member.id, signal.SIGKILL, group=True)
+            self._nursery.signal(member.id, signal.SIGKILL, group=True, up=member.pid is not None)
 
     def _noticed(self, _events: int, reports: Reports) -> None:
         """The nursery has something to say, or is gone."""

@@ -73,6 +73,29 @@ def test_signals_are_for_a_worker_or_its_group(owner: Nursery) -> None:
     ]
 
 
+def test_a_signal_that_is_not_carried_out_is_overdue(owner: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = []
+    monkeypatch.setattr("poolkit._workforce.nursery.ANSWER_GRACE", 0.0)
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
+    assert owner.answer_due() is None
+    owner.signal(3, signal.SIGKILL, group=True)
+    owner.signal(4, signal.SIGKILL, group=True)
+    assert owner.answer_due() is not None
+    for worker in (3, 4):
+        peer(owner).sendall(NOTICE.pack(messages.SIGNALLED, 0, worker, 0, 0, 0))
+    assert owner.receive() == []
+    owner.kill_if_it_hangs()
+    assert killed == []
+    owner.signal(5, signal.SIGKILL, group=True)
+    owner.kill_if_it_hangs()
+    assert killed == [(owner.pid, signal.SIGKILL)]
+
+
+def test_a_template_that_may_still_be_importing_is_not_hurried(owner: Nursery) -> None:
+    owner.signal(3, signal.SIGKILL, group=True, up=False)
+    assert owner.answer_due() is None
+
+
 def test_orders_that_do_not_fit_are_kept_in_order(owner: Nursery) -> None:
     count = 0
     while owner.flush():
@@ -163,6 +186,7 @@ def test_half_an_order_is_waited_for_and_dropped_with_its_owner(served: tuple[te
     ours.sendall(order[:5])
     ours.sendall(order[5:])
     assert nursery._order()
+    assert NOTICE.unpack(ours.recv(100))[:3] == (messages.SIGNALLED, 0, 99)
     ours.sendall(order[:5])
     ours.close()
     assert not nursery._order()
