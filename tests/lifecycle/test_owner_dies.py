@@ -143,3 +143,43 @@ fork_a_child()
 signal.pause()
 """
         )
+
+
+def test_a_fork_while_the_template_is_started_does_not_hold_it_up() -> None:
+    """The child would have a copy of the pipe by which the start is awaited, for as long as it lives."""
+    with running(
+        """
+import os, signal, sys, threading
+import poolkit
+
+piped, forked = threading.Event(), threading.Event()
+make_pipe = os.pipe
+
+def make_pipe_and_be_overtaken():
+    ends = make_pipe()
+    if sys._getframe(1).f_code.co_name == "_execute_child":
+        piped.set()
+        forked.wait(0.3)  # a fork that waits for its turn comes later
+    return ends
+
+def fork():
+    piped.wait()
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    forked.set()
+    os.write(1, b"child %d\\n" % child)
+
+os.pipe = make_pipe_and_be_overtaken
+threading.Thread(target=fork).start()
+pool = poolkit.Pool(1)
+os.write(1, b"%d\\n" % pool.submit(lambda: 7).result())
+signal.pause()
+"""
+    ) as owner:
+        lines = owner.read_lines(2)
+        assert "7" in lines
+        child = next(int(line.split()[1]) for line in lines if line.startswith("child"))
+        os.kill(child, signal.SIGKILL)
+        owner.kill()
+        owner.wait_until_gone()

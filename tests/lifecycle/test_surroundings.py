@@ -120,27 +120,42 @@ def test_a_lock_that_a_thread_holds_while_the_pool_is_made(method: str) -> None:
     assert lines == ["logged"]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
-def test_an_owner_whose_standard_streams_are_closed(closed: list[int], tmp_path: Path) -> None:
-    """Not taken for them is whatever gets their numbers: nothing that a task prints ends up in a link."""
+def test_an_owner_whose_standard_streams_are_closed(closed: list[int], when: str, tmp_path: Path) -> None:
+    """Not taken for them is whatever gets their numbers, before the pool is made or after that."""
     path = tmp_path / "result"
+    (tmp_path / "noisy.py").write_text(
+        "import contextlib, os\nfor fd in (1, 2):\n with contextlib.suppress(OSError): os.write(fd, b'printed')\n",
+        encoding="utf-8",
+    )
     source = f"""
-        import os, sys
-        for fd in {closed}:
-            os.close(fd)
-            setattr(sys, ["stdin", "stdout", "stderr"][fd], None)
+        import os, sys, tempfile
+
+        sys.path.insert(0, {str(tmp_path)!r})
+
+        def close():
+            for fd in {closed}:
+                os.close(fd)
+                setattr(sys, ["stdin", "stdout", "stderr"][fd], None)
+
+        if {when!r} == "before":
+            close()
         import poolkit
 
         def work(number):
-            for fd in (1, 2):
-                try:
-                    os.write(fd, b"printed\\n")
-                except OSError:
-                    pass
-            print("printed")
-            return number
+            with tempfile.TemporaryFile() as file:
+                for fd in (1, 2):
+                    try:
+                        os.write(fd, b"printed\\n")
+                    except OSError:
+                        pass
+                print("printed")
+                return number, file.seek(0, os.SEEK_END)
 
-        with poolkit.Pool(2) as pool:
+        with poolkit.Pool(2, preload=["noisy"]) as pool:
+            if {when!r} == "after":
+                close()
             results = list(pool.map(work, range(20), chunksize=1))
         with open({str(path)!r}, "w") as file:
             file.write(repr(results))
@@ -148,7 +163,7 @@ def test_an_owner_whose_standard_streams_are_closed(closed: list[int], tmp_path:
     with running(source) as script:
         assert script.finish().code == 0
         script.wait_until_gone()
-    assert path.read_text(encoding="utf-8") == repr(list(range(20)))
+    assert path.read_text(encoding="utf-8") == repr([(number, 0) for number in range(20)])
 
 
 def test_what_a_task_prints_reaches_the_owners_streams() -> None:
