@@ -44,5 +44,9 @@ def recycle_after(max_tasks: int | None, rng: random.Random) -> int | None:
 
 
 def replace_ahead(limit: int) -> int:
-    """How many tasks before a worker's last one its replacement is started, so that it is warm in time."""
-    return max(1, limit // 20)
+    """How many tasks before a worker's last one its replacement is started, so that it is warm in time.
+
+    The replacement takes over as soon as it is warm; with a small limit it starts with the last task, so that a worker
+    gets exactly as many as were asked for.
+    """
+    return limit // 20

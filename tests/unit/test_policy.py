@@ -48,7 +48,7 @@ def test_a_worker_gets_at_most_its_tasks_and_at_most_a_tenth_fewer() -> None:
 
 
 def test_a_replacement_starts_before_the_last_task() -> None:
-    """At least one task ahead, for large limits a twentieth."""
-    assert policy.replace_ahead(1) == 1
+    """For large limits a twentieth ahead; a small limit is kept exactly."""
+    assert policy.replace_ahead(1) == policy.replace_ahead(19) == 0
     assert policy.replace_ahead(20) == 1
     assert policy.replace_ahead(1000) == 50
