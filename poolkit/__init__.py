@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
+    from poolkit.context import TaskContext, current_task
     from poolkit.decorator import Offloaded, default_pool, offload, set_default_pool, use_pool
     from poolkit.errors import (
         DeadlineExceeded,
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
         TaskTimeout,
         WorkerCrashed,
     )
-    from poolkit.pool import Pool, PoolView
+    from poolkit.face import PoolView
+    from poolkit.pool import Pool
     from poolkit.results import Results
-    from poolkit.task import Task, TaskContext, current_task
+    from poolkit.task import Task
 
 __version__ = "0.1.0"
 
@@ -50,9 +52,11 @@ _HOMES = {
         "WorkerCrashed",
     ),
     "poolkit.decorator": ("Offloaded", "default_pool", "offload", "set_default_pool", "use_pool"),
-    "poolkit.pool": ("Pool", "PoolView"),
+    "poolkit.face": ("PoolView",),
+    "poolkit.pool": ("Pool",),
     "poolkit.results": ("Results",),
-    "poolkit.task": ("Task", "TaskContext", "current_task"),
+    "poolkit.context": ("TaskContext", "current_task"),
+    "poolkit.task": ("Task",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -18,10 +18,12 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from poolkit._child.loop import run_here
 from poolkit._core.options import UNSET, CallOptions
-from poolkit._workforce.build import KINDS
-from poolkit.pool import Pool, PoolView
+from poolkit._workforce.settings import KINDS
+from poolkit.context import current_task
+from poolkit.face import PoolView
+from poolkit.pool import Pool
 from poolkit.results import Results, run_chunk
-from poolkit.task import Outcome, Task, current_task, settled_task
+from poolkit.task import Outcome, Task, settled_task
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Task: the handle of one accepted call, a Future that can be awaited; and the context a running task can ask for.
+"""Task: the handle of one accepted call, a Future that can be awaited.
 
 Guarantees: a task is published exactly once; `result()` after that costs no lock that others wait for.
 A `Future` of the standard library builds a Condition for every call (several microseconds); here it is made only
@@ -15,12 +15,10 @@ exists; the waiter makes the Condition under _LOCK and then looks at the state. 
 
 from __future__ import annotations
 
-import contextvars
 import enum
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -441,81 +439,3 @@ def settled_task(name: str, outcome: Outcome) -> Task[Any]:
     task.phase = TaskPhase.SETTLED
     task.publish(outcome)
     return task
-
-
-class Shield(Protocol):
-    """Keeps the exception that stops a thread's task out of a stretch of code."""
-
-    def hold(self) -> None:
-        """Let none in from now on."""
-
-    def let_go(self) -> None:
-        """Undo `hold`; raises the exception if it came meanwhile."""
-
-
-class TaskContext:
-    """What a running task may know of itself; `poolkit.current_task()` returns it.
-
-    Attributes:
-        id: the task's number in its pool.
-        name: the task's name.
-        attempt: 1 for the first run.
-    """
-
-    __slots__ = ("_clock", "_deadline", "_shield", "_stop", "attempt", "id", "name")
-
-    def __init__(
-        self,
-        task_id: int,
-        name: str,
-        attempt: int,
-        deadline: float | None,
-        clock: Callable[[], float] = time.monotonic,
-        shield: Shield | None = None,
-    ) -> None:
-        self.id = task_id
-        self.name = name
-        self.attempt = attempt
-        self._deadline = deadline  # on `clock`
-        self._clock = clock
-        self._shield = shield
-        self._stop = False
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the task was asked to stop. Thread kind only: a process is stopped without asking."""
-        return self._stop
-
-    def time_left(self) -> float | None:
-        """Seconds until the run-time limit, at least 0.0; None without a limit."""
-        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
-
-    def shield(self) -> Shield | None:
-        """What keeps an asynchronous exception out of code that must not be torn; None where there are none."""
-        return self._shield
-
-    def request_stop(self) -> None:
-        """Set `cancelled`. Called by the workforce."""
-        self._stop = True
-
-    def __repr__(self) -> str:
-        """Show id, name and attempt."""
-        return f"<poolkit.TaskContext {self.id} {self.name!r} attempt={self.attempt}>"
-
-
-_current: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("poolkit_task", default=None)
-
-
-def current_task() -> TaskContext | None:
-    """The context of the task that runs here; None outside a task. Does not block."""
-    return _current.get()
-
-
-def enter_task(context: TaskContext) -> contextvars.Token[TaskContext | None]:
-    """Make `context` the current one. Called by the worker half around a call."""
-    return _current.set(context)
-
-
-def leave_task(token: contextvars.Token[TaskContext | None]) -> None:
-    """Undo `enter_task`."""
-    _current.reset(token)

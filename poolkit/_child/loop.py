@@ -19,8 +19,8 @@ from poolkit._os import Tokens, resident_bytes
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
 from poolkit._wire.link import FrameReader, write_all
+from poolkit.context import TaskContext, enter_task, leave_task
 from poolkit.errors import SerializationError
-from poolkit.task import TaskContext, enter_task, leave_task
 
 
 def run_call(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from poolkit import _os
 from poolkit._child.nursery import MOST_FDS
@@ -15,12 +13,11 @@ from poolkit._core.workforce import Report
 from poolkit._wire import inherit
 from poolkit._workforce.nursery import NurserySettings
 from poolkit._workforce.process import ProcessWorkforce
+from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit._workforce.thread import ThreadWorkforce
 from poolkit.errors import SerializationError
 
-KINDS = ("process", "thread")
-START_METHODS = ("forkserver", "spawn", "fork")
 MOST_INHERITED = MOST_FDS - 8  # the rest is for the worker's own link
 
 # Thread counts of the numerical libraries, which read them when they are first imported.
@@ -32,19 +29,6 @@ _THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """What a workforce is made from; checked."""
-
-    kind: str
-    size: int
-    initializer: Callable[..., object] | None
-    initargs: tuple[Any, ...]
-    start_method: str
-    preload: tuple[str, ...]
-    env: Mapping[str, str]
 
 
 def build(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:

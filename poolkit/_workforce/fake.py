@@ -19,8 +19,9 @@ from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import codec
 from poolkit._workforce.supervisor import Supervisor
+from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
-from poolkit.task import Outcome, TaskContext
+from poolkit.task import Outcome
 
 
 class VirtualClock:

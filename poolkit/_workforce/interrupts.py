@@ -27,7 +27,7 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
-from poolkit.task import Shield, current_task
+from poolkit.context import Shield, current_task
 
 Handler = Callable[[int, "FrameType | None"], Any]
 

@@ -29,6 +29,7 @@ from poolkit._wire import codec, messages
 from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
 from poolkit._workforce import evidence
+from poolkit._workforce.member import Member
 from poolkit._workforce.nursery import Nursery, NurserySettings
 from poolkit.task import Outcome
 
@@ -36,47 +37,6 @@ MAX_BATCH = 64
 STACK_GRACE = 0.05  # seconds a worker gets to write its stack before it is killed without
 
 Reports = list[Report]
-
-
-class Member:
-    """One worker process, as the owner holds it."""
-
-    __slots__ = (
-        "board",
-        "calls_fd",
-        "calls_read_fd",
-        "evidence_fd",
-        "id",
-        "kill_at",
-        "outcomes_fd",
-        "pid",
-        "reader",
-        "stack",
-        "tokens",
-        "writer",
-    )
-
-    def __init__(self, worker_id: int) -> None:
-        self.id = worker_id
-        self.pid: int | None = None
-        self.tokens: _os.Tokens | None = None
-        self.board: Board | None = None
-        self.reader: FrameReader | None = None
-        self.writer: FrameWriter | None = None
-        self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
-        self.stack = ""
-        self.kill_at: float | None = None  # until then it may write its stack
-
-    def close(self) -> None:
-        """Close everything. Idempotent."""
-        for fd in (self.calls_fd, self.calls_read_fd, self.outcomes_fd, self.evidence_fd):
-            _os.close_fd(fd)
-        self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
-        if self.tokens is not None:
-            self.tokens.close()
-        if self.board is not None:
-            self.board.close()
-        self.tokens = self.board = None
 
 
 class ProcessWorkforce:

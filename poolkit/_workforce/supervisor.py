@@ -13,7 +13,6 @@ A kind whose workers report from their own threads calls `deliver` from there; a
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import math
@@ -21,75 +20,35 @@ import os
 import random
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar, cast
+from typing import TypeVar
 
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import PoolPhase, Scheduler
 from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import (
-    EVENT_NAMES,
     AnyTask,
     BootFailed,
     Finished,
-    PoolEvent,
     Report,
-    Workforce,
 )
-from poolkit._workforce import snapshots
+from poolkit._workforce import lifetime, snapshots
+from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import Handler, deciding, let_come, put_off
-from poolkit._workforce.nursery import FORKING
+from poolkit._workforce.listeners import Listener, Listeners
+from poolkit.context import Shield
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
-from poolkit.task import Outcome, Shield, TaskPhase, WaitTimeout
+from poolkit.task import Outcome, TaskPhase, WaitTimeout
 
 log = logging.getLogger("poolkit")
 
 T = TypeVar("T")
-Listener = Callable[[Any], object]
 Settled = list[tuple[AnyTask, Outcome]]
 
-_live: weakref.WeakSet[Supervisor] = weakref.WeakSet()  # those with anything to release; guarded by _live_lock
-_live_lock = threading.RLock()  # re-entrant for finalizers that a collection runs while it is held
 LONGEST_WAIT = 86400.0  # seconds; system calls refuse much longer ones, and one wake-up a day is nothing
 _publishing = threading.local()  # .depth > 0 while this thread runs callbacks
-
-
-class DrivenWorkforce(Workforce, Protocol):
-    """A workforce that the supervisor thread waits on. `unstarted` is true when `start_now` is to be called."""
-
-    @property
-    def unstarted(self) -> Sequence[object]:
-        """Workers that were ordered and are to be started by whoever ordered them."""
-
-    def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
-        """Turn a call into what `send` takes, and its size in bytes. On the caller's thread, without the lock."""
-
-    def wait(self, timeout: float | None) -> list[Report]:
-        """Carry out what was ordered and wait for reports, for at most `timeout` seconds."""
-
-    def wake(self) -> None:
-        """Make `wait` return soon. From any thread."""
-
-    def close(self) -> None:
-        """Release everything; workers that are left are ended. Blocks."""
-
-    def close_in_forked_child(self) -> None:
-        """Close the descriptors that a forked child of the owner has copies of."""
-
-    def start_now(self) -> list[Report]:
-        """Start what is in `unstarted`. Without the lock, on the thread that held it."""
-
-    def is_own_thread(self) -> bool:
-        """Whether the calling thread is one of the workers."""
-
-    def link_bytes(self) -> tuple[int, int]:
-        """Bytes sent to and received from the workers over links."""
-
-    def resident_bytes(self, worker_id: int) -> int | None:
-        """Resident memory of a worker; None when not known."""
 
 
 class SupervisorThread(threading.Thread):
@@ -119,8 +78,7 @@ class Supervisor:
         self._callers = 0  # threads that wait on _changed
         self._rooms: list[Future[None]] = []  # resolved when something is settled: waits for room in the queue
         self._scheduler = Scheduler(workforce, limits, rng or random.Random())
-        self._listeners: dict[type, tuple[Listener, ...]] = {}
-        self._untold: deque[PoolEvent] = deque()  # events that the supervisor thread is to tell
+        self._listeners = Listeners(name)
         # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
         # the supervisor thread to do. Appended to without the lock.
         self._later: deque[Callable[[float], object]] = deque()
@@ -131,8 +89,7 @@ class Supervisor:
         self.forked = False  # this is a copy in a forked child
         self.pid = os.getpid()
         if self.threaded:
-            with _live_lock:
-                _live.add(self)
+            lifetime.begin(self)
 
     # ===== entering and leaving the lock =====
 
@@ -142,7 +99,7 @@ class Supervisor:
         # A list of this thread's own, also when it is empty: the scheduler's is filled by the next thread to come.
         settled, scheduler.settled = scheduler.settled, []
         if scheduler.events:
-            self._untold.extend(scheduler.events)
+            self._listeners.untold.extend(scheduler.events)
             scheduler.events.clear()
             self.workforce.wake()
         deadline = scheduler.next_deadline()
@@ -447,35 +404,17 @@ class Supervisor:
 
     def listen(self, name: str, listener: Listener) -> None:
         """Call `listener` with each event of that name."""
-        kind = EVENT_NAMES[name]
         with self._lock:
-            self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
-            self._scheduler.listened = frozenset(self._listeners)
+            self._scheduler.listened = self._listeners.add(name, listener)
 
     def unlisten(self, name: str, listener: Listener) -> None:
         """Undo one `listen`. Raises ValueError when it was not listening."""
-        kind = EVENT_NAMES[name]
         with self._lock:
-            left = list(self._listeners.get(kind, ()))
-            if listener not in left:
-                msg = f"{listener!r} does not listen to {name!r}"
-                raise ValueError(msg)
-            left.remove(listener)
-            if left:
-                self._listeners[kind] = tuple(left)
-            else:
-                del self._listeners[kind]
-            self._scheduler.listened = frozenset(self._listeners)
+            self._scheduler.listened = self._listeners.remove(name, listener)
 
     def tell(self) -> None:
         """Call the listeners. On the supervisor thread, without the lock."""
-        while self._untold:
-            event = self._untold.popleft()
-            for listener in self._listeners.get(type(event), ()):
-                try:
-                    listener(event)
-                except BaseException:
-                    log.exception("a listener of pool %s raised at %r", self.name, event)
+        self._listeners.tell()
 
     # ===== the thread =====
 
@@ -558,8 +497,7 @@ class Supervisor:
         try:
             self.workforce.close()
         finally:
-            with _live_lock:
-                _live.discard(self)
+            lifetime.end(self)
             self._closed.set()
             with self._lock:
                 self._changed.notify_all()
@@ -601,55 +539,3 @@ class Supervisor:
     def stop_now(self) -> None:
         """Stop everything, without waiting."""
         self.shutdown(wait=False, cancel_queued=True, kill=True, timeout=None)
-
-
-def _all_live() -> list[Supervisor]:
-    with _live_lock:
-        return sorted(_live, key=id)
-
-
-def _finish_all() -> None:
-    """At exit: finish the work of every pool. One Ctrl-C ends that, for all of them."""
-    supervisors = _all_live()
-    try:
-        for supervisor in supervisors:
-            supervisor.at_exit()
-    except KeyboardInterrupt:
-        for supervisor in supervisors:
-            supervisor.stop_now()
-        for supervisor in supervisors:
-            supervisor.at_exit()
-
-
-_held: list[Supervisor] = []  # guarded by: FORKING
-
-
-def _before_fork() -> None:
-    FORKING.acquire()
-    _held[:] = _all_live()
-    for supervisor in _held:
-        supervisor.hold()
-    _live_lock.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    _live_lock.release()
-    for supervisor in _held:
-        supervisor.let_go()
-    _held.clear()
-    FORKING.release()
-
-
-def _after_fork_in_child() -> None:
-    # Made anew, not released: where only this hook is called (some servers do), nobody has taken them.
-    for lock in (_live_lock, FORKING):
-        cast("Any", lock)._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
-    for supervisor in _held or list(_live):
-        supervisor.after_fork_in_child()
-    _held.clear()
-    _live.clear()
-
-
-atexit.register(_finish_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

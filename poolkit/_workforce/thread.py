@@ -11,88 +11,23 @@ Owner: the supervisor thread: `_dying`.
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
 from typing import Any
 
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
-from poolkit.task import Outcome, TaskContext
+from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
+from poolkit.context import TaskContext
+from poolkit.task import Outcome
 
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
 
 _GO, _STOP = "go", "stop"
-
-
-class StopTask(BaseException):
-    """Raised inside a task's thread to stop it. Not an Exception, so that `except Exception` lets it pass."""
-
-
-def _raise_in_thread(ident: int, error: type[BaseException] | None) -> None:
-    """Raise `error` in a thread at its next bytecode; None takes back one that was not raised yet."""
-    target = ctypes.py_object(error) if error is not None else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), target)
-
-
-class Member:
-    """One worker thread."""
-
-    __slots__ = (
-        "abandoned",
-        "begun",
-        "claims",
-        "context",
-        "done",
-        "doomed",
-        "ended",
-        "held",
-        "id",
-        "inbox",
-        "lock",
-        "running",
-        "since",
-        "stack",
-        "thread",
-    )
-
-    def __init__(self, worker_id: int) -> None:
-        self.id = worker_id
-        self.thread: threading.Thread | None = None  # owner: the supervisor thread
-        self.inbox: SimpleQueue[str] = SimpleQueue()  # wakes the thread
-        self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent and not claimed; claimed from the left
-        self.begun, self.since, self.done = 0, 0.0, 0  # owner: the worker thread; others only look
-        self.context: TaskContext | None = None  # of the running task; owner: the worker thread
-        self.lock = threading.Lock()
-        self.running = False  # guarded by: lock
-        self.doomed = False  # guarded by: lock
-        self.held = 0  # how deep the task is in code that must not be torn; guarded by: lock
-        self.ended = False  # reported as died, by whoever set this first. guarded by: lock
-        self.abandoned = False  # owner: the supervisor thread
-        self.stack = ""  # owner: the supervisor thread
-
-    def hold(self) -> None:
-        """Let no asynchronous exception in from now on. Raises StopTask when the task is to stop already."""
-        with self.lock:
-            doomed = self.doomed
-            if not doomed:
-                self.held += 1
-        if doomed:
-            _raise_in_thread(threading.get_ident(), None)  # it may be on its way
-            raise StopTask
-
-    def let_go(self) -> None:
-        """Undo `hold`; raises StopTask when the task was to stop meanwhile."""
-        with self.lock:
-            self.held -= 1
-            doomed = self.doomed and not self.held
-        if doomed:
-            raise StopTask
 
 
 class ThreadWorkforce:
@@ -256,7 +191,7 @@ class ThreadWorkforce:
         with member.lock:
             member.doomed = True
             if member.running and not member.held and thread is not None and thread.ident is not None:
-                _raise_in_thread(thread.ident, StopTask)
+                raise_in_thread(thread.ident, StopTask)
         member.inbox.put(_STOP)
         self._dying.append((self._clock() + STOP_GRACE, member))
 
@@ -329,7 +264,7 @@ class ThreadWorkforce:
                 member.running = False
                 doomed = member.doomed
             if doomed:
-                _raise_in_thread(threading.get_ident(), None)
+                raise_in_thread(threading.get_ident(), None)
         except StopTask:
             doomed = True
         member.context = None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._workforce.fake import build_fake
-from poolkit.pool import Pool, check_initializer, check_limits
+from poolkit._workforce.settings import check_initializer, check_limits
+from poolkit.pool import Pool
 
 if TYPE_CHECKING:
     from poolkit._workforce.fake import FakeSupervisor

@@ -241,7 +241,7 @@ def test_a_with_block_in_a_cancelled_coroutine_stops_the_work(make_pool, hold):
 
 def test_one_interrupt_at_exit_stops_every_pool(monkeypatch):
     """The wait for the first pool is interrupted; none of the others is waited for as if nothing had happened."""
-    from poolkit._workforce import supervisor
+    from poolkit._workforce import lifetime
 
     done: list[str] = []
 
@@ -257,6 +257,6 @@ def test_one_interrupt_at_exit_stops_every_pool(monkeypatch):
         def stop_now(self):
             done.append(f"stop {self.name}")
 
-    monkeypatch.setattr(supervisor, "_all_live", lambda: [Stand("a"), Stand("b")])
-    supervisor._finish_all()
+    monkeypatch.setattr(lifetime, "_all_live", lambda: [Stand("a"), Stand("b")])
+    lifetime._finish_all()
     assert done == ["wait a", "stop a", "stop b", "wait a", "wait b"]

@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 import pytest
 
 from poolkit import task as task_module
+from poolkit.context import TaskContext, current_task, enter_task, leave_task
 from poolkit.errors import TaskCancelled
-from poolkit.task import CANCELLED, Outcome, Task, TaskContext, current_task, enter_task, leave_task, settled_task
+from poolkit.task import CANCELLED, Outcome, Task, settled_task
 
 
 class Owner:

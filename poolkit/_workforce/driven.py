@@ -1,0 +1,43 @@
+"""What a supervisor asks of the workforce that it drives, beside the orders that the scheduler gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from poolkit._core.workforce import Report, Workforce
+
+
+class DrivenWorkforce(Workforce, Protocol):
+    """A workforce that the supervisor thread waits on. `unstarted` is true when `start_now` is to be called."""
+
+    @property
+    def unstarted(self) -> Sequence[object]:
+        """Workers that were ordered and are to be started by whoever ordered them."""
+
+    def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+        """Turn a call into what `send` takes, and its size in bytes. On the caller's thread, without the lock."""
+
+    def wait(self, timeout: float | None) -> list[Report]:
+        """Carry out what was ordered and wait for reports, for at most `timeout` seconds."""
+
+    def wake(self) -> None:
+        """Make `wait` return soon. From any thread."""
+
+    def close(self) -> None:
+        """Release everything; workers that are left are ended. Blocks."""
+
+    def close_in_forked_child(self) -> None:
+        """Close the descriptors that a forked child of the owner has copies of."""
+
+    def start_now(self) -> list[Report]:
+        """Start what is in `unstarted`. Without the lock, on the thread that held it."""
+
+    def is_own_thread(self) -> bool:
+        """Whether the calling thread is one of the workers."""
+
+    def link_bytes(self) -> tuple[int, int]:
+        """Bytes sent to and received from the workers over links."""
+
+    def resident_bytes(self, worker_id: int) -> int | None:
+        """Resident memory of a worker; None when not known."""

@@ -1,0 +1,104 @@
+"""Lifetime: what happens to every pool of this process when it forks, and when the interpreter ends.
+
+At exit the accepted work of each is finished; one Ctrl-C ends that, for all of them. A fork waits until every pool is
+between two steps, so that the child sees a whole state, and there each copy is closed.
+Lock order: FORKING, each pool's lock, `_live_lock`.
+Guarded by: `_live_lock`: `_live`. By FORKING: `_held`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from typing import Any, Protocol, cast
+
+from poolkit._workforce.nursery import FORKING
+
+
+class Lasting(Protocol):
+    """A pool, as far as its lifetime goes."""
+
+    def at_exit(self) -> None:
+        """Finish what was accepted. Blocks."""
+
+    def stop_now(self) -> None:
+        """Stop everything, without waiting."""
+
+    def hold(self) -> None:
+        """Be between two steps until `let_go`."""
+
+    def let_go(self) -> None:
+        """Go on, in the parent of a fork."""
+
+    def after_fork_in_child(self) -> None:
+        """Be a copy in a forked child."""
+
+
+_live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
+_live_lock = threading.RLock()  # re-entrant for finalizers that a collection runs while it is held
+
+
+def begin(pool: Lasting) -> None:
+    """From now on `pool` is told of forks and of the end."""
+    with _live_lock:
+        _live.add(pool)
+
+
+def end(pool: Lasting) -> None:
+    """`pool` has nothing to release any more."""
+    with _live_lock:
+        _live.discard(pool)
+
+
+def _all_live() -> list[Lasting]:
+    with _live_lock:
+        return sorted(_live, key=id)
+
+
+def _finish_all() -> None:
+    """At exit: finish the work of every pool. One Ctrl-C ends that, for all of them."""
+    pools = _all_live()
+    try:
+        for pool in pools:
+            pool.at_exit()
+    except KeyboardInterrupt:
+        for pool in pools:
+            pool.stop_now()
+        for pool in pools:
+            pool.at_exit()
+
+
+_held: list[Lasting] = []  # guarded by: FORKING
+
+
+def _before_fork() -> None:
+    FORKING.acquire()
+    _held[:] = _all_live()
+    for pool in _held:
+        pool.hold()
+    _live_lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _live_lock.release()
+    for pool in _held:
+        pool.let_go()
+    _held.clear()
+    FORKING.release()
+
+
+def _after_fork_in_child() -> None:
+    # Made anew, not released: where only this hook is called (some servers do), nobody has taken them.
+    for lock in (_live_lock, FORKING):
+        cast("Any", lock)._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
+    for pool in _held or list(_live):
+        pool.after_fork_in_child()
+    _held.clear()
+    _live.clear()
+
+
+atexit.register(_finish_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,56 @@
+"""Listeners: who is told of a pool's events, and what has not been told yet.
+
+Guarded by: the pool's one lock: `add`, `remove`, what goes into `untold`. Owner: the supervisor thread: `tell`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from poolkit._core.workforce import EVENT_NAMES, PoolEvent
+
+log = logging.getLogger("poolkit")
+
+Listener = Callable[[Any], object]
+
+
+class Listeners:
+    """The listeners of one pool, by kind of event."""
+
+    def __init__(self, pool_name: str) -> None:
+        self._pool_name = pool_name
+        self._by_kind: dict[type, tuple[Listener, ...]] = {}
+        self.untold: deque[PoolEvent] = deque()
+
+    def add(self, name: str, listener: Listener) -> frozenset[type]:
+        """Have `listener` told of events of that name; returns the kinds that anybody listens to."""
+        kind = EVENT_NAMES[name]
+        self._by_kind[kind] = (*self._by_kind.get(kind, ()), listener)
+        return frozenset(self._by_kind)
+
+    def remove(self, name: str, listener: Listener) -> frozenset[type]:
+        """Undo one `add`; returns the kinds that anybody listens to. Raises ValueError when it was not listening."""
+        kind = EVENT_NAMES[name]
+        left = list(self._by_kind.get(kind, ()))
+        if listener not in left:
+            msg = f"{listener!r} does not listen to {name!r}"
+            raise ValueError(msg)
+        left.remove(listener)
+        if left:
+            self._by_kind[kind] = tuple(left)
+        else:
+            del self._by_kind[kind]
+        return frozenset(self._by_kind)
+
+    def tell(self) -> None:
+        """Call the listeners with what is untold. Without the lock: they are the user's code."""
+        while self.untold:
+            event = self.untold.popleft()
+            for listener in self._by_kind.get(type(event), ()):
+                try:
+                    listener(event)
+                except BaseException:
+                    log.exception("a listener of pool %s raised at %r", self._pool_name, event)

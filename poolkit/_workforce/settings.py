@@ -1,0 +1,99 @@
+"""Settings: what a pool is made from, checked where it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from poolkit._core import options as checks
+from poolkit._core.options import PoolLimits
+
+KINDS = ("process", "thread")
+START_METHODS = ("forkserver", "spawn", "fork")
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """What a workforce is made from; checked."""
+
+    kind: str
+    size: int
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    start_method: str
+    preload: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+def check_limits(
+    size: int,
+    *,
+    max_queue: int | None,
+    max_tasks_per_child: int | None,
+    max_memory_per_child: int | None = None,
+    min_workers: int | None,
+    idle_timeout: float | None,
+) -> PoolLimits:
+    """Check what the scheduler has to know of a pool."""
+    limits = PoolLimits(
+        max_workers=size,
+        max_queue=checks.whole_or_none("max_queue", max_queue),
+        max_tasks_per_child=checks.whole_or_none("max_tasks_per_child", max_tasks_per_child),
+        max_memory_per_child=checks.whole_or_none("max_memory_per_child", max_memory_per_child),
+        min_workers=checks.whole_or_none("min_workers", min_workers, least=0) or 0,
+        idle_timeout=checks.seconds("idle_timeout", idle_timeout),
+    )
+    if limits.min_workers > size:
+        msg = f"min_workers must not exceed max_workers ({size}), was {min_workers}"
+        raise ValueError(msg)
+    return limits
+
+
+def check_initializer(initializer: object) -> None:
+    """Check that an initializer can be called, if there is one."""
+    if initializer is not None and not callable(initializer):
+        msg = f"initializer must be something to call or None, was {initializer!r}"
+        raise TypeError(msg)
+
+
+def check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
+    size: int,
+    kind: str,
+    start_method: str | None,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    preload: Sequence[str],
+    env: Mapping[str, str] | None,
+) -> PoolSettings:
+    """Check what the workforce is made from. Raises TypeError or ValueError."""
+    if kind not in KINDS:
+        msg = f"kind must be one of {', '.join(map(repr, KINDS))}, was {kind!r}"
+        raise ValueError(msg)
+    if start_method is not None and start_method not in START_METHODS:
+        msg = f"start_method must be one of {', '.join(map(repr, START_METHODS))} or None, was {start_method!r}"
+        raise ValueError(msg)
+    check_initializer(initializer)
+    if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
+        msg = f"preload must be a sequence of module names, was {preload!r}"
+        raise TypeError(msg)
+    variables: dict[Any, Any] = dict(env or {})
+    for name, value in variables.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            msg = f"env must map strings to strings, had {name!r}: {value!r}"
+            raise TypeError(msg)
+        if not name or "=" in name or "\0" in name + value:
+            msg = f"env has what no system takes as an environment variable: {name!r}: {value!r}"
+            raise ValueError(msg)
+    if kind != "process" and (start_method or preload or variables):
+        msg = f"start_method, preload and env are for kind='process', not for kind={kind!r}"
+        raise ValueError(msg)
+    return PoolSettings(
+        kind=kind,
+        size=size,
+        initializer=initializer,
+        initargs=tuple(initargs),
+        start_method=start_method or "forkserver",
+        preload=tuple(preload),
+        env=dict(env or {}),
+    )

@@ -1,0 +1,81 @@
+"""Member of the thread workforce: one worker thread, and the exception that stops its task.
+
+Guarded by: its own lock, taken inside nothing but itself and held for a few instructions, where it says so. The
+asynchronous exception may only be raised while the task it is meant for runs, and not while the task is in code that
+must not be torn (`hold`); the thread takes back one that came too late.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from queue import SimpleQueue
+
+from poolkit._core.workforce import AnyTask
+from poolkit.context import TaskContext
+
+
+class StopTask(BaseException):
+    """Raised inside a task's thread to stop it. Not an Exception, so that `except Exception` lets it pass."""
+
+
+def raise_in_thread(ident: int, error: type[BaseException] | None) -> None:
+    """Raise `error` in a thread at its next bytecode; None takes back one that was not raised yet."""
+    target = ctypes.py_object(error) if error is not None else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), target)
+
+
+class Member:
+    """One worker thread."""
+
+    __slots__ = (
+        "abandoned",
+        "begun",
+        "claims",
+        "context",
+        "done",
+        "doomed",
+        "ended",
+        "held",
+        "id",
+        "inbox",
+        "lock",
+        "running",
+        "since",
+        "stack",
+        "thread",
+    )
+
+    def __init__(self, worker_id: int) -> None:
+        self.id = worker_id
+        self.thread: threading.Thread | None = None  # owner: the supervisor thread
+        self.inbox: SimpleQueue[str] = SimpleQueue()  # wakes the thread
+        self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent and not claimed; claimed from the left
+        self.begun, self.since, self.done = 0, 0.0, 0  # owner: the worker thread; others only look
+        self.context: TaskContext | None = None  # of the running task; owner: the worker thread
+        self.lock = threading.Lock()
+        self.running = False  # guarded by: lock
+        self.doomed = False  # guarded by: lock
+        self.held = 0  # how deep the task is in code that must not be torn; guarded by: lock
+        self.ended = False  # reported as died, by whoever set this first. guarded by: lock
+        self.abandoned = False  # owner: the supervisor thread
+        self.stack = ""  # owner: the supervisor thread
+
+    def hold(self) -> None:
+        """Let no asynchronous exception in from now on. Raises StopTask when the task is to stop already."""
+        with self.lock:
+            doomed = self.doomed
+            if not doomed:
+                self.held += 1
+        if doomed:
+            raise_in_thread(threading.get_ident(), None)  # it may be on its way
+            raise StopTask
+
+    def let_go(self) -> None:
+        """Undo `hold`; raises StopTask when the task was to stop meanwhile."""
+        with self.lock:
+            self.held -= 1
+            doomed = self.doomed and not self.held
+        if doomed:
+            raise StopTask

@@ -1,0 +1,342 @@
+"""Face: what a pool and a view of it have in common, handing in calls; and the view.
+
+Every method is thread-safe.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from poolkit._core import options as checks
+from poolkit._core.options import UNSET, CallOptions
+from poolkit.errors import SerializationError
+from poolkit.results import Results, run_chunk
+from poolkit.task import Task
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from poolkit._workforce.supervisor import Supervisor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Face(Executor):
+    """What a pool and a view of it have in common: handing in calls. `_options` are the defaults of its calls."""
+
+    name: str
+    _supervisor: Supervisor
+    _options: CallOptions
+
+    @property
+    @abstractmethod
+    def max_workers(self) -> int:
+        """How many workers there may be."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+        """Queue the call `fn(*args, **kwargs)`; every keyword belongs to `fn`.
+
+        Thread-safe. Serialises the call on this thread; blocks while a bounded queue is full.
+
+        Raises:
+            TypeError: `fn` cannot be called.
+            PoolClosed: after shutdown, or in a forked child of the owner.
+            InitializerFailed: the pool's initializer raised.
+            QueueFull: the queue is full, and `options(block=False)` or a callback must not wait.
+        """
+        task, error = self._task(fn, args, kwargs, None)
+        self._supervisor.submit(task, error)
+        return task
+
+    async def submit_async(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+        """Do the same as `submit`, but wait for room in the queue without blocking the event loop.
+
+        Raises: what `submit` raises, QueueFull only for `options(block=False)`.
+        """
+        import asyncio  # noqa: PLC0415 -- only where there is an event loop
+
+        task, error = self._task(fn, args, kwargs, None)
+        while self._options.block and (room := self._supervisor.room()) is not None:
+            await asyncio.wrap_future(room)
+        self._supervisor.submit(task, error)
+        return task
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Results[T]:
+        """Call `fn` with the items of the iterables, in parallel, and yield the results.
+
+        Lazy: takes `buffersize` items ahead at most (default: a few chunks per worker), so endless iterables work.
+        Closing the result, or dropping it, cancels the rest. Thread-safe; the result belongs to one thread.
+
+        Args:
+            fn: what to call.
+            iterables: as with the built-in `map`; the shortest ends it.
+            timeout: seconds from now after which a result that is not there raises TimeoutError; None: never.
+            chunksize: items in one message; None chooses and adapts it.
+            buffersize: items taken ahead of those yielded; None: a few chunks per worker.
+            ordered: yield in the order of the input; False: as results arrive.
+
+        Raises:
+            TypeError, ValueError: `fn` cannot be called, an iterable cannot be iterated, a size is not positive.
+            PoolClosed, InitializerFailed: as `submit`.
+        """
+        for position, iterable in enumerate(iterables, 1):
+            if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
+                msg = f"argument {position} of map() after the function cannot be iterated over: {iterable!r}"
+                raise TypeError(msg)
+        items = zip(*iterables)  # noqa: B905 -- the shortest ends it, as with the built-in map
+        return self._results(fn, items, timeout, chunksize, buffersize, ordered=ordered)
+
+    def starmap(
+        self,
+        fn: Callable[..., T],
+        iterable: Iterable[Sequence[Any]],
+        *,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Results[T]:
+        """Do the same as `map`, with an iterable of argument tuples."""
+        if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
+            msg = f"starmap() needs an iterable of tuples, was given {iterable!r}"
+            raise TypeError(msg)
+        return self._results(fn, map(tuple, iterable), timeout, chunksize, buffersize, ordered=ordered)
+
+    def options(  # noqa: PLR0913 -- the options of a call
+        self,
+        *,
+        timeout: float | None = UNSET,
+        queue_timeout: float | None = UNSET,
+        deadline: float | None = UNSET,
+        priority: int = UNSET,
+        retries: int = UNSET,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
+        block: bool = UNSET,
+        name: str | None = UNSET,
+    ) -> PoolView:
+        """The same pool with other defaults for the calls made through it: `pool.options(timeout=2).submit(f, x)`.
+
+        Args:
+            timeout: seconds that a task may run, from when it begins in its worker.
+            queue_timeout: seconds that it may wait until it begins.
+            deadline: seconds from `submit` to the end, retries included.
+            priority: larger runs earlier; FIFO within one priority.
+            retries: how often it runs again when its worker crashed.
+            retry_on: exception types that are retried too.
+            block: whether `submit` waits while a bounded queue is full; False raises QueueFull.
+            name: the task's name in stats, errors and logs.
+
+        Raises:
+            TypeError, ValueError: an option has no sense.
+        """
+        changed = self._options.changed(
+            timeout=timeout,
+            queue_timeout=queue_timeout,
+            deadline=deadline,
+            priority=priority,
+            retries=retries,
+            retry_on=retry_on,
+            block=block,
+            name=name,
+        )
+        return PoolView(self._pool(), changed)
+
+    def shutdown(
+        self,
+        wait: bool = True,
+        *,
+        cancel_futures: bool = False,
+        kill: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Accept no more tasks, finish the accepted ones and release everything. Idempotent, from any thread.
+
+        Called in a callback it does not wait, as it would wait for itself.
+
+        Args:
+            wait: block until all is finished and released.
+            cancel_futures: cancel what has not begun.
+            kill: stop what runs, too.
+            timeout: seconds for the graceful part; what is left then is killed.
+        """
+        self._supervisor.shutdown(
+            wait=wait, cancel_queued=cancel_futures, kill=kill, timeout=checks.wait_seconds("timeout", timeout)
+        )
+
+    def __enter__(self) -> Self:
+        """Use the pool as a context manager."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Finish the accepted work; after a Ctrl-C, stop it instead."""
+        interrupted = exc_type is not None and issubclass(exc_type, _interruptions())
+        try:
+            self.shutdown(cancel_futures=interrupted, kill=interrupted)
+        except KeyboardInterrupt:  # while it waited
+            self.shutdown(cancel_futures=True, kill=True)
+            raise
+
+    async def __aenter__(self) -> Self:
+        """Use the pool as an asynchronous context manager."""
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Do the same as `__exit__`, without blocking the event loop; when the body was cancelled, stop the work."""
+        import asyncio  # noqa: PLC0415 -- only where there is an event loop
+
+        stopped = exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, asyncio.CancelledError))
+        self.shutdown(wait=False, cancel_futures=stopped, kill=stopped)
+        # A thread of its own: the loop's default executor may be full of calls that wait for this pool.
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def finish() -> None:
+            self.shutdown()
+            try:
+                loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(None))
+            except RuntimeError:  # the loop was closed meanwhile
+                return
+
+        threading.Thread(target=finish, name=f"poolkit-{self._pool().name}-exit", daemon=True).start()
+        try:
+            await done
+        except asyncio.CancelledError:
+            self.shutdown(wait=False, cancel_futures=True, kill=True)
+            raise
+
+    @abstractmethod
+    def _pool(self) -> Face:
+        """The pool itself."""
+
+    def _task(
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
+    ) -> tuple[Task[T], SerializationError | None]:
+        """Serialise a call, on this thread; with what went wrong, if it did."""
+        if not callable(fn):
+            msg = f"the first argument must be something to call, was {fn!r}"
+            raise TypeError(msg)
+        options = self._options
+        name = options.name or name or _name_of(fn)
+        try:
+            call, nbytes = self._supervisor.workforce.pack(fn, args, kwargs)
+        except SerializationError as exc:
+            _note_the_place(exc, name)
+            return Task(self._supervisor, name, None, options), exc
+        return Task(self._supervisor, name, call, options, nbytes), None
+
+    def cancel_soon(self, task: Task[Any]) -> None:
+        """Have a task cancelled by the supervisor's thread; for finalizers, which must not wait for a lock."""
+        self._supervisor.cancel_soon(task)
+
+    def submit_chunk(self, fn: Callable[..., Any], items: list[tuple[Any, ...]], *, block: bool) -> Task[list[Any]]:
+        """Submit one task that calls `fn` for each of `items`; what `map` is made of."""
+        task, error = self._task(run_chunk, (fn, items), {}, f"map({_name_of(fn)})")
+        if not block and task.options.block:
+            task.options = task.options.changed(block=False)
+        self._supervisor.submit(task, error)
+        return task
+
+    def _results(
+        self,
+        fn: Callable[..., T],
+        items: Iterable[tuple[Any, ...]],
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        *,
+        ordered: bool,
+    ) -> Results[T]:
+        if not callable(fn):
+            msg = f"the first argument must be something to call, was {fn!r}"
+            raise TypeError(msg)
+        chunksize = checks.whole_or_none("chunksize", chunksize)
+        if self._options.timeout is not None or self._options.retries:
+            chunksize = 1  # a limit is meant for one item, and so is a retry
+        return Results(
+            self,
+            fn,
+            iter(items),
+            chunksize=chunksize,
+            buffersize=checks.whole_or_none("buffersize", buffersize),
+            workers=self._pool().max_workers,
+            ordered=ordered,
+            timeout=checks.wait_seconds("timeout", timeout),
+        )
+
+
+class PoolView(Face):
+    """A pool with other defaults for the calls made through it. Cheap; made by `options`, and views chain.
+
+    An Executor too: `shutdown`, and leaving a `with` of it, are the pool's own.
+    """
+
+    def __init__(self, pool: Face, options: CallOptions) -> None:
+        self._of = pool
+        self.name = pool.name
+        self._options = options
+        self._supervisor = pool._supervisor  # noqa: SLF001 -- its other half
+
+    @property
+    def max_workers(self) -> int:
+        """How many workers the pool may have."""
+        return self._of.max_workers
+
+    def _pool(self) -> Face:
+        return self._of
+
+    def __repr__(self) -> str:
+        """Show the pool and what differs from the defaults."""
+        plain = CallOptions()
+        names = self._options.__dataclass_fields__
+        changed = [
+            f"{name}={getattr(self._options, name)!r}"
+            for name in names
+            if getattr(self._options, name) != getattr(plain, name)
+        ]
+        return f"<poolkit.PoolView of {self._of.name!r} {' '.join(changed)}>"
+
+
+def _name_of(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
+
+
+def _interruptions() -> tuple[type[BaseException], ...]:
+    """What ends a `with` block from outside: Ctrl-C, and the cancellation of the coroutine that it stands in."""
+    asyncio = sys.modules.get("asyncio")
+    return (KeyboardInterrupt,) if asyncio is None else (KeyboardInterrupt, asyncio.CancelledError)
+
+
+def _note_the_place(error: SerializationError, name: str) -> None:
+    """Add where the call was submitted to an error that will be raised elsewhere."""
+    import traceback  # noqa: PLC0415 -- only when something is wrong
+
+    here = os.path.dirname(__file__)  # noqa: PTH120 -- compared with frame file names as they are
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(here):
+            note = f"{name} was submitted at {frame.filename}:{frame.lineno}, in {frame.name}"
+            if hasattr(error, "add_note"):
+                error.add_note(note)
+            else:  # CPython 3.10
+                cast("Any", error).__notes__ = [note]
+            return
