@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.measure import Measure, Row, run_rounds
+from benchmarks.table import lines_of
 from support import WATCHDOG
 
 RUN = Path(__file__).resolve().parent / "benchmarks/run.py"
@@ -43,3 +45,15 @@ def test_a_tiny_run_prints_a_table_and_writes_its_samples(tmp_path: Path) -> Non
     assert {"faster", "slower", "even"} & set(told["ProcessPoolExecutor"])
     samples = json.loads((tmp_path / "samples.json").read_text())
     assert set(samples["rounds"]["latency"][0]) == {"poolkit", "ppe-fork", "machine"}
+
+
+@pytest.mark.slow
+def test_a_contender_that_fails_is_told_and_does_not_run_again() -> None:
+    unknown = Measure("unknown", "not in the catalogue", ("poolkit",), (Row("key", "a call", "us"),), lambda *_: {})
+    samples = run_rounds(unknown, unknown.contenders, repeat=2, scale=1)
+    assert samples.failures == {"poolkit": "KeyError: 'unknown'"}
+    assert samples.rounds == [{}, {}]
+    assert any(
+        line.split() == ["poolkit", "failed", "KeyError:", "'unknown'"]
+        for line in lines_of(unknown, ["poolkit"], samples)
+    )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from benchmarks.calls import opened
+from benchmarks.calls import PIPES, opened
 from benchmarks.functions import noop
 from benchmarks.measure import Figures, Measure, Row, Sized
 
@@ -43,7 +43,7 @@ MEASURES = (
         "await of noop, 2 workers; the others through loop.run_in_executor",
         ("poolkit", "ppe-fork", "loky"),
         (
-            Row("one", "a call, 1,000 one after the other", "us", {"ppe-fork": "5, then 12"}, ("pipe", "spin")),
+            Row("one", "a call, 1,000 one after the other", "us", {"ppe-fork": "5, then 12"}, PIPES),
             Row("gathered", "a call, 5,000 gathered", "us", {"ppe-fork": "5, then 12"}),
         ),
         awaiting,

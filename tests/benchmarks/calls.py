@@ -11,7 +11,7 @@ from benchmarks.functions import nap, noop
 from benchmarks.measure import Figures, Measure, Row, Sized
 
 WORKERS = 2
-_PIPES = ("pipe", "spin")
+PIPES = ("pipe", "pipes", "spin")
 _LONG_SECONDS = 2.0
 
 
@@ -125,14 +125,14 @@ MEASURES = (
         "latency",
         "submit(noop).result(), one after the other, 2 workers",
         _EVERYBODY,
-        (Row("latency", "a call", "us", {"ppe-fork": "8, then 20"}, _PIPES),),
+        (Row("latency", "a call", "us", {"ppe-fork": "8, then 20"}, PIPES),),
         latency,
     ),
     Measure(
         "burst",
         "10,000 submit(noop), then all results, 2 workers",
         (*_EVERYBODY, "joblib"),
-        (Row("burst", "a call", "us", {"ppe-fork": "12, then 30", "mp-fork": "5, then 12"}, _PIPES),),
+        (Row("burst", "a call", "us", {"ppe-fork": "12, then 30", "mp-fork": "5, then 12"}, PIPES),),
         burst,
     ),
     Measure(

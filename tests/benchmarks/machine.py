@@ -11,13 +11,18 @@ from benchmarks.measure import Limit, Sized
 _COPY_BYTES = 64 * 1024 * 1024
 
 
-def pipe_round_trip(sized: Sized) -> float:
-    """One byte to another process and back, both blocking: microseconds."""
+def round_trip_on_one_cpu(sized: Sized) -> float:
+    """One byte to another process and back, both blocking, both on the same CPU: microseconds."""
+    return _round_trip(sized(2_000), os.read, cpus=1)
+
+
+def round_trip_across_cpus(sized: Sized) -> float:
+    """The same on two CPUs, each of which has to be woken up."""
     return _round_trip(sized(2_000), os.read)
 
 
 def spinning_round_trip(sized: Sized) -> float:
-    """The same, both sides asking again and again instead of sleeping."""
+    """The same on two CPUs, both sides asking again and again instead of sleeping."""
 
     def spin(fd: int, count: int) -> bytes:
         while True:
@@ -29,16 +34,21 @@ def spinning_round_trip(sized: Sized) -> float:
     return _round_trip(sized(2_000), spin, blocking=False)
 
 
-def _round_trip(count: int, read: Callable[[int, int], bytes], *, blocking: bool = True) -> float:
+def _round_trip(count: int, read: Callable[[int, int], bytes], *, blocking: bool = True, cpus: int = 2) -> float:
+    """Each side stays on its CPU; left to itself, the kernel moves them between the two ways in one run."""
     there, back = os.pipe(), os.pipe()
     os.set_blocking(there[0], blocking)
     os.set_blocking(back[0], blocking)
+    allowed = os.sched_getaffinity(0)
+    chosen = sorted(allowed)[:cpus]
     child = os.fork()
     if child == 0:
+        os.sched_setaffinity(0, chosen[-1:])
         os.close(there[1])
         while read(there[0], 1):
             os.write(back[1], b"x")
         os._exit(0)
+    os.sched_setaffinity(0, chosen[:1])
     started = 0.0
     for number in range(count + 100):
         if number == 100:  # the first ones warm up
@@ -46,8 +56,11 @@ def _round_trip(count: int, read: Callable[[int, int], bytes], *, blocking: bool
         os.write(there[1], b"x")
         read(back[0], 1)
     took = time.perf_counter() - started
+    os.sched_setaffinity(0, allowed)
     os.close(there[1])
     os.waitpid(child, 0)
+    for fd in (there[0], *back):
+        os.close(fd)
     return took / count * 1e6
 
 
@@ -75,8 +88,9 @@ def memcpy(sized: Sized) -> float:
 
 
 LIMITS = {
-    "pipe": Limit("blocking pipe round trip", "us", pipe_round_trip),
-    "spin": Limit("spinning pipe round trip", "us", spinning_round_trip),
+    "pipe": Limit("pipe round trip, one CPU", "us", round_trip_on_one_cpu),
+    "pipes": Limit("pipe round trip, two CPUs", "us", round_trip_across_cpus),
+    "spin": Limit("the same, spinning", "us", spinning_round_trip),
     "fork": Limit("os.fork and wait", "ms", fork_and_wait),
     "memcpy": Limit("warm memcpy", "GB/s", memcpy),
 }

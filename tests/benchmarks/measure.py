@@ -123,6 +123,8 @@ def run_trial(measure: str, contender: str, scale: float) -> Figures:
 
 
 def _run_trial(argv: Sequence[str], folder: str) -> Figures:
+    env = {**os.environ, "TMPDIR": folder}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # programs start from byte code, and start-up is measured, too
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -130,7 +132,7 @@ def _run_trial(argv: Sequence[str], folder: str) -> Figures:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "TMPDIR": folder},
+        env=env,
     )
     try:
         out, err = process.communicate(timeout=TRIAL_SECONDS)
