@@ -12,11 +12,13 @@ from typing import Any
 
 from benchmarks.calls import WORKERS, opened
 from benchmarks.contenders import Contender
-from benchmarks.functions import Fifo, die, hold, noop, run_away
+from benchmarks.fifo import Fifo
+from benchmarks.functions import die, hold, noop, run_away
 from benchmarks.measure import Figures, Measure, Row, Sized
 
 _TIMES = 8
 _LIMIT_SECONDS = 0.1
+_TICK_SECONDS = 0.1  # some look around that often: episodes begin at all points between two looks, not just after one
 Episode = Callable[[Contender, Fifo], "tuple[float | None, float]"]
 
 
@@ -63,7 +65,10 @@ def _repeated(name: str, sized: Sized, episode: Episode) -> Figures:
     holder = contender.submit(hold, holding.path)
     for _ in range(WORKERS):  # until nothing but the holder holds
         contender.result(contender.submit(noop))
-    found = [episode(contender, marks) for _ in range(sized(_TIMES))]
+    found = []
+    for number in range(sized(_TIMES)):
+        time.sleep(number / _TIMES * _TICK_SECONDS)
+        found.append(episode(contender, marks))
     holding.release(1)
     contender.result(holder)
     holding.close()

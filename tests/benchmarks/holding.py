@@ -7,7 +7,8 @@ import time
 
 from benchmarks import proc
 from benchmarks.calls import WORKERS, opened
-from benchmarks.functions import Fifo, hold, noop
+from benchmarks.fifo import Fifo
+from benchmarks.functions import hold, noop
 from benchmarks.measure import Figures, Measure, Row, Sized
 
 _DEPTHS = (1_000, 10_000, 100_000, 300_000)

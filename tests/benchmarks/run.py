@@ -27,7 +27,8 @@ from benchmarks.table import lines_of
 def main() -> None:
     """Run what the command line asks for."""
     asked = _arguments()
-    print(*_environment_lines(), sep="\n", end="\n\n", flush=True)
+    environment = _environment()
+    print(*(f"{name}: {value}" for name, value in environment.items()), sep="\n", end="\n\n", flush=True)
     results = {}
     for name in asked.measures or MEASURES:
         measure = MEASURES[name]
@@ -42,7 +43,7 @@ def main() -> None:
         print(*lines_of(measure, contenders, samples), sep="\n", flush=True)
         results[name] = samples
     if asked.json:
-        asked.json.write_text(json.dumps(_record(results, asked), indent=1) + "\n", encoding="utf-8")
+        asked.json.write_text(json.dumps(_record(results, environment, asked.scale), indent=1) + "\n", encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -87,14 +88,10 @@ def _commit() -> str:
         return f"installed, {metadata.version('poolkit')}"
 
 
-def _environment_lines() -> list[str]:
-    return [f"{name}: {value}" for name, value in _environment().items()]
-
-
-def _record(results: dict[str, Samples], asked: argparse.Namespace) -> dict[str, object]:
+def _record(results: dict[str, Samples], environment: dict[str, str], scale: float) -> dict[str, object]:
     return {
-        "environment": _environment(),
-        "scale": asked.scale,
+        "environment": environment,
+        "scale": scale,
         "units": {name: {row.key: row.unit for row in MEASURES[name].rows} for name in results}
         | {"machine": {key: limit.unit for key, limit in LIMITS.items()}},
         "rounds": {name: samples.rounds for name, samples in results.items()},
