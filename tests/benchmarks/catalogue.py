@@ -1,0 +1,10 @@
+"""All measures, by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from benchmarks import awaiting, calls, failing, holding, starting
+
+MEASURES = {
+    measure.name: measure
+    for measure in (*calls.MEASURES, *awaiting.MEASURES, *starting.MEASURES, *holding.MEASURES, *failing.MEASURES)
+}

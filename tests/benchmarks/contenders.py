@@ -1,0 +1,221 @@
+"""The pools that are compared, each behind the same few verbs.
+
+A contender is opened in a process of its own, before that process has any thread, so that `fork` is safe.
+Those that are not installed do not take part.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.functions import nap, noop
+
+Call = Callable[..., object]
+
+
+class Contender:
+    """One open pool. What a contender cannot do raises AttributeError, and its trial is printed as failed."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+
+    def submit(self, fn: Call, *args: object) -> Any:
+        """Hand in one call; returns a handle."""
+        return self.pool.submit(fn, *args)
+
+    def result(self, handle: Any) -> object:
+        """Wait for the value of a call."""
+        return handle.result()
+
+    def submit_limited(self, seconds: float, fn: Call, *args: object) -> Any:
+        """Hand in one call with a time limit."""
+        return self.pool.options(timeout=seconds).submit(fn, *args)
+
+    def error(self, handle: Any) -> BaseException | None:
+        """Wait for the exception of a call."""
+        error: BaseException | None = handle.exception()
+        return error
+
+    def burst(self, fn: Call, count: int) -> None:
+        """Hand in `count` calls, then read all results."""
+        for handle in [self.submit(fn) for _ in range(count)]:
+            self.result(handle)
+
+    def map(self, fn: Call, items: Iterable[object]) -> list[object]:
+        """Call `fn` with every item, with the chunks that the contender chooses itself."""
+        return list(self.pool.map(fn, items))
+
+    def warm_up(self, workers: int) -> None:
+        """Come back when the workers run and have done something."""
+        for handle in [self.submit(nap, 0.05) for _ in range(workers)]:
+            self.result(handle)
+        self.burst(noop, 100)
+
+    def close(self) -> None:
+        """Finish and release everything."""
+        self.pool.shutdown()
+
+    def drop(self) -> None:
+        """Give up what has not begun, and release everything."""
+        self.pool.shutdown(cancel_futures=True)
+
+
+class PoolkitContender(Contender):
+    """poolkit itself."""
+
+    def warm_up(self, workers: int) -> None:
+        self.pool.warm_up()
+        super().warm_up(workers)
+
+
+class MultiprocessingContender(Contender):
+    """multiprocessing.Pool."""
+
+    def submit(self, fn: Call, *args: object) -> Any:
+        return self.pool.apply_async(fn, args)
+
+    def result(self, handle: Any) -> object:
+        return handle.get()
+
+    def close(self) -> None:
+        self.pool.close()
+        self.pool.join()
+
+    def drop(self) -> None:
+        self.pool.terminate()
+        self.pool.join()
+
+
+class PebbleContender(Contender):
+    """pebble.ProcessPool."""
+
+    def submit(self, fn: Call, *args: object) -> Any:
+        return self.pool.schedule(fn, args=args)
+
+    def submit_limited(self, seconds: float, fn: Call, *args: object) -> Any:
+        return self.pool.schedule(fn, args=args, timeout=seconds)
+
+    def close(self) -> None:
+        self.pool.close()
+        self.pool.join()
+
+    def drop(self) -> None:
+        self.pool.stop()
+        self.pool.join()
+
+
+class MpireContender(Contender):
+    """mpire.WorkerPool."""
+
+    def submit(self, fn: Call, *args: object) -> Any:
+        return self.pool.apply_async(fn, args=args)
+
+    def result(self, handle: Any) -> object:
+        return handle.get()
+
+    def close(self) -> None:
+        self.pool.stop_and_join()
+
+    def drop(self) -> None:
+        self.pool.terminate()
+
+
+class JoblibContender(Contender):
+    """joblib.Parallel: it has no single calls, only many at once."""
+
+    def burst(self, fn: Call, count: int) -> None:
+        import joblib
+
+        self.pool(joblib.delayed(fn)() for _ in range(count))
+
+    def map(self, fn: Call, items: Iterable[object]) -> list[object]:
+        import joblib
+
+        return list(self.pool(joblib.delayed(fn)(item) for item in items))
+
+    def warm_up(self, workers: int) -> None:
+        import joblib
+
+        self.pool(joblib.delayed(nap)(0.05) for _ in range(workers))
+        self.burst(noop, 100)
+
+    def close(self) -> None:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a contender is called, what must be installed for it, how it is opened with so many workers."""
+
+    title: str
+    needs: str
+    open: Callable[[int], Contender]
+
+
+def _poolkit(workers: int, kind: str = "process") -> Contender:
+    import poolkit
+
+    return PoolkitContender(poolkit.Pool(workers, kind=kind))
+
+
+def _executor(start_method: str) -> Callable[[int], Contender]:
+    context = multiprocessing.get_context(start_method)
+    return lambda workers: Contender(ProcessPoolExecutor(workers, mp_context=context))
+
+
+def _pebble(workers: int) -> Contender:
+    import pebble
+
+    context = multiprocessing.get_context("fork")
+    return PebbleContender(pebble.ProcessPool(max_workers=workers, context=context))
+
+
+def _loky(workers: int) -> Contender:
+    import loky
+
+    return Contender(loky.ProcessPoolExecutor(workers))
+
+
+def _mpire(workers: int) -> Contender:
+    import mpire
+
+    return MpireContender(mpire.WorkerPool(n_jobs=workers, start_method="fork", keep_alive=True))
+
+
+def _joblib(workers: int) -> Contender:
+    import joblib
+
+    return JoblibContender(joblib.Parallel(n_jobs=workers))
+
+
+ENTRIES = {
+    "poolkit": Entry("poolkit", "poolkit", _poolkit),
+    "poolkit-thread": Entry("poolkit, threads", "poolkit", lambda workers: _poolkit(workers, "thread")),
+    "ppe-fork": Entry("ProcessPoolExecutor, fork", "concurrent.futures", _executor("fork")),
+    "ppe-spawn": Entry("ProcessPoolExecutor, spawn", "concurrent.futures", _executor("spawn")),
+    "mp-fork": Entry(
+        "multiprocessing.Pool, fork",
+        "multiprocessing",
+        lambda workers: MultiprocessingContender(multiprocessing.get_context("fork").Pool(workers)),
+    ),
+    "threads": Entry(
+        "ThreadPoolExecutor", "concurrent.futures", lambda workers: Contender(ThreadPoolExecutor(workers))
+    ),
+    "pebble": Entry("pebble.ProcessPool", "pebble", _pebble),
+    "loky": Entry("loky", "loky", _loky),
+    "mpire": Entry("mpire.WorkerPool", "mpire", _mpire),
+    "joblib": Entry("joblib.Parallel", "joblib", _joblib),
+}
+MACHINE = "machine"
+
+
+def is_installed(name: str) -> bool:
+    """Whether a contender can take part here."""
+    return name == MACHINE or importlib.util.find_spec(ENTRIES[name].needs) is not None

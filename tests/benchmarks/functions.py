@@ -1,0 +1,53 @@
+"""What the workers run. Importable, so that every contender can send it by name.
+
+It imports next to nothing: a new worker has to do that, too, before it can answer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import time
+
+MARK = struct.Struct("d")
+
+
+def noop(_item: object = None) -> None:
+    """Do nothing: what is left is the cost of the call."""
+
+
+def nap(seconds: float) -> None:
+    """Take that long, without a CPU."""
+    time.sleep(seconds)
+
+
+def hold(fifo: str) -> None:
+    """Keep a worker until somebody writes a byte."""
+    fd = os.open(fifo, os.O_RDONLY)
+    try:
+        os.read(fd, 1)
+    finally:
+        os.close(fd)
+
+
+def die(fifo: str) -> None:
+    """Say when, then die as after an out-of-memory kill."""
+    mark(fifo)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_away(fifo: str) -> None:
+    """Say when, then never end."""
+    mark(fifo)
+    while True:
+        pass
+
+
+def mark(fifo: str) -> None:
+    """Write the instant into a fifo. On Linux the clock is the same in every process."""
+    fd = os.open(fifo, os.O_WRONLY)
+    try:
+        os.write(fd, MARK.pack(time.perf_counter()))
+    finally:
+        os.close(fd)

@@ -1,0 +1,103 @@
+"""Compare poolkit with other pools, side by side, and print how many times faster it is.
+
+Usage: python tests/benchmarks/run.py [MEASURE...] [--repeat N] [--only CONTENDER...] [--json FILE]
+How to read what it prints: docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # `benchmarks`
+
+from benchmarks.catalogue import MEASURES
+from benchmarks.contenders import ENTRIES, is_installed
+from benchmarks.machine import LIMITS
+from benchmarks.measure import Samples, run_rounds
+from benchmarks.table import lines_of
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    asked = _arguments()
+    environment = _environment()
+    print(*(f"{name}: {value}" for name, value in environment.items()), sep="\n", end="\n\n", flush=True)
+    results = {}
+    for name in asked.measures or MEASURES:
+        measure = MEASURES[name]
+        contenders = [
+            contender
+            for contender in measure.contenders
+            if is_installed(contender) and (not asked.only or contender in asked.only)
+        ]
+        if not contenders:
+            continue
+        samples = run_rounds(measure, contenders, asked.repeat, asked.scale)
+        print(*lines_of(measure, contenders, samples), sep="\n", flush=True)
+        results[name] = samples
+    if asked.json:
+        asked.json.write_text(json.dumps(_record(results, environment, asked.scale), indent=1) + "\n", encoding="utf-8")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare poolkit with other pools, side by side.")
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=f"all unless given: {', '.join(MEASURES)}")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds (default: 5)")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="sizes are multiplied by it (default: 1)")
+    parser.add_argument("--only", nargs="+", metavar="CONTENDER", help=f"take these alone: {', '.join(ENTRIES)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample into a file")
+    asked = parser.parse_args()
+    unknown = [name for name in asked.measures if name not in MEASURES]
+    unknown += [name for name in asked.only or () if name not in ENTRIES]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}")
+    if asked.repeat < 1 or asked.scale <= 0:
+        parser.error("--repeat and --scale must be positive")
+    return asked
+
+
+def _environment() -> dict[str, str]:
+    """What the figures depend on."""
+    found = {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.release()}, {len(os.sched_getaffinity(0))} CPUs",
+        "load": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+        "commit": _commit(),
+    }
+    for peer in ("pebble", "loky", "mpire", "joblib"):
+        if is_installed(peer):
+            found[peer] = metadata.version(peer)
+    return found
+
+
+def _commit() -> str:
+    """The commit of the poolkit that runs; nothing where it was installed from a wheel."""
+    import poolkit
+
+    asked = ["git", "-C", str(Path(poolkit.__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return f"installed, {metadata.version('poolkit')}"
+
+
+def _record(results: dict[str, Samples], environment: dict[str, str], scale: float) -> dict[str, object]:
+    return {
+        "environment": environment,
+        "scale": scale,
+        "units": {name: {row.key: row.unit for row in MEASURES[name].rows} for name in results}
+        | {"machine": {key: limit.unit for key, limit in LIMITS.items()}},
+        "rounds": {name: samples.rounds for name, samples in results.items()},
+        "failures": {name: samples.failures for name, samples in results.items() if samples.failures},
+    }
+
+
+if __name__ == "__main__":
+    main()
