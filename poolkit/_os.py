@@ -8,9 +8,12 @@ so that the tests can run on them. Nothing in here holds a lock or state of a po
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import select
 import signal
 import sys
+from typing import Any
 
 PORTABLE = os.environ.get("POOLKIT_PORTABLE") == "1"
 LINUX = sys.platform == "linux" and not PORTABLE
@@ -159,6 +162,52 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it ended before the call
             os._exit(1)
+
+
+class LinkPoller:
+    """A set of descriptors that are waited on for reading, by several threads at once.
+
+    `fileno` is a descriptor that is readable when one of them is, so that a set can be part of another; None where
+    there is no such thing.
+    """
+
+    __slots__ = ("_poller", "fileno")
+
+    def __init__(self) -> None:
+        if LINUX and hasattr(select, "epoll"):
+            self._poller: Any = select.epoll()
+            self.fileno: int | None = self._poller.fileno()
+        else:
+            self._poller = select.poll()
+            self.fileno = None
+
+    def register(self, fd: int) -> None:
+        """Add a descriptor."""
+        self._poller.register(fd, 1)  # EPOLLIN and POLLIN
+
+    def unregister(self, fd: int) -> None:
+        """Take one out."""
+        self._poller.unregister(fd)
+
+    def poll(self, seconds: float | None) -> list[int]:
+        """Those that have something to read, or are closed on the other side. Blocks for at most `seconds`."""
+        if self.fileno is None and seconds is not None:
+            seconds = math.ceil(seconds * 1000)
+        return [fd for fd, _ in self._poller.poll(seconds)]
+
+    def close(self) -> None:
+        """Close it; registers and unregisters nothing, so a forked child may. Idempotent."""
+        if self.fileno is not None:
+            self._poller.close()
+
+
+def yield_cpu() -> None:
+    """Let others run on this CPU, if any wait for it."""
+    if _sched_yield is not None:
+        _sched_yield()
+
+
+_sched_yield = getattr(os, "sched_yield", None)
 
 
 def usable_cpus() -> int:

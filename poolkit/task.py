@@ -19,6 +19,7 @@ import enum
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from concurrent.futures._base import _Waiter
 
 T = TypeVar("T")
+
+Callbacks = list[Callable[["Future[Any]"], object]]
 
 # The states of concurrent.futures, which `wait` and `as_completed` read.
 _PENDING, _CANCELLED, _FINISHED = "PENDING", "CANCELLED_AND_NOTIFIED", "FINISHED"
@@ -77,6 +80,12 @@ class TaskOwner(Protocol):
 
     def has_begun(self, task: Task[Any]) -> bool:
         """Tell whether a worker has begun to run `task`."""
+
+    def lead(self, task: Task[Any], timeout: float | None) -> None:
+        """Read results, for at most `timeout` seconds, until `task` has its own. May return at any moment. Blocks."""
+
+    def relinquish(self) -> None:
+        """See to it that outcomes are published without anybody leading."""
 
 
 class _Unread:
@@ -126,7 +135,7 @@ class Task(Future[T]):
         self._state = _PENDING
         self._cond: threading.Condition | None = None
         self._waiters: list[_Waiter] = []
-        self._callbacks: list[Callable[[Future[T]], object]] | None = None
+        self._callbacks: Callbacks | None = None
         self._result: Any = None
         self._exception: BaseException | None = None
         self._load: Callable[[Any], Any] | _Unread | None = None
@@ -248,8 +257,14 @@ class Task(Future[T]):
                 if self._callbacks is None:
                     self._callbacks = []
                 self._callbacks.append(fn)
-                return
-        self._call_back(fn)
+                owner = self._owner
+                pending = True
+            else:
+                pending = False
+        if not pending:
+            self._call_back(fn)
+        elif owner is not None:
+            owner.relinquish()
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait under asyncio; cancelling the awaiting coroutine cancels the task."""
@@ -274,9 +289,10 @@ class Task(Future[T]):
 
     # ===== what the pool calls =====
 
-    def publish(self, outcome: Outcome) -> None:
+    def publish(self, outcome: Outcome, *, call: bool = True) -> Callbacks | None:
         """Make `outcome` the task's own and wake whoever waits. Called once, without the pool's lock.
 
+        Where this thread is not to `call` the callbacks, they are returned, for one that may.
         Lets go of the call here, as dropping a thread task's arguments may run the user's `__del__`.
         """
         self.call = None
@@ -296,9 +312,15 @@ class Task(Future[T]):
                     else:
                         waiter.add_exception(self)
                 cond.notify_all()
-        if callbacks is not None:
-            for callback in callbacks:
-                self._call_back(callback)
+        if call and callbacks is not None:
+            self.call_back(callbacks)
+            return None
+        return callbacks
+
+    def call_back(self, callbacks: Callbacks) -> None:
+        """Call what was added by `add_done_callback`, in that order."""
+        for callback in callbacks:
+            self._call_back(callback)
 
     def forget_result(self) -> None:
         """Drop a result that was read, for a reader who has the only handle."""
@@ -310,7 +332,7 @@ class Task(Future[T]):
         if self._cond is not None:
             self._cond = threading.Condition()
 
-    def _settle(self, outcome: Outcome) -> list[Callable[[Future[T]], object]] | None:
+    def _settle(self, outcome: Outcome) -> Callbacks | None:
         self._ok = outcome.ok
         if outcome.ok or outcome.load is not None:
             self._result = outcome.payload
@@ -338,6 +360,12 @@ class Task(Future[T]):
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         """The Condition that `concurrent.futures.wait` and `as_completed` lock; made on first use."""
+        owner = self._owner
+        if owner is not None:
+            owner.relinquish()
+        return self._new_condition()
+
+    def _new_condition(self) -> threading.Condition:
         cond = self._cond
         if cond is None:
             fresh = threading.Condition()
@@ -348,9 +376,16 @@ class Task(Future[T]):
         return cond
 
     def _wait(self, timeout: float | None) -> None:
-        cond = self._condition
+        give_up = None if timeout is None else time.monotonic() + timeout
+        owner = self._owner
+        if owner is not None:
+            owner.lead(self, timeout)
+            if self._state is not _PENDING:
+                return
+        left = None if give_up is None else max(0.0, give_up - time.monotonic())
+        cond = self._new_condition()  # another thread leads, or nobody can
         with cond:
-            if self._state is _PENDING and not cond.wait_for(lambda: self._state is not _PENDING, timeout):
+            if self._state is _PENDING and not cond.wait_for(lambda: self._state is not _PENDING, left):
                 msg = f"{self!r} is not done after {timeout} s; it goes on (task.cancel() stops it)"
                 raise WaitTimeout(msg)
 
@@ -363,7 +398,7 @@ class Task(Future[T]):
             if not isinstance(load, _Unread):
                 self._load = _READING
         if isinstance(load, _Unread):
-            cond = self._condition
+            cond = self._new_condition()
             with cond:
                 if not cond.wait_for(lambda: self._load is not _READING, timeout):
                     msg = f"the outcome of {self!r} is still being unpickled by another thread after {timeout} s"

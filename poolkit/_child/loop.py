@@ -8,6 +8,7 @@ Owner: the worker's main thread.
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 import types
@@ -18,7 +19,8 @@ from typing import Any
 from poolkit._os import Tokens, resident_bytes
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
-from poolkit._wire.link import FrameReader, write_all
+from poolkit._wire.link import Frame, FrameReader, write_all
+from poolkit._wire.spin import Spin
 from poolkit.context import TaskContext, enter_task, leave_task
 from poolkit.errors import SerializationError
 
@@ -64,13 +66,17 @@ class Loop:
         self._tokens = tokens
         self._board = board
         self._inbox: deque[messages.Call | int] = deque()  # calls not yet claimed, and DROP and STOP between them
+        os.set_blocking(calls_fd, False)
+        self._poller = select.poll()
+        self._poller.register(calls_fd, select.POLLIN)
+        self._spin = Spin()
         self._pid = os.getpid()
         self.measure_rss = False
 
     def receive_boot(self) -> bytes | bytearray:
         """The payload of the first frame. Blocks until it is here."""
         while True:
-            for fields, payload in self._reader.receive():
+            for fields, payload in self._frames():
                 if fields[0] == messages.BOOT:
                     return payload
 
@@ -97,8 +103,16 @@ class Loop:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return  # the owner is gone
 
+    def _frames(self) -> list[Frame]:
+        """What is on the link, after waiting for it."""
+        try:
+            return self._reader.receive()
+        except BlockingIOError:
+            self._spin.wait(self._poller)
+            return []
+
     def _receive(self) -> None:
-        for (kind, count, _), payload in self._reader.receive():
+        for (kind, count, _), payload in self._frames():
             if kind == messages.CALLS:
                 self._inbox.extend(messages.unpack_calls(payload, count))
             else:

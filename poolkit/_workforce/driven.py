@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from poolkit._core.workforce import Report, Workforce
+from poolkit._workforce.links import Links
 
 
 class DrivenWorkforce(Workforce, Protocol):
@@ -18,8 +19,21 @@ class DrivenWorkforce(Workforce, Protocol):
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """Turn a call into what `send` takes, and its size in bytes. On the caller's thread, without the lock."""
 
-    def wait(self, timeout: float | None) -> list[Report]:
-        """Carry out what was ordered and wait for reports, for at most `timeout` seconds."""
+    @property
+    def links(self) -> Links | None:
+        """What a waiting thread may read itself; None where there is no such thing."""
+
+    def wait(self, timeout: float, *, links: bool) -> bool:
+        """Wait until there is something to do, for at most `timeout` seconds; false when there was nothing.
+
+        Without `links`, not for those.
+        """
+
+    def act(self) -> list[Report]:
+        """Carry out what was ordered and take in what happened. On the supervisor thread; does not block."""
+
+    def read(self) -> list[Report]:
+        """Read what is on the links. By whoever holds the reader's lock; does not block."""
 
     def wake(self) -> None:
         """Make `wait` return soon. From any thread."""

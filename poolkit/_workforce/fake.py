@@ -50,6 +50,7 @@ class FakeWorkforce:
 
     kind = "fake"
     max_batch = 1
+    links = None
     unstarted = ()
 
     def __init__(
@@ -120,10 +121,18 @@ class FakeWorkforce:
 
     # ===== what the supervisor asks =====
 
-    def wait(self, timeout: float | None) -> list[Report]:  # noqa: ARG002 -- nothing comes later
+    def wait(self, timeout: float, *, links: bool) -> bool:  # noqa: ARG002 -- nothing comes later
+        """There is always something to do: nobody waits."""
+        return True
+
+    def act(self) -> list[Report]:
         """What the workers have to say."""
         reports, self._reports = self._reports, []
         return reports
+
+    def read(self) -> list[Report]:
+        """There are no links."""
+        return []
 
     def run_one(self) -> bool:
         """Let one worker claim and run its next task; False when none has one. A real pool could run this one next."""
@@ -256,7 +265,7 @@ class FakeSupervisor(Supervisor):
                 self._scheduler.tick(self.clock())
                 settled = self._decided()
             self._publish(settled)
-            reports = self.workforce.wait(0)
+            reports = self.workforce.act()
             if not reports and not settled:
                 break
             self.deliver(reports)

@@ -12,8 +12,10 @@ Owner: the supervisor thread: the nursery, the selector, each member's reader an
 from __future__ import annotations
 
 import functools
+import math
 import os
 import pickle
+import select
 import selectors
 import signal
 import sys
@@ -24,14 +26,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from poolkit import _os
-from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
 from poolkit._wire import codec, messages
 from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
 from poolkit._workforce import evidence
+from poolkit._workforce.links import Links, drain
 from poolkit._workforce.member import Member
 from poolkit._workforce.nursery import Nursery, NurserySettings
-from poolkit.task import Outcome
 
 MAX_BATCH = 64
 STACK_GRACE = 0.05  # seconds a worker gets to write its stack before it is killed without
@@ -65,6 +67,12 @@ class ProcessWorkforce:
         self._wakeup = _os.Wakeup()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, self._woken)
+        self.links = Links()
+        self._both: select.poll | None = None  # what the selector and the links wait for; None where they are one
+        if self.links.fileno is not None:
+            self._both = select.poll()
+            self._both.register(self._selector.fileno(), select.POLLIN)
+            self._both.register(self.links.fileno, select.POLLIN)
         self._nursery: Nursery | None = None
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
@@ -129,6 +137,7 @@ class ProcessWorkforce:
     def forget(self, worker_id: int) -> None:
         """Close what is left of a worker that died. On the supervisor thread, which reports deaths."""
         member = self._members.pop(worker_id)
+        self.links.remove(member)
         for fd in (member.outcomes_fd, member.calls_fd, member.evidence_fd):
             self._unregister(fd)
         if member.writer is not None and member.reader is not None:
@@ -172,27 +181,39 @@ class ProcessWorkforce:
 
     # ===== the supervisor thread =====
 
-    def wait(self, timeout: float | None) -> Reports:
-        """Carry out the orders, then wait for reports for at most `timeout` seconds."""
+    def wait(self, timeout: float, *, links: bool) -> bool:
+        """Wait until there is something to do, for at most `timeout` seconds; without `links`, not for them."""
+        due = [member.kill_at or 0.0 for member in self._dying()]
+        if self._nursery is not None and (answer_due := self._nursery.answer_due()) is not None:
+            due.append(answer_due)
+        if due:
+            timeout = min(timeout, max(0.0, min(due) - time.monotonic()))
+        if links and self._both is not None:
+            return bool(self._both.poll(math.ceil(timeout * 1000)) or due)
+        return bool(self._selector.select(timeout) or due)
+
+    def act(self) -> Reports:
+        """Carry out the orders and take in what happened. Does not block, but for the start of a template process."""
         reports: Reports = []
         while self._orders:
             what, member = self._orders.popleft()
             what(member, reports)
         self._watch_orders(reports)
-        wait = 0.0 if reports else timeout
-        due = [member.kill_at or 0.0 for member in self._dying()]
-        if self._nursery is not None and (answer_due := self._nursery.answer_due()) is not None:
-            due.append(answer_due)
-        if due:
-            left = max(0.0, min(due) - time.monotonic())
-            wait = left if wait is None else min(wait, left)
-        for key, events in self._selector.select(wait):
+        for key, events in self._selector.select(0):
             key.data(events, reports)
         if self._nursery is not None:
             self._nursery.kill_if_it_hangs()
+        reports += self.read()
         for member in self._dying():
             if (member.kill_at or 0.0) <= time.monotonic() or evidence.is_complete(member.stack):
                 self._kill(member, reports)
+        return reports
+
+    def read(self) -> Reports:
+        """Read what is on the links. Does not block."""
+        reports: Reports = []
+        for member in self.links.read(reports):
+            self._order(self._kill, member)  # mostly it finds it dead
         return reports
 
     def close(self) -> None:
@@ -217,6 +238,7 @@ class ProcessWorkforce:
         self._close_own()
 
     def _close_own(self) -> None:
+        self.links.close()
         self._selector.close()
         self._wakeup.close()
         for fd in self._inherited_fds:
@@ -294,8 +316,10 @@ class ProcessWorkforce:
             for fd in (member.calls_fd, member.outcomes_fd, member.evidence_fd, theirs[-1]):
                 os.set_blocking(fd, False)
             theirs += [os.dup(fd) for fd in self._inherited_fds]
-            self._selector.register(member.outcomes_fd, selectors.EVENT_READ, functools.partial(self._readable, member))
             member.reader = FrameReader(member.outcomes_fd, messages.FRAME_TO_OWNER)
+            self.links.add(member)
+            if self._both is None:
+                self._selector.register(member.outcomes_fd, selectors.EVENT_READ, _nothing_yet)
             with self._lock:
                 member.writer = FrameWriter(member.calls_fd)
                 self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(settings)), settings])
@@ -335,36 +359,6 @@ class ProcessWorkforce:
             written = member.writer is None or member.writer.flush()
         if written:
             self._unregister(member.calls_fd)
-
-    def _readable(self, member: Member, _events: int, reports: Reports) -> None:
-        try:
-            self._receive(member, reports)
-        except BlockingIOError:
-            return
-        except (EOFError, OSError, MemoryError, OverflowError):
-            # Closed, or nonsense: a worker without a link is of no use. Most often it is ending by itself just now,
-            # and the kill finds it dead.
-            self._unregister(member.outcomes_fd)
-            self._kill(member, reports)
-
-    def _receive(self, member: Member, reports: Reports) -> None:
-        assert member.reader is not None  # noqa: S101 -- it is registered together with its reader
-        for (kind, task_id, started, ended, rss, _), payload in member.reader.receive():
-            if kind == messages.VALUE:
-                outcome = Outcome(payload, ok=True, load=codec.load_value)
-                reports.append(Finished(member.id, task_id, outcome, started, ended, rss))
-            elif kind == messages.ERROR:
-                outcome = Outcome(payload, ok=False, load=codec.load_error)
-                reports.append(Finished(member.id, task_id, outcome, started, ended, rss))
-            elif kind == messages.DRAINED:
-                reports.append(Drained(member.id))
-            elif kind == messages.READY and member.pid is None:  # said once; later, only a hostile task says it
-                member.pid = task_id
-                reports.append(Ready(member.id, task_id))
-            elif kind == messages.BEGUN:
-                reports.append(Begun(member.id, task_id, time.monotonic()))
-            elif kind == messages.BOOT_FAILED:
-                reports.append(BootFailed(member.id, codec.load_error(payload)))
 
     # ----- ends -----
 
@@ -424,11 +418,7 @@ class ProcessWorkforce:
 
     def _drain(self, member: Member, reports: Reports) -> None:
         """Read what a dead worker left: outcomes that it sent, and its stack."""
-        try:
-            while True:
-                self._receive(member, reports)
-        except (EOFError, OSError, MemoryError, OverflowError):  # BlockingIOError is an OSError
-            pass
+        drain(member, reports)
         if member.evidence_fd >= 0:
             member.stack += evidence.read_available(member.evidence_fd)
 
@@ -455,3 +445,7 @@ class ProcessWorkforce:
                     hint=f"the template process that forks the workers {how}, and they ended with it",
                 )
             )
+
+
+def _nothing_yet(_events: int, _reports: Reports) -> None:
+    """A link has something; `act` reads all of them at the end."""

@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import PoolPhase, Scheduler
@@ -38,15 +38,17 @@ from poolkit._workforce import lifetime, snapshots
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import Handler, deciding, let_come, put_off
 from poolkit._workforce.listeners import Listener, Listeners
+from poolkit._workforce.reader import Reader
 from poolkit.context import Shield
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
-from poolkit.task import Outcome, TaskPhase, WaitTimeout
+from poolkit.task import Callbacks, Outcome, TaskPhase, WaitTimeout
 
 log = logging.getLogger("poolkit")
 
 T = TypeVar("T")
 Settled = list[tuple[AnyTask, Outcome]]
 
+PASSES_BY = 0xF  # one submit in sixteen takes in what is on the links
 LONGEST_WAIT = 86400.0  # seconds; system calls refuse much longer ones, and one wake-up a day is nothing
 _publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 
@@ -82,8 +84,11 @@ class Supervisor:
         # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
         # the supervisor thread to do. Appended to without the lock.
         self._later: deque[Callable[[float], object]] = deque()
-        self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: it is awake and looks again anyway
+        self._due = math.inf  # when the scheduler has something to do by itself
+        self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._thread: SupervisorThread | None = None
+        self._reader = Reader(workforce.links, self._take, workforce.wake)
+        self._uncalled: deque[tuple[AnyTask, Callbacks]] = deque()  # left by a leader for the supervisor thread to call
         self._closed = threading.Event()
         self._dropped = False  # the pool object was collected; set without the lock, from wherever that happened
         self.forked = False  # this is a copy in a forked child
@@ -103,7 +108,8 @@ class Supervisor:
             scheduler.events.clear()
             self.workforce.wake()
         deadline = scheduler.next_deadline()
-        if (deadline is not None and deadline < self._sleeping_until) or scheduler.phase is PoolPhase.CLOSED:
+        self._due = math.inf if deadline is None else deadline
+        if self._due < self._sleeping_until or scheduler.phase is PoolPhase.CLOSED:
             self._sleeping_until = -math.inf  # once is enough
             self.workforce.wake()
         if self._callers:
@@ -142,8 +148,8 @@ class Supervisor:
             let_come(before)
         return result
 
-    def _publish(self, settled: Settled) -> None:
-        """Give the tasks their outcomes. Never under the lock: callbacks run in here."""
+    def _publish(self, settled: Settled, *, call: bool = True) -> None:
+        """Give the tasks their outcomes, and `call` their callbacks or leave that. Never under the lock."""
         if self.workforce.unstarted:
             self.deliver(self.workforce.start_now())
         if self._rooms:
@@ -155,7 +161,11 @@ class Supervisor:
         try:
             while left:
                 task, outcome = left.popleft()
-                task.publish(outcome)
+                callbacks = task.publish(outcome, call=call)
+                if callbacks is not None:
+                    self._uncalled.append((task, callbacks))
+                    self.workforce.wake()
+            self._reader.published()
         finally:
             _publishing.depth -= 1
             if left:  # a Ctrl-C came in between: the supervisor thread goes on with the rest
@@ -174,8 +184,12 @@ class Supervisor:
 
     def deliver(self, reports: Sequence[Report]) -> None:
         """Hand reports of workers to the scheduler, and publish what comes of them."""
-        if not reports:
-            return
+        self._publish(self._handle(reports))
+
+    def _handle(self, reports: Sequence[Report]) -> Settled:
+        """Hand reports of workers to the scheduler; returns what is to be published."""
+        if not reports and self._due > self.clock():
+            return []
         for report in reports:
             if type(report) is Finished and not report.outcome.ok and report.outcome.load is not None:
                 self._read_error(report)
@@ -185,8 +199,37 @@ class Supervisor:
             now = self.clock()
             for report in reports:
                 self._scheduler.handle(report, now)
-            settled = self._decided()
-        self._publish(settled)
+            if self._due <= now:
+                self._scheduler.tick(now)
+            return self._decided()
+
+    @deciding
+    def _take(self) -> None:
+        """Read the links if nobody else does, and publish what comes of it. On any thread; does not block."""
+        reader = self._reader
+        before = put_off()
+        try:
+            if not reader.lock.acquire(blocking=False):
+                return
+            reader.taking = threading.get_ident()
+            try:
+                settled = self._handle(self.workforce.read())
+            finally:
+                reader.taking = 0
+                reader.lock.release()
+            self._publish(settled, call=False)
+        finally:
+            let_come(before)
+
+    def lead(self, task: AnyTask, timeout: float | None) -> None:
+        """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
+        if self._is_torn() or self._reader.taking == threading.get_ident():
+            self._refuse_torn("wait for a task")
+        self._reader.lead(task, timeout)
+
+    def relinquish(self) -> None:
+        """Somebody wants to be called back, and does not wait."""
+        self._reader.relinquish()
 
     def _read_error(self, report: Finished) -> None:
         """Unpickle a failure that may be retried, depending on its type. Not under the lock: it is the user's code."""
@@ -221,6 +264,8 @@ class Supervisor:
                     self._scheduler.submit(task, self.clock())
                 settled = self._decided()
             self._publish(settled)
+            if not task.id & PASSES_BY:
+                self._reader.pass_by()
         finally:
             let_come(before)
 
@@ -424,8 +469,12 @@ class Supervisor:
 
     def _refuse_if_torn(self, what: str) -> None:
         if self._is_torn():
-            msg = f"cannot {what} here: a signal handler or finalizer that interrupted the pool itself must not wait"
-            raise PoolkitError(msg)
+            self._refuse_torn(what)
+
+    @staticmethod
+    def _refuse_torn(what: str) -> NoReturn:
+        msg = f"cannot {what} here: a signal handler or finalizer that interrupted the pool itself must not wait"
+        raise PoolkitError(msg)
 
     def _check_owner(self) -> None:
         if self._is_copy():
@@ -468,7 +517,8 @@ class Supervisor:
 
     def _step(self) -> bool:
         """Do what is due, then wait for the workforce once; False when the pool is closed."""
-        with self._lock:
+        reader = self._reader
+        with reader.lock, self._lock:
             now = self.clock()
             if self._dropped:
                 self._scheduler.shutdown(cancel_queued=False, kill=False, now=now)
@@ -479,21 +529,42 @@ class Supervisor:
             closed = self._scheduler.phase is PoolPhase.CLOSED
         self._publish(settled)
         del settled  # nothing is kept alive while it waits
+        self._call_back()
         self.tell()
         if closed:
             return False
-        with self._lock:  # callbacks took their time, and may have submitted
+        self._wait()
+        with reader.lock:
+            settled = self._handle(self.workforce.act())
+        self._publish(settled)
+        return True
+
+    def _wait(self) -> None:
+        """Wait until there is something to do. While others read the links, look up now and then, without a lock."""
+        while 0.0 < (spared := self._reader.spared()) < math.inf:
+            if self.workforce.wait(spared, links=False) or self._due <= self.clock():
+                return
+        with self._lock:
             deadline = self._scheduler.next_deadline()
             self._sleeping_until = math.inf if deadline is None else deadline
-        timeout = None if deadline is None else min(max(0.0, deadline - self.clock()), LONGEST_WAIT)
-        self.deliver(self.workforce.wait(timeout))
-        return True
+        left = LONGEST_WAIT if deadline is None else max(0.0, deadline - self.clock())
+        self.workforce.wait(min(left, LONGEST_WAIT), links=not spared)
+
+    def _call_back(self) -> None:
+        while self._uncalled:
+            task, callbacks = self._uncalled.popleft()
+            _publishing.depth = getattr(_publishing, "depth", 0) + 1
+            try:
+                task.call_back(callbacks)
+            finally:
+                _publishing.depth -= 1
 
     def _finish(self) -> None:
         """Release everything. Once; by the thread, or by `shutdown` when there never was one."""
         with self._lock:
             if self._closed.is_set():
                 return
+        self._reader.close()
         try:
             self.workforce.close()
         finally:
@@ -516,6 +587,7 @@ class Supervisor:
         self.forked = True
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
+        self._reader = Reader(None, self._take, self.workforce.wake)
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
         for task in self._scheduler.give_up():

@@ -34,6 +34,7 @@ class ThreadWorkforce:
     """Threads behind the Workforce protocol. `deliver` is set by the supervisor that drives it."""
 
     kind = "thread"
+    links = None
     max_batch = 1  # a message to a thread costs next to nothing, so sending ahead gains nothing
 
     def __init__(
@@ -141,18 +142,19 @@ class ThreadWorkforce:
 
     # ===== the supervisor thread =====
 
-    def wait(self, timeout: float | None) -> list[Report]:
-        """Carry out the orders, then wait to be woken, for at most `timeout` seconds. Threads report by themselves."""
+    def wait(self, timeout: float, *, links: bool) -> bool:  # noqa: ARG002 -- there are none
+        """Wait to be woken, for at most `timeout` seconds. Threads report by themselves."""
+        if self._dying:
+            timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - self._clock()))
+        return self._wakeup.wait(timeout) or bool(self._dying)
+
+    def act(self) -> list[Report]:
+        """Carry out the orders, and give those up that do not stop."""
         reports: list[Report] = []
         self._wakeup.clear()
         while self._orders:
             what, member = self._orders.popleft()
             what(member, reports)
-        if self._dying:
-            left = max(0.0, min(at for at, _ in self._dying) - self._clock())
-            timeout = left if timeout is None else min(timeout, left)
-        if not reports:
-            self._wakeup.wait(timeout)
         now = self._clock()
         for at, member in self._dying:
             if at <= now and self._end(member):
@@ -160,6 +162,10 @@ class ThreadWorkforce:
                 reports.append(Died(member.id, stack=member.stack, abandoned=True))
         self._dying = [(at, member) for at, member in self._dying if not member.ended]
         return reports
+
+    def read(self) -> list[Report]:
+        """There are no links."""
+        return []
 
     def close(self) -> None:
         """Wait for the threads that are about to end; abandoned ones are left alone."""

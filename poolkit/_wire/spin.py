@@ -1,0 +1,60 @@
+"""Spin: look for a little while before sleeping, because to be woken on another CPU takes some fifty microseconds.
+
+    spinning   SPIN seconds of looking and yielding the CPU, then sleep
+    sleeping   sleep at once                                spinning -> sleeping   GIVE_UP waits in a row outlasted it
+                                                            sleeping -> spinning   a sleep was short enough to pay
+So who waits for long tasks, or has nothing to do, spins a few times in all; an idle pool not at all.
+Owner: the one thread that waits.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from poolkit import _os
+
+SPIN = 50e-6  # seconds; 0 switches spinning off
+WORTH = 3 * SPIN  # a sleep that was over so soon, its own wake-up included, would have been a short spin
+GIVE_UP = 3
+
+
+class Poller(Protocol):
+    """What is waited on."""
+
+    def poll(self, timeout: float | None = None) -> object:
+        """True in a condition when there is something to read; waits for `timeout` milliseconds, None: for ever."""
+
+
+class Spin:
+    """How one waiter waits. Not thread-safe."""
+
+    __slots__ = ("_in_vain",)
+
+    def __init__(self) -> None:
+        self._in_vain = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long to look before the next sleep."""
+        return SPIN if self._in_vain < GIVE_UP else 0.0
+
+    def paid(self) -> None:
+        """What was waited for came while spinning."""
+        self._in_vain = 0
+
+    def slept(self, seconds: float) -> None:
+        """It took a sleep, after so many seconds in all."""
+        self._in_vain = 0 if seconds < WORTH else self._in_vain + 1
+
+    def wait(self, poller: Poller) -> None:
+        """Return when there is something to read. Blocks."""
+        started = time.monotonic()
+        end = started + self.seconds
+        while time.monotonic() < end:
+            if poller.poll(0):
+                self._in_vain = 0
+                return
+            _os.yield_cpu()
+        poller.poll()
+        self.slept(time.monotonic() - started)

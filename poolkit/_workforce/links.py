@@ -1,0 +1,99 @@
+"""Links: the owner's ends of all workers' links as one set, to be waited on and read.
+
+Who may read at a moment is for `_workforce/reader.py` to say; the set itself knows nobody.
+Owner: whoever holds the reader's lock: `read`, `drain`, `remove`. `poll` and `nudge` are for any thread.
+"""
+
+from __future__ import annotations
+
+import time
+
+from poolkit import _os
+from poolkit._core.workforce import Begun, BootFailed, Drained, Finished, Ready, Report
+from poolkit._wire import codec, messages
+from poolkit._workforce.member import Member
+from poolkit.task import Outcome
+
+_BROKEN = (EOFError, OSError, MemoryError, OverflowError)  # closed, or nonsense
+
+
+class Links:
+    """The links of one pool's workers."""
+
+    def __init__(self) -> None:
+        self._poller = _os.LinkPoller()
+        self._members: dict[int, Member] = {}  # by the descriptor of their outcomes
+        self._nudge = _os.Wakeup()
+        self._poller.register(self._nudge.fileno())
+        self.fileno = self._poller.fileno  # readable when a link is; None where there is no such thing
+        self.poll = self._poller.poll  # for at most so many seconds; true when there is something to read
+
+    def add(self, member: Member) -> None:
+        """Read this worker's link from now on."""
+        self._members[member.outcomes_fd] = member
+        self._poller.register(member.outcomes_fd)
+
+    def remove(self, member: Member) -> None:
+        """Read it no more. Idempotent."""
+        if self._members.pop(member.outcomes_fd, None) is not None:
+            self._poller.unregister(member.outcomes_fd)
+
+    def nudge(self) -> None:
+        """Make whoever polls look up. From any thread."""
+        self._nudge.set()
+
+    def read(self, reports: list[Report]) -> list[Member]:
+        """Read once from every link that has something; returns the workers whose link is of no use any more."""
+        broken = []
+        for fd in self.poll(0):
+            member = self._members.get(fd)
+            if member is None:
+                if fd == self._nudge.fileno():
+                    self._nudge.clear()
+                continue
+            try:
+                receive(member, reports)
+            except BlockingIOError:
+                continue
+            except _BROKEN:
+                # A worker without a link is of no use. Most often it is ending by itself just now.
+                self.remove(member)
+                broken.append(member)
+        return broken
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        self._members.clear()
+        self._poller.close()
+        self._nudge.close()
+
+
+def drain(member: Member, reports: list[Report]) -> None:
+    """Read what a dead worker left."""
+    try:
+        while True:
+            receive(member, reports)
+    except _BROKEN:  # BlockingIOError is an OSError
+        return
+
+
+def receive(member: Member, reports: list[Report]) -> None:
+    """Turn what one read of a worker's link gives into reports; raises what the reader raises."""
+    assert member.reader is not None  # noqa: S101 -- a link is added together with its reader
+    worker_id = member.id
+    for (kind, task_id, started, ended, rss, _), payload in member.reader.receive():
+        if kind == messages.VALUE:
+            outcome = Outcome(payload, ok=True, load=codec.load_value)
+            reports.append(Finished(worker_id, task_id, outcome, started, ended, rss))
+        elif kind == messages.ERROR:
+            outcome = Outcome(payload, ok=False, load=codec.load_error)
+            reports.append(Finished(worker_id, task_id, outcome, started, ended, rss))
+        elif kind == messages.DRAINED:
+            reports.append(Drained(worker_id))
+        elif kind == messages.READY and member.pid is None:  # said once; later, only a hostile task says it
+            member.pid = task_id
+            reports.append(Ready(worker_id, task_id))
+        elif kind == messages.BEGUN:
+            reports.append(Begun(worker_id, task_id, time.monotonic()))
+        elif kind == messages.BOOT_FAILED:
+            reports.append(BootFailed(worker_id, codec.load_error(payload)))
