@@ -11,6 +11,7 @@ import pytest
 import poolkit
 import support
 import support_functions as work
+import support_objects as objects
 from chaos import faults
 from support import Gate
 
@@ -153,7 +154,7 @@ def test_a_module_to_preload_that_never_ends(
 
 def test_a_result_that_cannot_be_read_here(new_gate: Callable[[], Gate]) -> None:
     with faults.new_pool(1) as pool:
-        task = pool.submit(work.make_bad_here, os.getpid())
+        task = pool.submit(objects.make_bad_here, os.getpid())
         with pytest.raises(LookupError, match="unpickled here"):
             task.result()
         assert pool.submit(work.pid).result() == pool.submit(work.pid).result()

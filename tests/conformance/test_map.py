@@ -8,6 +8,7 @@ import weakref
 import pytest
 
 import support_functions as work
+import support_objects as objects
 from poolkit import WorkerCrashed
 from support import wait_until
 
@@ -161,7 +162,7 @@ def test_timeout_counts_from_the_call(pool, hold):
 
 @pytest.mark.needs("by_value")
 def test_an_item_that_cannot_be_pickled_fails_at_its_place(pool):
-    results = pool.map(work.identity, [1, work.RaisesOnPickle()], chunksize=1)
+    results = pool.map(work.identity, [1, objects.RaisesOnPickle()], chunksize=1)
     assert next(results) == 1
     with pytest.raises(Exception, match="cannot be pickled"):
         next(results)
@@ -195,8 +196,12 @@ def test_items_are_retried_by_themselves(make_pool, journal):
 
 @pytest.mark.needs("real_time", "kill_running")
 def test_the_time_limit_of_a_view_is_per_item(make_pool):
-    pool = make_pool(2)
-    results = pool.options(timeout=2.0).map(lambda number: work.spin() if number == 2 else number, range(4))
+    def spin_at_two(number):
+        return work.spin() if number == 2 else number
+
+    # A worker is up when it has run it once, so the limit is for the items alone and not for imports.
+    pool = make_pool(2, initializer=spin_at_two, initargs=(0,))
+    results = pool.options(timeout=0.5).map(spin_at_two, range(4))
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(TimeoutError):
         next(results)
@@ -204,7 +209,7 @@ def test_the_time_limit_of_a_view_is_per_item(make_pool):
 
 @pytest.mark.needs("by_value")
 def test_yielded_items_are_not_kept_alive(pool):
-    results = pool.map(work.make_payload, range(3), chunksize=1)
+    results = pool.map(objects.make_payload, range(3), chunksize=1)
     reference = weakref.ref(next(results))
     wait_until(lambda: reference() is None, "the item is gone")
     results.close()

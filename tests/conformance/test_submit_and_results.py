@@ -12,6 +12,7 @@ import pytest
 
 import poolkit
 import support_functions as work
+import support_objects as objects
 from support import wait_until
 
 
@@ -73,7 +74,7 @@ def test_a_thousand_tasks_all_get_their_own_result(make_pool):
 
 
 def test_result_can_be_read_again(pool):
-    task = pool.submit(work.make_payload, 1)
+    task = pool.submit(objects.make_payload, 1)
     assert task.result() is task.result()
 
 
