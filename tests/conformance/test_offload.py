@@ -12,6 +12,8 @@ import support_offloaded as offloaded
 from poolkit import Task, use_pool
 from poolkit.testing import FakePool
 
+pytestmark = pytest.mark.one_start_method
+
 
 @pytest.fixture
 def used(pool):
