@@ -15,7 +15,7 @@ import threading
 from typing import Any, NoReturn
 
 import poolkit
-from support import Gate, Journal
+from support_gates import Gate, Journal
 
 # ===== plain work =====
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import poolkit
 import support_functions as work
-from support import Gate, Journal, retry_until
+from support import retry_until
+from support_gates import Gate, Journal
 
 if TYPE_CHECKING:
     from typing_extensions import Self

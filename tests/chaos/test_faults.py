@@ -13,7 +13,7 @@ import support
 import support_functions as work
 import support_objects as objects
 from chaos import faults
-from support import Gate
+from support_gates import Gate
 
 pytestmark = pytest.mark.slow
 
@@ -139,7 +139,7 @@ def test_a_module_to_preload_that_never_ends(
 ) -> None:
     """The template process does not even hear that it is to end; it is killed in the end."""
     arrived = new_gate()
-    statements = f"import support, time\nsupport.Gate({arrived.path!r}).signal()\nwhile True: pass"
+    statements = f"import support_gates\nsupport_gates.Gate({arrived.path!r}).signal()\nwhile True: pass"
     (tmp_path / "endless_preload.py").write_text(statements, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("poolkit._workforce.nursery.END_GRACE", 0.2)

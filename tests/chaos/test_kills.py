@@ -12,7 +12,7 @@ import poolkit
 import support
 import support_functions as work
 from chaos import faults
-from support import Gate, Journal
+from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
 

@@ -215,8 +215,8 @@ def test_nursery_dies(make_pool, hold):
 
 PROGRAM = """\
 import os, sys
-import poolkit, support, support_functions as work
-gate, journal = support.Gate(sys.argv[1]), support.Journal(sys.argv[2])
+import poolkit, support_gates, support_functions as work
+gate, journal = support_gates.Gate(sys.argv[1]), support_gates.Journal(sys.argv[2])
 pool = poolkit.Pool(2, **{settings!r})
 """
 
