@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import threading
 from typing import Any, NoReturn
@@ -162,6 +161,8 @@ def hold_the_gil(arrived: Gate | None = None) -> NoReturn:
 
 def start_program(arrived: Gate, journal: Journal) -> NoReturn:
     """Start a program that would live on by itself, and wait for it."""
+    import subprocess
+
     with subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"]) as program:
         journal.write(program.pid)
         arrived.signal()
