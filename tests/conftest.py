@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 
 import support
+import support_gates
+import support_leaks
 
 # A run on a build machine is the same run every time; at a desk each one tries something new.
 hypothesis.settings.register_profile("poolkit", deadline=None, derandomize="CI" in os.environ)
@@ -23,21 +25,21 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Fail a test that hangs, or leaves a thread, process, descriptor or shared memory behind."""
-    before = support.snapshot()
+    before = support_leaks.snapshot()
     with support.watchdog():
         yield
-    leaks = support.find_leaks(before)
+    leaks = support_leaks.find_leaks(before)
     if leaks:
         pytest.fail("left behind:\n  " + "\n  ".join(leaks), pytrace=False)
 
 
 @pytest.fixture
-def new_gate(tmp_path: Path) -> Iterator[Callable[[], support.Gate]]:
+def new_gate(tmp_path: Path) -> Iterator[Callable[[], support_gates.Gate]]:
     """Make gates; all are closed after the test."""
-    gates: list[support.Gate] = []
+    gates: list[support_gates.Gate] = []
 
-    def make() -> support.Gate:
-        gates.append(support.Gate.create(tmp_path / f"gate-{len(gates)}"))
+    def make() -> support_gates.Gate:
+        gates.append(support_gates.Gate.create(tmp_path / f"gate-{len(gates)}"))
         return gates[-1]
 
     yield make
@@ -46,6 +48,6 @@ def new_gate(tmp_path: Path) -> Iterator[Callable[[], support.Gate]]:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> support.Journal:
+def journal(tmp_path: Path) -> support_gates.Journal:
     """Lines that tasks write."""
-    return support.Journal(tmp_path / "journal")
+    return support_gates.Journal(tmp_path / "journal")

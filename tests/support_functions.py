@@ -1,4 +1,7 @@
-"""What tests have workers do. Importable by name here and in the workers, which get the owner's `sys.path`."""
+"""What tests have workers do. Importable by name here and in the workers, which get the owner's `sys.path`.
+
+Every worker of every test imports it, so it imports little; nothing here needs the owner's half of the library.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,12 @@ import contextlib
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import threading
-import weakref
-from pathlib import Path
 from typing import Any, NoReturn
 
 import poolkit
-from support import Gate, Journal
+from support_gates import Gate, Journal
 
 # ===== plain work =====
 
@@ -161,6 +161,8 @@ def hold_the_gil(arrived: Gate | None = None) -> NoReturn:
 
 def start_program(arrived: Gate, journal: Journal) -> NoReturn:
     """Start a program that would live on by itself, and wait for it."""
+    import subprocess
+
     with subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"]) as program:
         journal.write(program.pid)
         arrived.signal()
@@ -250,102 +252,6 @@ def recurse(depth: int = 0) -> int:
     return recurse(depth + 1) + 1
 
 
-# ===== what pickles badly =====
-
-
-class RaisesOnPickle:
-    def __reduce__(self) -> NoReturn:
-        raise ZeroDivisionError("cannot be pickled")
-
-
-class RaisesOnUnpickle:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return raise_value_error, ("cannot be unpickled",)
-
-
-class DiesOnUnpickle:
-    """Kills the process that unpickles it, unless it is the one given."""
-
-    def __init__(self, spared: int) -> None:
-        self.spared = spared
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _die_unless, (self.spared,)
-
-
-def _die_unless(spared: int) -> DiesOnUnpickle:
-    if os.getpid() != spared:
-        die()
-    return DiesOnUnpickle(spared)
-
-
-class HangsOnUnpickle:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return spin, ()
-
-
-class BadHere:
-    """Unpickles everywhere but in the process given."""
-
-    def __init__(self, here: int) -> None:
-        self.here = here
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _raise_in, (self.here,)
-
-
-def _raise_in(here: int) -> None:
-    if os.getpid() == here:
-        raise LookupError("cannot be unpickled here")
-
-
-def make_bad_here(here: int) -> BadHere:
-    return BadHere(here)
-
-
-def make_unpicklable() -> Any:
-    return {"inner": [threading.Lock()]}
-
-
-class Payload:
-    """Something a weak reference can point to."""
-
-    def __init__(self, value: object = None) -> None:
-        self.value = value
-
-
-def make_payload(value: object = None) -> Payload:
-    return Payload(value)
-
-
-def value_of(payload: Payload) -> object:
-    return payload.value
-
-
-_remembered: dict[str, weakref.ref[Any]] = {}
-
-
-def remember(payload: Payload, name: str) -> Payload:
-    """Keep weak references to the argument and to the result."""
-    _remembered[name] = weakref.ref(payload)
-    result = Payload()
-    _remembered["result"] = weakref.ref(result)
-    return result
-
-
-def remember_exception(text: str) -> NoReturn:
-    error = AttributedError(text, code=1)
-    _remembered["exception"] = weakref.ref(error)
-    try:
-        raise error
-    finally:
-        del error
-
-
-def is_forgotten(name: str) -> bool:
-    return _remembered.pop(name)() is None
-
-
 # ===== the worker's own state =====
 
 _state: dict[str, Any] = {}
@@ -388,7 +294,8 @@ def loaded_modules(*names: str) -> list[bool]:
 
 def grow(nbytes: int) -> int:
     """Keep so much memory in use after the task."""
-    _state["ballast"] = bytearray(os.urandom(1024) * (nbytes // 1024))
+    ballast = _state["ballast"] = bytearray(nbytes)
+    ballast[::4096] = b"x" * len(range(0, nbytes, 4096))  # memory counts when it is touched
     return os.getpid()
 
 
@@ -438,79 +345,10 @@ def wait_for_cancelled(arrived: Gate, noticed: Gate) -> bool:
             return True
 
 
-# ===== offload =====
-
-
-@poolkit.offload
-def offloaded_square(number: int) -> int:
-    return number * number
-
-
-@poolkit.offload(name="named", timeout=60)
-def offloaded_name() -> str:
-    task = poolkit.current_task()
-    assert task is not None
-    return task.name
-
-
-@poolkit.offload
-def offloaded_sum_of_squares(numbers: list[int]) -> int:
-    """Calls another offloaded function inside a worker."""
-    return sum(offloaded_square(number).result() for number in numbers)
-
-
-@poolkit.offload
-def offloaded_error() -> NoReturn:
-    raise ValueError("from the offloaded one")
-
-
-@poolkit.offload
-def offloaded_inner_error() -> str:
-    """Meets the exception of an inner call as its own."""
-    task = offloaded_error()
-    try:
-        task.result()
-    except ValueError as exc:
-        return f"caught {exc}, {task.state}"
-    return "nothing"
-
-
-@poolkit.offload(kind="thread")
-def offloaded_thread_id() -> int:
-    return threading.get_ident()
-
-
-class Account:
-    """Offloaded methods of the three sorts."""
-
-    rate = 2
-
-    def __init__(self, amount: int) -> None:
-        self.amount = amount
-
-    @poolkit.offload
-    def times(self, factor: int) -> int:
-        return self.amount * factor
-
-    @poolkit.offload
-    @classmethod
-    def rated(cls, amount: int) -> int:
-        return amount * cls.rate
-
-    @poolkit.offload
-    @staticmethod
-    def plus(left: int, right: int) -> int:
-        return left + right
-
-
-def call_offloaded(function: Any, *args: Any) -> Any:
-    """Call an offloaded function that came as an argument."""
-    return function(*args).result()
-
-
 def limit_memory(more: int) -> None:
     """Let this process have `more` bytes of memory beyond what it has mapped now."""
     import resource
+    from pathlib import Path
 
     mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))

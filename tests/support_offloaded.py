@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from typing import Any
 
 import poolkit
 
@@ -83,3 +85,51 @@ class Scale:
     def static(number: int) -> int:
         """A static method."""
         return 5 * number
+
+
+# ===== as a user meets them =====
+
+
+@poolkit.offload
+def offloaded_square(number: int) -> int:
+    return number * number
+
+
+@poolkit.offload(name="named", timeout=60)
+def offloaded_name() -> str:
+    task = poolkit.current_task()
+    assert task is not None
+    return task.name
+
+
+@poolkit.offload(kind="thread")
+def offloaded_thread_id() -> int:
+    return threading.get_ident()
+
+
+class Account:
+    """Offloaded methods of the three sorts."""
+
+    rate = 2
+
+    def __init__(self, amount: int) -> None:
+        self.amount = amount
+
+    @poolkit.offload
+    def times(self, factor: int) -> int:
+        return self.amount * factor
+
+    @poolkit.offload
+    @classmethod
+    def rated(cls, amount: int) -> int:
+        return amount * cls.rate
+
+    @poolkit.offload
+    @staticmethod
+    def plus(left: int, right: int) -> int:
+        return left + right
+
+
+def call_offloaded(function: Any, *args: Any) -> Any:
+    """Call an offloaded function that came as an argument."""
+    return function(*args).result()

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import poolkit
 import support_functions as work
-from support import Gate, Journal, retry_until
+from support import retry_until
+from support_gates import Gate, Journal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,9 +52,13 @@ def new_pool(max_workers: int, **options: Any) -> poolkit.Pool:
 # ===== who kills =====
 
 
-def worker_pids(pool: poolkit.Pool, *states: str) -> list[int]:
-    """Processes of a pool's workers, in some states or any."""
-    return [info.pid for info in pool.workers() if info.pid is not None and (not states or info.state in states)]
+def worker_pids(pool: poolkit.Pool, *states: str, tasks_done: int = 0) -> list[int]:
+    """Processes of a pool's workers, in some states or any, that have done so many tasks."""
+    return [
+        info.pid
+        for info in pool.workers()
+        if info.pid is not None and (not states or info.state in states) and info.tasks_done >= tasks_done
+    ]
 
 
 def template_pid(pool: poolkit.Pool) -> int:
@@ -79,7 +84,11 @@ def kill_worker(pool: poolkit.Pool, pid: int) -> bool:
 
 
 class Killer:
-    """A thread that kills random workers of a pool, every `every` seconds or so, until the `with` is left."""
+    """A thread that kills random workers of a pool, every `every` seconds or so, until the `with` is left.
+
+    It spares those that have done nothing yet. On a busy machine it would kill several in a row of them, which is what
+    a pool takes for workers that cannot start: it waits longer each time, and in the end tells its tasks.
+    """
 
     def __init__(self, pool: poolkit.Pool, rng: random.Random, *states: str, every: float = 0.02) -> None:
         self.kills = 0
@@ -92,7 +101,7 @@ class Killer:
 
     def _run(self) -> None:
         while not self._over.wait(self._every * self._rng.uniform(0.5, 1.5)):
-            pids = worker_pids(self._pool, *self._states)
+            pids = worker_pids(self._pool, *self._states, tasks_done=1)
             if pids:
                 self.kills += kill_worker(self._pool, self._rng.choice(pids))
 

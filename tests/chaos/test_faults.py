@@ -11,8 +11,9 @@ import pytest
 import poolkit
 import support
 import support_functions as work
+import support_objects as objects
 from chaos import faults
-from support import Gate
+from support_gates import Gate
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +139,7 @@ def test_a_module_to_preload_that_never_ends(
 ) -> None:
     """The template process does not even hear that it is to end; it is killed in the end."""
     arrived = new_gate()
-    statements = f"import support, time\nsupport.Gate({arrived.path!r}).signal()\nwhile True: pass"
+    statements = f"import support_gates\nsupport_gates.Gate({arrived.path!r}).signal()\nwhile True: pass"
     (tmp_path / "endless_preload.py").write_text(statements, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("poolkit._workforce.nursery.END_GRACE", 0.2)
@@ -153,7 +154,7 @@ def test_a_module_to_preload_that_never_ends(
 
 def test_a_result_that_cannot_be_read_here(new_gate: Callable[[], Gate]) -> None:
     with faults.new_pool(1) as pool:
-        task = pool.submit(work.make_bad_here, os.getpid())
+        task = pool.submit(objects.make_bad_here, os.getpid())
         with pytest.raises(LookupError, match="unpickled here"):
             task.result()
         assert pool.submit(work.pid).result() == pool.submit(work.pid).result()

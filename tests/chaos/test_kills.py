@@ -12,7 +12,7 @@ import poolkit
 import support
 import support_functions as work
 from chaos import faults
-from support import Gate, Journal
+from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def test_kills_of_the_template_process(journal: Journal, new_gate: Callable[[], 
     """Running tasks crash with their workers, what was sent or queued runs elsewhere, and a new template serves."""
     arrived, never = new_gate(), new_gate()
     with faults.new_pool(2) as pool:
-        for turn in range(faults.scaled(15)):
+        for turn in range(faults.scaled(8)):
             held = [pool.submit(work.arrive_and_wait, arrived, never) for _ in range(2)]
             tasks = [pool.submit(work.write_line, journal, turn * 100 + number) for number in range(20)]
             arrived.wait(2)
@@ -108,8 +108,8 @@ def test_kills_of_the_template_process(journal: Journal, new_gate: Callable[[], 
                 assert "template process" in str(error)
             assert [task.result() for task in tasks] == [turn * 100 + number for number in range(20)]
         faults.check_serves(pool, new_gate)
-        assert pool.stats().crashed == 2 * faults.scaled(15)
-    assert len(faults.check_ran_once(journal)) == 20 * faults.scaled(15)
+        assert pool.stats().crashed == 2 * faults.scaled(8)
+    assert len(faults.check_ran_once(journal)) == 20 * faults.scaled(8)
 
 
 def test_kills_of_the_template_process_at_any_moment(journal: Journal, new_gate: Callable[[], Gate]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import poolkit
 import support_functions as work
 from chaos import faults
-from support import Gate, Journal
+from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
 

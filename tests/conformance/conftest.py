@@ -18,7 +18,8 @@ import pytest
 import support_functions as work
 from poolkit import Pool, Task
 from poolkit.testing import FakePool
-from support import WATCHDOG, Gate
+from support import WATCHDOG
+from support_gates import Gate
 
 REASONS = {
     "background": "a task runs inside submit, so nothing can happen beside it",

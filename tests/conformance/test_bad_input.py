@@ -8,6 +8,7 @@ import pytest
 
 import poolkit
 import support_functions as work
+import support_objects as objects
 from poolkit import Pool
 from poolkit.testing import FakePool
 
@@ -200,7 +201,7 @@ def test_environment_names_that_no_system_takes_are_refused(name):
 
 def test_an_initializer_that_cannot_be_pickled_is_refused():
     with pytest.raises(poolkit.SerializationError, match="cannot be pickled"):
-        Pool(1, initializer=work.identity, initargs=(work.RaisesOnPickle(),))
+        Pool(1, initializer=work.identity, initargs=(objects.RaisesOnPickle(),))
 
 
 def test_a_fake_pool_has_two_modes():

@@ -14,6 +14,7 @@ import pytest
 
 import poolkit
 import support_functions as work
+import support_objects as objects
 from poolkit import RemoteError, SerializationError, TaskTimeout, WorkerCrashed
 
 pytestmark = pytest.mark.one_start_method
@@ -147,10 +148,11 @@ def test_a_crash_in_c_code_shows_the_python_stack(pool):
 
 
 @pytest.mark.needs("kill_running", "real_time")
-def test_a_timeout_shows_where_the_task_was_stuck(pool):
-    error = error_of(pool.options(timeout=1.0).submit(work.spin))
+def test_a_timeout_shows_where_the_task_was_stuck(make_pool):
+    pool = make_pool(initializer=work.none_of_it)  # so that it does not import within the limit, but spins
+    error = error_of(pool.options(timeout=0.3).submit(work.spin))
     assert type(error) is TaskTimeout
-    assert error.timeout == 1.0
+    assert error.timeout == 0.3
     assert "support_functions.py" in error.stack.splitlines()[0]
     assert "in spin" in error.stack
     assert error.stack in str(error)
@@ -184,7 +186,7 @@ def test_an_argument_that_cannot_be_pickled_is_named(pool, arguments, keywords, 
 
 @pytest.mark.needs("by_value")
 def test_the_place_of_the_submit_is_in_the_notes(pool):
-    error = error_of(pool.submit(work.identity, work.RaisesOnPickle()))
+    error = error_of(pool.submit(work.identity, objects.RaisesOnPickle()))
     (note,) = error.__notes__
     assert "identity was submitted at" in note
     assert "test_errors.py" in note
@@ -193,7 +195,7 @@ def test_the_place_of_the_submit_is_in_the_notes(pool):
 
 @pytest.mark.needs("by_value")
 def test_a_result_that_cannot_be_pickled_is_named(pool):
-    error = error_of(pool.submit(work.make_unpicklable))
+    error = error_of(pool.submit(objects.make_unpicklable))
     assert type(error) is SerializationError
     assert '["inner"][0]: _thread.lock' in str(error)
 

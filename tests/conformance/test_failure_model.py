@@ -12,6 +12,7 @@ import pytest
 import poolkit
 import support
 import support_functions as work
+import support_objects as objects
 from poolkit import InitializerFailed, SerializationError, TaskCancelled, TaskTimeout, WorkerCrashed
 from support import WATCHDOG, parent_of, wait_for_exit
 
@@ -89,9 +90,9 @@ def test_worker_dies_idle(make_pool, recorder):
 
 @pytest.mark.needs("real_time", "kill_running")
 def test_run_time_limit(make_pool, hold):
-    pool = make_pool(2)
+    pool = make_pool(2, initializer=work.none_of_it)  # so that it does not import within the limit, but spins
     held = hold(pool, "kept")
-    stuck = pool.options(timeout=1.0).submit(work.spin)
+    stuck = pool.options(timeout=0.3).submit(work.spin)
     others = [pool.submit(work.square, number) for number in range(5)]
     error = stuck.exception()
     assert type(error) is TaskTimeout
@@ -122,7 +123,7 @@ def test_cancel(make_pool, hold, new_gate, journal):
 @pytest.mark.needs("by_value")
 def test_argument_cannot_be_pickled(pool):
     before = [pool.submit(work.square, number) for number in range(5)]
-    failing = pool.submit(work.identity, {"part": work.RaisesOnPickle()})
+    failing = pool.submit(work.identity, {"part": objects.RaisesOnPickle()})
     error = failing.exception()
     assert type(error) is SerializationError
     assert 'args[0]["part"]' in str(error)
@@ -132,7 +133,7 @@ def test_argument_cannot_be_pickled(pool):
 
 @pytest.mark.needs("by_value")
 def test_argument_cannot_be_unpickled(pool):
-    failing = pool.submit(work.identity, work.RaisesOnUnpickle())
+    failing = pool.submit(work.identity, objects.RaisesOnUnpickle())
     with pytest.raises(ValueError, match="cannot be unpickled"):
         failing.result()
     check_others(pool)
@@ -140,7 +141,7 @@ def test_argument_cannot_be_unpickled(pool):
 
 @pytest.mark.needs("crash")
 def test_argument_kills_the_worker_while_it_is_unpickled(pool):
-    failing = pool.submit(work.identity, work.DiesOnUnpickle(os.getpid()))
+    failing = pool.submit(work.identity, objects.DiesOnUnpickle(os.getpid()))
     others = [pool.submit(work.square, number) for number in range(5)]
     assert type(failing.exception()) is WorkerCrashed
     check_others(pool, others)
@@ -148,7 +149,7 @@ def test_argument_kills_the_worker_while_it_is_unpickled(pool):
 
 @pytest.mark.needs("process", "real_time")
 def test_argument_hangs_while_it_is_unpickled(pool):
-    failing = pool.options(timeout=0.2).submit(work.identity, work.HangsOnUnpickle())
+    failing = pool.options(timeout=0.2).submit(work.identity, objects.HangsOnUnpickle())
     others = [pool.submit(work.square, number) for number in range(5)]
     assert type(failing.exception()) is TaskTimeout
     check_others(pool, others)
@@ -156,7 +157,7 @@ def test_argument_hangs_while_it_is_unpickled(pool):
 
 @pytest.mark.needs("by_value")
 def test_result_cannot_be_pickled(pool):
-    failing = pool.submit(work.make_unpicklable)
+    failing = pool.submit(objects.make_unpicklable)
     others = [pool.submit(work.square, number) for number in range(5)]
     assert type(failing.exception()) is SerializationError
     check_others(pool, others)
@@ -164,7 +165,7 @@ def test_result_cannot_be_pickled(pool):
 
 @pytest.mark.needs("by_value")
 def test_result_cannot_be_unpickled_here(pool):
-    failing = pool.submit(work.make_bad_here, os.getpid())
+    failing = pool.submit(objects.make_bad_here, os.getpid())
     others = [pool.submit(work.square, number) for number in range(5)]
     with pytest.raises(LookupError, match="cannot be unpickled here"):
         failing.result()
@@ -214,8 +215,8 @@ def test_nursery_dies(make_pool, hold):
 
 PROGRAM = """\
 import os, sys
-import poolkit, support, support_functions as work
-gate, journal = support.Gate(sys.argv[1]), support.Journal(sys.argv[2])
+import poolkit, support_gates, support_functions as work
+gate, journal = support_gates.Gate(sys.argv[1]), support_gates.Journal(sys.argv[2])
 pool = poolkit.Pool(2, **{settings!r})
 """
 

@@ -15,6 +15,7 @@ from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, 
 import pytest
 
 import support_functions as work
+import support_objects as objects
 from poolkit import PoolClosed
 from support import WATCHDOG, wait_until
 
@@ -216,7 +217,7 @@ def without_gc():
 
 @pytest.mark.usefixtures("without_gc")
 def test_a_result_lives_as_long_as_its_task_only(pool):
-    task = pool.submit(work.make_payload)
+    task = pool.submit(objects.make_payload)
     reference = weakref.ref(task.result())
     assert reference() is not None
     del task
@@ -254,7 +255,7 @@ def test_an_exception_that_was_asked_for_is_in_no_cycle(pool):
 @pytest.mark.usefixtures("without_gc")
 def test_a_cancelled_task_keeps_nothing(pool, hold):
     held = hold(pool)
-    task = pool.submit(work.value_of, work.Payload())
+    task = pool.submit(objects.value_of, objects.Payload())
     task.cancel()
     reference = weakref.ref(task)
     del task
@@ -265,9 +266,9 @@ def test_a_cancelled_task_keeps_nothing(pool, hold):
 @pytest.mark.needs("by_reference")
 @pytest.mark.usefixtures("without_gc")
 def test_an_argument_is_dropped_when_its_task_is_done(pool):
-    payload = work.Payload(1)
+    payload = objects.Payload(1)
     reference = weakref.ref(payload)
-    task = pool.submit(work.value_of, payload)
+    task = pool.submit(objects.value_of, payload)
     del payload
     assert task.result() == 1
     wait_until(lambda: reference() is None, "the argument is gone")
@@ -275,15 +276,15 @@ def test_an_argument_is_dropped_when_its_task_is_done(pool):
 
 @pytest.mark.usefixtures("without_gc")
 def test_a_worker_keeps_neither_argument_nor_result(pool):
-    assert pool.submit(work.remember, work.Payload(), "argument").result() is not None
-    assert pool.submit(work.is_forgotten, "argument").result()
-    assert pool.submit(work.is_forgotten, "result").result()
+    assert pool.submit(objects.remember, objects.Payload(), "argument").result() is not None
+    assert pool.submit(objects.is_forgotten, "argument").result()
+    assert pool.submit(objects.is_forgotten, "result").result()
 
 
 @pytest.mark.usefixtures("without_gc")
 def test_a_worker_keeps_no_exception(pool):
     def meet():
-        assert isinstance(pool.submit(work.remember_exception, "text").exception(), work.AttributedError)
+        assert isinstance(pool.submit(objects.remember_exception, "text").exception(), work.AttributedError)
 
     meet()
-    assert pool.submit(work.is_forgotten, "exception").result()
+    assert pool.submit(objects.is_forgotten, "exception").result()

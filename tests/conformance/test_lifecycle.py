@@ -70,6 +70,7 @@ def test_warm_up_hears_of_shutdown(make_pool, new_gate, recorder):
 
 
 @pytest.mark.needs("background")
+@pytest.mark.one_start_method
 def test_workers_tell_what_they_do(make_pool, hold):
     pool = make_pool(2)
     pool.warm_up()

@@ -8,6 +8,7 @@ import weakref
 import pytest
 
 import support_functions as work
+import support_objects as objects
 from poolkit import WorkerCrashed
 from support import wait_until
 
@@ -16,20 +17,24 @@ def test_results_come_in_the_order_of_the_input(make_pool):
     assert list(make_pool(2).map(work.square, range(300))) == [number**2 for number in range(300)]
 
 
+@pytest.mark.one_start_method
 def test_the_shortest_iterable_ends_it(pool):
     assert list(pool.map(work.add, [1, 2, 3], itertools.count(10))) == [11, 13, 15]
 
 
+@pytest.mark.one_start_method
 def test_nothing_in_gives_nothing_out(pool):
     assert list(pool.map(work.square, [])) == []
     assert list(pool.starmap(work.add, [])) == []
 
 
+@pytest.mark.one_start_method
 def test_starmap_spreads_tuples(pool):
     assert list(pool.starmap(work.add, [(1, 2), [3, 4]])) == [3, 7]
 
 
 @pytest.mark.parametrize("chunksize", [1, 3, 7, 1000])
+@pytest.mark.one_start_method
 def test_every_chunksize_gives_the_same(pool, chunksize):
     assert list(pool.map(work.square, range(20), chunksize=chunksize)) == [number**2 for number in range(20)]
 
@@ -47,6 +52,7 @@ def test_unordered_gives_the_same_values(make_pool):
 
 
 @pytest.mark.needs("background")
+@pytest.mark.one_start_method
 def test_unordered_yields_as_results_arrive(make_pool, new_gate):
     pool, release, never = make_pool(2), new_gate(), new_gate()
 
@@ -61,6 +67,7 @@ def test_unordered_yields_as_results_arrive(make_pool, new_gate):
     assert list(results) == [never.path]
 
 
+@pytest.mark.one_start_method
 def test_endless_iterables_work(pool):
     results = pool.map(work.square, itertools.count())
     assert list(itertools.islice(results, 200)) == [number**2 for number in range(200)]
@@ -68,6 +75,7 @@ def test_endless_iterables_work(pool):
 
 
 @pytest.mark.parametrize("chunksize", [None, 2])
+@pytest.mark.one_start_method
 def test_no_more_than_buffersize_items_are_taken_ahead(make_pool, chunksize):
     taken = []
 
@@ -84,6 +92,7 @@ def test_no_more_than_buffersize_items_are_taken_ahead(make_pool, chunksize):
     results.close()
 
 
+@pytest.mark.one_start_method
 def test_an_exception_is_raised_at_its_place_and_ends_it(pool):
     results = pool.map(work.raise_if_negative, [1, 2, -3, 4])
     assert [next(results), next(results)] == [1, 2]
@@ -93,6 +102,7 @@ def test_an_exception_is_raised_at_its_place_and_ends_it(pool):
         next(results)
 
 
+@pytest.mark.one_start_method
 def test_an_exception_in_the_middle_of_a_chunk_keeps_what_came_before(pool):
     results = pool.map(work.raise_if_negative, [1, 2, -3, 4], chunksize=4)
     assert [next(results), next(results)] == [1, 2]
@@ -100,6 +110,7 @@ def test_an_exception_in_the_middle_of_a_chunk_keeps_what_came_before(pool):
         next(results)
 
 
+@pytest.mark.one_start_method
 def test_an_exception_of_the_iterable_arrives_as_itself(pool):
     def items():
         yield 1
@@ -111,6 +122,7 @@ def test_an_exception_of_the_iterable_arrives_as_itself(pool):
 
 
 @pytest.mark.needs("background")
+@pytest.mark.one_start_method
 def test_closing_cancels_the_rest(pool, hold, journal):
     held = hold(pool)
     results = pool.map(lambda number: journal.write(number), range(10))
@@ -123,6 +135,7 @@ def test_closing_cancels_the_rest(pool, hold, journal):
 
 
 @pytest.mark.needs("background")
+@pytest.mark.one_start_method
 def test_dropping_it_cancels_the_rest(pool, hold, journal):
     held = hold(pool)
     results = pool.map(lambda number: journal.write(number), range(10))
@@ -134,6 +147,7 @@ def test_dropping_it_cancels_the_rest(pool, hold, journal):
     assert journal.lines() == []
 
 
+@pytest.mark.one_start_method
 def test_closing_closes_a_generator_that_is_its_input(pool):
     closed = []
 
@@ -151,6 +165,7 @@ def test_closing_closes_a_generator_that_is_its_input(pool):
 
 
 @pytest.mark.needs("background")
+@pytest.mark.one_start_method
 def test_timeout_counts_from_the_call(pool, hold):
     held = hold(pool)
     results = pool.map(work.identity, [1], timeout=0.05)
@@ -160,8 +175,9 @@ def test_timeout_counts_from_the_call(pool, hold):
 
 
 @pytest.mark.needs("by_value")
+@pytest.mark.one_start_method
 def test_an_item_that_cannot_be_pickled_fails_at_its_place(pool):
-    results = pool.map(work.identity, [1, work.RaisesOnPickle()], chunksize=1)
+    results = pool.map(work.identity, [1, objects.RaisesOnPickle()], chunksize=1)
     assert next(results) == 1
     with pytest.raises(Exception, match="cannot be pickled"):
         next(results)
@@ -194,22 +210,30 @@ def test_items_are_retried_by_themselves(make_pool, journal):
 
 
 @pytest.mark.needs("real_time", "kill_running")
+@pytest.mark.one_start_method
+@pytest.mark.slow
 def test_the_time_limit_of_a_view_is_per_item(make_pool):
-    pool = make_pool(2)
-    results = pool.options(timeout=2.0).map(lambda number: work.spin() if number == 2 else number, range(4))
+    def spin_at_two(number):
+        return work.spin() if number == 2 else number
+
+    # A worker is up when it has run it once, so the limit is for the items alone and not for imports.
+    pool = make_pool(2, initializer=spin_at_two, initargs=(0,))
+    results = pool.options(timeout=0.5).map(spin_at_two, range(4))
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(TimeoutError):
         next(results)
 
 
 @pytest.mark.needs("by_value")
+@pytest.mark.one_start_method
 def test_yielded_items_are_not_kept_alive(pool):
-    results = pool.map(work.make_payload, range(3), chunksize=1)
+    results = pool.map(objects.make_payload, range(3), chunksize=1)
     reference = weakref.ref(next(results))
     wait_until(lambda: reference() is None, "the item is gone")
     results.close()
 
 
+@pytest.mark.one_start_method
 def test_map_of_a_map(make_pool):
     pool = make_pool(2)
     inner = pool.map(work.square, range(50))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pickle
 
 import pytest
-import support_offloaded as offloaded
 
 import poolkit
 import support_functions as work
+import support_offloaded as offloaded
 from poolkit import Task, use_pool
 from poolkit.testing import FakePool
+
+pytestmark = pytest.mark.one_start_method
 
 
 @pytest.fixture

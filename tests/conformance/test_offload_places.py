@@ -6,10 +6,10 @@ import asyncio
 import threading
 
 import pytest
-import support_offloaded as offloaded
 
 import poolkit
 import support_functions as work
+import support_offloaded as offloaded
 from poolkit import Pool, default_pool, offload, set_default_pool, use_pool
 
 pytestmark = pytest.mark.one_start_method
@@ -45,16 +45,16 @@ def test_the_innermost_pool_is_used(make_pool):
     outer, inner = make_pool(), make_pool()
     with use_pool(outer):
         with use_pool(inner):
-            work.offloaded_square(1).result()
-        work.offloaded_square(1).result()
-        work.offloaded_square(1).result()
+            offloaded.offloaded_square(1).result()
+        offloaded.offloaded_square(1).result()
+        offloaded.offloaded_square(1).result()
     assert (outer.stats().submitted, inner.stats().submitted) == (2, 1)
 
 
 def test_a_view_can_be_used(pool):
     with use_pool(pool.options(name="of the view")):
-        assert work.offloaded_square(3).name == "of the view"
-        assert work.offloaded_name().result() == "named"
+        assert offloaded.offloaded_square(3).name == "of the view"
+        assert offloaded.offloaded_name().result() == "named"
 
 
 def test_the_decorators_own_pool_comes_first(used, make_pool):
@@ -68,10 +68,10 @@ def test_a_pool_is_used_in_its_own_thread_only(pool):
     default = Pool(1, kind="thread")
     set_default_pool(default, "process")
     with use_pool(pool):
-        other = threading.Thread(target=lambda: work.offloaded_square(1).result())
+        other = threading.Thread(target=lambda: offloaded.offloaded_square(1).result())
         other.start()
         other.join()
-        work.offloaded_square(1).result()
+        offloaded.offloaded_square(1).result()
     assert (pool.stats().submitted, default.stats().submitted) == (1, 1)
 
 
@@ -81,7 +81,7 @@ def test_coroutines_use_pools_of_their_own(make_pool):
     async def use(pool, count):
         with use_pool(pool):
             for _ in range(count):
-                await work.offloaded_square(2)
+                await offloaded.offloaded_square(2)
 
     async def main():
         await asyncio.gather(use(pools[0], 2), use(pools[1], 3))
@@ -93,13 +93,13 @@ def test_coroutines_use_pools_of_their_own(make_pool):
 @pytest.mark.usefixtures("_no_defaults")
 @pytest.mark.slow
 def test_the_default_pool_is_of_processes():
-    assert work.offloaded_square(5).result() == 25
+    assert offloaded.offloaded_square(5).result() == 25
     assert (default_pool().kind, default_pool().stats().succeeded) == ("process", 1)
 
 
 @pytest.mark.usefixtures("_no_defaults")
 def test_an_offloaded_function_may_ask_for_threads():
-    assert work.offloaded_thread_id().result() != threading.get_ident()
+    assert offloaded.offloaded_thread_id().result() != threading.get_ident()
     assert default_pool("thread").stats().succeeded == 1
 
 
@@ -123,51 +123,51 @@ def test_threads_that_ask_at_once_get_the_same_default_pool():
 
 
 def test_it_looks_like_the_function():
-    assert work.offloaded_square.__name__ == "offloaded_square"
-    assert work.offloaded_square.__wrapped__(3) == 9
-    assert "offloaded_square" in repr(work.offloaded_square)
+    assert offloaded.offloaded_square.__name__ == "offloaded_square"
+    assert offloaded.offloaded_square.__wrapped__(3) == 9
+    assert "offloaded_square" in repr(offloaded.offloaded_square)
 
 
 @pytest.mark.usefixtures("used")
 def test_a_task_has_the_functions_name():
-    assert work.offloaded_square(7).name == "offloaded_square"
-    assert work.Account(3).times(4).name == "Account.times"
+    assert offloaded.offloaded_square(7).name == "offloaded_square"
+    assert offloaded.Account(3).times(4).name == "Account.times"
 
 
 @pytest.mark.usefixtures("used")
 def test_options_of_a_call_come_on_top():
-    changed = work.offloaded_name.options(name="other")
+    changed = offloaded.offloaded_name.options(name="other")
     assert changed().result() == "other"
     assert changed.options(timeout=50)().result() == "other"
-    assert work.offloaded_name().result() == "named"
+    assert offloaded.offloaded_name().result() == "named"
 
 
 @pytest.mark.usefixtures("used")
 def test_calls_can_be_awaited():
     async def main():
-        return await asyncio.gather(*(work.offloaded_square(number) for number in range(5)))
+        return await asyncio.gather(*(offloaded.offloaded_square(number) for number in range(5)))
 
     assert asyncio.run(main()) == [0, 1, 4, 9, 16]
 
 
 @pytest.mark.usefixtures("used")
 def test_methods_have_the_other_faces_too():
-    account = work.Account(3)
+    account = offloaded.Account(3)
     assert account.times.local(5) == 15
     assert list(account.times.map([1, 2])) == [3, 6]
     assert account.times.options(name="other")(2).name == "other"
-    assert work.Account.times(account, 6).result() == 18
-    assert work.Account.rated.local(7) == 14
-    assert work.Account.plus.local(5, 6) == 11
+    assert offloaded.Account.times(account, 6).result() == 18
+    assert offloaded.Account.rated.local(7) == 14
+    assert offloaded.Account.plus.local(5, 6) == 11
 
 
 @pytest.mark.usefixtures("used")
 def test_class_methods_see_the_class_they_were_called_on():
-    class Dear(work.Account):
+    class Dear(offloaded.Account):
         rate = 10
 
     assert Dear.rated(5).result() == 50
-    assert work.Account.rated(5).result() == 10
+    assert offloaded.Account.rated(5).result() == 10
 
 
 # ===== travelling =====
@@ -177,13 +177,13 @@ def test_class_methods_see_the_class_they_were_called_on():
     ("function", "arguments", "expected"),
     [
         pytest.param(offloaded.double, (3,), 6, id="function"),
-        pytest.param(work.Account(2).times, (3,), 6, id="method"),
-        pytest.param(work.Account.rated, (3,), 6, id="class-method"),
-        pytest.param(work.Account.plus, (3, 4), 7, id="static-method"),
+        pytest.param(offloaded.Account(2).times, (3,), 6, id="method"),
+        pytest.param(offloaded.Account.rated, (3,), 6, id="class-method"),
+        pytest.param(offloaded.Account.plus, (3, 4), 7, id="static-method"),
         pytest.param(offloaded.double.options(timeout=100), (3,), 6, id="with-options"),
-        pytest.param(work.Account(2).times.options(timeout=100), (3,), 6, id="method-with-options"),
+        pytest.param(offloaded.Account(2).times.options(timeout=100), (3,), 6, id="method-with-options"),
         pytest.param(offload(lambda number: number + 1), (3,), 4, id="lambda"),
     ],
 )
 def test_decorated_functions_travel_as_arguments(pool, function, arguments, expected):
-    assert pool.submit(work.call_offloaded, function, *arguments).result() == expected
+    assert pool.submit(offloaded.call_offloaded, function, *arguments).result() == expected

@@ -25,6 +25,7 @@ def test_a_pool_that_was_never_used_ends(make_pool):
     assert pool.stats().submitted == 0
 
 
+@pytest.mark.one_start_method
 def test_a_closed_pool_refuses_work(make_pool):
     pool = make_pool()
     task = pool.submit(work.add, 1, 2)

@@ -12,6 +12,7 @@ import pytest
 
 import poolkit
 import support_functions as work
+import support_objects as objects
 from support import wait_until
 
 
@@ -19,6 +20,7 @@ def test_result_is_what_the_function_returned(pool):
     assert pool.submit(work.add, 1, 2).result() == 3
 
 
+@pytest.mark.one_start_method
 def test_every_keyword_belongs_to_the_function(pool):
     keywords = {"fn": 1, "self": 2, "timeout": 3, "name": 4, "args": 5, "kwargs": 6, "block": 7}
     assert pool.submit(work.collect, 0, **keywords).result() == ((0,), keywords)
@@ -35,6 +37,7 @@ def test_every_keyword_belongs_to_the_function(pool):
         pytest.param(lambda number: number + 1, (1,), 2, id="lambda"),
     ],
 )
+@pytest.mark.one_start_method
 def test_anything_callable_can_be_submitted(pool, function, arguments, expected):
     assert pool.submit(function, *arguments).result() == expected
 
@@ -72,11 +75,13 @@ def test_a_thousand_tasks_all_get_their_own_result(make_pool):
     assert [task.result() for task in tasks] == [number * number for number in range(1000)]
 
 
+@pytest.mark.one_start_method
 def test_result_can_be_read_again(pool):
-    task = pool.submit(work.make_payload, 1)
+    task = pool.submit(objects.make_payload, 1)
     assert task.result() is task.result()
 
 
+@pytest.mark.one_start_method
 def test_exception_can_be_read_again(pool):
     task = pool.submit(work.raise_value_error, "no")
     with pytest.raises(ValueError, match="no") as caught:
@@ -84,10 +89,12 @@ def test_exception_can_be_read_again(pool):
     assert task.exception() is caught.value
 
 
+@pytest.mark.one_start_method
 def test_exception_of_a_success_is_none(pool):
     assert pool.submit(work.none_of_it).exception() is None
 
 
+@pytest.mark.one_start_method
 def test_a_done_task_tells_what_became_of_it(pool):
     first, second = pool.submit(work.square, 2), pool.submit(work.raise_value_error, "no")
     assert (first.result(), str(second.exception())) == (4, "no")
@@ -105,6 +112,7 @@ def test_a_done_task_tells_what_became_of_it(pool):
 
 
 @pytest.mark.needs("background")
+@pytest.mark.one_start_method
 def test_a_task_is_queued_then_running_then_done(pool, hold):
     held = hold(pool, "value")
     queued = pool.submit(work.none_of_it)
@@ -119,6 +127,7 @@ def test_a_task_is_queued_then_running_then_done(pool, hold):
 
 
 @pytest.mark.needs("background")
+@pytest.mark.one_start_method
 def test_waiting_may_time_out_and_harms_nothing(pool, hold):
     held = hold(pool, "late")
     with pytest.raises(TimeoutError):
@@ -130,6 +139,7 @@ def test_waiting_may_time_out_and_harms_nothing(pool, hold):
 
 
 @pytest.mark.needs("by_value", "background")
+@pytest.mark.one_start_method
 def test_arguments_are_what_they_were_when_submitted(pool, hold):
     held = hold(pool)
     items = [1]
@@ -140,6 +150,7 @@ def test_arguments_are_what_they_were_when_submitted(pool, hold):
 
 
 @pytest.mark.needs("by_value")
+@pytest.mark.one_start_method
 def test_a_task_does_not_change_the_callers_objects(pool):
     items = [1]
     assert pool.submit(work.append_to, items, 2).result() == 2
@@ -195,6 +206,7 @@ def test_what_a_task_prints_reaches_the_owners_streams(make_pool, capfd):
     assert (captured.out, captured.err) == ("to stdout\n", "to stderr\n")
 
 
+@pytest.mark.one_start_method
 def test_a_task_refuses_to_be_pickled(pool):
     task = pool.submit(work.none_of_it)
     with pytest.raises(TypeError, match=r"Task 1 .*cannot be pickled"):
@@ -202,6 +214,7 @@ def test_a_task_refuses_to_be_pickled(pool):
     task.result()
 
 
+@pytest.mark.one_start_method
 def test_pool_shows_name_kind_size_and_state(make_pool):
     pool = make_pool(2, name="thumbnails")
     assert repr(pool) == f"<poolkit.Pool 'thumbnails' kind={pool.kind} max_workers=2 open>"
@@ -210,6 +223,7 @@ def test_pool_shows_name_kind_size_and_state(make_pool):
 
 
 @pytest.mark.needs("background")
+@pytest.mark.one_start_method
 def test_submitting_from_many_threads_loses_nothing(make_pool):
     pool, users = make_pool(2), poolkit.Pool(4, kind="thread")
 
@@ -222,6 +236,7 @@ def test_submitting_from_many_threads_loses_nothing(make_pool):
 
 
 @pytest.mark.needs("background")
+@pytest.mark.one_start_method
 def test_stats_tell_queued_and_running(pool, hold):
     held = hold(pool)
     tasks = [pool.submit(work.none_of_it) for _ in range(3)]

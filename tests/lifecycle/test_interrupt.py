@@ -197,7 +197,7 @@ def test_interrupts_at_any_moment_of_a_busy_submitter_tear_nothing() -> None:
                 signal.pthread_kill(main, signal.SIGINT)
 
         threading.Thread(target=interrupt, daemon=True).start()
-        for _ in range(15):
+        for _ in range(10):
             tasks = []
             try:
                 with poolkit.Pool(2) as pool:

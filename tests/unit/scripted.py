@@ -1,97 +1,20 @@
-"""A scripted workforce, and a pool around it, for tests of the scheduler: nothing happens but what the test says.
-
-The workers keep the protocol as processes do: tasks are claimed one by one, a reclaim takes what is unclaimed and is
-answered by `Drained`, reports stand in a pipe until the test delivers them, and a death is read last.
-Orders that no real worker could carry out fail the test at once.
-"""
+"""A scheduler with scripted workers and a clock, for tests of the scheduler."""
 
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections import Counter
 from typing import Any
+
+from unit.scripted_workforce import AnyTask, ScriptedWorker, ScriptedWorkforce
 
 from poolkit._core.options import CallOptions, PoolLimits
 from poolkit._core.roster import Hiring
 from poolkit._core.scheduler import PoolPhase, Scheduler
-from poolkit._core.workforce import Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._core.workforce import Begun, BootFailed, Died, Drained, Finished, Glance, Ready
 from poolkit.task import Outcome, Task, TaskPhase
 
-AnyTask = Task[Any]
-
-
-class ScriptedWorker:
-    """One worker of the script."""
-
-    def __init__(self, worker_id: int) -> None:
-        self.id = worker_id
-        self.up = False
-        self.dead = False
-        self.killed = False  # ordered
-        self.stopped = False  # ordered
-        self.want_stack = False
-        self.unclaimed: deque[tuple[AnyTask, bool]] = deque()
-        self.drops = 0  # reclaims that it has not answered
-        self.running: AnyTask | None = None
-        self.announce = False
-        self.claims: list[AnyTask] = []  # all it ever claimed
-        self.glance = Glance()
-        self.pipe: deque[Report] = deque()  # written, not delivered
-
-
-class ScriptedWorkforce:
-    """Workers that do what the test says, behind the Workforce protocol."""
-
-    kind = "scripted"
-
-    def __init__(self, max_batch: int = 64) -> None:
-        self.max_batch = max_batch
-        self.workers: dict[int, ScriptedWorker] = {}
-        self.begun: Counter[AnyTask] = Counter()
-        self.reclaims = 0  # orders, whether or not there was something to take
-
-    def start(self, worker_id: int) -> None:
-        assert worker_id not in self.workers
-        self.workers[worker_id] = ScriptedWorker(worker_id)
-
-    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
-        worker = self.workers[worker_id]
-        assert worker.up
-        assert not worker.stopped
-        assert not worker.killed
-        assert not worker.drops, "sent something before it had drained"
-        assert 0 < len(tasks) <= self.max_batch
-        worker.unclaimed.extend((task, announce) for task in tasks)
-
-    def reclaim(self, worker_id: int) -> int:
-        self.reclaims += 1
-        worker = self.workers[worker_id]
-        count = len(worker.unclaimed)
-        worker.unclaimed.clear()
-        if count:
-            worker.drops += 1
-        return count
-
-    def glance(self, worker_id: int) -> Glance:
-        worker = self.workers.get(worker_id)
-        return Glance() if worker is None else worker.glance
-
-    def forget(self, worker_id: int) -> None:
-        del self.workers[worker_id]
-
-    def stop(self, worker_id: int) -> None:
-        worker = self.workers[worker_id]
-        assert not worker.unclaimed
-        assert worker.running is None
-        assert not worker.stopped
-        worker.stopped = True
-
-    def kill(self, worker_id: int, *, want_stack: bool) -> None:
-        worker = self.workers[worker_id]
-        assert not worker.killed
-        worker.killed = True
-        worker.want_stack = want_stack
+__all__ = ["AnyTask", "ScriptedPool", "ScriptedWorker", "ScriptedWorkforce", "crash_once", "error_of", "running", "up"]
 
 
 class ScriptedPool:
@@ -362,3 +285,32 @@ class ScriptedPool:
         assert (scheduler.phase is PoolPhase.CLOSED) == (
             scheduler.phase > PoolPhase.OPEN and not scheduler.unsettled and not roster.workers
         )
+
+
+# ===== where many tests begin =====
+
+
+def up(size: int = 1, **limits: Any) -> ScriptedPool:
+    pool = ScriptedPool(size, **limits)
+    pool.warm_up()
+    return pool
+
+
+def error_of(pool: ScriptedPool, task: AnyTask) -> Any:
+    return pool.outcomes[task].payload
+
+
+def running(pool: ScriptedPool, **options: Any) -> tuple[AnyTask, ScriptedWorker]:
+    pool.warm_up()
+    task = pool.submit(**options)
+    worker = pool.runner(task)
+    pool.claim(worker)
+    return task, worker
+
+
+def crash_once(pool: ScriptedPool, **options: Any) -> AnyTask:
+    task = pool.submit(**options)
+    worker = pool.runner(task)
+    pool.claim(worker)
+    pool.die(worker)
+    return task

@@ -1,29 +1,14 @@
-"""Scheduler: run-time limits, time in the queue, deadlines, and kills that do not work at once."""
+"""Scheduler: the limit on the run time of a task."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker
+from unit.scripted import ScriptedPool, error_of, running
 
 from poolkit._core.policy import DEATH_GRACE, LOOK_AGAIN
 from poolkit._core.workforce import Died, Glance
-from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout, WorkerCrashed
+from poolkit.errors import DeadlineExceeded, TaskTimeout, WorkerCrashed
 from poolkit.task import TaskPhase
-
-
-def running(pool: ScriptedPool, **options: Any) -> tuple[AnyTask, ScriptedWorker]:
-    pool.warm_up()
-    task = pool.submit(**options)
-    worker = pool.runner(task)
-    pool.claim(worker)
-    return task, worker
-
-
-def error_of(pool: ScriptedPool, task: AnyTask) -> Any:
-    return pool.outcomes[task].payload
-
 
 # ===== timeout =====
 
@@ -225,58 +210,6 @@ def test_a_timeout_is_retried_only_when_named() -> None:
     pool.end()
 
 
-def test_a_second_run_on_the_same_worker_meets_its_limit_too() -> None:
-    """That the board says the task was done before does not save it."""
-    pool = ScriptedPool()
-    task, worker = running(pool, timeout=1.0, retries=1, retry_on=(ValueError,))
-    pool.finish(worker, error=ValueError())
-    while not worker.unclaimed:
-        pool.tick(0.01)
-    pool.claim(worker)
-    pool.tick(1.0)
-    assert worker.killed
-    pool.die(worker)
-    assert isinstance(error_of(pool, task), TaskTimeout)
-    pool.end()
-
-
-def second_run(pool: ScriptedPool, **options: Any) -> tuple[AnyTask, ScriptedWorker]:
-    """A task that is sent to its worker for the second time, and not begun; the board tells of its first run still."""
-    task, worker = running(pool, retries=1, retry_on=(ValueError,), **options)
-    pool.finish(worker, error=ValueError())
-    while not worker.unclaimed:
-        pool.tick(0.001)
-    assert worker.glance.done == task.id
-    return task, worker
-
-
-def test_a_second_run_that_begins_late_meets_its_limit_too() -> None:
-    """A look before it has begun is not the last one."""
-    pool = ScriptedPool()
-    _, worker = second_run(pool, timeout=0.5)
-    pool.tick(0.7)
-    pool.claim(worker)
-    pool.tick(1.0)
-    assert worker.killed
-    pool.end()
-
-
-@pytest.mark.parametrize("how", ["cancel", "deadline"])
-def test_a_second_run_is_stopped_before_the_board_tells_of_it(how: str) -> None:
-    """That the first run is done does not save the second."""
-    pool = ScriptedPool()
-    task, worker = second_run(pool, deadline=1.0)
-    pool.claim(worker, stamp=False)
-    if how == "cancel":
-        pool.cancel(task)
-    else:
-        pool.tick(1.0)
-    assert worker.killed
-    pool.die(worker)
-    assert task.attempts == 2
-    pool.end()
-
-
 def test_a_board_that_lies_costs_nobody_else_anything() -> None:
     """It says that a task runs for ages which was not even claimed: that one is taken back, and runs."""
     pool = ScriptedPool()
@@ -394,167 +327,4 @@ def test_a_thread_that_would_not_stop_is_counted() -> None:
     pool.collect()
     assert "given up" in str(error_of(pool, task))
     assert pool.scheduler.counters.abandoned == 1
-    pool.end()
-
-
-# ===== queue_timeout =====
-
-
-def test_a_task_that_waits_too_long_fails_and_never_begins() -> None:
-    """Also when no worker is up."""
-    pool = ScriptedPool()
-    task = pool.submit(queue_timeout=1.0)
-    pool.tick(0.99)
-    assert task not in pool.outcomes
-    pool.tick(0.01)
-    assert isinstance(error_of(pool, task), QueueTimeout)
-    assert pool.scheduler.counters.timed_out == 1
-    pool.end()
-
-
-def test_a_task_sent_ahead_still_waits_and_its_neighbours_go_on() -> None:
-    """It is taken back; so are those behind it, which run all the same."""
-    pool = ScriptedPool()
-    pool.warm_up()
-    pool.scheduler._dispatcher.times.measured("work", 1e-6)
-    pool.submit()
-    slow, hurried, last = pool.submit(), pool.submit(queue_timeout=1.0), pool.submit()
-    worker = pool.alive()[0]
-    pool.run(worker)
-    pool.claim(worker)
-    assert hurried.phase is TaskPhase.SENT
-    pool.tick(1.0)
-    assert isinstance(error_of(pool, hurried), QueueTimeout)
-    pool.finish(worker)
-    pool.run_to_rest()
-    assert pool.outcomes[slow].ok
-    assert pool.outcomes[last].ok
-    pool.end()
-
-
-def test_a_task_that_has_begun_waits_no_more() -> None:
-    """Neither one that runs nor one that was claimed and has not said so."""
-    pool = ScriptedPool(2)
-    pool.warm_up()
-    tasks = [pool.submit(queue_timeout=1.0), pool.submit(queue_timeout=1.0)]
-    pool.claim(pool.runner(tasks[0]))
-    pool.claim(pool.runner(tasks[1]), stamp=False)
-    pool.tick(5.0)
-    assert not pool.outcomes
-    assert pool.workforce.reclaims == 1
-    pool.end()
-
-
-def test_waiting_for_a_retry_is_not_waiting_in_the_queue() -> None:
-    """It has begun once; a deadline is for the rest."""
-    pool = ScriptedPool()
-    task, worker = running(pool, queue_timeout=0.001, retries=1)
-    pool.die(worker)
-    pool.tick(0.002)
-    assert task not in pool.outcomes
-    pool.run_to_rest()
-    assert pool.outcomes[task].ok
-    pool.end()
-
-
-def test_nor_is_waiting_in_the_queue_for_the_second_run() -> None:
-    """The time of the first wait is over."""
-    pool = ScriptedPool()
-    task, worker = running(pool, queue_timeout=1.0, retries=1, retry_on=(ValueError,))
-    pool.finish(worker, error=ValueError())
-    pool.submit()
-    pool.claim(worker)
-    pool.tick(2.0)
-    assert task.phase is TaskPhase.QUEUED
-    pool.end()
-
-
-# ===== deadline =====
-
-
-def test_a_deadline_holds_in_the_queue() -> None:
-    """The task never begins."""
-    pool = ScriptedPool()
-    task = pool.submit(deadline=1.0)
-    pool.tick(1.0)
-    assert isinstance(error_of(pool, task), DeadlineExceeded)
-    assert task.attempts == 0
-    pool.end()
-
-
-def test_a_deadline_holds_while_the_task_is_sent_ahead() -> None:
-    """It is taken back, and nobody is killed."""
-    pool = ScriptedPool()
-    pool.warm_up()
-    task = pool.submit(deadline=1.0)
-    worker = pool.runner(task)
-    pool.tick(1.0)
-    assert isinstance(error_of(pool, task), DeadlineExceeded)
-    assert not worker.killed
-    pool.end()
-
-
-def test_a_deadline_stops_what_runs_and_is_not_retried() -> None:
-    """It counts retries, so there is no time for another."""
-    pool = ScriptedPool()
-    task, worker = running(pool, deadline=1.0, retries=5, retry_on=(DeadlineExceeded,))
-    pool.tick(1.0)
-    assert worker.killed
-    assert worker.want_stack
-    pool.die(worker)
-    assert isinstance(error_of(pool, task), DeadlineExceeded)
-    pool.end()
-
-
-def test_a_deadline_holds_while_the_task_waits_for_a_retry() -> None:
-    """The back-off is not waited for."""
-    pool = ScriptedPool()
-    task, worker = running(pool, deadline=0.01, retries=5)
-    pool.die(worker)
-    assert task.phase is TaskPhase.WAITING
-    pool.tick(0.01)
-    assert isinstance(error_of(pool, task), DeadlineExceeded)
-    pool.tick(100.0)
-    assert task.attempts == 1
-    pool.end()
-
-
-def test_an_outcome_that_was_on_its_way_at_the_deadline_is_delivered() -> None:
-    """It was done in time."""
-    pool = ScriptedPool()
-    task, worker = running(pool, deadline=1.0)
-    pool.finish(worker, "value", deliver=False)
-    pool.tick(2.0)
-    pool.deliver(worker)
-    assert pool.outcomes[task].payload == "value"
-    pool.end()
-
-
-@pytest.mark.parametrize("end", ["fails", "times out"])
-def test_nothing_is_retried_after_its_deadline(end: str) -> None:
-    """The timer of the deadline has fired, and nothing else would stop the next run."""
-    pool = ScriptedPool()
-    task, worker = running(pool, timeout=1.0, deadline=1.5, retries=1, retry_on=(ValueError, TaskTimeout))
-    if end == "fails":
-        pool.finish(worker, error=ValueError(), deliver=False)
-    pool.tick(1.6)
-    if end == "fails":
-        pool.deliver(worker)
-    else:
-        pool.die(worker)
-    assert isinstance(error_of(pool, task), ValueError if end == "fails" else TaskTimeout)
-    pool.tick(100.0)
-    assert task.attempts == 1
-    pool.end()
-
-
-def test_deadlines_of_settled_tasks_wake_nobody() -> None:
-    """And do not keep the tasks alive."""
-    pool = ScriptedPool()
-    pool.warm_up()
-    for _ in range(200):
-        task = pool.submit(deadline=1000.0, queue_timeout=500.0)
-        pool.run(pool.runner(task))
-    assert pool.scheduler.next_deadline() is None
-    assert len(pool.scheduler.timers) == 0
     pool.end()

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-import support
+import support_gates
+import support_leaks
 
 
 class Stop(BaseException):
@@ -27,10 +28,10 @@ def hasty_switches() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hasty_switches")
 def test_a_thread_that_is_stopped_anywhere_in_a_gate_or_journal_leaves_no_descriptor(
-    new_gate: Callable[[], support.Gate], journal: support.Journal
+    new_gate: Callable[[], support_gates.Gate], journal: support_gates.Journal
 ) -> None:
     gate = new_gate()
-    before = set(support.snapshot().fds)
+    before = set(support_leaks.snapshot().fds)
 
     def use_them(begun: threading.Event) -> None:
         try:
@@ -54,5 +55,5 @@ def test_a_thread_that_is_stopped_anywhere_in_a_gate_or_journal_leaves_no_descri
         assert stopped == 1
         thread.join()
     journal.write("last")
-    assert {fd for fd in support.snapshot().fds if "gate" in fd[1]} <= before
-    assert not any("journal" in target for _, target in support.snapshot().fds)
+    assert {fd for fd in support_leaks.snapshot().fds if "gate" in fd[1]} <= before
+    assert not any("journal" in target for _, target in support_leaks.snapshot().fds)

@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
-import contextlib
-import gc
 import logging
 import pickle
 import threading
-import weakref
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
+from unit.lonely_tasks import Owner, in_thread, new_task, value
 
 from poolkit import task as task_module
-from poolkit.context import TaskContext, current_task, enter_task, leave_task
 from poolkit.errors import TaskCancelled
-from poolkit.task import CANCELLED, Outcome, Task, settled_task
-
-
-class Owner:
-    """Stands for the pool."""
-
-    def __init__(self, *, begun: bool = False) -> None:
-        self.begun = begun
-        self.cancels: list[Task[Any]] = []
-
-    def cancel(self, task: Task[Any]) -> bool:
-        self.cancels.append(task)
-        return True
-
-    def has_begun(self, _task: Task[Any]) -> bool:
-        return self.begun
-
-
-def new_task(owner: Owner | None = None) -> Task[Any]:
-    task: Task[Any] = Task(owner or Owner(), "name", None, None)
-    task.id = 1
-    return task
-
-
-def value(payload: object) -> Outcome:
-    return Outcome(payload, ok=True)
-
-
-def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    """Run `work` in a thread; its value or exception comes into the list."""
-    found: list[object] = []
-
-    def run() -> None:
-        try:
-            found.append(work())
-        except BaseException as exc:
-            found.append(exc)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, found
-
+from poolkit.task import CANCELLED, Outcome, settled_task
 
 # ===== outcomes =====
 
@@ -321,143 +275,3 @@ def test_a_copy_in_a_forked_child_forgets_the_parents_callbacks_and_waits_for_no
     task.publish(value(1))
     assert task.result() == 1
     assert calls == []
-
-
-# ===== as a future of the standard library =====
-
-
-@pytest.mark.parametrize("published_first", [True, False])
-def test_wait_and_as_completed(published_first: bool) -> None:
-    tasks = [new_task() for _ in range(4)]
-    outcomes = [value(0), Outcome.failure(ValueError()), CANCELLED]
-
-    def publish() -> None:
-        for task, outcome in zip(tasks, outcomes, strict=False):
-            task.publish(outcome)
-
-    if published_first:
-        publish()
-        thread = None
-    else:
-        thread, _ = in_thread(publish)
-    done, pending = concurrent.futures.wait(tasks[:3])
-    assert (done, pending) == (set(tasks[:3]), set())
-    assert set(concurrent.futures.as_completed(tasks[:3])) == set(tasks[:3])
-    if thread is not None:
-        thread.join()
-    done, pending = concurrent.futures.wait(tasks, timeout=0)
-    assert (done, pending) == (set(tasks[:3]), {tasks[3]})
-    with pytest.raises(concurrent.futures.TimeoutError):
-        list(concurrent.futures.as_completed(tasks, timeout=0))
-
-
-@pytest.mark.parametrize("mode", [concurrent.futures.FIRST_COMPLETED, concurrent.futures.FIRST_EXCEPTION])
-def test_wait_for_the_first(mode: str) -> None:
-    tasks = [new_task() for _ in range(3)]
-    thread, found = in_thread(lambda: concurrent.futures.wait(tasks, return_when=mode))
-    tasks[1].publish(Outcome.failure(ValueError()))
-    thread.join()
-    (result,) = found
-    assert result.done == {tasks[1]}  # type: ignore[attr-defined]
-
-
-def test_awaiting() -> None:
-    async def main() -> None:
-        done = new_task()
-        done.publish(value("done"))
-        assert await done == "done"
-        later = new_task()
-        threading.Timer(0, later.publish, [value("later")]).start()
-        assert await later == "later"
-        failed = new_task()
-        failed.publish(Outcome.failure(KeyError("no")))
-        with pytest.raises(KeyError):
-            await failed
-        cancelled = new_task()
-        cancelled.publish(CANCELLED)
-        with pytest.raises(asyncio.CancelledError):
-            await cancelled
-
-    asyncio.run(main())
-
-
-def test_cancelling_the_awaiter_cancels_the_task() -> None:
-    owner = Owner()
-
-    async def main() -> None:
-        task = new_task(owner)
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(task, 0.001)
-        assert owner.cancels == [task]
-
-    asyncio.run(main())
-
-
-# ===== what is kept alive =====
-
-
-class Thing:
-    pass
-
-
-def test_a_task_that_was_read_keeps_no_more_than_its_value() -> None:
-    task = new_task()
-    payload = Thing()
-    kept = weakref.ref(payload)
-    made = Thing()
-    task.publish(Outcome(payload, ok=True, load=lambda _payload: made))
-    del payload
-    assert task.result() is made
-    gc.collect()
-    assert kept() is None
-
-
-def test_raising_an_error_makes_no_cycle() -> None:
-    """The traceback of a raised error must not hold the task that holds the error."""
-    gc.collect()
-    gc.disable()
-    try:
-        task = new_task()
-        thing = Thing()
-        error = weakref.ref(thing)
-        failure = ValueError(thing)
-        task.publish(Outcome.failure(failure))
-        del failure, thing
-        with contextlib.suppress(ValueError):
-            task.result()
-        del task
-        assert error() is None
-    finally:
-        gc.enable()
-
-
-# ===== the context of a running task =====
-
-
-def test_the_context_is_there_while_the_task_runs() -> None:
-    assert current_task() is None
-    outer, inner = TaskContext(1, "outer", 1, None), TaskContext(2, "inner", 1, None)
-    first = enter_task(outer)
-    second = enter_task(inner)
-    assert current_task() is inner
-    leave_task(second)
-    assert current_task() is outer
-    leave_task(first)
-    assert current_task() is None
-
-
-def test_time_left_counts_down_to_nothing() -> None:
-    now = [10.0]
-    context = TaskContext(1, "name", 2, 12.0, lambda: now[0])
-    assert context.time_left() == 2.0
-    now[0] = 15.0
-    assert context.time_left() == 0.0
-    assert TaskContext(1, "name", 1, None).time_left() is None
-    assert repr(context) == "<poolkit.TaskContext 1 'name' attempt=2>"
-
-
-def test_a_context_tells_that_it_is_to_stop() -> None:
-    context = TaskContext(1, "name", 1, None)
-    assert not context.cancelled
-    context.request_stop()
-    assert context.cancelled
