@@ -16,6 +16,8 @@ import sys
 from typing import Any
 
 PORTABLE = os.environ.get("POOLKIT_PORTABLE") == "1"
+# Tricks that the fast path is to do without, so that the tests can run without each: "leading,spinning".
+SWITCHED_OFF = frozenset(os.environ.get("POOLKIT_WITHOUT", "").split(","))
 LINUX = sys.platform == "linux" and not PORTABLE
 SUPPORTED = os.name == "posix"
 

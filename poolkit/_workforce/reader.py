@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from poolkit._workforce.links import Links
     from poolkit.task import Task
 
-LEADING = True  # False: the standby reads everything
+LEADING = "leading" not in _os.SWITCHED_OFF  # False: the standby reads everything
 LEASE = 0.002  # seconds; how late a callback may be right after a leader left
 LONGEST_SLEEP = 86400.0  # seconds; system calls refuse much longer ones
 SETTLED_IN = 0.005  # seconds after which a leader that sleeps lets the standby sleep too
@@ -51,6 +51,7 @@ class Reader:
         self._spin = Spin()  # owner: the leader
         self._leader = threading.Lock()  # held by the leader while it waits
         self._awaited: Task[Any] | None = None  # what a sleeping leader waits for; owner: the leader
+        self._settled_in = False  # whether it slept so long that the standby may sleep for ever; owner: the leader
         self._until = -math.inf  # the standby is not needed before; set by anybody, the last word counts
         self.lock = threading.Lock()  # held while links are read and what they say is decided upon
         self.taking = 0  # the thread that does so as a leader or passer-by; 0: none
@@ -73,7 +74,9 @@ class Reader:
     def pass_by(self) -> None:
         """Take in what is there, if nobody else reads. Does not block."""
         if self._links is not None:
-            self._until = max(self._until, time.monotonic() + LEASE)
+            until = time.monotonic() + LEASE
+            if self._until < until:  # noqa: PLR1730 -- not `max`: infinity is for the leader alone to write
+                self._until = until
             self._take()
 
     def published(self) -> None:
@@ -92,10 +95,10 @@ class Reader:
         try:
             self._lead(task, math.inf if timeout is None else time.monotonic() + timeout)
         finally:
-            slept_long = self._until == math.inf
+            settled_in, self._settled_in = self._settled_in, False
             self._until = time.monotonic() + LEASE
             self._leader.release()
-            if slept_long:  # and so does the standby
+            if settled_in:  # and so did the standby
                 self._wake()
 
     def _lead(self, task: Task[Any], give_up: float) -> None:
@@ -121,7 +124,7 @@ class Reader:
             self._until = time.monotonic() + SETTLED_IN + LEASE
             if task.done() or links.poll(min(SETTLED_IN, left)) or left <= SETTLED_IN:
                 return
-            self._until = math.inf
+            self._until, self._settled_in = math.inf, True
             if not task.done():
                 links.poll(min(left - SETTLED_IN, LONGEST_SLEEP))
         finally:

@@ -1,0 +1,196 @@
+"""Who reads the links: a leader that waits, the standby, a passer-by."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import pytest
+from unit.lonely_tasks import new_task, value
+
+from poolkit._wire import spin
+from poolkit._workforce import reader as module
+from poolkit._workforce.reader import LEASE, Reader
+from poolkit.task import Task
+
+
+class ScriptedLinks:
+    """Links on which something is to be read when the test says so."""
+
+    fileno = 0
+
+    def __init__(self) -> None:
+        self._something = threading.Event()
+        self.asleep = threading.Event()  # somebody waits for more than a moment
+        self.sleeps: list[float] = []
+
+    def arrive(self) -> None:
+        self._something.set()
+
+    nudge = arrive
+
+    def poll(self, seconds: float) -> list[int]:
+        if seconds:
+            self.sleeps.append(seconds)
+            self.asleep.set()
+        return [1] if self._something.wait(seconds) else []
+
+    def clear(self) -> None:
+        self._something.clear()
+
+
+class Desk:
+    """A reader, its links, and what was done."""
+
+    def __init__(self) -> None:
+        self.links = ScriptedLinks()
+        self.takes = 0
+        self.wakes = 0
+        self.to_settle: Task[Any] | None = None
+        self.reader = Reader(self.links, self.take, self.wake)  # type: ignore[arg-type]
+
+    def take(self) -> None:
+        self.takes += 1
+        self.links.clear()
+        if self.to_settle is not None:
+            self.to_settle.publish(value(1))
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(module, "SETTLED_IN", 0.001)
+    return Desk()
+
+
+def test_a_leader_reads_until_its_task_is_done(desk: Desk) -> None:
+    task = desk.to_settle = new_task()
+    desk.links.arrive()
+    desk.reader.lead(task, None)
+    assert task.done()
+    assert desk.takes == 1
+    assert desk.wakes == 0, "handing over costs nothing"
+
+
+def test_the_standby_is_spared_while_somebody_leads_and_a_moment_longer(desk: Desk) -> None:
+    assert desk.reader.spared() == 0.0
+    desk.reader.lead(new_task(), 0.0)
+    assert 0.0 < desk.reader.spared() <= LEASE
+
+
+def test_a_leader_gives_up_in_time(desk: Desk) -> None:
+    desk.reader.lead(new_task(), 0.02)
+    assert desk.takes == 0
+
+
+def test_a_second_one_does_not_lead(desk: Desk) -> None:
+    first = new_task()
+    thread = threading.Thread(target=desk.reader.lead, args=(first, None))
+    thread.start()
+    desk.links.asleep.wait()
+    desk.reader.lead(new_task(), None)
+    desk.to_settle = first
+    desk.links.arrive()
+    thread.join()
+    assert first.done()
+
+
+def test_a_leader_that_slept_for_long_wakes_the_standby_when_it_leaves(desk: Desk) -> None:
+    """Which has gone to sleep for as long as it takes."""
+    task = new_task()
+    thread = threading.Thread(target=desk.reader.lead, args=(task, None))
+    thread.start()
+    while desk.reader.spared() != math.inf:
+        desk.links.asleep.wait()
+    desk.to_settle = task
+    desk.links.arrive()
+    thread.join()
+    assert desk.wakes == 1
+    assert desk.reader.spared() <= LEASE
+
+
+def test_a_task_that_another_thread_settles_ends_the_sleep_of_its_leader(desk: Desk) -> None:
+    task = new_task()
+    thread = threading.Thread(target=desk.reader.lead, args=(task, None))
+    thread.start()
+    desk.links.asleep.wait()
+    task.publish(value(1))
+    desk.reader.published()
+    thread.join()
+
+
+def test_a_passer_by_takes_what_is_there(desk: Desk) -> None:
+    desk.reader.pass_by()
+    assert desk.takes == 1
+    assert desk.reader.spared() > 0.0
+
+
+def test_a_passer_by_leaves_a_sleeping_leader_alone(desk: Desk) -> None:
+    desk.reader._until = math.inf
+    desk.reader.pass_by()
+    assert desk.reader.spared() == math.inf
+
+
+def test_who_is_to_be_called_back_gets_the_standby_at_once(desk: Desk) -> None:
+    desk.reader.relinquish()
+    assert desk.wakes == 0, "it was not spared"
+    desk.reader.pass_by()
+    desk.reader.relinquish()
+    assert desk.wakes == 1
+    assert desk.reader.spared() == 0.0
+
+
+def test_nobody_leads_where_there_are_no_links() -> None:
+    desk = Desk()
+    reader = Reader(None, desk.take, desk.wake)
+    reader.lead(new_task(), None)
+    reader.pass_by()
+    reader.published()
+    reader.close()
+    assert desk.takes == 0
+
+
+def test_closing_waits_for_the_leader(desk: Desk) -> None:
+    task = new_task()
+    thread = threading.Thread(target=desk.reader.lead, args=(task, None))
+    thread.start()
+    desk.links.asleep.wait()
+    task.publish(value(1))
+    desk.reader.close()
+    assert not desk.reader._leader.locked()
+    thread.join()
+    desk.reader.lead(new_task(), None)
+
+
+class Poller:
+    """Has something to read at the n-th look."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+        self.slept = 0
+
+    def poll(self, timeout: float | None = None) -> bool:
+        self.looks -= 1
+        self.slept += timeout is None
+        return self.looks <= 0
+
+
+def test_a_spin_that_finds_something_does_not_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spin, "SPIN", 30.0)
+    poller = Poller(5)
+    spin.Spin().wait(poller)
+    assert poller.slept == 0
+
+
+def test_spinning_that_does_not_pay_is_given_up_until_a_sleep_was_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spin, "SPIN", 1e-6)
+    waiter = spin.Spin()
+    for _ in range(spin.GIVE_UP):
+        assert waiter.seconds > 0.0
+        waiter.slept(1.0)
+    assert waiter.seconds == 0.0
+    waiter.slept(1e-6)
+    assert waiter.seconds > 0.0
