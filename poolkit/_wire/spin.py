@@ -14,8 +14,8 @@ from typing import Protocol
 
 from poolkit import _os
 
-SPIN = 50e-6 if "spinning" not in _os.SWITCHED_OFF else 0.0  # seconds
-WORTH = 150e-6  # seconds; a sleep that was over so soon, its own wake-up included, would have been a short spin
+SPIN = 100e-6 if "spinning" not in _os.SWITCHED_OFF else 0.0  # seconds
+WORTH = 250e-6  # seconds; a sleep that was over so soon, its own wake-up included, would have been a short spin
 GIVE_UP = 3
 
 

@@ -5,12 +5,14 @@
     standby    the supervisor thread reads when nobody leads, so callbacks, `await` and dispatch need no waiter.
     passer-by  a thread that submits in quick succession takes in what is there now and then, without waiting.
 
-How the standby knows that it is not needed, at no cost for each task: leaders and passers-by set `_until`, LEASE
-seconds from now, each time they look; the standby leaves the links alone until then, wakes, and looks again. A leader
-that has slept for long says so (`_until` is infinite) and wakes the standby when it leaves. Who wants to be called back
-instead of waiting calls `relinquish`, which ends the lease at once.
+How the standby knows that it is not needed, at no cost for each task: leaders and passers-by set `_until`, a moment
+ahead, each time they look; the standby leaves the links alone until then, wakes, and looks again. A leader that sleeps
+for long looks LONG_LEASE ahead, and wakes the standby when it leaves. Who wants to be called back instead of waiting
+calls `relinquish`, which ends the lease at once.
 
-Nothing is lost between the two: the standby polls the links itself from `_until` on, whatever the leader does.
+Nothing is lost between the two, also when an exception of a signal handler tears a leader away at any instruction: the
+standby polls the links itself from `_until` on, whatever the leader does; the leader's lock is re-entrant, so that the
+same thread may lead again; and a leader looks up by itself before its lease ends.
 
 What is read is decided upon before the next read (`lock`): an outcome never comes after the death of its worker.
 Lock order: `_leader`, `lock`, the pool's lock. No code of the user runs under them, but for the unpickling of a failure
@@ -34,24 +36,23 @@ if TYPE_CHECKING:
 
 LEADING = "leading" not in _os.SWITCHED_OFF  # False: the standby reads everything
 LEASE = 0.002  # seconds; how late a callback may be right after a leader left
-LONGEST_SLEEP = 86400.0  # seconds; system calls refuse much longer ones
-SETTLED_IN = 0.005  # seconds after which a leader that sleeps lets the standby sleep too
+FIRST_SLEEP = 0.005  # seconds that a leader sleeps before it takes the long lease, for which it has to pay at the end
+LONG_LEASE = 0.5  # seconds
 
 
 class Reader:
     """Who reads the links of one pool.
 
-    `take` reads once what is there and publishes what it says, without waiting; `wake` wakes the supervisor thread.
+    `take`, which some methods are given, reads once what is there and publishes what it says, without waiting.
     """
 
-    def __init__(self, links: Links | None, take: Callable[[], None], wake: Callable[[], None]) -> None:
+    def __init__(self, links: Links | None, wake: Callable[[], None]) -> None:
         self._links = links if LEADING and links is not None and links.fileno is not None else None
-        self._take = take
-        self._wake = wake
+        self._wake = wake  # wakes the supervisor thread
         self._spin = Spin()  # owner: the leader
-        self._leader = threading.Lock()  # held by the leader while it waits
+        self._leader = threading.RLock()  # held by the leader while it waits
         self._awaited: Task[Any] | None = None  # what a sleeping leader waits for; owner: the leader
-        self._settled_in = False  # whether it slept so long that the standby may sleep for ever; owner: the leader
+        self._has_long_lease = False  # owner: the leader
         self._until = -math.inf  # the standby is not needed before; set by anybody, the last word counts
         self.lock = threading.Lock()  # held while links are read and what they say is decided upon
         self.taking = 0  # the thread that does so as a leader or passer-by; 0: none
@@ -71,13 +72,11 @@ class Reader:
 
     # ===== the others =====
 
-    def pass_by(self) -> None:
+    def pass_by(self, take: Callable[[], None]) -> None:
         """Take in what is there, if nobody else reads. Does not block."""
         if self._links is not None:
-            until = time.monotonic() + LEASE
-            if self._until < until:  # noqa: PLR1730 -- not `max`: infinity is for the leader alone to write
-                self._until = until
-            self._take()
+            self._until = max(self._until, time.monotonic() + LEASE)
+            take()
 
     def published(self) -> None:
         """Some thread has published outcomes: a leader that sleeps for one of them is to look up."""
@@ -85,7 +84,7 @@ class Reader:
         if awaited is not None and awaited.done() and self._links is not None:
             self._links.nudge()
 
-    def lead(self, task: Task[Any], timeout: float | None) -> None:
+    def lead(self, task: Task[Any], timeout: float | None, take: Callable[[], None]) -> None:
         """Read until `task` is done, for at most `timeout` seconds; returns at once where another thread leads.
 
         Blocks; may be interrupted by what a signal handler raises.
@@ -93,40 +92,43 @@ class Reader:
         if self._links is None or not self._leader.acquire(blocking=False):
             return
         try:
-            self._lead(task, math.inf if timeout is None else time.monotonic() + timeout)
+            self._lead(task, math.inf if timeout is None else time.monotonic() + timeout, take)
         finally:
-            settled_in, self._settled_in = self._settled_in, False
+            self._leader.release()  # first, as nothing comes between
             self._until = time.monotonic() + LEASE
-            self._leader.release()
-            if settled_in:  # and so did the standby
+            if self._has_long_lease:  # and the standby sleeps as long
+                self._has_long_lease = False
                 self._wake()
 
-    def _lead(self, task: Task[Any], give_up: float) -> None:
-        looked_up = time.monotonic()  # when something came last
+    def _lead(self, task: Task[Any], give_up: float, take: Callable[[], None]) -> None:
+        now = looked_up = time.monotonic()  # the latter: when something came last
         while (links := self._links) is not None and not task.done():
-            now = time.monotonic()
             self._until = now + LEASE
             if links.poll(0):
-                self._take()
-                looked_up = time.monotonic()
-            elif now >= give_up:
+                if now < looked_up + self._spin.seconds:
+                    self._spin.paid()
+                take()
+                now = looked_up = time.monotonic()
+                continue
+            now = time.monotonic()
+            if now >= give_up:
                 return
-            elif now < looked_up + self._spin.seconds:
+            if now < looked_up + self._spin.seconds:
                 _os.yield_cpu()
             else:
-                self._sleep(task, links, give_up - now)
-                self._spin.slept(time.monotonic() - looked_up)
+                long = now >= looked_up + FIRST_SLEEP
+                self._sleep(task, links, min(LONG_LEASE / 2 if long else FIRST_SLEEP, give_up - now), long=long)
+                now = time.monotonic()
+                self._spin.slept(now - looked_up)
 
-    def _sleep(self, task: Task[Any], links: Links, left: float) -> None:
+    def _sleep(self, task: Task[Any], links: Links, seconds: float, *, long: bool) -> None:
         """Wait until there is something to read, or `published` says that another thread has settled the task."""
+        self._until = time.monotonic() + (LONG_LEASE if long else FIRST_SLEEP + LEASE)
+        self._has_long_lease |= long
         self._awaited = task
         try:
-            self._until = time.monotonic() + SETTLED_IN + LEASE
-            if task.done() or links.poll(min(SETTLED_IN, left)) or left <= SETTLED_IN:
-                return
-            self._until, self._settled_in = math.inf, True
             if not task.done():
-                links.poll(min(left - SETTLED_IN, LONGEST_SLEEP))
+                links.poll(seconds)
         finally:
             self._awaited = None
 
@@ -135,5 +137,5 @@ class Reader:
         links, self._links = self._links, None
         if links is not None:
             links.nudge()
-        with self._leader:
-            return
+        if self._leader.acquire(timeout=LONG_LEASE):  # else its holder was torn away
+            self._leader.release()

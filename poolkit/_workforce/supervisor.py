@@ -49,6 +49,7 @@ T = TypeVar("T")
 Settled = list[tuple[AnyTask, Outcome]]
 
 PASSES_BY = 0xF  # one submit in sixteen takes in what is on the links
+SHORT_WAIT = 0.02  # seconds; what falls due in so short a wait may come late by as much
 LONGEST_WAIT = 86400.0  # seconds; system calls refuse much longer ones, and one wake-up a day is nothing
 _publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 
@@ -87,7 +88,7 @@ class Supervisor:
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._thread: SupervisorThread | None = None
-        self._reader = Reader(workforce.links, self._take, workforce.wake)
+        self._reader = Reader(workforce.links, workforce.wake)
         self._uncalled: deque[tuple[AnyTask, Callbacks]] = deque()  # left by a leader for the supervisor thread to call
         self._closed = threading.Event()
         self._dropped = False  # the pool object was collected; set without the lock, from wherever that happened
@@ -225,7 +226,7 @@ class Supervisor:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
         if self._is_torn() or self._reader.taking == threading.get_ident():
             self._refuse_torn("wait for a task")
-        self._reader.lead(task, timeout)
+        self._reader.lead(task, timeout, self._take)
 
     def relinquish(self) -> None:
         """Somebody wants to be called back, and does not wait."""
@@ -265,7 +266,7 @@ class Supervisor:
                 settled = self._decided()
             self._publish(settled)
             if not task.id & PASSES_BY:
-                self._reader.pass_by()
+                self._reader.pass_by(self._take)
         finally:
             let_come(before)
 
@@ -541,14 +542,14 @@ class Supervisor:
 
     def _wait(self) -> None:
         """Wait until there is something to do. While others read the links, look up now and then, without a lock."""
-        while 0.0 < (spared := self._reader.spared()) < math.inf:
+        while 0.0 < (spared := self._reader.spared()) < SHORT_WAIT:
             if self.workforce.wait(spared, links=False) or self._due <= self.clock():
                 return
         with self._lock:
             deadline = self._scheduler.next_deadline()
             self._sleeping_until = math.inf if deadline is None else deadline
         left = LONGEST_WAIT if deadline is None else max(0.0, deadline - self.clock())
-        self.workforce.wait(min(left, LONGEST_WAIT), links=not spared)
+        self.workforce.wait(min(left, spared or LONGEST_WAIT), links=not spared)
 
     def _call_back(self) -> None:
         while self._uncalled:
@@ -587,7 +588,7 @@ class Supervisor:
         self.forked = True
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
-        self._reader = Reader(None, self._take, self.workforce.wake)
+        self._reader = Reader(None, self.workforce.wake)
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
         for task in self._scheduler.give_up():

@@ -11,7 +11,8 @@ import pytest
 import poolkit
 import support_functions as work
 from chaos import faults
-from support import Gate, wait_for_exit
+from support import wait_for_exit
+from support_gates import Gate
 
 pytestmark = pytest.mark.slow
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from poolkit._wire import spin
 from poolkit._workforce import reader as module
 from poolkit._workforce.reader import LEASE, Reader
 from poolkit.task import Task
+from support import wait_until
 
 
 class ScriptedLinks:
@@ -48,7 +49,7 @@ class Desk:
         self.takes = 0
         self.wakes = 0
         self.to_settle: Task[Any] | None = None
-        self.reader = Reader(self.links, self.take, self.wake)  # type: ignore[arg-type]
+        self.reader = Reader(self.links, self.wake)  # type: ignore[arg-type]
 
     def take(self) -> None:
         self.takes += 1
@@ -59,17 +60,20 @@ class Desk:
     def wake(self) -> None:
         self.wakes += 1
 
+    def lead(self, task: Task[Any], timeout: float | None = None) -> None:
+        self.reader.lead(task, timeout, self.take)
+
 
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(module, "SETTLED_IN", 0.001)
+    monkeypatch.setattr(module, "FIRST_SLEEP", 0.001)
     return Desk()
 
 
 def test_a_leader_reads_until_its_task_is_done(desk: Desk) -> None:
     task = desk.to_settle = new_task()
     desk.links.arrive()
-    desk.reader.lead(task, None)
+    desk.lead(task)
     assert task.done()
     assert desk.takes == 1
     assert desk.wakes == 0, "handing over costs nothing"
@@ -77,21 +81,21 @@ def test_a_leader_reads_until_its_task_is_done(desk: Desk) -> None:
 
 def test_the_standby_is_spared_while_somebody_leads_and_a_moment_longer(desk: Desk) -> None:
     assert desk.reader.spared() == 0.0
-    desk.reader.lead(new_task(), 0.0)
+    desk.lead(new_task(), 0.0)
     assert 0.0 < desk.reader.spared() <= LEASE
 
 
 def test_a_leader_gives_up_in_time(desk: Desk) -> None:
-    desk.reader.lead(new_task(), 0.02)
+    desk.lead(new_task(), 0.02)
     assert desk.takes == 0
 
 
 def test_a_second_one_does_not_lead(desk: Desk) -> None:
     first = new_task()
-    thread = threading.Thread(target=desk.reader.lead, args=(first, None))
+    thread = threading.Thread(target=desk.lead, args=(first,))
     thread.start()
     desk.links.asleep.wait()
-    desk.reader.lead(new_task(), None)
+    desk.lead(new_task())
     desk.to_settle = first
     desk.links.arrive()
     thread.join()
@@ -101,10 +105,9 @@ def test_a_second_one_does_not_lead(desk: Desk) -> None:
 def test_a_leader_that_slept_for_long_wakes_the_standby_when_it_leaves(desk: Desk) -> None:
     """Which has gone to sleep for as long as it takes."""
     task = new_task()
-    thread = threading.Thread(target=desk.reader.lead, args=(task, None))
+    thread = threading.Thread(target=desk.lead, args=(task,))
     thread.start()
-    while desk.reader.spared() != math.inf:
-        desk.links.asleep.wait()
+    wait_until(lambda: desk.reader.spared() > LEASE * 10)
     desk.to_settle = task
     desk.links.arrive()
     thread.join()
@@ -114,7 +117,7 @@ def test_a_leader_that_slept_for_long_wakes_the_standby_when_it_leaves(desk: Des
 
 def test_a_task_that_another_thread_settles_ends_the_sleep_of_its_leader(desk: Desk) -> None:
     task = new_task()
-    thread = threading.Thread(target=desk.reader.lead, args=(task, None))
+    thread = threading.Thread(target=desk.lead, args=(task,))
     thread.start()
     desk.links.asleep.wait()
     task.publish(value(1))
@@ -123,21 +126,21 @@ def test_a_task_that_another_thread_settles_ends_the_sleep_of_its_leader(desk: D
 
 
 def test_a_passer_by_takes_what_is_there(desk: Desk) -> None:
-    desk.reader.pass_by()
+    desk.reader.pass_by(desk.take)
     assert desk.takes == 1
     assert desk.reader.spared() > 0.0
 
 
 def test_a_passer_by_leaves_a_sleeping_leader_alone(desk: Desk) -> None:
-    desk.reader._until = math.inf
-    desk.reader.pass_by()
-    assert desk.reader.spared() == math.inf
+    desk.reader._until = time.monotonic() + 1000.0
+    desk.reader.pass_by(desk.take)
+    assert desk.reader.spared() > 900.0
 
 
 def test_who_is_to_be_called_back_gets_the_standby_at_once(desk: Desk) -> None:
     desk.reader.relinquish()
     assert desk.wakes == 0, "it was not spared"
-    desk.reader.pass_by()
+    desk.reader.pass_by(desk.take)
     desk.reader.relinquish()
     assert desk.wakes == 1
     assert desk.reader.spared() == 0.0
@@ -145,9 +148,9 @@ def test_who_is_to_be_called_back_gets_the_standby_at_once(desk: Desk) -> None:
 
 def test_nobody_leads_where_there_are_no_links() -> None:
     desk = Desk()
-    reader = Reader(None, desk.take, desk.wake)
-    reader.lead(new_task(), None)
-    reader.pass_by()
+    reader = Reader(None, desk.wake)
+    reader.lead(new_task(), None, desk.take)
+    reader.pass_by(desk.take)
     reader.published()
     reader.close()
     assert desk.takes == 0
@@ -155,14 +158,25 @@ def test_nobody_leads_where_there_are_no_links() -> None:
 
 def test_closing_waits_for_the_leader(desk: Desk) -> None:
     task = new_task()
-    thread = threading.Thread(target=desk.reader.lead, args=(task, None))
+    thread = threading.Thread(target=desk.lead, args=(task,))
     thread.start()
     desk.links.asleep.wait()
     task.publish(value(1))
     desk.reader.close()
-    assert not desk.reader._leader.locked()
     thread.join()
-    desk.reader.lead(new_task(), None)
+    desk.lead(new_task())
+
+
+def test_a_leader_that_is_torn_away_may_lead_again_and_stops_nobody(desk: Desk) -> None:
+    """An exception of a signal handler came just after it had the lock."""
+    desk.reader._leader.acquire()
+    task = desk.to_settle = new_task()
+    desk.links.arrive()
+    desk.lead(task)
+    assert task.done()
+    thread = threading.Thread(target=desk.reader.close)
+    thread.start()
+    thread.join()
 
 
 class Poller:
