@@ -135,6 +135,7 @@ class Offloaded(Generic[P, T]):
                 _Here(self.__qualname__),
                 self._fn,
                 zip(*iterables),  # noqa: B905 -- the shortest ends it, as with the built-in map
+                starred=True,
                 chunksize=1,
                 buffersize=1,
                 workers=1,
@@ -237,10 +238,10 @@ class _Here:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def submit_chunk(self, fn: Callable[..., Any], items: list[tuple[Any, ...]], *, block: bool) -> Task[list[Any]]:
+    def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
         """Run `fn` for each item."""
         del block
-        ok, value = run_here(run_chunk, (fn, items), {})
+        ok, value = run_here(run_chunk, (fn, items), {"starred": starred})
         return settled_task(self._name, Outcome(value, ok=True) if ok else Outcome.failure(value))
 
     def cancel_soon(self, task: Task[Any]) -> None:

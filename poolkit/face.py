@@ -100,8 +100,9 @@ class Face(Executor):
             if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
                 msg = f"argument {position} of map() after the function cannot be iterated over: {iterable!r}"
                 raise TypeError(msg)
-        items = zip(*iterables)  # noqa: B905 -- the shortest ends it, as with the built-in map
-        return self._results(fn, items, timeout, chunksize, buffersize, ordered=ordered)
+        starred = len(iterables) != 1
+        items = zip(*iterables) if starred else iterables[0]  # noqa: B905 -- the shortest ends it, as in `map`
+        return self._results(fn, items, timeout, chunksize, buffersize, starred=starred, ordered=ordered)
 
     def starmap(
         self,
@@ -117,7 +118,8 @@ class Face(Executor):
         if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
             msg = f"starmap() needs an iterable of tuples, was given {iterable!r}"
             raise TypeError(msg)
-        return self._results(fn, map(tuple, iterable), timeout, chunksize, buffersize, ordered=ordered)
+        items = map(tuple, iterable)
+        return self._results(fn, items, timeout, chunksize, buffersize, starred=True, ordered=ordered)
 
     def options(  # noqa: PLR0913 -- the options of a call
         self,
@@ -249,22 +251,23 @@ class Face(Executor):
         """Have a task cancelled by the supervisor's thread; for finalizers, which must not wait for a lock."""
         self._supervisor.cancel_soon(task)
 
-    def submit_chunk(self, fn: Callable[..., Any], items: list[tuple[Any, ...]], *, block: bool) -> Task[list[Any]]:
+    def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
         """Submit one task that calls `fn` for each of `items`; what `map` is made of."""
-        task, error = self._task(run_chunk, (fn, items), {}, f"map({_name_of(fn)})")
+        task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({_name_of(fn)})")
         if not block and task.options.block:
             task.options = task.options.changed(block=False)
         self._supervisor.submit(task, error)
         return task
 
-    def _results(
+    def _results(  # noqa: PLR0913 -- what `map` was given
         self,
         fn: Callable[..., T],
-        items: Iterable[tuple[Any, ...]],
+        items: Iterable[Any],
         timeout: float | None,
         chunksize: int | None,
         buffersize: int | None,
         *,
+        starred: bool,
         ordered: bool,
     ) -> Results[T]:
         if not callable(fn):
@@ -277,6 +280,7 @@ class Face(Executor):
             self,
             fn,
             iter(items),
+            starred=starred,
             chunksize=chunksize,
             buffersize=checks.whole_or_none("buffersize", buffersize),
             workers=self._pool().max_workers,

@@ -133,11 +133,13 @@ class Loop:
         if call.announce:
             self.say(messages.BEGUN, call.task_id)
         kind, payload = self._outcome(call, started)
-        _flush_stdio()
+        _flush(sys.stdout)
+        _flush(sys.stderr)
         if os.getpid() != self._pid:
             os._exit(0)  # the task forked, and this is its child, which came back: it has no business here
         rss = (resident_bytes() or 0) if self.measure_rss else 0
-        header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, time.monotonic(), rss, len(payload))
+        nbytes = len(payload)
+        header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, time.monotonic(), rss, nbytes)
         write_all(self._out, [header, payload])
         self._board.done(call.task_id)
 
@@ -161,11 +163,10 @@ class Loop:
             return messages.ERROR, codec.pack_error(exc)
 
 
-def _flush_stdio() -> None:
+def _flush(stream: Any) -> None:
     """What a task prints is out when its outcome is: a worker may be killed at any later moment."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except Exception:  # noqa: BLE001, S110 -- a closed or broken stream is not the task's failure
-            pass
+    try:
+        if stream is not None:
+            stream.flush()
+    except Exception:  # noqa: BLE001, S110 -- a closed or broken stream is not the task's failure
+        pass

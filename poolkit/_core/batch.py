@@ -53,7 +53,7 @@ def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ah
         workers: how many workers share the queue; none takes more than its part.
         ahead: seconds of work that the worker has been sent already.
     """
-    share = -(-len(queue) // workers)
+    share = -(-queue.size // workers)
     batch: list[AnyTask] = []
     room_bytes = BATCH_BYTES
     work = ahead

@@ -39,22 +39,30 @@ class Dispatcher:
 
     # ===== out =====
 
+    def offer(self, task: AnyTask, now: float) -> None:
+        """Take in a task that was just accepted: it goes straight to an idle worker where nothing waits before it."""
+        if not self.queue.size and (worker := self.roster.take_idle()) is not None:
+            self._send_batch(worker, [task], now)
+        else:
+            self.queue.push(task)
+            self.dispatch(now)
+
     def advance(self, now: float) -> None:
         """After any event: send what can be sent; when nothing is queued, share what stands behind slow tasks."""
-        if len(self.queue):
+        if self.queue.size:
             self.dispatch(now)
-        elif self._steal_at is None and self.workforce.max_batch > 1 and self.roster.has_room(now):
+        elif self.roster.busy and self._steal_at is None and self.workforce.max_batch > 1 and self.roster.has_room(now):
             self._rebalance(now)
 
     def dispatch(self, now: float) -> None:
         """Send what waits to whoever is idle; start workers if there are too few."""
         queue, roster = self.queue, self.roster
-        while len(queue):
+        while queue.size:
             worker = roster.take_idle()
             if worker is None:
                 if queue.urgency() > self._least_sent:
                     self._make_way()
-                roster.grow(len(queue), now)
+                roster.grow(queue.size, now)
                 return
             self._send(worker, now)
 
@@ -64,19 +72,23 @@ class Dispatcher:
             most = min(most, worker.limit - worker.sent_count)
         workers = max(1, self.roster.ready_count() + self.roster.starting)
         batch = take_batch(self.queue, self.times, most=most, workers=workers, ahead=ahead)
-        if not batch:
-            return
+        if batch:
+            self._send_batch(worker, batch, now)
+
+    def _send_batch(self, worker: Worker, batch: list[AnyTask], now: float) -> None:
         worker_id, sent = worker.id, TaskPhase.SENT
         for task in batch:
             task.phase = sent
             task.worker_id = worker_id
         worker.sent.extend(batch)
-        self._least_sent = min(self._least_sent, batch[-1].options.priority)
+        priority = batch[-1].options.priority
+        self._least_sent = min(self._least_sent, priority)
         self.roster.sent(worker, len(batch))
-        self.workforce.send(worker.id, batch, announce=self.announce)
-        self._watch(worker, now)
+        self.workforce.send(worker_id, batch, announce=self.announce)
+        if worker.sent[0].options.timeout is not None:
+            self._watch(worker, now)
         if worker.leave is not None:
-            self.roster.grow(len(self.queue), now)  # its replacement warms up meanwhile
+            self.roster.grow(self.queue.size, now)  # its replacement warms up meanwhile
 
     def go_on(self, worker: Worker, now: float) -> None:
         """A worker finished or dropped something: it rests, or goes on with what it has, and maybe gets more."""
@@ -84,8 +96,9 @@ class Dispatcher:
             if not worker.draining:
                 self.roster.rest(worker, now)
         elif worker.state is WorkerState.BUSY:
-            self._watch(worker, now)
-            if len(self.queue) and self.workforce.max_batch > 1 and self.roster.can_take(worker):
+            if worker.sent[0].options.timeout is not None:
+                self._watch(worker, now)
+            if self.queue.size and self.workforce.max_batch > 1 and self.roster.can_take(worker):
                 # Send more before it has finished, so that it need not wait for the next message.
                 ahead = len(worker.sent) * self.times.expected(worker.sent[-1].name)
                 if ahead < BATCH_SECONDS / 2:

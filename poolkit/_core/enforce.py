@@ -114,7 +114,7 @@ class Enforcer:
         self.roster.doom(worker, sentence, want_stack=wants_outcome)
         if wants_outcome:
             self.timers.add(now + policy.DEATH_GRACE, self._overdue, worker)
-        self.roster.grow(len(self.dispatcher.queue), now)
+        self.roster.grow(self.dispatcher.queue.size, now)
 
     def _overdue(self, worker: Worker, now: float) -> None:
         """A killed worker will not die (it sits in the kernel): its task has waited long enough.

@@ -72,15 +72,15 @@ class _Level:
 class TaskQueue:
     """Queue of tasks by priority. Not thread-safe: the pool's lock guards it."""
 
-    __slots__ = ("_levels", "_order", "_size")
+    __slots__ = ("_levels", "_order", "size")
 
     def __init__(self) -> None:
         self._levels: dict[int, _Level] = {}  # by priority; an empty one goes when it would be the first
         self._order: list[int] = []  # heap of the negated keys of `_levels`
-        self._size = 0
+        self.size = 0  # how many tasks; to be read by anybody
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def __iter__(self) -> Iterator[AnyTask]:
         """The tasks in the order in which `pop` would give them; for looking, not for popping while iterating."""
@@ -94,18 +94,18 @@ class TaskQueue:
     def push(self, task: AnyTask) -> None:
         """Add `task` behind the others of its priority; its `seq` must be the largest yet."""
         self._level(task.options.priority).came_in[task] = None
-        self._size += 1
+        self.size += 1
 
     def put_back(self, tasks: Iterable[AnyTask]) -> None:
         """Put tasks that were taken out back in their old places, by `seq`."""
         for task in tasks:
             self._level(task.options.priority).put_back(task)
-            self._size += 1
+            self.size += 1
 
     def pop(self) -> AnyTask:
         """Take the most urgent task out. Raises IndexError when empty."""
         level = self._first_level()
-        self._size -= 1
+        self.size -= 1
         if not level.came_back:
             return level.came_in.popitem(last=False)[0]
         task = level.first()
@@ -125,7 +125,7 @@ class TaskQueue:
         level = self._levels.get(task.options.priority)
         if level is None or not level.remove(task):
             return False
-        self._size -= 1
+        self.size -= 1
         return True
 
     def clear(self) -> list[AnyTask]:
@@ -133,7 +133,7 @@ class TaskQueue:
         tasks = list(self)
         self._levels.clear()
         self._order.clear()
-        self._size = 0
+        self.size = 0
         return tasks
 
     def _level(self, priority: int) -> _Level:

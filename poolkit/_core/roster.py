@@ -124,8 +124,9 @@ class Roster:
         """The warmest idle worker, to be sent something now; None when there is none, or `size` workers are busy."""
         if not self.idle or self.busy >= self.size:
             return None
-        worker = self.idle[-1]
-        self._move(worker, WorkerState.BUSY)
+        worker = self.idle.pop()
+        worker.state = WorkerState.BUSY
+        self.busy += 1
         return worker
 
     def can_take(self, worker: Worker) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolkit._core import failures, policy
@@ -140,9 +140,9 @@ class Scheduler:
             )
             raise QueueFull(msg)
         self._outcomes.accept(task, now)
-        self._enforcer.watch(task, now)
-        self.queue.push(task)
-        self._dispatcher.dispatch(now)
+        if task.options.queue_timeout is not None or task.options.deadline is not None:
+            self._enforcer.watch(task, now)
+        self._dispatcher.offer(task, now)
 
     def refuse(self, task: AnyTask, error: BaseException, now: float) -> None:
         """Accept a task that cannot be sent: it fails at once, with `error`."""
@@ -222,14 +222,39 @@ class Scheduler:
 
     # ===== what workers report =====
 
+    def handle_all(self, reports: Sequence[Report], now: float) -> None:
+        """Take reports of workers into account, in order. Those of workers that are gone are ignored.
+
+        What workers get next is decided after a run of outcomes, not after each: one message, not many small ones.
+        """
+        free: dict[Worker, None] = {}
+        for report in reports:
+            worker = self.roster.workers.get(report.worker_id)
+            if worker is None:
+                continue
+            if isinstance(report, Finished):
+                if self._finished(worker, report, now):
+                    free[worker] = None
+            else:
+                self._go_on(free, now)
+                self._handle(worker, report, now)
+                self._advance(now)
+        self._go_on(free, now)
+
     def handle(self, report: Report, now: float) -> None:
-        """Take one report of a worker into account. Reports of workers that are gone are ignored."""
-        worker = self.roster.workers.get(report.worker_id)
-        if worker is None:
-            return
-        if isinstance(report, Finished):
-            self._finished(worker, report, now)
-        elif isinstance(report, Drained):
+        """Take one report into account."""
+        self.handle_all([report], now)
+
+    def _go_on(self, free: dict[Worker, None], now: float) -> None:
+        """Let workers that finished something go on, and empty `free`."""
+        if free:
+            for worker in free:
+                self._dispatcher.go_on(worker, now)
+            free.clear()
+            self._advance(now)
+
+    def _handle(self, worker: Worker, report: Report, now: float) -> None:
+        if isinstance(report, Drained):
             worker.draining = False
             self._dispatcher.go_on(worker, now)
         elif isinstance(report, Ready):
@@ -242,27 +267,29 @@ class Scheduler:
                     self._outcomes.tell(TaskStarted(task, worker.id))
         elif isinstance(report, BootFailed):
             self._boot_failed(report, now)
-        else:
+        elif isinstance(report, Died):
             self._died(worker, report, now)
-        self._advance(now)
 
     def wants_error(self, worker_id: int, task_id: int) -> bool:
         """Whether a failure of this task has to be unpickled before it is handed in, to see if it is retried."""
         worker = self.roster.workers.get(worker_id)
         return worker is not None and any(task.id == task_id and task.options.retries for task in worker.sent)
 
-    def _finished(self, worker: Worker, report: Finished, now: float) -> None:
+    def _finished(self, worker: Worker, report: Finished, now: float) -> bool:
+        """Take an outcome in; whether the worker may go on."""
         if not worker.sent or worker.sent[0].id != report.task_id:
-            return  # not what it was sent: only a worker that was tampered with says so
+            return False  # not what it was sent: only a worker that was tampered with says so
         task = worker.sent[0]
         if worker.sentence is not None and worker.sentence.task is task:
-            return  # it ended at the last moment; the sentence stands, and is carried out when the worker has died
+            return (
+                False  # it ended at the last moment; the sentence stands, and is carried out when the worker has died
+            )
         worker.sent.popleft()
         self.roster.finished(worker, report.rss)
         if task.phase is not TaskPhase.SETTLED:
             self._dispatcher.times.measured(task.name, report.ended - report.started)
             self._outcomes.finished(task, report, now)
-        self._dispatcher.go_on(worker, now)
+        return True
 
     def _boot_failed(self, report: BootFailed, now: float) -> None:
         """The initializer raised: no worker would do better, so nothing is started any more."""

@@ -5,11 +5,13 @@ Guarded by: the pool's one lock. Times in seconds, sizes in bytes.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 
 _STEPS = 4  # buckets per doubling: a percentile is right to within a fifth
 _LEAST = 1e-6  # seconds; everything shorter falls into the first bucket
+_BOUNDS = tuple(_LEAST * 2 ** (step / _STEPS) for step in range(44 * _STEPS))  # up to half a year
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Histogram:
     __slots__ = ("_buckets", "_count", "_largest", "_total")
 
     def __init__(self) -> None:
-        self._buckets: dict[int, int] = {}
+        self._buckets = [0] * (len(_BOUNDS) + 1)
         self._count = 0
         self._total = 0.0
         self._largest = 0.0
@@ -62,15 +64,16 @@ class Histogram:
         """Count one time, in seconds; a negative one, or one that is no number (a worker's own word), counts as 0."""
         if not 0.0 <= value < math.inf:
             value = 0.0
-        index = 0 if value <= _LEAST else math.ceil(math.log2(value / _LEAST) * _STEPS)
-        self._buckets[index] = self._buckets.get(index, 0) + 1
+        self._buckets[bisect.bisect_left(_BOUNDS, value)] += 1
         self._count += 1
         self._total += value
-        self._largest = max(self._largest, value)
+        if value > self._largest:  # noqa: PLR1730 -- a call to `max` costs as much as all the rest
+            self._largest = value
 
     def snapshot(self) -> HistogramSnapshot:
         """What was counted so far."""
-        buckets = tuple((_LEAST * 2 ** (index / _STEPS), count) for index, count in sorted(self._buckets.items()))
+        counts = zip((*_BOUNDS, math.inf), self._buckets, strict=True)
+        buckets = tuple((bound, count) for bound, count in counts if count)
         return HistogramSnapshot(self._count, self._total, self._largest, buckets)
 
 

@@ -91,12 +91,14 @@ class FrameWriter:
         self._pending: deque[memoryview] = deque()
         self.sent = 0  # bytes handed in, in all
 
-    def send(self, parts: list[bytes]) -> bool:
-        """Write parts, in order, as far as they go. False when some are left for `flush`. Never blocks.
+    def send(self, parts: list[bytes], nbytes: int | None = None) -> bool:
+        """Write parts, `nbytes` in all, in order, as far as they go. False when some are left for `flush`.
+
+        Never blocks.
 
         What is written to a closed link is dropped: the death of its worker is reported elsewhere.
         """
-        total = sum(map(len, parts))
+        total = sum(map(len, parts)) if nbytes is None else nbytes
         self.sent += total
         if total <= JOIN_UP_TO:
             data = b"".join(parts)
@@ -144,7 +146,11 @@ def write_all(fd: int, parts: list[bytes]) -> None:
         OSError: the other side has closed.
     """
     if sum(map(len, parts)) <= JOIN_UP_TO:
-        parts = [b"".join(parts)]
+        data = b"".join(parts)
+        count = os.write(fd, data)
+        if count == len(data):  # nearly always
+            return
+        parts = [data[count:]]
     for part in parts:
         view = memoryview(part)
         while view:

@@ -39,7 +39,10 @@ def is_by_value_requested() -> bool:
     """Whether the user registered modules to go by value, so that plain pickle cannot be trusted."""
     # Only a cloudpickle that somebody imported can have modules registered; the attribute is missing while
     # another thread is half way through that import.
-    list_registered = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
+    cloudpickle = sys.modules.get("cloudpickle")
+    if cloudpickle is None:
+        return False
+    list_registered = getattr(cloudpickle, "list_registry_pickle_by_value", None)
     return list_registered is not None and bool(list_registered())
 
 

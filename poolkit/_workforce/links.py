@@ -44,8 +44,8 @@ class Links:
 
     def read(self, reports: list[Report]) -> list[Member]:
         """Read once from every link that has something; returns the workers whose link is of no use any more."""
-        broken = []
-        for fd in self.poll(0):
+        broken: list[Member] = []
+        for fd in self.poll(0.0):
             member = self._members.get(fd)
             if member is None:
                 if fd == self._nudge.fileno():

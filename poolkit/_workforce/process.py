@@ -104,10 +104,11 @@ class ProcessWorkforce:
             parts += messages.call_parts(
                 task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, announce=announce
             )
-        parts[0] = messages.FRAME_TO_WORKER.pack(messages.CALLS, len(tasks), sum(map(len, parts)))
+        nbytes = sum(map(len, parts))
+        parts[0] = messages.FRAME_TO_WORKER.pack(messages.CALLS, len(tasks), nbytes)
         assert member.tokens is not None  # noqa: S101 -- only a worker that is ready is sent something
         member.tokens.add(len(tasks))
-        self._write(member, parts)
+        self._write(member, parts, nbytes + messages.FRAME_TO_WORKER.size)
 
     def reclaim(self, worker_id: int) -> int:
         """Take the tokens that the worker has not taken; tell it where what they stood for ends."""
@@ -175,8 +176,8 @@ class ProcessWorkforce:
         self._orders.append((what, member))
         self._wakeup.set()
 
-    def _write(self, member: Member, parts: list[bytes]) -> None:
-        if member.writer is not None and not member.writer.send(parts):
+    def _write(self, member: Member, parts: list[bytes], nbytes: int | None = None) -> None:
+        if member.writer is not None and not member.writer.send(parts, nbytes):
             self._order(self._watch_writing, member)
 
     # ===== the supervisor thread =====

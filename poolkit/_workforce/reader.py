@@ -64,6 +64,10 @@ class Reader:
         until = self._until
         return max(0.0, until - time.monotonic()) if until > 0.0 else 0.0
 
+    def patience(self) -> float:
+        """For how many seconds the standby may leave alone what falls due: a leader that is awake looks at that too."""
+        return LEASE if self._awaited is None else 0.0
+
     def relinquish(self) -> None:
         """Somebody is to be called back, and does not wait: the standby is needed now."""
         if self._until > 0.0:

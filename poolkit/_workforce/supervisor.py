@@ -198,8 +198,7 @@ class Supervisor:
                 report.describe()
         with self._lock:
             now = self.clock()
-            for report in reports:
-                self._scheduler.handle(report, now)
+            self._scheduler.handle_all(reports, now)
             if self._due <= now:
                 self._scheduler.tick(now)
             return self._decided()
@@ -543,7 +542,8 @@ class Supervisor:
     def _wait(self) -> None:
         """Wait until there is something to do. While others read the links, look up now and then, without a lock."""
         while 0.0 < (spared := self._reader.spared()) < SHORT_WAIT:
-            if self.workforce.wait(spared, links=False) or self._due <= self.clock():
+            left = self._due - self.clock() + self._reader.patience()
+            if left <= 0.0 or self.workforce.wait(min(spared, left), links=False):
                 return
         with self._lock:
             deadline = self._scheduler.next_deadline()
