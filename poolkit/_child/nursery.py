@@ -70,7 +70,8 @@ class Nursery:
             os.set_blocking(fd, False)
         signal.signal(signal.SIGCHLD, _no_op)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
-        import multiprocessing.process  # noqa: F401, PLC0415 -- every worker sets its key; imported once, here
+        import ctypes  # noqa: F401, PLC0415 -- every worker needs it at once, and it takes 4 ms: imported once, here
+        import multiprocessing.process  # noqa: F401, PLC0415 -- the same, for its key
 
         try:
             for name in preload:
