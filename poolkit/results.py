@@ -112,15 +112,13 @@ class Results(Generic[T]):
             TimeoutError: `timeout` seconds after the call of `map` it is not there.
             Exception: what the call raised, or what stopped it.
         """
-        while True:
-            try:
-                return self._ready.popleft()
-            except IndexError:
-                if not self._tasks:
-                    self._raise_error()
-                    raise StopIteration from None
-                self._wait_for_one()
-                self._collect()
+        while not self._ready:
+            if not self._tasks:
+                self._raise_error()
+                raise StopIteration
+            self._wait_for_one()
+            self._collect()
+        return self._ready.popleft()
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None

@@ -38,6 +38,7 @@ _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
 END_GRACE = 5.0  # seconds the template process gets to kill its workers and end
 ANSWER_GRACE = 2.0  # seconds it gets to carry out a signal; one that is stopped or hangs cannot stop a task
+SECOND_LOOK = 0.5  # seconds more, lest a pause of the whole machine is taken for its own
 
 _START_CODE = """\
 import sys, os, marshal
@@ -71,7 +72,8 @@ class Nursery:
         self._orders: deque[tuple[bytes, list[int]]] = deque()
         self.refused: list[tuple[int, OSError]] = []  # workers whose order could not be sent, and why
         self._unanswered: deque[float] = deque()  # when each signal was ordered that was not carried out yet
-        self._hangs = False  # it did not answer in time and was killed for it
+        self._hangs = False  # it did not answer in time
+        self._killed = False  # for that
 
     def start(self, settings: NurserySettings) -> None:
         """Start the process. Blocks for that.
@@ -115,10 +117,15 @@ class Nursery:
 
     def kill_if_it_hangs(self) -> None:
         """Kill the process if an answer is overdue; its workers die with it. Call this when all notices were read."""
-        due = self.answer_due()
-        if due is not None and due <= time.monotonic():
-            self._unanswered.clear()
+        due, now = self.answer_due(), time.monotonic()
+        if due is None or due > now:
+            return
+        if not self._hangs:
             self._hangs = True
+            self._unanswered[0] = now - ANSWER_GRACE + SECOND_LOOK
+        else:
+            self._unanswered.clear()
+            self._killed = True
             self._kill()
 
     def flush(self) -> bool:
@@ -171,6 +178,7 @@ class Nursery:
                 notices.append((fields, self._buffer[size:end]))
             elif self._unanswered:
                 self._unanswered.popleft()
+                self._hangs = False
             self._buffer = self._buffer[end:]
         return notices
 
@@ -196,7 +204,7 @@ class Nursery:
             code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:  # somebody else waited for it
             return "ended"
-        if self._hangs:
+        if self._killed:
             return f"did not answer for {ANSWER_GRACE:g} s and was killed"
         return f"was killed by {_os.signal_name(-code)}" if code < 0 else f"exited with code {code}"
 

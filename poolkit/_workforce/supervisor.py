@@ -166,6 +166,8 @@ class Supervisor:
                 if callbacks is not None:
                     self._uncalled.append((task, callbacks))
                     self.workforce.wake()
+                    if self._closed.is_set():  # there is nobody else any more
+                        self._call_back()
             self._reader.published()
         finally:
             _publishing.depth -= 1
@@ -571,6 +573,7 @@ class Supervisor:
         finally:
             lifetime.end(self)
             self._closed.set()
+            self._call_back()
             with self._lock:
                 self._changed.notify_all()
 
@@ -589,6 +592,7 @@ class Supervisor:
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
         self._reader = Reader(None, self.workforce.wake)
+        self._uncalled.clear()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
         for task in self._scheduler.give_up():
