@@ -114,7 +114,7 @@ class Task(Future[T]):
         "_owner",
         "_result",
         "_state",
-        "_waiters",
+        "_waiting",
         "attempts",
         "call",
         "deaths",
@@ -134,7 +134,7 @@ class Task(Future[T]):
         # No super().__init__(): it would build the Condition that this class exists to avoid.
         self._state = _PENDING
         self._cond: threading.Condition | None = None
-        self._waiters: list[_Waiter] = []
+        self._waiting: list[_Waiter] | None = None
         self._callbacks: Callbacks | None = None
         self._result: Any = None
         self._exception: BaseException | None = None
@@ -268,9 +268,9 @@ class Task(Future[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait under asyncio; cancelling the awaiting coroutine cancels the task."""
-        import asyncio  # noqa: PLC0415 -- a worker half that never awaits should not pay for it
+        from poolkit import awaiting  # noqa: PLC0415 -- a worker half that never awaits should not pay for asyncio
 
-        return asyncio.wrap_future(self).__await__()
+        return awaiting.wait_for(self)
 
     def __repr__(self) -> str:
         """Show id, name and state."""
@@ -304,7 +304,7 @@ class Task(Future[T]):
             with cond:
                 with _LOCK:
                     callbacks = self._settle(outcome)
-                for waiter in self._waiters:
+                for waiter in self._waiting or ():
                     if outcome.cancelled:
                         waiter.add_cancelled(self)
                     elif outcome.ok:
@@ -364,6 +364,13 @@ class Task(Future[T]):
         if owner is not None:
             owner.relinquish()
         return self._new_condition()
+
+    @property
+    def _waiters(self) -> list[_Waiter]:  # type: ignore[override]
+        """Where `wait` and `as_completed` enlist, under the condition; made on first use."""
+        if self._waiting is None:
+            self._waiting = []
+        return self._waiting
 
     def _new_condition(self) -> threading.Condition:
         cond = self._cond

@@ -1,0 +1,111 @@
+"""Futures of other threads under asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Generator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from poolkit import awaiting
+
+
+class Awaitable:
+    def __init__(self, future: Future[Any]) -> None:
+        self._future = future
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return awaiting.wait_for(self._future)
+
+
+async def value_of(future: Future[Any]) -> Any:
+    return await Awaitable(future)
+
+
+def test_many_that_finish_together_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> tuple[list[int], int]:
+        loop = asyncio.get_running_loop()
+        futures: list[Future[int]] = [Future() for _ in range(50)]
+        waiting = [asyncio.ensure_future(value_of(future)) for future in futures]
+        await asyncio.sleep(0)
+        wakes = []
+        mailbox = awaiting._mailboxes[loop]
+        wake = mailbox._wake
+        monkeypatch.setattr(mailbox, "_wake", lambda call: (wakes.append(call), wake(call)))
+
+        def finish() -> None:
+            for number, future in enumerate(futures):
+                future.set_result(number)
+
+        thread = threading.Thread(target=finish)
+        thread.start()
+        thread.join()  # the loop is not running meanwhile
+        return await asyncio.gather(*waiting), len(wakes)
+
+    values, wakes = asyncio.run(main())
+    assert values == list(range(50))
+    assert wakes == 1
+
+
+def test_what_finishes_while_the_box_is_emptied_is_handed_over_too() -> None:
+    async def main() -> list[int]:
+        first: Future[int] = Future()
+        second: Future[int] = Future()
+        waiting = [asyncio.ensure_future(value_of(future)) for future in (first, second)]
+        await asyncio.sleep(0)
+        waiting[0].add_done_callback(lambda _: second.set_result(2))
+        first.set_result(1)
+        return await asyncio.gather(*waiting)
+
+    assert asyncio.run(main()) == [1, 2]
+
+
+def test_an_exception_arrives_and_a_cancellation_goes_both_ways() -> None:
+    async def main() -> None:
+        failed: Future[None] = Future()
+        failed.set_exception(KeyError("no"))
+        with pytest.raises(KeyError, match="no"):
+            await Awaitable(failed)
+        cancelled: Future[None] = Future()
+        cancelled.cancel()
+        cancelled.set_running_or_notify_cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await Awaitable(cancelled)
+        pending: Future[None] = Future()
+        waiting = asyncio.ensure_future(value_of(pending))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert pending.cancelled()
+
+    asyncio.run(main())
+
+
+def test_an_exception_that_no_loop_takes_harms_no_other() -> None:
+    async def main() -> int:
+        odd: Future[None] = Future()
+        even: Future[int] = Future()
+        waiting = [asyncio.ensure_future(value_of(odd)), asyncio.ensure_future(value_of(even))]
+        await asyncio.sleep(0)
+        odd.set_exception(StopIteration("odd"))
+        even.set_result(2)
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await waiting[0]
+        return int(await waiting[1])
+
+    assert asyncio.run(main()) == 2
+
+
+def test_who_finishes_after_the_loop_was_closed_is_not_disturbed() -> None:
+    future: Future[int] = Future()
+
+    async def main() -> None:
+        waiting = value_of(future).__await__()
+        next(waiting)
+
+    asyncio.run(main())
+    future.set_result(1)
