@@ -1,13 +1,10 @@
-"""Supervisor: drives one pool. It owns the lock, the scheduler and the one thread that waits for the workforce.
+"""Supervisor: what callers ask of a pool, and the one thread that waits for the workforce.
 
-    any thread         submit, cancel, ... ──> lock ──> Scheduler ──> orders to the workforce
-    supervisor thread  Workforce.wait() ──> reports ──> lock ──> Scheduler
-    either, afterwards publish what was decided: wake waiters, call callbacks, tell listeners -- without the lock
+    any thread         submit, cancel, ... ──> Desk (lock) ──> Scheduler ──> orders to the workforce
+    supervisor thread  Workforce.wait(), act() ──> reports ──> Desk (lock) ──> Scheduler
+    either, afterwards publish what was decided -- without the lock
 
-Lock order: the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block, no pickling and no
-code of the user runs under either. The main thread puts Ctrl-C off while it decides, see `_workforce/interrupts.py`.
-Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_callers`, `_rooms`, `_listeners`.
-Owner: the supervisor thread: `workforce.wait`.
+Owner: the supervisor thread: `workforce.wait` and `act`. What is guarded by the lock is said in `desk.py`.
 A kind whose workers report from their own threads calls `deliver` from there; a fake has no thread at all.
 """
 
@@ -17,228 +14,45 @@ import contextlib
 import logging
 import math
 import os
-import random
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import NoReturn, TypeVar
+from typing import Any
 
-from poolkit._core.options import PoolLimits
-from poolkit._core.scheduler import PoolPhase, Scheduler
-from poolkit._core.stats import PoolStats, WorkerInfo
+from poolkit._core.scheduler import PoolPhase
 from poolkit._core.workforce import (
     AnyTask,
-    BootFailed,
-    Finished,
-    Report,
 )
-from poolkit._workforce import lifetime, snapshots
-from poolkit._workforce.driven import DrivenWorkforce
+from poolkit._workforce import lifetime
+from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import Handler, deciding, let_come, put_off
-from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.reader import Reader
 from poolkit.context import Shield
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
-from poolkit.task import Callbacks, Outcome, TaskPhase, WaitTimeout
+from poolkit.task import Outcome, TaskPhase, WaitTimeout
 
 log = logging.getLogger("poolkit")
 
-T = TypeVar("T")
-Settled = list[tuple[AnyTask, Outcome]]
 
 PASSES_BY = 0xF  # one submit in sixteen takes in what is on the links
 SHORT_WAIT = 0.02  # seconds; what falls due in so short a wait may come late by as much
 LONGEST_WAIT = 86400.0  # seconds; system calls refuse much longer ones, and one wake-up a day is nothing
-_publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 
 
 class SupervisorThread(threading.Thread):
     """The supervisor's thread; its own class, so that poolkit knows its own."""
 
 
-class Supervisor:
+class Supervisor(Desk):
     """Drives one pool; see the file's header. All methods are thread-safe."""
 
     threaded = True  # whether it has a thread; a fake is driven by its caller
 
-    def __init__(
-        self,
-        lock: threading.RLock,
-        workforce: DrivenWorkforce,
-        limits: PoolLimits,
-        *,
-        name: str,
-        clock: Callable[[], float] = time.monotonic,
-        rng: random.Random | None = None,
-    ) -> None:
-        self.name = name
-        self.workforce = workforce
-        self.clock = clock
-        self._lock = lock
-        self._changed = threading.Condition(lock)
-        self._callers = 0  # threads that wait on _changed
-        self._rooms: list[Future[None]] = []  # resolved when something is settled: waits for room in the queue
-        self._scheduler = Scheduler(workforce, limits, rng or random.Random())
-        self._listeners = Listeners(name)
-        # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
-        # the supervisor thread to do. Appended to without the lock.
-        self._later: deque[Callable[[float], object]] = deque()
-        self._due = math.inf  # when the scheduler has something to do by itself
-        self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what `Desk` takes."""
+        super().__init__(*args, **kwargs)
         self._thread: SupervisorThread | None = None
-        self._reader = Reader(workforce.links, workforce.wake)
-        self._uncalled: deque[tuple[AnyTask, Callbacks]] = deque()  # left by a leader for the supervisor thread to call
-        self._closed = threading.Event()
         self._dropped = False  # the pool object was collected; set without the lock, from wherever that happened
-        self.forked = False  # this is a copy in a forked child
-        self.pid = os.getpid()
         if self.threaded:
             lifetime.begin(self)
-
-    # ===== entering and leaving the lock =====
-
-    def _decided(self) -> Settled:
-        """What is to be published; wakes who must know. Under the lock, as the last thing."""
-        scheduler = self._scheduler
-        # A list of this thread's own, also when it is empty: the scheduler's is filled by the next thread to come.
-        settled, scheduler.settled = scheduler.settled, []
-        if scheduler.events:
-            self._listeners.untold.extend(scheduler.events)
-            scheduler.events.clear()
-            self.workforce.wake()
-        deadline = scheduler.next_deadline()
-        self._due = math.inf if deadline is None else deadline
-        if self._due < self._sleeping_until or scheduler.phase is PoolPhase.CLOSED:
-            self._sleeping_until = -math.inf  # once is enough
-            self.workforce.wake()
-        if self._callers:
-            self._changed.notify_all()
-        return settled
-
-    def _is_torn(self) -> bool:
-        """Whether this thread is in the middle of a step already: it was interrupted by a signal or a collection.
-
-        The lock is re-entrant only so that this can be told; a second step inside the first would tear it.
-        """
-        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]  # noqa: SLF001 -- as Condition does
-
-    def _do_later(self, step: Callable[[float], object]) -> None:
-        self._later.append(step)
-        self.workforce.wake()
-
-    def _do_what_was_put_off(self, now: float) -> None:
-        while self._later:
-            step = self._later.popleft()
-            try:
-                step(now)
-            except Exception:
-                log.exception("pool %s could not do what a signal handler or finalizer asked for", self.name)
-
-    @deciding
-    def _decide(self, step: Callable[[float], T]) -> T:
-        """Do a step of the scheduler, at a moment, and publish what comes of it. Not when `_is_torn`."""
-        before = put_off()
-        try:
-            with self._lock:
-                result = step(self.clock())
-                settled = self._decided()
-            self._publish(settled)
-        finally:
-            let_come(before)
-        return result
-
-    def _publish(self, settled: Settled, *, call: bool = True) -> None:
-        """Give the tasks their outcomes, and `call` their callbacks or leave that. Never under the lock."""
-        if self.workforce.unstarted:
-            self.deliver(self.workforce.start_now())
-        if self._rooms:
-            self._tell_of_room()
-        if not settled:
-            return
-        _publishing.depth = getattr(_publishing, "depth", 0) + 1
-        left = deque(settled)
-        try:
-            while left:
-                task, outcome = left.popleft()
-                callbacks = task.publish(outcome, call=call)
-                if callbacks is not None:
-                    self._uncalled.append((task, callbacks))
-                    self.workforce.wake()
-                    if self._closed.is_set():  # there is nobody else any more
-                        self._call_back()
-            self._reader.published()
-        finally:
-            _publishing.depth -= 1
-            if left:  # a Ctrl-C came in between: the supervisor thread goes on with the rest
-                with self._lock:
-                    self._scheduler.settled.extend(left)
-                self.workforce.wake()
-
-    def _tell_of_room(self) -> None:
-        with self._lock:
-            if self._scheduler.is_full() and self._scheduler.phase is PoolPhase.OPEN:
-                return
-            rooms, self._rooms = self._rooms, []
-        for room in rooms:
-            if room.set_running_or_notify_cancel():
-                room.set_result(None)
-
-    def deliver(self, reports: Sequence[Report]) -> None:
-        """Hand reports of workers to the scheduler, and publish what comes of them."""
-        self._publish(self._handle(reports))
-
-    def _handle(self, reports: Sequence[Report]) -> Settled:
-        """Hand reports of workers to the scheduler; returns what is to be published."""
-        if not reports and self._due > self.clock():
-            return []
-        for report in reports:
-            if type(report) is Finished and not report.outcome.ok and report.outcome.load is not None:
-                self._read_error(report)
-            elif type(report) is BootFailed:
-                report.describe()
-        with self._lock:
-            now = self.clock()
-            self._scheduler.handle_all(reports, now)
-            if self._due <= now:
-                self._scheduler.tick(now)
-            return self._decided()
-
-    @deciding
-    def _take(self) -> None:
-        """Read the links if nobody else does, and publish what comes of it. On any thread; does not block."""
-        reader = self._reader
-        before = put_off()
-        try:
-            if not reader.lock.acquire(blocking=False):
-                return
-            reader.taking = threading.get_ident()
-            try:
-                settled = self._handle(self.workforce.read())
-            finally:
-                reader.taking = 0
-                reader.lock.release()
-            self._publish(settled, call=False)
-        finally:
-            let_come(before)
-
-    def lead(self, task: AnyTask, timeout: float | None) -> None:
-        """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
-        if self._is_torn() or self._reader.taking == threading.get_ident():
-            self._refuse_torn("wait for a task")
-        self._reader.lead(task, timeout, self._take)
-
-    def relinquish(self) -> None:
-        """Somebody wants to be called back, and does not wait."""
-        self._reader.relinquish()
-
-    def _read_error(self, report: Finished) -> None:
-        """Unpickle a failure that may be retried, depending on its type. Not under the lock: it is the user's code."""
-        with self._lock:
-            wanted = self._scheduler.wants_error(report.worker_id, report.task_id)
-        if wanted:
-            report.outcome.error()
 
     # ===== what the pool asks =====
 
@@ -283,7 +97,7 @@ class Supervisor:
             self._scheduler.settled.append((task, Outcome.failure(exc)))
 
     def _wait_for_room(self, task: AnyTask, before: Handler | Shield | None) -> None:
-        if getattr(_publishing, "depth", 0) or threading.current_thread() is self._thread:
+        if getattr(publishing, "depth", 0) or threading.current_thread() is self._thread:
             msg = (
                 f"cannot submit {task.name}: the queue is full, and a callback must not wait for room: "
                 "it runs on a thread that makes the room"
@@ -292,23 +106,6 @@ class Supervisor:
         let_come(before)  # nothing is torn while it waits
         self._wait_until(lambda: not self._scheduler.is_full() or self._scheduler.phase is not PoolPhase.OPEN, None)
         put_off()
-
-    def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait on `_changed`, under the lock, until `condition` holds."""
-        self._callers += 1
-        try:
-            return self._changed.wait_for(condition, timeout)
-        finally:
-            self._callers -= 1
-
-    def room(self) -> Future[None] | None:
-        """None when a task would be accepted or refused for good; else a future that is done when to try again."""
-        with self._lock:
-            if not self._scheduler.is_full() or self._scheduler.phase is not PoolPhase.OPEN:
-                return None
-            room: Future[None] = Future()
-            self._rooms.append(room)
-            return room
 
     def cancel(self, task: AnyTask) -> bool:
         """Cancel a task; False when it was settled already."""
@@ -330,13 +127,6 @@ class Supervisor:
             self._do_later(lambda now: self._scheduler.cancel_all(begun=True, now=now))
         else:
             self._decide(lambda now: self._scheduler.cancel_all(begun=True, now=now))
-
-    def has_begun(self, task: AnyTask) -> bool:
-        """Whether a worker runs this task."""
-        if self._is_copy():
-            return False
-        with self._lock:
-            return self._scheduler.has_begun(task)
 
     def resize(self, size: int) -> None:
         """Change the number of workers."""
@@ -414,7 +204,7 @@ class Supervisor:
 
     def _may_wait(self) -> bool:
         """Whether this thread may wait for the pool's end: not one that the end itself waits for."""
-        if threading.current_thread() is self._thread or getattr(_publishing, "depth", 0) > 0:
+        if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0:
             return False
         return not self.workforce.is_own_thread()
 
@@ -431,60 +221,7 @@ class Supervisor:
         else:
             self.workforce.wake()
 
-    # ===== looking =====
-
-    def stats(self) -> PoolStats:
-        """A snapshot of the counts."""
-        with self._lock:
-            return snapshots.pool_stats(self._scheduler, self.workforce.link_bytes())
-
-    def workers(self) -> list[WorkerInfo]:
-        """A snapshot of the workers."""
-        with self._lock:
-            found = snapshots.workers(self._scheduler, self.clock())
-        return [snapshots.with_rss(info, self.workforce.resident_bytes(info.id)) for info in found]
-
-    def queued(self) -> int:
-        """How many tasks wait in the queue."""
-        with self._lock:
-            return len(self._scheduler.queue)
-
-    def listen(self, name: str, listener: Listener) -> None:
-        """Call `listener` with each event of that name."""
-        with self._lock:
-            self._scheduler.listened = self._listeners.add(name, listener)
-
-    def unlisten(self, name: str, listener: Listener) -> None:
-        """Undo one `listen`. Raises ValueError when it was not listening."""
-        with self._lock:
-            self._scheduler.listened = self._listeners.remove(name, listener)
-
-    def tell(self) -> None:
-        """Call the listeners. On the supervisor thread, without the lock."""
-        self._listeners.tell()
-
     # ===== the thread =====
-
-    def _is_copy(self) -> bool:
-        """Whether this process was forked from the owner; also by a fork that Python did not see."""
-        return self.forked or os.getpid() != self.pid
-
-    def _refuse_if_torn(self, what: str) -> None:
-        if self._is_torn():
-            self._refuse_torn(what)
-
-    @staticmethod
-    def _refuse_torn(what: str) -> NoReturn:
-        msg = f"cannot {what} here: a signal handler or finalizer that interrupted the pool itself must not wait"
-        raise PoolkitError(msg)
-
-    def _check_owner(self) -> None:
-        if self._is_copy():
-            msg = (
-                f"pool {self.name} belongs to process {self.pid}; this is process {os.getpid()}, forked from it: "
-                "make a pool of its own here"
-            )
-            raise PoolClosed(msg)
 
     @deciding
     def _start_thread(self) -> None:
@@ -552,15 +289,6 @@ class Supervisor:
             self._sleeping_until = math.inf if deadline is None else deadline
         left = LONGEST_WAIT if deadline is None else max(0.0, deadline - self.clock())
         self.workforce.wait(min(left, spared or LONGEST_WAIT), links=not spared)
-
-    def _call_back(self) -> None:
-        while self._uncalled:
-            task, callbacks = self._uncalled.popleft()
-            _publishing.depth = getattr(_publishing, "depth", 0) + 1
-            try:
-                task.call_back(callbacks)
-            finally:
-                _publishing.depth -= 1
 
     def _finish(self) -> None:
         """Release everything. Once; by the thread, or by `shutdown` when there never was one."""
