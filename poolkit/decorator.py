@@ -21,9 +21,10 @@ from poolkit._core.options import UNSET, CallOptions
 from poolkit._workforce.settings import KINDS
 from poolkit.context import current_task
 from poolkit.face import PoolView
+from poolkit.outcome import Outcome
 from poolkit.pool import Pool
 from poolkit.results import Results, run_chunk
-from poolkit.task import Outcome, Task, settled_task
+from poolkit.task import Task, settled_task
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -26,6 +26,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
 
 from poolkit.errors import TaskCancelled
+from poolkit.outcome import Outcome
 
 if TYPE_CHECKING:
     from concurrent.futures._base import _Waiter
@@ -434,40 +435,6 @@ class Task(Future[T]):
         if cond is not None:
             with cond:
                 cond.notify_all()
-
-
-class Outcome:
-    """The value or exception of a task, or that it was cancelled; decided once by the scheduler.
-
-    `load`, when given, turns `payload` (bytes from a worker) into the value or exception when it is first read.
-    """
-
-    __slots__ = ("cancelled", "load", "ok", "payload")
-
-    def __init__(
-        self, payload: Any, *, ok: bool, load: Callable[[Any], Any] | None = None, cancelled: bool = False
-    ) -> None:
-        self.payload = payload
-        self.ok = ok
-        self.load = load
-        self.cancelled = cancelled
-
-    @classmethod
-    def failure(cls, error: BaseException) -> Outcome:
-        """An exception that is at hand."""
-        return cls(error, ok=False)
-
-    def error(self) -> BaseException | None:
-        """The exception of a failure, unpickled if need be; None for a value or a cancellation."""
-        if self.ok or self.cancelled:
-            return None
-        if self.load is not None:
-            self.payload = self.load(self.payload)
-            self.load = None
-        return cast("BaseException", self.payload)
-
-
-CANCELLED = Outcome(None, ok=False, cancelled=True)
 
 
 def _cancelled_text(task: Task[Any]) -> str:

@@ -22,7 +22,8 @@ from poolkit._core.queue import AnyTask
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Timers
 from poolkit._core.workforce import Died, Glance, Sentence, Worker, Workforce
-from poolkit.task import CANCELLED, Outcome, TaskPhase
+from poolkit.outcome import CANCELLED, Outcome
+from poolkit.task import TaskPhase
 
 
 class Enforcer:

@@ -16,7 +16,8 @@ from poolkit._core.stats import Counters
 from poolkit._core.timers import Timers
 from poolkit._core.workforce import Finished, Glance, PoolEvent, TaskDone, TaskRetried
 from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout, WorkerCrashed
-from poolkit.task import Outcome, TaskPhase
+from poolkit.outcome import Outcome
+from poolkit.task import TaskPhase
 
 
 class Outcomes:

@@ -46,7 +46,8 @@ from poolkit._core.workforce import (
     Workforce,
 )
 from poolkit.errors import PoolClosed, QueueFull
-from poolkit.task import CANCELLED, Outcome, Task, TaskPhase
+from poolkit.outcome import CANCELLED, Outcome
+from poolkit.task import Task, TaskPhase
 
 
 class PoolPhase(enum.IntEnum):

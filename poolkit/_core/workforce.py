@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from poolkit.task import Outcome, Task
+from poolkit.outcome import Outcome
+from poolkit.task import Task
 
 AnyTask = Task[Any]
 

@@ -39,7 +39,8 @@ from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
-from poolkit.task import Callbacks, Outcome
+from poolkit.outcome import Outcome
+from poolkit.task import Callbacks
 
 log = logging.getLogger("poolkit")
 

@@ -21,7 +21,7 @@ from poolkit._wire import codec
 from poolkit._workforce.supervisor import Supervisor
 from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
-from poolkit.task import Outcome
+from poolkit.outcome import Outcome
 
 
 class VirtualClock:

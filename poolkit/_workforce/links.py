@@ -12,7 +12,7 @@ from poolkit import _os
 from poolkit._core.workforce import Begun, BootFailed, Drained, Finished, Ready, Report
 from poolkit._wire import codec, messages
 from poolkit._workforce.member import Member
-from poolkit.task import Outcome
+from poolkit.outcome import Outcome
 
 _BROKEN = (EOFError, OSError, MemoryError, OverflowError)  # closed, or nonsense
 

@@ -5,9 +5,17 @@ Guarded by: the pool's one lock: the writer and the tokens. Owner: the superviso
 
 from __future__ import annotations
 
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from typing import cast
+
 from poolkit import _os
-from poolkit._wire.board import Board
+from poolkit._wire import messages
+from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
+from poolkit._workforce.nursery import NurserySettings
 
 
 class Member:
@@ -39,6 +47,37 @@ class Member:
         self.stack = ""
         self.kill_at: float | None = None  # until then it may write its stack
 
+    def open(self, inherited: Sequence[int]) -> list[int]:
+        """Make the link, tokens, board and evidence pipe; returns the descriptors for the other side.
+
+        They end with copies of `inherited`. Raises OSError; then what was made for the other side is closed.
+        """
+        theirs: list[int] = []
+        try:
+            fd, self.calls_fd = os.pipe()
+            theirs.append(fd)
+            # A copy of the reading end stays here: writing to a pipe that nobody can read would raise SIGPIPE, which
+            # ends programs that left it at its default. That the worker died is reported by the nursery.
+            self.calls_read_fd = os.dup(fd)
+            self.outcomes_fd, fd = os.pipe()
+            theirs.append(fd)
+            self.tokens = _os.Tokens()
+            theirs.append(os.dup(self.tokens.fileno()))
+            fd = _os.shared_page(NBYTES)
+            theirs.append(fd)
+            self.board = Board(fd)
+            self.evidence_fd, fd = os.pipe()
+            theirs.append(fd)
+            for fd in (self.calls_fd, self.outcomes_fd, self.evidence_fd, theirs[-1]):
+                os.set_blocking(fd, False)
+            theirs += [os.dup(fd) for fd in inherited]
+            self.reader = FrameReader(self.outcomes_fd, messages.FRAME_TO_OWNER)
+        except BaseException:
+            for fd in theirs:
+                _os.close_fd(fd)
+            raise
+        return theirs
+
     def close(self) -> None:
         """Close everything. Idempotent."""
         for fd in (self.calls_fd, self.calls_read_fd, self.outcomes_fd, self.evidence_fd):
@@ -49,3 +88,25 @@ class Member:
         if self.board is not None:
             self.board.close()
         self.tokens = self.board = None
+
+
+def boot_settings(settings: NurserySettings, *, initializer: bytes | None, measure_rss: bool) -> bytes:
+    """What a worker is told first, pickled; see `_child/boot.py`."""
+    from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
+
+    try:
+        cwd = os.getcwd()  # noqa: PTH109 -- a string is what travels
+    except OSError:
+        cwd = "/"
+    return pickle.dumps(
+        {
+            "sys_path": [path for path in cast("list[object]", sys.path) if isinstance(path, str)],
+            "argv": list(sys.argv),
+            "cwd": cwd,
+            "authkey": bytes(process.current_process().authkey),
+            "env": dict(settings.env),
+            "measure_rss": measure_rss,
+            "preload": list(settings.preload),
+            "initializer": initializer,
+        }
+    )

@@ -14,25 +14,22 @@ from __future__ import annotations
 import functools
 import math
 import os
-import pickle
 import select
 import selectors
 import signal
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from poolkit import _os
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
 from poolkit._wire import codec, messages
-from poolkit._wire.board import NBYTES, Board
-from poolkit._wire.link import FrameReader, FrameWriter
+from poolkit._wire.link import FrameWriter
 from poolkit._workforce import evidence
 from poolkit._workforce.links import Links, drain
-from poolkit._workforce.member import Member
+from poolkit._workforce.member import Member, boot_settings
 from poolkit._workforce.nursery import Nursery, NurserySettings
 
 MAX_BATCH = 64
@@ -295,29 +292,10 @@ class ProcessWorkforce:
         nursery.fork(member.id, theirs)
 
     def _connect(self, member: Member) -> list[int]:
-        """Make a worker's link, tokens, board and evidence pipe; returns the descriptors for the other side."""
-        theirs: list[int] = []
-        settings = pickle.dumps(self._boot_settings())
+        """Open a worker's ends and send the first frame; returns the descriptors for the other side."""
+        settings = boot_settings(self._settings, initializer=self._initializer, measure_rss=self._measure_rss)
+        theirs = member.open(self._inherited_fds)
         try:
-            fd, member.calls_fd = os.pipe()
-            theirs.append(fd)
-            # A copy of the reading end stays here: writing to a pipe that nobody can read would raise SIGPIPE, which
-            # ends programs that left it at its default. That the worker died is reported by the nursery.
-            member.calls_read_fd = os.dup(fd)
-            member.outcomes_fd, fd = os.pipe()
-            theirs.append(fd)
-            tokens = _os.Tokens()
-            member.tokens = tokens
-            theirs.append(os.dup(tokens.fileno()))
-            fd = _os.shared_page(NBYTES)
-            theirs.append(fd)
-            member.board = Board(fd)
-            member.evidence_fd, fd = os.pipe()
-            theirs.append(fd)
-            for fd in (member.calls_fd, member.outcomes_fd, member.evidence_fd, theirs[-1]):
-                os.set_blocking(fd, False)
-            theirs += [os.dup(fd) for fd in self._inherited_fds]
-            member.reader = FrameReader(member.outcomes_fd, messages.FRAME_TO_OWNER)
             self.links.add(member)
             if self._both is None:
                 self._selector.register(member.outcomes_fd, selectors.EVENT_READ, _nothing_yet)
@@ -329,24 +307,6 @@ class ProcessWorkforce:
                 _os.close_fd(fd)
             raise
         return theirs
-
-    def _boot_settings(self) -> dict[str, Any]:
-        from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
-
-        try:
-            cwd = os.getcwd()  # noqa: PTH109 -- a string is what travels
-        except OSError:
-            cwd = "/"
-        return {
-            "sys_path": [path for path in cast("list[object]", sys.path) if isinstance(path, str)],
-            "argv": list(sys.argv),
-            "cwd": cwd,
-            "authkey": bytes(process.current_process().authkey),
-            "env": dict(self._settings.env),
-            "measure_rss": self._measure_rss,
-            "preload": list(self._settings.preload),
-            "initializer": self._initializer,
-        }
 
     # ----- links -----
 

@@ -27,7 +27,8 @@ from poolkit._workforce.interrupts import Handler, deciding, let_come, put_off
 from poolkit._workforce.reader import Reader
 from poolkit.context import Shield
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
-from poolkit.task import Outcome, TaskPhase, WaitTimeout
+from poolkit.outcome import Outcome
+from poolkit.task import TaskPhase, WaitTimeout
 
 log = logging.getLogger("poolkit")
 

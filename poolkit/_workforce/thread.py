@@ -23,7 +23,7 @@ from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
 from poolkit.context import TaskContext
-from poolkit.task import Outcome
+from poolkit.outcome import Outcome
 
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
 

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from poolkit.task import Outcome, Task
+from poolkit.outcome import Outcome
+from poolkit.task import Task
 
 
 class Owner:

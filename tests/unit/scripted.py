@@ -12,7 +12,8 @@ from poolkit._core.options import CallOptions, PoolLimits
 from poolkit._core.roster import Hiring
 from poolkit._core.scheduler import PoolPhase, Scheduler
 from poolkit._core.workforce import Begun, BootFailed, Died, Drained, Finished, Glance, Ready
-from poolkit.task import Outcome, Task, TaskPhase
+from poolkit.outcome import Outcome
+from poolkit.task import Task, TaskPhase
 
 __all__ = ["AnyTask", "ScriptedPool", "ScriptedWorker", "ScriptedWorkforce", "crash_once", "error_of", "running", "up"]
 

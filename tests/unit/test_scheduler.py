@@ -10,7 +10,7 @@ from unit.scripted import ScriptedPool, error_of, up
 from poolkit._core.scheduler import PoolPhase
 from poolkit._core.workforce import EVENT_NAMES, Begun, Died, Finished, Glance, Ready
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationError
-from poolkit.task import Outcome
+from poolkit.outcome import Outcome
 
 # ===== submitting =====
 

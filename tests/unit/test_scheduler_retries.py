@@ -9,7 +9,8 @@ from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker, crash_once, err
 
 from poolkit._core.workforce import Finished
 from poolkit.errors import TaskTimeout
-from poolkit.task import Outcome, TaskPhase
+from poolkit.outcome import Outcome
+from poolkit.task import TaskPhase
 
 # ===== retries =====
 

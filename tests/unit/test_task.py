@@ -13,7 +13,8 @@ from unit.lonely_tasks import Owner, in_thread, new_task, value
 
 from poolkit import task as task_module
 from poolkit.errors import TaskCancelled
-from poolkit.task import CANCELLED, Outcome, settled_task
+from poolkit.outcome import CANCELLED, Outcome
+from poolkit.task import settled_task
 
 # ===== outcomes =====
 

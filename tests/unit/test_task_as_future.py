@@ -12,7 +12,7 @@ import weakref
 import pytest
 from unit.lonely_tasks import Owner, in_thread, new_task, value
 
-from poolkit.task import CANCELLED, Outcome
+from poolkit.outcome import CANCELLED, Outcome
 
 # ===== as a future of the standard library =====
 
