@@ -23,7 +23,7 @@ class _Mailbox:
     """What was finished for one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._wake = loop.call_soon_threadsafe
+        self._loop = weakref.ref(loop)  # the table of mailboxes must not keep it
         self._finished: deque[_Pair] = deque()
         self._told = False
 
@@ -32,8 +32,10 @@ class _Mailbox:
         self._finished.append((waiting, future))
         if not self._told:
             self._told = True
+            loop = self._loop()
             try:
-                self._wake(self._empty)
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._empty)
             except RuntimeError:  # the loop was closed: nobody waits any more
                 self._finished.clear()
 

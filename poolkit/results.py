@@ -51,6 +51,8 @@ def run_chunk(fn: Callable[..., T], items: list[Any], *, starred: bool) -> list[
     try:
         # In C, item by item: a loop in Python takes four times as long. What was done before an exception is kept.
         results.extend(itertools.starmap(fn, items) if starred else map(fn, items))
+        if len(results) < len(items):  # to `extend`, a StopIteration is the end
+            raise RuntimeError(f"the call of map() for {items[len(results)]!r} raised StopIteration")
     except BaseException as exc:
         if not results:
             raise

@@ -39,11 +39,11 @@ _KEPT_NBYTES = 64 * 1024
 
 
 class _Kept(NamedTuple):
-    """A function that was loaded. By name: in the namespace where the name must still mean it."""
+    """A function that was loaded; one that went by name has module and name, which must still mean it."""
 
     fn: Callable[..., Any]
+    module: str
     name: str
-    namespace: dict[str, Any] | None
 
 
 # owner: the worker's task loop, the only caller of load_call. Oldest first; bounded to 16 MiB of keys.
@@ -92,7 +92,7 @@ def load_call(
         fn, args, kwargs = pickle.loads(body)
         return fn, args, kwargs
     kept = _functions.get(fn_bytes)
-    if kept is not None and (kept.namespace is None or kept.namespace.get(kept.name) is kept.fn):
+    if kept is not None and (not kept.name or getattr(sys.modules.get(kept.module), kept.name, None) is kept.fn):
         fn = kept.fn
     else:
         fn = pickle.loads(fn_bytes)
@@ -103,16 +103,15 @@ def load_call(
 
 def _keep(fn_bytes: bytes, fn: Callable[..., Any]) -> None:
     """Keep a function for the next call: one that is reusable, or one by name for as long as the name means it."""
-    name, namespace = "", None
+    module = name = ""
     if fn_bytes[-1] != _REUSABLE:
-        name = getattr(fn, "__name__", "")
-        namespace = getattr(sys.modules.get(getattr(fn, "__module__", None) or ""), "__dict__", {})
-        if namespace.get(name) is not fn:
+        module, name = getattr(fn, "__module__", ""), getattr(fn, "__name__", "")
+        if not name or getattr(sys.modules.get(module), name, None) is not fn:
             return
     if len(fn_bytes) <= _KEPT_NBYTES:
         if len(_functions) >= _KEPT_FUNCTIONS:
             del _functions[next(iter(_functions))]
-        _functions[fn_bytes] = _Kept(fn, name, namespace)
+        _functions[fn_bytes] = _Kept(fn, module, name)
 
 
 def _name_bytes(fn: types.FunctionType) -> bytes | None:

@@ -35,7 +35,7 @@ from poolkit._core.workforce import (
 )
 from poolkit._workforce import snapshots
 from poolkit._workforce.driven import DrivenWorkforce
-from poolkit._workforce.interrupts import deciding, let_come, put_off
+from poolkit._workforce.interrupts import deciding, let_come, may_be_torn, put_off
 from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
@@ -46,6 +46,7 @@ log = logging.getLogger("poolkit")
 
 T = TypeVar("T")
 Settled = list[tuple[AnyTask, Outcome]]
+Calls = deque[tuple[AnyTask, Callbacks]]
 
 publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 
@@ -78,7 +79,7 @@ class Desk:
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake)
-        self._uncalled: deque[tuple[AnyTask, Callbacks]] = deque()  # left by a leader for the supervisor thread to call
+        self._uncalled: Calls = deque()  # left by a leader for the supervisor thread to call
         self._closed = threading.Event()
         self.forked = False  # this is a copy in a forked child
         self.pid = os.getpid()
@@ -108,6 +109,8 @@ class Desk:
 
         The lock is re-entrant only so that this can be told; a second step inside the first would tear it.
         """
+        if self._reader.taking == threading.get_ident():
+            return True
         return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]  # noqa: SLF001 -- as Condition does
 
     def _do_later(self, step: Callable[[float], object]) -> None:
@@ -145,22 +148,27 @@ class Desk:
             return
         publishing.depth = getattr(publishing, "depth", 0) + 1
         left = deque(settled)
+        calls: Calls = deque() if call else self._uncalled
         try:
             while left:
                 task, outcome = left.popleft()
-                callbacks = task.publish(outcome, call=call)
+                callbacks = task.publish(outcome, call=False)
                 if callbacks is not None:
-                    self._uncalled.append((task, callbacks))
-                    self.workforce.wake()
-                    if self._closed.is_set():  # there is nobody else any more
-                        self._call_back()
+                    calls.append((task, callbacks))
             self._reader.published()
+            if call:
+                self._call(calls)
+            elif calls:
+                self.workforce.wake()
         finally:
             publishing.depth -= 1
-            if left:  # a Ctrl-C came in between: the supervisor thread goes on with the rest
+            if left or (call and calls):  # a Ctrl-C came in between: the supervisor thread goes on with the rest
                 with self._lock:
                     self._scheduler.settled.extend(left)
+                self._uncalled.extend(calls)
                 self.workforce.wake()
+        if self._uncalled and self._closed.is_set():  # there is nobody else any more
+            self._call_back()
 
     def _tell_of_room(self) -> None:
         with self._lock:
@@ -192,28 +200,30 @@ class Desk:
             return self._decided()
 
     @deciding
-    def _take(self) -> None:
-        """Read the links if nobody else does, and publish what comes of it. On any thread; does not block."""
+    def _take(self) -> bool:
+        """Read the links and publish what comes of it, unless somebody else reads: False. Any thread; never blocks."""
         reader = self._reader
         before = put_off()
         try:
             if not reader.lock.acquire(blocking=False):
-                return
+                return False
             reader.taking = threading.get_ident()
             try:
-                settled = self._handle(self.workforce.read())
+                settled = [] if reader.closed else self._handle(self.workforce.read())
             finally:
                 reader.taking = 0
                 reader.lock.release()
             self._publish(settled, call=False)
         finally:
             let_come(before)
+        return True
 
     def lead(self, task: AnyTask, timeout: float | None) -> None:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
-        if self._is_torn() or self._reader.taking == threading.get_ident():
+        if self._is_torn():
             self._refuse_torn("wait for a task")
-        self._reader.lead(task, timeout, self._take)
+        if not self._is_copy() and not may_be_torn():
+            self._reader.lead(task, timeout, self._take)
 
     def relinquish(self) -> None:
         """Somebody wants to be called back, and does not wait."""
@@ -227,13 +237,21 @@ class Desk:
             report.outcome.error()
 
     def _call_back(self) -> None:
-        while self._uncalled:
-            task, callbacks = self._uncalled.popleft()
-            publishing.depth = getattr(publishing, "depth", 0) + 1
+        """Call the callbacks that were left to this thread."""
+        publishing.depth = getattr(publishing, "depth", 0) + 1
+        try:
+            self._call(self._uncalled)
+        finally:
+            publishing.depth -= 1
+
+    @staticmethod
+    def _call(calls: Calls) -> None:
+        while calls:
             try:
-                task.call_back(callbacks)
-            finally:
-                publishing.depth -= 1
+                task, callbacks = calls.popleft()
+            except IndexError:  # another thread was faster
+                return
+            task.call_back(callbacks)
 
     def _is_copy(self) -> bool:
         """Whether this process was forked from the owner; also by a fork that Python did not see."""

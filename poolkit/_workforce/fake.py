@@ -269,6 +269,7 @@ class FakeSupervisor(Supervisor):
             if not reports and not settled:
                 break
             self.deliver(reports)
+        self._call_back()
         self.tell()
 
     def run_next(self) -> bool:

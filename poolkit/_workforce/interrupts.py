@@ -37,6 +37,20 @@ _before: Handler | None = None  # what was put aside last
 _deciding: set[CodeType] = set()  # functions that put interrupts off
 
 
+# Signals other than SIGINT for which a program may have a handler that raises, as for SIGTERM and SIGALRM. Nothing puts
+# those off: while there is one, the main thread leaves the reading of results to others.
+MAY_RAISE = tuple(
+    number for number in range(1, 32) if number not in {_SIGINT, _signal.SIGKILL, getattr(_signal, "SIGSTOP", 0)}
+)
+
+
+def may_be_torn() -> bool:
+    """Whether this is the main thread, and a signal's handler may raise in it at any instruction. Takes 2 us there."""
+    if threading.get_ident() != threading.main_thread().ident:
+        return False
+    return any(map(callable, map(_signal.getsignal, MAY_RAISE)))
+
+
 def deciding(function: Any) -> Any:
     """Mark a function that calls `put_off`, so that the note-taker knows it on the stack."""
     _deciding.add(function.__code__)

@@ -112,7 +112,7 @@ class Nursery:
 
     def answer_due(self) -> float | None:
         """When it must have carried out the oldest signal; None when nothing is due."""
-        due = self._unanswered[0] + ANSWER_GRACE if self._unanswered else math.inf
+        due = min(self._unanswered, default=math.inf) + ANSWER_GRACE
         return None if due == math.inf else due
 
     def kill_if_it_hangs(self) -> None:
@@ -122,7 +122,8 @@ class Nursery:
             return
         if not self._hangs:
             self._hangs = True
-            self._unanswered[0] = now - ANSWER_GRACE + SECOND_LOOK
+            later = now - ANSWER_GRACE + SECOND_LOOK
+            self._unanswered = deque(max(asked, later) for asked in self._unanswered)
         else:
             self._unanswered.clear()
             self._killed = True

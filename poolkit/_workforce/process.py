@@ -63,7 +63,7 @@ class ProcessWorkforce:
         self._orders: deque[tuple[Callable[..., None], Any]] = deque()  # for the supervisor thread to carry out
         self._wakeup = _os.Wakeup()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, self._woken)
+        self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, _nothing_yet)
         self.links = Links()
         self._both: select.poll | None = None  # what the selector and the links wait for; None where they are one
         if self.links.fileno is not None:
@@ -193,6 +193,7 @@ class ProcessWorkforce:
     def act(self) -> Reports:
         """Carry out the orders and take in what happened. Does not block, but for the start of a template process."""
         reports: Reports = []
+        self._wakeup.clear()  # before the orders: one that comes now must not be left for the next time
         while self._orders:
             what, member = self._orders.popleft()
             what(member, reports)
@@ -211,6 +212,8 @@ class ProcessWorkforce:
         """Read what is on the links. Does not block."""
         reports: Reports = []
         for member in self.links.read(reports):
+            if self._both is None:
+                self._unregister(member.outcomes_fd)
             self._order(self._kill, member)  # mostly it finds it dead
         return reports
 
@@ -242,9 +245,6 @@ class ProcessWorkforce:
         for fd in self._inherited_fds:
             _os.close_fd(fd)
         self._inherited_fds = ()
-
-    def _woken(self, _events: int, _reports: Reports) -> None:
-        self._wakeup.clear()
 
     def _dying(self) -> list[Member]:
         return [member for member in list(self._members.values()) if member.kill_at is not None]
@@ -409,4 +409,4 @@ class ProcessWorkforce:
 
 
 def _nothing_yet(_events: int, _reports: Reports) -> None:
-    """A link has something; `act` reads all of them at the end."""
+    """A link has something, or somebody woke us: `act` looks at all of that by itself."""

@@ -10,9 +10,10 @@ ahead, each time they look; the standby leaves the links alone until then, wakes
 for long looks LONG_LEASE ahead, and wakes the standby when it leaves. Who wants to be called back instead of waiting
 calls `relinquish`, which ends the lease at once.
 
-Nothing is lost between the two, also when an exception of a signal handler tears a leader away at any instruction: the
-standby polls the links itself from `_until` on, whatever the leader does; the leader's lock is re-entrant, so that the
-same thread may lead again; and a leader looks up by itself before its lease ends.
+Nothing is lost between the two, also when a Ctrl-C tears a leader away while it waits: the standby polls the links
+itself from `_until` on, whatever the leader does; the leader's lock is re-entrant, so that the same thread may lead
+again; and a leader looks up by itself before its lease ends. While it takes something in, a Ctrl-C is put off. Other
+signals cannot be: where the program has handlers for them, its main thread does not lead (`interrupts.may_be_torn`).
 
 What is read is decided upon before the next read (`lock`): an outcome never comes after the death of its worker.
 Lock order: `_leader`, `lock`, the pool's lock. No code of the user runs under them, but for the unpickling of a failure
@@ -38,12 +39,15 @@ LEADING = "leading" not in _os.SWITCHED_OFF  # False: the standby reads everythi
 LEASE = 0.002  # seconds; how late a callback may be right after a leader left
 FIRST_SLEEP = 0.005  # seconds that a leader sleeps before it takes the long lease, for which it has to pay at the end
 LONG_LEASE = 0.5  # seconds
+PAUSE = 0.001  # seconds that a leader waits for another thread that is reading just now
+CLOSE_GRACE = 0.1  # seconds that the end of the pool waits for a leader to leave; a late one finds the links closed
 
 
 class Reader:
     """Who reads the links of one pool.
 
-    `take`, which some methods are given, reads once what is there and publishes what it says, without waiting.
+    `take`, which some methods are given, reads once what is there and publishes what it says, without waiting; false
+    when another thread is reading.
     """
 
     def __init__(self, links: Links | None, wake: Callable[[], None]) -> None:
@@ -55,7 +59,13 @@ class Reader:
         self._has_long_lease = False  # owner: the leader
         self._until = -math.inf  # the standby is not needed before; set by anybody, the last word counts
         self.lock = threading.Lock()  # held while links are read and what they say is decided upon
+        self._never = threading.Event()
         self.taking = 0  # the thread that does so as a leader or passer-by; 0: none
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody but the supervisor thread reads any more."""
+        return self._links is None
 
     # ===== the standby =====
 
@@ -76,7 +86,7 @@ class Reader:
 
     # ===== the others =====
 
-    def pass_by(self, take: Callable[[], None]) -> None:
+    def pass_by(self, take: Callable[[], bool]) -> None:
         """Take in what is there, if nobody else reads. Does not block."""
         if self._links is not None:
             self._until = max(self._until, time.monotonic() + LEASE)
@@ -88,7 +98,7 @@ class Reader:
         if awaited is not None and awaited.done() and self._links is not None:
             self._links.nudge()
 
-    def lead(self, task: Task[Any], timeout: float | None, take: Callable[[], None]) -> None:
+    def lead(self, task: Task[Any], timeout: float | None, take: Callable[[], bool]) -> None:
         """Read until `task` is done, for at most `timeout` seconds; returns at once where another thread leads.
 
         Blocks; may be interrupted by what a signal handler raises.
@@ -97,6 +107,9 @@ class Reader:
             return
         try:
             self._lead(task, math.inf if timeout is None else time.monotonic() + timeout, take)
+        except ValueError:  # what a closed epoll raises
+            if self._links is not None:
+                raise
         finally:
             self._leader.release()  # first, as nothing comes between
             self._until = time.monotonic() + LEASE
@@ -104,14 +117,15 @@ class Reader:
                 self._has_long_lease = False
                 self._wake()
 
-    def _lead(self, task: Task[Any], give_up: float, take: Callable[[], None]) -> None:
+    def _lead(self, task: Task[Any], give_up: float, take: Callable[[], bool]) -> None:
         now = looked_up = time.monotonic()  # the latter: when something came last
         while (links := self._links) is not None and not task.done():
             self._until = now + LEASE
-            if links.poll(0):
+            if links.poll(0.0):
                 if now < looked_up + self._spin.seconds:
                     self._spin.paid()
-                take()
+                if not take():
+                    self._never.wait(PAUSE)
                 now = looked_up = time.monotonic()
                 continue
             now = time.monotonic()
@@ -141,5 +155,5 @@ class Reader:
         links, self._links = self._links, None
         if links is not None:
             links.nudge()
-        if self._leader.acquire(timeout=LONG_LEASE):  # else its holder was torn away
+        if self._leader.acquire(timeout=CLOSE_GRACE):  # else its holder was torn away, or a handler interrupted it
             self._leader.release()

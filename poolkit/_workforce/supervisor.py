@@ -23,7 +23,7 @@ from poolkit._core.workforce import (
 )
 from poolkit._workforce import lifetime
 from poolkit._workforce.desk import Desk, publishing
-from poolkit._workforce.interrupts import Handler, deciding, let_come, put_off
+from poolkit._workforce.interrupts import Handler, deciding, let_come, may_be_torn, put_off
 from poolkit._workforce.reader import Reader
 from poolkit.context import Shield
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
@@ -81,7 +81,7 @@ class Supervisor(Desk):
                     self._scheduler.submit(task, self.clock())
                 settled = self._decided()
             self._publish(settled)
-            if not task.id & PASSES_BY:
+            if not task.id & PASSES_BY and not may_be_torn():
                 self._reader.pass_by(self._take)
         finally:
             let_come(before)
@@ -298,7 +298,8 @@ class Supervisor(Desk):
                 return
         self._reader.close()
         try:
-            self.workforce.close()
+            with self._reader.lock:
+                self.workforce.close()
         finally:
             lifetime.end(self)
             self._closed.set()

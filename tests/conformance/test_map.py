@@ -238,3 +238,13 @@ def test_map_of_a_map(make_pool):
     pool = make_pool(2)
     inner = pool.map(work.square, range(50))
     assert list(pool.map(work.square, inner)) == [number**4 for number in range(50)]
+
+
+@pytest.mark.one_start_method
+@pytest.mark.parametrize("chunksize", [None, 1, 3])
+def test_a_stop_iteration_of_a_call_is_an_error_and_ends_nothing_silently(pool, chunksize):
+    iterators = [iter([number]) for number in range(4)] + [iter([])] + [iter([number]) for number in range(5, 8)]
+    results = pool.map(next, iterators, chunksize=chunksize)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        next(results)

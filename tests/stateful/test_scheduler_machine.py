@@ -7,6 +7,7 @@ says of itself must agree; at the end, with every worker behaving, all tasks are
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from typing import Any
 
 import hypothesis
@@ -74,7 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.tasks: list[AnyTask] = []
         self.cancelled: set[AnyTask] = set()  # asked for
         self.crashed: set[AnyTask] = set()  # their worker died of itself while it ran them
-        self.values: dict[AnyTask, object] = {}  # what a run returned
+        self.values: defaultdict[AnyTask, list[object]] = defaultdict(list)  # what its runs returned
         self.all_cancelled = False
         self.largest = self.limits.max_workers
         self.boots_broken = False
@@ -195,7 +196,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert worker.running is not None
         value, error = object(), ValueError() if "fail" in move else KeyError() if "break" in move else None
         if error is None:
-            self.values[worker.running] = value
+            self.values[worker.running].append(value)
         rss = 200 if "grown" in move else 0
         self.pool.finish(worker, value, error=error, rss=rss, stamp="unstamped" not in move, deliver=deliver)
 
@@ -217,7 +218,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(steps):
             for worker in self.pool.workforce.workers.values():
                 if worker.running is not None:
-                    self.values[worker.running] = None
+                    self.values[worker.running].append(None)
             self.pool.step()
             self.pool.check()
 
@@ -274,7 +275,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if outcome.cancelled:
                 assert task in self.cancelled or self.all_cancelled
             elif outcome.ok:
-                assert error is self.values[task]
+                assert any(error is value for value in self.values[task])
             elif isinstance(error, TaskTimeout):
                 assert self.pool.workforce.begun[task]
                 assert task.options.timeout is not None
@@ -295,9 +296,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         for worker in self.pool.workforce.workers.values():
             if worker.running is not None:
-                self.values[worker.running] = None
+                self.values[worker.running].append(None)
         for task in self.tasks:
-            self.values.setdefault(task, None)
+            self.values[task].append(None)
         self.pool.end()
         self.pool.tick(1000.0)
         self.outcomes_are_deserved()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Generator
 from concurrent.futures import Future
 from typing import Any
@@ -32,9 +34,8 @@ def test_many_that_finish_together_wake_the_loop_once(monkeypatch: pytest.Monkey
         waiting = [asyncio.ensure_future(value_of(future)) for future in futures]
         await asyncio.sleep(0)
         wakes = []
-        mailbox = awaiting._mailboxes[loop]
-        wake = mailbox._wake
-        monkeypatch.setattr(mailbox, "_wake", lambda call: (wakes.append(call), wake(call)))
+        wake = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda call: (wakes.append(call), wake(call)))
 
         def finish() -> None:
             for number, future in enumerate(futures):
@@ -109,3 +110,17 @@ def test_who_finishes_after_the_loop_was_closed_is_not_disturbed() -> None:
 
     asyncio.run(main())
     future.set_result(1)
+
+
+def test_no_loop_is_kept_alive() -> None:
+    async def main() -> weakref.ref[asyncio.AbstractEventLoop]:
+        future: Future[int] = Future()
+        waiting = asyncio.ensure_future(value_of(future))
+        await asyncio.sleep(0)
+        future.set_result(1)
+        await waiting
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(main())
+    gc.collect()
+    assert loop() is None

@@ -48,14 +48,18 @@ class Desk:
         self.links = ScriptedLinks()
         self.takes = 0
         self.wakes = 0
+        self.busy = 0  # so many takes find another thread reading
         self.to_settle: Task[Any] | None = None
         self.reader = Reader(self.links, self.wake)  # type: ignore[arg-type]
 
-    def take(self) -> None:
+    def take(self) -> bool:
         self.takes += 1
+        if self.takes <= self.busy:
+            return False
         self.links.clear()
         if self.to_settle is not None:
             self.to_settle.publish(value(1))
+        return True
 
     def wake(self) -> None:
         self.wakes += 1
@@ -77,6 +81,14 @@ def test_a_leader_reads_until_its_task_is_done(desk: Desk) -> None:
     assert task.done()
     assert desk.takes == 1
     assert desk.wakes == 0, "handing over costs nothing"
+
+
+def test_a_leader_waits_for_a_thread_that_reads_just_now(desk: Desk) -> None:
+    task = desk.to_settle = new_task()
+    desk.busy = 3
+    desk.links.arrive()
+    desk.lead(task)
+    assert desk.takes == 4
 
 
 def test_the_standby_is_spared_while_somebody_leads_and_a_moment_longer(desk: Desk) -> None:

@@ -1,0 +1,137 @@
+"""The desk: what is left for whom, and who may not wait where."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from poolkit import Pool, PoolkitError
+from poolkit._workforce import interrupts
+from poolkit._workforce.member import Member
+from poolkit._workforce.nursery import NurserySettings
+from poolkit._workforce.process import ProcessWorkforce
+from poolkit._workforce.supervisor import Supervisor
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with Pool(1, kind="thread") as made:
+        yield made
+
+
+def desk_of(pool: Pool) -> Supervisor:
+    return pool._supervisor
+
+
+def test_an_order_that_is_given_while_others_are_carried_out_is_not_left_lying(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever clears the wake-up must look at the orders after that."""
+    settings = NurserySettings(start_method="forkserver", preload=(), env={})
+    workforce = ProcessWorkforce(threading.RLock(), settings, initializer=None, measure_rss=False)
+    carried_out: list[Member] = []
+
+    def carry_out(member: Member, _reports: list[Any]) -> None:
+        carried_out.append(member)
+
+    member = Member(1)
+    monkeypatch.setattr(workforce, "_watch_orders", lambda _: workforce._order(carry_out, member))
+    workforce.act()
+    monkeypatch.setattr(workforce, "_watch_orders", lambda _: None)
+    assert carried_out == []
+    assert workforce.wait(0.0, links=True)
+    workforce.act()
+    assert carried_out == [member]
+    assert not workforce.wait(0.0, links=True)
+    workforce.close()
+
+
+def test_outcomes_are_told_to_a_sleeping_leader_before_any_callback_runs(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    first = pool.submit(release.wait)
+    second = pool.submit(release.wait)
+    order = []
+    monkeypatch.setattr(desk_of(pool)._reader, "published", lambda: order.append("published"))
+    second.add_done_callback(lambda _: order.append("callback"))
+    second.cancel()
+    monkeypatch.undo()
+    release.set()
+    first.result()
+    assert order == ["published", "callback"]
+
+
+def test_who_was_interrupted_while_reading_must_not_wait(pool: Pool) -> None:
+    """A signal handler that waits for the pool would wait for the lock that its own thread holds."""
+    desk = desk_of(pool)
+    task = pool.submit(abs, -1)
+    task.result()
+    release = threading.Event()
+    held = pool.submit(release.wait)
+    desk._reader.taking = threading.get_ident()
+    try:
+        with pytest.raises(PoolkitError, match="must not wait"):
+            held.result()
+        with pytest.raises(PoolkitError, match="must not wait"):
+            pool.warm_up()
+        pool.shutdown()  # comes later
+    finally:
+        desk._reader.taking = 0
+    release.set()
+    pool.shutdown()
+    assert held.result() is True
+
+
+def test_a_copy_in_a_forked_child_does_not_read_what_is_its_parents(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = desk_of(pool)
+    led = []
+    monkeypatch.setattr(desk._reader, "lead", lambda *args: led.append(args))
+    task = pool.submit(abs, -1)
+    task.result()
+    desk.lead(task, 0.0)
+    assert led
+    del led[:]
+    monkeypatch.setattr(desk, "pid", -1)
+    desk.lead(task, 0.0)
+    assert led == []
+
+
+def test_the_main_thread_does_not_lead_where_a_signal_handler_may_raise(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = desk_of(pool)
+    led = []
+    monkeypatch.setattr(desk._reader, "lead", lambda *args: led.append(args))
+    task = pool.submit(abs, -1)
+    task.result()
+    del led[:]
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert interrupts.may_be_torn()
+        desk.lead(task, 0.0)
+        assert led == []
+        thread = threading.Thread(target=desk.lead, args=(task, 0.0))
+        thread.start()
+        thread.join()
+        assert len(led) == 1, "handlers run in the main thread alone"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not interrupts.may_be_torn()
+
+
+def test_nothing_is_read_once_the_links_are_closed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that submits may pass by while another one ends the pool."""
+    desk = desk_of(pool)
+
+    def read() -> list[Any]:
+        raise ValueError("I/O operation on closed epoll object")
+
+    monkeypatch.setattr(desk.workforce, "read", read)
+    assert desk._take()
