@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 import support
 import support_gates
 import support_leaks
-from poolkit._workforce import interrupts
 
 # A run on a build machine is the same run every time; at a desk each one tries something new.
 hypothesis.settings.register_profile("poolkit", deadline=None, derandomize="CI" in os.environ)
@@ -22,8 +20,6 @@ hypothesis.settings.load_profile("poolkit")
 
 def pytest_configure(config: pytest.Config) -> None:
     support.adopt_orphans()
-    # The watchdog's handler raises, but only when all is lost already: the main thread may lead all the same.
-    interrupts.MAY_RAISE = tuple(number for number in interrupts.MAY_RAISE if number != signal.SIGALRM)
 
 
 @pytest.fixture(autouse=True)

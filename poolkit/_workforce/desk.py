@@ -5,7 +5,7 @@
     take      read the links, by whoever waits or passes by, and the same
 
 Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block,
-no pickling and no code of the user runs under the last two. The main thread puts Ctrl-C off while it decides, see
+no pickling and no code of the user runs under the last two. The main thread puts signals off while it decides, see
 `_workforce/interrupts.py`.
 Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_callers`, `_rooms`, the listeners.
 `_due` is written under it and read by anybody. `_later` and `_uncalled` are appended to by anybody.
@@ -35,7 +35,7 @@ from poolkit._core.workforce import (
 )
 from poolkit._workforce import snapshots
 from poolkit._workforce.driven import DrivenWorkforce
-from poolkit._workforce.interrupts import deciding, let_come, may_be_torn, put_off
+from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
@@ -222,7 +222,7 @@ class Desk:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
         if self._is_torn():
             self._refuse_torn("wait for a task")
-        if not self._is_copy() and not may_be_torn():
+        if not self._is_copy():
             self._reader.lead(task, timeout, self._take)
 
     def relinquish(self) -> None:

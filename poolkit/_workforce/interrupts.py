@@ -1,9 +1,10 @@
-"""Interrupts: a Ctrl-C must not tear a decision in two.
+"""Interrupts: an exception of a signal handler must not tear a decision in two.
 
 Python raises KeyboardInterrupt between any two instructions of the main thread, so also between taking a task from the
 queue and noting which worker got it; that task would be lost, and whoever waits for it, or for the pool, would hang.
-So the main thread puts its interrupts off while it decides: `put_off` exchanges the handler of SIGINT for one that
-takes a note, `let_come` puts it back and has it handle what was noted. About 1.5 microseconds, on the main thread only.
+Handlers of other signals may raise as well: for SIGTERM to exit, for SIGALRM to end what takes too long.
+So the main thread puts signals off while it decides: `put_off` exchanges the handlers for one that takes a note,
+`let_come` puts them back and has them handle what was noted. About 2 microseconds, on the main thread only.
 
     before = put_off()
     try:
@@ -15,7 +16,7 @@ In a worker thread it is the exception that stops the thread's task which is kep
 
 What must stay interruptible (waiting for room, for results, for the end) is outside.
 If another signal's handler raises just between `put_off` and its `try`, nobody calls `let_come`: the note-taker sees
-at the next Ctrl-C that no frame below it is putting interrupts off, and puts the handler back by itself.
+at the next signal that no frame below it is putting signals off, and puts the handler back by itself.
 Owner: the main thread.
 """
 
@@ -30,25 +31,17 @@ from typing import Any
 from poolkit.context import Shield, current_task
 
 Handler = Callable[[int, "FrameType | None"], Any]
+Handlers = tuple[tuple[int, Handler], ...]
 
-_SIGINT = int(_signal.SIGINT)
-_noted: list[tuple[int, FrameType | None]] = []
-_before: Handler | None = None  # what was put aside last
-_deciding: set[CodeType] = set()  # functions that put interrupts off
+_NAMES = "INT TERM ALRM HUP USR1 USR2 QUIT VTALRM PROF CHLD IO WINCH"
+NUMBERS = tuple(int(getattr(_signal, f"SIG{name}")) for name in _NAMES.split() if hasattr(_signal, f"SIG{name}"))
+"""The signals that are put off: those for which programs have handlers in Python."""
 
-
-# Signals other than SIGINT for which a program may have a handler that raises, as for SIGTERM and SIGALRM. Nothing puts
-# those off: while there is one, the main thread leaves the reading of results to others.
-MAY_RAISE = tuple(
-    number for number in range(1, 32) if number not in {_SIGINT, _signal.SIGKILL, getattr(_signal, "SIGSTOP", 0)}
-)
-
-
-def may_be_torn() -> bool:
-    """Whether this is the main thread, and a signal's handler may raise in it at any instruction. Takes 2 us there."""
-    if threading.get_ident() != threading.main_thread().ident:
-        return False
-    return any(map(callable, map(_signal.getsignal, MAY_RAISE)))
+_noted: dict[int, FrameType | None] = {}
+_before: dict[int, Handler] = {}  # what was put aside last
+_seen: list[Any] = []  # the handlers as they were found last, and what is to be put aside then
+_plan: Handlers = ()
+_deciding: set[CodeType] = set()  # functions that put signals off
 
 
 def deciding(function: Any) -> Any:
@@ -57,52 +50,63 @@ def deciding(function: Any) -> Any:
     return function
 
 
-def put_off() -> Handler | Shield | None:
-    """From now on, note interrupts of this thread. Returns what `let_come` is to be given; None: nothing to put off.
+def put_off() -> Handlers | Shield | None:
+    """From now on, note signals of this thread. Returns what `let_come` is to be given; None: nothing to put off.
 
     Raises what stops the task that runs here, where that was to come anyway.
     """
-    global _before  # noqa: PLW0603 -- a signal has one handler
+    global _seen, _plan  # noqa: PLW0603 -- a process has one set of handlers
     if threading.get_ident() != threading.main_thread().ident:
         context = current_task()
         shield = None if context is None else context.shield()
         if shield is not None:
             shield.hold()
         return shield
-    handler: Any = _signal.getsignal(_SIGINT)
-    if handler is _note or not callable(handler):  # within another, ignored, or not Python's
-        return None
-    _before = handler
+    found = list(map(_signal.getsignal, NUMBERS))
+    if found != _seen:
+        _plan = tuple(
+            (number, handler)
+            for number, handler in zip(NUMBERS, found, strict=True)
+            if callable(handler) and handler is not _note
+        )
+        _seen = found
+    plan = _plan
     try:
-        _signal.signal(_SIGINT, _note)
+        for number, handler in plan:
+            _before[number] = handler
+            _signal.signal(number, _note)
     except ValueError:  # a subinterpreter
         return None
-    return handler  # type: ignore[no-any-return]
+    return plan or None  # none: within another, or all are ignored, or not Python's
 
 
-def let_come(handler: Handler | Shield | None) -> None:
-    """Undo `put_off`. Raises what the handler makes of an interrupt that came meanwhile: KeyboardInterrupt, mostly."""
-    if handler is None:
+def let_come(before: Handlers | Shield | None) -> None:
+    """Undo `put_off`. Raises what a handler makes of a signal that came meanwhile: KeyboardInterrupt, mostly."""
+    if before is None:
         return
-    if not callable(handler):
-        handler.let_go()
+    if not isinstance(before, tuple):
+        before.let_go()
         return
-    if _signal.getsignal(_SIGINT) is _note:  # else a callback has set its own
-        _signal.signal(_SIGINT, handler)
-    if _noted:
-        number, frame = _noted[-1]
-        _noted.clear()
-        handler(number, frame)
+    for number, handler in before:
+        if _signal.getsignal(number) is _note:  # else a callback has set its own
+            _signal.signal(number, handler)
+    while _noted:
+        number, frame = _noted.popitem()
+        handle = _before.get(number)
+        if handle is not None:
+            handle(number, frame)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
     below = frame
     while below is not None:
         if below.f_code in _deciding:
-            _noted.append((number, frame))
+            _noted[number] = frame
             return
         below = below.f_back
-    handler = _before
-    if handler is not None:
-        _signal.signal(_SIGINT, handler)
-        handler(number, frame)
+    for each, handler in _before.items():
+        if _signal.getsignal(each) is _note:
+            _signal.signal(each, handler)
+    handle = _before.get(number)
+    if handle is not None:
+        handle(number, frame)

@@ -10,10 +10,10 @@ ahead, each time they look; the standby leaves the links alone until then, wakes
 for long looks LONG_LEASE ahead, and wakes the standby when it leaves. Who wants to be called back instead of waiting
 calls `relinquish`, which ends the lease at once.
 
-Nothing is lost between the two, also when a Ctrl-C tears a leader away while it waits: the standby polls the links
-itself from `_until` on, whatever the leader does; the leader's lock is re-entrant, so that the same thread may lead
-again; and a leader looks up by itself before its lease ends. While it takes something in, a Ctrl-C is put off. Other
-signals cannot be: where the program has handlers for them, its main thread does not lead (`interrupts.may_be_torn`).
+Nothing is lost between the two, also when a signal handler's exception tears a leader away while it waits: the standby
+polls the links itself from `_until` on, whatever the leader does; the leader's lock is re-entrant, so that the same
+thread may lead again; and a leader looks up by itself before its lease ends. While it takes something in, signals are
+put off (`_workforce/interrupts.py`).
 
 What is read is decided upon before the next read (`lock`): an outcome never comes after the death of its worker.
 Lock order: `_leader`, `lock`, the pool's lock. No code of the user runs under them, but for the unpickling of a failure

@@ -23,7 +23,7 @@ from poolkit._core.workforce import (
 )
 from poolkit._workforce import lifetime
 from poolkit._workforce.desk import Desk, publishing
-from poolkit._workforce.interrupts import Handler, deciding, let_come, may_be_torn, put_off
+from poolkit._workforce.interrupts import Handlers, deciding, let_come, put_off
 from poolkit._workforce.reader import Reader
 from poolkit.context import Shield
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
@@ -81,7 +81,7 @@ class Supervisor(Desk):
                     self._scheduler.submit(task, self.clock())
                 settled = self._decided()
             self._publish(settled)
-            if not task.id & PASSES_BY and not may_be_torn():
+            if not task.id & PASSES_BY:
                 self._reader.pass_by(self._take)
         finally:
             let_come(before)
@@ -97,7 +97,7 @@ class Supervisor(Desk):
             task.phase = TaskPhase.SETTLED
             self._scheduler.settled.append((task, Outcome.failure(exc)))
 
-    def _wait_for_room(self, task: AnyTask, before: Handler | Shield | None) -> None:
+    def _wait_for_room(self, task: AnyTask, before: Handlers | Shield | None) -> None:
         if getattr(publishing, "depth", 0) or threading.current_thread() is self._thread:
             msg = (
                 f"cannot submit {task.name}: the queue is full, and a callback must not wait for room: "

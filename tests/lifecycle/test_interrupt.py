@@ -222,3 +222,36 @@ def test_interrupts_at_any_moment_of_a_busy_submitter_tear_nothing() -> None:
         print("whole")
         """
     assert run(source) == ["whole"]
+
+
+def test_alarms_that_raise_at_any_moment_tear_nothing() -> None:
+    """Many programs limit the time of a call so; every later task must have its result all the same."""
+    source = """
+        import random, signal
+        import poolkit
+
+        class Alarm(BaseException):
+            pass
+
+        def ring(number, frame):
+            raise Alarm
+
+        signal.signal(signal.SIGALRM, ring)
+        rng = random.Random(1)
+        rings = 0
+        with poolkit.Pool(2) as pool:
+            pool.submit(abs, -1).result()
+            for _ in range(300):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.00001, 0.001))
+                    for _ in range(20):
+                        pool.submit(abs, -1).result()
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except Alarm:
+                    rings += 1
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            assert pool.submit(abs, -7).result() == 7
+        assert rings > 100, rings
+        print("whole")
+        """
+    assert run(source) == ["whole"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from poolkit import Pool, PoolkitError
-from poolkit._workforce import interrupts
 from poolkit._workforce.member import Member
 from poolkit._workforce.nursery import NurserySettings
 from poolkit._workforce.process import ProcessWorkforce
@@ -101,29 +99,6 @@ def test_a_copy_in_a_forked_child_does_not_read_what_is_its_parents(
     monkeypatch.setattr(desk, "pid", -1)
     desk.lead(task, 0.0)
     assert led == []
-
-
-def test_the_main_thread_does_not_lead_where_a_signal_handler_may_raise(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    desk = desk_of(pool)
-    led = []
-    monkeypatch.setattr(desk._reader, "lead", lambda *args: led.append(args))
-    task = pool.submit(abs, -1)
-    task.result()
-    del led[:]
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        assert interrupts.may_be_torn()
-        desk.lead(task, 0.0)
-        assert led == []
-        thread = threading.Thread(target=desk.lead, args=(task, 0.0))
-        thread.start()
-        thread.join()
-        assert len(led) == 1, "handlers run in the main thread alone"
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert not interrupts.may_be_torn()
 
 
 def test_nothing_is_read_once_the_links_are_closed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,3 +119,44 @@ def test_a_note_taker_that_was_forgotten_puts_the_handler_back(handler: object) 
     with pytest.raises(KeyboardInterrupt):
         press()
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_other_signals_are_put_off_too_and_each_goes_to_its_own_handler(handler: object) -> None:
+    calls: list[object] = []
+
+    class Late(Exception):
+        pass
+
+    def late(number: int, _frame: FrameType | None) -> None:
+        calls.append(number)
+        raise Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        with pytest.raises(Late):
+            decide(lambda: (signal.raise_signal(signal.SIGALRM), calls.append("not torn")))
+        assert calls == ["not torn", signal.SIGALRM]
+        assert signal.getsignal(signal.SIGALRM) is late
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_of_two_signals_that_raise_none_is_lost() -> None:
+    """The second one comes with the next decision."""
+    raised = []
+
+    def note_and_raise(number: int, _frame: FrameType | None) -> None:
+        raised.append(number)
+        raise LookupError
+
+    before = signal.signal(signal.SIGUSR1, note_and_raise)
+    signal.signal(signal.SIGINT, note_and_raise)
+    try:
+        with pytest.raises(LookupError):
+            decide(lambda: (press(), signal.raise_signal(signal.SIGUSR1)))
+        with pytest.raises(LookupError):
+            decide(lambda: None)
+        assert sorted(raised) == sorted([signal.SIGINT, signal.SIGUSR1])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
