@@ -277,6 +277,7 @@ class Desk:
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait on `_changed`, under the lock, until `condition` holds."""
         self._callers += 1
+        self._reader.relinquish()
         try:
             return self._changed.wait_for(condition, timeout)
         finally:
@@ -289,6 +290,7 @@ class Desk:
                 return None
             room: Future[None] = Future()
             self._rooms.append(room)
+            self._reader.relinquish()
             return room
 
     # ===== looking =====

@@ -198,6 +198,7 @@ class Supervisor(Desk):
         elif self._decide(step):  # it never started
             self._finish()
         elif wait and self._may_wait():
+            self._reader.relinquish()
             self._closed.wait()
             thread = self._thread
             if thread is not None:

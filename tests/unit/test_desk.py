@@ -110,3 +110,24 @@ def test_nothing_is_read_once_the_links_are_closed(pool: Pool, monkeypatch: pyte
 
     monkeypatch.setattr(desk.workforce, "read", read)
     assert desk._take()
+
+
+def test_who_waits_for_something_else_than_a_task_gets_the_standby_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that submits has just spared it, and now waits for room, for the workers or for the end."""
+    relinquished = []
+    release = threading.Event()
+    with Pool(1, kind="thread", max_queue=1) as pool:
+        desk = desk_of(pool)
+        monkeypatch.setattr(desk._reader, "relinquish", lambda: relinquished.append(True))
+        pool.warm_up()
+        assert relinquished
+        pool.submit(release.wait)
+        pool.submit(abs, -1)
+        del relinquished[:]
+        room = desk.room()
+        assert room is not None
+        assert relinquished
+        del relinquished[:]
+        release.set()
+        room.result()
+    assert relinquished
