@@ -251,7 +251,8 @@ class Task(Future[T]):
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn(task)` when the task is done, or now if it is. Thread-safe; blocks only for `fn` itself.
 
-        Callbacks run on the thread that publishes the outcome; what they raise is logged and harms nothing.
+        Callbacks run on a thread of the pool, or on the one whose call ended the task; never on one that waits for
+        another task. What they raise is logged and harms nothing.
         """
         with _LOCK:
             if self._state is _PENDING:
