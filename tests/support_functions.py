@@ -343,12 +343,3 @@ def wait_for_cancelled(arrived: Gate, noticed: Gate) -> bool:
                 pass
             noticed.signal()
             return True
-
-
-def limit_memory(more: int) -> None:
-    """Let this process have `more` bytes of memory beyond what it has mapped now."""
-    import resource
-    from pathlib import Path
-
-    mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))

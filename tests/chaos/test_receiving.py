@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 import support_functions as work
+import support_objects
 from poolkit import Pool, WorkerCrashed
 
 
 @pytest.mark.slow
 def test_a_call_too_large_for_the_memory_of_a_worker_fails_and_the_pool_goes_on() -> None:
     """Each worker dies of it before it begins it, so it must not be sent out for ever."""
-    with Pool(1, initializer=work.limit_memory, initargs=(64 * 2**20,)) as pool:
+    with Pool(1, initializer=support_objects.limit_memory, initargs=(64 * 2**20,)) as pool:
         too_large = pool.submit(len, bytes(160 * 2**20))
         after = pool.submit(work.add, 1, 2)
         with pytest.raises(
