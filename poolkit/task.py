@@ -11,6 +11,8 @@ Fields in the task, and who may touch them:
 
 How a waiter and the publisher meet: the publisher stores the final state under _LOCK and looks whether a Condition
 exists; the waiter makes the Condition under _LOCK and then looks at the state. One of the two sees the other.
+Where the waiter can read the results itself, it does that instead (`TaskOwner.lead`).
+Longer than most: it is one class, all of whose parts share the future's state, and half of it says what users rely on.
 """
 
 from __future__ import annotations

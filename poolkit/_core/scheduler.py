@@ -11,7 +11,8 @@ What it decides is collected in `settled` and `events`; whoever held the lock pu
     Dispatcher    the queue, what each worker was sent      Outcomes    counts, retries, what is to be published
     Roster        the workers, how many there are           Timers      what is due when
 
-Each owns what its file says, and knows only those below it.
+Each owns what its file says, and knows only those below it. This file is longer than most because the door has one
+method for each event, and nothing of its own to give away.
 """
 
 from __future__ import annotations
@@ -282,9 +283,7 @@ class Scheduler:
             return False  # not what it was sent: only a worker that was tampered with says so
         task = worker.sent[0]
         if worker.sentence is not None and worker.sentence.task is task:
-            return (
-                False  # it ended at the last moment; the sentence stands, and is carried out when the worker has died
-            )
+            return False  # it ended at the last moment; the sentence stands, and is carried out at the worker's death
         worker.sent.popleft()
         self.roster.finished(worker, report.rss)
         if task.phase is not TaskPhase.SETTLED:

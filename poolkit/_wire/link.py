@@ -2,8 +2,8 @@
 
 Guarantees: a frame arrives whole or not at all; one cut short by a death is dropped with its link. Sizes are 64 bits.
 One writer and one reader per pipe, so nobody holds a lock that a killed process could keep.
-Owner: on the owner's side a reader belongs to the supervisor thread, a writer to the pool's one lock; on the worker's
-side both belong to its main thread.
+Owner: on the owner's side a reader belongs to whoever holds the pool's reader lock, a writer to the pool's one lock; on
+the worker's side both belong to its main thread.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ class DrivenWorkforce(Workforce, Protocol):
         """
 
     def act(self) -> list[Report]:
-        """Carry out what was ordered and take in what happened. On the supervisor thread; does not block."""
+        """Carry out what was ordered and take in what happened.
+
+        On the supervisor thread, by whoever holds the reader's lock. Blocks only to start what workers are forked from.
+        """
 
     def read(self) -> list[Report]:
         """Read what is on the links. By whoever holds the reader's lock; does not block."""

@@ -1,6 +1,7 @@
 """Member: one worker process as the owner holds it: its link, tokens, board and evidence.
 
-Guarded by: the pool's one lock: the writer and the tokens. Owner: the supervisor thread: the rest.
+Guarded by: the pool's one lock: the writer and the tokens. By the reader's lock: the reader and `pid`.
+Owner: the supervisor thread: the rest.
 """
 
 from __future__ import annotations

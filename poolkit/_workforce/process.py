@@ -1,12 +1,15 @@
 """Process workforce: workers that are processes, each behind a private link, forked by the nursery.
 
     submit, any thread ── send ──> FrameWriter ── pipe ──> worker      under the pool's lock, never blocking
-    supervisor thread  <── wait ── FrameReader <── pipe ── worker      and the nursery's notices, and stacks
+    whoever reads      <── read ── Links       <── pipe ── worker      see `_workforce/reader.py`
+    supervisor thread  <── act ─── the nursery's notices, and stacks
 
 Guarantees: whatever a worker wrote before it died is read before its death is reported; nothing two processes share
 can be held by a killed one; a worker is killed through the nursery, which alone knows that its number is still its own.
-Guarded by: the pool's one lock: `_members`, `_orders`, each member's writer and tokens.
-Owner: the supervisor thread: the nursery, the selector, each member's reader and evidence.
+Guarded by: the pool's one lock: `_members`, each member's writer and tokens. By the reader's lock: the links.
+Owner: the supervisor thread: the nursery, the selector, each member's evidence. `_orders` is appended to by anybody,
+before the wake-up is set; `act` clears the wake-up before it looks.
+Longer than most, since starting, sending and ending a worker share all of that.
 """
 
 from __future__ import annotations
