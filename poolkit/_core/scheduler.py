@@ -238,6 +238,8 @@ class Scheduler:
                 if self._finished(worker, report, now):
                     free[worker] = None
             else:
+                if isinstance(report, Died):
+                    free.pop(worker, None)  # it is sent nothing more, so nothing more can be laid to its death
                 self._go_on(free, now)
                 self._handle(worker, report, now)
                 self._advance(now)

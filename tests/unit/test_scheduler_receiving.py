@@ -82,3 +82,23 @@ def test_a_call_is_not_to_blame_for_a_death_in_the_task_before_it() -> None:
         pool.run_to_rest()
         assert pool.outcomes[task].ok
     pool.end()
+
+
+def test_a_call_is_not_sent_to_a_worker_whose_death_is_reported_with_its_last_outcome() -> None:
+    """It would be laid to that call."""
+    pool = ScriptedPool(1)
+    pool.warm_up()
+    first = pool.submit()
+    worker = pool.runner(first)
+    large = _submit(pool, 600_000_000)
+    pool.claim(worker)
+    pool.finish(worker, deliver=False)
+    pool.die(worker, deliver=False)
+    pool.scheduler.handle_all(list(worker.pipe), pool.now)
+    worker.pipe.clear()
+    pool.collect()
+    assert large.deaths == 0
+    pool.tick(policy.BOOT_CAP)
+    pool.run_to_rest()
+    assert pool.outcomes[large].ok
+    pool.end()
