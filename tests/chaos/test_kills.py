@@ -122,8 +122,9 @@ def test_kills_of_the_template_process_at_any_moment(journal: Journal, new_gate:
         while len(tasks) < count:
             tasks += [pool.submit(work.write_line, journal, len(tasks) + number) for number in range(100)]
             support.wait_until(tasks[rng.randrange(len(tasks) - 100, len(tasks))].done)
-            os.kill(faults.template_pid(pool), signal.SIGKILL)
+            os.kill(template := faults.template_pid(pool), signal.SIGKILL)
             kills += 1
+        support.wait_for_exit(template)  # until then its workers live, and what they begin dies with them
         values, crashes = settle(tasks)
         faults.check_serves(pool, new_gate)
     assert len(crashes) <= 2 * kills
