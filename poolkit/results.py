@@ -105,7 +105,11 @@ class Results(Generic[T]):
     # ===== iterating =====
 
     def __iter__(self) -> Iterator[T]:
-        return self
+        """Yield what is left: the same as `next()` again and again, at half the price of its calls."""
+        ready = self._ready
+        popleft = ready.popleft
+        while ready or self._is_more():
+            yield popleft()
 
     def __next__(self) -> T:
         """The next result. Blocks until it is there.
@@ -114,13 +118,19 @@ class Results(Generic[T]):
             TimeoutError: `timeout` seconds after the call of `map` it is not there.
             Exception: what the call raised, or what stopped it.
         """
+        if not self._ready and not self._is_more():
+            raise StopIteration
+        return self._ready.popleft()
+
+    def _is_more(self) -> bool:
+        """Wait until something is ready; false at the end."""
         while not self._ready:
             if not self._tasks:
                 self._raise_error()
-                raise StopIteration
+                return False
             self._wait_for_one()
             self._collect()
-        return self._ready.popleft()
+        return True
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
@@ -236,7 +246,7 @@ class Results(Generic[T]):
     def _learn(self, task: Task[list[T]], count: int) -> None:
         if self._adapt and task.run_time is not None:
             fitting = CHUNK_SECONDS * count / max(task.run_time, 1e-6)
-            self._chunk = int(max(1, min(fitting, 2 * max(count, self._chunk), self._most)))
+            self._chunk = int(max(1, min(fitting, 4 * max(count, self._chunk), self._most)))
 
     def _fill(self) -> None:
         """Take items ahead, up to the bound, and submit them."""

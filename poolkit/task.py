@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from poolkit.errors import TaskCancelled
 from poolkit.outcome import Outcome
@@ -73,6 +73,9 @@ class TaskPhase(enum.IntEnum):
     WAITING = 1
     SENT = 2
     SETTLED = 3
+
+
+QUEUED, WAITING, SENT, SETTLED = TaskPhase  # to look a member up in its class takes ten times as long
 
 
 class TaskOwner(Protocol):
@@ -149,7 +152,7 @@ class Task(Future[T]):
         self.call = call
         self.nbytes = nbytes
         self.options = options
-        self.phase = TaskPhase.QUEUED
+        self.phase = QUEUED
         self.seq = 0
         self.attempts = 0
         self.deaths = 0  # workers that died before they began it, and had nothing else to die of
@@ -225,7 +228,7 @@ class Task(Future[T]):
                 raise self._exception
             if self._state == _CANCELLED:
                 raise TaskCancelled(_cancelled_text(self))
-            return cast("T", self._result)
+            return self._result  # type: ignore[no-any-return]
         finally:
             # A raised exception holds this frame, and this frame would hold the task that holds the exception.
             self = None  # type: ignore[assignment]  # noqa: PLW0642
@@ -293,32 +296,28 @@ class Task(Future[T]):
 
     # ===== what the pool calls =====
 
-    def publish(self, outcome: Outcome, *, call: bool = True) -> Callbacks | None:
+    def publish(self, outcome: Outcome) -> Callbacks | None:
         """Make `outcome` the task's own and wake whoever waits. Called once, without the pool's lock.
 
-        Where this thread is not to `call` the callbacks, they are returned, for one that may.
+        Returns what is to be given to `call_back` by a thread that may.
         Lets go of the call here, as dropping a thread task's arguments may run the user's `__del__`.
         """
         self.call = None
         with _LOCK:
             cond = self._cond
             if cond is None:
+                return self._settle(outcome)
+        with cond:
+            with _LOCK:
                 callbacks = self._settle(outcome)
-        if cond is not None:
-            with cond:
-                with _LOCK:
-                    callbacks = self._settle(outcome)
-                for waiter in self._waiting or ():
-                    if outcome.cancelled:
-                        waiter.add_cancelled(self)
-                    elif outcome.ok:
-                        waiter.add_result(self)
-                    else:
-                        waiter.add_exception(self)
-                cond.notify_all()
-        if call and callbacks is not None:
-            self.call_back(callbacks)
-            return None
+            for waiter in self._waiting or ():
+                if outcome.cancelled:
+                    waiter.add_cancelled(self)
+                elif outcome.ok:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+            cond.notify_all()
         return callbacks
 
     def call_back(self, callbacks: Callbacks) -> None:
@@ -406,8 +405,7 @@ class Task(Future[T]):
             load = self._load
             if load is None:
                 return
-            if not isinstance(load, _Unread):
-                self._load = _READING
+            self._load = _READING
         if isinstance(load, _Unread):
             cond = self._new_condition()
             with cond:
@@ -432,9 +430,8 @@ class Task(Future[T]):
         error = None
 
     def _read_done(self, load: Callable[[Any], Any] | None) -> None:
-        with _LOCK:
-            self._load = load
-            cond = self._cond
+        self._load = load
+        cond = self._cond  # in this order; who comes later with a condition looks at `_load` after making it
         if cond is not None:
             with cond:
                 cond.notify_all()
@@ -448,6 +445,6 @@ def _cancelled_text(task: Task[Any]) -> str:
 def settled_task(name: str, outcome: Outcome) -> Task[Any]:
     """Make a task that is done already and belongs to no pool."""
     task: Task[Any] = Task(None, name, None, None)
-    task.phase = TaskPhase.SETTLED
+    task.phase = SETTLED
     task.publish(outcome)
     return task

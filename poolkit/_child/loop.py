@@ -24,6 +24,8 @@ from poolkit._wire.spin import Spin
 from poolkit.context import TaskContext, enter_task, leave_task
 from poolkit.errors import SerializationError
 
+_PACK_HEADER = messages.FRAME_TO_OWNER.pack
+
 
 def run_call(
     context: TaskContext, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -82,7 +84,7 @@ class Loop:
 
     def say(self, kind: int, task_id: int = 0, payload: bytes = b"") -> None:
         """Send a frame without times. Blocks while the link is full."""
-        write_all(self._out, [messages.FRAME_TO_OWNER.pack(kind, task_id, 0.0, 0.0, 0, len(payload)), payload])
+        write_all(self._out, messages.FRAME_TO_OWNER.pack(kind, task_id, 0.0, 0.0, 0, len(payload)), payload)
 
     def serve(self) -> None:
         """Run calls until STOP, or until the owner is gone."""
@@ -133,14 +135,12 @@ class Loop:
         if call.announce:
             self.say(messages.BEGUN, call.task_id)
         kind, payload = self._outcome(call, started)
-        _flush(sys.stdout)
-        _flush(sys.stderr)
+        _flush()
         if os.getpid() != self._pid:
             os._exit(0)  # the task forked, and this is its child, which came back: it has no business here
         rss = (resident_bytes() or 0) if self.measure_rss else 0
-        nbytes = len(payload)
-        header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, time.monotonic(), rss, nbytes)
-        write_all(self._out, [header, payload])
+        header = _PACK_HEADER(kind, call.task_id, started, time.monotonic(), rss, len(payload))
+        write_all(self._out, header, payload)
         self._board.done(call.task_id)
 
     @staticmethod
@@ -151,7 +151,9 @@ class Loop:
         except BaseException as exc:  # noqa: BLE001 -- unpickling runs the user's code
             return messages.ERROR, codec.pack_error(exc)
         deadline = None if call.timeout is None else started + call.timeout
-        ok, value = run_call(TaskContext(call.task_id, call.name, call.attempt, deadline), fn, args, kwargs)
+        token = enter_task(TaskContext(call.task_id, call.name, call.attempt, deadline))
+        ok, value = run_here(fn, args, kwargs)
+        leave_task(token)
         if not ok:
             try:
                 return messages.ERROR, codec.pack_error(value)
@@ -163,10 +165,15 @@ class Loop:
             return messages.ERROR, codec.pack_error(exc)
 
 
-def _flush(stream: Any) -> None:
+def _flush() -> None:
     """What a task prints is out when its outcome is: a worker may be killed at any later moment."""
     try:
-        if stream is not None:
-            stream.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except Exception:  # noqa: BLE001, S110 -- a closed or broken stream is not the task's failure
+        pass
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except Exception:  # noqa: BLE001, S110
         pass

@@ -19,28 +19,28 @@ REMEMBERED = 1024  # names of functions whose run time is kept
 class RunTimes:
     """Measured run time per function name, as a moving average."""
 
-    __slots__ = ("_seconds",)
+    __slots__ = ("seconds",)
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}  # by name; to be looked at by `take_batch`
 
     def measured(self, name: str, seconds: float) -> None:
         """Take one run into account. A longer run counts at once, shorter ones slowly: a batch too small costs less."""
         if not 0.0 <= seconds < math.inf:
             return  # a worker's own word, and this is no time
-        known = self._seconds.get(name)
+        known = self.seconds.get(name)
         if known is None:
-            if len(self._seconds) >= REMEMBERED:
-                del self._seconds[next(iter(self._seconds))]
-            self._seconds[name] = seconds
+            if len(self.seconds) >= REMEMBERED:
+                del self.seconds[next(iter(self.seconds))]
+            self.seconds[name] = seconds
         elif seconds > known:
-            self._seconds[name] = (known + seconds) / 2
+            self.seconds[name] = (known + seconds) / 2
         else:
-            self._seconds[name] = known + (seconds - known) / 8
+            self.seconds[name] = known + (seconds - known) / 8
 
     def expected(self, name: str) -> float:
         """Seconds one run is expected to take; a whole batch's worth when nothing is known."""
-        return self._seconds.get(name, BATCH_SECONDS)
+        return self.seconds.get(name, BATCH_SECONDS)
 
 
 def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ahead: float = 0.0) -> list[AnyTask]:
@@ -57,11 +57,13 @@ def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ah
     batch: list[AnyTask] = []
     room_bytes = BATCH_BYTES
     work = ahead
+    expected = times.seconds
     for _ in range(min(most, share)):
-        task = queue.peek()
-        work += times.expected(task.name)
+        task = queue.pop()
+        work += expected.get(task.name, BATCH_SECONDS)
         room_bytes -= task.nbytes
-        if (batch or ahead) and (work > BATCH_SECONDS or room_bytes < 0):
+        if (work > BATCH_SECONDS or room_bytes < 0) and (batch or ahead):
+            queue.undo_pop(task)
             break
-        batch.append(queue.pop())
+        batch.append(task)
     return batch

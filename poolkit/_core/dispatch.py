@@ -2,7 +2,7 @@
 
 Guarantees: a task is queued or sent, never both; what was sent and not claimed can be taken back, and takes its old
 place in the queue; whatever waits unclaimed at a worker is at least as urgent as whatever is queued.
-Owner of: the queue, each worker's `sent`, `draining` and `check_at`, the measured run times.
+Owner of: the queue, each worker's `sent`, `sent_count`, `draining` and `check_at`, the measured run times.
 Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 """
 
@@ -14,8 +14,8 @@ from poolkit._core.batch import BATCH_SECONDS, RunTimes, take_batch
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Action, Timers
-from poolkit._core.workforce import Worker, WorkerState, Workforce
-from poolkit.task import TaskPhase
+from poolkit._core.workforce import BUSY, DOOMED, Worker, Workforce
+from poolkit.task import QUEUED, SENT
 
 STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it
 
@@ -36,6 +36,11 @@ class Dispatcher:
         self._check = check
         self._least_sent = math.inf  # no task that is sent and not claimed is less urgent than this
         self._steal_at: float | None = None  # a timer is set for then, to look at who is stuck
+
+    @property
+    def makes_way(self) -> bool:
+        """Whether a task of the usual priority would have what was sent ahead taken back."""
+        return self._least_sent < 0
 
     # ===== out =====
 
@@ -76,14 +81,17 @@ class Dispatcher:
             self._send_batch(worker, batch, now)
 
     def _send_batch(self, worker: Worker, batch: list[AnyTask], now: float) -> None:
-        worker_id, sent = worker.id, TaskPhase.SENT
+        worker_id, sent = worker.id, SENT
         for task in batch:
             task.phase = sent
             task.worker_id = worker_id
         worker.sent.extend(batch)
         priority = batch[-1].options.priority
-        self._least_sent = min(self._least_sent, priority)
-        self.roster.sent(worker, len(batch))
+        if priority < self._least_sent:  # noqa: PLR1730 -- a call of `min` costs more
+            self._least_sent = priority
+        worker.sent_count += len(batch)
+        if worker.limit is not None:
+            self.roster.near_its_limit(worker)
         self.workforce.send(worker_id, batch, announce=self.announce)
         if worker.sent[0].options.timeout is not None:
             self._watch(worker, now)
@@ -95,28 +103,28 @@ class Dispatcher:
         if not worker.sent:
             if not worker.draining:
                 self.roster.rest(worker, now)
-        elif worker.state is WorkerState.BUSY:
+        elif worker.state is BUSY:
             if worker.sent[0].options.timeout is not None:
                 self._watch(worker, now)
             if self.queue.size and self.workforce.max_batch > 1 and self.roster.can_take(worker):
                 # Send more before it has finished, so that it need not wait for the next message.
                 ahead = len(worker.sent) * self.times.expected(worker.sent[-1].name)
-                if ahead < BATCH_SECONDS / 2:
+                if ahead < BATCH_SECONDS / 2 and len(worker.sent) <= self.workforce.max_batch // 2:
                     self._send(worker, now, ahead)
 
     # ===== back =====
 
     def reclaim(self, worker: Worker) -> None:
         """Take back what a worker has not claimed; it is queued again in its old place."""
-        if worker.state is WorkerState.DOOMED:
+        if worker.state is DOOMED:
             return  # it was taken back before
         count = min(self.workforce.reclaim(worker.id), len(worker.sent))
         if count:
             worker.draining = True
             back = [worker.sent.pop() for _ in range(count)]
-            self.roster.taken_back(worker, count)
+            worker.sent_count -= count
             for task in back:
-                task.phase = TaskPhase.QUEUED
+                task.phase = QUEUED
                 task.worker_id = None
             self.queue.put_back(back)
 
@@ -127,7 +135,7 @@ class Dispatcher:
 
     def is_running(self, worker: Worker, task: AnyTask) -> bool:
         """After a reclaim: whether `task` is what the worker runs now. Only the last one it claimed can be."""
-        if worker.state is WorkerState.DOOMED or not worker.sent or worker.sent[-1] is not task:
+        if worker.state is DOOMED or not worker.sent or worker.sent[-1] is not task:
             return False
         return not self.workforce.glance(worker.id).is_done(task)
 
@@ -147,7 +155,7 @@ class Dispatcher:
     def _rebalance(self, now: float) -> None:
         """Somebody could work and nothing is queued: what stands behind a slow task elsewhere is taken back."""
         for worker in list(self.roster):
-            if len(worker.sent) < 2 or worker.draining or worker.state is not WorkerState.BUSY:  # noqa: PLR2004
+            if len(worker.sent) < 2 or worker.draining or worker.state is not BUSY:  # noqa: PLR2004
                 continue
             since = self.workforce.glance(worker.id).running_since(worker.sent[0].id, now)
             look_at = (now if since is None else since) + STEAL_AFTER
@@ -187,5 +195,5 @@ class Dispatcher:
     def _look(self, worker: Worker, now: float) -> None:
         if worker.check_at is not None and worker.check_at <= now:  # else an earlier one has taken over
             worker.check_at = None
-            if worker.state is WorkerState.BUSY and worker.sent:
+            if worker.state is BUSY and worker.sent:
                 self._check(worker, now)

@@ -23,7 +23,7 @@ from poolkit._core.roster import Roster
 from poolkit._core.timers import Timers
 from poolkit._core.workforce import Died, Glance, Sentence, Worker, Workforce
 from poolkit.outcome import CANCELLED, Outcome
-from poolkit.task import TaskPhase
+from poolkit.task import QUEUED, SENT, SETTLED
 
 
 class Enforcer:
@@ -72,7 +72,7 @@ class Enforcer:
             return  # it has begun once; what it waits for now is a retry
         if not self.has_begun(task):
             self._recall(task)  # sent ahead is still queued, for who waits
-        if task.phase is TaskPhase.QUEUED:
+        if task.phase is QUEUED:
             self.outcomes.withdraw(task)
             self.outcomes.settle(task, Outcome.failure(failures.queued_too_long(task)))
 
@@ -81,7 +81,7 @@ class Enforcer:
         task = worker.sent[0]
         limit = task.options.timeout
         glance = self.workforce.glance(worker.id)
-        if limit is None or task.phase is TaskPhase.SETTLED or glance.is_done(task):
+        if limit is None or task.phase is SETTLED or glance.is_done(task):
             return  # what comes after it is watched when its outcome is here
         since = glance.running_since(task.id, now)
         if since is None:  # not begun, so nothing counts yet
@@ -97,21 +97,21 @@ class Enforcer:
 
     def has_begun(self, task: AnyTask) -> bool:
         """Whether a worker is known to run this task."""
-        if task.phase is not TaskPhase.SENT or task.worker_id is None:
+        if task.phase is not SENT or task.worker_id is None:
             return False
         glance = self.workforce.glance(task.worker_id)
         return glance.begun == task.id and glance.done != task.id
 
     def _recall(self, task: AnyTask) -> Worker | None:
         """Take back what the worker of `task` has not claimed; that worker, if the task was sent to one."""
-        if task.phase is not TaskPhase.SENT or task.worker_id is None:
+        if task.phase is not SENT or task.worker_id is None:
             return None
         worker = self.roster.workers[task.worker_id]
         self.dispatcher.reclaim(worker)
         return worker
 
     def _doom(self, worker: Worker, sentence: Sentence, now: float) -> None:
-        wants_outcome = sentence.task is not None and sentence.task.phase is TaskPhase.SENT
+        wants_outcome = sentence.task is not None and sentence.task.phase is SENT
         self.roster.doom(worker, sentence, want_stack=wants_outcome)
         if wants_outcome:
             self.timers.add(now + policy.DEATH_GRACE, self._overdue, worker)
@@ -123,7 +123,7 @@ class Enforcer:
         It is not retried: its run has not ended.
         """
         sentence = worker.sentence
-        if sentence is None or sentence.task is None or sentence.task.phase is TaskPhase.SETTLED:
+        if sentence is None or sentence.task is None or sentence.task.phase is SETTLED:
             return
         task = sentence.task
         self.outcomes.cut_short(task, self.workforce.glance(worker.id), now)
@@ -135,7 +135,7 @@ class Enforcer:
 
         Most often it was not, and the task runs elsewhere. Again and again, it was: it would end every worker.
         """
-        if task.nbytes > policy.LARGE_CALL and task.phase is TaskPhase.QUEUED:
+        if task.nbytes > policy.LARGE_CALL and task.phase is QUEUED:
             task.deaths += 1
             if task.deaths >= policy.RECEIVE_FAILURES:
                 self.outcomes.withdraw(task)

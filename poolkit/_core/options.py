@@ -7,6 +7,7 @@ infinity means no limit. Frozen after __init__, so every thread may read them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -91,6 +92,11 @@ class CallOptions:
     retry_on: tuple[type[BaseException], ...] = ()
     block: bool = True
     name: str | None = None
+
+    @functools.cached_property
+    def unhurried(self) -> bool:
+        """Whether nothing is to be done for such a task as long as all workers are busy, but to keep it."""
+        return self.priority <= 0 and self.queue_timeout is None and self.deadline is None
 
     def changed(self, **given: Any) -> CallOptions:
         """A checked copy with the options in `given` that are not UNSET."""

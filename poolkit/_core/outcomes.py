@@ -8,6 +8,7 @@ Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from poolkit._core import policy
@@ -17,7 +18,9 @@ from poolkit._core.timers import Timers
 from poolkit._core.workforce import Finished, Glance, PoolEvent, TaskDone, TaskRetried
 from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout, WorkerCrashed
 from poolkit.outcome import Outcome
-from poolkit.task import TaskPhase
+from poolkit.task import QUEUED, SETTLED, WAITING
+
+FOLD = 0xFFF  # times are counted once in so many tasks, and when they are asked for
 
 
 class Outcomes:
@@ -34,15 +37,24 @@ class Outcomes:
         self.settled: list[tuple[AnyTask, Outcome]] = []  # decided, to be published
         self.events: list[PoolEvent] = []  # to be told to listeners
         self.listened: frozenset[type] = frozenset()  # the events that somebody listens to
-        self._next_id = 1
+        self.numbers = itertools.count(1)  # ids of tasks; to be taken by anybody
+        self._last_seq = 0
 
     def accept(self, task: AnyTask, now: float) -> None:
-        """Count a task in and number it."""
-        task.id = task.seq = self._next_id
-        self._next_id += 1
+        """Count a task in, and number it if that was not done when it was handed in."""
+        if not task.id:
+            task.id = next(self.numbers)
+        task.seq = self._last_seq = self._last_seq + 1
         task.submitted_at = now
         self.unsettled += 1
         self.counters.submitted += 1
+
+    def accept_many(self, tasks: list[AnyTask]) -> None:
+        """Count tasks in that were numbered when they were handed in."""
+        for task in tasks:
+            task.seq = self._last_seq = self._last_seq + 1
+        self.unsettled += len(tasks)
+        self.counters.submitted += len(tasks)
 
     # ===== a run ended =====
 
@@ -50,12 +62,16 @@ class Outcomes:
         """A run ended by itself: the task is settled, or waits for its retry."""
         task.attempts += 1
         task.started_at, task.ended_at = report.started, report.ended
-        self.counters.wait_time.add(report.started - task.submitted_at)
-        self.counters.run_time.add(report.ended - report.started)
-        if report.outcome.ok:
-            self.settle(task, report.outcome)
+        counters = self.counters
+        counters.wait_time.add(report.started - task.submitted_at)
+        counters.run_time.add(report.ended - report.started)
+        if not task.id & FOLD:
+            counters.wait_time.fold()
+            counters.run_time.fold()
+        if report.ok:
+            self.settle(task, report)
         else:
-            self.conclude(task, report.outcome, now)
+            self.conclude(task, report, now)
 
     def crashed(self, task: AnyTask, error: WorkerCrashed, now: float) -> None:
         """A run ended with its worker."""
@@ -75,7 +91,7 @@ class Outcomes:
             return
         delay = policy.backoff(task.attempts, self.rng)
         self.counters.retried += 1
-        task.phase = TaskPhase.WAITING
+        task.phase = WAITING
         task.worker_id = None
         self.waiting[task] = None
         self.timers.add(now + delay, self._retry, task)
@@ -92,16 +108,16 @@ class Outcomes:
     def _retry(self, task: AnyTask, _now: float) -> None:
         """The back-off is over. The tick that says so dispatches."""
         del self.waiting[task]
-        task.phase = TaskPhase.QUEUED
+        task.phase = QUEUED
         self.queue.put_back([task])
 
     # ===== a task ended =====
 
     def withdraw(self, task: AnyTask) -> bool:
         """Take a task out that no worker has, to be settled; False when one has it."""
-        if task.phase is TaskPhase.QUEUED:
+        if task.phase is QUEUED:
             self.queue.remove(task)
-        elif task.phase is TaskPhase.WAITING:
+        elif task.phase is WAITING:
             del self.waiting[task]
         else:
             return False
@@ -115,8 +131,7 @@ class Outcomes:
 
     def settle(self, task: AnyTask, outcome: Outcome) -> None:
         """Decide a task's outcome, for ever."""
-        task.phase = TaskPhase.SETTLED
-        task.call = None  # arguments are not kept alive by a task that is done
+        task.phase = SETTLED
         self.unsettled -= 1
         counters = self.counters
         if outcome.ok:

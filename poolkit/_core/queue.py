@@ -96,6 +96,15 @@ class TaskQueue:
         self._level(task.options.priority).came_in[task] = None
         self.size += 1
 
+    def push_many(self, tasks: list[AnyTask]) -> None:
+        """Add `tasks` behind the others of their priorities, in this order."""
+        level = self._level(priority := 0)
+        for task in tasks:
+            if task.options.priority != priority:
+                level = self._level(priority := task.options.priority)
+            level.came_in[task] = None
+        self.size += len(tasks)
+
     def put_back(self, tasks: Iterable[AnyTask]) -> None:
         """Put tasks that were taken out back in their old places, by `seq`."""
         for task in tasks:
@@ -104,13 +113,22 @@ class TaskQueue:
 
     def pop(self) -> AnyTask:
         """Take the most urgent task out. Raises IndexError when empty."""
+        level = self._levels[-self._order[0]]
+        if level.came_in and not level.came_back:  # nearly always
+            self.size -= 1
+            return level.came_in.popitem(last=False)[0]
         level = self._first_level()
         self.size -= 1
-        if not level.came_back:
-            return level.came_in.popitem(last=False)[0]
         task = level.first()
         level.remove(task)
         return task
+
+    def undo_pop(self, task: AnyTask) -> None:
+        """Put the task that was popped last, and just now, back at the head."""
+        level = self._level(task.options.priority)
+        level.came_in[task] = None
+        level.came_in.move_to_end(task, last=False)
+        self.size += 1
 
     def peek(self) -> AnyTask:
         """The task that `pop` would give. Raises IndexError when empty."""

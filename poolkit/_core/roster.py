@@ -3,7 +3,7 @@
 Guarantees: never more than `size` workers are busy, nor more than `size` that count (one that is leaving, stopping or
 doomed does not), nor are more started than make twice the size in all; a worker gets no more tasks than its limit; a
 crash loop at boot backs off and is told.
-Owner of: each worker's `state`, `leave`, `replaced`, `counted`, `limit`, `sent_count`, `tasks_done`, `sentence`.
+Owner of: each worker's `state`, `leave`, `replaced`, `counted`, `limit`, `tasks_done`, `sentence`.
 Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 
 How a worker is recycled, so that nobody waits for a boot
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from poolkit._core import policy
 from poolkit._core.options import PoolLimits
 from poolkit._core.timers import Timers
-from poolkit._core.workforce import Sentence, Worker, WorkerState, Workforce
+from poolkit._core.workforce import BUSY, DOOMED, IDLE, STARTING, STOPPING, Sentence, Worker, WorkerState, Workforce
 
 
 class Hiring(enum.IntEnum):
@@ -102,6 +102,7 @@ class Roster:
         """A worker is up: it may be given work, and a leaving one that waited for its replacement may go."""
         worker.pid = pid
         self.boot_failures = 0
+        self.starting -= 1
         self._rest(worker, now)
         self._let_replaced_go(now)
 
@@ -125,30 +126,23 @@ class Roster:
         if not self.idle or self.busy >= self.size:
             return None
         worker = self.idle.pop()
-        worker.state = WorkerState.BUSY
+        worker.state = BUSY
         self.busy += 1
         return worker
 
     def can_take(self, worker: Worker) -> bool:
         """Whether more may be sent to this worker before it has finished what it has."""
-        return worker.state is WorkerState.BUSY and not worker.draining and not self._must_leave(worker)
+        return worker.state is BUSY and not worker.draining and not self._must_leave(worker)
 
     @staticmethod
     def _must_leave(worker: Worker) -> bool:
         return worker.replaced or (worker.limit is not None and worker.sent_count >= worker.limit)
 
-    def sent(self, worker: Worker, count: int) -> None:
-        """Note that `count` tasks went out; near its last one a worker is marked, so that a replacement warms up."""
-        worker.sent_count += count
+    def near_its_limit(self, worker: Worker) -> None:
+        """Mark a worker that was sent nearly as many tasks as it may have, so that a replacement warms up."""
         limit = worker.limit
-        if limit is not None and worker.leave is None:
-            left = limit - worker.sent_count
-            if left <= policy.replace_ahead(limit):
-                self._recycle(worker)
-
-    def taken_back(self, worker: Worker, count: int) -> None:
-        """Note that `count` tasks that were sent were taken back before the worker began them."""
-        worker.sent_count -= count
+        if limit is not None and worker.leave is None and limit - worker.sent_count <= policy.replace_ahead(limit):
+            self._recycle(worker)
 
     def finished(self, worker: Worker, rss: int) -> None:
         """A worker finished a task, and used `rss` bytes of memory after it."""
@@ -156,16 +150,18 @@ class Roster:
         worker.rss = rss
         self.early_deaths = 0
         most = self.limits.max_memory_per_child
-        if most is not None and rss > most and worker.leave is None and worker.state is WorkerState.BUSY:
+        if most is not None and rss > most and worker.leave is None and worker.state is BUSY:
             self._recycle(worker)
 
     def rest(self, worker: Worker, now: float) -> None:
         """A worker has nothing more to do: if it was busy it becomes idle, or leaves."""
-        if worker.state is WorkerState.BUSY:
+        if worker.state is BUSY:
+            self.busy -= 1
             self._rest(worker, now)
 
     def _rest(self, worker: Worker, now: float) -> None:
-        self._move(worker, WorkerState.IDLE)
+        worker.state = IDLE
+        self.idle.append(worker)
         worker.idle_since = now
         if self.hiring is Hiring.NONE or self._must_leave(worker):
             self.stop(worker, now)
@@ -203,12 +199,12 @@ class Roster:
         worker.leave = worker.leave or why
         worker.replaced = True
         self._uncount(worker)
-        if worker.state is WorkerState.IDLE:
+        if worker.state is IDLE:
             self.stop(worker, now)
 
     def stop(self, worker: Worker, now: float) -> None:
         """Ask an idle worker to go; one that does not is killed after a while."""
-        self._move(worker, WorkerState.STOPPING)
+        self._move(worker, STOPPING)
         self._uncount(worker)
         self.workforce.stop(worker.id)
         self.timers.add(now + policy.STOP_GRACE, self._kill_unresponsive, worker)
@@ -218,9 +214,9 @@ class Roster:
 
     def doom(self, worker: Worker, sentence: Sentence, *, want_stack: bool) -> None:
         """Kill a worker, for one reason, once. It gets no more work and its place is free."""
-        if worker.state is WorkerState.DOOMED:
+        if worker.state is DOOMED:
             return
-        self._move(worker, WorkerState.DOOMED)
+        self._move(worker, DOOMED)
         worker.sentence = sentence
         self._uncount(worker)
         self.workforce.kill(worker.id, want_stack=want_stack)
@@ -234,7 +230,7 @@ class Roster:
         state = worker.state
         self._leave_state(worker)
         del self.workers[worker.id]
-        if state in (WorkerState.STOPPING, WorkerState.DOOMED):
+        if state in (STOPPING, DOOMED):
             return False
         if worker.counted:
             self.respawned += 1
@@ -244,7 +240,7 @@ class Roster:
             delay = policy.backoff(self.early_deaths, self.rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
             self.boot_at = now + delay
             self.timers.add(self.boot_at, self._grow_again, None)
-        if state is not WorkerState.STARTING:
+        if state is not STARTING:
             return False
         self.boot_failures += 1
         if self.boot_failures < policy.BOOT_FAILURES or self.ready_count():
@@ -269,10 +265,10 @@ class Roster:
         busy = []
         counted = sorted((worker for worker in self if worker.counted), key=lambda worker: (worker.state, worker.id))
         for worker in counted[: max(0, self.counted - size)]:
-            if worker.state is WorkerState.STARTING:
+            if worker.state is STARTING:
                 self.doom(worker, Sentence(None, "shrunk"), want_stack=False)
             else:
-                if worker.state is WorkerState.BUSY:
+                if worker.state is BUSY:
                     busy.append(worker)
                 self.leave(worker, "shrunk", now)
         self._let_replaced_go(now)
@@ -282,9 +278,9 @@ class Roster:
         """Let every worker go that has nothing to do; start none any more."""
         self.hiring = Hiring.NONE
         for worker in list(self):
-            if worker.state is WorkerState.IDLE:
+            if worker.state is IDLE:
                 self.stop(worker, now)
-            elif worker.state is WorkerState.STARTING:
+            elif worker.state is STARTING:
                 self.doom(worker, Sentence(None, "shutdown"), want_stack=False)
 
     def forget_all(self) -> None:
@@ -297,21 +293,17 @@ class Roster:
     # ===== the counts =====
 
     def _move(self, worker: Worker, state: WorkerState) -> None:
-        """Move a worker into `state`, its new one."""
+        """Move a worker into `state`, its new one: it goes."""
         self._leave_state(worker)
         worker.state = state
-        if state is WorkerState.IDLE:
-            self.idle.append(worker)
-        elif state is WorkerState.BUSY:
-            self.busy += 1
 
     def _leave_state(self, worker: Worker) -> None:
         state = worker.state
-        if state is WorkerState.BUSY:
+        if state is BUSY:
             self.busy -= 1
-        elif state is WorkerState.STARTING:
+        elif state is STARTING:
             self.starting -= 1
-        elif state is WorkerState.IDLE:
+        elif state is IDLE:
             if self.idle[-1] is worker:  # nearly always
                 self.idle.pop()
             else:

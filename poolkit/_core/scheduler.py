@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from poolkit._core import failures, policy
@@ -31,6 +32,8 @@ from poolkit._core.queue import AnyTask
 from poolkit._core.roster import Hiring, Roster
 from poolkit._core.timers import Timers
 from poolkit._core.workforce import (
+    STARTING,
+    STOPPING,
     Begun,
     BootFailed,
     Died,
@@ -43,12 +46,11 @@ from poolkit._core.workforce import (
     Worker,
     WorkerExited,
     WorkerStarted,
-    WorkerState,
     Workforce,
 )
 from poolkit.errors import PoolClosed, QueueFull
 from poolkit.outcome import CANCELLED, Outcome
-from poolkit.task import Task, TaskPhase
+from poolkit.task import SETTLED, Task
 
 
 class PoolPhase(enum.IntEnum):
@@ -66,6 +68,9 @@ class PoolPhase(enum.IntEnum):
     CLOSED = 3
 
 
+OPEN, SHUTTING, CLOSING, CLOSED = PoolPhase  # see `poolkit/task.py`
+
+
 class Scheduler:
     """The rules of one pool. Not thread-safe: the pool's lock guards it."""
 
@@ -81,7 +86,7 @@ class Scheduler:
         self.counters = self._outcomes.counters
         self.waiting = self._outcomes.waiting  # failed, to be retried after their back-off
         self.events = self._outcomes.events  # to be told to listeners, and cleared
-        self.phase = PoolPhase.OPEN
+        self.phase = OPEN
         self.broken: BootFailed | None = None  # what the initializer raised
         self.boots_failed = 0  # how often starting workers was given up, and why
         self.last_boot_error: BaseException | None = None
@@ -93,12 +98,14 @@ class Scheduler:
 
     @property
     def settled(self) -> list[tuple[AnyTask, Outcome]]:
-        """The outcomes that were decided and are to be published; who takes them sets an empty list."""
+        """The outcomes that were decided and are to be published."""
         return self._outcomes.settled
 
-    @settled.setter
-    def settled(self, left: list[tuple[AnyTask, Outcome]]) -> None:
-        self._outcomes.settled = left
+    def take_settled(self) -> list[tuple[AnyTask, Outcome]]:
+        """The same, handed over: whoever asks is to publish them."""
+        outcomes = self._outcomes
+        settled, outcomes.settled = outcomes.settled, []  # a list of its own, also when it is empty
+        return settled
 
     @property
     def listened(self) -> frozenset[type]:
@@ -110,7 +117,33 @@ class Scheduler:
         self._outcomes.listened = kinds
         self._dispatcher.announce = TaskStarted in kinds
 
+    @property
+    def numbers(self) -> Iterator[int]:
+        """The ids for tasks that are handed in; any thread may take the next."""
+        return self._outcomes.numbers
+
     # ===== what callers ask =====
+
+    def all_busy(self) -> bool:
+        """Whether an unhurried task that comes now can only wait.
+
+        Then every worker has something to do or is starting, and will report: that is when to take such tasks in.
+        """
+        roster = self.roster
+        return (
+            not roster.idle
+            and roster.counted >= roster.size
+            and self.phase is OPEN
+            and self.limits.max_queue is None
+            and not self._dispatcher.makes_way
+        )
+
+    def take_in(self, handed_in: deque[AnyTask]) -> None:
+        """Accept what was handed in while all were busy, emptying `handed_in`; once the pool is not open, nothing."""
+        if handed_in and self.phase is OPEN:
+            tasks = [handed_in.popleft() for _ in range(len(handed_in))]  # others may append meanwhile
+            self._outcomes.accept_many(tasks)
+            self.queue.push_many(tasks)
 
     def is_full(self) -> bool:
         """Whether the bounded queue has no room: every worker has a task, and `max_queue` more wait."""
@@ -121,7 +154,7 @@ class Scheduler:
         """Raise InitializerFailed or PoolClosed unless the pool accepts tasks; `what` is what cannot be done."""
         if self.broken is not None:
             raise failures.initializer_failed(self.broken.error, self.broken.text)
-        if self.phase is not PoolPhase.OPEN:
+        if self.phase is not OPEN:
             msg = f"cannot {what}: the pool was shut down ({self.unsettled} tasks are still to be settled)"
             raise PoolClosed(msg)
 
@@ -133,7 +166,7 @@ class Scheduler:
             InitializerFailed: the pool's initializer raised.
             QueueFull: the bounded queue has no room.
         """
-        if self.phase is not PoolPhase.OPEN:
+        if self.phase is not OPEN:
             self.check_open(f"submit {task.name}")
         if self.limits.max_queue is not None and self.is_full():
             msg = (
@@ -154,7 +187,7 @@ class Scheduler:
 
     def cancel(self, task: AnyTask, now: float) -> bool:
         """Cancel a task: one that has not begun never will, one that runs is stopped. False when settled already."""
-        if task.phase is TaskPhase.SETTLED:
+        if task.phase is SETTLED:
             return False
         self._enforcer.cancel(task, now)
         self._advance(now)
@@ -166,7 +199,7 @@ class Scheduler:
         if begun:
             for worker in list(self.roster):
                 for task in list(worker.sent):
-                    if task.phase is not TaskPhase.SETTLED:
+                    if task.phase is not SETTLED:
                         self._enforcer.cancel(task, now)
         self._advance(now)
 
@@ -177,7 +210,7 @@ class Scheduler:
         """
         if kill_after is not None:
             self.timers.add(now + kill_after, self._kill_rest, None)
-        self.phase = max(self.phase, PoolPhase.SHUTTING)
+        self.phase = max(self.phase, SHUTTING)
         self.roster.hiring = max(self.roster.hiring, Hiring.NONE if kill else Hiring.DEMAND)
         if cancel_queued or kill:
             self._outcomes.retries = False
@@ -192,19 +225,19 @@ class Scheduler:
 
     def unsettled_tasks(self) -> list[AnyTask]:
         """What was accepted and is not settled, in the order of submission."""
-        tasks = [task for worker in self.roster for task in worker.sent if task.phase is not TaskPhase.SETTLED]
+        tasks = [task for worker in self.roster for task in worker.sent if task.phase is not SETTLED]
         return sorted([*tasks, *self.queue, *self.waiting], key=lambda task: task.id)
 
     def give_up(self) -> list[AnyTask]:
         """Forget everything at once, ordering nothing; returns the tasks that were not settled."""
         left = self.unsettled_tasks()
         for task in left:
-            task.phase = TaskPhase.SETTLED
+            task.phase = SETTLED
         self.queue.clear()
         self.waiting.clear()
         self.roster.forget_all()
         self._outcomes.unsettled = 0
-        self.phase = PoolPhase.CLOSED
+        self.phase = CLOSED
         return left
 
     def resize(self, size: int, now: float) -> None:
@@ -234,16 +267,18 @@ class Scheduler:
             worker = self.roster.workers.get(report.worker_id)
             if worker is None:
                 continue
-            if isinstance(report, Finished):
+            if type(report) is Finished:
                 if self._finished(worker, report, now):
                     free[worker] = None
             else:
                 if isinstance(report, Died):
                     free.pop(worker, None)  # it is sent nothing more, so nothing more can be laid to its death
-                self._go_on(free, now)
+                if free:
+                    self._go_on(free, now)
                 self._handle(worker, report, now)
                 self._advance(now)
-        self._go_on(free, now)
+        if free:
+            self._go_on(free, now)
 
     def handle(self, report: Report, now: float) -> None:
         """Take one report into account."""
@@ -251,23 +286,22 @@ class Scheduler:
 
     def _go_on(self, free: dict[Worker, None], now: float) -> None:
         """Let workers that finished something go on, and empty `free`."""
-        if free:
-            for worker in free:
-                self._dispatcher.go_on(worker, now)
-            free.clear()
-            self._advance(now)
+        for worker in free:
+            self._dispatcher.go_on(worker, now)
+        free.clear()
+        self._advance(now)
 
     def _handle(self, worker: Worker, report: Report, now: float) -> None:
         if isinstance(report, Drained):
             worker.draining = False
             self._dispatcher.go_on(worker, now)
         elif isinstance(report, Ready):
-            if worker.state is WorkerState.STARTING:
+            if worker.state is STARTING:
                 self._outcomes.tell(WorkerStarted(worker.id, report.pid))
                 self.roster.ready(worker, report.pid, now)
         elif isinstance(report, Begun):
             for task in worker.sent:
-                if task.id == report.task_id and task.phase is not TaskPhase.SETTLED:
+                if task.id == report.task_id and task.phase is not SETTLED:
                     self._outcomes.tell(TaskStarted(task, worker.id))
         elif isinstance(report, BootFailed):
             self._boot_failed(report, now)
@@ -288,7 +322,7 @@ class Scheduler:
             return False  # it ended at the last moment; the sentence stands, and is carried out at the worker's death
         worker.sent.popleft()
         self.roster.finished(worker, report.rss)
-        if task.phase is not TaskPhase.SETTLED:
+        if task.phase is not SETTLED:
             self._dispatcher.times.measured(task.name, report.ended - report.started)
             self._outcomes.finished(task, report, now)
         return True
@@ -297,7 +331,7 @@ class Scheduler:
         """The initializer raised: no worker would do better, so nothing is started any more."""
         if self.broken is None:
             self.broken = report
-        self.phase = max(self.phase, PoolPhase.SHUTTING)
+        self.phase = max(self.phase, SHUTTING)
         self._outcomes.retries = False
         self._end_unbegun(lambda: failures.initializer_failed(report.error, report.text))
         self.roster.close(now)
@@ -314,7 +348,7 @@ class Scheduler:
         self._dispatcher.reclaim(worker)  # what it had not claimed touches no task
         glance = self.workforce.glance(worker.id)
         self.workforce.forget(worker.id)
-        begun = [task for task in worker.sent if task.phase is not TaskPhase.SETTLED]
+        begun = [task for task in worker.sent if task.phase is not SETTLED]
         if first is not None and not worker.sent and worker.sentence is None:
             self._enforcer.died_receiving(worker, first, death)
         hopeless = self.roster.remove(worker, begun=bool(worker.sent), now=now)
@@ -324,7 +358,7 @@ class Scheduler:
         self.counters.abandoned += death.abandoned
         if worker.sentence is not None:
             cause = worker.sentence.reason
-        elif worker.state is WorkerState.STOPPING:
+        elif worker.state is STOPPING:
             cause = worker.leave or "stopped"
         else:
             cause = "crashed"
@@ -349,7 +383,7 @@ class Scheduler:
         """Whether there is no need any more for a timer about this."""
         if isinstance(subject, Worker):
             return subject.id not in self.roster.workers
-        return isinstance(subject, Task) and subject.phase is TaskPhase.SETTLED
+        return isinstance(subject, Task) and subject.phase is SETTLED
 
     def _check(self, worker: Worker, now: float) -> None:
         self._enforcer.check(worker, now)
@@ -359,16 +393,16 @@ class Scheduler:
     def _advance(self, now: float) -> None:
         """After every event: send what can be sent, share what is stuck, and go on with a shutdown."""
         self._dispatcher.advance(now)
-        if self.phase is PoolPhase.OPEN:
+        if self.phase is OPEN:
             if self.roster.counted < self.roster.wanted:
                 self.roster.grow(0, now)
-        elif not self._outcomes.unsettled and self.phase < PoolPhase.CLOSED:
-            if self.phase is PoolPhase.SHUTTING:
-                self.phase = PoolPhase.CLOSING
+        elif not self._outcomes.unsettled and self.phase < CLOSED:
+            if self.phase is SHUTTING:
+                self.phase = CLOSING
                 self.roster.close(now)
                 self.timers.add(now + policy.STOP_GRACE, self._expel, None)
             if not self.roster.workers:
-                self.phase = PoolPhase.CLOSED
+                self.phase = CLOSED
 
     def _expel(self, _: None, now: float) -> None:
         """Workers that have nothing to do and do not go are killed; those that do not die of it are given up."""

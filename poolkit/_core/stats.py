@@ -50,28 +50,38 @@ class HistogramSnapshot:
 
 
 class Histogram:
-    """Counts of times in buckets that grow by the same factor."""
+    """Counts of times in buckets that grow by the same factor. `add` only takes a time down, for `fold` to count."""
 
-    __slots__ = ("_buckets", "_count", "_largest", "_total")
+    __slots__ = ("_buckets", "_count", "_largest", "_new", "_total", "add")
 
     def __init__(self) -> None:
+        self._new: list[float] = []
+        self.add = self._new.append
         self._buckets = [0] * (len(_BOUNDS) + 1)
         self._count = 0
         self._total = 0.0
         self._largest = 0.0
 
-    def add(self, value: float) -> None:
-        """Count one time, in seconds; a negative one, or one that is no number (a worker's own word), counts as 0."""
-        if not 0.0 <= value < math.inf:
-            value = 0.0
-        self._buckets[bisect.bisect_left(_BOUNDS, value)] += 1
-        self._count += 1
-        self._total += value
-        if value > self._largest:  # noqa: PLR1730 -- a call to `max` costs as much as all the rest
-            self._largest = value
+    def fold(self) -> None:
+        """Count what was added, in seconds; a negative time, or no number (a worker's own word), counts as 0.
+
+        Sorted, they are counted bucket by bucket, at a third of what it costs to find the bucket of each.
+        """
+        values = sorted(value if 0.0 <= value < math.inf else 0.0 for value in self._new)
+        self._new.clear()
+        self._count += len(values)
+        self._total += math.fsum(values)
+        start = 0
+        while start < len(values):
+            bucket = bisect.bisect_left(_BOUNDS, values[start])
+            end = len(values) if bucket == len(_BOUNDS) else bisect.bisect_right(values, _BOUNDS[bucket], start)
+            self._buckets[bucket] += end - start
+            start = end
+        self._largest = max([self._largest, *values[-1:]])
 
     def snapshot(self) -> HistogramSnapshot:
-        """What was counted so far."""
+        """What was added so far."""
+        self.fold()
         counts = zip((*_BOUNDS, math.inf), self._buckets, strict=True)
         buckets = tuple((bound, count) for bound, count in counts if count)
         return HistogramSnapshot(self._count, self._total, self._largest, buckets)

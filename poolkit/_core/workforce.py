@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from poolkit.outcome import Outcome
@@ -97,6 +97,9 @@ class WorkerState(enum.IntEnum):
     DOOMED = 4
 
 
+STARTING, IDLE, BUSY, STOPPING, DOOMED = WorkerState  # see `poolkit/task.py`
+
+
 @dataclasses.dataclass(frozen=True)
 class Sentence:
     """Why a worker is killed, and for which task: that one alone gets the outcome of it, or a retry in its place."""
@@ -129,7 +132,7 @@ class Worker:
 
     def __init__(self, worker_id: int, limit: int | None, now: float) -> None:
         self.id = worker_id
-        self.state = WorkerState.STARTING
+        self.state = STARTING
         self.sent: deque[AnyTask] = deque()  # sent, no outcome yet; those it has claimed first
         self.sent_count = 0  # tasks sent and not taken back, over its life
         self.tasks_done = 0
@@ -182,20 +185,31 @@ class Begun:
     at: float
 
 
-class Finished:
-    """A worker finished a task."""
+class Finished(Outcome):
+    """A worker finished a task: the outcome, and of which run."""
 
-    __slots__ = ("ended", "outcome", "rss", "started", "task_id", "worker_id")
+    __slots__ = ("ended", "rss", "started", "task_id", "worker_id")
 
-    def __init__(
-        self, worker_id: int, task_id: int, outcome: Outcome, started: float, ended: float, rss: int = 0
+    def __init__(  # noqa: PLR0913, PLR0917 -- a report
+        self,
+        worker_id: int,
+        task_id: int,
+        started: float,
+        ended: float,
+        rss: int,
+        payload: Any,
+        ok: bool,
+        load: Callable[[Any], Any] | None = None,
     ) -> None:
         self.worker_id = worker_id
         self.task_id = task_id
-        self.outcome = outcome
         self.started = started
         self.ended = ended
         self.rss = rss  # bytes, 0 when not measured
+        self.payload = payload
+        self.ok = ok
+        self.load = load
+        self.cancelled = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["load_call", "load_error", "load_value", "pack_call", "pack_error", "pack_value"]
 
 _REUSABLE = REUSABLE[0]
+_NONE = pickle.dumps(None, PROTOCOL)
 _NO_ARGUMENTS = pickle.dumps(((), {}), PROTOCOL)
 _KEPT_FUNCTIONS = 256
 _KEPT_NBYTES = 64 * 1024
@@ -138,14 +139,14 @@ def pack_value(value: object) -> bytes:
         SerializationError: the result cannot be pickled; the message names the offending part. Nothing else escapes,
             not even a SystemExit raised by the result's own hooks: the worker goes on.
     """
+    if value is None:  # the most frequent one
+        return _NONE
     try:
         return dumps(value)
     except BaseException as error:
-        from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
+        from poolkit._wire.culprit import serialization_error  # noqa: PLC0415
 
         raise serialization_error("the result", [("result", value)], error, BaseException) from error
 
 
-def load_value(data: bytes | bytearray | memoryview) -> Any:
-    """Return the result that `pack_value` packed; exceptions propagate as they are."""
-    return loads(data)
+load_value = loads  # exceptions propagate as they are

@@ -139,14 +139,15 @@ class FrameWriter:
         return True
 
 
-def write_all(fd: int, parts: list[bytes]) -> None:
-    """Write parts to a blocking descriptor, in order, completely. Blocks.
+def write_all(fd: int, header: bytes, payload: bytes) -> None:
+    """Write a frame to a blocking descriptor, completely. Blocks.
 
     Raises:
         OSError: the other side has closed.
     """
-    if sum(map(len, parts)) <= JOIN_UP_TO:
-        data = b"".join(parts)
+    parts = [header, payload]
+    if len(payload) <= JOIN_UP_TO:
+        data = header + payload
         count = os.write(fd, data)
         if count == len(data):  # nearly always
             return

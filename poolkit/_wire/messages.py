@@ -54,20 +54,28 @@ class Call(NamedTuple):
     body: bytes | memoryview
 
 
-def call_parts(  # noqa: PLR0913 -- a message record
-    task_id: int, attempt: int, name: str, timeout: float | None, fn: bytes, body: bytes, *, announce: bool
+def call_parts(  # noqa: PLR0913, PLR0917 -- a message record
+    task_id: int,
+    attempt: int,
+    name: str,
+    timeout: float | None,
+    fn: bytes,
+    body: bytes,
+    announce: bool,
 ) -> tuple[bytes, bytes, bytes, bytes]:
     """One call, as parts to be written one behind the other."""
     encoded = name.encode("utf-8", "surrogatepass")
+    attempt = min(_MOST_ATTEMPTS, attempt)
     flags = ANNOUNCE if announce else 0
-    header = CALL.pack(task_id, min(attempt, _MOST_ATTEMPTS), flags, len(encoded), timeout or 0.0, len(fn), len(body))
+    header = CALL.pack(task_id, attempt, flags, len(encoded), timeout or 0.0, len(fn), len(body))
     return header, encoded, fn, body
 
 
 def unpack_calls(payload: bytes | bytearray, count: int) -> Iterator[Call]:
     """The calls of a CALLS frame."""
-    view = memoryview(payload)
-    pos = 0
+    # Slices of a view cost more than copies of the few bytes that a small call is.
+    view = payload if type(payload) is bytes else memoryview(payload)
+    pos, new = 0, tuple.__new__  # the class itself, called, costs as much again as all the rest
     for _ in range(count):
         task_id, attempt, flags, name_size, timeout, fn_size, body_size = CALL.unpack_from(payload, pos)
         pos += CALL.size
@@ -77,4 +85,4 @@ def unpack_calls(payload: bytes | bytearray, count: int) -> Iterator[Call]:
         pos += fn_size
         body = view[pos : pos + body_size]
         pos += body_size
-        yield Call(task_id, attempt, bool(flags & ANNOUNCE), name, timeout or None, fn, body)
+        yield new(Call, (task_id, attempt, flags & ANNOUNCE == ANNOUNCE, name, timeout or None, fn, body))

@@ -1,6 +1,7 @@
 """Desk: the pool's one lock, the scheduler behind it, and what whoever held the lock publishes afterwards.
 
     step      take the lock, hand something to the scheduler, take out what it decided, let go of the lock
+    hand in   while all workers are busy a new task is only left here, without the lock, for the next step
     publish   give tasks their outcomes, wake who waits; callbacks are called here, or left to the supervisor thread
     take      read the links, by whoever waits or passes by, and the same
 
@@ -8,7 +9,12 @@ Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; neve
 no pickling and no code of the user runs under the last two. The main thread puts signals off while it decides, see
 `_workforce/interrupts.py`.
 Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_callers`, `_rooms`, the listeners.
-`_due` is written under it and read by anybody. `_later` and `_uncalled` are appended to by anybody.
+`_due` and `_all_busy` are written under it and read by anybody. `_later`, `_uncalled` and `_handed_in` are appended to
+by anybody.
+
+Why nothing that was handed in is forgotten: who hands in looks at `_all_busy`, leaves the task, and looks again. If it
+holds both times, a worker will report, and the step for that begins by taking the task in. A step takes `_all_busy`
+back before it takes anything in, so that who comes later sees that, and makes a step of his own.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from concurrent.futures import Future
 from typing import NoReturn, TypeVar
 
 from poolkit._core.options import PoolLimits
-from poolkit._core.scheduler import PoolPhase, Scheduler
+from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
 from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import (
     AnyTask,
@@ -54,6 +60,8 @@ publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 class Desk:
     """Where threads hand things in to the scheduler of one pool; see the file's header. Thread-safe."""
 
+    threaded = True  # whether a thread waits for the workforce; a fake is driven by its caller
+
     def __init__(
         self,
         lock: threading.RLock,
@@ -76,6 +84,9 @@ class Desk:
         # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
         # the supervisor thread to do. Appended to without the lock.
         self._later: deque[Callable[[float], object]] = deque()
+        self._bounded = limits.max_queue is not None
+        self._handed_in: deque[AnyTask] = deque()  # numbered, and not yet known to the scheduler
+        self._all_busy = False  # the scheduler's word, between two steps
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake)
@@ -86,18 +97,25 @@ class Desk:
 
     # ===== entering and leaving the lock =====
 
+    def _enter(self) -> float:
+        """Begin a step, under the lock, by taking in what was handed in. Returns the moment."""
+        self._all_busy = False
+        if self._handed_in:
+            self._scheduler.take_in(self._handed_in)
+        return self.clock()
+
     def _decided(self) -> Settled:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
-        # A list of this thread's own, also when it is empty: the scheduler's is filled by the next thread to come.
-        settled, scheduler.settled = scheduler.settled, []
+        self._all_busy = self.threaded and scheduler.all_busy()
+        settled = scheduler.take_settled()
         if scheduler.events:
             self._listeners.untold.extend(scheduler.events)
             scheduler.events.clear()
             self.workforce.wake()
         deadline = scheduler.next_deadline()
         self._due = math.inf if deadline is None else deadline
-        if self._due < self._sleeping_until or scheduler.phase is PoolPhase.CLOSED:
+        if self._due < self._sleeping_until or scheduler.phase is CLOSED:
             self._sleeping_until = -math.inf  # once is enough
             self.workforce.wake()
         if self._callers:
@@ -131,7 +149,7 @@ class Desk:
         before = put_off()
         try:
             with self._lock:
-                result = step(self.clock())
+                result = step(self._enter())
                 settled = self._decided()
             self._publish(settled)
         finally:
@@ -146,25 +164,23 @@ class Desk:
             self._tell_of_room()
         if not settled:
             return
-        publishing.depth = getattr(publishing, "depth", 0) + 1
-        left = deque(settled)
+        left = iter(settled)
         calls: Calls = deque() if call else self._uncalled
         try:
-            while left:
-                task, outcome = left.popleft()
-                callbacks = task.publish(outcome, call=False)
+            for task, outcome in left:
+                callbacks = task.publish(outcome)
                 if callbacks is not None:
                     calls.append((task, callbacks))
             self._reader.published()
-            if call:
+            if call and calls:
                 self._call(calls)
             elif calls:
                 self.workforce.wake()
         finally:
-            publishing.depth -= 1
-            if left or (call and calls):  # a Ctrl-C came in between: the supervisor thread goes on with the rest
+            rest = list(left)
+            if rest or (call and calls):  # a Ctrl-C came in between: the supervisor thread goes on with the rest
                 with self._lock:
-                    self._scheduler.settled.extend(left)
+                    self._scheduler.settled.extend(rest)
                 self._uncalled.extend(calls)
                 self.workforce.wake()
         if self._uncalled and self._closed.is_set():  # there is nobody else any more
@@ -172,7 +188,7 @@ class Desk:
 
     def _tell_of_room(self) -> None:
         with self._lock:
-            if self._scheduler.is_full() and self._scheduler.phase is PoolPhase.OPEN:
+            if self._scheduler.is_full() and self._scheduler.phase is OPEN:
                 return
             rooms, self._rooms = self._rooms, []
         for room in rooms:
@@ -185,23 +201,26 @@ class Desk:
 
     def _handle(self, reports: Sequence[Report]) -> Settled:
         """Hand reports of workers to the scheduler; returns what is to be published."""
-        if not reports and self._due > self.clock():
+        if not reports and not self._handed_in and self._due > self.clock():
             return []
         for report in reports:
-            if type(report) is Finished and not report.outcome.ok and report.outcome.load is not None:
+            if type(report) is Finished and not report.ok and report.load is not None:
                 self._read_error(report)
             elif type(report) is BootFailed:
                 report.describe()
         with self._lock:
-            now = self.clock()
+            now = self._enter()
             self._scheduler.handle_all(reports, now)
             if self._due <= now:
                 self._scheduler.tick(now)
             return self._decided()
 
     @deciding
-    def _take(self) -> bool:
-        """Read the links and publish what comes of it, unless somebody else reads: False. Any thread; never blocks."""
+    def _take(self, ready: Sequence[int] | None = None) -> bool:
+        """Read the links and publish what comes of it, unless somebody else reads: False. Any thread; never blocks.
+
+        With `ready`, only those that were found to have something a moment ago.
+        """
         reader = self._reader
         before = put_off()
         try:
@@ -209,7 +228,7 @@ class Desk:
                 return False
             reader.taking = threading.get_ident()
             try:
-                settled = [] if reader.closed else self._handle(self.workforce.read())
+                settled = [] if reader.closed else self._handle(self.workforce.read(ready))
             finally:
                 reader.taking = 0
                 reader.lock.release()
@@ -222,7 +241,7 @@ class Desk:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
         if self._is_torn():
             self._refuse_torn("wait for a task")
-        if not self._is_copy():
+        if not self.forked and os.getpid() == self.pid:
             self._reader.lead(task, timeout, self._take)
 
     def relinquish(self) -> None:
@@ -234,24 +253,25 @@ class Desk:
         with self._lock:
             wanted = self._scheduler.wants_error(report.worker_id, report.task_id)
         if wanted:
-            report.outcome.error()
+            report.error()
 
     def _call_back(self) -> None:
         """Call the callbacks that were left to this thread."""
-        publishing.depth = getattr(publishing, "depth", 0) + 1
-        try:
+        if self._uncalled:
             self._call(self._uncalled)
-        finally:
-            publishing.depth -= 1
 
     @staticmethod
     def _call(calls: Calls) -> None:
-        while calls:
-            try:
-                task, callbacks = calls.popleft()
-            except IndexError:  # another thread was faster
-                return
-            task.call_back(callbacks)
+        publishing.depth = getattr(publishing, "depth", 0) + 1
+        try:
+            while calls:
+                try:
+                    task, callbacks = calls.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                task.call_back(callbacks)
+        finally:
+            publishing.depth -= 1
 
     def _is_copy(self) -> bool:
         """Whether this process was forked from the owner; also by a fork that Python did not see."""
@@ -268,11 +288,14 @@ class Desk:
 
     def _check_owner(self) -> None:
         if self._is_copy():
-            msg = (
-                f"pool {self.name} belongs to process {self.pid}; this is process {os.getpid()}, forked from it: "
-                "make a pool of its own here"
-            )
-            raise PoolClosed(msg)
+            self._refuse_copy()
+
+    def _refuse_copy(self) -> NoReturn:
+        msg = (
+            f"pool {self.name} belongs to process {self.pid}; this is process {os.getpid()}, forked from it: "
+            "make a pool of its own here"
+        )
+        raise PoolClosed(msg)
 
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait on `_changed`, under the lock, until `condition` holds."""
@@ -286,7 +309,7 @@ class Desk:
     def room(self) -> Future[None] | None:
         """None when a task would be accepted or refused for good; else a future that is done when to try again."""
         with self._lock:
-            if not self._scheduler.is_full() or self._scheduler.phase is not PoolPhase.OPEN:
+            if not self._scheduler.is_full() or self._scheduler.phase is not OPEN:
                 return None
             room: Future[None] = Future()
             self._rooms.append(room)
@@ -298,6 +321,7 @@ class Desk:
     def stats(self) -> PoolStats:
         """A snapshot of the counts."""
         with self._lock:
+            self._scheduler.take_in(self._handed_in)
             return snapshots.pool_stats(self._scheduler, self.workforce.link_bytes())
 
     def workers(self) -> list[WorkerInfo]:
@@ -309,6 +333,7 @@ class Desk:
     def queued(self) -> int:
         """How many tasks wait in the queue."""
         with self._lock:
+            self._scheduler.take_in(self._handed_in)
             return len(self._scheduler.queue)
 
     def listen(self, name: str, listener: Listener) -> None:

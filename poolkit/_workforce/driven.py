@@ -35,8 +35,11 @@ class DrivenWorkforce(Workforce, Protocol):
         On the supervisor thread, by whoever holds the reader's lock. Blocks only to start what workers are forked from.
         """
 
-    def read(self) -> list[Report]:
-        """Read what is on the links. By whoever holds the reader's lock; does not block."""
+    def read(self, ready: Sequence[int] | None = None) -> list[Report]:
+        """Read what is on the links, or on those that were found `ready`. Does not block.
+
+        By whoever holds the reader's lock.
+        """
 
     def wake(self) -> None:
         """Make `wait` return soon. From any thread."""

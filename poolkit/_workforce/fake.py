@@ -130,7 +130,7 @@ class FakeWorkforce:
         reports, self._reports = self._reports, []
         return reports
 
-    def read(self) -> list[Report]:
+    def read(self, ready: Sequence[int] | None = None) -> list[Report]:  # noqa: ARG002
         """There are no links."""
         return []
 
@@ -147,7 +147,8 @@ class FakeWorkforce:
             self._reports.append(Begun(worker_id, task.id, member.since))
         outcome = self._outcome(task)
         member.done = task.id
-        self._reports.append(Finished(worker_id, task.id, outcome, member.since, self._clock()))
+        how = outcome.payload, outcome.ok, outcome.load
+        self._reports.append(Finished(worker_id, task.id, member.since, self._clock(), 0, *how))
         return True
 
     def _outcome(self, task: AnyTask) -> Outcome:

@@ -23,6 +23,7 @@ Owner: the main thread.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal.signal` makes enums of what it gives and takes, which costs fifteen times as much
+import os
 import threading
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -42,6 +43,16 @@ _before: dict[int, Handler] = {}  # what was put aside last
 _seen: list[Any] = []  # the handlers as they were found last, and what is to be put aside then
 _plan: Handlers = ()
 _deciding: set[CodeType] = set()  # functions that put signals off
+_main = threading.main_thread().ident
+
+
+def _main_in_child() -> None:
+    global _main  # noqa: PLW0603 -- whichever thread forks is the child's main thread
+    _main = threading.get_ident()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work
+    os.register_at_fork(after_in_child=_main_in_child)
 
 
 def deciding(function: Any) -> Any:
@@ -56,7 +67,7 @@ def put_off() -> Handlers | Shield | None:
     Raises what stops the task that runs here, where that was to come anyway.
     """
     global _seen, _plan  # noqa: PLW0603 -- a process has one set of handlers
-    if threading.get_ident() != threading.main_thread().ident:
+    if threading.get_ident() != _main:
         context = current_task()
         shield = None if context is None else context.shield()
         if shield is not None:

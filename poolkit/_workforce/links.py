@@ -7,12 +7,14 @@ Owner: whoever holds the reader's lock: `read`, `drain`, `remove`. `poll` and `n
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from poolkit import _os
 from poolkit._core.workforce import Begun, BootFailed, Drained, Finished, Ready, Report
 from poolkit._wire import codec, messages
+from poolkit._wire.codec import load_value
+from poolkit._wire.messages import VALUE
 from poolkit._workforce.member import Member
-from poolkit.outcome import Outcome
 
 _BROKEN = (EOFError, OSError, MemoryError, OverflowError)  # closed, or nonsense
 
@@ -42,10 +44,10 @@ class Links:
         """Make whoever polls look up. From any thread."""
         self._nudge.set()
 
-    def read(self, reports: list[Report]) -> list[Member]:
-        """Read once from every link that has something; returns the workers whose link is of no use any more."""
+    def read(self, reports: list[Report], ready: Sequence[int]) -> list[Member]:
+        """Read once from every link that is `ready`; returns the workers whose link is of no use any more."""
         broken: list[Member] = []
-        for fd in self.poll(0.0):
+        for fd in ready:
             member = self._members.get(fd)
             if member is None:
                 if fd == self._nudge.fileno():
@@ -82,12 +84,10 @@ def receive(member: Member, reports: list[Report]) -> None:
     assert member.reader is not None  # noqa: S101 -- a link is added together with its reader
     worker_id = member.id
     for (kind, task_id, started, ended, rss, _), payload in member.reader.receive():
-        if kind == messages.VALUE:
-            outcome = Outcome(payload, ok=True, load=codec.load_value)
-            reports.append(Finished(worker_id, task_id, outcome, started, ended, rss))
+        if kind == VALUE:
+            reports.append(Finished(worker_id, task_id, started, ended, rss, payload, True, load_value))
         elif kind == messages.ERROR:
-            outcome = Outcome(payload, ok=False, load=codec.load_error)
-            reports.append(Finished(worker_id, task_id, outcome, started, ended, rss))
+            reports.append(Finished(worker_id, task_id, started, ended, rss, payload, False, codec.load_error))
         elif kind == messages.DRAINED:
             reports.append(Drained(worker_id))
         elif kind == messages.READY and member.pid is None:  # said once; later, only a hostile task says it

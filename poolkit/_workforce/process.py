@@ -30,6 +30,7 @@ from poolkit import _os
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
 from poolkit._wire import codec, messages
 from poolkit._wire.link import FrameWriter
+from poolkit._wire.messages import call_parts
 from poolkit._workforce import evidence
 from poolkit._workforce.links import Links, drain
 from poolkit._workforce.member import Member, boot_settings
@@ -101,14 +102,13 @@ class ProcessWorkforce:
         parts: list[bytes] = [b""]
         for task in tasks:
             fn, body = task.call
-            parts += messages.call_parts(
-                task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, announce=announce
-            )
+            parts += call_parts(task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, announce)
         nbytes = sum(map(len, parts))
         parts[0] = messages.FRAME_TO_WORKER.pack(messages.CALLS, len(tasks), nbytes)
         assert member.tokens is not None  # noqa: S101 -- only a worker that is ready is sent something
         member.tokens.add(len(tasks))
-        self._write(member, parts, nbytes + messages.FRAME_TO_WORKER.size)
+        if member.writer is not None and not member.writer.send(parts, nbytes + messages.FRAME_TO_WORKER.size):
+            self._order(self._watch_writing, member)
 
     def reclaim(self, worker_id: int) -> int:
         """Take the tokens that the worker has not taken; tell it where what they stood for ends."""
@@ -211,10 +211,10 @@ class ProcessWorkforce:
                 self._kill(member, reports)
         return reports
 
-    def read(self) -> Reports:
-        """Read what is on the links. Does not block."""
+    def read(self, ready: Sequence[int] | None = None) -> Reports:
+        """Read what is on the links, or on those that were found `ready`. Does not block."""
         reports: Reports = []
-        for member in self.links.read(reports):
+        for member in self.links.read(reports, self.links.poll(0.0) if ready is None else ready):
             if self._both is None:
                 self._unregister(member.outcomes_fd)
             self._order(self._kill, member)  # mostly it finds it dead

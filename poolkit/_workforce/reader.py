@@ -46,8 +46,8 @@ CLOSE_GRACE = 0.1  # seconds that the end of the pool waits for a leader to leav
 class Reader:
     """Who reads the links of one pool.
 
-    `take`, which some methods are given, reads once what is there and publishes what it says, without waiting; false
-    when another thread is reading.
+    `take`, which some methods are given, reads once what is there, or the links that it is given, and publishes what
+    they say, without waiting; false when another thread is reading.
     """
 
     def __init__(self, links: Links | None, wake: Callable[[], None]) -> None:
@@ -86,11 +86,12 @@ class Reader:
 
     # ===== the others =====
 
-    def pass_by(self, take: Callable[[], bool]) -> None:
-        """Take in what is there, if nobody else reads. Does not block."""
-        if self._links is not None:
-            self._until = max(self._until, time.monotonic() + LEASE)
-            take()
+    def pass_by(self, take: Callable[..., bool]) -> bool:
+        """Take in what is there; false if somebody else reads, or there are no links. Does not block."""
+        if self._links is None:
+            return False
+        self._until = max(self._until, time.monotonic() + LEASE)
+        return take()
 
     def published(self) -> None:
         """Some thread has published outcomes: a leader that sleeps for one of them is to look up."""
@@ -98,7 +99,7 @@ class Reader:
         if awaited is not None and awaited.done() and self._links is not None:
             self._links.nudge()
 
-    def lead(self, task: Task[Any], timeout: float | None, take: Callable[[], bool]) -> None:
+    def lead(self, task: Task[Any], timeout: float | None, take: Callable[..., bool]) -> None:
         """Read until `task` is done, for at most `timeout` seconds; returns at once where another thread leads.
 
         Blocks; may be interrupted by what a signal handler raises.
@@ -117,14 +118,14 @@ class Reader:
                 self._has_long_lease = False
                 self._wake()
 
-    def _lead(self, task: Task[Any], give_up: float, take: Callable[[], bool]) -> None:
+    def _lead(self, task: Task[Any], give_up: float, take: Callable[..., bool]) -> None:
         now = looked_up = time.monotonic()  # the latter: when something came last
         while (links := self._links) is not None and not task.done():
             self._until = now + LEASE
-            if links.poll(0.0):
+            if ready := links.poll(0.0):
                 if now < looked_up + self._spin.seconds:
                     self._spin.paid()
-                if not take():
+                if not take(ready):
                     self._never.wait(PAUSE)
                 now = looked_up = time.monotonic()
                 continue

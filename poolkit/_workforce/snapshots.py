@@ -7,7 +7,7 @@ import dataclasses
 from poolkit._core.scheduler import Scheduler
 from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import AnyTask, Glance, Worker, WorkerState
-from poolkit.task import TaskPhase
+from poolkit.task import SENT
 
 
 def pool_stats(scheduler: Scheduler, link_bytes: tuple[int, int]) -> PoolStats:
@@ -17,7 +17,7 @@ def pool_stats(scheduler: Scheduler, link_bytes: tuple[int, int]) -> PoolStats:
     for worker in scheduler.roster:
         states[worker.state.name.lower()] += 1
         glance = scheduler.workforce.glance(worker.id)
-        sent += sum(task.phase is TaskPhase.SENT for task in worker.sent)
+        sent += sum(task.phase is SENT for task in worker.sent)
         running += _current(worker, glance) is not None
     counters = scheduler.counters
     return PoolStats(
@@ -72,6 +72,6 @@ def _current(worker: Worker, glance: Glance) -> AnyTask | None:
     if glance.begun in {0, glance.done}:
         return None
     for task in worker.sent:
-        if task.id == glance.begun and task.phase is TaskPhase.SENT:
+        if task.id == glance.begun and task.phase is SENT:
             return task
     return None

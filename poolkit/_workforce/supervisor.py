@@ -17,7 +17,7 @@ import os
 import threading
 from typing import Any
 
-from poolkit._core.scheduler import PoolPhase
+from poolkit._core.scheduler import CLOSED, OPEN
 from poolkit._core.workforce import (
     AnyTask,
 )
@@ -28,12 +28,12 @@ from poolkit._workforce.reader import Reader
 from poolkit.context import Shield
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
-from poolkit.task import TaskPhase, WaitTimeout
+from poolkit.task import SETTLED, WaitTimeout
 
 log = logging.getLogger("poolkit")
 
 
-PASSES_BY = 0xF  # one submit in sixteen takes in what is on the links
+PASSES_BY = 0x1F  # one submit in 32 takes in what is on the links
 SHORT_WAIT = 0.02  # seconds; what falls due in so short a wait may come late by as much
 LONGEST_WAIT = 86400.0  # seconds; system calls refuse much longer ones, and one wake-up a day is nothing
 
@@ -45,8 +45,6 @@ class SupervisorThread(threading.Thread):
 class Supervisor(Desk):
     """Drives one pool; see the file's header. All methods are thread-safe."""
 
-    threaded = True  # whether it has a thread; a fake is driven by its caller
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what `Desk` takes."""
         super().__init__(*args, **kwargs)
@@ -57,14 +55,27 @@ class Supervisor(Desk):
 
     # ===== what the pool asks =====
 
-    @deciding
     def submit(self, task: AnyTask, error: BaseException | None = None) -> None:
         """Accept a task; with `error` it fails at once. Blocks while the queue is full, if its options say so.
 
         Raises:
             PoolClosed, InitializerFailed, QueueFull: it was not accepted.
         """
-        self._check_owner()
+        if self.forked or os.getpid() != self.pid:
+            self._refuse_copy()
+        if self._all_busy and error is None and task.options.unhurried:
+            task.id = next(self._scheduler.numbers)
+            task.submitted_at = self.clock()
+            self._handed_in.append(task)
+            if self._all_busy:  # still: see the header of `desk.py`
+                if not task.id & PASSES_BY and not self._reader.pass_by(self._take):
+                    self._decide(lambda _now: None)  # lest too many are left here
+                return
+        self._submit(task, error)
+
+    @deciding
+    def _submit(self, task: AnyTask, error: BaseException | None) -> None:
+        """Accept a task in a step."""
         if self._is_torn():
             self._do_later(lambda now: self._submit_late(task, error, now))
             return
@@ -73,12 +84,11 @@ class Supervisor(Desk):
         before = put_off()
         try:
             with self._lock:
-                if error is not None:
-                    self._scheduler.refuse(task, error, self.clock())
-                else:
-                    if self._scheduler.is_full() and task.options.block:
-                        self._wait_for_room(task, before)
-                    self._scheduler.submit(task, self.clock())
+                now = self._enter()
+                if self._bounded and error is None and task.options.block and self._scheduler.is_full():
+                    self._wait_for_room(task, before)
+                    now = self._enter()
+                self._accept(task, error, now)
                 settled = self._decided()
             self._publish(settled)
             if not task.id & PASSES_BY:
@@ -86,15 +96,27 @@ class Supervisor(Desk):
         finally:
             let_come(before)
 
+    def _accept(self, task: AnyTask, error: BaseException | None, now: float) -> None:
+        """Hand a task to the scheduler.
+
+        One that was handed in may have been taken in since, when somebody may have been idle. Else it is not left here.
+        """
+        if task.id:
+            if task.seq:
+                self._scheduler.tick(now)
+                return
+            self._handed_in.remove(task)
+        if error is None:
+            self._scheduler.submit(task, now)
+        else:
+            self._scheduler.refuse(task, error, now)
+
     def _submit_late(self, task: AnyTask, error: BaseException | None, now: float) -> None:
         """Accept a task that was handed in within another step; what would have been raised there is its outcome."""
         try:
-            if error is not None:
-                self._scheduler.refuse(task, error, now)
-            else:
-                self._scheduler.submit(task, now)
+            self._accept(task, error, now)
         except PoolkitError as exc:
-            task.phase = TaskPhase.SETTLED
+            task.phase = SETTLED
             self._scheduler.settled.append((task, Outcome.failure(exc)))
 
     def _wait_for_room(self, task: AnyTask, before: Handlers | Shield | None) -> None:
@@ -105,7 +127,7 @@ class Supervisor(Desk):
             )
             raise QueueFull(msg)
         let_come(before)  # nothing is torn while it waits
-        self._wait_until(lambda: not self._scheduler.is_full() or self._scheduler.phase is not PoolPhase.OPEN, None)
+        self._wait_until(lambda: not self._scheduler.is_full() or self._scheduler.phase is not OPEN, None)
         put_off()
 
     def cancel(self, task: AnyTask) -> bool:
@@ -114,7 +136,7 @@ class Supervisor(Desk):
             return False
         if self._is_torn():
             self.cancel_soon(task)
-            return task.phase is not TaskPhase.SETTLED
+            return task.phase is not SETTLED
         return bool(self._decide(lambda now: self._scheduler.cancel(task, now)))
 
     def cancel_soon(self, task: AnyTask) -> None:
@@ -135,7 +157,7 @@ class Supervisor(Desk):
         self._refuse_if_torn("resize")
 
         def step(now: float) -> None:
-            if self._scheduler.phase is not PoolPhase.OPEN:
+            if self._scheduler.phase is not OPEN:
                 msg = "cannot resize: the pool was shut down"
                 raise PoolClosed(msg)
             self._scheduler.resize(size, now)
@@ -166,7 +188,7 @@ class Supervisor(Desk):
         def over() -> bool:
             roster = scheduler.roster
             return (
-                scheduler.phase is not PoolPhase.OPEN
+                scheduler.phase is not OPEN
                 # Not all `size` at once: with a short idle timeout the first are gone before the last are up.
                 or (roster.starting == 0 and roster.counted >= roster.wanted)
                 or scheduler.boots_failed > boots
@@ -212,7 +234,7 @@ class Supervisor(Desk):
 
     def is_open(self) -> bool:
         """Whether tasks are accepted."""
-        return not self._is_copy() and self._scheduler.phase is PoolPhase.OPEN
+        return not self._is_copy() and self._scheduler.phase is OPEN
 
     def drop(self) -> None:
         """The pool object is gone: finish what was accepted, then end. From a finalizer, so without the lock."""
@@ -230,7 +252,7 @@ class Supervisor(Desk):
         before = put_off()
         try:
             with self._lock:
-                if self._thread is not None or self._scheduler.phase is not PoolPhase.OPEN:
+                if self._thread is not None or self._scheduler.phase is not OPEN:
                     return
                 thread = SupervisorThread(target=self._run, name=f"poolkit-{self.name}", daemon=True)
                 self._thread = thread
@@ -260,14 +282,14 @@ class Supervisor(Desk):
         """Do what is due, then wait for the workforce once; False when the pool is closed."""
         reader = self._reader
         with reader.lock, self._lock:
-            now = self.clock()
+            now = self._enter()
             if self._dropped:
                 self._scheduler.shutdown(cancel_queued=False, kill=False, now=now)
             self._do_what_was_put_off(now)
             self._scheduler.tick(now)
             self._sleeping_until = -math.inf
             settled = self._decided()
-            closed = self._scheduler.phase is PoolPhase.CLOSED
+            closed = self._scheduler.phase is CLOSED
         self._publish(settled)
         del settled  # nothing is kept alive while it waits
         self._call_back()
@@ -310,6 +332,7 @@ class Supervisor(Desk):
 
     def _abandon_tasks(self, why: str) -> None:
         with self._lock:
+            self._enter()
             for task in self._scheduler.give_up():
                 self._scheduler.settled.append((task, Outcome.failure(PoolkitError(why))))
             settled = self._decided()
@@ -326,6 +349,7 @@ class Supervisor(Desk):
         self._uncalled.clear()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
+        self._enter()
         for task in self._scheduler.give_up():
             task.leave_parent()
             why = f"task {task.id} ({task.name}) belongs to process {self.pid}, which forked this one ({os.getpid()})"

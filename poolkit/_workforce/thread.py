@@ -23,7 +23,6 @@ from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
 from poolkit.context import TaskContext
-from poolkit.outcome import Outcome
 
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
 
@@ -163,7 +162,7 @@ class ThreadWorkforce:
         self._dying = [(at, member) for at, member in self._dying if not member.ended]
         return reports
 
-    def read(self) -> list[Report]:
+    def read(self, ready: Sequence[int] | None = None) -> list[Report]:  # noqa: ARG002
         """There are no links."""
         return []
 
@@ -281,7 +280,7 @@ class ThreadWorkforce:
             return None
         member.done = task.id
         try:
-            return Finished(member.id, task.id, Outcome(value, ok=ok), started, self._clock())
+            return Finished(member.id, task.id, started, self._clock(), 0, value, ok)
         finally:
             del task, value  # an exception's traceback holds this frame, and must not find itself or its task in it
 

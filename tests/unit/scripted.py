@@ -77,7 +77,7 @@ class ScriptedPool:
 
     def collect(self) -> None:
         """Take what was decided, as a supervisor does; no task is ever settled twice."""
-        settled, self.scheduler.settled = self.scheduler.settled, []
+        settled = self.scheduler.take_settled()
         for task, outcome in settled:
             assert task not in self.outcomes, f"{task} was settled twice"
             assert task.phase is TaskPhase.SETTLED
@@ -154,8 +154,8 @@ class ScriptedPool:
         """The worker's task ends with `value` or `error`; without `stamp` its board does not say so yet."""
         task = worker.running
         assert task is not None
-        outcome = Outcome(value, ok=True) if error is None else Outcome.failure(error)
-        worker.pipe.append(Finished(worker.id, task.id, outcome, worker.glance.since, self.now, rss))
+        how = (value, True) if error is None else (error, False)
+        worker.pipe.append(Finished(worker.id, task.id, worker.glance.since, self.now, rss, *how))
         worker.running = None
         if stamp:
             worker.glance = Glance(worker.glance.begun, worker.glance.since, task.id)
@@ -251,7 +251,6 @@ class ScriptedPool:
         for task, attempts in self._attempts.items():
             assert task.phase is TaskPhase.SETTLED
             assert task.attempts == attempts, "a settled task changed"
-            assert task.call is None
 
         for task in [*places, *self.outcomes]:
             assert self.workforce.begun[task] <= 1 + task.options.retries, "begun more often than asked for"

@@ -12,7 +12,7 @@ def packed(*calls: Call) -> bytes:
     parts: list[bytes] = []
     for call in calls:
         parts += call_parts(
-            call.task_id, call.attempt, call.name, call.timeout, call.fn, bytes(call.body), announce=call.announce
+            call.task_id, call.attempt, call.name, call.timeout, call.fn, bytes(call.body), call.announce
         )
     return b"".join(parts)
 

@@ -52,7 +52,7 @@ class Desk:
         self.to_settle: Task[Any] | None = None
         self.reader = Reader(self.links, self.wake)  # type: ignore[arg-type]
 
-    def take(self) -> bool:
+    def take(self, ready: object = None) -> bool:
         self.takes += 1
         if self.takes <= self.busy:
             return False

@@ -10,7 +10,6 @@ from unit.scripted import ScriptedPool, error_of, up
 from poolkit._core.scheduler import PoolPhase
 from poolkit._core.workforce import EVENT_NAMES, Begun, Died, Finished, Glance, Ready
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationError
-from poolkit.outcome import Outcome
 
 # ===== submitting =====
 
@@ -161,11 +160,11 @@ def test_an_outcome_that_is_not_due_is_ignored(task_id: int) -> None:
     """Only a worker that was tampered with says so, and it harms no other task."""
     pool = up()
     first, second = pool.submit(), pool.submit()
-    pool.scheduler.handle(Finished(1, task_id, Outcome("forged", ok=True), 0.0, 0.0), pool.now)
+    pool.scheduler.handle(Finished(1, task_id, 0.0, 0.0, 0, "forged", True), pool.now)
     assert pool.scheduler.settled == []
     pool.run_to_rest()
     assert pool.outcomes[first].payload is pool.outcomes[second].payload is None
-    pool.scheduler.handle(Finished(1, 1, Outcome("forged", ok=True), 0.0, 0.0), pool.now)
+    pool.scheduler.handle(Finished(1, 1, 0.0, 0.0, 0, "forged", True), pool.now)
     pool.end()
 
 
@@ -180,7 +179,7 @@ def test_times_that_are_none_harm_nothing(nonsense: float) -> None:
     other = pool.submit(queue_timeout=0.5)
     pool.tick(0.5)
     assert other in pool.outcomes, "its own clock stopped those of others"
-    pool.scheduler.handle(Finished(1, task.id, Outcome(1, ok=True), nonsense, nonsense), pool.now)
+    pool.scheduler.handle(Finished(1, task.id, nonsense, nonsense, 0, 1, True), pool.now)
     pool.collect()
     worker.running = None
     assert pool.scheduler.counters.run_time.snapshot().total == 0.0
@@ -192,7 +191,7 @@ def test_reports_of_workers_that_are_gone_are_ignored() -> None:
     pool = up()
     worker = pool.alive()[0]
     pool.die(worker)
-    for report in (Ready(1, 1), Finished(1, 1, Outcome(1, ok=True), 0.0, 0.0), Died(1)):
+    for report in (Ready(1, 1), Finished(1, 1, 0.0, 0.0, 0, 1, True), Died(1)):
         pool.scheduler.handle(report, pool.now)
     pool.check()
     pool.end()

@@ -9,7 +9,6 @@ from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker, crash_once, err
 
 from poolkit._core.workforce import Finished
 from poolkit.errors import TaskTimeout
-from poolkit.outcome import Outcome
 from poolkit.task import TaskPhase
 
 # ===== retries =====
@@ -82,8 +81,8 @@ def test_a_failure_that_nobody_has_read_is_not_retried() -> None:
     task = pool.submit(retries=1, retry_on=(Exception,))
     worker = pool.runner(task)
     pool.claim(worker)
-    unread = Outcome(b"pickled", ok=False, load=lambda _: ValueError())
-    pool.scheduler.handle(Finished(1, task.id, unread, pool.now, pool.now), pool.now)
+    unread = Finished(1, task.id, pool.now, pool.now, 0, b"pickled", False, lambda _: ValueError())
+    pool.scheduler.handle(unread, pool.now)
     pool.collect()
     worker.running = None
     assert pool.outcomes[task] is unread
