@@ -1,62 +1,173 @@
-"""Awaiting: futures of other threads under asyncio, with one wake-up of the loop for many of them.
+"""Awaiting: tasks under asyncio, with one wake-up of the loop for many of them, and often none.
 
 `asyncio.wrap_future` wakes the loop once for each future, by a byte through a socket and a call of its own. Here each
-loop has a mailbox: who finishes puts the future in, and only the first since the loop last emptied it wakes the loop.
+loop has a mailbox: who settles a task puts it in, and only the first since the loop last emptied it wakes the loop.
+And while something is awaited, the loop watches the links of its pool and reads them itself, like any other descriptor:
+then no other thread comes in between, which halves the time of an `await`.
 Guarantees: what is put in is taken out, also while the loop empties the box: `_told` is taken back before the first
-one is taken out, and set after one was put in. Each step on the two is atomic.
-Owner: the loop's thread: `_empty`. `put` is for any thread.
+one is taken out, and set after one was put in; the same with `_reading`. Each step on them is atomic. A loop that is
+busy with something else, or cannot watch descriptors, delays nothing: the pool's own thread looks up after a lease.
+Owner: the loop's thread: all but `put`, which is for any thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import weakref
 from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, Protocol, TypeVar
 
-_Pair = tuple["asyncio.Future[Any]", "Future[Any]"]
+T = TypeVar("T")
+
+_Pair = tuple["asyncio.Future[Any]", "Awaited"]
+
+
+class Watched(Protocol):
+    """A pool, as far as a loop reads for it."""
+
+    def watch(self, task: Any) -> tuple[int, Callable[[], bool]] | None:
+        """A descriptor that is readable when results are there, and what reads them, without blocking.
+
+        Looks for the result of `task` itself for a little while, where that has paid lately.
+        What is returned is false when there is nothing to watch any more. None: the pool reads them by itself.
+        """
+
+    def relinquish(self) -> None:
+        """See to it that outcomes are published without anybody reading."""
+
+
+class Awaited(Protocol):
+    """A future that tells the mailbox by itself."""
+
+    def add_waker(self, waker: Callable[[Any], object]) -> Watched | None:
+        """Call `waker(self)` when it is done, at once if it is. Returns the pool whose links may be read till then."""
+
+    def cancel(self) -> bool:
+        """Cancel it."""
+
+    def cancelled(self) -> bool:
+        """Tell whether it was cancelled."""
+
+    def exception(self) -> BaseException | None:
+        """Return what it raised."""
+
+    def result(self) -> Any:
+        """Return its value."""
 
 
 class _Mailbox:
-    """What was finished for one event loop."""
+    """What was settled for one event loop, and the pools that it watches."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)  # the table of mailboxes must not keep it
-        self._finished: deque[_Pair] = deque()
+        self._settled: deque[_Pair] = deque()
         self._told = False
+        self._reading = False  # the loop is just reading links, and empties the box afterwards
+        self._watching: dict[Watched, int] = {}  # copies of their descriptors
+        self._awaiting: dict[Watched, int] = {}  # how many tasks of each are awaited
+        self._dropping = False
 
-    def put(self, waiting: asyncio.Future[Any], future: Future[Any]) -> None:
-        """`future` is done; have `waiting` know."""
-        self._finished.append((waiting, future))
-        if not self._told:
+    def put(self, waiting: asyncio.Future[Any], task: Awaited) -> None:
+        """`task` is done; have `waiting` know."""
+        self._settled.append((waiting, task))
+        if not self._reading and not self._told:
             self._told = True
             loop = self._loop()
             try:
                 if loop is not None:
                     loop.call_soon_threadsafe(self._empty)
             except RuntimeError:  # the loop was closed: nobody waits any more
-                self._finished.clear()
+                self._settled.clear()
 
     def _empty(self) -> None:
         self._told = False
-        while self._finished:
-            waiting, future = self._finished.popleft()
+        while self._settled:
+            waiting, task = self._settled.popleft()
             if not waiting.done():
-                _hand_over(waiting, future)
+                _hand_over(waiting, task)
+
+    # ===== watching links =====
+
+    def attend(self, pool: Watched, task: Awaited) -> None:
+        """One more task of `pool` is awaited."""
+        count = self._awaiting[pool] = self._awaiting.get(pool, 0) + 1
+        if count == 1:
+            watch = self._reads(lambda: pool.watch(task))
+            if watch is not None and pool not in self._watching:
+                self._watch(pool, *watch)
+
+    def leave(self, pool: Watched) -> None:
+        """One task less. What is not watched for any more is dropped a little later: mostly, the next one comes."""
+        self._awaiting[pool] -= 1
+        loop = self._loop()
+        if not self._awaiting[pool] and not self._dropping and loop is not None:
+            self._dropping = True
+            try:
+                loop.call_soon(self._drop)
+            except RuntimeError:  # it was closed
+                self._drop()
+
+    def _drop(self) -> None:
+        self._dropping = False
+        for pool in [pool for pool, count in self._awaiting.items() if not count]:
+            del self._awaiting[pool]
+            self._unwatch(pool)
+
+    def _watch(self, pool: Watched, fd: int, read: Callable[[], bool]) -> None:
+        loop = self._loop()
+        copy = -1
+        try:
+            copy = os.dup(fd)  # the pool closes its own when it ends, in its own time
+            assert loop is not None  # noqa: S101 -- it runs this
+            loop.add_reader(copy, self._read, pool, read)
+        except (OSError, NotImplementedError):
+            if copy >= 0:
+                os.close(copy)
+            pool.relinquish()
+        else:
+            self._watching[pool] = copy
+
+    def _unwatch(self, pool: Watched) -> None:
+        fd, loop = self._watching.pop(pool, -1), self._loop()
+        if fd >= 0:
+            try:
+                if loop is not None and not loop.is_closed():
+                    loop.remove_reader(fd)
+            finally:
+                os.close(fd)
+
+    def _read(self, pool: Watched, read: Callable[[], bool]) -> None:
+        if not self._reads(read):
+            self._unwatch(pool)
+
+    def _reads(self, read: Callable[[], T]) -> T:
+        """Read results, and empty the box of them."""
+        self._reading = True
+        try:
+            return read()
+        finally:
+            self._reading = False
+            self._empty()
+
+    def __del__(self) -> None:
+        """Close what a loop that ended in the middle has left."""
+        for fd in self._watching.values():
+            os.close(fd)
 
 
-def _hand_over(waiting: asyncio.Future[Any], future: Future[Any]) -> None:
-    if future.cancelled():
+def _hand_over(waiting: asyncio.Future[Any], task: Awaited) -> None:
+    if task.cancelled():
         waiting.cancel()
         return
     try:
-        error = future.exception()
+        error = task.exception()
         if error is None:
-            waiting.set_result(future.result())
+            waiting.set_result(task.result())
         elif isinstance(error, StopIteration):  # which no asyncio future takes
-            raise RuntimeError(f"{future!r} raised StopIteration") from error
+            raise RuntimeError(f"{task!r} raised StopIteration") from error
         else:
             waiting.set_exception(error)
     except Exception as exc:  # noqa: BLE001 -- the others in the box must have their turn
@@ -66,8 +177,8 @@ def _hand_over(waiting: asyncio.Future[Any], future: Future[Any]) -> None:
 _mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()
 
 
-def wait_for(future: Future[Any]) -> Generator[Any, None, Any]:
-    """Wait for `future` in a coroutine; cancelling the coroutine cancels it."""
+def wait_for(task: Awaited) -> Generator[Any, None, Any]:
+    """Wait for `task` in a coroutine; cancelling the coroutine cancels it."""
     loop = asyncio.get_running_loop()
     mailbox = _mailboxes.get(loop)
     if mailbox is None:
@@ -76,8 +187,16 @@ def wait_for(future: Future[Any]) -> Generator[Any, None, Any]:
 
     def pass_on(waited: asyncio.Future[Any]) -> None:
         if waited.cancelled():
-            future.cancel()
+            task.cancel()
 
     waiting.add_done_callback(pass_on)
-    future.add_done_callback(lambda done: mailbox.put(waiting, done))
-    return (yield from waiting)
+    pool = task.add_waker(functools.partial(mailbox.put, waiting))
+    if pool is None:
+        return (yield from waiting)
+    mailbox.attend(pool, task)
+    try:
+        if waiting.done():
+            yield  # others must have their turn, however fast the tasks are that are awaited one by one
+        return (yield from waiting)
+    finally:
+        mailbox.leave(pool)

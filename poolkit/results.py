@@ -23,7 +23,7 @@ from poolkit.task import Task, WaitTimeout
 T = TypeVar("T")
 
 CHUNK_SECONDS = 0.01  # a chunk that nobody chose is about this much work, so a slow item delays few others
-MOST_ITEMS = 16384  # items in such a chunk
+MOST_ITEMS = 4096  # items in such a chunk
 AHEAD = 4  # chunks per worker that are taken ahead when `buffersize` is not given
 
 

@@ -93,6 +93,9 @@ class TaskOwner(Protocol):
     def relinquish(self) -> None:
         """See to it that outcomes are published without anybody leading."""
 
+    def watch(self, task: Task[Any]) -> tuple[int, Callable[[], bool]] | None:
+        """What an event loop may watch and call to read results; see `poolkit/awaiting.py`."""
+
 
 class _Unread:
     """Marks an outcome that another thread is unpickling right now."""
@@ -121,6 +124,7 @@ class Task(Future[T]):
         "_result",
         "_state",
         "_waiting",
+        "_wakers",
         "attempts",
         "call",
         "deaths",
@@ -142,6 +146,7 @@ class Task(Future[T]):
         self._cond: threading.Condition | None = None
         self._waiting: list[_Waiter] | None = None
         self._callbacks: Callbacks | None = None
+        self._wakers: list[Callable[[Any], object]] | None = None
         self._result: Any = None
         self._exception: BaseException | None = None
         self._load: Callable[[Any], Any] | _Unread | None = None
@@ -273,6 +278,20 @@ class Task(Future[T]):
         elif owner is not None:
             owner.relinquish()
 
+    def add_waker(self, waker: Callable[[Any], object]) -> TaskOwner | None:
+        """Call `waker(task)` when the task is done, at once if it is; on any thread, so it must not block or raise.
+
+        Returns the pool whose links may be read meanwhile; None when there is nothing to wait for.
+        """
+        with _LOCK:
+            if self._state is _PENDING:
+                if self._wakers is None:
+                    self._wakers = []
+                self._wakers.append(waker)
+                return self._owner
+        waker(self)
+        return None
+
     def __await__(self) -> Generator[Any, None, T]:
         """Wait under asyncio; cancelling the awaiting coroutine cancels the task."""
         from poolkit import awaiting  # noqa: PLC0415 -- a worker half that never awaits should not pay for asyncio
@@ -306,7 +325,16 @@ class Task(Future[T]):
         with _LOCK:
             cond = self._cond
             if cond is None:
-                return self._settle(outcome)
+                callbacks = self._settle(outcome)
+        if cond is not None:
+            callbacks = self._publish_to(cond, outcome)
+        if self._wakers is not None:
+            wakers, self._wakers = self._wakers, None
+            for waker in wakers:
+                waker(self)
+        return callbacks
+
+    def _publish_to(self, cond: threading.Condition, outcome: Outcome) -> Callbacks | None:
         with cond:
             with _LOCK:
                 callbacks = self._settle(outcome)
@@ -331,7 +359,7 @@ class Task(Future[T]):
 
     def leave_parent(self) -> None:
         """Be a copy in a forked child: the callbacks are the parent's, and so is whoever held the condition."""
-        self._callbacks = None
+        self._callbacks = self._wakers = None
         if self._cond is not None:
             self._cond = threading.Condition()
 

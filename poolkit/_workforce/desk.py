@@ -248,6 +248,19 @@ class Desk:
         """Somebody wants to be called back, and does not wait."""
         self._reader.relinquish()
 
+    def watch(self, task: AnyTask) -> tuple[int, Callable[[], bool]] | None:
+        """For an event loop: the descriptor of the links, and what reads them; None where there is no such thing."""
+        fd = None if self._is_copy() else self._reader.watch(task, self._take)
+        if fd is None:
+            self._reader.relinquish()
+            return None
+        return fd, self._look_in
+
+    def _look_in(self) -> bool:
+        """Take in what is on the links, on an event loop's thread; false when there are none any more."""
+        self._reader.look_in(self._take)
+        return not self._reader.closed
+
     def _read_error(self, report: Finished) -> None:
         """Unpickle a failure that may be retried, depending on its type. Not under the lock: it is the user's code."""
         with self._lock:

@@ -3,7 +3,8 @@
     leader     a thread that waits for a task reads by itself, until that task is done: no other thread has to be
                woken, and none wakes it. There is one at a time; who comes second waits to be woken.
     standby    the supervisor thread reads when nobody leads, so callbacks, `await` and dispatch need no waiter.
-    passer-by  a thread that submits in quick succession takes in what is there now and then, without waiting.
+    passer-by  a thread that submits in quick succession takes in what is there now and then, without waiting; so does
+               an event loop that watches the links, when there is something.
 
 How the standby knows that it is not needed, at no cost for each task: leaders and passers-by set `_until`, a moment
 ahead, each time they look; the standby leaves the links alone until then, wakes, and looks again. A leader that sleeps
@@ -54,6 +55,8 @@ class Reader:
         self._links = links if LEADING and links is not None and links.fileno is not None else None
         self._wake = wake  # wakes the supervisor thread
         self._spin = Spin()  # owner: the leader
+        self._loop_spin = Spin()  # for event loops; several in one process may spoil each other's guess, no more
+        self._watched_at = 0.0  # when one began to wait for the task that it awaits; 0: it has something since
         self._leader = threading.RLock()  # held by the leader while it waits
         self._awaited: Task[Any] | None = None  # what a sleeping leader waits for; owner: the leader
         self._has_long_lease = False  # owner: the leader
@@ -92,6 +95,35 @@ class Reader:
             return False
         self._until = max(self._until, time.monotonic() + LEASE)
         return take()
+
+    def watch(self, task: Task[Any], take: Callable[..., bool]) -> int | None:
+        """The descriptor that an event loop is to watch from now on, after a spin; None where there is none."""
+        links = self._links
+        if links is None:
+            return None
+        began = now = time.monotonic()
+        end = began + self._loop_spin.seconds
+        try:
+            while now < end and not task.done():
+                self._until = now + LEASE
+                ready = links.poll(0.0)
+                if not ready:
+                    _os.yield_cpu()
+                elif take(ready) and task.done():
+                    self._loop_spin.paid()
+                now = time.monotonic()
+        except ValueError:  # what a closed epoll raises
+            return None
+        self._watched_at = 0.0 if task.done() else began
+        self._until = max(self._until, now + LEASE)
+        return links.fileno
+
+    def look_in(self, take: Callable[..., bool]) -> None:
+        """Take in what is there, on the thread of an event loop that was told so."""
+        if self._watched_at:
+            self._loop_spin.slept(time.monotonic() - self._watched_at)
+            self._watched_at = 0.0
+        self.pass_by(take)
 
     def published(self) -> None:
         """Some thread has published outcomes: a leader that sleeps for one of them is to look up."""

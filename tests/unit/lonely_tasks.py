@@ -27,6 +27,9 @@ class Owner:
     def lead(self, task: Task[Any], timeout: float | None) -> None:
         """Nobody reads here."""
 
+    def watch(self, _task: object) -> None:
+        return
+
     def relinquish(self) -> None:
         """Nobody leads."""
 

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,22 +15,27 @@ import pytest
 from poolkit import awaiting
 
 
+class Waited(Future[Any]):
+    def add_waker(self, waker: Callable[[Any], object]) -> None:
+        self.add_done_callback(waker)
+
+
 class Awaitable:
-    def __init__(self, future: Future[Any]) -> None:
+    def __init__(self, future: Waited) -> None:
         self._future = future
 
     def __await__(self) -> Generator[Any, None, Any]:
         return awaiting.wait_for(self._future)
 
 
-async def value_of(future: Future[Any]) -> Any:
+async def value_of(future: Waited) -> Any:
     return await Awaitable(future)
 
 
 def test_many_that_finish_together_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> tuple[list[int], int]:
         loop = asyncio.get_running_loop()
-        futures: list[Future[int]] = [Future() for _ in range(50)]
+        futures = [Waited() for _ in range(50)]
         waiting = [asyncio.ensure_future(value_of(future)) for future in futures]
         await asyncio.sleep(0)
         wakes = []
@@ -53,8 +58,8 @@ def test_many_that_finish_together_wake_the_loop_once(monkeypatch: pytest.Monkey
 
 def test_what_finishes_while_the_box_is_emptied_is_handed_over_too() -> None:
     async def main() -> list[int]:
-        first: Future[int] = Future()
-        second: Future[int] = Future()
+        first = Waited()
+        second = Waited()
         waiting = [asyncio.ensure_future(value_of(future)) for future in (first, second)]
         await asyncio.sleep(0)
         waiting[0].add_done_callback(lambda _: second.set_result(2))
@@ -66,16 +71,16 @@ def test_what_finishes_while_the_box_is_emptied_is_handed_over_too() -> None:
 
 def test_an_exception_arrives_and_a_cancellation_goes_both_ways() -> None:
     async def main() -> None:
-        failed: Future[None] = Future()
+        failed = Waited()
         failed.set_exception(KeyError("no"))
         with pytest.raises(KeyError, match="no"):
             await Awaitable(failed)
-        cancelled: Future[None] = Future()
+        cancelled = Waited()
         cancelled.cancel()
         cancelled.set_running_or_notify_cancel()
         with pytest.raises(asyncio.CancelledError):
             await Awaitable(cancelled)
-        pending: Future[None] = Future()
+        pending = Waited()
         waiting = asyncio.ensure_future(value_of(pending))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -88,8 +93,8 @@ def test_an_exception_arrives_and_a_cancellation_goes_both_ways() -> None:
 
 def test_an_exception_that_no_loop_takes_harms_no_other() -> None:
     async def main() -> int:
-        odd: Future[None] = Future()
-        even: Future[int] = Future()
+        odd = Waited()
+        even = Waited()
         waiting = [asyncio.ensure_future(value_of(odd)), asyncio.ensure_future(value_of(even))]
         await asyncio.sleep(0)
         odd.set_exception(StopIteration("odd"))
@@ -102,7 +107,7 @@ def test_an_exception_that_no_loop_takes_harms_no_other() -> None:
 
 
 def test_who_finishes_after_the_loop_was_closed_is_not_disturbed() -> None:
-    future: Future[int] = Future()
+    future = Waited()
 
     async def main() -> None:
         waiting = value_of(future).__await__()
@@ -114,7 +119,7 @@ def test_who_finishes_after_the_loop_was_closed_is_not_disturbed() -> None:
 
 def test_no_loop_is_kept_alive() -> None:
     async def main() -> weakref.ref[asyncio.AbstractEventLoop]:
-        future: Future[int] = Future()
+        future = Waited()
         waiting = asyncio.ensure_future(value_of(future))
         await asyncio.sleep(0)
         future.set_result(1)
