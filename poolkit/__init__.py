@@ -6,9 +6,10 @@ imports parts of this package, does not pay for the rest.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
+    from typing import Any
+
     from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
     from poolkit.context import TaskContext, current_task
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from poolkit.pool import Pool
     from poolkit.results import Results
     from poolkit.task import Task
+
 
 __version__ = "0.1.0"
 

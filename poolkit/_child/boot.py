@@ -17,23 +17,21 @@ import pickle
 import signal
 import sys
 import types
+from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from poolkit import _os
 from poolkit._child.loop import Loop
-from poolkit._wire import codec, inherit, messages
+from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
 
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from typing import Any
 
-class WorkerFds(NamedTuple):
-    """A worker's descriptors, in the order in which they are handed over."""
 
-    calls: int
-    outcomes: int
-    tokens: int
-    board: int
-    evidence: int
+# A worker's descriptors, in the order in which they are handed over.
+WorkerFds = namedtuple("WorkerFds", "calls outcomes tokens board evidence")  # noqa: PYI024
 
 
 def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], object] | None = None) -> int:
@@ -58,7 +56,10 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     try:
         for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
             importlib.import_module(name)
-        inherit.arrived(fds[len(WorkerFds._fields) :])
+        if inherited := fds[len(WorkerFds._fields) :]:
+            from poolkit._wire import inherit  # noqa: PLC0415 -- most workers inherit nothing
+
+            inherit.arrived(inherited)
         _initialize(settings["initializer"], inherited_initializer)
     except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
         loop.say(messages.BOOT_FAILED, payload=codec.pack_error(exc))

@@ -14,15 +14,19 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from poolkit._os import Tokens, resident_bytes
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
-from poolkit._wire.link import Frame, FrameReader, write_all
+from poolkit._wire.link import FrameReader, write_all
 from poolkit._wire.spin import Spin
 from poolkit.context import TaskContext, enter_task, leave_task
-from poolkit.errors import SerializationError
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+    from poolkit._wire.link import Frame
 
 _PACK_HEADER = messages.FRAME_TO_OWNER.pack
 
@@ -161,7 +165,7 @@ class Loop:
                 del value  # its traceback holds this frame
         try:
             return messages.VALUE, codec.pack_value(value)
-        except SerializationError as exc:
+        except Exception as exc:  # noqa: BLE001 -- a SerializationError, whose module is imported only now
             return messages.ERROR, codec.pack_error(exc)
 
 

@@ -20,12 +20,12 @@ import socket
 import sys
 import types
 from collections.abc import Callable
-from typing import cast
 
 from poolkit import _os
 from poolkit._child import boot
 from poolkit._wire import codec, messages
 
+IDLE = 200  # milliseconds without an order, after which the first workers are up
 MOST_FDS = 64  # descriptors with one order: the link's five and those of `initargs`
 
 SPAWN_CODE = """\
@@ -89,9 +89,15 @@ class Nursery:
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(self._wakeup_read, select.POLLIN)
+        idle: int | None = IDLE
         try:
             while True:
-                for fd, _ in poller.poll():
+                ready = poller.poll(idle)
+                if not ready:  # once: workers that are forked from now on need not import it for their first failure
+                    idle = None
+                    importlib.import_module("poolkit._wire.remote")
+                    gc.freeze()
+                for fd, _ in ready:
                     if fd == self._wakeup_read:
                         with contextlib.suppress(BlockingIOError):
                             os.read(self._wakeup_read, 4096)
@@ -171,7 +177,8 @@ class Nursery:
         for fd in fds:
             os.set_inheritable(fd, True)
         with tempfile.TemporaryFile() as file:
-            paths = [path for path in cast("list[object]", sys.path) if isinstance(path, str)]
+            entries: list[object] = [*sys.path]
+            paths = [path for path in entries if isinstance(path, str)]
             marshal.dump((paths, fds, parent), file)
             file.flush()
             file.seek(0)

@@ -21,14 +21,15 @@ from __future__ import annotations
 import pickle
 import sys
 import types
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import namedtuple
 
-from poolkit._wire.functions import REUSABLE, pack_function
-from poolkit._wire.pickles import PROTOCOL, dumps, dumps_plainly, is_by_value_requested, loads
-from poolkit._wire.remote import load_error, pack_error
+from poolkit._wire.pickles import PROTOCOL, REUSABLE, dumps, dumps_plainly, is_by_value_requested, loads
 
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
+
 
 __all__ = ["load_call", "load_error", "load_value", "pack_call", "pack_error", "pack_value"]
 
@@ -39,13 +40,8 @@ _KEPT_FUNCTIONS = 256
 _KEPT_NBYTES = 64 * 1024
 
 
-class _Kept(NamedTuple):
-    """A function that was loaded; one that went by name has module and name, which must still mean it."""
-
-    fn: Callable[..., Any]
-    module: str
-    name: str
-
+# A function that was loaded; one that went by name has module and name, which must still mean it.
+_Kept = namedtuple("_Kept", "fn module name")  # noqa: PYI024
 
 # owner: the worker's task loop, the only caller of load_call. Oldest first; bounded to 16 MiB of keys.
 _functions: dict[bytes, _Kept] = {}
@@ -72,6 +68,8 @@ def pack_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         body = None if fn.__module__ == "__main__" else dumps_plainly((fn, args, kwargs))
         if body is not None:
             return b"", body
+        from poolkit._wire.functions import pack_function  # noqa: PLC0415 -- only senders need it
+
         return pack_function(fn), dumps((args, kwargs))
     except Exception as error:
         from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
@@ -150,3 +148,17 @@ def pack_value(value: object) -> bytes:
 
 
 load_value = loads  # exceptions propagate as they are
+
+
+def pack_error(error: BaseException) -> bytes:
+    """Return an exception, and every exception that it leads to, as bytes. Never raises."""
+    from poolkit._wire import remote  # noqa: PLC0415 -- it takes a third of a worker's start to import
+
+    return remote.pack_error(error)
+
+
+def load_error(data: bytes | bytearray | memoryview) -> BaseException:
+    """Return the exception that `pack_error` packed, or what stands in for it. Never raises."""
+    from poolkit._wire import remote  # noqa: PLC0415 -- see above
+
+    return remote.load_error(data)

@@ -32,15 +32,12 @@ import types
 from _weakref import ref  # the module weakref would be one more import in every worker
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from poolkit._wire.pickles import BY_VALUE, dumps_by_value, dumps_plainly, is_by_value_requested
+from poolkit._wire.pickles import BY_VALUE, REUSABLE, dumps_by_value, dumps_plainly, is_by_value_requested
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["REUSABLE", "pack_function"]
-
-REUSABLE = b"r"
-"""Mark behind the bytes of a function that a worker may load once and call many times."""
+__all__ = ["pack_function"]
 
 _KEPT_NBYTES = 1 << 20
 """Longer bytes are not kept: the sender's memory matters more than the time to write them again."""

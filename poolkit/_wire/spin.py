@@ -10,20 +10,23 @@ Owner: the one thread that waits.
 from __future__ import annotations
 
 import time
-from typing import Protocol
 
 from poolkit import _os
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Poller(Protocol):
+        """What is waited on."""
+
+        def poll(self, timeout: float | None = None) -> object:
+            """True in a condition when there is something to read; waits for `timeout` milliseconds, None: for ever."""
+
 
 SPIN = 100e-6 if "spinning" not in _os.SWITCHED_OFF else 0.0  # seconds
 WORTH = 250e-6  # seconds; a sleep that was over so soon, its own wake-up included, would have been a short spin
 GIVE_UP = 3
-
-
-class Poller(Protocol):
-    """What is waited on."""
-
-    def poll(self, timeout: float | None = None) -> object:
-        """True in a condition when there is something to read; waits for `timeout` milliseconds, None: for ever."""
 
 
 class Spin:

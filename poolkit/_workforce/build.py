@@ -12,10 +12,8 @@ from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit
 from poolkit._workforce.nursery import NurserySettings
-from poolkit._workforce.process import ProcessWorkforce
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
-from poolkit._workforce.thread import ThreadWorkforce
 from poolkit.errors import SerializationError
 
 MOST_INHERITED = MOST_FDS - 8  # the rest is for the worker's own link
@@ -52,6 +50,8 @@ def _initialize_later(settings: PoolSettings) -> Callable[[], object] | None:
 
 
 def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
+    from poolkit._workforce.thread import ThreadWorkforce  # noqa: PLC0415 -- most programs use one kind
+
     supervisor: Supervisor
 
     def deliver(reports: Sequence[Report]) -> None:
@@ -84,6 +84,8 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
         env=_environment(settings),
         initializer=_initialize_later(settings) if forks else None,
     )
+    from poolkit._workforce.process import ProcessWorkforce  # noqa: PLC0415 -- see above
+
     lock = threading.RLock()
     workforce = ProcessWorkforce(
         lock,

@@ -27,9 +27,12 @@ import os
 import threading
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from poolkit.context import Shield, current_task
+from poolkit.context import current_task
+
+if TYPE_CHECKING:
+    from poolkit.context import Shield
 
 Handler = Callable[[int, "FrameType | None"], Any]
 Handlers = tuple[tuple[int, Handler], ...]

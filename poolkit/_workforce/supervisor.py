@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolkit._core.scheduler import CLOSED, OPEN
 from poolkit._core.workforce import (
@@ -25,10 +25,12 @@ from poolkit._workforce import lifetime
 from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import Handlers, deciding, let_come, put_off
 from poolkit._workforce.reader import Reader
-from poolkit.context import Shield
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
 from poolkit.task import SETTLED, WaitTimeout
+
+if TYPE_CHECKING:
+    from poolkit.context import Shield
 
 log = logging.getLogger("poolkit")
 

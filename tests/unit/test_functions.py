@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from poolkit._wire import functions
-from poolkit._wire.functions import REUSABLE, pack_function
-from poolkit._wire.pickles import BY_VALUE
+from poolkit._wire.functions import pack_function
+from poolkit._wire.pickles import BY_VALUE, REUSABLE
 
 
 def in_main(source: str, **names: object) -> dict[str, Any]:
