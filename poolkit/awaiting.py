@@ -193,8 +193,8 @@ def wait_for(task: Awaited) -> Generator[Any, None, Any]:
     pool = task.add_waker(functools.partial(mailbox.put, waiting))
     if pool is None:
         return (yield from waiting)
-    mailbox.attend(pool, task)
     try:
+        mailbox.attend(pool, task)
         if waiting.done():
             yield  # others must have their turn, however fast the tasks are that are awaited one by one
         return (yield from waiting)
