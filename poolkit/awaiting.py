@@ -18,9 +18,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, Protocol, TypeVar
-
-T = TypeVar("T")
+from typing import Any, Protocol
 
 _Pair = tuple["asyncio.Future[Any]", "Awaited"]
 
@@ -80,27 +78,48 @@ class _Mailbox:
                 if loop is not None:
                     loop.call_soon_threadsafe(self._empty)
             except RuntimeError:  # the loop was closed: nobody waits any more
-                self._settled.clear()
+                self.close()
 
     def _empty(self) -> None:
         self._told = False
-        while self._settled:
-            waiting, task = self._settled.popleft()
-            if not waiting.done():
-                _hand_over(waiting, task)
+        waiting: asyncio.Future[Any] | None = None
+        try:
+            while self._settled:
+                waiting, task = self._settled.popleft()
+                if not waiting.done():
+                    _hand_over(waiting, task)
+        except BaseException:  # an interrupt, or a result that exits when it is unpickled: the others have their turn
+            if waiting is not None and not waiting.done():
+                waiting.cancel()
+            self._empty_soon()
+            raise
+
+    def _empty_soon(self) -> None:
+        loop = self._loop()
+        if self._settled and not self._told and loop is not None:
+            self._told = True
+            loop.call_soon(self._empty)
 
     # ===== watching links =====
 
     def attend(self, pool: Watched, task: Awaited) -> None:
         """One more task of `pool` is awaited."""
         count = self._awaiting[pool] = self._awaiting.get(pool, 0) + 1
-        if count == 1:
-            watch = self._reads(lambda: pool.watch(task))
-            if watch is not None and pool not in self._watching:
-                self._watch(pool, *watch)
+        if count > 1:
+            return
+        self._reading = True
+        try:
+            watch = pool.watch(task)
+        finally:
+            self._reading = False
+            self._empty_soon()  # not now: what is fast must not keep the others from having their turn
+        if watch is not None and pool not in self._watching:
+            self._watch(pool, *watch)
 
     def leave(self, pool: Watched) -> None:
         """One task less. What is not watched for any more is dropped a little later: mostly, the next one comes."""
+        if pool not in self._awaiting:  # the loop was closed meanwhile
+            return
         self._awaiting[pool] -= 1
         loop = self._loop()
         if not self._awaiting[pool] and not self._dropping and loop is not None:
@@ -140,22 +159,22 @@ class _Mailbox:
                 os.close(fd)
 
     def _read(self, pool: Watched, read: Callable[[], bool]) -> None:
-        if not self._reads(read):
-            self._unwatch(pool)
-
-    def _reads(self, read: Callable[[], T]) -> T:
-        """Read results, and empty the box of them."""
         self._reading = True
         try:
-            return read()
+            if not read():
+                self._unwatch(pool)
         finally:
             self._reading = False
             self._empty()
 
-    def __del__(self) -> None:
-        """Close what a loop that ended in the middle has left."""
-        for fd in self._watching.values():
-            os.close(fd)
+    def close(self) -> None:
+        """Drop everything: the loop was closed, maybe in the middle. Idempotent."""
+        self._settled.clear()
+        self._awaiting.clear()
+        while self._watching:
+            os.close(self._watching.popitem()[1])
+
+    __del__ = close
 
 
 def _hand_over(waiting: asyncio.Future[Any], task: Awaited) -> None:
@@ -182,6 +201,9 @@ def wait_for(task: Awaited) -> Generator[Any, None, Any]:
     loop = asyncio.get_running_loop()
     mailbox = _mailboxes.get(loop)
     if mailbox is None:
+        for other, left in list(_mailboxes.items()):
+            if other.is_closed():
+                left.close()
         mailbox = _mailboxes[loop] = _Mailbox(loop)
     waiting: asyncio.Future[Any] = loop.create_future()
 
@@ -195,8 +217,6 @@ def wait_for(task: Awaited) -> Generator[Any, None, Any]:
         return (yield from waiting)
     try:
         mailbox.attend(pool, task)
-        if waiting.done():
-            yield  # others must have their turn, however fast the tasks are that are awaited one by one
         return (yield from waiting)
     finally:
         mailbox.leave(pool)

@@ -5,6 +5,7 @@ Every method is thread-safe.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import threading
@@ -312,7 +313,7 @@ class PoolView(Face):
     def __repr__(self) -> str:
         """Show the pool and what differs from the defaults."""
         plain = CallOptions()
-        names = self._options.__dataclass_fields__
+        names = [field.name for field in dataclasses.fields(self._options) if field.repr]
         changed = [
             f"{name}={getattr(self._options, name)!r}"
             for name in names

@@ -105,11 +105,7 @@ class Results(Generic[T]):
     # ===== iterating =====
 
     def __iter__(self) -> Iterator[T]:
-        """Yield what is left: the same as `next()` again and again, at half the price of its calls."""
-        ready = self._ready
-        popleft = ready.popleft
-        while ready or self._is_more():
-            yield popleft()
+        return self
 
     def __next__(self) -> T:
         """The next result. Blocks until it is there.
@@ -118,9 +114,9 @@ class Results(Generic[T]):
             TimeoutError: `timeout` seconds after the call of `map` it is not there.
             Exception: what the call raised, or what stopped it.
         """
-        if not self._ready and not self._is_more():
-            raise StopIteration
-        return self._ready.popleft()
+        if self._ready or self._is_more():
+            return self._ready.popleft()
+        raise StopIteration
 
     def _is_more(self) -> bool:
         """Wait until something is ready; false at the end."""

@@ -433,7 +433,8 @@ class Task(Future[T]):
             load = self._load
             if load is None:
                 return
-            self._load = _READING
+            if load is not _READING:  # only who owns the mark may set it: `_read_done` takes no lock
+                self._load = _READING
         if isinstance(load, _Unread):
             cond = self._new_condition()
             with cond:

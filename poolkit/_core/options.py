@@ -7,7 +7,6 @@ infinity means no limit. Frozen after __init__, so every thread may read them.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -93,10 +92,13 @@ class CallOptions:
     block: bool = True
     name: str | None = None
 
-    @functools.cached_property
-    def unhurried(self) -> bool:
-        """Whether nothing is to be done for such a task as long as all workers are busy, but to keep it."""
-        return self.priority <= 0 and self.queue_timeout is None and self.deadline is None
+    # Whether nothing is to be done for such a task as long as all workers are busy, but to keep it. Worked out once.
+    unhurried: bool = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Work out what follows from the rest."""
+        unhurried = self.priority <= 0 and self.queue_timeout is None and self.deadline is None
+        object.__setattr__(self, "unhurried", unhurried)
 
     def changed(self, **given: Any) -> CallOptions:
         """A checked copy with the options in `given` that are not UNSET."""

@@ -293,7 +293,7 @@ class Roster:
     # ===== the counts =====
 
     def _move(self, worker: Worker, state: WorkerState) -> None:
-        """Move a worker into `state`, its new one: it goes."""
+        """Move a worker that goes into STOPPING or DOOMED."""
         self._leave_state(worker)
         worker.state = state
 

@@ -226,7 +226,7 @@ class Scheduler:
     def unsettled_tasks(self) -> list[AnyTask]:
         """What was accepted and is not settled, in the order of submission."""
         tasks = [task for worker in self.roster for task in worker.sent if task.phase is not SETTLED]
-        return sorted([*tasks, *self.queue, *self.waiting], key=lambda task: task.id)
+        return sorted([*tasks, *self.queue, *self.waiting], key=lambda task: task.seq)
 
     def give_up(self) -> list[AnyTask]:
         """Forget everything at once, ordering nothing; returns the tasks that were not settled."""

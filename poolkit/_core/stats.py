@@ -67,24 +67,27 @@ class Histogram:
 
         Sorted, they are counted bucket by bucket, at a third of what it costs to find the bucket of each.
         """
-        values = sorted(value if 0.0 <= value < math.inf else 0.0 for value in self._new)
+        self._buckets, self._count, self._total, self._largest = self._folded()
         self._new.clear()
-        self._count += len(values)
-        self._total += math.fsum(values)
+
+    def snapshot(self) -> HistogramSnapshot:
+        """What was added so far. Changes nothing."""
+        found, count, total, largest = self._folded()
+        counts = zip((*_BOUNDS, math.inf), found, strict=True)
+        buckets = tuple((bound, count) for bound, count in counts if count)
+        return HistogramSnapshot(count, total, largest, buckets)
+
+    def _folded(self) -> tuple[list[int], int, float, float]:
+        values = sorted(value if 0.0 <= value < math.inf else 0.0 for value in self._new)
+        buckets = self._buckets.copy()
         start = 0
         while start < len(values):
             bucket = bisect.bisect_left(_BOUNDS, values[start])
             end = len(values) if bucket == len(_BOUNDS) else bisect.bisect_right(values, _BOUNDS[bucket], start)
-            self._buckets[bucket] += end - start
+            buckets[bucket] += end - start
             start = end
-        self._largest = max([self._largest, *values[-1:]])
-
-    def snapshot(self) -> HistogramSnapshot:
-        """What was added so far."""
-        self.fold()
-        counts = zip((*_BOUNDS, math.inf), self._buckets, strict=True)
-        buckets = tuple((bound, count) for bound, count in counts if count)
-        return HistogramSnapshot(self._count, self._total, self._largest, buckets)
+        total = self._total + sum(values)  # not fsum, to which two huge numbers are an error
+        return buckets, self._count + len(values), total, max([self._largest, *values[-1:]])
 
 
 class Counters:

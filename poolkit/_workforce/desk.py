@@ -163,9 +163,11 @@ class Desk:
         if self._rooms:
             self._tell_of_room()
         if not settled:
+            self._reader.published()  # what has just been read may have been a word to the leader
             return
         left = iter(settled)
         calls: Calls = deque() if call else self._uncalled
+        publishing.depth = getattr(publishing, "depth", 0) + 1  # a call that is let go of may run the user's `__del__`
         try:
             for task, outcome in left:
                 callbacks = task.publish(outcome)
@@ -177,6 +179,7 @@ class Desk:
             elif calls:
                 self.workforce.wake()
         finally:
+            publishing.depth -= 1
             rest = list(left)
             if rest or (call and calls):  # a Ctrl-C came in between: the supervisor thread goes on with the rest
                 with self._lock:
@@ -333,9 +336,8 @@ class Desk:
 
     def stats(self) -> PoolStats:
         """A snapshot of the counts."""
-        with self._lock:
-            self._scheduler.take_in(self._handed_in)
-            return snapshots.pool_stats(self._scheduler, self.workforce.link_bytes())
+        with self._lock:  # looks, and changes nothing: signals are not put off here
+            return snapshots.pool_stats(self._scheduler, len(self._handed_in), self.workforce.link_bytes())
 
     def workers(self) -> list[WorkerInfo]:
         """A snapshot of the workers."""
@@ -346,8 +348,7 @@ class Desk:
     def queued(self) -> int:
         """How many tasks wait in the queue."""
         with self._lock:
-            self._scheduler.take_in(self._handed_in)
-            return len(self._scheduler.queue)
+            return len(self._scheduler.queue) + len(self._handed_in)
 
     def listen(self, name: str, listener: Listener) -> None:
         """Call `listener` with each event of that name."""

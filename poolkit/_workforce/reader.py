@@ -40,7 +40,7 @@ LEADING = "leading" not in _os.SWITCHED_OFF  # False: the standby reads everythi
 LEASE = 0.002  # seconds; how late a callback may be right after a leader left
 FIRST_SLEEP = 0.005  # seconds that a leader sleeps before it takes the long lease, for which it has to pay at the end
 LONG_LEASE = 0.5  # seconds
-PAUSE = 0.001  # seconds that a leader waits for another thread that is reading just now
+PAUSE = 0.001  # seconds that a leader or a loop waits for another thread that is reading just now
 CLOSE_GRACE = 0.1  # seconds that the end of the pool waits for a leader to leave; a late one finds the links closed
 
 
@@ -123,7 +123,8 @@ class Reader:
         if self._watched_at:
             self._loop_spin.slept(time.monotonic() - self._watched_at)
             self._watched_at = 0.0
-        self.pass_by(take)
+        if not self.pass_by(take) and self.lock.acquire(timeout=PAUSE):  # somebody reads: the loop must not spin
+            self.lock.release()
 
     def published(self) -> None:
         """Some thread has published outcomes: a leader that sleeps for one of them is to look up."""

@@ -10,7 +10,7 @@ from poolkit._core.workforce import AnyTask, Glance, Worker, WorkerState
 from poolkit.task import SENT
 
 
-def pool_stats(scheduler: Scheduler, link_bytes: tuple[int, int]) -> PoolStats:
+def pool_stats(scheduler: Scheduler, handed_in: int, link_bytes: tuple[int, int]) -> PoolStats:
     """The counts of a pool."""
     states = {state.name.lower(): 0 for state in WorkerState}
     sent = running = 0
@@ -22,9 +22,9 @@ def pool_stats(scheduler: Scheduler, link_bytes: tuple[int, int]) -> PoolStats:
     counters = scheduler.counters
     return PoolStats(
         workers=states,
-        queued=len(scheduler.queue) + len(scheduler.waiting) + sent - running,
+        queued=handed_in + len(scheduler.queue) + len(scheduler.waiting) + sent - running,
         running=running,
-        submitted=counters.submitted,
+        submitted=counters.submitted + handed_in,
         succeeded=counters.succeeded,
         failed=counters.failed,
         cancelled=counters.cancelled,

@@ -70,7 +70,7 @@ class Supervisor(Desk):
             task.submitted_at = self.clock()
             self._handed_in.append(task)
             if self._all_busy:  # still: see the header of `desk.py`
-                if not task.id & PASSES_BY and not self._reader.pass_by(self._take):
+                if not task.id & PASSES_BY and not self._is_torn() and not self._reader.pass_by(self._take):
                     self._decide(lambda _now: None)  # lest too many are left here
                 return
         self._submit(task, error)

@@ -100,14 +100,14 @@ def test_not_too_many_are_left(busy: Busy) -> None:
 
 def test_it_is_counted_and_can_be_cancelled(busy: Busy) -> None:
     task = busy.pool.submit(busy.ran.append, 1)
-    assert (busy.pool.stats().submitted, busy.pool.stats().queued) == (2, 1)
-    assert busy.left() == []
-    task, other = busy.pool.submit(busy.ran.append, 2), busy.pool.submit(busy.ran.append, 3)
+    assert (busy.pool.stats().submitted, busy.pool.stats().queued, busy.desk.queued()) == (2, 1, 1)
+    assert busy.left() == [task], "whoever looks must not change anything"
+    other = busy.pool.submit(busy.ran.append, 2)
     assert (task.state, task.running(), task.done()) == ("queued", False, False)
     assert task.cancel()
     busy.release()
     other.result()
-    assert busy.ran == [1, 3]
+    assert busy.ran == [2]
 
 
 @pytest.mark.parametrize("options", [{"priority": 1}, {"deadline": 60.0}, {"queue_timeout": 60.0}])
@@ -176,8 +176,8 @@ def test_another_thread_may_take_it_in_at_the_second_look(busy: Busy) -> None:
     """Its submitter comes for it too, and finds that it was accepted."""
 
     def step() -> None:
-        busy.pool.stats()  # takes in
-        busy.desk._all_busy = False  # as at the beginning of a step
+        with busy.desk._lock:
+            busy.desk._enter()
 
     busy.do_between_the_looks(step, left=True)
     task = busy.pool.submit(busy.ran.append, 1)
@@ -196,6 +196,34 @@ def test_a_signal_handler_within_a_step_may_submit(busy: Busy) -> None:
     busy.release()
     task.result()
     assert busy.ran == [1]
+
+
+def test_a_signal_handler_that_interrupts_whoever_holds_the_lock_makes_no_step(
+    busy: Busy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the flag still holds: at the end of a step, and while somebody only looks."""
+    steps: list[object] = []
+    with monkeypatch.context() as patch, busy.desk._lock:
+        patch.setattr(busy.desk, "_enter", lambda: steps.append("entered"))
+        tasks = [busy.pool.submit(busy.ran.append, number) for number in range(3 * PASSES_BY)]
+        assert steps == []
+        assert busy.left() == tasks
+    busy.release()
+    assert [task.result() for task in tasks] == [None] * len(tasks)
+    assert busy.ran == list(range(len(tasks)))
+
+
+def test_processes_too() -> None:
+    """There the submitter also reads what is on the links."""
+    with poolkit.Pool(2) as pool:
+        pool.warm_up()
+        for _ in range(20):
+            tasks = [pool.submit(abs, -number) for number in range(500)]
+            assert [task.id for task in tasks] == list(range(tasks[0].id, tasks[0].id + 500))
+            assert [task.result() for task in tasks] == list(range(500))
+        stats = pool.stats()
+        assert (stats.submitted, stats.succeeded, stats.queued, stats.running) == (10_000, 10_000, 0, 0)
+        assert stats.run_time.count == stats.wait_time.count == sum(count for _, count in stats.run_time.buckets)
 
 
 def test_many_threads_submit_while_workers_come_to_rest_all_the_time() -> None:

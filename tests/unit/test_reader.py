@@ -15,6 +15,8 @@ from poolkit._workforce.reader import LEASE, Reader
 from poolkit.task import Task
 from support import wait_until
 
+pytestmark = pytest.mark.skipif(not module.LEADING, reason="nobody leads here")
+
 
 class ScriptedLinks:
     """Links on which something is to be read when the test says so."""
@@ -220,3 +222,23 @@ def test_spinning_that_does_not_pay_is_given_up_until_a_sleep_was_short(monkeypa
     assert waiter.seconds == 0.0
     waiter.slept(1e-6)
     assert waiter.seconds > 0.0
+
+
+# ===== an event loop =====
+
+
+def test_a_loop_that_looks_in_while_another_thread_reads_waits_for_it() -> None:
+    """Its descriptor stays readable all the while; looking again at once would take a whole CPU."""
+    reader = Reader(ScriptedLinks(), lambda: None)  # type: ignore[arg-type]
+    waits: list[float] = []
+
+    class Watching:
+        def acquire(self, *, timeout: float) -> bool:
+            waits.append(timeout)
+            return False
+
+    reader.lock = Watching()  # type: ignore[assignment]
+    reader.look_in(lambda: False)
+    assert waits == [module.PAUSE]
+    reader.look_in(lambda: True)
+    assert len(waits) == 1

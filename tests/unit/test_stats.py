@@ -63,3 +63,25 @@ def test_a_percentile_beyond_rounding_is_the_largest() -> None:
     seen = histogram.snapshot()
     more = type(seen)(count=5, total=seen.total, largest=seen.largest, buckets=seen.buckets)
     assert more.percentile(100) == 2.0
+
+
+def test_a_snapshot_changes_nothing() -> None:
+    """Any thread may take one, and be torn away from it."""
+    histogram = Histogram()
+    for value in (1.0, 2.0):
+        histogram.add(value)
+    assert histogram.snapshot() == histogram.snapshot()
+    histogram.fold()
+    histogram.add(3.0)
+    found = histogram.snapshot()
+    assert (found.count, found.total, found.largest) == (3, 6.0, 3.0)
+    assert sum(count for _, count in found.buckets) == 3
+
+
+def test_huge_times_are_no_error() -> None:
+    """They are a worker's own word."""
+    histogram = Histogram()
+    for _ in range(3):
+        histogram.add(1e308)
+    histogram.fold()
+    assert histogram.snapshot().count == 3

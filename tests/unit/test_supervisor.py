@@ -7,6 +7,9 @@ import threading
 
 import pytest
 
+from poolkit._workforce.desk import publishing
+from poolkit.outcome import Outcome
+from poolkit.task import Task
 from poolkit.testing import FakePool
 
 
@@ -95,3 +98,18 @@ def test_warm_up_keeps_idle_workers_until_all_are_up() -> None:
         roster.warming -= 1
         pool.advance(10)
         assert roster.counted == 0
+
+
+def test_what_an_argument_does_when_it_is_dropped_counts_as_done_in_a_callback() -> None:
+    """It is dropped by the thread that makes room in a full queue, which must not wait for room itself."""
+    depths: list[int] = []
+
+    class Argument:
+        def __del__(self) -> None:
+            depths.append(publishing.depth)
+
+    with manual_pool() as pool:
+        task: Task[int] = Task(None, "name", Argument(), None)
+        pool._supervisor._publish([(task, Outcome(1, ok=True))])
+        assert depths == [1]
+        assert publishing.depth == 0

@@ -281,3 +281,45 @@ def test_a_copy_in_a_forked_child_forgets_the_parents_callbacks_and_waits_for_no
     task.publish(value(1))
     assert task.result() == 1
     assert calls == []
+
+
+def test_a_second_reader_does_not_set_the_mark_again() -> None:
+    """It looks, and is put aside until the first reader is done, who takes the mark back without a lock."""
+    slot = Task.__dict__["_load"]
+    looked, done = threading.Event(), threading.Event()
+
+    class Slow(Task[int]):
+        __slots__ = ()
+
+        @property
+        def _load(self) -> object:
+            found = slot.__get__(self)
+            if found is task_module._READING and threading.current_thread() is second and not done.is_set():
+                looked.set()
+                done.wait()
+            return found
+
+        @_load.setter
+        def _load(self, mark: object) -> None:
+            slot.__set__(self, mark)
+
+    inside, go_on = threading.Event(), threading.Event()
+
+    def load(payload: int) -> int:
+        inside.set()
+        go_on.wait()
+        return payload
+
+    task = Slow(None, "name", None, None)
+    task.publish(Outcome(7, ok=True, load=load))
+    found: list[int] = []
+    first = threading.Thread(target=lambda: (found.append(task.result()), done.set()))
+    second = threading.Thread(target=lambda: found.append(task.result()))
+    first.start()
+    inside.wait()
+    second.start()
+    looked.wait()
+    go_on.set()
+    first.join()
+    second.join()
+    assert found == [7, 7]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,3 +178,73 @@ def refuse(error: Exception) -> Callable[..., Any]:
         raise error
 
     return raising
+
+
+def test_a_result_that_exits_when_it_is_unpickled_stops_nobody_elses(owner: FakeOwner) -> None:
+    """Asyncio lets such an exception end the loop; whoever runs it again finds the others done."""
+
+    def exit_loudly(_: object) -> None:
+        raise SystemExit(3)
+
+    loop = asyncio.new_event_loop()
+    try:
+        first, second = owner.task(), owner.task()
+        waiting = [loop.create_task(value_of(task)) for task in (first, second)]
+        loop.run_until_complete(asyncio.sleep(0))
+        owner.tasks.clear()
+        first.publish(Outcome(b"", ok=True, load=exit_loudly))
+        second.publish(Outcome(2, ok=True))
+        with pytest.raises(SystemExit):
+            loop.run_until_complete(asyncio.gather(*waiting, return_exceptions=True))
+        assert loop.run_until_complete(waiting[1]) == 2
+        assert waiting[0].cancelled()
+    finally:
+        loop.close()
+
+
+def test_loops_that_were_closed_in_the_middle_leave_no_descriptor(owner: FakeOwner) -> None:
+    """Neither for long: the next loop sweeps."""
+
+    def end_in_the_middle() -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        keep.append(owner.task().__await__())
+        loop.run_until_complete(advance(keep[-1]))
+        loop.close()
+        return loop
+
+    async def advance(waiting: Any) -> None:
+        next(waiting)
+
+    keep: list[Any] = []
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    loops = [end_in_the_middle() for _ in range(5)]
+    owner.settle()  # its loop is closed, which is when that is noticed
+    asyncio.run(asyncio.wait_for(value_of(settled()), 1))
+    owner.task()
+    loops.append(end_in_the_middle())
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+    keep.clear()
+    del loops
+
+
+def settled() -> Task[Any]:
+    task: Task[Any] = Task(None, "name", None, None)
+    task.publish(Outcome(None, ok=True))
+    return task
+
+
+def test_a_cancelled_wait_for_what_is_done_complains_of_nothing(owner: FakeOwner) -> None:
+    complaints: list[Any] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        owner.done_at_once = True
+        waiting = asyncio.ensure_future(value_of(owner.task()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(main())
+    gc.collect()
+    assert complaints == []
