@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import pickle
+import sys
 import threading
 from typing import NoReturn
 
@@ -294,7 +295,8 @@ def test_a_second_reader_does_not_set_the_mark_again() -> None:
         @property
         def _load(self) -> object:
             found = slot.__get__(self)
-            if found is task_module._READING and threading.current_thread() is second and not done.is_set():
+            asked_in = sys._getframe(1).f_code.co_name
+            if found is task_module._READING and asked_in == "_read" and threading.current_thread() is second:
                 looked.set()
                 done.wait()
             return found

@@ -202,29 +202,28 @@ def test_a_result_that_exits_when_it_is_unpickled_stops_nobody_elses(owner: Fake
         loop.close()
 
 
-def test_loops_that_were_closed_in_the_middle_leave_no_descriptor(owner: FakeOwner) -> None:
-    """Neither for long: the next loop sweeps."""
-
-    def end_in_the_middle() -> asyncio.AbstractEventLoop:
-        loop = asyncio.new_event_loop()
-        keep.append(owner.task().__await__())
-        loop.run_until_complete(advance(keep[-1]))
-        loop.close()
-        return loop
-
+@pytest.mark.parametrize("noticed_by", ["the task that ends", "the next loop"])
+def test_loops_that_were_closed_in_the_middle_leave_no_descriptor(owner: FakeOwner, noticed_by: str) -> None:
     async def advance(waiting: Any) -> None:
         next(waiting)
 
-    keep: list[Any] = []
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    loops = [end_in_the_middle() for _ in range(5)]
-    owner.settle()  # its loop is closed, which is when that is noticed
-    asyncio.run(asyncio.wait_for(value_of(settled()), 1))
-    owner.task()
-    loops.append(end_in_the_middle())
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
-    keep.clear()
-    del loops
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    gc.collect()
+    before = descriptors()
+    loop = asyncio.new_event_loop()
+    awaited = owner.task().__await__()
+    loop.run_until_complete(advance(awaited))
+    loop.close()
+    assert descriptors() == before + 1
+    if noticed_by == "the task that ends":
+        owner.settle()
+    else:
+        asyncio.run(value_of(settled()))
+    assert descriptors() == before
+    awaited.close()
+    del loop
 
 
 def settled() -> Task[Any]:
