@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
+from poolkit._child.chunk import run_chunk
 from poolkit._child.loop import run_here
 from poolkit._core.options import UNSET, CallOptions
 from poolkit._workforce.settings import KINDS
@@ -23,7 +24,7 @@ from poolkit.context import current_task
 from poolkit.face import PoolView
 from poolkit.outcome import Outcome
 from poolkit.pool import Pool
-from poolkit.results import Results, run_chunk
+from poolkit.results import Results
 from poolkit.task import Task, settled_task
 
 P = ParamSpec("P")

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+from poolkit._child.chunk import run_chunk
 from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
 from poolkit.errors import SerializationError
-from poolkit.results import Results, run_chunk
+from poolkit.results import Results
 from poolkit.task import Task
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any, Generic, Protocol, TypeVar
 
+from poolkit._child.chunk import ChunkStopped
 from poolkit.errors import QueueFull
 from poolkit.task import Task, WaitTimeout
 
@@ -35,29 +36,6 @@ class Submits(Protocol):
 
     def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
         """Submit one task that calls `fn` for each item. Without `block`, raises QueueFull for a full queue."""
-
-
-class ChunkStopped(Exception):
-    """An item of a chunk raised; what the items before it gave goes along."""
-
-    def __init__(self, results: list[Any]) -> None:
-        super().__init__(results)
-        self.results = results
-
-
-def run_chunk(fn: Callable[..., T], items: list[Any], *, starred: bool) -> list[T]:
-    """Run in a worker: call `fn` for each item, or with each item's parts, up to the first that raises."""
-    results: list[T] = []
-    try:
-        # In C, item by item: a loop in Python takes four times as long. What was done before an exception is kept.
-        results.extend(itertools.starmap(fn, items) if starred else map(fn, items))
-        if len(results) < len(items):  # to `extend`, a StopIteration is the end
-            raise RuntimeError(f"the call of map() for {items[len(results)]!r} raised StopIteration")
-    except BaseException as exc:
-        if not results:
-            raise
-        raise ChunkStopped(results) from exc
-    return results
 
 
 class Results(Generic[T]):

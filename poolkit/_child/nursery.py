@@ -22,7 +22,7 @@ import types
 from collections.abc import Callable
 
 from poolkit import _os
-from poolkit._child import boot
+from poolkit._child import boot, chunk  # noqa: F401 -- what `map` runs in every worker
 from poolkit._wire import codec, messages
 
 IDLE = 200  # milliseconds without an order, after which the first workers are up
