@@ -78,6 +78,7 @@ class _Mailbox:
                 if loop is not None:
                     loop.call_soon_threadsafe(self._empty)
             except RuntimeError:  # the loop was closed: nobody waits any more
+                self._told = False
                 self.close()
 
     def _empty(self) -> None:
@@ -171,8 +172,12 @@ class _Mailbox:
         """Drop everything: the loop was closed, maybe in the middle. Idempotent."""
         self._settled.clear()
         self._awaiting.clear()
-        while self._watching:
-            os.close(self._watching.popitem()[1])
+        while True:
+            try:
+                _, fd = self._watching.popitem()  # one step, as two threads may find the loop closed
+            except KeyError:
+                return
+            os.close(fd)
 
     __del__ = close
 
@@ -201,9 +206,10 @@ def wait_for(task: Awaited) -> Generator[Any, None, Any]:
     loop = asyncio.get_running_loop()
     mailbox = _mailboxes.get(loop)
     if mailbox is None:
-        for other, left in list(_mailboxes.items()):
-            if other.is_closed():
-                left.close()
+        for reference in _mailboxes.keyrefs():  # a list, whatever other threads do with the table
+            other = reference()
+            if other is not None and other.is_closed() and other in _mailboxes:
+                _mailboxes[other].close()
         mailbox = _mailboxes[loop] = _Mailbox(loop)
     waiting: asyncio.Future[Any] = loop.create_future()
 

@@ -21,8 +21,9 @@ from collections import namedtuple
 from collections.abc import Callable
 
 from poolkit import _os
+from poolkit._child import chunk  # noqa: F401 -- what `map` runs here
 from poolkit._child.loop import Loop
-from poolkit._wire import codec, messages
+from poolkit._wire import codec, inherit, messages
 from poolkit._wire.board import Board
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -56,10 +57,7 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     try:
         for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
             importlib.import_module(name)
-        if inherited := fds[len(WorkerFds._fields) :]:
-            from poolkit._wire import inherit  # noqa: PLC0415 -- most workers inherit nothing
-
-            inherit.arrived(inherited)
+        inherit.arrived(fds[len(WorkerFds._fields) :])
         _initialize(settings["initializer"], inherited_initializer)
     except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
         loop.say(messages.BOOT_FAILED, payload=codec.pack_error(exc))

@@ -22,10 +22,9 @@ import types
 from collections.abc import Callable
 
 from poolkit import _os
-from poolkit._child import boot, chunk  # noqa: F401 -- what `map` runs in every worker
+from poolkit._child import boot
 from poolkit._wire import codec, messages
 
-IDLE = 200  # milliseconds without an order, after which the first workers are up
 MOST_FDS = 64  # descriptors with one order: the link's five and those of `initargs`
 
 SPAWN_CODE = """\
@@ -89,15 +88,9 @@ class Nursery:
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(self._wakeup_read, select.POLLIN)
-        idle: int | None = IDLE
         try:
             while True:
-                ready = poller.poll(idle)
-                if not ready:  # once: workers that are forked from now on need not import it for their first failure
-                    idle = None
-                    importlib.import_module("poolkit._wire.remote")
-                    gc.freeze()
-                for fd, _ in ready:
+                for fd, _ in poller.poll():
                     if fd == self._wakeup_read:
                         with contextlib.suppress(BlockingIOError):
                             os.read(self._wakeup_read, 4096)

@@ -24,6 +24,7 @@ import types
 from collections import namedtuple
 
 from poolkit._wire.pickles import PROTOCOL, REUSABLE, dumps, dumps_plainly, is_by_value_requested, loads
+from poolkit._wire.remote import load_error, pack_error
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -148,17 +149,3 @@ def pack_value(value: object) -> bytes:
 
 
 load_value = loads  # exceptions propagate as they are
-
-
-def pack_error(error: BaseException) -> bytes:
-    """Return an exception, and every exception that it leads to, as bytes. Never raises."""
-    from poolkit._wire import remote  # noqa: PLC0415 -- it takes a third of a worker's start to import
-
-    return remote.pack_error(error)
-
-
-def load_error(data: bytes | bytearray | memoryview) -> BaseException:
-    """Return the exception that `pack_error` packed, or what stands in for it. Never raises."""
-    from poolkit._wire import remote  # noqa: PLC0415 -- see above
-
-    return remote.load_error(data)

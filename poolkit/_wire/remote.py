@@ -23,32 +23,28 @@ from __future__ import annotations
 import copyreg
 import pickle
 import types
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import namedtuple
 
 from poolkit._wire.numbering import dumps_numbered, loads_numbered
 from poolkit._wire.pickles import PROTOCOL
-from poolkit._wire.tracebacks import FrameRecord, capture, format_frames, rebuild
+from poolkit._wire.tracebacks import capture, format_frames, rebuild
 from poolkit.errors import RemoteError
 
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
+
 
 __all__ = ["load_error", "pack_error"]
 
 
-class _Record(NamedTuple):
-    """One exception. Packed as a plain tuple, so that the packet is made of builtin types only."""
-
-    type_name: str
-    message: str
-    notes: list[str] | None
-    frames: list[FrameRecord]
-    makers: bytes | None
-    state: bytes | None
-    reason: str
-    cause: int | None
-    context: int | None
-    suppress_context: bool
+# One exception. Packed as a plain tuple, so that the packet is made of builtin types only.
+#     type_name: str, message: str, notes: list[str] | None, frames: list[FrameRecord], makers: bytes | None,
+#     state: bytes | None, reason: str, cause: int | None, context: int | None, suppress_context: bool
+_Record = namedtuple(  # noqa: PYI024 -- importing typing would cost each template process 6 ms
+    "_Record", "type_name message notes frames makers state reason cause context suppress_context"
+)
 
 
 def pack_error(error: BaseException) -> bytes:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
 
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
+    from typing import Any
+
 
 __all__ = ["FrameRecord", "capture", "format_frames", "rebuild"]
 
@@ -82,7 +84,8 @@ def _rebuild_apart(frames: Sequence[FrameRecord]) -> Iterator[TracebackType]:
         code = SimpleNamespace(co_filename=filename, co_name=name)
         frame = SimpleNamespace(f_globals=namespace, f_locals={}, f_code=code, f_lineno=line)
         link = SimpleNamespace(tb_frame=frame, tb_lineno=line, tb_next=link)
-    yield cast("TracebackType", tblib.Traceback(link).as_traceback())
+    made: TracebackType = tblib.Traceback(link).as_traceback()
+    yield made
 
 
 def format_frames(frames: Sequence[FrameRecord], last_line: str) -> str:

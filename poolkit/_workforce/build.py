@@ -63,6 +63,8 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
 
 
 def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
+    from poolkit._workforce.process import ProcessWorkforce  # noqa: PLC0415 -- see above
+
     if not _os.SUPPORTED:
         msg = "process workers need a POSIX system; on Windows use kind='thread'"
         raise RuntimeError(msg)
@@ -84,8 +86,6 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
         env=_environment(settings),
         initializer=_initialize_later(settings) if forks else None,
     )
-    from poolkit._workforce.process import ProcessWorkforce  # noqa: PLC0415 -- see above
-
     lock = threading.RLock()
     workforce = ProcessWorkforce(
         lock,

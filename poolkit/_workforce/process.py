@@ -28,7 +28,7 @@ from typing import Any
 
 from poolkit import _os
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
-from poolkit._wire import codec, messages
+from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions: before a fork, or a lack of files
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
 from poolkit._workforce import evidence

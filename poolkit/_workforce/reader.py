@@ -123,8 +123,8 @@ class Reader:
         if self._watched_at:
             self._loop_spin.slept(time.monotonic() - self._watched_at)
             self._watched_at = 0.0
-        if not self.pass_by(take) and self.lock.acquire(timeout=PAUSE):  # somebody reads: the loop must not spin
-            self.lock.release()
+        if not self.pass_by(take):
+            self._never.wait(PAUSE)  # somebody reads: the loop must not spin until that is over
 
     def published(self) -> None:
         """Some thread has published outcomes: a leader that sleeps for one of them is to look up."""

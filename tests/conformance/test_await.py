@@ -331,15 +331,17 @@ def test_a_loop_that_ends_in_the_middle_of_an_await_leaves_nothing(make_pool, ho
     pool = make_pool()
     held = hold(pool, "kept")
 
+    awaited = held.task.__await__()
+
     async def main():
-        waiting = held.task.__await__()
-        next(waiting)
+        next(awaited)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(main())
     loop.close()
     held.release()
     assert held.task.result() == "kept"
+    awaited.close()
 
 
 @pytest.mark.needs("background")

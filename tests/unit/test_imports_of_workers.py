@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 import poolkit
 
-HEAVY = {"asyncio", "cloudpickle", "concurrent.futures", "dataclasses", "logging", "poolkit.task", "tblib"}
+HEAVY = {"asyncio", "cloudpickle", "dataclasses", "poolkit.task", "tblib"}
 
 
 def test_a_worker_that_ran_calls_and_maps_has_not_imported_the_owners_half() -> None:
@@ -13,3 +15,21 @@ def test_a_worker_that_ran_calls_and_maps_has_not_imported_the_owners_half() -> 
         loaded = set(pool.submit(eval, "list(__import__('sys').modules)").result())
     assert not HEAVY & loaded
     assert "poolkit._child.loop" in loaded
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("import sys; sys.path[:] = []; raise ValueError", ValueError),
+        ("import sys; sys.meta_path[:] = []; raise ValueError", ValueError),
+        ("import os\nwhile True: os.dup(0)", OSError),
+    ],
+)
+def test_a_task_that_took_away_what_imports_need_fails_with_its_own_exception(
+    code: str, error: type[Exception]
+) -> None:
+    """All that a worker needs to tell of a failure is there before the first task."""
+    with poolkit.Pool(1) as pool:
+        assert type(pool.submit(exec, code).exception()) is error
+        assert pool.submit(abs, -1).result() == 1
+        assert pool.stats().crashed == 0

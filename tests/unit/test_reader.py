@@ -233,11 +233,10 @@ def test_a_loop_that_looks_in_while_another_thread_reads_waits_for_it() -> None:
     waits: list[float] = []
 
     class Watching:
-        def acquire(self, *, timeout: float) -> bool:
-            waits.append(timeout)
-            return False
+        def wait(self, seconds: float) -> None:
+            waits.append(seconds)
 
-    reader.lock = Watching()  # type: ignore[assignment]
+    reader._never = Watching()  # type: ignore[assignment]
     reader.look_in(lambda: False)
     assert waits == [module.PAUSE]
     reader.look_in(lambda: True)

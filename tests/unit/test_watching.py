@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,27 +202,34 @@ def test_a_result_that_exits_when_it_is_unpickled_stops_nobody_elses(owner: Fake
 
 
 @pytest.mark.parametrize("noticed_by", ["the task that ends", "the next loop"])
-def test_loops_that_were_closed_in_the_middle_leave_no_descriptor(owner: FakeOwner, noticed_by: str) -> None:
+def test_a_loop_that_was_closed_in_the_middle_leaves_no_descriptor(
+    owner: FakeOwner, noticed_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[int] = []
+    dup = os.dup
+
+    def noting_dup(fd: int) -> int:
+        copies.append(dup(fd))
+        return copies[-1]
+
     async def advance(waiting: Any) -> None:
         next(waiting)
 
-    def descriptors() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    gc.collect()
-    before = descriptors()
     loop = asyncio.new_event_loop()
     awaited = owner.task().__await__()
-    loop.run_until_complete(advance(awaited))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", noting_dup)
+        loop.run_until_complete(advance(awaited))
     loop.close()
-    assert descriptors() == before + 1
+    (copy,) = copies
+    os.fstat(copy)
     if noticed_by == "the task that ends":
         owner.settle()
     else:
         asyncio.run(value_of(settled()))
-    assert descriptors() == before
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(copy)
     awaited.close()
-    del loop
 
 
 def settled() -> Task[Any]:
