@@ -2,7 +2,7 @@
 
     leader     a thread that waits for a task reads by itself, until that task is done: no other thread has to be
                woken, and none wakes it. There is one at a time; who comes second waits to be woken.
-    standby    the supervisor thread reads when nobody leads, so callbacks, `await` and dispatch need no waiter.
+    standby    the supervisor thread reads when nobody else does, so callbacks and dispatch need no waiter.
     passer-by  a thread that submits in quick succession takes in what is there now and then, without waiting; so does
                an event loop that watches the links, when there is something.
 
