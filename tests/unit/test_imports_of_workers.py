@@ -6,7 +6,7 @@ import pytest
 
 import poolkit
 
-HEAVY = {"asyncio", "cloudpickle", "dataclasses", "poolkit.task", "tblib"}
+HEAVY = {"asyncio", "cloudpickle", "poolkit.task", "poolkit.results", "tblib"}
 
 
 def test_a_worker_that_ran_calls_and_maps_has_not_imported_the_owners_half() -> None:
