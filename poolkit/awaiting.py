@@ -7,7 +7,7 @@ then no other thread comes in between, which halves the time of an `await`.
 Guarantees: what is put in is taken out, also while the loop empties the box: `_told` is taken back before the first
 one is taken out, and set after one was put in; the same with `_reading`. Each step on them is atomic. A loop that is
 busy with something else, or cannot watch descriptors, delays nothing: the pool's own thread looks up after a lease.
-Owner: the loop's thread: all but `put`, which is for any thread.
+Owner: the loop's thread: all but `put` and `close`, which are for any thread; the latter once the loop is closed.
 """
 
 from __future__ import annotations

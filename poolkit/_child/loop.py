@@ -21,14 +21,13 @@ from poolkit._wire.board import Board
 from poolkit._wire.link import FrameReader, write_all
 from poolkit._wire.spin import Spin
 from poolkit.context import TaskContext, enter_task, leave_task
+from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
     from poolkit._wire.link import Frame
-
-_PACK_HEADER = messages.FRAME_TO_OWNER.pack
 
 
 def run_call(
@@ -139,11 +138,12 @@ class Loop:
         if call.announce:
             self.say(messages.BEGUN, call.task_id)
         kind, payload = self._outcome(call, started)
-        _flush()
+        _flush(sys.stdout)
+        _flush(sys.stderr)
         if os.getpid() != self._pid:
             os._exit(0)  # the task forked, and this is its child, which came back: it has no business here
         rss = (resident_bytes() or 0) if self.measure_rss else 0
-        header = _PACK_HEADER(kind, call.task_id, started, time.monotonic(), rss, len(payload))
+        header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, time.monotonic(), rss, len(payload))
         write_all(self._out, header, payload)
         self._board.done(call.task_id)
 
@@ -155,9 +155,7 @@ class Loop:
         except BaseException as exc:  # noqa: BLE001 -- unpickling runs the user's code
             return messages.ERROR, codec.pack_error(exc)
         deadline = None if call.timeout is None else started + call.timeout
-        token = enter_task(TaskContext(call.task_id, call.name, call.attempt, deadline))
-        ok, value = run_here(fn, args, kwargs)
-        leave_task(token)
+        ok, value = run_call(TaskContext(call.task_id, call.name, call.attempt, deadline), fn, args, kwargs)
         if not ok:
             try:
                 return messages.ERROR, codec.pack_error(value)
@@ -165,19 +163,14 @@ class Loop:
                 del value  # its traceback holds this frame
         try:
             return messages.VALUE, codec.pack_value(value)
-        except Exception as exc:  # noqa: BLE001 -- a SerializationError, whose module is imported only now
+        except SerializationError as exc:
             return messages.ERROR, codec.pack_error(exc)
 
 
-def _flush() -> None:
+def _flush(stream: Any) -> None:
     """What a task prints is out when its outcome is: a worker may be killed at any later moment."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        if stream is not None:
+            stream.flush()
     except Exception:  # noqa: BLE001, S110 -- a closed or broken stream is not the task's failure
-        pass
-    try:
-        if sys.stderr is not None:
-            sys.stderr.flush()
-    except Exception:  # noqa: BLE001, S110
         pass

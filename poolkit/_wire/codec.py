@@ -143,7 +143,7 @@ def pack_value(value: object) -> bytes:
     try:
         return dumps(value)
     except BaseException as error:
-        from poolkit._wire.culprit import serialization_error  # noqa: PLC0415
+        from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
 
         raise serialization_error("the result", [("result", value)], error, BaseException) from error
 

@@ -14,7 +14,8 @@ by anybody.
 
 Why nothing that was handed in is forgotten: who hands in looks at `_all_busy`, leaves the task, and looks again. If it
 holds both times, a worker will report, and the step for that begins by taking the task in. A step takes `_all_busy`
-back before it takes anything in, so that who comes later sees that, and makes a step of his own.
+back before it takes anything in, so that who comes later sees that, and makes a step of its own.
+Longer than most: entering, leaving and publishing are one protocol around one lock, and half of it says why it holds.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@
 
 Owner: the supervisor thread: `workforce.wait` and `act`. What is guarded by the lock is said in `desk.py`.
 A kind whose workers report from their own threads calls `deliver` from there; a fake has no thread at all.
+Longer than most, as it has one method for whatever a pool can be asked, beside the thread.
 """
 
 from __future__ import annotations

@@ -113,3 +113,13 @@ def test_what_an_argument_does_when_it_is_dropped_counts_as_done_in_a_callback()
         pool._supervisor._publish([(task, Outcome(1, ok=True))])
         assert depths == [1]
         assert publishing.depth == 0
+
+
+def test_who_published_nothing_looks_after_the_leader_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it read may have been the word to a sleeping leader that its task is done."""
+    looked: list[bool] = []
+    with manual_pool() as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(pool._supervisor._reader, "published", lambda: looked.append(True))
+            pool._supervisor._publish([])
+        assert looked == [True]
