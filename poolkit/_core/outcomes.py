@@ -20,7 +20,7 @@ from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout, WorkerCr
 from poolkit.outcome import Outcome
 from poolkit.task import QUEUED, SETTLED, WAITING
 
-FOLD = 0xFFF  # times are counted once in so many tasks, and when they are asked for
+FOLD = 0xFFF  # once in so many tasks, the times taken down are folded
 
 
 class Outcomes:
