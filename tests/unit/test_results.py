@@ -1,0 +1,158 @@
+"""`Results` is iterated in C, and keeps its promises when it is interrupted, closed, mixed or dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import itertools
+import pickle
+import weakref
+
+import pytest
+
+from poolkit._child.chunk import run_chunk
+from poolkit.outcome import CANCELLED, Outcome
+from poolkit.results import AHEAD, Results
+from poolkit.task import Task
+
+
+class Here:
+    """Runs each chunk when it is submitted; the first wait of each task may be interrupted."""
+
+    def __init__(self, interrupts=()):
+        self.interrupts = list(interrupts)
+        self.cancelled = []
+        self.submitted = 0
+
+    def submit_chunk(self, fn, items, *, starred, block):
+        self.submitted += 1
+        task = Interrupted(self.interrupts.pop()) if self.interrupts else Task(None, "chunk", None, None)
+        task.publish(Outcome(run_chunk(fn, items, starred=starred), ok=True))
+        return task
+
+    def cancel_soon(self, task):
+        self.cancelled.append(task)
+
+
+class Interrupted(Task):
+    """Its first wait raises."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error):
+        super().__init__(None, "chunk", None, None)
+        self._error = error
+
+    def exception(self, timeout=None):
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return super().exception(timeout)
+
+
+def results_of(pool, items, *, chunksize=2, buffersize=None, ordered=True):
+    return Results(
+        pool,
+        abs,
+        iter(items),
+        starred=False,
+        chunksize=chunksize,
+        buffersize=buffersize,
+        workers=1,
+        ordered=ordered,
+        timeout=None,
+    )
+
+
+def test_an_interrupted_wait_is_taken_up_again_and_nothing_is_missing():
+    results = results_of(Here([KeyboardInterrupt(), KeyboardInterrupt()]), range(-9, 0))
+    got, interrupts = [], 0
+    while True:
+        try:
+            got.append(next(results))
+        except KeyboardInterrupt:
+            interrupts += 1
+        except StopIteration:
+            break
+    assert interrupts == 2
+    assert got == list(range(9, 0, -1))
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 3])
+def test_after_close_nothing_more_comes(taken):
+    results = results_of(Here(), range(10))
+    assert list(itertools.islice(results, taken)) == list(range(taken))
+    results.close()
+    assert list(results) == []
+    results.close()
+
+
+def test_after_its_end_it_stays_at_its_end():
+    results = results_of(Here(), range(3))
+    assert list(results) == [0, 1, 2]
+    assert list(results) == []
+
+
+def test_next_and_anext_may_take_turns():
+    results = results_of(Here(), range(7), chunksize=3)
+
+    async def main():
+        got = []
+        for turn in itertools.count():
+            try:
+                got.append(next(results) if turn % 2 else await anext(results))
+            except (StopIteration, StopAsyncIteration):
+                return got
+
+    assert asyncio.run(main()) == list(range(7))
+
+
+def test_an_endless_map_keeps_nothing_of_what_went_by():
+    results = results_of(Here(), itertools.repeat(-1), chunksize=1)
+    for _ in range(100):
+        next(results)
+    assert len(results._feed) <= 1
+    assert len(results._chunks._tasks) == AHEAD
+
+
+def test_a_yielded_item_is_not_kept_alive():
+    class Item:
+        def __abs__(self):
+            return self
+
+    results = results_of(Here(), (Item() for _ in range(4)), chunksize=4)
+    seen = weakref.ref(next(results))
+    assert seen() is None
+    assert next(results) is not None
+
+
+def test_dropping_it_cancels_what_is_left_at_once():
+    gc.disable()  # it must not take a collection
+    try:
+        pool = Here()
+        results = results_of(pool, range(100))
+        assert next(results) == 0
+        del results
+        assert len(pool.cancelled) == AHEAD
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_it_cannot_be_copied(make):
+    with pytest.raises(TypeError, match="make a list"):
+        make(results_of(Here(), range(3)))
+
+
+def test_a_chunk_that_was_cancelled_ends_the_iteration_with_that():
+    class Cancelling(Here):
+        def submit_chunk(self, fn, items, *, starred, block):
+            task = Task(None, "chunk", None, None)
+            task.publish(CANCELLED)
+            return task
+
+    results = results_of(Cancelling(), range(3))
+    with pytest.raises(BaseException, match="cancelled"):
+        next(results)
+    assert list(results) == []
