@@ -8,6 +8,8 @@ import gc
 import itertools
 import pickle
 import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pytest
 
@@ -20,54 +22,53 @@ from poolkit.task import Task
 class Here:
     """Runs each chunk when it is submitted; the first wait of each task may be interrupted."""
 
-    def __init__(self, interrupts=()):
+    def __init__(self, interrupts: Sequence[BaseException] = ()) -> None:
         self.interrupts = list(interrupts)
-        self.cancelled = []
-        self.submitted = 0
+        self.cancelled: list[Task[Any]] = []
 
-    def submit_chunk(self, fn, items, *, starred, block):
-        self.submitted += 1
+    def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:  # noqa: ARG002
         task = Interrupted(self.interrupts.pop()) if self.interrupts else Task(None, "chunk", None, None)
         task.publish(Outcome(run_chunk(fn, items, starred=starred), ok=True))
         return task
 
-    def cancel_soon(self, task):
+    def cancel_soon(self, task: Task[Any]) -> None:
         self.cancelled.append(task)
 
 
-class Interrupted(Task):
+class Interrupted(Task[Any]):
     """Its first wait raises."""
 
     __slots__ = ("_error",)
 
-    def __init__(self, error):
+    def __init__(self, error: BaseException) -> None:
         super().__init__(None, "chunk", None, None)
-        self._error = error
+        self._error: BaseException | None = error
 
-    def exception(self, timeout=None):
+    def exception(self, timeout: float | None = None) -> BaseException | None:
         error, self._error = self._error, None
         if error is not None:
             raise error
         return super().exception(timeout)
 
 
-def results_of(pool, items, *, chunksize=2, buffersize=None, ordered=True):
+def results_of(pool: Here, items: Iterable[Any], *, chunksize: int = 2) -> Results[Any]:
     return Results(
         pool,
         abs,
         iter(items),
         starred=False,
         chunksize=chunksize,
-        buffersize=buffersize,
+        buffersize=None,
         workers=1,
-        ordered=ordered,
+        ordered=True,
         timeout=None,
     )
 
 
-def test_an_interrupted_wait_is_taken_up_again_and_nothing_is_missing():
+def test_an_interrupted_wait_is_taken_up_again_and_nothing_is_missing() -> None:
     results = results_of(Here([KeyboardInterrupt(), KeyboardInterrupt()]), range(-9, 0))
-    got, interrupts = [], 0
+    got: list[int] = []
+    interrupts = 0
     while True:
         try:
             got.append(next(results))
@@ -80,7 +81,7 @@ def test_an_interrupted_wait_is_taken_up_again_and_nothing_is_missing():
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2, 3])
-def test_after_close_nothing_more_comes(taken):
+def test_after_close_nothing_more_comes(taken: int) -> None:
     results = results_of(Here(), range(10))
     assert list(itertools.islice(results, taken)) == list(range(taken))
     results.close()
@@ -88,27 +89,27 @@ def test_after_close_nothing_more_comes(taken):
     results.close()
 
 
-def test_after_its_end_it_stays_at_its_end():
+def test_after_its_end_it_stays_at_its_end() -> None:
     results = results_of(Here(), range(3))
     assert list(results) == [0, 1, 2]
     assert list(results) == []
 
 
-def test_next_and_anext_may_take_turns():
+def test_next_and_anext_may_take_turns() -> None:
     results = results_of(Here(), range(7), chunksize=3)
 
-    async def main():
-        got = []
-        for turn in itertools.count():
+    async def main() -> list[int]:
+        got: list[int] = []
+        while True:
             try:
-                got.append(next(results) if turn % 2 else await anext(results))
+                got.append(await anext(results) if len(got) % 2 else next(results))
             except (StopIteration, StopAsyncIteration):
                 return got
 
     assert asyncio.run(main()) == list(range(7))
 
 
-def test_an_endless_map_keeps_nothing_of_what_went_by():
+def test_an_endless_map_keeps_nothing_of_what_went_by() -> None:
     results = results_of(Here(), itertools.repeat(-1), chunksize=1)
     for _ in range(100):
         next(results)
@@ -116,9 +117,9 @@ def test_an_endless_map_keeps_nothing_of_what_went_by():
     assert len(results._chunks._tasks) == AHEAD
 
 
-def test_a_yielded_item_is_not_kept_alive():
+def test_a_yielded_item_is_not_kept_alive() -> None:
     class Item:
-        def __abs__(self):
+        def __abs__(self) -> Item:
             return self
 
     results = results_of(Here(), (Item() for _ in range(4)), chunksize=4)
@@ -127,7 +128,7 @@ def test_a_yielded_item_is_not_kept_alive():
     assert next(results) is not None
 
 
-def test_dropping_it_cancels_what_is_left_at_once():
+def test_dropping_it_cancels_what_is_left_at_once() -> None:
     gc.disable()  # it must not take a collection
     try:
         pool = Here()
@@ -140,14 +141,16 @@ def test_dropping_it_cancels_what_is_left_at_once():
 
 
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_it_cannot_be_copied(make):
+def test_it_cannot_be_copied(make: Callable[[object], object]) -> None:
     with pytest.raises(TypeError, match="make a list"):
         make(results_of(Here(), range(3)))
 
 
-def test_a_chunk_that_was_cancelled_ends_the_iteration_with_that():
+def test_a_chunk_that_was_cancelled_ends_the_iteration_with_that() -> None:
     class Cancelling(Here):
-        def submit_chunk(self, fn, items, *, starred, block):
+        def submit_chunk(
+            self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool
+        ) -> Task[list[Any]]:  # noqa: ARG002
             task = Task(None, "chunk", None, None)
             task.publish(CANCELLED)
             return task
