@@ -48,6 +48,37 @@ def test_cancelled_tasks_that_were_sent_never_run(journal: Journal, new_gate: Ca
     assert journal.lines() == []
 
 
+def test_in_two_thousand_rounds_no_task_runs_that_was_sent_and_cancelled_before_it_began(
+    journal: Journal, new_gate: Callable[[], Gate]
+) -> None:
+    """The worker claims them one after the other, while the owner takes them back: each goes to one of the two."""
+    rng = faults.new_rng()
+    kept: set[int] = set()
+    taken_back: set[int] = set()
+    sent = 0
+    with faults.new_pool(1) as pool:
+        for turn in range(faults.scaled(2000)):
+            mine = range(turn * 6, turn * 6 + 6)
+            tasks = [pool.submit(work.write_line, journal, number) for number in mine]
+            tasks[0].result()  # whoever reads it has sent the others ahead
+            first = rng.randint(1, 5)
+            sent += sum(task.worker_id is not None for task in tasks[first:])
+            for task in reversed(tasks[first:]):
+                task.cancel()
+            for number, task in zip(mine, tasks, strict=True):
+                if not task.cancelled():
+                    kept.add(number)
+                    task.result()
+                elif not task.attempts:
+                    taken_back.add(number)
+        faults.check_serves(pool, new_gate)
+    written = faults.check_ran_once(journal)
+    assert kept <= written
+    assert not written & taken_back
+    assert sent
+    assert taken_back
+
+
 def test_tasks_cancelled_while_their_batch_is_run(journal: Journal, new_gate: Callable[[], Gate]) -> None:
     """Who was cancelled before it began has not run; who delivered a result has, once."""
     rng = faults.new_rng()

@@ -26,7 +26,7 @@ class Here:
         self.interrupts = list(interrupts)
         self.cancelled: list[Task[Any]] = []
 
-    def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:  # noqa: ARG002
+    def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
         task = Interrupted(self.interrupts.pop()) if self.interrupts else Task(None, "chunk", None, None)
         task.publish(Outcome(run_chunk(fn, items, starred=starred), ok=True))
         return task
@@ -150,7 +150,7 @@ def test_a_chunk_that_was_cancelled_ends_the_iteration_with_that() -> None:
     class Cancelling(Here):
         def submit_chunk(
             self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool
-        ) -> Task[list[Any]]:  # noqa: ARG002
+        ) -> Task[list[Any]]:
             task = Task(None, "chunk", None, None)
             task.publish(CANCELLED)
             return task
