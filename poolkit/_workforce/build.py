@@ -57,7 +57,10 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
     def deliver(reports: Sequence[Report]) -> None:
         supervisor.deliver(reports)
 
-    workforce = ThreadWorkforce(name=name, initializer=_initialize_later(settings), deliver=deliver)
+    def leave(report: Report) -> None:
+        supervisor.leave(report)
+
+    workforce = ThreadWorkforce(name=name, initializer=_initialize_later(settings), deliver=deliver, leave=leave)
     supervisor = Supervisor(threading.RLock(), workforce, limits, name=name)
     return supervisor
 

@@ -2,6 +2,7 @@
 
     step      take the lock, hand something to the scheduler, take out what it decided, let go of the lock
     hand in   while all workers are busy a new task is only left here, without the lock, for the next step
+    leave     a worker thread's report is only left here where another thread is deciding
     publish   give tasks their outcomes, wake who waits; callbacks are called here, or left to the supervisor thread
     take      read the links, by whoever waits or passes by, and the same
 
@@ -9,8 +10,8 @@ Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; neve
 no pickling and no code of the user runs under the last two. The main thread puts signals off while it decides, see
 `_workforce/interrupts.py`.
 Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_callers`, `_rooms`, the listeners.
-`_due` and `_all_busy` are written under it and read by anybody. `_later`, `_uncalled` and `_handed_in` are appended to
-by anybody.
+`_due` and `_all_busy` are written under it and read by anybody. `_later`, `_uncalled`, `_handed_in` and `_left` are
+appended to by anybody.
 
 Why nothing that was handed in is forgotten: who hands in looks at `_all_busy`, leaves the task, and looks again. If it
 holds both times, a worker will report, and the step for that begins by taking the task in. A step takes `_all_busy`
@@ -87,6 +88,7 @@ class Desk:
         self._later: deque[Callable[[float], object]] = deque()
         self._bounded = limits.max_queue is not None
         self._handed_in: deque[AnyTask] = deque()  # numbered, and not yet known to the scheduler
+        self._left: deque[Report] = deque()  # what worker threads have said, and nobody has taken in
         self._all_busy = False  # the scheduler's word, between two steps
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
@@ -99,11 +101,15 @@ class Desk:
     # ===== entering and leaving the lock =====
 
     def _enter(self) -> float:
-        """Begin a step, under the lock, by taking in what was handed in. Returns the moment."""
+        """Begin a step, under the lock, by taking in what was handed in and left. Returns the moment."""
         self._all_busy = False
         if self._handed_in:
             self._scheduler.take_in(self._handed_in)
-        return self.clock()
+        now = self.clock()
+        if self._left:
+            left = self._left
+            self._scheduler.handle_all([left.popleft() for _ in range(len(left))], now)
+        return now
 
     def _decided(self) -> Settled:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
@@ -203,9 +209,28 @@ class Desk:
         """Hand reports of workers to the scheduler, and publish what comes of them."""
         self._publish(self._handle(reports))
 
+    def leave(self, report: Report) -> None:
+        """Hand a report in, which is at hand as it is, on a worker's own thread. Never blocks.
+
+        Where another thread has the lock, the report is only left for it, or for the supervisor thread: to wait would
+        cost each task a turn of the interpreter's lock between two CPUs, some 40 us.
+        """
+        self._left.append(report)
+        if not self._lock.acquire(blocking=False):
+            self.workforce.wake()  # whoever has it may have looked already
+            return
+        try:
+            now = self._enter()
+            if self._due <= now:
+                self._scheduler.tick(now)
+            settled = self._decided()
+        finally:
+            self._lock.release()
+        self._publish(settled)
+
     def _handle(self, reports: Sequence[Report]) -> Settled:
         """Hand reports of workers to the scheduler; returns what is to be published."""
-        if not reports and not self._handed_in and self._due > self.clock():
+        if not reports and not self._handed_in and not self._left and self._due > self.clock():
             return []
         for report in reports:
             if type(report) is Finished and not report.ok and report.load is not None:

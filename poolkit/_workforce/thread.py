@@ -26,7 +26,7 @@ from poolkit.context import TaskContext
 
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
 
-_GO, _STOP = "go", "stop"
+_GO, _DROPPED, _STOP = "go", "dropped", "stop"
 
 
 class ThreadWorkforce:
@@ -34,7 +34,7 @@ class ThreadWorkforce:
 
     kind = "thread"
     links = None
-    max_batch = 1  # a message to a thread costs next to nothing, so sending ahead gains nothing
+    max_batch = 64  # so that a thread goes on with its next task where another thread has the pool's lock
 
     def __init__(
         self,
@@ -42,11 +42,13 @@ class ThreadWorkforce:
         name: str,
         initializer: Callable[[], object] | None,
         deliver: Callable[[Sequence[Report]], None],
+        leave: Callable[[Report], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._initializer = initializer
-        self._deliver = deliver
+        self._deliver = deliver  # hands reports in, and waits for the pool's lock if need be
+        self._leave = leave  # hands a report in without waiting; another thread takes it in if need be
         self._clock = clock
         self._members: dict[int, Member] = {}
         self.unstarted: deque[Member] = deque()
@@ -70,8 +72,8 @@ class ThreadWorkforce:
     def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
         """Hand tasks to the thread."""
         member = self._members[worker_id]
-        member.claims.extend((task, announce) for task in tasks)
-        for _ in tasks:
+        member.claims.extend([(task, announce) for task in tasks])
+        if member.resting:  # else it looks for claims before it rests
             member.inbox.put(_GO)
 
     def reclaim(self, worker_id: int) -> int:
@@ -85,6 +87,8 @@ class ThreadWorkforce:
                     count += 1
             except IndexError:
                 pass
+            if count:
+                member.inbox.put(_DROPPED)
         return count
 
     def glance(self, worker_id: int) -> Glance:
@@ -232,18 +236,29 @@ class ThreadWorkforce:
         return True
 
     def _serve(self, member: Member) -> None:
-        while member.inbox.get() is _GO:
+        claims = member.claims
+        while True:
             try:
-                task, announce = member.claims.popleft()
-            except IndexError:  # reclaimed
-                self._deliver([Drained(member.id)])
+                task, announce = claims.popleft()
+            except IndexError:
+                if not self._rest(member):
+                    return
                 continue
             report = self._run(member, task, announce=announce)
             del task
             if report is None:
                 return
-            self._deliver([report])
+            self._leave(report)
             del report
+
+    def _rest(self, member: Member) -> bool:
+        """Wait until there is something to do; false when it is to leave."""
+        member.resting = True
+        word = _GO if member.claims else member.inbox.get()  # who sends looks at `resting` after that
+        member.resting = False
+        if word is _DROPPED:
+            self._deliver([Drained(member.id)])
+        return word is not _STOP
 
     def _run(self, member: Member, task: AnyTask, *, announce: bool) -> Finished | None:
         """Run one task; None when the thread was doomed meanwhile, and must end without another word."""

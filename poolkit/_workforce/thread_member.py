@@ -41,6 +41,7 @@ class Member:
         "id",
         "inbox",
         "lock",
+        "resting",
         "running",
         "since",
         "stack",
@@ -51,6 +52,7 @@ class Member:
         self.id = worker_id
         self.thread: threading.Thread | None = None  # owner: the supervisor thread
         self.inbox: SimpleQueue[str] = SimpleQueue()  # wakes the thread
+        self.resting = False  # whether it has to be woken; owner: the worker thread
         self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent and not claimed; claimed from the left
         self.begun, self.since, self.done = 0, 0.0, 0  # owner: the worker thread; others only look
         self.context: TaskContext | None = None  # of the running task; owner: the worker thread

@@ -5,9 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import pickle
+import signal
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from unit.lonely_tasks import Owner, in_thread, new_task, value
@@ -207,17 +208,38 @@ def test_waiters_are_woken(outcome: Outcome) -> None:
 
 
 def test_a_waiter_and_the_publisher_meet_whoever_comes_first() -> None:
-    """The waiter looks once more after it made the condition, as the outcome may have come just before."""
+    """The waiter looks once more after it made the lock that it sleeps on, as the outcome may have come just before."""
     task = new_task()
-    fresh = threading.Condition
+    fresh = task_module.allocate_lock
 
-    def make_late() -> threading.Condition:
+    def make_late() -> Any:
         task.publish(value("just in time"))
         return fresh()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_module.threading, "Condition", make_late)
+        patch.setattr(task_module, "allocate_lock", make_late)
         assert task.result() == "just in time"
+
+
+def test_waits_that_ended_early_leave_nothing_behind() -> None:
+    task = new_task()
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            task.result(timeout=0)
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(KeyboardInterrupt):
+            task.result()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not task._wakers
+    task.publish(value(1))
+    assert task.result() == 1
 
 
 def test_a_wait_ends_in_time_and_the_task_goes_on() -> None:
