@@ -323,7 +323,10 @@ class Scheduler:
         worker.sent.popleft()
         self.roster.finished(worker, report.rss)
         if task.phase is not SETTLED:
-            self._dispatcher.times.measured(task.name, report.ended - report.started)
+            if task.name in worker.has_run:
+                self._dispatcher.times.measured(task.name, report.ended - report.started)
+            else:
+                worker.runs_first(task.name)
             self._outcomes.finished(task, report, now)
         return True
 

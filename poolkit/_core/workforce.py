@@ -97,6 +97,8 @@ class WorkerState(enum.IntEnum):
     DOOMED = 4
 
 
+NAMES = 1024  # names of functions that are remembered of one worker
+
 STARTING, IDLE, BUSY, STOPPING, DOOMED = WorkerState  # see `poolkit/task.py`
 
 
@@ -115,6 +117,7 @@ class Worker:
         "check_at",
         "counted",
         "draining",
+        "has_run",
         "id",
         "idle_since",
         "leave",
@@ -141,12 +144,19 @@ class Worker:
         self.replaced = False  # its replacement is up, or it needs none: it takes nothing more
         self.counted = True  # whether it counts towards the pool's size
         self.draining = False  # tasks were reclaimed, and it has not yet reported that it dropped them
+        self.has_run: set[str] = set()  # names of functions whose run time it may tell
         self.sentence: Sentence | None = None
         self.check_at: float | None = None  # a timer is set for then, to see whether a run-time limit has passed
         self.pid: int | None = None
         self.rss = 0
         self.since = now
         self.idle_since = now
+
+    def runs_first(self, name: str) -> None:
+        """Take down that it ran a function: the first run may have had to import, and says little about the next."""
+        if len(self.has_run) >= NAMES:
+            self.has_run.clear()
+        self.has_run.add(name)
 
 
 # ===== reports: what the workers have to say; the scheduler's events =====

@@ -5,6 +5,7 @@ from __future__ import annotations
 from unit.quick_tasks import finish_all, occupied, sent_ahead, up
 from unit.scripted import ScriptedPool
 
+from poolkit._core.workforce import NAMES
 from poolkit.task import TaskPhase
 
 # ===== batches =====
@@ -31,6 +32,27 @@ def test_an_unknown_function_goes_out_alone() -> None:
     for _ in range(9):
         pool.submit("new")
     assert len(pool.runner(first).unclaimed) == 1
+    pool.end()
+
+
+def test_the_first_run_of_a_function_at_a_worker_says_nothing_about_the_next() -> None:
+    """It may have had to import; with many workers, a burst would go out one by one for long."""
+    pool = ScriptedPool(1)
+    pool.warm_up()
+    times = pool.scheduler._dispatcher.times
+    for known in (False, True):
+        worker = pool.runner(pool.submit("new"))
+        pool.run(worker)
+        assert ("new" in times.seconds) is known
+    pool.end()
+
+
+def test_of_a_worker_only_so_many_functions_are_remembered() -> None:
+    pool = ScriptedPool(1)
+    pool.warm_up()
+    for number in range(NAMES + 1):
+        pool.run(pool.runner(pool.submit(f"f{number}")))
+    assert pool.scheduler.roster.workers[pool.alive()[0].id].has_run == {f"f{NAMES}"}
     pool.end()
 
 
