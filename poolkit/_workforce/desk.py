@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NoReturn, TypeVar
 
+from poolkit import _os
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
 from poolkit._core.stats import PoolStats, WorkerInfo
@@ -51,6 +52,9 @@ from poolkit.outcome import Outcome
 from poolkit.task import Callbacks
 
 log = logging.getLogger("poolkit")
+
+HANDING_IN = "handing-in" not in _os.SWITCHED_OFF  # False: each task is accepted in a step of its own
+LEAVING = "leaving" not in _os.SWITCHED_OFF  # False: who reports waits for the lock
 
 T = TypeVar("T")
 Settled = list[tuple[AnyTask, Outcome]]
@@ -114,7 +118,7 @@ class Desk:
     def _decided(self) -> Settled:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
-        self._all_busy = self.threaded and scheduler.all_busy()
+        self._all_busy = HANDING_IN and self.threaded and scheduler.all_busy()
         settled = scheduler.take_settled()
         if scheduler.events:
             self._listeners.untold.extend(scheduler.events)
@@ -216,7 +220,7 @@ class Desk:
         cost each task a turn of the interpreter's lock between two CPUs, some 40 us.
         """
         self._left.append(report)
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=not LEAVING):
             self.workforce.wake()  # whoever has it may have looked already
             return
         try:

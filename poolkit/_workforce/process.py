@@ -36,7 +36,7 @@ from poolkit._workforce.links import Links, drain
 from poolkit._workforce.member import Member, boot_settings
 from poolkit._workforce.nursery import Nursery, NurserySettings
 
-MAX_BATCH = 64
+MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 STACK_GRACE = 0.05  # seconds a worker gets to write its stack before it is killed without
 
 Reports = list[Report]

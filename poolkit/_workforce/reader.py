@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from poolkit.task import Task
 
 LEADING = "leading" not in _os.SWITCHED_OFF  # False: the standby reads everything
+WATCHING = "watching" not in _os.SWITCHED_OFF  # False: event loops are woken by whoever reads
 LEASE = 0.002  # seconds; how late a callback may be right after a leader left
 FIRST_SLEEP = 0.005  # seconds that a leader sleeps before it takes the long lease, for which it has to pay at the end
 LONG_LEASE = 0.5  # seconds
@@ -99,7 +100,7 @@ class Reader:
     def watch(self, task: Task[Any], take: Callable[..., bool]) -> int | None:
         """The descriptor that an event loop is to watch from now on, after a spin; None where there is none."""
         links = self._links
-        if links is None:
+        if links is None or not WATCHING:
             return None
         began = now = time.monotonic()
         end = began + self._loop_spin.seconds
