@@ -18,7 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from poolkit._workforce.templates import Template
 
 T = TypeVar("T")
 
@@ -149,6 +152,12 @@ def resource_tracker() -> tuple[int | None, int | None]:
     module = sys.modules.get("multiprocessing.resource_tracker")
     tracker = getattr(module, "_resource_tracker", None)
     return getattr(tracker, "_pid", None), getattr(tracker, "_fd", None)
+
+
+def idle_templates() -> list[Template]:
+    """The template processes that no pool has; they wait for the next one, as long as this process lives."""
+    module = sys.modules.get("poolkit._workforce.templates")
+    return [] if module is None else module.idle()  # type: ignore[no-any-return]
 
 
 def parent_of(pid: int) -> int:

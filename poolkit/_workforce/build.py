@@ -11,7 +11,7 @@ from poolkit._child.nursery import MOST_FDS
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit
-from poolkit._workforce.nursery import NurserySettings
+from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit.errors import SerializationError
@@ -80,10 +80,14 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
                 os.close(fd)
             msg = f"initargs need {len(fds)} descriptors in each worker; {MOST_INHERITED} can be handed over"
             raise SerializationError(msg)
+    shares = _fair_shares(settings)
+    # What is imported in the template reads them there. Else pools of different sizes may have one in common.
+    at_once = forks or bool(settings.preload)
     nursery = NurserySettings(
         start_method=settings.start_method,
         preload=settings.preload,
-        env=_environment(settings),
+        env={**shares, **settings.env} if at_once else settings.env,
+        late_env={} if at_once else shares,
         initializer=_initialize_later(settings) if forks else None,
     )
     lock = threading.RLock()
@@ -97,11 +101,10 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
     return Supervisor(lock, workforce, limits, name=name)
 
 
-def _environment(settings: PoolSettings) -> dict[str, str]:
-    """The variables to set: those asked for, and a fair share of the CPUs for libraries that make threads."""
+def _fair_shares(settings: PoolSettings) -> dict[str, str]:
+    """A fair share of the CPUs for libraries that make threads, unless the environment says something else."""
     share = str(max(1, _os.usable_cpus() // settings.size))
-    fair = {name: share for name in _THREAD_VARIABLES if name not in os.environ}
-    return {**fair, **settings.env}
+    return {name: share for name in _THREAD_VARIABLES if name not in os.environ and name not in settings.env}
 
 
 def _refuse_threads() -> None:

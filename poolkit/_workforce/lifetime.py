@@ -1,6 +1,6 @@
 """Lifetime: what happens to every pool of this process when it forks, and when the interpreter ends.
 
-At exit the accepted work of each is finished; one Ctrl-C ends that, for all of them. A fork waits until every pool is
+At exit the accepted work of each is finished, then the template processes end; one Ctrl-C ends that, for all. A fork waits until every pool is
 between two steps, so that the child sees a whole state, and there each copy is closed.
 Lock order: FORKING, each pool's lock, `_live_lock`.
 Guarded by: `_live_lock`: `_live`. By FORKING: `_held`.
@@ -9,12 +9,14 @@ Guarded by: `_live_lock`: `_live`. By FORKING: `_held`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import weakref
 from typing import Any, Protocol, cast
 
-from poolkit._workforce.nursery import FORKING
+from poolkit._workforce import nursery, templates
+from poolkit._workforce.launch import FORKING
 
 
 class Lasting(Protocol):
@@ -68,6 +70,9 @@ def _finish_all() -> None:
             pool.stop_now()
         for pool in pools:
             pool.at_exit()
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):  # they end with us in any case
+            templates.end_all(nursery.END_GRACE)
 
 
 _held: list[Lasting] = []  # guarded by: FORKING
@@ -95,6 +100,7 @@ def _after_fork_in_child() -> None:
         cast("Any", lock)._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
     for pool in _held or list(_live):
         pool.after_fork_in_child()
+    templates.after_fork_in_child()
     _held.clear()
     _live.clear()
 
