@@ -32,9 +32,9 @@ from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions:
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
 from poolkit._workforce import evidence
+from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.links import Links, drain
 from poolkit._workforce.member import Member, boot_settings
-from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.nursery import Nursery
 
 MAX_BATCH = 64

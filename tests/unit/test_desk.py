@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from poolkit import Pool, PoolkitError
-from poolkit._workforce.member import Member
 from poolkit._workforce.launch import NurserySettings
+from poolkit._workforce.member import Member
 from poolkit._workforce.process import ProcessWorkforce
 from poolkit._workforce.supervisor import Supervisor
 
