@@ -131,7 +131,10 @@ def explain_hang() -> None:
 
 
 def descendants() -> list[int]:
-    """The children of this process, their children, and so on, zombies included; but for the resource tracker."""
+    """The children of this process, their children, and so on, zombies included.
+
+    But for the resource tracker, and the template processes that no pool has. Who is behind these is among them.
+    """
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:  # most often: no child, so nothing behind one
@@ -144,7 +147,8 @@ def descendants() -> list[int]:
     found = [os.getpid()]
     for one in found:  # grows while we go through it
         found += children.get(one, ())
-    return [pid for pid in found[1:] if pid != resource_tracker()[0]]
+    known = {resource_tracker()[0], *(template.pid for template in idle_templates())}
+    return [pid for pid in found[1:] if pid not in known]
 
 
 def resource_tracker() -> tuple[int | None, int | None]:

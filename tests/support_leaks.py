@@ -81,8 +81,7 @@ def _new_threads(before: Snapshot) -> list[threading.Thread]:
 
 
 def _new_children(before: Snapshot) -> list[int]:
-    waiting = {template.pid for template in idle_templates()}  # and nobody behind them
-    return [pid for pid in descendants() if pid not in before.children and pid not in waiting]
+    return [pid for pid in descendants() if pid not in before.children]
 
 
 def _reap_adopted(before: Snapshot) -> None:

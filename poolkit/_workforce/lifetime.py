@@ -1,7 +1,7 @@
 """Lifetime: what happens to every pool of this process when it forks, and when the interpreter ends.
 
-At exit the accepted work of each is finished, then the template processes end; one Ctrl-C ends that, for all. A fork waits until every pool is
-between two steps, so that the child sees a whole state, and there each copy is closed.
+At exit the accepted work of each is finished, then the template processes end; one Ctrl-C ends that, for all of them.
+A fork waits until every pool is between two steps, so that the child sees a whole state, and there each copy is closed.
 Lock order: FORKING, each pool's lock, `_live_lock`.
 Guarded by: `_live_lock`: `_live`. By FORKING: `_held`.
 """

@@ -217,9 +217,8 @@ def leave(template: Template) -> None:
 
 
 def idle() -> list[Template]:
-    """Those that no pool has and that wait for the next one."""
-    with FORKING:
-        return [template for template in _templates.values() if not template.users]
+    """Those that no pool has and that wait for the next one, at this moment. Without the lock."""
+    return [template for template in list(_templates.values()) if not template.users]
 
 
 def end_all(seconds: float) -> None:
