@@ -11,22 +11,12 @@ from poolkit._child.nursery import MOST_FDS
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit
-from poolkit._workforce.launch import NurserySettings
+from poolkit._workforce.launch import nursery_settings
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit.errors import SerializationError
 
 MOST_INHERITED = MOST_FDS - 8  # the rest is for the worker's own link
-
-# Thread counts of the numerical libraries, which read them when they are first imported.
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 
 
 def build(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
@@ -80,16 +70,7 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
                 os.close(fd)
             msg = f"initargs need {len(fds)} descriptors in each worker; {MOST_INHERITED} can be handed over"
             raise SerializationError(msg)
-    shares = _fair_shares(settings)
-    # What is imported in the template reads them there. Else pools of different sizes may have one in common.
-    at_once = forks or bool(settings.preload)
-    nursery = NurserySettings(
-        start_method=settings.start_method,
-        preload=settings.preload,
-        env={**shares, **settings.env} if at_once else settings.env,
-        late_env={} if at_once else shares,
-        initializer=_initialize_later(settings) if forks else None,
-    )
+    nursery = nursery_settings(settings, _initialize_later(settings) if forks else None)
     lock = threading.RLock()
     workforce = ProcessWorkforce(
         lock,
@@ -99,12 +80,6 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
         measure_rss=limits.max_memory_per_child is not None,
     )
     return Supervisor(lock, workforce, limits, name=name)
-
-
-def _fair_shares(settings: PoolSettings) -> dict[str, str]:
-    """A fair share of the CPUs for libraries that make threads, unless the environment says something else."""
-    share = str(max(1, _os.usable_cpus() // settings.size))
-    return {name: share for name in _THREAD_VARIABLES if name not in os.environ and name not in settings.env}
 
 
 def _refuse_threads() -> None:

@@ -47,7 +47,7 @@ from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
-from poolkit.task import Callbacks
+from poolkit.task import Callbacks, Task
 
 log = logging.getLogger("poolkit")
 
@@ -61,6 +61,7 @@ publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 class Desk:
     """Where threads hand things in to the scheduler of one pool; see the file's header. Thread-safe."""
 
+    new_task = Task
     threaded = True  # whether a thread waits for the workforce; a fake is driven by its caller
 
     def __init__(

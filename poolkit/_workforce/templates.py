@@ -24,12 +24,18 @@ import os
 import signal
 import socket
 import threading
-from typing import Any, NamedTuple
 
 from poolkit import _os
 from poolkit._wire import messages
 from poolkit._workforce import launch
+from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.launch import FORKING, NO_SIGNAL, NurserySettings
+
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
+if TYPE_CHECKING:
+    from typing import Any
+
+    from poolkit._workforce.settings import PoolSettings
 
 MOST_IDLE = 2  # templates that no pool has: two kinds of pools may take turns
 ANSWER_GRACE = 2.0  # seconds one gets to carry out a signal; one that is stopped or hangs cannot stop a task
@@ -139,14 +145,10 @@ class Template:
                 self._root.close()
 
 
-class _Key(NamedTuple):
+class _Key(tuple[object, ...]):
     """What a template process is made from. Two pools with the same may share one."""
 
-    command: tuple[str, ...]
-    start: tuple[tuple[str, ...], str, tuple[str, ...]]  # search path, start method, preload
-    env: frozenset[tuple[str, str]]
-    directory: tuple[Any, ...]
-    surroundings: tuple[Any, ...]
+    __slots__ = ()
 
 
 _templates: dict[_Key, Template] = {}  # those that were left last stand last
@@ -159,7 +161,7 @@ def join(control: socket.socket, settings: NurserySettings) -> Template:
     Raises:
         Exception: none could be started.
     """
-    key, env = _look_around(settings)
+    key, start = _look_around(settings)
     with FORKING:
         _forget_parents()
         template = _templates.get(key)
@@ -167,7 +169,7 @@ def join(control: socket.socket, settings: NurserySettings) -> Template:
             template.users += 1
             return template
         over = _retire(key)
-        template = _templates[key] = _start(key, env)
+        template = _templates[key] = _start(start)
         try:
             if template.open(control):
                 template.users += 1
@@ -183,6 +185,38 @@ def join(control: socket.socket, settings: NurserySettings) -> Template:
             msg = f"the template process that forks the workers {template.wait()}"
             raise RuntimeError(msg)
     return template
+
+
+@deciding
+def prepare(settings: PoolSettings) -> None:
+    """Start the template process that a pool will want, so that it is up when the pool is.
+
+    Where that cannot be done now it is left to `join`, which tells what is wrong.
+    """
+    if settings.start_method == "fork":
+        return
+    before = put_off()  # a handler that forks would wait for FORKING for ever
+    try:
+        with contextlib.suppress(OSError, RuntimeError):
+            key, start = _look_around(launch.nursery_settings(settings))
+            _prepare(key, start)
+    finally:
+        let_come(before)
+
+
+def _prepare(key: _Key, start: launch.Start) -> None:
+    if not FORKING.acquire(blocking=False):  # this thread may have it: a finalizer makes pools, too
+        return
+    try:
+        _forget_parents()
+        if key in _templates:
+            return
+        template = _templates[key] = _start(start)
+        over = _put_last(template)
+    finally:
+        FORKING.release()
+    for one in over:
+        one.end()
 
 
 def fork(control: socket.socket, ours: socket.socket, settings: NurserySettings) -> Template:
@@ -277,10 +311,10 @@ def _put_last(template: Template) -> list[Template]:
     return over
 
 
-def _start(key: _Key, env: dict[str, str]) -> Template:
+def _start(start: launch.Start) -> Template:
     ours, theirs = launch.socket_pair()
     try:
-        pid = launch.execute(theirs, ours, key.command, key.start, env)
+        pid = launch.execute(theirs, ours, start)
     except BaseException:
         ours.close()
         raise
@@ -292,19 +326,18 @@ def _start(key: _Key, env: dict[str, str]) -> Template:
 # ===== what a program inherits =====
 
 
-def _look_around(settings: NurserySettings) -> tuple[_Key, dict[str, str]]:
+def _look_around(settings: NurserySettings) -> tuple[_Key, launch.Start]:
+    """What a template process would be made from now.
+
+    Raises:
+        RuntimeError: there is no interpreter to be started.
+    """
     env = {**os.environ, **settings.env}
     for name in _VOLATILE:
         env.pop(name, None)
-    preload = () if settings.start_method == "spawn" else settings.preload  # each worker has imports of its own
-    key = _Key(
-        command=launch.interpreter(),
-        start=(launch.search_path(), settings.start_method, preload),
-        env=frozenset(env.items()),
-        directory=_directory(),
-        surroundings=(_os.surroundings(), *map(_stream_kind, (1, 2))),
-    )
-    return key, env
+    start = launch.Start(settings, env)
+    streams = map(_stream_kind, (1, 2))
+    return _Key((*start.key(), frozenset(env.items()), _directory(), _os.surroundings(), *streams)), start
 
 
 def volatile_env() -> dict[str, str]:
