@@ -16,13 +16,13 @@ Owner: its one thread.
 
 from __future__ import annotations
 
+import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import contextlib
 import gc
 import importlib
 import os
 import select
 import signal
-import socket
 import sys
 import time
 import types
@@ -33,7 +33,6 @@ from poolkit._child import boot
 from poolkit._wire import codec, messages
 
 MOST_FDS = 64  # descriptors with one order: the link's five and those of `initargs`
-_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # programs that a task starts are not to have them
 REAP_GRACE = 3.0  # seconds killed workers of a pool get to end; then its owner waits no longer
 
 SPAWN_CODE = """\
@@ -48,7 +47,7 @@ boot.leave(boot.run_worker(fds, parent))
 def main(root_fd: int, start_method: str, preload: list[str]) -> None:
     """Serve the owner until it is gone. Called in a process of its own; never returns."""
     os.set_inheritable(root_fd, False)  # a program started by a preloaded module would hide the owner's end
-    nursery = Nursery(socket.socket(fileno=root_fd), start_method)
+    nursery = Nursery(_socket.socket(fileno=root_fd), start_method)
     nursery.prepare(preload)
     nursery.let_go_of_streams()
     nursery.serve()
@@ -60,7 +59,7 @@ class Session:
 
     __slots__ = ("control", "fds", "give_up_at", "inbox", "pids", "streams", "unsent")
 
-    def __init__(self, control: socket.socket, streams: dict[int, int]) -> None:
+    def __init__(self, control: _socket.socket, streams: dict[int, int]) -> None:
         control.setblocking(False)
         self.control = control
         self.streams = streams  # 1 and 2 -> the owner's; empty: those of this process
@@ -86,7 +85,7 @@ class Session:
         """Receive more of an order; False when the pool is gone."""
         try:
             missing = messages.ORDER.size - len(self.inbox)
-            data, fds, _, _ = socket.recv_fds(self.control, missing, MOST_FDS, _CLOEXEC)
+            data, fds = _os.receive_fds(self.control, missing, MOST_FDS)
         except BlockingIOError:
             return True
         except ConnectionResetError:  # it left notices unread
@@ -107,7 +106,7 @@ class Nursery:
     """The template process."""
 
     def __init__(
-        self, root: socket.socket | None, start_method: str, initializer: Callable[[], object] | None = None
+        self, root: _socket.socket | None, start_method: str, initializer: Callable[[], object] | None = None
     ) -> None:
         """Take the root socket; without one, serve the pools that are opened by hand, until the last is gone."""
         _os.fill_standard_streams()
@@ -133,8 +132,6 @@ class Nursery:
             os.set_blocking(fd, False)
         signal.signal(signal.SIGCHLD, _no_op)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
-        import ctypes  # noqa: F401, PLC0415 -- every worker needs it at once, and it takes 4 ms: imported once, here
-        import multiprocessing.process  # noqa: F401, PLC0415 -- the same, for its key
 
         try:
             for name in preload:
@@ -185,10 +182,10 @@ class Nursery:
 
     # ===== pools =====
 
-    def _admit(self, root: socket.socket) -> bool:
+    def _admit(self, root: _socket.socket) -> bool:
         """Take in a pool; False when the owner is gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(root, messages.ORDER.size, MOST_FDS, _CLOEXEC)
+            data, fds = _os.receive_fds(root, messages.ORDER.size, MOST_FDS)
         except ConnectionResetError:
             return False
         if not data:
@@ -198,10 +195,10 @@ class Nursery:
             msg = "no descriptors are left to serve one more pool"
             raise OSError(msg)
         names = [fd for fd, flag in ((1, messages.HAS_OUTPUT), (2, messages.HAS_ERRORS)) if flags & flag]
-        self.open(socket.socket(fileno=fds[0]), dict(zip(names, fds[1:], strict=True)))
+        self.open(_socket.socket(fileno=fds[0]), dict(zip(names, fds[1:], strict=True)))
         return True
 
-    def open(self, control: socket.socket, streams: dict[int, int] | None = None) -> None:
+    def open(self, control: _socket.socket, streams: dict[int, int] | None = None) -> None:
         """Serve one more pool, whose workers get these standard streams."""
         session = Session(control, streams or {})
         self._sessions[control.fileno()] = session

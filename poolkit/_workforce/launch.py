@@ -5,11 +5,11 @@ Owner: whoever calls; nothing is kept here but FORKING.
 
 from __future__ import annotations
 
+import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import contextlib
 import marshal
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from poolkit._workforce.settings import PoolSettings
 
 FORKING = threading.Lock()  # held by whoever forks this process, or starts another; taken before a pool's lock
-NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
+NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
 READ_GRACE = 5.0  # seconds a new process gets to read what it is to be, where that does not fit the socket
 
 # Thread counts of the numerical libraries, which read them when they are first imported.
@@ -92,15 +92,15 @@ def _fair_shares(settings: PoolSettings) -> dict[str, str]:
     return {name: share for name in _THREAD_VARIABLES if name not in os.environ and name not in settings.env}
 
 
-def socket_pair() -> tuple[socket.socket, socket.socket]:
+def socket_pair() -> tuple[_socket.socket, _socket.socket]:
     """A pair, with numbers above those of the standard streams: one of these may be closed in the owner."""
     import fcntl  # noqa: PLC0415 -- not on Windows, where importing poolkit must work
 
     pair = []
-    for end in socket.socketpair():
+    for end in _socket.socketpair():
         fd = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)
         end.close()
-        pair.append(socket.socket(fileno=fd))
+        pair.append(_socket.socket(fileno=fd))
     return pair[0], pair[1]
 
 
@@ -154,7 +154,7 @@ class Start:
         return self.command, self.paths, self.start_method, self.preload
 
 
-def execute(theirs: socket.socket, ours: socket.socket, start: Start) -> int:
+def execute(theirs: _socket.socket, ours: _socket.socket, start: Start) -> int:
     """Start a template process; returns its number. FORKING is held.
 
     Raises:
@@ -224,7 +224,7 @@ def _directory() -> str | None:
     return None
 
 
-def fork(theirs: socket.socket, ours: socket.socket, settings: NurserySettings) -> int:
+def fork(theirs: _socket.socket, ours: _socket.socket, settings: NurserySettings) -> int:
     """Fork this process into a template process for one pool; returns its number. FORKING is not held."""
     from poolkit._child import nursery as child  # noqa: PLC0415 -- for this start method alone
 
@@ -237,7 +237,7 @@ def fork(theirs: socket.socket, ours: socket.socket, settings: NurserySettings) 
         os.close(theirs_fd)
         return pid
     try:
-        theirs = socket.socket(fileno=theirs_fd)
+        theirs = _socket.socket(fileno=theirs_fd)
         ours.close()
         os.setsid()
         null = os.open(os.devnull, os.O_RDONLY)

@@ -12,12 +12,12 @@ happens while `start` runs (FORKING): a copy of Popen's own pipes would keep it 
 
 from __future__ import annotations
 
+import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import array
 import contextlib
 import errno
 import math
 import os
-import socket
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -127,7 +127,7 @@ class Nursery:
         return True
 
     def _send(self, data: bytes, fds: list[int]) -> int:
-        attached = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        attached = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         return self._control.sendmsg([data], attached, NO_SIGNAL)
 
     def receive(self) -> list[tuple[tuple[int, ...], bytes]]:
@@ -171,7 +171,7 @@ class Nursery:
         """Let go of it: it kills this pool's workers. Blocks until it has; it is killed after END_GRACE seconds."""
         self._drop_orders()
         with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_WR)
+            self._control.shutdown(_socket.SHUT_WR)
         self._control.settimeout(END_GRACE)
         try:
             while self._control.recv(65536):

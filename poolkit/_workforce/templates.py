@@ -18,11 +18,11 @@ waited for, as only until then its number is its own. Lock order: FORKING, a tem
 
 from __future__ import annotations
 
+import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import array
 import contextlib
 import os
 import signal
-import socket
 import threading
 
 from poolkit import _os
@@ -47,7 +47,7 @@ _VOLATILE = ("PYTEST_CURRENT_TEST",)
 class Template:
     """One template process. `users`, `retired`: guarded by FORKING."""
 
-    def __init__(self, pid: int, root: socket.socket | None) -> None:
+    def __init__(self, pid: int, root: _socket.socket | None) -> None:
         """Take a process that was just started; without a root it has one pool, and no other gets it."""
         self.pid = pid
         self.users = 0  # pools that have it
@@ -64,7 +64,7 @@ class Template:
         """The root socket's descriptor; -1 when there is none."""
         return -1 if self._root is None else self._root.fileno()
 
-    def open(self, control: socket.socket) -> bool:
+    def open(self, control: _socket.socket) -> bool:
         """Hand it a pool's control socket, with the present standard streams. FORKING is held.
 
         False when it is gone, or so far behind that it takes nothing more.
@@ -80,7 +80,7 @@ class Template:
                 flags |= flag
         order = messages.ORDER.pack(messages.OPEN, flags, len(fds), 0, 0)
         try:
-            self._root.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))], NO_SIGNAL)
+            self._root.sendmsg([order], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))], NO_SIGNAL)
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return False
         return True
@@ -133,7 +133,7 @@ class Template:
         """End one that may have workers: it kills them first, and is killed itself if that takes too long."""
         if self._root is not None:
             with contextlib.suppress(OSError):
-                self._root.shutdown(socket.SHUT_WR)
+                self._root.shutdown(_socket.SHUT_WR)
                 self._root.settimeout(seconds)
                 self._root.recv(1)  # nothing ever comes but the end
         self.end()
@@ -155,7 +155,7 @@ _templates: dict[_Key, Template] = {}  # those that were left last stand last
 _owner = os.getpid()
 
 
-def join(control: socket.socket, settings: NurserySettings) -> Template:
+def join(control: _socket.socket, settings: NurserySettings) -> Template:
     """Have a template process serve a pool on this socket. Blocks while one is started.
 
     Raises:
@@ -219,7 +219,7 @@ def _prepare(key: _Key, start: launch.Start) -> None:
         one.end()
 
 
-def fork(control: socket.socket, ours: socket.socket, settings: NurserySettings) -> Template:
+def fork(control: _socket.socket, ours: _socket.socket, settings: NurserySettings) -> Template:
     """A template process that is a fork of this one, for one pool."""
     return Template(launch.fork(control, ours, settings), None)
 
