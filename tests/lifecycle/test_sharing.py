@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ import poolkit
 import support
 import support_functions as work
 from chaos.faults import template_pid, worker_pids
-from lifecycle.scripts import run, running
+from lifecycle.scripts import Script, run, running
 from poolkit._workforce import templates
+from poolkit._workforce.launch import FORKING
 from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
@@ -170,6 +172,53 @@ def test_what_no_pool_has_is_kept_for_the_last_kinds_only() -> None:
             found.append(use(pool))
     assert [template.pid for template in templates.idle()] == found[-templates.MOST_IDLE :]
     support.wait_for_exit(*found[: -templates.MOST_IDLE])
+
+
+# ===== when it starts =====
+
+
+def test_it_starts_with_the_pool_that_will_use_it() -> None:
+    with poolkit.Pool(1) as pool:
+        (template,) = templates.idle()
+        assert use(pool) == template.pid
+
+
+def test_a_pool_that_is_made_in_the_middle_of_a_fork_starts_none_yet() -> None:
+    """By a finalizer or a signal handler, which interrupted whoever holds the lock."""
+    with FORKING:
+        pool = poolkit.Pool(1)
+    with pool:
+        assert templates.idle() == []
+        use(pool)
+
+
+def test_nothing_is_inherited_but_the_standard_streams() -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    target = os.fspath(Path(f"/proc/self/fd/{write}").readlink())
+    try:
+        with poolkit.Pool(1) as pool:
+            template = use(pool)
+            assert target not in open_pipes(template) | open_pipes(worker_pids(pool)[0])
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_programs_that_a_task_starts_have_nothing_of_its_worker() -> None:
+    with poolkit.Pool(1) as pool:
+        command = "ls -l /proc/self/fd | grep -c -e pipe: -e socket: -e memfd: -e eventfd"
+        streams = sum(os.fspath(Path(f"/proc/self/fd/{fd}").readlink()).startswith(("pipe", "socket")) for fd in (1, 2))
+        counted = pool.submit(work.output_of, command).result()
+    assert int(counted) <= streams + 2  # the pipe behind `ls`, and that of its output
+
+
+@pytest.mark.parametrize(("flags", "optimize"), [([], 0), (["-O"], 1)])
+def test_workers_have_the_flags_of_the_owner(flags: list[str], optimize: int) -> None:
+    task = "pool.submit(eval, '__import__(\\'sys\\').flags.optimize')"
+    source = f"import poolkit\nwith poolkit.Pool(1) as pool: print({task}.result())"
+    with Script([sys.executable, *flags, "-c", source], env={"PYTHONOPTIMIZE": ""}) as script:
+        assert script.finish().check() == [str(optimize)]
 
 
 # ===== what is each pool's own =====
