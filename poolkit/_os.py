@@ -187,7 +187,11 @@ def surroundings() -> tuple[object, ...]:
         found += [os.getpriority(os.PRIO_PROCESS, 0), _identity("/")]
     try:
         with open("/proc/thread-self/status", "rb") as file:  # noqa: PTH123 -- see `_cgroup_quota`
-            found += [line for line in file if line.startswith(_INHERITED)]
+            for line in file:
+                if line.startswith(b"SigIgn:"):
+                    found.append(int(line[7:], 16) & ~_OF_THREADS)
+                elif line.startswith(_INHERITED):
+                    found.append(line)
         for name in ("limits", "cgroup", "oom_score_adj"):
             with open(f"/proc/thread-self/{name}", "rb") as file:  # noqa: PTH123
                 found.append(file.read())
@@ -200,7 +204,8 @@ def surroundings() -> tuple[object, ...]:
     return tuple(found)
 
 
-_INHERITED = (b"Umask", b"Uid", b"Gid", b"Groups", b"SigIgn", b"Cap", b"NoNewPrivs", b"Seccomp:", b"Mems_allowed_list")
+_OF_THREADS = 0b11 << 31  # the C library's own signals, 32 and 33: it takes them when the first thread starts
+_INHERITED = (b"Umask", b"Uid", b"Gid", b"Groups", b"Cap", b"NoNewPrivs", b"Seccomp:", b"Mems_allowed_list")
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from poolkit import _os
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
+from poolkit._workforce import logs  # noqa: F401 -- see there
 from poolkit._workforce.settings import check_limits, check_settings
 from poolkit.face import Face
 

@@ -20,7 +20,6 @@ Longer than most: entering, leaving and publishing are one protocol around one l
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import random
@@ -42,6 +41,7 @@ from poolkit._core.workforce import (
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.listeners import Listener, Listeners
+from poolkit._workforce.logs import log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
@@ -50,7 +50,6 @@ from poolkit.task import Callbacks, Task
 if TYPE_CHECKING:
     from poolkit._core.stats import PoolStats, WorkerInfo
 
-log = logging.getLogger("poolkit")
 
 T = TypeVar("T")
 Settled = list[tuple[AnyTask, Outcome]]
