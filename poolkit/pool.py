@@ -91,7 +91,8 @@ class Pool(Face):
         self.name = checks.text_or_none("name", name) or f"{kind}-{next(_numbers)}"
         self._initargs = initargs  # multiprocessing's locks end with the owner's objects, and workers come later too
         if kind == "process" and _os.SUPPORTED:
-            from poolkit._workforce import templates  # noqa: PLC0415 -- not for threads
+            # The hooks of forks, before anything is there that a forked child must not have; not for threads.
+            from poolkit._workforce import lifetime, templates  # noqa: F401, PLC0415
 
             templates.prepare(settings)
         # While the template process starts, all the rest is imported.

@@ -13,29 +13,31 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import Any, Protocol, cast
 
 from poolkit._workforce import nursery, templates
 from poolkit._workforce.launch import FORKING
 
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
+if TYPE_CHECKING:
+    from typing import Any, Protocol
 
-class Lasting(Protocol):
-    """A pool, as far as its lifetime goes."""
+    class Lasting(Protocol):
+        """A pool, as far as its lifetime goes."""
 
-    def at_exit(self) -> None:
-        """Finish what was accepted. Blocks."""
+        def at_exit(self) -> None:
+            """Finish what was accepted. Blocks."""
 
-    def stop_now(self) -> None:
-        """Stop everything, without waiting."""
+        def stop_now(self) -> None:
+            """Stop everything, without waiting."""
 
-    def hold(self) -> None:
-        """Be between two steps until `let_go`."""
+        def hold(self) -> None:
+            """Be between two steps until `let_go`."""
 
-    def let_go(self) -> None:
-        """Go on, in the parent of a fork."""
+        def let_go(self) -> None:
+            """Go on, in the parent of a fork."""
 
-    def after_fork_in_child(self) -> None:
-        """Be a copy in a forked child."""
+        def after_fork_in_child(self) -> None:
+            """Be a copy in a forked child."""
 
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
@@ -96,8 +98,9 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     # Made anew, not released: where only this hook is called (some servers do), nobody has taken them.
-    for lock in (_live_lock, FORKING):
-        cast("Any", lock)._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
+    locks: list[Any] = [_live_lock, FORKING]
+    for lock in locks:
+        lock._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
     for pool in _held or list(_live):
         pool.after_fork_in_child()
     templates.after_fork_in_child()
