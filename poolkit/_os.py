@@ -174,45 +174,6 @@ def shared_page(nbytes: int) -> int:
     return fd
 
 
-def surroundings() -> tuple[object, ...]:
-    """What a program that this thread starts inherits of it, beside environment, directory and descriptors.
-
-    Who it is and what it may, limits, CPUs, ignored signals, control groups, namespaces. Two of these are equal when
-    one program cannot be told from the other by them. Elsewhere than on Linux the file mode mask is missed.
-    """
-    found: list[object] = [os.getuid(), os.geteuid(), os.getgid(), os.getegid(), tuple(os.getgroups())]
-    with contextlib.suppress(OSError, AttributeError):  # not on macOS
-        found.append(frozenset(os.sched_getaffinity(0)))
-    with contextlib.suppress(OSError):
-        found += [os.getpriority(os.PRIO_PROCESS, 0), _identity("/")]
-    try:
-        with open("/proc/thread-self/status", "rb") as file:  # noqa: PTH123 -- see `_cgroup_quota`
-            for line in file:
-                if line.startswith(b"SigIgn:"):
-                    found.append(int(line[7:], 16) & ~_OF_THREADS)
-                elif line.startswith(_INHERITED):
-                    found.append(line)
-        for name in ("limits", "cgroup", "oom_score_adj"):
-            with open(f"/proc/thread-self/{name}", "rb") as file:  # noqa: PTH123
-                found.append(file.read())
-        found += [_identity(f"/proc/thread-self/ns/{name}") for name in sorted(os.listdir("/proc/thread-self/ns"))]  # noqa: PTH208
-    except OSError:
-        import resource  # noqa: PLC0415 -- the fallback
-
-        names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
-        found += [resource.getrlimit(getattr(resource, name)) for name in names]
-    return tuple(found)
-
-
-_OF_THREADS = 0b11 << 31  # the C library's own signals, 32 and 33: it takes them when the first thread starts
-_INHERITED = (b"Umask", b"Uid", b"Gid", b"Groups", b"Cap", b"NoNewPrivs", b"Seccomp:", b"Mems_allowed_list")
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = os.stat(path)  # noqa: PTH116 -- see `_cgroup_quota`
-    return found.st_dev, found.st_ino
-
-
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends. Elsewhere the owner kills the workers itself.
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from poolkit import _os
-from poolkit._child.nursery import MOST_FDS
+from poolkit._child.session import MOST_FDS
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit

@@ -1,12 +1,13 @@
 """Templates: the template processes of this process. All pools that want the same one share it.
 
-    join   a pool's control socket goes to the template that fits, over that one's root socket; else to a new one
-    leave  the pool is done with it; the template stays for later pools, until this process ends
+    prepare  a pool was made: one that fits is started, lest its first worker waits for that
+    join     a pool's control socket goes to the one that fits, over that one's root socket; else to a new one
+    leave    the pool is done with it; the template stays for later pools, until this process ends
 
-What fits is told by `_Key`: all that a program inherits when it is started, or is told then. A template that is dead,
-stopped, or could not import what it was to preload is replaced when the next pool wants it, and ends with the last pool
-that has it. Of those that no pool has, the MOST_IDLE that were left last stay. One that is forked from this process has
-its memory and initializer, so it is of one pool alone, and no part of the registry.
+What fits is told by `likeness.py`: all that a program inherits when it is started, or is told then. A template that is
+dead, stopped, or could not import what it was to preload is replaced when the next pool wants it, and ends with the
+last pool that has it. Of those that no pool has, the MOST_IDLE that were left last stay. One that is forked from this
+process has its memory and initializer, so it is of one pool alone, and no part of the registry.
 
 The root socket must have no copies, as its end is what ends a template: it is made while FORKING is held, which every
 fork takes, and is in the registry before that is let go of. A forked child closes its copies and begins with an empty
@@ -30,18 +31,14 @@ from poolkit._wire import messages
 from poolkit._workforce import launch
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.launch import FORKING, NO_SIGNAL, NurserySettings
+from poolkit._workforce.likeness import Key, is_open, look_around
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from typing import Any
-
     from poolkit._workforce.settings import PoolSettings
 
 MOST_IDLE = 2  # templates that no pool has: two kinds of pools may take turns
 ANSWER_GRACE = 2.0  # seconds one gets to carry out a signal; one that is stopped or hangs cannot stop a task
-
-# What changes all the time and nothing reads at its start: each worker is told by itself.
-_VOLATILE = ("PYTEST_CURRENT_TEST",)
 
 
 class Template:
@@ -75,7 +72,7 @@ class Template:
         assert self._root is not None  # noqa: S101 -- only those of the registry are asked
         fds, flags = [control.fileno()], 0
         for fd, flag in ((1, messages.HAS_OUTPUT), (2, messages.HAS_ERRORS)):
-            if _is_open(fd):
+            if is_open(fd):
                 fds.append(fd)
                 flags |= flag
         order = messages.ORDER.pack(messages.OPEN, flags, len(fds), 0, 0)
@@ -145,13 +142,7 @@ class Template:
                 self._root.close()
 
 
-class _Key(tuple[object, ...]):
-    """What a template process is made from. Two pools with the same may share one."""
-
-    __slots__ = ()
-
-
-_templates: dict[_Key, Template] = {}  # those that were left last stand last
+_templates: dict[Key, Template] = {}  # those that were left last stand last
 _owner = os.getpid()
 
 
@@ -161,7 +152,7 @@ def join(control: _socket.socket, settings: NurserySettings) -> Template:
     Raises:
         Exception: none could be started.
     """
-    key, start = _look_around(settings)
+    key, start = look_around(settings)
     with FORKING:
         _forget_parents()
         template = _templates.get(key)
@@ -198,13 +189,13 @@ def prepare(settings: PoolSettings) -> None:
     before = put_off()  # a handler that forks would wait for FORKING for ever
     try:
         with contextlib.suppress(OSError, RuntimeError):
-            key, start = _look_around(launch.nursery_settings(settings))
+            key, start = look_around(launch.nursery_settings(settings))
             _prepare(key, start)
     finally:
         let_come(before)
 
 
-def _prepare(key: _Key, start: launch.Start) -> None:
+def _prepare(key: Key, start: launch.Start) -> None:
     if not FORKING.acquire(blocking=False):  # this thread may have it: a finalizer makes pools, too
         return
     try:
@@ -292,7 +283,7 @@ def _take_out(template: Template) -> None:
         del _templates[key]
 
 
-def _retire(key: _Key) -> list[Template]:
+def _retire(key: Key) -> list[Template]:
     """Take out the one that stands there, if any; returned if no pool has it."""
     template = _templates.get(key)
     if template is None:
@@ -321,47 +312,3 @@ def _start(start: launch.Start) -> Template:
     finally:
         theirs.close()
     return Template(pid, ours)
-
-
-# ===== what a program inherits =====
-
-
-def _look_around(settings: NurserySettings) -> tuple[_Key, launch.Start]:
-    """What a template process would be made from now.
-
-    Raises:
-        RuntimeError: there is no interpreter to be started.
-    """
-    env = {**os.environ, **settings.env}
-    for name in _VOLATILE:
-        env.pop(name, None)
-    start = launch.Start(settings, env)
-    streams = map(_stream_kind, (1, 2))
-    return _Key((*start.key(), frozenset(env.items()), _directory(), _os.surroundings(), *streams)), start
-
-
-def volatile_env() -> dict[str, str]:
-    """What each worker is told by itself of the owner's environment."""
-    return {name: os.environ[name] for name in _VOLATILE if name in os.environ}
-
-
-def _directory() -> tuple[Any, ...]:
-    """This directory; another one of the same name is not the same."""
-    try:
-        found = os.stat(".")  # noqa: PTH116 -- importing pathlib takes 6 ms
-        return (os.getcwd(), found.st_dev, found.st_ino)  # noqa: PTH109
-    except OSError:
-        return ()
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
-
-
-def _stream_kind(fd: int) -> tuple[bool, bool]:
-    """What an interpreter makes of a standard stream when it starts: whether to have it, and how to buffer it."""
-    return _is_open(fd), os.isatty(fd)

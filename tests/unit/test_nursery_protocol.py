@@ -13,6 +13,7 @@ import pytest
 
 from poolkit import _os
 from poolkit._child import nursery as template
+from poolkit._child.session import MOST_FDS, Session
 from poolkit._wire import messages
 from poolkit._wire.messages import NOTICE, ORDER
 from poolkit._workforce import templates
@@ -38,7 +39,7 @@ def orders(owner: Nursery) -> tuple[list[tuple[int, ...]], list[int]]:
     peer(owner).setblocking(False)
     while True:
         try:
-            data, fds, _, _ = socket.recv_fds(peer(owner), ORDER.size, template.MOST_FDS)
+            data, fds, _, _ = socket.recv_fds(peer(owner), ORDER.size, MOST_FDS)
         except BlockingIOError:
             return found, descriptors
         found.append(ORDER.unpack(data))
@@ -172,7 +173,7 @@ class Served:
         self.nursery = template.Nursery(theirs, "forkserver")
         self._ends = [self.root, theirs]
 
-    def open(self) -> tuple[template.Session, socket.socket]:
+    def open(self) -> tuple[Session, socket.socket]:
         """One more pool."""
         ours, theirs = socket.socketpair()
         self.nursery.open(theirs)
@@ -180,7 +181,7 @@ class Served:
         assert notice(ours)[0] == messages.OPENED
         return self.nursery._sessions[theirs.fileno()], ours
 
-    def attend(self, session: template.Session) -> bool:
+    def attend(self, session: Session) -> bool:
         """Look at a pool's socket once; whether the pool is served on."""
         self.nursery._attend(session, select.POLLIN)
         return session.give_up_at is None
