@@ -7,6 +7,8 @@ so that the tests can run on them. Nothing in here holds a lock or state of a po
 
 from __future__ import annotations
 
+import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
+import array
 import contextlib
 import math
 import os
@@ -136,6 +138,23 @@ def close_fd(fd: int) -> None:
             os.close(fd)
 
 
+def receive_fds(sock: _socket.socket, nbytes: int, most: int) -> tuple[bytes, list[int]]:
+    """Receive bytes, and the descriptors that were sent with them; programs that this process starts do not get those.
+
+    Raises:
+        OSError: as `recv`.
+    """
+    fds = array.array("i")
+    data, attached, _, _ = sock.recvmsg(nbytes, _socket.CMSG_LEN(most * fds.itemsize), _CLOEXEC)
+    for level, kind, content in attached:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)
+
+
+_CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
+
+
 def fill_standard_streams() -> None:
     """Open the null device where a standard stream is closed, lest the next descriptor opened is printed to."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 -- the lowest number that is free
@@ -162,12 +181,22 @@ def die_with_parent(parent: int) -> None:
     Only for a parent with one thread: the signal comes when the *thread* that forked ends.
     """
     if LINUX:
-        import ctypes  # noqa: PLC0415 -- only the process that starts workers loads it
-
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+        _prctl(pr_set_pdeathsig, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:  # it ended before the call
             os._exit(1)
+
+
+def _prctl(*args: int) -> None:
+    """Call the C function. By what ctypes is made from, as importing the rest of it takes every first result 2 ms."""
+    try:
+        import _ctypes  # noqa: PLC0415 -- only where workers are started
+
+        _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl"), args)  # type: ignore[arg-type]
+    except AttributeError:  # a later CPython
+        import ctypes  # noqa: PLC0415 -- see above
+
+        ctypes.CDLL(None).prctl(*args)
 
 
 class LinkPoller:

@@ -150,9 +150,9 @@ class Offloaded(Generic[P, T]):
 
     def options(self, **given: Any) -> Offloaded[P, T]:
         """The same function with other options, as for `Pool.options`."""
-        unknown = sorted(given.keys() - CallOptions.__dataclass_fields__.keys())
+        unknown = sorted(given.keys() - {*CallOptions.NAMES})
         if unknown:
-            msg = f"there is no option {', '.join(unknown)}; there are {', '.join(CallOptions.__dataclass_fields__)}"
+            msg = f"there is no option {', '.join(unknown)}; there are {', '.join(CallOptions.NAMES)}"
             raise TypeError(msg)
         return Offloaded(self._fn, self._kind, self._target, {**self._given, **given})
 

@@ -14,13 +14,19 @@
     └── PoolClosed           (RuntimeError)        used after shutdown, or in a forked child of the owner
 
 Every error is picklable: the message is its one positional argument, its facts are attributes.
-This file imports nothing of poolkit.
+This file imports nothing of poolkit. Three that are also errors of the standard library's futures stand in
+`_broken.py`, as workers need them least, and importing the futures would cost each template process 10 ms.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import pickle
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+    from poolkit._broken import InitializerFailed, TaskCancelled, WorkerCrashed
 
 __all__ = [
     "DeadlineExceeded",
@@ -78,49 +84,6 @@ class MemoryLimitExceeded(PoolkitError, MemoryError):
         self.used = used
 
 
-class WorkerCrashed(PoolkitError, concurrent.futures.BrokenExecutor):
-    """The worker died while it ran this task; no other task was touched.
-
-    Attributes:
-        exitcode: the exit code, or None when a signal ended the worker.
-        signal: the signal's name, for example "SIGSEGV", or None.
-        pid: process id of the dead worker.
-        worker_id: the worker's id in its pool.
-        stack: the Python stack at a fatal signal, innermost frame first; "" when there was none.
-        peak_rss: the most resident memory the worker ever used, in bytes, or None when not known.
-        hint: what most likely happened, in words.
-    """
-
-    def __init__(  # noqa: PLR0913 -- the facts of a crash, all by keyword
-        self,
-        message: str = "",
-        *,
-        exitcode: int | None = None,
-        signal: str | None = None,
-        pid: int | None = None,
-        worker_id: int | None = None,
-        stack: str = "",
-        peak_rss: int | None = None,
-        hint: str = "",
-    ) -> None:
-        super().__init__(message)
-        self.exitcode = exitcode
-        self.signal = signal
-        self.pid = pid
-        self.worker_id = worker_id
-        self.stack = stack
-        self.peak_rss = peak_rss
-        self.hint = hint
-
-
-class InitializerFailed(PoolkitError, concurrent.futures.BrokenExecutor):
-    """The pool's initializer raised in a worker; `__cause__` is what it raised. The pool has stopped."""
-
-
-class TaskCancelled(PoolkitError, concurrent.futures.CancelledError):
-    """The task was cancelled and delivers no result."""
-
-
 class RemoteError(PoolkitError):
     """Stands in for an exception that could not be rebuilt in this process.
 
@@ -147,3 +110,15 @@ class QueueFull(PoolkitError):
 
 class PoolClosed(PoolkitError, RuntimeError):
     """The pool was used after its shutdown, or in a forked child of the process that owns it."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what stands in `_broken.py` when it is first used (PEP 562)."""
+    if name not in {"InitializerFailed", "TaskCancelled", "WorkerCrashed"}:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    import importlib  # noqa: PLC0415 -- see above
+
+    value = getattr(importlib.import_module("poolkit._broken"), name)
+    globals()[name] = value
+    return value

@@ -5,31 +5,31 @@ Every method is thread-safe.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from poolkit._child.chunk import run_chunk
 from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
 from poolkit.errors import SerializationError
-from poolkit.results import Results
-from poolkit.task import Task
 
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Any, ParamSpec, TypeVar
 
     from typing_extensions import Self
 
     from poolkit._workforce.supervisor import Supervisor
+    from poolkit.results import Results
+    from poolkit.task import Task
 
-P = ParamSpec("P")
-T = TypeVar("T")
+    P = ParamSpec("P")
+    T = TypeVar("T")
 
 
 class Face(Executor):
@@ -246,8 +246,8 @@ class Face(Executor):
             call, nbytes = self._supervisor.workforce.pack(fn, args, kwargs)
         except SerializationError as exc:
             _note_the_place(exc, name)
-            return Task(self._supervisor, name, None, options), exc
-        return Task(self._supervisor, name, call, options, nbytes), None
+            return self._supervisor.new_task(self._supervisor, name, None, options), exc
+        return self._supervisor.new_task(self._supervisor, name, call, options, nbytes), None
 
     def cancel_soon(self, task: Task[Any]) -> None:
         """Have a task cancelled by the supervisor's thread; for finalizers, which must not wait for a lock."""
@@ -275,6 +275,8 @@ class Face(Executor):
         if not callable(fn):
             msg = f"the first argument must be something to call, was {fn!r}"
             raise TypeError(msg)
+        from poolkit.results import Results  # noqa: PLC0415 -- see above
+
         chunksize = checks.whole_or_none("chunksize", chunksize)
         if self._options.timeout is not None or self._options.retries:
             chunksize = 1  # a limit is meant for one item, and so is a retry
@@ -313,13 +315,8 @@ class PoolView(Face):
 
     def __repr__(self) -> str:
         """Show the pool and what differs from the defaults."""
-        plain = CallOptions()
-        names = [field.name for field in dataclasses.fields(self._options) if field.repr]
-        changed = [
-            f"{name}={getattr(self._options, name)!r}"
-            for name in names
-            if getattr(self._options, name) != getattr(plain, name)
-        ]
+        plain = CallOptions().as_dict()
+        changed = [f"{name}={value!r}" for name, value in self._options.as_dict().items() if value != plain[name]]
         return f"<poolkit.PoolView of {self._of.name!r} {' '.join(changed)}>"
 
 
@@ -344,5 +341,5 @@ def _note_the_place(error: SerializationError, name: str) -> None:
             if hasattr(error, "add_note"):
                 error.add_note(note)
             else:  # CPython 3.10
-                cast("Any", error).__notes__ = [note]
+                vars(error)["__notes__"] = [note]
             return

@@ -9,16 +9,19 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from poolkit import _os
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
-from poolkit._core.stats import PoolStats, WorkerInfo
-from poolkit._core.workforce import EVENT_NAMES
-from poolkit._workforce.build import build
+from poolkit._workforce import logs  # noqa: F401 -- see there
 from poolkit._workforce.settings import check_limits, check_settings
 from poolkit.face import Face
+
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
+if TYPE_CHECKING:
+    from typing import Any
+
+    from poolkit._core.stats import PoolStats, WorkerInfo
 
 _numbers = itertools.count(1)
 
@@ -87,6 +90,14 @@ class Pool(Face):
         self._kind = kind
         self.name = checks.text_or_none("name", name) or f"{kind}-{next(_numbers)}"
         self._initargs = initargs  # multiprocessing's locks end with the owner's objects, and workers come later too
+        if kind == "process" and _os.SUPPORTED:
+            # The hooks of forks, before anything is there that a forked child must not have; not for threads.
+            from poolkit._workforce import lifetime, templates  # noqa: F401, PLC0415
+
+            templates.prepare(settings)
+        # While the template process starts, all the rest is imported.
+        from poolkit._workforce.build import build  # noqa: PLC0415 -- see above
+
         self._supervisor = build(settings, limits, self.name)
 
     def _pool(self) -> Pool:
@@ -176,6 +187,8 @@ class Pool(Face):
 
 
 def _check_event(event: str) -> str:
+    from poolkit._core.workforce import EVENT_NAMES  # noqa: PLC0415 -- see above
+
     if event not in EVENT_NAMES:
         msg = f"there is no event {event!r}; there are {', '.join(EVENT_NAMES)}"
         raise ValueError(msg)

@@ -18,7 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from poolkit._workforce.templates import Template
 
 T = TypeVar("T")
 
@@ -128,7 +131,10 @@ def explain_hang() -> None:
 
 
 def descendants() -> list[int]:
-    """The children of this process, their children, and so on, zombies included; but for the resource tracker."""
+    """The children of this process, their children, and so on, zombies included.
+
+    But for the resource tracker, and the template processes that no pool has. Who is behind these is among them.
+    """
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:  # most often: no child, so nothing behind one
@@ -141,7 +147,8 @@ def descendants() -> list[int]:
     found = [os.getpid()]
     for one in found:  # grows while we go through it
         found += children.get(one, ())
-    return [pid for pid in found[1:] if pid != resource_tracker()[0]]
+    known = {resource_tracker()[0], *(template.pid for template in idle_templates())}
+    return [pid for pid in found[1:] if pid not in known]
 
 
 def resource_tracker() -> tuple[int | None, int | None]:
@@ -149,6 +156,12 @@ def resource_tracker() -> tuple[int | None, int | None]:
     module = sys.modules.get("multiprocessing.resource_tracker")
     tracker = getattr(module, "_resource_tracker", None)
     return getattr(tracker, "_pid", None), getattr(tracker, "_fd", None)
+
+
+def idle_templates() -> list[Template]:
+    """The template processes that no pool has; they wait for the next one, as long as this process lives."""
+    module = sys.modules.get("poolkit._workforce.templates")
+    return [] if module is None else module.idle()  # type: ignore[no-any-return]
 
 
 def parent_of(pid: int) -> int:

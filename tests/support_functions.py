@@ -138,6 +138,15 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def output_of(command: str) -> str:
+    """What a program writes that inherits all it can."""
+    import subprocess
+
+    return subprocess.run(
+        ["/bin/sh", "-c", command], close_fds=False, capture_output=True, text=True, check=True
+    ).stdout
+
+
 def segfault() -> NoReturn:
     ctypes.string_at(0)
     raise AssertionError

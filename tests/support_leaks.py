@@ -11,7 +11,17 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from support import PROC, STEP, WATCHDOG, descendants, describe_process, resource_tracker, state_of, wait_for_one_exit
+from support import (
+    PROC,
+    STEP,
+    WATCHDOG,
+    descendants,
+    describe_process,
+    idle_templates,
+    resource_tracker,
+    state_of,
+    wait_for_one_exit,
+)
 
 LEAK_GRACE = WATCHDOG / 3  # what is on its way out gets so long to leave
 _SHM = Path("/dev/shm")  # noqa: S108 -- looked at, never written to
@@ -83,9 +93,10 @@ def _reap_adopted(before: Snapshot) -> None:
 
 
 def _open_fds() -> Iterator[tuple[int, str]]:
+    roots = {fd for template in idle_templates() if (fd := template.fileno()) >= 0}
     for path in list(Path("/proc/self/fd").iterdir()) if PROC.is_dir() else []:
         with contextlib.suppress(OSError):  # the one that listed them is closed again
-            if int(path.name) != resource_tracker()[1]:
+            if int(path.name) not in {resource_tracker()[1], *roots}:
                 yield int(path.name), os.fspath(path.readlink())
 
 

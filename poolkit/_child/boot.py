@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 from poolkit import _os
 from poolkit._child import chunk  # noqa: F401 -- what `map` runs here
+from poolkit._child.authkey import set_authkey
 from poolkit._child.loop import Loop
 from poolkit._wire import codec, inherit, messages
 from poolkit._wire.board import Board
@@ -107,9 +108,7 @@ def _settle_in(settings: dict[str, Any]) -> None:
     os.environ.update(settings["env"])
     with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
         os.chdir(settings["cwd"])
-    from multiprocessing import process  # noqa: PLC0415 -- the template process has loaded it
-
-    process.current_process().authkey = settings["authkey"]
+    set_authkey(settings["authkey"])
     if "numpy.random" in sys.modules:  # preloaded: every fork would draw the same numbers
         sys.modules["numpy.random"].seed()
     import atexit  # noqa: PLC0415 -- handlers of the process this one was forked from are not ours to run

@@ -1,47 +1,57 @@
 """Nursery: the template process. It imports the worker half and `preload` once, then forks workers on request.
 
-Guarantees: single-threaded; it reaps every worker and reports how it ended; before it reaps one it kills what is left
-of the worker's process group, so that no program of a task outlives it, and while the dead leader is unreaped its
-number cannot mean anybody else. When the owner is gone, in whatever way, its control socket closes: the nursery kills
-every group and ends. When the nursery is killed, the kernel kills the workers (`_os.die_with_parent`).
+    root socket      the owner hands in the control socket of each pool that is to be served; its end is the owner's
+    control socket   one pool's orders and notices; its end is the pool's
+
+Guarantees: single-threaded; nothing that one pool does or leaves undone keeps another waiting; it reaps every worker
+and reports how it ended; before it reaps one it kills what is left of the worker's process group, so that no program of
+a task outlives it, and while the dead leader is unreaped its number cannot mean anybody else. When a pool lets go of
+it, the nursery kills that pool's groups, reaps its workers, and then closes its side of the control socket. When the
+owner is gone, in whatever way, it kills every group and ends. When the nursery is killed, the kernel kills the workers
+(`_os.die_with_parent`). What came for one pool no worker of another one has; nor does the nursery keep the owner's
+standard streams, which may be pipes whose end somebody waits for, beyond the pool that it got them for.
 It never imports or runs the user's `__main__`.
 Owner: its one thread.
 """
 
 from __future__ import annotations
 
+import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import contextlib
 import gc
 import importlib
 import os
 import select
 import signal
-import socket
 import sys
+import time
 import types
 from collections.abc import Callable
 
 from poolkit import _os
 from poolkit._child import boot
+from poolkit._child.session import MOST_FDS, Session
 from poolkit._wire import codec, messages
 
-MOST_FDS = 64  # descriptors with one order: the link's five and those of `initargs`
+REAP_GRACE = 3.0  # seconds killed workers of a pool get to end; then its owner waits no longer
 
 SPAWN_CODE = """\
 import sys, os, marshal
 with os.fdopen(int(sys.argv[1]), 'rb') as file:
     sys.path[:], fds, parent = marshal.load(file)
 from poolkit._child import boot
+from poolkit._child.session import MOST_FDS, Session
 boot.leave(boot.run_worker(fds, parent))
 """
 
 
-def main(control_fd: int, start_method: str, preload: list[str]) -> None:
+def main(root_fd: int, start_method: str, preload: list[str]) -> None:
     """Serve the owner until it is gone. Called in a process of its own; never returns."""
-    os.set_inheritable(control_fd, False)  # a program started by a preloaded module would hide the owner's end
-    nursery = Nursery(socket.socket(fileno=control_fd), start_method)
-    if nursery.prepare(preload):
-        nursery.serve()
+    os.set_inheritable(root_fd, False)  # a program started by a preloaded module would hide the owner's end
+    nursery = Nursery(_socket.socket(fileno=root_fd), start_method)
+    nursery.prepare(preload)
+    nursery.let_go_of_streams()
+    nursery.serve()
     os._exit(0)
 
 
@@ -49,18 +59,24 @@ class Nursery:
     """The template process."""
 
     def __init__(
-        self, control: socket.socket, start_method: str, initializer: Callable[[], object] | None = None
+        self, root: _socket.socket | None, start_method: str, initializer: Callable[[], object] | None = None
     ) -> None:
+        """Take the root socket; without one, serve the pools that are opened by hand, until the last is gone."""
         _os.fill_standard_streams()
-        self._control = control
+        self._root = root
         self._start_method = start_method
         self._initializer = initializer  # inherited, with start_method="fork"
-        self._workers: dict[int, int] = {}  # process id -> worker id
-        self._pids: dict[int, int] = {}  # worker id -> process id
+        self._failure: bytes | None = None  # why there will be no workers, packed
+        self._sessions: dict[int, Session] = {}  # descriptor of the control socket -> session
+        self._workers: dict[int, tuple[Session, int]] = {}  # process id -> whose worker, and its id
         self._wakeup_read, self._wakeup_write = os.pipe()
+        self._poller = select.poll()
+        self._poller.register(self._wakeup_read, select.POLLIN)
+        if root is not None:
+            self._poller.register(root, select.POLLIN)
 
-    def prepare(self, preload: list[str]) -> bool:
-        """Set up signals and import what the workers need; False when a module to preload cannot be imported."""
+    def prepare(self, preload: list[str]) -> None:
+        """Set up signals and import what the workers need; each pool is told if that fails."""
         boot.reset_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the owner decides what they mean
@@ -69,89 +85,163 @@ class Nursery:
             os.set_blocking(fd, False)
         signal.signal(signal.SIGCHLD, _no_op)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
-        import ctypes  # noqa: F401, PLC0415 -- every worker needs it at once, and it takes 4 ms: imported once, here
-        import multiprocessing.process  # noqa: F401, PLC0415 -- the same, for its key
 
         try:
             for name in preload:
                 importlib.import_module(name)
-        except BaseException as exc:  # noqa: BLE001 -- reported to the pool, whatever it is
-            payload = codec.pack_error(exc)
-            self._control.sendall(messages.NOTICE.pack(messages.PRELOAD_FAILED, 0, 0, 0, 0, len(payload)) + payload)
-            return False
+        except BaseException as exc:  # noqa: BLE001 -- reported to the pools, whatever it is
+            self._failure = codec.pack_error(exc)
+        for stream in (sys.stdout, sys.stderr):  # what is buffered here each worker would write
+            with contextlib.suppress(Exception):
+                stream.flush()
         gc.collect()
         gc.freeze()  # what is here lives for ever: no collection in a worker needs to touch, and so copy, its pages
-        return True
+
+    @staticmethod
+    def let_go_of_streams() -> None:
+        """Keep none of the owner's standard streams; each pool brings those that its workers are to have."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (1, 2):
+            os.dup2(null, fd)
+        os.close(null)
 
     def serve(self) -> None:
         """Carry out orders and report exits until the owner is gone."""
-        poller = select.poll()
-        poller.register(self._control, select.POLLIN)
-        poller.register(self._wakeup_read, select.POLLIN)
         try:
-            while True:
-                for fd, _ in poller.poll():
+            while self._root is not None or self._sessions:
+                for fd, events in self._poller.poll(self._patience()):
                     if fd == self._wakeup_read:
                         with contextlib.suppress(BlockingIOError):
                             os.read(self._wakeup_read, 4096)
                         self._reap()
-                    elif not self._order():
-                        return
-        except (BrokenPipeError, ConnectionResetError):
-            return
+                    elif self._root is not None and fd == self._root.fileno():
+                        if not self._admit(self._root):
+                            return
+                    elif fd in self._sessions:
+                        self._attend(self._sessions[fd], events)
+                self._give_up()
+        except BaseException:
+            for session in self._sessions.values():  # somebody is to see it
+                for fd, stream in session.streams.items():
+                    os.dup2(stream, fd)
+            raise
         finally:
             self._kill_all()
 
-    # ===== orders =====
+    def _patience(self) -> float | None:
+        """Milliseconds until the next pool must be let go of; None: there is none to be."""
+        due = [session.give_up_at for session in self._sessions.values() if session.give_up_at is not None]
+        return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
 
-    def _order(self) -> bool:
-        """Carry out one order; False when the owner is gone."""
-        data, fds, _, _ = socket.recv_fds(self._control, messages.ORDER.size, MOST_FDS)
+    # ===== pools =====
+
+    def _admit(self, root: _socket.socket) -> bool:
+        """Take in a pool; False when the owner is gone."""
+        try:
+            data, fds = _os.receive_fds(root, messages.ORDER.size, MOST_FDS)
+        except ConnectionResetError:
+            return False
         if not data:
             return False
-        while len(data) < messages.ORDER.size:
-            more = self._control.recv(messages.ORDER.size - len(data))
-            if not more:
-                return False
-            data += more
-        kind, group, _, number, worker_id = messages.ORDER.unpack(data)
-        if kind == messages.FORK:
-            self._fork(worker_id, fds)
-        else:
-            if worker_id in self._pids:  # else it has ended, and the owner will hear
-                pid = self._pids[worker_id]
-                if group:
-                    _os.kill_group(pid, number)
-                else:
-                    os.kill(pid, number)
-            self._notice(messages.SIGNALLED, worker_id, status=0)
+        _, flags, count, _, _ = messages.ORDER.unpack(data)
+        if len(fds) != count:
+            msg = "no descriptors are left to serve one more pool"
+            raise OSError(msg)
+        names = [fd for fd, flag in ((1, messages.HAS_OUTPUT), (2, messages.HAS_ERRORS)) if flags & flag]
+        self.open(_socket.socket(fileno=fds[0]), dict(zip(names, fds[1:], strict=True)))
         return True
 
-    def _fork(self, worker_id: int, fds: list[int]) -> None:
+    def open(self, control: _socket.socket, streams: dict[int, int] | None = None) -> None:
+        """Serve one more pool, whose workers get these standard streams."""
+        session = Session(control, streams or {})
+        self._sessions[control.fileno()] = session
+        self._poller.register(control, select.POLLIN)
+        if self._failure is None:
+            self._notice(session, messages.OPENED, 0, status=0)
+            return
+        header = messages.NOTICE.pack(messages.PRELOAD_FAILED, 0, 0, 0, 0, len(self._failure))
+        control.settimeout(REAP_GRACE)  # no worker is there to be kept waiting
+        with contextlib.suppress(OSError):
+            control.sendall(header + self._failure)
+        self._end(session)
+
+    def _attend(self, session: Session, events: int) -> None:
+        """A control socket has an order, room, or an end."""
+        if events & select.POLLOUT and session.send(b""):
+            self._poller.modify(session.control, select.POLLIN)
+        if events & ~select.POLLOUT and session.give_up_at is None:
+            if not session.receive():
+                self._end(session)
+            elif len(session.inbox) == messages.ORDER.size:
+                self._order(session)
+
+    def _end(self, session: Session) -> None:
+        """Nobody has this pool any more: kill its workers. Once they are reaped it is closed."""
+        self._poller.unregister(session.control)
+        for pid in session.pids.values():
+            _os.kill_group(pid, signal.SIGKILL)
+        session.give_up_at = time.monotonic() + REAP_GRACE
+        if not session.pids:
+            self._close(session)
+
+    def _give_up(self) -> None:
+        """Let go of pools whose killed workers do not end: the kernel keeps them. They are reaped when they do."""
+        now = time.monotonic()
+        for session in list(self._sessions.values()):
+            if session.give_up_at is not None and session.give_up_at <= now:
+                self._close(session)
+
+    def _close(self, session: Session) -> None:
+        if self._sessions.pop(session.control.fileno(), None) is not None:
+            session.close()
+
+    # ===== orders =====
+
+    def _order(self, session: Session) -> None:
+        """Carry out one order."""
+        kind, flags, _, number, worker_id = messages.ORDER.unpack(session.inbox)
+        fds, session.inbox, session.fds = session.fds, b"", []
+        if kind == messages.FORK:
+            self._fork(session, worker_id, fds)
+            return
+        pid = session.pids.get(worker_id)
+        if pid is not None:  # else it has ended, and the owner will hear
+            if flags & messages.GROUP:
+                _os.kill_group(pid, number)
+            else:
+                os.kill(pid, number)
+        self._notice(session, messages.SIGNALLED, worker_id, status=0)
+
+    def _fork(self, session: Session, worker_id: int, fds: list[int]) -> None:
         parent = os.getpid()
         try:
             pid = os.fork()
         except OSError as exc:
-            self._notice(messages.FORK_FAILED, worker_id, status=exc.errno or 0)
+            self._notice(session, messages.FORK_FAILED, worker_id, status=exc.errno or 0)
             pid = -1
         if pid == 0:
-            self._become_worker(fds, parent)
+            self._become_worker(session, fds, parent)
         for fd in fds:
             os.close(fd)
         if pid > 0:
             with contextlib.suppress(OSError):  # the worker does it too, whoever comes first
                 os.setpgid(pid, pid)
-            self._workers[pid] = worker_id
-            self._pids[worker_id] = pid
+            self._workers[pid] = session, worker_id
+            session.pids[worker_id] = pid
 
-    def _become_worker(self, fds: list[int], parent: int) -> None:
+    def _become_worker(self, session: Session, fds: list[int], parent: int) -> None:
         """The rest of a forked child's life."""
         code = 1
         try:
+            for fd, stream in session.streams.items():
+                os.dup2(stream, fd)
             signal.set_wakeup_fd(-1)
             os.close(self._wakeup_read)
             os.close(self._wakeup_write)
-            self._control.close()
+            if self._root is not None:
+                self._root.close()
+            for each in self._sessions.values():
+                each.close()
             if self._start_method == "spawn":
                 self._exec_worker(fds, parent)
             code = boot.run_worker(fds, parent, self._initializer)
@@ -192,17 +282,22 @@ class Nursery:
             if ended is None:
                 return
             pid = ended.si_pid
-            worker_id = self._workers.pop(pid, None)
-            if worker_id is not None:
-                del self._pids[worker_id]
+            found = self._workers.pop(pid, None)
+            if found is not None:
                 _os.kill_group(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)
-            if worker_id is not None:
-                peak = _os.peak_bytes(usage.ru_maxrss)
-                self._notice(messages.EXITED, worker_id, status=status, pid=pid, peak=peak)
+            if found is not None:
+                session, worker_id = found
+                del session.pids[worker_id]
+                if session.give_up_at is None:
+                    peak = _os.peak_bytes(usage.ru_maxrss)
+                    self._notice(session, messages.EXITED, worker_id, status=status, pid=pid, peak=peak)
+                elif not session.pids:
+                    self._close(session)
 
-    def _notice(self, kind: int, worker_id: int, *, status: int, pid: int = 0, peak: int = 0) -> None:
-        self._control.sendall(messages.NOTICE.pack(kind, status, worker_id, pid, peak, 0))
+    def _notice(self, session: Session, kind: int, worker_id: int, *, status: int, pid: int = 0, peak: int = 0) -> None:
+        if not session.send(messages.NOTICE.pack(kind, status, worker_id, pid, peak, 0)):
+            self._poller.modify(session.control, select.POLLIN | select.POLLOUT)
 
     def _kill_all(self) -> None:
         for pid in self._workers:

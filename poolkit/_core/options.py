@@ -6,9 +6,11 @@ infinity means no limit. Frozen after __init__, so every thread may read them.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
+
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
+if TYPE_CHECKING:
+    from typing import Any
 
 UNSET: Any = object()  # an option that was not given, where None means "no limit"
 
@@ -79,26 +81,52 @@ def text_or_none(name: str, value: object) -> str | None:
     return value
 
 
-@dataclasses.dataclass(frozen=True)
 class CallOptions:
-    """What holds for one call; views of a pool differ in these only. Times in seconds, None for no limit."""
+    """What holds for one call; views of a pool differ in these only. Times in seconds, None for no limit. Immutable.
 
-    timeout: float | None = None
-    queue_timeout: float | None = None
-    deadline: float | None = None
-    priority: int = 0
-    retries: int = 0
-    retry_on: tuple[type[BaseException], ...] = ()
-    block: bool = True
-    name: str | None = None
+    Not a dataclass: importing those takes 9 ms, and no template process is started before.
+    """
 
-    # Whether nothing is to be done for such a task as long as all workers are busy, but to keep it. Worked out once.
-    unhurried: bool = dataclasses.field(init=False, repr=False, compare=False)
+    NAMES = ("timeout", "queue_timeout", "deadline", "priority", "retries", "retry_on", "block", "name")
+    __slots__ = (*NAMES, "unhurried")
 
-    def __post_init__(self) -> None:
-        """Work out what follows from the rest."""
-        unhurried = self.priority <= 0 and self.queue_timeout is None and self.deadline is None
-        object.__setattr__(self, "unhurried", unhurried)
+    def __init__(  # noqa: PLR0913 -- all that can be asked for, by keyword
+        self,
+        *,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
+        retries: int = 0,
+        retry_on: tuple[type[BaseException], ...] = (),
+        block: bool = True,
+        name: str | None = None,
+    ) -> None:
+        """Take what was checked."""
+        self.timeout = timeout
+        self.queue_timeout = queue_timeout
+        self.deadline = deadline
+        self.priority = priority
+        self.retries = retries
+        self.retry_on = retry_on
+        self.block = block
+        self.name = name
+        # Whether nothing is to be done for such a task as long as all workers are busy, but to keep it.
+        self.unhurried = priority <= 0 and queue_timeout is None and deadline is None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Each option by its name."""
+        return {name: getattr(self, name) for name in self.NAMES}
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same."""
+        return isinstance(other, CallOptions) and self.as_dict() == other.as_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """Show all of them."""
+        return f"CallOptions({', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())})"
 
     def changed(self, **given: Any) -> CallOptions:
         """A checked copy with the options in `given` that are not UNSET."""
@@ -113,7 +141,7 @@ class CallOptions:
             "name": text_or_none,
         }
         changes = {name: checks[name](name, value) for name, value in given.items() if value is not UNSET}
-        return dataclasses.replace(self, **changes)
+        return CallOptions(**{**self.as_dict(), **changes})
 
 
 def _priority(name: str, value: object) -> int:
@@ -130,13 +158,32 @@ def _flag(name: str, value: object) -> bool:
     return value
 
 
-@dataclasses.dataclass(frozen=True)
 class PoolLimits:
-    """What the scheduler has to know of a pool. Times in seconds, sizes in bytes, None for no limit."""
+    """What the scheduler has to know of a pool. Times in seconds, sizes in bytes, None for no limit. Immutable."""
 
-    max_workers: int
-    max_queue: int | None = None
-    max_tasks_per_child: int | None = None
-    max_memory_per_child: int | None = None
-    min_workers: int = 0
-    idle_timeout: float | None = None
+    __slots__ = (
+        "idle_timeout",
+        "max_memory_per_child",
+        "max_queue",
+        "max_tasks_per_child",
+        "max_workers",
+        "min_workers",
+    )
+
+    def __init__(
+        self,
+        max_workers: int,
+        *,
+        max_queue: int | None = None,
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child: int | None = None,
+        min_workers: int = 0,
+        idle_timeout: float | None = None,
+    ) -> None:
+        """Take what was checked."""
+        self.max_workers = max_workers
+        self.max_queue = max_queue
+        self.max_tasks_per_child = max_tasks_per_child
+        self.max_memory_per_child = max_memory_per_child
+        self.min_workers = min_workers
+        self.idle_timeout = idle_timeout

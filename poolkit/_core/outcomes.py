@@ -12,8 +12,8 @@ import itertools
 import random
 
 from poolkit._core import policy
+from poolkit._core.counters import Counters
 from poolkit._core.queue import AnyTask, TaskQueue
-from poolkit._core.stats import Counters
 from poolkit._core.timers import Timers
 from poolkit._core.workforce import Finished, Glance, PoolEvent, TaskDone, TaskRetried
 from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout, WorkerCrashed

@@ -1,17 +1,8 @@
-"""Stats: counters and histograms of one pool, and the frozen snapshots that users get.
-
-Guarded by: the pool's one lock. Times in seconds, sizes in bytes.
-"""
+"""Stats: the frozen snapshots that users get of a pool's counts. Times in seconds, sizes in bytes."""
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import math
-
-_STEPS = 4  # buckets per doubling: a percentile is right to within a fifth
-_LEAST = 1e-6  # seconds; everything shorter falls into the first bucket
-_BOUNDS = tuple(_LEAST * 2 ** (step / _STEPS) for step in range(44 * _STEPS))  # up to half a year
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,76 +38,6 @@ class HistogramSnapshot:
             if seen >= wanted:
                 return min(bound, self.largest)
         return self.largest
-
-
-class Histogram:
-    """Counts of times in buckets that grow by the same factor. `add` only takes a time down, for `fold` to count."""
-
-    __slots__ = ("_buckets", "_count", "_largest", "_new", "_total", "add")
-
-    def __init__(self) -> None:
-        self._new: list[float] = []
-        self.add = self._new.append
-        self._buckets = [0] * (len(_BOUNDS) + 1)
-        self._count = 0
-        self._total = 0.0
-        self._largest = 0.0
-
-    def fold(self) -> None:
-        """Count what was added, in seconds; a negative time, or no number (a worker's own word), counts as 0.
-
-        Sorted, they are counted bucket by bucket, at a third of what it costs to find the bucket of each.
-        """
-        self._buckets, self._count, self._total, self._largest = self._folded()
-        self._new.clear()
-
-    def snapshot(self) -> HistogramSnapshot:
-        """What was added so far. Changes nothing."""
-        found, count, total, largest = self._folded()
-        counts = zip((*_BOUNDS, math.inf), found, strict=True)
-        buckets = tuple((bound, count) for bound, count in counts if count)
-        return HistogramSnapshot(count, total, largest, buckets)
-
-    def _folded(self) -> tuple[list[int], int, float, float]:
-        values = sorted(value if 0.0 <= value < math.inf else 0.0 for value in self._new)
-        buckets = self._buckets.copy()
-        start = 0
-        while start < len(values):
-            bucket = bisect.bisect_left(_BOUNDS, values[start])
-            end = len(values) if bucket == len(_BOUNDS) else bisect.bisect_right(values, _BOUNDS[bucket], start)
-            buckets[bucket] += end - start
-            start = end
-        total = self._total + sum(values)  # not fsum, to which two huge numbers are an error
-        return buckets, self._count + len(values), total, max([self._largest, *values[-1:]])
-
-
-class Counters:
-    """What happened to the tasks and workers of a pool."""
-
-    __slots__ = (
-        "abandoned",
-        "cancelled",
-        "crashed",
-        "failed",
-        "retried",
-        "run_time",
-        "submitted",
-        "succeeded",
-        "timed_out",
-        "wait_time",
-    )
-
-    def __init__(self) -> None:
-        self.submitted = 0
-        self.succeeded = 0
-        self.failed = 0
-        self.cancelled = 0
-        self.timed_out = 0
-        self.crashed = 0
-        self.retried = 0
-        self.abandoned = 0
-        self.wait_time = Histogram()
-        self.run_time = Histogram()
 
 
 @dataclasses.dataclass(frozen=True)

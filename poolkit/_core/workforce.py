@@ -5,12 +5,12 @@ Orders are carried out at once and must not block, log, or call user code: they 
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from poolkit._core.records import record
 from poolkit.outcome import Outcome
 from poolkit.task import Task
 
@@ -102,7 +102,7 @@ NAMES = 1024  # names of functions that are remembered of one worker
 STARTING, IDLE, BUSY, STOPPING, DOOMED = WorkerState  # see `poolkit/task.py`
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Sentence:
     """Why a worker is killed, and for which task: that one alone gets the outcome of it, or a retry in its place."""
 
@@ -162,7 +162,7 @@ class Worker:
 # ===== reports: what the workers have to say; the scheduler's events =====
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Ready:
     """A worker is up and initialised."""
 
@@ -170,13 +170,15 @@ class Ready:
     pid: int | None
 
 
-@dataclasses.dataclass
 class BootFailed:
     """The initializer, or a module to preload, raised. `text` describes it, once `describe` was called."""
 
-    worker_id: int
-    error: BaseException
-    text: str = ""
+    __slots__ = ("error", "text", "worker_id")
+
+    def __init__(self, worker_id: int, error: BaseException, text: str = "") -> None:
+        self.worker_id = worker_id
+        self.error = error
+        self.text = text
 
     def describe(self) -> None:
         """Put the error into words. Calls its `__str__`, so not under the pool's lock."""
@@ -186,7 +188,7 @@ class BootFailed:
             self.text = f"{type(self.error).__name__} (its str() raises too)"
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Begun:
     """A worker began a task; sent only where it was asked for."""
 
@@ -222,14 +224,14 @@ class Finished(Outcome):
         self.cancelled = False
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Drained:
     """A worker dropped all that was reclaimed from it, and is idle."""
 
     worker_id: int
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Died:
     """A worker is gone: it crashed, was killed, left, or (a thread that would not stop) was abandoned."""
 
@@ -249,7 +251,7 @@ Report = Ready | BootFailed | Begun | Finished | Drained | Died
 # ===== events: what users may listen to =====
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class WorkerStarted:
     """A worker is up and initialised."""
 
@@ -257,7 +259,7 @@ class WorkerStarted:
     pid: int | None
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class WorkerExited:
     """A worker is gone; `cause` is "crashed", "stopped", "recycled", "shrunk", "idle" or a sentence's reason."""
 
@@ -268,7 +270,7 @@ class WorkerExited:
     cause: str
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class TaskStarted:
     """A worker began the task."""
 
@@ -276,14 +278,14 @@ class TaskStarted:
     worker_id: int
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class TaskDone:
     """The task has its outcome."""
 
     task: AnyTask
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class TaskRetried:
     """The task failed with `error` and will run again after `delay` seconds."""
 

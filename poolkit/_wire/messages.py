@@ -11,9 +11,12 @@ Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     BEGUN        a task began; sent only where the call asked for it
     VALUE        a task's pickled value          ERROR    a task's pickled exception
     DRAINED      all that was reclaimed is dropped
-Owner to nursery, on the control socket    ORDER records, FORK with descriptors attached
+Owner to nursery, on its root socket       ORDER records
+    OPEN    a pool's control socket is attached, then the owner's standard output and error as the flags say
+Owner to nursery, on a control socket      ORDER records, FORK with descriptors attached
     FORK    start a worker                  SIGNAL   send a signal to a worker, or to its whole group
-Nursery to owner                           NOTICE records, then `nbytes` of payload
+Nursery to owner, on a control socket      NOTICE records, then `nbytes` of payload
+    OPENED          an OPEN was carried out, so nothing is being imported any more
     EXITED          a worker ended: its wait status and peak memory
     FORK_FAILED     no process could be had: the status holds the errno
     PRELOAD_FAILED  payload: the pickled exception of the import
@@ -28,16 +31,18 @@ from collections.abc import Iterator
 
 BOOT, CALLS, DROP, STOP = 1, 2, 3, 4
 READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED = 11, 12, 13, 14, 15, 16
-FORK, SIGNAL = 21, 22
-EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED = 31, 32, 33, 34
+FORK, SIGNAL, OPEN = 21, 22, 23
+EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED, OPENED = 31, 32, 33, 34, 35
 
 FRAME_TO_WORKER = struct.Struct("<BxxxIQ")  # kind, count, payload bytes
 FRAME_TO_OWNER = struct.Struct("<BxxxxxxxQddQQ")  # kind, task, started, ended, rss, payload bytes
 CALL = struct.Struct("<QHHIdQQ")  # task, attempt, flags, name bytes, timeout (0: none), fn bytes, body bytes
-ORDER = struct.Struct("<BBHIQ")  # kind, group, descriptors, signal, worker
+ORDER = struct.Struct("<BBHIQ")  # kind, flags, descriptors, signal, worker
 NOTICE = struct.Struct("<BxxxiQQQQ")  # kind, status, worker, pid, peak rss, payload bytes
 
 ANNOUNCE = 1  # flag of a call: say BEGUN
+GROUP = 1  # flag of a SIGNAL: to the whole group
+HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of an OPEN: which standard streams are open in the owner
 
 _MOST_ATTEMPTS = 0xFFFF
 

@@ -7,26 +7,16 @@ import threading
 from collections.abc import Callable, Sequence
 
 from poolkit import _os
-from poolkit._child.nursery import MOST_FDS
+from poolkit._child.session import MOST_FDS
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit
-from poolkit._workforce.nursery import NurserySettings
+from poolkit._workforce.launch import nursery_settings
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit.errors import SerializationError
 
 MOST_INHERITED = MOST_FDS - 8  # the rest is for the worker's own link
-
-# Thread counts of the numerical libraries, which read them when they are first imported.
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 
 
 def build(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
@@ -83,12 +73,7 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
                 os.close(fd)
             msg = f"initargs need {len(fds)} descriptors in each worker; {MOST_INHERITED} can be handed over"
             raise SerializationError(msg)
-    nursery = NurserySettings(
-        start_method=settings.start_method,
-        preload=settings.preload,
-        env=_environment(settings),
-        initializer=_initialize_later(settings) if forks else None,
-    )
+    nursery = nursery_settings(settings, _initialize_later(settings) if forks else None)
     lock = threading.RLock()
     workforce = ProcessWorkforce(
         lock,
@@ -98,13 +83,6 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
         measure_rss=limits.max_memory_per_child is not None,
     )
     return Supervisor(lock, workforce, limits, name=name)
-
-
-def _environment(settings: PoolSettings) -> dict[str, str]:
-    """The variables to set: those asked for, and a fair share of the CPUs for libraries that make threads."""
-    share = str(max(1, _os.usable_cpus() // settings.size))
-    fair = {name: share for name in _THREAD_VARIABLES if name not in os.environ}
-    return {**fair, **settings.env}
 
 
 def _refuse_threads() -> None:

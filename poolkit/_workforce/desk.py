@@ -21,7 +21,6 @@ Longer than most: entering, leaving and publishing are one protocol around one l
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import random
@@ -30,28 +29,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from poolkit import _os
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
-from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import (
     AnyTask,
     BootFailed,
     Finished,
     Report,
 )
-from poolkit._workforce import snapshots
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.listeners import Listener, Listeners
+from poolkit._workforce.logs import log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
-from poolkit.task import Callbacks
+from poolkit.task import Callbacks, Task
 
-log = logging.getLogger("poolkit")
+if TYPE_CHECKING:
+    from poolkit._core.stats import PoolStats, WorkerInfo
+
 
 HANDING_IN = "handing-in" not in _os.SWITCHED_OFF  # False: each task is accepted in a step of its own
 LEAVING = "leaving" not in _os.SWITCHED_OFF  # False: who reports waits for the lock
@@ -66,6 +66,7 @@ publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 class Desk:
     """Where threads hand things in to the scheduler of one pool; see the file's header. Thread-safe."""
 
+    new_task = Task
     threaded = True  # whether a thread waits for the workforce; a fake is driven by its caller
 
     def __init__(
@@ -366,11 +367,15 @@ class Desk:
 
     def stats(self) -> PoolStats:
         """A snapshot of the counts."""
+        from poolkit._workforce import snapshots  # noqa: PLC0415 -- most programs never look, and it takes 15 ms
+
         with self._lock:  # looks, and changes nothing: signals are not put off here
             return snapshots.pool_stats(self._scheduler, len(self._handed_in), self.workforce.link_bytes())
 
     def workers(self) -> list[WorkerInfo]:
         """A snapshot of the workers."""
+        from poolkit._workforce import snapshots  # noqa: PLC0415 -- see above
+
         with self._lock:
             found = snapshots.workers(self._scheduler, self.clock())
         return [snapshots.with_rss(info, self.workforce.resident_bytes(info.id)) for info in found]

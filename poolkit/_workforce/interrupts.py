@@ -27,14 +27,16 @@ import os
 import threading
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
 
 from poolkit.context import current_task
 
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
+    from typing import Any
+
     from poolkit.context import Shield
 
-Handler = Callable[[int, "FrameType | None"], Any]
+Handler = Callable[[int, "FrameType | None"], object]
 Handlers = tuple[tuple[int, Handler], ...]
 
 _NAMES = "INT TERM ALRM HUP USR1 USR2 QUIT VTALRM PROF CHLD IO WINCH"

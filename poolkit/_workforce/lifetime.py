@@ -1,7 +1,7 @@
 """Lifetime: what happens to every pool of this process when it forks, and when the interpreter ends.
 
-At exit the accepted work of each is finished; one Ctrl-C ends that, for all of them. A fork waits until every pool is
-between two steps, so that the child sees a whole state, and there each copy is closed.
+At exit the accepted work of each is finished, then the template processes end; one Ctrl-C ends that, for all of them.
+A fork waits until every pool is between two steps, so that the child sees a whole state, and there each copy is closed.
 Lock order: FORKING, each pool's lock, `_live_lock`.
 Guarded by: `_live_lock`: `_live`. By FORKING: `_held`.
 """
@@ -9,31 +9,35 @@ Guarded by: `_live_lock`: `_live`. By FORKING: `_held`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import weakref
-from typing import Any, Protocol, cast
 
-from poolkit._workforce.nursery import FORKING
+from poolkit._workforce import nursery, templates
+from poolkit._workforce.launch import FORKING
 
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
+if TYPE_CHECKING:
+    from typing import Any, Protocol
 
-class Lasting(Protocol):
-    """A pool, as far as its lifetime goes."""
+    class Lasting(Protocol):
+        """A pool, as far as its lifetime goes."""
 
-    def at_exit(self) -> None:
-        """Finish what was accepted. Blocks."""
+        def at_exit(self) -> None:
+            """Finish what was accepted. Blocks."""
 
-    def stop_now(self) -> None:
-        """Stop everything, without waiting."""
+        def stop_now(self) -> None:
+            """Stop everything, without waiting."""
 
-    def hold(self) -> None:
-        """Be between two steps until `let_go`."""
+        def hold(self) -> None:
+            """Be between two steps until `let_go`."""
 
-    def let_go(self) -> None:
-        """Go on, in the parent of a fork."""
+        def let_go(self) -> None:
+            """Go on, in the parent of a fork."""
 
-    def after_fork_in_child(self) -> None:
-        """Be a copy in a forked child."""
+        def after_fork_in_child(self) -> None:
+            """Be a copy in a forked child."""
 
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
@@ -68,6 +72,9 @@ def _finish_all() -> None:
             pool.stop_now()
         for pool in pools:
             pool.at_exit()
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):  # they end with us in any case
+            templates.end_all(nursery.END_GRACE)
 
 
 _held: list[Lasting] = []  # guarded by: FORKING
@@ -91,10 +98,12 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     # Made anew, not released: where only this hook is called (some servers do), nobody has taken them.
-    for lock in (_live_lock, FORKING):
-        cast("Any", lock)._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
+    locks: list[Any] = [_live_lock, FORKING]
+    for lock in locks:
+        lock._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
     for pool in _held or list(_live):
         pool.after_fork_in_child()
+    templates.after_fork_in_child()
     _held.clear()
     _live.clear()
 

@@ -5,14 +5,12 @@ Guarded by: the pool's one lock: `add`, `remove`, what goes into `untold`. Owner
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from poolkit._core.workforce import EVENT_NAMES, PoolEvent
-
-log = logging.getLogger("poolkit")
+from poolkit._workforce.logs import log
 
 Listener = Callable[[Any], object]
 

@@ -16,7 +16,8 @@ from poolkit import _os
 from poolkit._wire import messages
 from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
-from poolkit._workforce.nursery import NurserySettings
+from poolkit._workforce.launch import NurserySettings
+from poolkit._workforce.likeness import volatile_env
 
 
 class Member:
@@ -105,7 +106,7 @@ def boot_settings(settings: NurserySettings, *, initializer: bytes | None, measu
             "argv": list(sys.argv),
             "cwd": cwd,
             "authkey": bytes(process.current_process().authkey),
-            "env": dict(settings.env),
+            "env": {**settings.late_env, **volatile_env(), **settings.env},
             "measure_rss": measure_rss,
             "preload": list(settings.preload),
             "initializer": initializer,

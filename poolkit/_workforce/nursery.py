@@ -1,95 +1,73 @@
-"""Nursery, the owner's side: starts the template process, hands it orders, reads its notices.
+"""Nursery, the owner's side: what one pool has of a template process. Hands it orders, reads its notices.
 
 Owner: the supervisor thread, alone. Orders that do not fit the socket are kept and sent later; nothing here blocks
-but `start`, and `close`, which waits for the template process to end.
+but `start`, and `close`, which waits for the end of the pool's workers. Which template that is, and who else has it,
+is the business of `_workforce/templates.py`.
 
-The control socket must have no copies: the template ends when the owner's side of it closes, and the owner knows the
-template's end by the other side. A fork in another thread copies everything. So the pair is made under the pool's
+The control socket must have no copies: the pool's workers end when the owner's side of it closes, and the owner knows
+the template's end by the other side. A fork in another thread copies everything. So the pair is made under the pool's
 lock, which every fork takes, and is known to the pool from then on: a forked child closes its copies. And no fork
 happens while `start` runs (FORKING): a copy of Popen's own pipes would keep it waiting for as long as that child lives.
 """
 
 from __future__ import annotations
 
+import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import array
 import contextlib
 import errno
-import marshal
 import math
 import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Sequence
 
-from poolkit import _os
-from poolkit._child import nursery as template
 from poolkit._wire import messages
+from poolkit._workforce import templates
+from poolkit._workforce.launch import NO_SIGNAL, NurserySettings, socket_pair
+from poolkit._workforce.templates import ANSWER_GRACE, Template
 
-FORKING = threading.Lock()  # held by whoever forks this process, or starts another; taken before a pool's lock
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
-_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
-END_GRACE = 5.0  # seconds the template process gets to kill its workers and end
-ANSWER_GRACE = 2.0  # seconds it gets to carry out a signal; one that is stopped or hangs cannot stop a task
+END_GRACE = 5.0  # seconds the template process gets to kill a pool's workers
 SECOND_LOOK = 0.5  # seconds more, lest a pause of the whole machine is taken for its own
-
-_START_CODE = """\
-import sys, os, marshal
-fd, size, data = int(sys.argv[1]), int(sys.argv[2]), b''
-while len(data) < size:
-    data += os.read(fd, size - len(data)) or sys.exit(1)
-sys.path[:], start_method, preload = marshal.loads(data)
-from poolkit._child.nursery import main
-main(fd, start_method, preload)
-"""
-
-
-@dataclass(frozen=True)
-class NurserySettings:
-    """How the template process is made. `initializer` is inherited, and for start_method "fork" only."""
-
-    start_method: str
-    preload: tuple[str, ...]
-    env: Mapping[str, str]
-    initializer: Callable[[], object] | None = None
 
 
 class Nursery:
-    """A handle on one template process."""
+    """A pool's handle on its template process."""
 
     def __init__(self) -> None:
-        self.pid = -1
-        self._control, self._theirs = _socket_pair()
+        self._template: Template | None = None  # once it is started
+        self._control, self._theirs = socket_pair()
         self._control.setblocking(False)
         self._buffer = b""
         self._orders: deque[tuple[bytes, list[int]]] = deque()
         self.refused: list[tuple[int, OSError]] = []  # workers whose order could not be sent, and why
         self._unanswered: deque[float] = deque()  # when each signal was ordered that was not carried out yet
         self._hangs = False  # it did not answer in time
-        self._killed = False  # for that
+        self._without_preload = False  # it could not import what it was to preload, and serves nobody
 
     def start(self, settings: NurserySettings) -> None:
-        """Start the process. Blocks for that.
+        """Get a template process; start one where there is none that fits. Blocks for that.
 
         Raises:
             Exception: it could not be started; everything is closed.
         """
         try:
             if settings.start_method == "fork":
-                self.pid = _fork(self._theirs, self._control, settings)
+                self._template = templates.fork(self._theirs, self._control, settings)
             else:
-                self.pid = _execute(self._theirs, self._control, settings)
+                self._template = templates.join(self._theirs, settings)
         except BaseException:
             self._control.close()
             raise
         finally:
             self._theirs.close()
+        self._unanswered.append(time.monotonic() if self._template.prepared else math.inf)
+
+    @property
+    def pid(self) -> int:
+        """The template process; -1 before it is started."""
+        return -1 if self._template is None else self._template.pid
 
     def fileno(self) -> int:
         """The control socket's descriptor, to wait for notices."""
@@ -110,7 +88,7 @@ class Nursery:
         self.flush()
 
     def answer_due(self) -> float | None:
-        """When it must have carried out the oldest signal; None when nothing is due."""
+        """When it must have carried out what it was told first; None when nothing is due."""
         due = min(self._unanswered, default=math.inf) + ANSWER_GRACE
         return None if due == math.inf else due
 
@@ -125,8 +103,8 @@ class Nursery:
             self._unanswered = deque(max(asked, later) for asked in self._unanswered)
         else:
             self._unanswered.clear()
-            self._killed = True
-            self._kill()
+            if self._template is not None:
+                self._template.kill(hangs=True)
 
     def flush(self) -> bool:
         """Send what is pending, as far as it goes. True when nothing is left."""
@@ -149,14 +127,14 @@ class Nursery:
         return True
 
     def _send(self, data: bytes, fds: list[int]) -> int:
-        attached = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        return self._control.sendmsg([data], attached, _NO_SIGNAL)
+        attached = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        return self._control.sendmsg([data], attached, NO_SIGNAL)
 
     def receive(self) -> list[tuple[tuple[int, ...], bytes]]:
         """The notices that are here: (kind, status, worker, pid, peak rss, size) and payload.
 
         Raises:
-            EOFError: the template process is gone.
+            EOFError: the template process is gone, or does not serve this pool.
         """
         notices: list[tuple[tuple[int, ...], bytes]] = []
         try:
@@ -174,122 +152,59 @@ class Nursery:
             end = size + fields[-1]
             if len(self._buffer) < end:
                 break
-            if fields[0] != messages.SIGNALLED:
+            if fields[0] in {messages.SIGNALLED, messages.OPENED}:
+                self._answered(fields[0])
+            else:
+                self._without_preload = self._without_preload or fields[0] == messages.PRELOAD_FAILED
                 notices.append((fields, self._buffer[size:end]))
-            elif self._unanswered:
-                self._unanswered.popleft()
-                self._hangs = False
             self._buffer = self._buffer[end:]
         return notices
 
-    def close(self) -> str:
-        """Let go of it: it kills its workers and ends. Blocks until it has, and kills it after END_GRACE seconds.
+    def _answered(self, kind: int) -> None:
+        if self._unanswered:
+            self._unanswered.popleft()
+        self._hangs = False
+        if kind == messages.OPENED and self._template is not None:
+            self._template.prepared = True
 
-        Returns how it ended, in words.
-        """
-        for _, fds in self._orders:
-            for fd in fds:
-                os.close(fd)
-        self._orders.clear()
+    def close(self) -> None:
+        """Let go of it: it kills this pool's workers. Blocks until it has; it is killed after END_GRACE seconds."""
+        self._drop_orders()
         with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_WR)
+            self._control.shutdown(_socket.SHUT_WR)
         self._control.settimeout(END_GRACE)
         try:
             while self._control.recv(65536):
                 pass
         except OSError:  # a timeout too
-            self._kill()
+            if self._template is not None:
+                self._template.kill()
         self._control.close()
-        try:
-            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        except ChildProcessError:  # somebody else waited for it
-            return "ended"
-        if self._killed:
-            return f"did not answer for {ANSWER_GRACE:g} s and was killed"
-        return f"was killed by {_os.signal_name(-code)}" if code < 0 else f"exited with code {code}"
+        if self._template is not None:
+            templates.leave(self._template)
 
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)  # our own child and not reaped, so the number is still its own
+    def bury(self) -> str:
+        """Let go of it after an EOFError; returns what became of it, in words. Blocks until it has ended."""
+        self._drop_orders()
+        self._control.close()
+        how = "is gone"
+        if self._template is not None:
+            if self._without_preload:
+                how = "could not import what it was to preload"
+                templates.retire(self._template)
+            else:
+                how = self._template.wait()
+            templates.leave(self._template)
+        return how
+
+    def _drop_orders(self) -> None:
+        for _, fds in self._orders:
+            for fd in fds:
+                os.close(fd)
+        self._orders.clear()
 
     def close_in_forked_child(self) -> None:
         """Close the copies that a forked child of the owner has, so that both ends are the only ones."""
         for end in (self._control, self._theirs):
             with contextlib.suppress(OSError):
                 end.close()
-
-
-def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """A pair, with numbers above those of the standard streams: one of these may be closed in the owner."""
-    import fcntl  # noqa: PLC0415 -- not on Windows, where importing poolkit must work
-
-    pair = []
-    for end in socket.socketpair():
-        fd = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)
-        end.close()
-        pair.append(socket.socket(fileno=fd))
-    return pair[0], pair[1]
-
-
-def _directory() -> str | None:
-    """Where to start it: here, or at the root when this directory is gone, which CPython 3.13.0 cannot start in."""
-    try:
-        os.getcwd()  # noqa: PTH109 -- only to see whether it is there
-    except OSError:
-        return "/"
-    return None
-
-
-def _execute(theirs: socket.socket, ours: socket.socket, settings: NurserySettings) -> int:
-    if not sys.executable:
-        msg = "poolkit cannot start worker processes: sys.executable is empty, as in an embedded interpreter"
-        raise RuntimeError(msg)
-    paths = [path for path in cast("list[object]", sys.path) if isinstance(path, str)]
-    home = os.path.realpath(os.path.join(__file__, "..", "..", ".."))  # noqa: PTH118 -- importing pathlib takes 6 ms
-    if home not in paths:
-        paths.append(home)
-    preload = [] if settings.start_method == "spawn" else list(settings.preload)  # each worker has imports of its own
-    data = marshal.dumps((paths, settings.start_method, preload))
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-    fd = theirs.fileno()
-    with FORKING:
-        process = subprocess.Popen(
-            [sys.executable, *flags, "-c", _START_CODE, str(fd), str(len(data))],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[fd],
-            env={**os.environ, **settings.env},
-            cwd=_directory(),
-            start_new_session=True,  # a Ctrl-C on the terminal is the owner's alone
-        )
-    ours.setblocking(True)
-    with contextlib.suppress(OSError):  # it died at once: its end-of-file tells
-        ours.sendall(data)
-    ours.setblocking(False)
-    process.returncode = 0  # we wait for it ourselves; without this, Popen warns that it still runs
-    return process.pid
-
-
-def _fork(theirs: socket.socket, ours: socket.socket, settings: NurserySettings) -> int:
-    for stream in (sys.stdout, sys.stderr):  # what is buffered must not be written twice
-        with contextlib.suppress(Exception):
-            stream.flush()
-    theirs_fd = theirs.detach()  # what the pool knows of it, the hooks of this very fork close in the child
-    pid = os.fork()
-    if pid:
-        os.close(theirs_fd)
-        return pid
-    try:
-        theirs = socket.socket(fileno=theirs_fd)
-        ours.close()
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-        os.environ.update(settings.env)
-        process = template.Nursery(theirs, "fork", settings.initializer)
-        if process.prepare(list(settings.preload)):
-            process.serve()
-    except BaseException:  # noqa: BLE001 -- the owner's code must not go on in its copy
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(0)

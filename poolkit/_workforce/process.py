@@ -32,9 +32,10 @@ from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions:
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
 from poolkit._workforce import evidence
+from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.links import Links, drain
 from poolkit._workforce.member import Member, boot_settings
-from poolkit._workforce.nursery import Nursery, NurserySettings
+from poolkit._workforce.nursery import Nursery
 
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 STACK_GRACE = 0.05  # seconds a worker gets to write its stack before it is killed without
@@ -221,7 +222,7 @@ class ProcessWorkforce:
         return reports
 
     def close(self) -> None:
-        """End the nursery and with it every worker that is left, and close everything. Blocks for that."""
+        """Leave the nursery, which ends every worker that is left, and close everything. Blocks for that."""
         if self._nursery is not None:
             self._unregister(self._nursery.fileno())
             self._nursery.close()
@@ -387,12 +388,12 @@ class ProcessWorkforce:
             member.stack += evidence.read_available(member.evidence_fd)
 
     def _nursery_died(self, reports: Reports) -> None:
-        """Every worker dies with the nursery: the kernel kills them. What their tasks started, we kill here."""
+        """Every worker dies with the template: the kernel kills them. What their tasks started, we kill here."""
         nursery, self._nursery = self._nursery, None
         how = ""
         if nursery is not None:
             self._unregister(nursery.fileno())
-            how = nursery.close()
+            how = nursery.bury()
         for member in list(self._members.values()):
             if member.reader is None:  # not ordered yet: the order stands, for the next nursery
                 continue

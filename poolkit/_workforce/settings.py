@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from poolkit._core import options as checks
 from poolkit._core.options import PoolLimits
+
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
+if TYPE_CHECKING:
+    from typing import Any
 
 KINDS = ("process", "thread")
 START_METHODS = ("forkserver", "spawn", "fork")
 
 
-@dataclass(frozen=True)
 class PoolSettings:
-    """What a workforce is made from; checked."""
+    """What a workforce is made from; checked. Immutable."""
 
-    kind: str
-    size: int
-    initializer: Callable[..., object] | None
-    initargs: tuple[Any, ...]
-    start_method: str
-    preload: tuple[str, ...]
-    env: Mapping[str, str]
+    __slots__ = ("env", "initargs", "initializer", "kind", "preload", "size", "start_method")
+
+    def __init__(  # noqa: PLR0913 -- what the pool was given
+        self,
+        *,
+        kind: str,
+        size: int,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        start_method: str,
+        preload: tuple[str, ...],
+        env: Mapping[str, str],
+    ) -> None:
+        """Take what was checked."""
+        self.kind = kind
+        self.size = size
+        self.initializer = initializer
+        self.initargs = initargs
+        self.start_method = start_method
+        self.preload = preload
+        self.env = env
 
 
 def check_limits(

@@ -12,7 +12,6 @@ Longer than most, as it has one method for whatever a pool can be asked, beside 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import threading
@@ -25,6 +24,7 @@ from poolkit._core.workforce import (
 from poolkit._workforce import lifetime
 from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import Handlers, deciding, let_come, put_off
+from poolkit._workforce.logs import log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
@@ -32,8 +32,6 @@ from poolkit.task import SETTLED, WaitTimeout
 
 if TYPE_CHECKING:
     from poolkit.context import Shield
-
-log = logging.getLogger("poolkit")
 
 
 PASSES_BY = 0x1F  # one submit in 32 takes in what is on the links

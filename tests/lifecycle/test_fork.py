@@ -150,18 +150,18 @@ def test_a_fork_while_the_template_process_starts_holds_nothing_up() -> None:
     """A child that lives on has copies of whatever was open; the pool must not wait for it."""
     lines = forked(
         """
-import subprocess
 starting = threading.Event()
-real = subprocess.Popen._execute_child
+real = os.posix_spawn
 
-def slow(self, *args, **kwargs):
-    "Have the fork come as soon as Popen has its pipes."
+def slow(*args, **kwargs):
+    "Have the fork come as soon as the sockets are there."
     starting.set()
-    return real(self, *args, **kwargs)
+    return real(*args, **kwargs)
 
-subprocess.Popen._execute_child = slow
-pool = poolkit.Pool(1)
-task = pool.submit(abs, -1)
+os.posix_spawn = slow
+made = []
+thread = threading.Thread(target=lambda: made.append(poolkit.Pool(1)))
+thread.start()
 starting.wait()
 block_in, block_out = os.pipe()
 child = os.fork()
@@ -169,7 +169,9 @@ if child == 0:
     os.close(block_out)
     os.read(block_in, 1)
     os._exit(0)
-print(task.result())
+thread.join()
+(pool,) = made
+print(pool.submit(abs, -1).result())
 pool.shutdown()
 os.write(block_out, b"x")
 os.waitpid(child, 0)

@@ -145,32 +145,30 @@ signal.pause()
         )
 
 
-def test_a_fork_while_the_template_is_started_does_not_hold_it_up() -> None:
-    """The child would have a copy of the pipe by which the start is awaited, for as long as it lives."""
+def test_a_fork_while_the_template_is_started_keeps_nothing_of_it_alive() -> None:
+    """The child would have a copy of the root socket, by whose end the template knows the owner's."""
     with running(
         """
 import os, signal, sys, threading
 import poolkit
 
-piped, forked = threading.Event(), threading.Event()
-make_pipe = os.pipe
+starting, forked = threading.Event(), threading.Event()
+spawn = os.posix_spawn
 
-def make_pipe_and_be_overtaken():
-    ends = make_pipe()
-    if sys._getframe(1).f_code.co_name == "_execute_child":
-        piped.set()
-        forked.wait(0.3)  # a fork that waits for its turn comes later
-    return ends
+def be_overtaken_and_spawn(*args, **kwargs):
+    starting.set()
+    forked.wait(0.3)  # a fork that waits for its turn comes later
+    return spawn(*args, **kwargs)
 
 def fork():
-    piped.wait()
+    starting.wait()
     child = os.fork()
     if child == 0:
         signal.pause()
     forked.set()
     os.write(1, b"child %d\\n" % child)
 
-os.pipe = make_pipe_and_be_overtaken
+os.posix_spawn = be_overtaken_and_spawn
 threading.Thread(target=fork).start()
 pool = poolkit.Pool(1)
 os.write(1, b"%d\\n" % pool.submit(lambda: 7).result())
@@ -180,6 +178,5 @@ signal.pause()
         lines = owner.read_lines(2)
         assert "7" in lines
         child = next(int(line.split()[1]) for line in lines if line.startswith("child"))
-        os.kill(child, signal.SIGKILL)
         owner.kill()
-        owner.wait_until_gone()
+        owner.wait_until_gone(child)

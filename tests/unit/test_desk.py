@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from poolkit import Pool, PoolkitError
+from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.member import Member
-from poolkit._workforce.nursery import NurserySettings
 from poolkit._workforce.process import ProcessWorkforce
 from poolkit._workforce.supervisor import Supervisor
 
@@ -29,7 +29,7 @@ def test_an_order_that_is_given_while_others_are_carried_out_is_not_left_lying(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever clears the wake-up must look at the orders after that."""
-    settings = NurserySettings(start_method="forkserver", preload=(), env={})
+    settings = NurserySettings(start_method="forkserver", preload=(), env={}, late_env={})
     workforce = ProcessWorkforce(threading.RLock(), settings, initializer=None, measure_rss=False)
     carried_out: list[Member] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ import pytest
 
 from poolkit import _os
 from poolkit._child import nursery as template
+from poolkit._child.session import MOST_FDS, Session
 from poolkit._wire import messages
 from poolkit._wire.messages import NOTICE, ORDER
+from poolkit._workforce import templates
 from poolkit._workforce.nursery import Nursery
+from support import WATCHDOG
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def orders(owner: Nursery) -> tuple[list[tuple[int, ...]], list[int]]:
     peer(owner).setblocking(False)
     while True:
         try:
-            data, fds, _, _ = socket.recv_fds(peer(owner), ORDER.size, template.MOST_FDS)
+            data, fds, _, _ = socket.recv_fds(peer(owner), ORDER.size, MOST_FDS)
         except BlockingIOError:
             return found, descriptors
         found.append(ORDER.unpack(data))
@@ -78,6 +82,7 @@ def test_a_signal_that_is_not_carried_out_is_overdue(owner: Nursery, monkeypatch
     monkeypatch.setattr("poolkit._workforce.nursery.ANSWER_GRACE", 0.0)
     monkeypatch.setattr("poolkit._workforce.nursery.SECOND_LOOK", 0.0)
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
+    owner._template = templates.Template(12345, None)
     assert owner.answer_due() is None
     owner.signal(3, signal.SIGKILL, group=True)
     owner.signal(4, signal.SIGKILL, group=True)
@@ -91,7 +96,7 @@ def test_a_signal_that_is_not_carried_out_is_overdue(owner: Nursery, monkeypatch
     owner.kill_if_it_hangs()
     assert killed == [], "all of the machine may have stood still"
     owner.kill_if_it_hangs()
-    assert killed == [(owner.pid, signal.SIGKILL)]
+    assert killed == [(12345, signal.SIGKILL)]
 
 
 def test_a_template_that_may_still_be_importing_is_not_hurried(owner: Nursery) -> None:
@@ -160,62 +165,132 @@ def test_a_forked_child_closes_both_ends(owner: Nursery) -> None:
 # ===== the template's side =====
 
 
+class Served:
+    """A template that is served by hand, and the owner's ends of its sockets."""
+
+    def __init__(self) -> None:
+        self.root, theirs = socket.socketpair()
+        self.nursery = template.Nursery(theirs, "forkserver")
+        self._ends = [self.root, theirs]
+
+    def open(self) -> tuple[Session, socket.socket]:
+        """One more pool."""
+        ours, theirs = socket.socketpair()
+        self.nursery.open(theirs)
+        self._ends += [ours, theirs]
+        assert notice(ours)[0] == messages.OPENED
+        return self.nursery._sessions[theirs.fileno()], ours
+
+    def attend(self, session: Session) -> bool:
+        """Look at a pool's socket once; whether the pool is served on."""
+        self.nursery._attend(session, select.POLLIN)
+        return session.give_up_at is None
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
+        for fd in (self.nursery._wakeup_read, self.nursery._wakeup_write):
+            os.close(fd)
+
+
 @pytest.fixture
-def served() -> Iterator[tuple[template.Nursery, socket.socket]]:
-    """A template that is served by hand, and the owner's end of its control socket."""
+def served() -> Iterator[Served]:
+    """A template that is served by hand."""
+    served = Served()
+    yield served
+    served.close()
+
+
+def notice(ours: socket.socket) -> tuple[int, ...]:
+    ours.settimeout(WATCHDOG)
+    return NOTICE.unpack(ours.recv(NOTICE.size))
+
+
+def test_the_owners_end_ends_the_template(served: Served) -> None:
+    served.root.close()
+    served.nursery.serve()
+
+
+def test_a_pools_end_ends_that_pool_alone(served: Served) -> None:
+    (one, ours), (other, _) = served.open(), served.open()
+    ours.close()
+    assert not served.attend(one)
+    assert served.attend(other)
+    assert list(served.nursery._sessions.values()) == [other]
+
+
+def test_a_template_without_a_root_ends_with_its_only_pool() -> None:
     ours, theirs = socket.socketpair()
-    nursery = template.Nursery(theirs, "forkserver")
-    yield nursery, ours
-    for end in (ours, theirs):
-        end.close()
+    nursery = template.Nursery(None, "fork")
+    nursery.open(theirs)
+    assert notice(ours)[0] == messages.OPENED
+    ours.shutdown(socket.SHUT_WR)
+    nursery.serve()
+    assert ours.recv(1) == b""
+    ours.close()
     for fd in (nursery._wakeup_read, nursery._wakeup_write):
         os.close(fd)
 
 
-def notice(ours: socket.socket) -> tuple[int, ...]:
-    data = ours.recv(NOTICE.size)
-    return NOTICE.unpack(data)  # type: ignore[no-any-return]
-
-
-def test_the_owners_end_ends_the_template(served: tuple[template.Nursery, socket.socket]) -> None:
-    nursery, ours = served
-    ours.close()
-    assert not nursery._order()
-
-
-def test_half_an_order_is_waited_for_and_dropped_with_its_owner(served: tuple[template.Nursery, socket.socket]) -> None:
-    nursery, ours = served
+def test_half_an_order_is_waited_for_and_dropped_with_its_pool(served: Served) -> None:
+    session, ours = served.open()
     order = ORDER.pack(messages.SIGNAL, 0, 0, signal.SIGKILL, 99)
     ours.sendall(order[:5])
+    assert served.attend(session)
     ours.sendall(order[5:])
-    assert nursery._order()
-    assert NOTICE.unpack(ours.recv(100))[:3] == (messages.SIGNALLED, 0, 99)
+    assert served.attend(session)
+    assert notice(ours)[:3] == (messages.SIGNALLED, 0, 99)
     ours.sendall(order[:5])
+    assert served.attend(session)
     ours.close()
-    assert not nursery._order()
+    assert not served.attend(session)
 
 
-def test_a_signal_reaches_the_worker_that_is_meant(
-    served: tuple[template.Nursery, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And nobody, when it has ended: its number may be somebody else's by now."""
-    nursery, ours = served
+def test_descriptors_that_came_with_half_an_order_are_closed_with_its_pool(served: Served) -> None:
+    session, ours = served.open()
+    read, write = os.pipe()
+    socket.send_fds(ours, [ORDER.pack(messages.FORK, 0, 1, 0, 8)[:5]], [write])
+    os.close(write)
+    assert served.attend(session)
+    ours.close()
+    assert not served.attend(session)
+    assert os.read(read, 1) == b""
+    os.close(read)
+
+
+def test_a_pool_that_reads_nothing_keeps_nobody_waiting(served: Served) -> None:
+    """What it is to be told is kept, and told in order when it reads again."""
+    session, ours = served.open()
+    count = 0
+    while not session.unsent or count % 10:
+        ours.sendall(ORDER.pack(messages.SIGNAL, 0, 0, signal.SIGKILL, count))
+        assert served.attend(session)
+        count += 1
+    found: list[int] = []
+    while len(found) < count:
+        found.append(notice(ours)[2])
+        served.nursery._attend(session, select.POLLOUT)
+    assert found == list(range(count))
+    assert not session.unsent
+
+
+def test_a_signal_reaches_the_worker_that_is_meant(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody, when it has ended: its number may be somebody else's by now; nor one of another pool."""
+    (session, ours), (other, _) = served.open(), served.open()
     sent = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(("one", pid, number)))
     monkeypatch.setattr(_os, "kill_group", lambda pid, number: sent.append(("group", pid, number)))
-    nursery._pids[5] = 12345
-    nursery._workers[12345] = 5
+    session.pids[5] = 12345
+    other.pids.update({5: 23456, 6: 34567})
     for worker, group in ((5, 0), (5, 1), (6, 0), (6, 1)):
         ours.sendall(ORDER.pack(messages.SIGNAL, group, 0, signal.SIGKILL, worker))
-        assert nursery._order()
+        assert served.attend(session)
     assert sent == [("one", 12345, signal.SIGKILL), ("group", 12345, signal.SIGKILL)]
 
 
-def test_a_process_that_cannot_be_had_is_told(
-    served: tuple[template.Nursery, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_cannot_be_had_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the descriptors that came for it are closed."""
-    nursery, ours = served
+    session, ours = served.open()
 
     def no_fork() -> int:
         raise OSError(errno.EAGAIN, "no more processes")
@@ -224,8 +299,39 @@ def test_a_process_that_cannot_be_had_is_told(
     read, write = os.pipe()
     socket.send_fds(ours, [ORDER.pack(messages.FORK, 0, 1, 0, 8)], [write])
     os.close(write)
-    assert nursery._order()
+    assert served.attend(session)
     assert notice(ours) == (messages.FORK_FAILED, errno.EAGAIN, 8, 0, 0, 0)
     assert os.read(read, 1) == b""
     os.close(read)
-    assert nursery._workers == {}
+    assert session.pids == {}
+
+
+def test_workers_that_do_not_end_keep_the_owner_waiting_no_longer_than_that(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template, "REAP_GRACE", 0.0)
+    monkeypatch.setattr(_os, "kill_group", lambda _pid, _number: None)
+    session, ours = served.open()
+    session.pids[5] = 12345
+    ours.shutdown(socket.SHUT_WR)
+    assert not served.attend(session)
+    assert served.nursery._patience() is not None
+    served.nursery._give_up()
+    assert ours.recv(1) == b""
+    assert served.nursery._patience() is None
+
+
+def test_each_pool_is_told_why_a_template_serves_nobody() -> None:
+    root, theirs = socket.socketpair()
+    nursery = template.Nursery(theirs, "forkserver")
+    nursery._failure = b"why"
+    for _ in range(2):
+        ours, control = socket.socketpair()
+        nursery.open(control)
+        assert ours.recv(100) == NOTICE.pack(messages.PRELOAD_FAILED, 0, 0, 0, 0, 3) + b"why"
+        assert ours.recv(100) == b""
+        ours.close()
+    for end in (root, theirs):
+        end.close()
+    for fd in (nursery._wakeup_read, nursery._wakeup_write):
+        os.close(fd)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from poolkit._core.stats import Histogram
+from poolkit._core.counters import Histogram
 
 
 def test_an_empty_histogram_is_all_zeros() -> None:

@@ -1,0 +1,56 @@
+"""Broken: the errors that are also errors of `concurrent.futures`. They belong to `poolkit.errors`, which says why."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+from poolkit.errors import PoolkitError
+
+
+class WorkerCrashed(PoolkitError, concurrent.futures.BrokenExecutor):
+    """The worker died while it ran this task; no other task was touched.
+
+    Attributes:
+        exitcode: the exit code, or None when a signal ended the worker.
+        signal: the signal's name, for example "SIGSEGV", or None.
+        pid: process id of the dead worker.
+        worker_id: the worker's id in its pool.
+        stack: the Python stack at a fatal signal, innermost frame first; "" when there was none.
+        peak_rss: the most resident memory the worker ever used, in bytes, or None when not known.
+        hint: what most likely happened, in words.
+    """
+
+    __module__ = "poolkit.errors"  # where it is to be found, also by pickle
+
+    def __init__(  # noqa: PLR0913 -- the facts of a crash, all by keyword
+        self,
+        message: str = "",
+        *,
+        exitcode: int | None = None,
+        signal: str | None = None,
+        pid: int | None = None,
+        worker_id: int | None = None,
+        stack: str = "",
+        peak_rss: int | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.exitcode = exitcode
+        self.signal = signal
+        self.pid = pid
+        self.worker_id = worker_id
+        self.stack = stack
+        self.peak_rss = peak_rss
+        self.hint = hint
+
+
+class InitializerFailed(PoolkitError, concurrent.futures.BrokenExecutor):
+    """The pool's initializer raised in a worker; `__cause__` is what it raised. The pool has stopped."""
+
+    __module__ = "poolkit.errors"  # where it is to be found, also by pickle
+
+
+class TaskCancelled(PoolkitError, concurrent.futures.CancelledError):
+    """The task was cancelled and delivers no result."""
+
+    __module__ = "poolkit.errors"  # where it is to be found, also by pickle

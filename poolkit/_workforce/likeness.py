@@ -1,0 +1,107 @@
+"""Likeness: when two template processes would be the same, so that one will do.
+
+They are when all that a program inherits when it is started, or is told then, is the same. What is not, and nothing
+reads that early, each worker is told by itself.
+Keeps no state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from poolkit._workforce import launch
+from poolkit._workforce.launch import NurserySettings
+
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
+if TYPE_CHECKING:
+    from typing import Any
+
+# What changes all the time and nothing reads at its start: each worker is told by itself.
+_VOLATILE = ("PYTEST_CURRENT_TEST",)
+
+
+class Key(tuple[object, ...]):
+    """What a template process is made from. Two pools with the same may share one."""
+
+    __slots__ = ()
+
+
+def look_around(settings: NurserySettings) -> tuple[Key, launch.Start]:
+    """What a template process would be made from now.
+
+    Raises:
+        RuntimeError: there is no interpreter to be started.
+    """
+    env = {**os.environ, **settings.env}
+    for name in _VOLATILE:
+        env.pop(name, None)
+    start = launch.Start(settings, env)
+    streams = map(_stream_kind, (1, 2))
+    return Key((*start.key(), frozenset(env.items()), _directory(), _surroundings(), *streams)), start
+
+
+def volatile_env() -> dict[str, str]:
+    """What each worker is told by itself of the owner's environment."""
+    return {name: os.environ[name] for name in _VOLATILE if name in os.environ}
+
+
+def _directory() -> tuple[Any, ...]:
+    """This directory; another one of the same name is not the same."""
+    try:
+        found = os.stat(".")  # noqa: PTH116 -- importing pathlib takes 6 ms
+        return (os.getcwd(), found.st_dev, found.st_ino)  # noqa: PTH109
+    except OSError:
+        return ()
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _stream_kind(fd: int) -> tuple[bool, bool]:
+    """What an interpreter makes of a standard stream when it starts: whether to have it, and how to buffer it."""
+    return is_open(fd), os.isatty(fd)
+
+
+def _surroundings() -> tuple[object, ...]:
+    """What a program that this thread starts inherits of it, beside environment, directory and descriptors.
+
+    Who it is and what it may, limits, CPUs, ignored signals, control groups, namespaces. Two of these are equal when
+    one program cannot be told from the other by them. Elsewhere than on Linux the file mode mask is missed.
+    """
+    found: list[object] = [os.getuid(), os.geteuid(), os.getgid(), os.getegid(), tuple(os.getgroups())]
+    with contextlib.suppress(OSError, AttributeError):  # not on macOS
+        found.append(frozenset(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError):
+        found += [os.getpriority(os.PRIO_PROCESS, 0), _identity("/")]
+    try:
+        with open("/proc/thread-self/status", "rb") as file:  # noqa: PTH123 -- importing pathlib takes 6 ms
+            for line in file:
+                if line.startswith(b"SigIgn:"):
+                    found.append(int(line[7:], 16) & ~_OF_THREADS)
+                elif line.startswith(_INHERITED):
+                    found.append(line)
+        for name in ("limits", "cgroup", "oom_score_adj"):
+            with open(f"/proc/thread-self/{name}", "rb") as file:  # noqa: PTH123
+                found.append(file.read())
+        found += [_identity(f"/proc/thread-self/ns/{name}") for name in sorted(os.listdir("/proc/thread-self/ns"))]  # noqa: PTH208
+    except OSError:
+        import resource  # noqa: PLC0415 -- the fallback
+
+        names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
+        found += [resource.getrlimit(getattr(resource, name)) for name in names]
+    return tuple(found)
+
+
+_OF_THREADS = 0b11 << 31  # the C library's own signals, 32 and 33: it takes them when the first thread starts
+_INHERITED = (b"Umask", b"Uid", b"Gid", b"Groups", b"Cap", b"NoNewPrivs", b"Seccomp:", b"Mems_allowed_list")
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)  # noqa: PTH116 -- importing pathlib takes 6 ms
+    return found.st_dev, found.st_ino

@@ -1,0 +1,314 @@
+"""Templates: the template processes of this process. All pools that want the same one share it.
+
+    prepare  a pool was made: one that fits is started, lest its first worker waits for that
+    join     a pool's control socket goes to the one that fits, over that one's root socket; else to a new one
+    leave    the pool is done with it; the template stays for later pools, until this process ends
+
+What fits is told by `likeness.py`: all that a program inherits when it is started, or is told then. A template that is
+dead, stopped, or could not import what it was to preload is replaced when the next pool wants it, and ends with the
+last pool that has it. Of those that no pool has, the MOST_IDLE that were left last stay. One that is forked from this
+process has its memory and initializer, so it is of one pool alone, and no part of the registry.
+
+The root socket must have no copies, as its end is what ends a template: it is made while FORKING is held, which every
+fork takes, and is in the registry before that is let go of. A forked child closes its copies and begins with an empty
+registry: the templates of its parent are none of its business.
+Guarded by: FORKING: `_templates`, `_owner`; of each template `users`, `retired` and the root. Several supervisor
+threads ask at once: the first one starts what the others then find. By a template's `_lock`: whether it was killed or
+waited for, as only until then its number is its own. Lock order: FORKING, a template's `_lock`.
+"""
+
+from __future__ import annotations
+
+import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
+import array
+import contextlib
+import os
+import signal
+import threading
+
+from poolkit import _os
+from poolkit._wire import messages
+from poolkit._workforce import launch
+from poolkit._workforce.interrupts import deciding, let_come, put_off
+from poolkit._workforce.launch import FORKING, NO_SIGNAL, NurserySettings
+from poolkit._workforce.likeness import Key, is_open, look_around
+
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
+if TYPE_CHECKING:
+    from poolkit._workforce.settings import PoolSettings
+
+MOST_IDLE = 2  # templates that no pool has: two kinds of pools may take turns
+ANSWER_GRACE = 2.0  # seconds one gets to carry out a signal; one that is stopped or hangs cannot stop a task
+
+
+class Template:
+    """One template process. `users`, `retired`: guarded by FORKING."""
+
+    def __init__(self, pid: int, root: _socket.socket | None) -> None:
+        """Take a process that was just started; without a root it has one pool, and no other gets it."""
+        self.pid = pid
+        self.users = 0  # pools that have it
+        self.private = root is None  # frozen
+        self.retired = False  # no other pool gets it
+        self.prepared = False  # it has answered, so it imports nothing any more; set by any pool, and never taken back
+        self._root = root
+        self._lock = threading.Lock()
+        self._ending = ""  # how it ended, in words, once it was waited for
+        self._killed = False  # by us
+        self._hung = False  # for that
+
+    def fileno(self) -> int:
+        """The root socket's descriptor; -1 when there is none."""
+        return -1 if self._root is None else self._root.fileno()
+
+    def open(self, control: _socket.socket) -> bool:
+        """Hand it a pool's control socket, with the present standard streams. FORKING is held.
+
+        False when it is gone, or so far behind that it takes nothing more.
+
+        Raises:
+            OSError: no more descriptors may be under way.
+        """
+        assert self._root is not None  # noqa: S101 -- only those of the registry are asked
+        fds, flags = [control.fileno()], 0
+        for fd, flag in ((1, messages.HAS_OUTPUT), (2, messages.HAS_ERRORS)):
+            if is_open(fd):
+                fds.append(fd)
+                flags |= flag
+        order = messages.ORDER.pack(messages.OPEN, flags, len(fds), 0, 0)
+        try:
+            self._root.sendmsg([order], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))], NO_SIGNAL)
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def is_fit(self) -> bool:
+        """Whether it runs: neither dead nor stopped."""
+        with self._lock:
+            if self._ending or self._killed:
+                return False
+            try:
+                change = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:  # somebody else waited for it
+                return False
+        return change is None
+
+    def kill(self, *, hangs: bool = False) -> None:
+        """Kill it; its workers die with it. Call `wait` afterwards."""
+        with self._lock:
+            if not self._ending:  # our own child and not reaped, so the number is still its own
+                self._killed = True
+                self._hung = self._hung or hangs
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> str:
+        """Wait for the end of one that ends already; how it ended, in words. Whoever comes first reaps it."""
+        with self._lock:
+            if not self._ending:
+                self._ending = self._reap()
+            return self._ending
+
+    def _reap(self) -> str:
+        try:
+            code: int | None = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:  # somebody else waited for it
+            code = None
+        if self._hung:
+            return f"did not answer for {ANSWER_GRACE:g} s and was killed"
+        if code is None:
+            return "ended"
+        return f"was killed by {_os.signal_name(-code)}" if code < 0 else f"exited with code {code}"
+
+    def end(self) -> None:
+        """End one that has no pool, so nothing to lose. Blocks until it has ended."""
+        self.close_root()
+        self.kill()
+        self.wait()
+
+    def end_with_workers(self, seconds: float) -> None:
+        """End one that may have workers: it kills them first, and is killed itself if that takes too long."""
+        if self._root is not None:
+            with contextlib.suppress(OSError):
+                self._root.shutdown(_socket.SHUT_WR)
+                self._root.settimeout(seconds)
+                self._root.recv(1)  # nothing ever comes but the end
+        self.end()
+
+    def close_root(self) -> None:
+        """Close our end; a forked child closes its copy."""
+        if self._root is not None:
+            with contextlib.suppress(OSError):
+                self._root.close()
+
+
+_templates: dict[Key, Template] = {}  # those that were left last stand last
+_owner = os.getpid()
+
+
+def join(control: _socket.socket, settings: NurserySettings) -> Template:
+    """Have a template process serve a pool on this socket. Blocks while one is started.
+
+    Raises:
+        Exception: none could be started.
+    """
+    key, start = look_around(settings)
+    with FORKING:
+        _forget_parents()
+        template = _templates.get(key)
+        if template is not None and template.is_fit() and template.open(control):
+            template.users += 1
+            return template
+        over = _retire(key)
+        template = _templates[key] = _start(start)
+        try:
+            if template.open(control):
+                template.users += 1
+        except BaseException:
+            over += _retire(key)
+            raise
+        finally:
+            for one in over:
+                one.end()
+        if not template.users:  # it died at once
+            _take_out(template)
+            template.close_root()
+            msg = f"the template process that forks the workers {template.wait()}"
+            raise RuntimeError(msg)
+    return template
+
+
+@deciding
+def prepare(settings: PoolSettings) -> None:
+    """Start the template process that a pool will want, so that it is up when the pool is.
+
+    Where that cannot be done now it is left to `join`, which tells what is wrong.
+    """
+    if settings.start_method == "fork":
+        return
+    before = put_off()  # a handler that forks would wait for FORKING for ever
+    try:
+        with contextlib.suppress(OSError, RuntimeError):
+            key, start = look_around(launch.nursery_settings(settings))
+            _prepare(key, start)
+    finally:
+        let_come(before)
+
+
+def _prepare(key: Key, start: launch.Start) -> None:
+    if not FORKING.acquire(blocking=False):  # this thread may have it: a finalizer makes pools, too
+        return
+    try:
+        _forget_parents()
+        if key in _templates:
+            return
+        template = _templates[key] = _start(start)
+        over = _put_last(template)
+    finally:
+        FORKING.release()
+    for one in over:
+        one.end()
+
+
+def fork(control: _socket.socket, ours: _socket.socket, settings: NurserySettings) -> Template:
+    """A template process that is a fork of this one, for one pool."""
+    return Template(launch.fork(control, ours, settings), None)
+
+
+def retire(template: Template) -> None:
+    """Give it to no other pool."""
+    if template.private:
+        return
+    with FORKING:
+        _take_out(template)
+
+
+def leave(template: Template) -> None:
+    """A pool is done with it, and its control socket is closed. May block until a process has ended."""
+    if template.private:  # also by a finalizer, which may run while its thread holds FORKING
+        template.end()
+        return
+    with FORKING:
+        template.users -= 1
+        over = []
+        if not template.retired and not template.is_fit():
+            _take_out(template)
+        if template.retired:
+            over += [template] * (not template.users)
+        elif not template.users:
+            over += _put_last(template)
+    for one in over:
+        one.end()
+
+
+def idle() -> list[Template]:
+    """Those that no pool has and that wait for the next one, at this moment. Without the lock."""
+    return [template for template in list(_templates.values()) if not template.users]
+
+
+def end_all(seconds: float) -> None:
+    """The interpreter ends: end them all, after the pools."""
+    with FORKING:
+        _forget_parents()
+        over = list(_templates.values())
+        _templates.clear()
+    for template in over:
+        if template.users:
+            template.end_with_workers(seconds)
+        else:
+            template.end()
+
+
+def after_fork_in_child() -> None:
+    """In a forked child of the owner, where nobody else runs: close the copies, and begin anew."""
+    global _owner  # noqa: PLW0603 -- guarded by FORKING
+    for template in _templates.values():
+        template.close_root()
+    _templates.clear()
+    _owner = os.getpid()
+
+
+# ===== under FORKING =====
+
+
+def _forget_parents() -> None:
+    """After a fork that Python did not see."""
+    if os.getpid() != _owner:
+        after_fork_in_child()
+
+
+def _take_out(template: Template) -> None:
+    template.retired = True
+    for key in [key for key, one in _templates.items() if one is template]:
+        del _templates[key]
+
+
+def _retire(key: Key) -> list[Template]:
+    """Take out the one that stands there, if any; returned if no pool has it."""
+    template = _templates.get(key)
+    if template is None:
+        return []
+    _take_out(template)
+    return [] if template.users else [template]
+
+
+def _put_last(template: Template) -> list[Template]:
+    """It has become idle. Returns those that are too many now; they stand in the registry no more."""
+    for key in [key for key, one in _templates.items() if one is template]:
+        _templates[key] = _templates.pop(key)
+    over = [one for one in _templates.values() if not one.users][:-MOST_IDLE]
+    for one in over:
+        _take_out(one)
+    return over
+
+
+def _start(start: launch.Start) -> Template:
+    ours, theirs = launch.socket_pair()
+    try:
+        pid = launch.execute(theirs, ours, start)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Template(pid, ours)

@@ -1,0 +1,47 @@
+"""The owner's multiprocessing key in workers, whenever multiprocessing is imported there."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.process
+import subprocess
+import sys
+
+import poolkit
+
+SCRIPT = """
+import sys
+from poolkit._child.authkey import set_authkey
+{before}
+found = list(sys.meta_path)
+set_authkey(b"the key")
+import json  # another module is found as ever
+import multiprocessing.process as module
+import importlib
+assert bytes(module.current_process().authkey) == b"the key"
+assert sys.meta_path == found, sys.meta_path
+assert type(module.__loader__) is type(module.__spec__.loader) is type(json.__loader__), module.__loader__
+importlib.reload(module)
+"""
+
+
+def run(before: str) -> None:
+    subprocess.run([sys.executable, "-c", SCRIPT.format(before=before)], check=True)
+
+
+def test_the_key_is_set_when_the_module_is_imported_later() -> None:
+    run("assert 'multiprocessing' not in sys.modules")
+
+
+def test_the_key_is_set_when_the_module_is_there() -> None:
+    run("import multiprocessing.process")
+
+
+def test_a_worker_has_the_owners_key_and_imports_multiprocessing_only_when_it_needs_it() -> None:
+    key = bytes(multiprocessing.process.current_process().authkey)
+    code = "bytes(__import__('multiprocessing').process.current_process().authkey)"
+    with poolkit.Pool(1) as pool:
+        assert not pool.submit(eval, "'multiprocessing' in __import__('sys').modules").result()
+        assert pool.submit(eval, code).result() == key
+    with poolkit.Pool(1, preload=["multiprocessing.process"]) as pool:
+        assert pool.submit(eval, code).result() == key
