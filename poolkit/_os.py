@@ -1,7 +1,7 @@
 """Every call that only Linux has, with its POSIX fallback beside it, behind one seam.
 
 `Wakeup` and `Tokens` are counters in the kernel (eventfd; a pipe elsewhere), `shared_page` is memory that two
-processes see (memfd; an unlinked file elsewhere). `POOLKIT_PORTABLE=1` in the environment forces the fallbacks,
+processes see (memfd; an unlinked file elsewhere), `shared_memory` is the same in any size. `POOLKIT_PORTABLE=1` in the environment forces the fallbacks,
 so that the tests can run on them. Nothing in here holds a lock or state of a pool.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import os
 import select
 import signal
@@ -153,6 +154,47 @@ def shared_page(nbytes: int) -> int:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, nbytes)
     return fd
+
+
+def shared_memory(nbytes: int) -> int:
+    """A descriptor of `nbytes` of memory to be mapped by several processes: without a name, and none of it taken yet.
+
+    What is written to must be `reserve`d before. Raises OSError.
+    """
+    if LINUX and hasattr(os, "memfd_create"):
+        fd = os.memfd_create("poolkit-memory", os.MFD_CLOEXEC)
+    else:
+        import _posixshmem  # noqa: PLC0415 -- the fallback only
+
+        name = f"/poolkit-{os.urandom(8).hex()}"
+        fd = _posixshmem.shm_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
+        _posixshmem.shm_unlink(name)
+    try:
+        os.ftruncate(fd, nbytes)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def reserve(fd: int, offset: int, nbytes: int) -> None:
+    """Take the memory for a part of `shared_memory`, so that writing there cannot fail; it would be by SIGBUS.
+
+    Raises OSError when there is not enough. Where a system has no such call, the memory is taken by writing.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, offset, nbytes)
+
+
+def give_back(mapping: mmap.mmap, offset: int, nbytes: int) -> bool:
+    """Free the memory of a part of `shared_memory`, for every process; false where a part cannot be freed."""
+    if not LINUX or not hasattr(mmap, "MADV_REMOVE"):
+        return False
+    try:
+        mapping.madvise(mmap.MADV_REMOVE, offset, nbytes)
+    except (OSError, ValueError):  # a kernel without it; or it is closed
+        return False
+    return True
 
 
 def die_with_parent(parent: int) -> None:

@@ -47,6 +47,7 @@ class Pool(Face):
         start_method: str | None = None,
         preload: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        shm_threshold: int | None = 64 * 1024,
     ) -> None:
         """Make a pool.
 
@@ -66,6 +67,7 @@ class Pool(Face):
             start_method: of processes: "forkserver" (the default), "spawn" or "fork".
             preload: names of modules imported once, before workers fork.
             env: environment variables for the workers, set before anything is imported.
+            shm_threshold: buffers of so many bytes travel in shared memory; None: never.
 
         Raises:
             TypeError, ValueError: an argument has no sense.
@@ -73,7 +75,7 @@ class Pool(Face):
             RuntimeError: start_method="fork" while other threads run, or a platform without process workers.
         """
         size = _os.usable_cpus() if max_workers is None else checks.whole("max_workers", max_workers)
-        settings = check_settings(size, kind, start_method, initializer, initargs, preload, env)
+        settings = check_settings(size, kind, start_method, initializer, initargs, preload, env, shm_threshold)
         limits = check_limits(
             size,
             max_queue=max_queue,

@@ -25,7 +25,7 @@ from poolkit import _os
 from poolkit._child import boot
 from poolkit._wire import codec, messages
 
-MOST_FDS = 64  # descriptors with one order: the link's five and those of `initargs`
+MOST_FDS = 64  # descriptors with one order: the link's six and those of `initargs`
 
 SPAWN_CODE = """\
 import sys, os, marshal

@@ -93,6 +93,8 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
         initializer=packed,
         inherited_fds=fds,
         measure_rss=limits.max_memory_per_child is not None,
+        shm_threshold=settings.shm_threshold,
+        name=name,
     )
     return Supervisor(lock, workforce, limits, name=name)
 

@@ -59,5 +59,8 @@ class DrivenWorkforce(Workforce, Protocol):
     def link_bytes(self) -> tuple[int, int]:
         """Bytes sent to and received from the workers over links."""
 
+    def memory_use(self) -> tuple[int, int, int, int, int]:
+        """Of shared memory: bytes sent and received, blocks that somebody sees, bytes in all, bytes that are free."""
+
     def resident_bytes(self, worker_id: int) -> int | None:
         """Resident memory of a worker; None when not known."""

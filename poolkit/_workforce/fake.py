@@ -193,6 +193,10 @@ class FakeWorkforce:
         """Nothing goes over links."""
         return 0, 0
 
+    def memory_use(self) -> tuple[int, int, int, int, int]:
+        """There is no shared memory."""
+        return 0, 0, 0, 0, 0
+
     def resident_bytes(self, _worker_id: int) -> None:
         """Fake workers have no memory."""
         return

@@ -24,6 +24,7 @@ class PoolSettings:
     start_method: str
     preload: tuple[str, ...]
     env: Mapping[str, str]
+    shm_threshold: int | None = None
 
 
 def check_limits(
@@ -65,6 +66,7 @@ def check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
     initargs: tuple[Any, ...],
     preload: Sequence[str],
     env: Mapping[str, str] | None,
+    shm_threshold: int | None,
 ) -> PoolSettings:
     """Check what the workforce is made from. Raises TypeError or ValueError."""
     if kind not in KINDS:
@@ -96,4 +98,5 @@ def check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
         start_method=start_method or "forkserver",
         preload=tuple(preload),
         env=dict(env or {}),
+        shm_threshold=checks.whole_or_none("shm_threshold", shm_threshold),
     )

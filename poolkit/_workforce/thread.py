@@ -127,6 +127,10 @@ class ThreadWorkforce:
         """Nothing goes over links."""
         return 0, 0
 
+    def memory_use(self) -> tuple[int, int, int, int, int]:
+        """There is no shared memory."""
+        return 0, 0, 0, 0, 0
+
     def resident_bytes(self, _worker_id: int) -> None:
         """Threads have no memory of their own."""
         return

@@ -1,0 +1,322 @@
+"""Segments: shared memory on its way between two processes, and as its reader sees it.
+
+Memory without a name is handed over by its descriptor, through a socket beside each link (`Passage`), before the
+first frame that refers to it. The reader maps it once, closes the descriptor, and keeps the mapping until its writer
+says that the segment is gone, which comes along with the next descriptor: by then its memory was given back.
+
+When is a block free again? A `Hold` is the reader's right to see it. Each view of the block that is handed out is
+watched: whoever takes it (NumPy, Arrow, a memoryview of it) keeps the very memoryview alive, as it is wrapped in a
+PickleBuffer, which passes the request for a buffer on to it. A bare memoryview would not do: a view of a view refers
+to the memory, not to the view. When the last one is gone, so is the Hold, and stores 0 into the block's state byte:
+no lock, no message, from a finalizer in any thread. A forked child stores nothing: its parent still sees the block.
+Owner: of a Passage, on the worker's side its main thread. On the owner's side `tell`, `share`, `forget` and `flush` are
+guarded by the pool's lock, `mapping` and `region` by the reader's.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import mmap
+import os
+import socket
+import struct
+from _weakref import ref  # the module weakref would be one more import in every worker
+from collections import deque
+from collections.abc import Callable
+
+from poolkit import _os
+from poolkit._wire.arena import HEADER, SIZE_AT, Arena, Segment
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+_RECORD = struct.Struct("<BxxxxxxxQ")  # kind, segment or region
+_HERE, _GONE = 1, 2  # with its descriptor; without
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+REGION = 1 << 63  # bit of the number of a region, which is random; segments are counted from 1
+
+
+class _Watch(ref):  # type: ignore[type-arg]
+    """A reference to a view that keeps its hold until the view is gone. Told apart by identity: views have no hash."""
+
+    __slots__ = ("hold",)
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+    hold: Hold
+
+
+_watches: set[_Watch] = set()  # one atomic operation at a time, from any thread
+_forget_watch = _watches.discard
+
+
+class Hold:
+    """A reader's right to see one block."""
+
+    __slots__ = ("_frees", "_index", "_mapping", "_nbytes", "_offset", "_pid")
+
+    def __init__(self, mapping: mmap.mmap, index: int, offset: int, nbytes: int, *, frees: bool = True) -> None:
+        self._frees = False
+        if not (index < HEADER <= offset and offset + nbytes <= len(mapping)):
+            msg = f"there is no block {index} of {nbytes} bytes at {offset}"
+            raise ValueError(msg)
+        self._mapping = mapping
+        self._index = index
+        self._offset = offset
+        self._nbytes = nbytes
+        self._pid = os.getpid()
+        self._frees = frees  # False: the block stays the writer's
+
+    def view(self) -> memoryview:
+        """A view of the block; the block is not free before every such view is gone, and the hold itself."""
+        view = memoryview(self._mapping)[self._offset : self._offset + self._nbytes]
+        watch = _Watch(view, _forget_watch)
+        watch.hold = self
+        _watches.add(watch)
+        return view
+
+    def copy(self) -> bytearray:
+        """The content, in memory of its own."""
+        with memoryview(self._mapping) as whole, whole[self._offset : self._offset + self._nbytes] as part:
+            return bytearray(part)
+
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
+        """Free the block."""
+        if self._frees and getpid() == self._pid:
+            self._mapping[self._index] = 0
+
+
+# ===== regions: shared memory that users hold =====
+
+
+class Region:
+    """One piece of shared memory that belongs to nobody's arena: of a SharedBuffer, or of a broadcast object.
+
+    Known in a process by its random number as long as somebody there holds it; so it is mapped once, and never
+    mistaken for another. `kept` is what was made of it here, if that is kept.
+    """
+
+    __slots__ = ("__weakref__", "fd", "kept", "nbytes", "number")
+
+    def __init__(self, fd: int, number: int, nbytes: int) -> None:
+        self.fd = fd
+        self.number = number
+        self.nbytes = nbytes
+        self.kept: Any = None
+        known = _regions[number] = _Known(self, _forget_region)
+        known.number = number
+
+    @classmethod
+    def create(cls, nbytes: int) -> Region:
+        """A new one, of reserved memory. Raises OSError when there is not enough."""
+        fd = _os.shared_memory(max(1, nbytes))
+        try:
+            _os.reserve(fd, 0, max(1, nbytes))
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, int.from_bytes(os.urandom(8), "little") | REGION, nbytes)
+
+    def close(self) -> None:
+        """Close the descriptor: it cannot be passed on any more. Idempotent."""
+        fd, self.fd = self.fd, -1
+        _os.close_fd(fd)
+
+    def __del__(self) -> None:
+        """Close the descriptor."""
+        self.close()
+
+
+class _Known(ref):  # type: ignore[type-arg]
+    """A reference to a region that knows its number."""
+
+    __slots__ = ("number",)
+    number: int
+
+
+def _forget_region(known: _Known) -> None:
+    if _regions.get(known.number) is known:
+        _regions.pop(known.number, None)
+
+
+_regions: dict[int, _Known] = {}  # one atomic operation at a time, from any thread
+
+
+def known_region(number: int) -> Region | None:
+    """The region of this number, if this process has it."""
+    known = _regions.get(number)
+    return None if known is None else known()
+
+
+# ===== the passage =====
+
+
+class Passage:
+    """One end of the socket through which a worker and its owner hand each other memory."""
+
+    __slots__ = ("_lost", "_maps", "_pending", "_regions", "_socket", "_told", "_waits")
+
+    def __init__(self, fd: int, *, waits: bool) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(waits)
+        self._waits = waits  # whether sending and receiving may block
+        self._maps: dict[int, mmap.mmap] = {}  # the other side's segments
+        self._regions: dict[int, Region] = {}  # that came from the other side
+        self._lost: set[int] = set()  # came without a descriptor, as this process had no room for one
+        self._told: set[int] = set()  # what the other side was told of
+        self._pending: deque[tuple[bytes, int]] = deque()  # not sent yet, with descriptors that belong to it
+
+    # ----- out -----
+
+    def tell(self, segment: Segment, arena: Arena) -> None:
+        """Hand over a segment, unless that was done before, and say which are gone since."""
+        if segment.id in self._told:
+            return
+        for gone in [number for number in self._told if not number & REGION and number not in arena.ids]:
+            self._told.discard(gone)
+            self._post(_GONE, gone, -1)
+        self._post(_HERE, segment.id, segment.fd)
+        self._told.add(segment.id)
+
+    def share(self, region: Region) -> None:
+        """Hand over a region, unless the other side keeps it: a worker does, an owner does not."""
+        if region.number not in self._told and region.number not in self._regions:
+            self._post(_HERE, region.number, region.fd)
+            if not self._waits:
+                self._told.add(region.number)
+
+    def forget(self, number: int) -> bool:
+        """Say that a region is gone here; whether the other side was told of it before."""
+        if number not in self._told:
+            return False
+        self._told.discard(number)
+        self._post(_GONE, number, -1)
+        return True
+
+    def _post(self, kind: int, number: int, fd: int) -> None:
+        """Send a record, or keep it for `flush`. Raises OSError where sending blocks and fails."""
+        data = _RECORD.pack(kind, number)
+        if self._waits:
+            self._send(data, fd)
+        elif self._pending or not self._try_to_send(data, fd):
+            try:
+                self._pending.append((data, fd if fd < 0 else os.dup(fd)))
+            except OSError:  # the other side would wait for ever
+                self.close()
+
+    def flush(self) -> bool:
+        """Send what is pending, as far as it goes. True when nothing is left. Never blocks."""
+        while self._pending:
+            data, fd = self._pending[0]
+            if not self._try_to_send(data, fd):
+                return False
+            self._pending.popleft()
+            _os.close_fd(fd)
+        return True
+
+    def _try_to_send(self, data: bytes, fd: int) -> bool:
+        try:
+            self._send(data, fd)
+        except OSError as exc:  # a closed one is the death of its worker, which is reported elsewhere
+            return exc.errno not in {errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM}
+        return True
+
+    def _send(self, data: bytes, fd: int) -> None:
+        attached = [] if fd < 0 else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        self._socket.sendmsg([data], attached, _NO_SIGNAL)
+
+    # ----- in -----
+
+    def mapping(self, number: int) -> mmap.mmap:
+        """The mapping of a segment that the other side has told of, or is about to.
+
+        Raises:
+            EOFError: the other side is gone, or never told.
+            OSError: it could not be received, for want of descriptors or address space.
+        """
+        while (found := self._maps.get(number)) is None:
+            self._await(number)
+        return found
+
+    def region(self, number: int, *, keep: bool) -> Region:
+        """A region that the other side has told of, or is about to, if this process does not know it. As `mapping`."""
+        while True:
+            found = self._regions.get(number)
+            if found is not None and not keep:
+                del self._regions[number]
+            if found is None:
+                found = known_region(number)
+            if found is not None:
+                return found
+            self._await(number)
+
+    def take_in(self, number: int) -> None:
+        """Let go of a region of which the other side says that it is gone. Blocks until that has come."""
+        while self._receive() != (_GONE, number):
+            pass
+
+    def _await(self, number: int) -> None:
+        if number in self._lost:
+            raise OSError(errno.EMFILE, "shared memory could not be received")
+        self._receive()
+
+    def _receive(self) -> tuple[int, int]:
+        """Take in one record."""
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(_RECORD.size, socket.CMSG_SPACE(4), _CLOEXEC)
+        except OSError as exc:  # a BlockingIOError too: it was to be here before the frame
+            raise EOFError from exc
+        if len(data) < _RECORD.size:
+            raise EOFError
+        kind, number = _RECORD.unpack(data)
+        if kind == _GONE:
+            self._maps.pop(number, None)
+            region = self._regions.pop(number, None)
+            if region is not None:
+                region.kept = None
+            return kind, number
+        fds = array.array("i")
+        for level, what, content in ancillary:
+            if (level, what) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+        if fds:
+            self._keep(number, fds[0])
+        else:
+            self._lost.add(number)
+        return kind, number
+
+    def _keep(self, number: int, fd: int) -> None:
+        try:
+            if not _CLOEXEC:
+                os.set_inheritable(fd, False)
+            if not number & REGION:
+                self._maps[number] = mmap.mmap(fd, 0)
+            else:
+                region = known_region(number)
+                if region is None:
+                    region, fd = Region(fd, number, os.fstat(fd).st_size), -1
+                self._regions[number] = region
+            self._lost.discard(number)
+        except (OSError, ValueError):
+            self._lost.add(number)
+        finally:
+            _os.close_fd(fd)
+
+    def lent(self) -> tuple[int, int]:
+        """Blocks of the other side's segments that are seen here, or on their way: how many, and their bytes."""
+        blocks = nbytes = 0
+        for mapping in list(self._maps.values()):
+            count = mapping[:SIZE_AT].count(1)
+            blocks += count
+            nbytes += count * int.from_bytes(mapping[SIZE_AT:HEADER], "little")
+        return blocks, nbytes
+
+    def close(self) -> None:
+        """Close it. Idempotent. Mappings stay for as long as something of them is seen."""
+        self._socket.close()
+        while self._pending:
+            _os.close_fd(self._pending.popleft()[1])
+        self._maps.clear()
+        self._regions.clear()
