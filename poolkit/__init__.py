@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from poolkit.face import PoolView
     from poolkit.pool import Pool
     from poolkit.results import Results
+    from poolkit.shared import Shared, SharedArray, SharedBuffer
     from poolkit.task import Task
 
 
@@ -57,6 +58,7 @@ _HOMES = {
     "poolkit.face": ("PoolView",),
     "poolkit.pool": ("Pool",),
     "poolkit.results": ("Results",),
+    "poolkit.shared": ("Shared", "SharedArray", "SharedBuffer"),
     "poolkit.context": ("TaskContext", "current_task"),
     "poolkit.task": ("Task",),
 }
@@ -78,6 +80,9 @@ __all__ = [
     "RemoteError",
     "Results",
     "SerializationError",
+    "Shared",
+    "SharedArray",
+    "SharedBuffer",
     "Task",
     "TaskCancelled",
     "TaskContext",

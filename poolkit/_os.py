@@ -147,13 +147,18 @@ def shared_page(nbytes: int) -> int:
     """A descriptor of `nbytes` of zeroed memory, to be mapped by several processes. It has no name anywhere."""
     if LINUX and hasattr(os, "memfd_create"):
         fd = os.memfd_create("poolkit-board", os.MFD_CLOEXEC)
-    else:
-        import tempfile  # noqa: PLC0415 -- the fallback only; a worker half should not pay for it
+        os.ftruncate(fd, nbytes)
+        return fd
+    return file_memory(nbytes)
 
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    os.ftruncate(fd, nbytes)
-    return fd
+
+def file_memory(nbytes: int) -> int:
+    """A descriptor of `nbytes` of a file without a name, where there is no memory for it. Raises OSError."""
+    import tempfile  # noqa: PLC0415 -- the fallback only; a worker half should not pay for it
+
+    with tempfile.TemporaryFile() as file:
+        os.ftruncate(file.fileno(), nbytes)
+        return os.dup(file.fileno())
 
 
 def shared_memory(nbytes: int) -> int:

@@ -9,7 +9,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from poolkit import _os
 from poolkit._core import options as checks
@@ -19,6 +19,9 @@ from poolkit._core.workforce import EVENT_NAMES
 from poolkit._workforce.build import build
 from poolkit._workforce.settings import check_limits, check_settings
 from poolkit.face import Face
+from poolkit.shared import Shared, broadcast
+
+T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
@@ -158,6 +161,18 @@ class Pool(Face):
         size = checks.whole("max_workers", max_workers)
         self._supervisor.resize(size)
         self._max_workers = size
+
+    def broadcast(self, obj: T) -> Shared[T]:
+        """Pack `obj` once, for many calls: passed as an argument, the handle arrives as the object itself.
+
+        A process worker loads it at most once, when it first needs it, with read-only arrays; threads get `obj`.
+        Dropped or closed, the handle frees the memory, in the workers too. Thread-safe.
+
+        Raises:
+            SerializationError: it cannot be pickled.
+            OSError: there is no memory for it.
+        """
+        return Shared(None, obj) if self._supervisor.workforce.by_reference else broadcast(obj)
 
     def cancel_all(self) -> None:
         """Cancel all that is queued and stop all that runs. Thread-safe; does not block."""

@@ -95,28 +95,27 @@ class Region:
     """One piece of shared memory that belongs to nobody's arena: of a SharedBuffer, or of a broadcast object.
 
     Known in a process by its random number as long as somebody there holds it; so it is mapped once, and never
-    mistaken for another. `kept` is what was made of it here, if that is kept.
+    mistaken for another. `kept` is what was made of it here, where that `is_kept`: in a worker, until the owner forgets it.
     """
 
-    __slots__ = ("__weakref__", "fd", "kept", "nbytes", "number")
+    __slots__ = ("__weakref__", "fd", "is_kept", "kept", "nbytes", "number")
 
     def __init__(self, fd: int, number: int, nbytes: int) -> None:
         self.fd = fd
         self.number = number
         self.nbytes = nbytes
+        self.is_kept = False
         self.kept: Any = None
         known = _regions[number] = _Known(self, _forget_region)
         known.number = number
 
     @classmethod
     def create(cls, nbytes: int) -> Region:
-        """A new one, of reserved memory. Raises OSError when there is not enough."""
-        fd = _os.shared_memory(max(1, nbytes))
+        """A new one, of reserved memory, or a file where there is not enough. Raises OSError."""
         try:
-            _os.reserve(fd, 0, max(1, nbytes))
-        except BaseException:
-            os.close(fd)
-            raise
+            fd = _reserved(_os.shared_memory, nbytes)
+        except OSError:
+            fd = _reserved(_os.file_memory, nbytes)
         return cls(fd, int.from_bytes(os.urandom(8), "little") | REGION, nbytes)
 
     def close(self) -> None:
@@ -127,6 +126,16 @@ class Region:
     def __del__(self) -> None:
         """Close the descriptor."""
         self.close()
+
+
+def _reserved(make: Callable[[int], int], nbytes: int) -> int:
+    fd = make(nbytes)
+    try:
+        _os.reserve(fd, 0, nbytes)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 class _Known(ref):  # type: ignore[type-arg]
@@ -181,8 +190,8 @@ class Passage:
         self._told.add(segment.id)
 
     def share(self, region: Region) -> None:
-        """Hand over a region, unless the other side keeps it: a worker does, an owner does not."""
-        if region.number not in self._told and region.number not in self._regions:
+        """Hand over a region, unless the other side keeps it: a worker does, an owner takes one for each parcel."""
+        if region.number not in self._told:
             self._post(_HERE, region.number, region.fd)
             if not self._waits:
                 self._told.add(region.number)
@@ -241,16 +250,13 @@ class Passage:
         return found
 
     def region(self, number: int, *, keep: bool) -> Region:
-        """A region that the other side has told of, or is about to, if this process does not know it. As `mapping`."""
-        while True:
-            found = self._regions.get(number)
-            if found is not None and not keep:
-                del self._regions[number]
-            if found is None:
-                found = known_region(number)
-            if found is not None:
-                return found
+        """A region that the other side has told of, or is about to: to be kept, or taken once. Raises as `mapping`."""
+        while (found := self._regions.get(number)) is None:
             self._await(number)
+        found.is_kept = keep
+        if not keep:
+            del self._regions[number]
+        return found
 
     def take_in(self, number: int) -> None:
         """Let go of a region of which the other side says that it is gone. Blocks until that has come."""
@@ -259,6 +265,8 @@ class Passage:
 
     def _await(self, number: int) -> None:
         if number in self._lost:
+            if number & REGION:
+                self._lost.discard(number)  # it will be sent again
             raise OSError(errno.EMFILE, "shared memory could not be received")
         self._receive()
 
@@ -275,7 +283,7 @@ class Passage:
             self._maps.pop(number, None)
             region = self._regions.pop(number, None)
             if region is not None:
-                region.kept = None
+                region.is_kept, region.kept = False, None
             return kind, number
         fds = array.array("i")
         for level, what, content in ancillary:

@@ -16,6 +16,10 @@ class DrivenWorkforce(Workforce, Protocol):
     def unstarted(self) -> Sequence[object]:
         """Workers that were ordered and are to be started by whoever ordered them."""
 
+    @property
+    def by_reference(self) -> bool:
+        """Whether its workers get the caller's own objects."""
+
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """Turn a call into what `send` takes, and its size in bytes. On the caller's thread, without the lock."""
 

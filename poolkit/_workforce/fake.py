@@ -8,6 +8,7 @@ Owner: the one thread that uses the pool.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections import deque
@@ -18,10 +19,12 @@ from poolkit._child.loop import run_call
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import codec
+from poolkit._wire.buffers import Found
 from poolkit._workforce.supervisor import Supervisor
 from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
+from poolkit.shared import by_reference
 
 
 class VirtualClock:
@@ -64,6 +67,7 @@ class FakeWorkforce:
         self._clock = clock
         self._rng = rng
         self._check_pickle = check_pickle
+        self.by_reference = not check_pickle
         self._initializer = initializer
         self._members: dict[int, Member] = {}
         self._reports: list[Report] = []  # what the workers will say when they are asked
@@ -73,8 +77,9 @@ class FakeWorkforce:
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """Send a call through the real codec, so that what would not travel fails here too."""
         if not self._check_pickle:
-            return (fn, args, kwargs), 0
-        call = codec.pack_call(fn, args, kwargs)
+            return (fn, by_reference(args), by_reference(kwargs)), 0
+        with Found(math.inf):  # handles on shared memory go as they would to a worker
+            call = codec.pack_call(fn, args, kwargs)
         return call, len(call[0]) + len(call[1])
 
     def start(self, worker_id: int) -> None:
@@ -165,7 +170,9 @@ class FakeWorkforce:
                 return Outcome(value, ok=ok)
             if not ok:
                 return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
-            return Outcome(codec.pack_value(value), ok=True, load=codec.load_value)
+            with Found(math.inf):
+                packed = codec.pack_value(value)
+            return Outcome(packed, ok=True, load=codec.load_value)
         except SerializationError as exc:
             return Outcome(codec.pack_error(exc), ok=False, load=codec.load_error)
         finally:

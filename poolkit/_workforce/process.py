@@ -47,6 +47,7 @@ class ProcessWorkforce:
     """Processes behind the Workforce protocol."""
 
     kind = "process"
+    by_reference = False
     max_batch = MAX_BATCH
     unstarted = ()  # nothing is left to be started by whoever held the lock
 

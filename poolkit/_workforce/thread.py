@@ -21,8 +21,10 @@ from typing import Any
 
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._wire import buffers
 from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
 from poolkit.context import TaskContext
+from poolkit.shared import by_reference
 
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
 
@@ -34,6 +36,7 @@ class ThreadWorkforce:
 
     kind = "thread"
     links = None
+    by_reference = True
     max_batch = 1  # a message to a thread costs next to nothing, so sending ahead gains nothing
 
     def __init__(
@@ -57,7 +60,9 @@ class ThreadWorkforce:
 
     @staticmethod
     def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
-        """A call goes to a thread as it is."""
+        """A call goes to a thread as it is, but for the handles of broadcast objects."""
+        if buffers.regions_in_use:
+            args, kwargs = by_reference(args), by_reference(kwargs)
         return (fn, args, kwargs), 0
 
     # ===== orders, given under the pool's lock =====
