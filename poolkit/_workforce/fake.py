@@ -78,9 +78,9 @@ class FakeWorkforce:
         """Send a call through the real codec, so that what would not travel fails here too."""
         if not self._check_pickle:
             return (fn, by_reference(args), by_reference(kwargs)), 0
-        with Found(math.inf):  # handles on shared memory go as they would to a worker
+        with Found(math.inf) as found:  # handles on shared memory go as they would to a worker
             call = codec.pack_call(fn, args, kwargs)
-        return call, len(call[0]) + len(call[1])
+        return (call, found.regions), len(call[0]) + len(call[1])
 
     def start(self, worker_id: int) -> None:
         """A worker comes up at once, unless the initializer raises."""
@@ -158,7 +158,7 @@ class FakeWorkforce:
 
     def _outcome(self, task: AnyTask) -> Outcome:
         try:
-            fn, args, kwargs = codec.load_call(*task.call) if self._check_pickle else task.call
+            fn, args, kwargs = codec.load_call(*task.call[0]) if self._check_pickle else task.call
         except Exception as exc:  # noqa: BLE001 -- unpickling runs the user's code
             return Outcome.failure(exc)
         limit = task.options.timeout
@@ -170,9 +170,9 @@ class FakeWorkforce:
                 return Outcome(value, ok=ok)
             if not ok:
                 return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
-            with Found(math.inf):
+            with Found(math.inf) as found:
                 packed = codec.pack_value(value)
-            return Outcome(packed, ok=True, load=codec.load_value)
+            return Outcome((packed, found.regions), ok=True, load=_load_value)
         except SerializationError as exc:
             return Outcome(codec.pack_error(exc), ok=False, load=codec.load_error)
         finally:
@@ -207,6 +207,11 @@ class FakeWorkforce:
     def resident_bytes(self, _worker_id: int) -> None:
         """Fake workers have no memory."""
         return
+
+
+def _load_value(packed: tuple[bytes, object]) -> Any:
+    """The value of a result, while the shared memory that it refers to is held."""
+    return codec.load_value(packed[0])
 
 
 class FakeSupervisor(Supervisor):

@@ -75,12 +75,15 @@ class Waybill:
 class Freight:
     """What one pool sends and receives in shared memory."""
 
-    def __init__(self, threshold: int | None, name: str, gone: Callable[[int], None]) -> None:
+    def __init__(
+        self, threshold: int | None, name: str, gone: Callable[[int], None], wake: Callable[[], None]
+    ) -> None:
         """With `gone(number)` called, from finalizers, when a region is gone that a worker was told of."""
         self.threshold = float("inf") if threshold is None else threshold
         self.arena = Arena(KEEP)
         self._name = name
         self._gone = gone
+        self._wake = wake  # wakes the supervisor thread
         self._watched: dict[int, ref[Region]] = {}
         self._is_told = False  # that memory is short
         self._dying: list[tuple[int, int]] = []  # workers that may still run, and a copy of their link's descriptor
@@ -102,7 +105,10 @@ class Freight:
                 fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
         if type(body) is bytes and len(body) < self.threshold and not found and not found.regions:
             return (fn_bytes, body), len(fn_bytes) + len(body)
+        was_idle = self.arena.idle_at is None
         packed = pack(body, found, self.arena)
+        if was_idle:  # the supervisor thread may sleep for long, and is to give back what will be idle
+            self._wake()
         if self.arena.is_short and not self._is_told:
             self._tell()
         if type(packed) is Parcel:
