@@ -1,8 +1,8 @@
 """Every call that only Linux has, with its POSIX fallback beside it, behind one seam.
 
 `Wakeup` and `Tokens` are counters in the kernel (eventfd; a pipe elsewhere), `shared_page` is memory that two
-processes see (memfd; an unlinked file elsewhere), `shared_memory` is the same in any size. `POOLKIT_PORTABLE=1` in the environment forces the fallbacks,
-so that the tests can run on them. Nothing in here holds a lock or state of a pool.
+processes see (memfd; an unlinked file elsewhere), `shared_memory` is the same in any size. `POOLKIT_PORTABLE=1` in the
+environment forces the fallbacks, so that the tests can run on them. Nothing in here holds a lock or state of a pool.
 """
 
 from __future__ import annotations
@@ -175,6 +175,7 @@ def shared_memory(nbytes: int) -> int:
         fd = _posixshmem.shm_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
         _posixshmem.shm_unlink(name)
     try:
+        os.fchmod(fd, 0o600)
         os.ftruncate(fd, nbytes)
     except BaseException:
         os.close(fd)

@@ -18,8 +18,8 @@ from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import EVENT_NAMES
 from poolkit._workforce.build import build
 from poolkit._workforce.settings import check_limits, check_settings
+from poolkit.broadcast import Shared, broadcast
 from poolkit.face import Face
-from poolkit.shared import Shared, broadcast
 
 T = TypeVar("T")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,9 +57,8 @@ def use_up(array: Any, path: str) -> int:
     """Change the argument, and die of it the first time."""
     found = int(array[0])
     array[:] = 0
-    if not os.path.exists(path):
-        with open(path, "w", encoding="ascii"):
-            pass
+    if not Path(path).exists():
+        Path(path).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return found
 
@@ -113,5 +113,4 @@ def look_at_broadcast(value: LoadedOnce, _number: int) -> tuple[int, int, bool, 
 
 def open_memory() -> int:
     """How many shared segments this process has mapped."""
-    with open("/proc/self/maps", encoding="ascii") as file:
-        return sum("poolkit-memory" in line for line in file)
+    return Path("/proc/self/maps").read_text(encoding="ascii").count("poolkit-memory")

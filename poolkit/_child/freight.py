@@ -8,9 +8,10 @@ from __future__ import annotations
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
 from poolkit._wire.buffers import Found
+from poolkit._wire.holds import release_pins
 from poolkit._wire.messages import FLAG_COPIES, Call
 from poolkit._wire.parcels import Arrived, Parcel, pack
-from poolkit._wire.segments import Passage
+from poolkit._wire.passage import Passage
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Freight:
 
     def load_call(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Unpickle a call that came as a parcel; whatever that raises propagates."""
+        release_pins()
         arrived = Arrived(call.body, self.passage, keep=True, copies=bool(call.flags & FLAG_COPIES))
         return arrived.load(lambda data, found: codec.load_call(call.fn, data, found))  # type: ignore[no-any-return]
 

@@ -5,7 +5,7 @@
     lease     the writer's right to a block, until it has passed it on
 
 Nothing is said when a block comes back. The reader stores 0 into the state byte when its last view is gone (`Hold` in
-`_wire/segments.py`), and the writer looks at the bytes when it needs a block: the lowest free one, so that the pages
+`_wire/holds.py`), and the writer looks at the bytes when it needs a block: the lowest free one, so that the pages
 in use are few and warm. The byte is the only record of who may use a block: no lock is shared, no message can be
 lost, and it can be stored from a finalizer in any thread. The writer itself stores 0 for a lease that was dropped
 without being passed on, and for what was lent to a worker that died.
@@ -35,7 +35,10 @@ HEADER = max(4096, mmap.PAGESIZE)  # bytes in front of the blocks; the first one
 SIZE_AT = HEADER - 8  # where the header says how large its blocks are, for whoever looks
 LEAST_BLOCK = 4096  # bytes
 MOST_BLOCKS = 1024  # of a segment; fewer than there is room for state bytes
-SEGMENT = 64 << 20  # bytes of address space of a segment; a larger block has one to itself. Memory is taken by block
+# Bytes of address space: of a class's first segment; the next ones have twice as much each, but no more than SEGMENT. A
+# larger block has one to itself. Memory is taken by block. So many blocks do not need many descriptors, nor few much.
+FIRST_SEGMENT = 1 << 20
+SEGMENT = 64 << 20
 STEPS = 8  # size classes for each doubling
 IDLE = 4.0  # seconds that free memory is kept since its segment was last used
 LONGEST_LOOK = 64.0  # seconds between two looks at what is lent for long
@@ -53,10 +56,10 @@ class Segment:
 
     __slots__ = ("block", "borrowers", "count", "fd", "id", "mapping", "pid", "reserved", "used")
 
-    def __init__(self, segment_id: int, block: int) -> None:
+    def __init__(self, segment_id: int, block: int, nbytes: int) -> None:
         self.id = segment_id
         self.block = block
-        self.count = max(1, min(MOST_BLOCKS, SEGMENT // block))
+        self.count = max(1, min(MOST_BLOCKS, nbytes // block))
         self.pid = os.getpid()
         nbytes = HEADER + self.count * block
         self.fd = _os.shared_memory(nbytes)
@@ -169,7 +172,7 @@ class Arena:
             if index >= 0:
                 break
         else:
-            segment = Segment(self._next_id, block)
+            segment = Segment(self._next_id, block, min(SEGMENT, FIRST_SEGMENT << len(segments)))
             self._next_id += 1
             self.ids.add(segment.id)
             segments.append(segment)

@@ -1,10 +1,10 @@
 """Buffers: what is large in one value, found while it is pickled.
 
-`Found` is asked about each buffer that the value's parts offer (pickle protocol 5): small ones stay in the pickle, those
-that reach the threshold are collected. Where `bytes` are known to be large beforehand, the pickle is collected in
+`Found` is asked about each buffer that the value's parts offer (pickle protocol 5): small ones stay in the pickle,
+those that reach the threshold are collected. Where `bytes` are known to be large beforehand, the pickle is collected in
 pieces (`Parts`): the pickler hands large bytes through as they are, and they are copied once, to where they shall be.
 NumPy offers a read-only array as a read-only buffer, which would be read-only again when it arrives; but what arrives
-belongs to its reader alone. So a value with such arrays is pickled once more, with writable stand-ins for their buffers.
+belongs to its reader alone. So a value with such arrays is pickled again, with writable stand-ins for their buffers.
 Owner: the thread that pickles. `_packing` is guarded by nothing: each thread has an entry of its own.
 """
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from poolkit._wire.segments import Region
+    from typing_extensions import Self
+
+    from poolkit._wire.regions import Region
 
 _GLANCE = 8  # items of a list or tuple that are looked at for large bytes
 _LARGE = (bytes, bytearray)
@@ -103,7 +105,7 @@ class Found(list):  # type: ignore[type-arg]
 
     # ===== regions =====
 
-    def __enter__(self) -> Found:
+    def __enter__(self) -> Self:
         """What this thread pickles from now on is for another process, which is handed the regions in it."""
         if regions_in_use:
             self._before = _packing.get(get_ident())

@@ -13,7 +13,7 @@ Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     VALUE        a task's pickled value          ERROR    a task's pickled exception
     PARCEL       a task's value, as a parcel: see `_wire/parcels.py`
     DRAINED      all that was reclaimed is dropped
-Either way, beside the link, on the passage  records with descriptors: see `_wire/segments.py`
+Either way, beside the link, on the passage  records with descriptors: see `_wire/passage.py`
 Owner to nursery, on the control socket    ORDER records, FORK with descriptors attached
     FORK    start a worker                  SIGNAL   send a signal to a worker, or to its whole group
 Nursery to owner                           NOTICE records, then `nbytes` of payload

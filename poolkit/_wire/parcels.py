@@ -18,7 +18,9 @@ import struct
 
 from poolkit._wire.arena import Arena, Lease
 from poolkit._wire.buffers import Found, Parts
-from poolkit._wire.segments import Hold, Passage, Region
+from poolkit._wire.holds import Hold, watch
+from poolkit._wire.passage import Passage
+from poolkit._wire.regions import Region
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ def _entry(lease: Lease) -> bytes:
 class Arrived:
     """A parcel as its reader holds it: it, and every view of it that is still seen, keep its blocks."""
 
-    __slots__ = ("_behind", "_buffers", "_copies", "_pickle", "_regions", "nbytes")
+    __slots__ = ("__weakref__", "_behind", "_buffers", "_copies", "_pickle", "_regions", "nbytes")
 
     def __init__(self, data: bytes | bytearray | memoryview, passage: Passage, *, keep: bool, copies: bool) -> None:
         """Take a parcel in; with `copies`, its blocks stay the writer's.
@@ -148,6 +150,8 @@ class Arrived:
                 self._pickle = first
         except (struct.error, ValueError, IndexError) as exc:
             raise EOFError from exc
+        if not copies:
+            watch(self, [hold for hold in [*self._buffers, self._pickle] if isinstance(hold, Hold)])
 
     def load(self, load: Callable[[Any, list[Any]], Any]) -> Any:
         """Unpickle: `load` gets the pickle and its buffers. May be repeated; whatever it raises propagates."""

@@ -54,15 +54,15 @@ def is_by_value_requested() -> bool:
     return list_registered is not None and bool(list_registered())
 
 
-def dumps_plainly(value: object, found: Found | None = None) -> bytes | Parts | None:
-    """Return the plain pickle of `value`, or None when it has to go by value.
+def dumps_plainly(value: object, found: Found | None = None) -> Any:
+    """Return the plain pickle of `value` as bytes, or None when it has to go by value.
 
     Large buffers are left to `found`; a pickle with large bytes comes in parts.
     """
     if is_by_value_requested():
         return None
     try:
-        data: bytes | Parts
+        data: Any
         if found is None or not found.large:
             data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
         else:
@@ -70,9 +70,9 @@ def dumps_plainly(value: object, found: Found | None = None) -> bytes | Parts | 
             pickle.Pickler(data, PROTOCOL, buffer_callback=found).dump(value)
         if found is not None and found.has_read_only:
             found.again()
-            data = Parts() if found.large else io.BytesIO()  # type: ignore[assignment]
+            data = Parts() if found.large else io.BytesIO()
             _WritablePickler(data, found).dump(value)
-            data = data if type(data) is Parts else data.getvalue()  # type: ignore[union-attr]
+            data = data if type(data) is Parts else data.getvalue()
     except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
         return None
     # By reference, the name of the module stands in the stream. Text that happens to contain it costs a needless
@@ -94,7 +94,7 @@ class _WritablePickler(pickle.Pickler):
         return self._found.reduce(obj)
 
 
-def dumps_by_value(value: object, mark: bytes = BY_VALUE, found: Found | None = None) -> bytes | Parts:
+def dumps_by_value(value: object, mark: bytes = BY_VALUE, found: Found | None = None) -> Any:
     """Return the cloudpickle of `value` with `mark` behind it; whatever cloudpickle raises propagates."""
     import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
 
@@ -105,7 +105,7 @@ def dumps_by_value(value: object, mark: bytes = BY_VALUE, found: Found | None = 
         buffer = Parts() if found.large else io.BytesIO()
         _writable_by_value(cloudpickle.Pickler, found)(buffer, protocol=PROTOCOL, buffer_callback=found).dump(value)
     buffer.write(mark)
-    return buffer if type(buffer) is Parts else buffer.getvalue()  # type: ignore[no-any-return]
+    return buffer if type(buffer) is Parts else buffer.getvalue()
 
 
 def _writable_by_value(base: Any, found: Found) -> Any:
@@ -117,7 +117,7 @@ def _writable_by_value(base: Any, found: Found) -> Any:
     return Pickler
 
 
-def dumps(value: object, found: Found | None = None) -> bytes | Parts:
+def dumps(value: object, found: Found | None = None) -> Any:
     """Return `value` pickled plainly if possible, else by value; what the latter raises propagates."""
     data = dumps_plainly(value, found)
     if data is None:

@@ -21,10 +21,10 @@ from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, F
 from poolkit._wire import codec
 from poolkit._wire.buffers import Found
 from poolkit._workforce.supervisor import Supervisor
+from poolkit.broadcast import by_reference
 from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
-from poolkit.shared import by_reference
 
 
 class VirtualClock:

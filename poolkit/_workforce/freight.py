@@ -26,15 +26,17 @@ from poolkit._core.workforce import AnyTask
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
 from poolkit._wire.buffers import Found
+from poolkit._wire.holds import has_pins, release_pins
 from poolkit._wire.messages import FLAG_COPIES, FLAG_PARCEL
 from poolkit._wire.parcels import Arrived, Parcel, pack
-from poolkit._wire.segments import Region
+from poolkit._wire.regions import Region
 
 if TYPE_CHECKING:
     from poolkit._workforce.member import Member
 
 log = logging.getLogger("poolkit")
 
+LOOK_AT_CHILDREN = 2.0  # seconds between two looks whether a forked child is gone
 RETRY = 0.01  # seconds until a descriptor that the system had no room for is sent again
 KEEP = 256 << 20  # bytes of free memory that the owner keeps for arguments
 
@@ -75,19 +77,19 @@ class Waybill:
 class Freight:
     """What one pool sends and receives in shared memory."""
 
-    def __init__(
-        self, threshold: int | None, name: str, gone: Callable[[int], None], wake: Callable[[], None]
-    ) -> None:
-        """With `gone(number)` called, from finalizers, when a region is gone that a worker was told of."""
+    def __init__(self, threshold: int | None, name: str) -> None:
         self.threshold = float("inf") if threshold is None else threshold
         self.arena = Arena(KEEP)
         self._name = name
-        self._gone = gone
-        self._wake = wake  # wakes the supervisor thread
+        # Set by the workforce: called, from finalizers, when a region is gone that a worker was told of; and what wakes
+        # the supervisor thread.
+        self.gone: Callable[[int], None] = lambda _: None
+        self.wake: Callable[[], None] = lambda: None
         self._watched: dict[int, ref[Region]] = {}
         self._is_told = False  # that memory is short
         self._dying: list[tuple[int, int]] = []  # workers that may still run, and a copy of their link's descriptor
         self.sent = self.received = 0  # bytes, through shared memory
+        self._pins_at: float | None = None  # when to see whether forked children are gone that see results
         self.due_at: float | None = None  # when `tend` is to be called because of what could not be sent
 
     # ===== out =====
@@ -108,12 +110,11 @@ class Freight:
         was_idle = self.arena.idle_at is None
         packed = pack(body, found, self.arena)
         if was_idle:  # the supervisor thread may sleep for long, and is to give back what will be idle
-            self._wake()
+            self.wake()
         if self.arena.is_short and not self._is_told:
             self._tell()
-        if type(packed) is Parcel:
-            return (fn_bytes, packed), len(fn_bytes) + packed.size
-        return (fn_bytes, packed), len(fn_bytes) + len(packed)
+        size = len(packed) if isinstance(packed, bytes) else packed.size
+        return (fn_bytes, packed), len(fn_bytes) + size
 
     def _tell(self) -> None:
         self._is_told = True
@@ -142,15 +143,13 @@ class Freight:
     def _region_gone(self, number: int) -> Callable[[ref[Region]], None]:
         def forget(_: ref[Region]) -> None:
             self._watched.pop(number, None)
-            self._gone(number)
+            self.gone(number)
 
         return forget
 
     # ===== in =====
 
-    def arrive(
-        self, member: Member, payload: bytes | bytearray
-    ) -> tuple[Any, bool, Callable[[Any], Any] | None]:
+    def arrive(self, member: Member, payload: bytes | bytearray) -> tuple[Any, bool, Callable[[Any], Any] | None]:
         """Take a result in; returns what an outcome is made of. Raises EOFError: the worker sent nonsense."""
         assert member.passage is not None  # noqa: S101 -- as its reader
         try:
@@ -175,12 +174,14 @@ class Freight:
 
     def due(self) -> float | None:
         """When `tend` is to be called next; None when there is no need."""
-        return min((due for due in (self.due_at, self.arena.idle_at) if due is not None), default=None)
+        return min((due for due in (self.due_at, self._pins_at, self.arena.idle_at) if due is not None), default=None)
 
     def tend(self, members: Iterable[Member]) -> None:
         """Do what is due now and then: send what sockets had no room for, give back what is idle. Under the lock."""
         if self._dying:
             self._look_at_dying()
+        if self._pins_at is not None or has_pins():
+            self._pins_at = time.monotonic() + LOOK_AT_CHILDREN if release_pins() else None
         if self.due_at is not None:
             self.due_at = None
             for member in members:

@@ -89,8 +89,8 @@ def receive(member: Member, reports: list[Report]) -> None:
             reports.append(Finished(worker_id, task_id, started, ended, rss, payload, True, load_value))
         elif kind == messages.PARCEL and member.freight is not None:
             member.waybill.finish()
-            payload, ok, load = member.freight.arrive(member, payload)
-            reports.append(Finished(worker_id, task_id, started, ended, rss, payload, ok, load))
+            arrived = member.freight.arrive(member, payload)
+            reports.append(Finished(worker_id, task_id, started, ended, rss, *arrived))
         elif kind == messages.ERROR:
             member.waybill.finish()
             reports.append(Finished(worker_id, task_id, started, ended, rss, payload, False, codec.load_error))

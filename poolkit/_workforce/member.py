@@ -18,7 +18,7 @@ from poolkit import _os
 from poolkit._wire import messages
 from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
-from poolkit._wire.segments import Passage
+from poolkit._wire.passage import Passage
 from poolkit._workforce.freight import Freight, Waybill
 from poolkit._workforce.nursery import NurserySettings
 

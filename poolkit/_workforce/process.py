@@ -59,8 +59,7 @@ class ProcessWorkforce:
         initializer: bytes | None,
         inherited_fds: Sequence[int] = (),
         measure_rss: bool,
-        shm_threshold: int | None = None,
-        name: str = "",
+        freight: Freight | None = None,
     ) -> None:
         self._lock = lock
         self._settings = settings
@@ -79,7 +78,8 @@ class ProcessWorkforce:
             self._both.register(self._selector.fileno(), select.POLLIN)
             self._both.register(self.links.fileno, select.POLLIN)
         self._nursery: Nursery | None = None
-        self.freight = Freight(shm_threshold, name, self._region_gone, self.wake)
+        self.freight = freight or Freight(None, "")
+        self.freight.gone, self.freight.wake = self._region_gone, self.wake
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
             try:

@@ -23,8 +23,8 @@ from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import buffers
 from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
+from poolkit.broadcast import by_reference
 from poolkit.context import TaskContext
-from poolkit.shared import by_reference
 
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conformance.conftest import MakePool
 
 import poolkit
 import support
 import support_arrays as work
-from conformance.conftest import MakePool
 
 MIB = 1 << 20
 
@@ -157,7 +157,9 @@ def test_calls_that_are_cancelled_or_refused_give_their_memory_back(pool: poolki
     pool.cancel_all()
     wait_until_all_is_back(pool)
     with pytest.raises(poolkit.SerializationError):
-        pool.submit(work.echo, [work.numbered(1), support.WATCHDOG.__class__.__mro__, iter([]), sys._getframe()]).result()
+        pool.submit(
+            work.echo, [work.numbered(1), support.WATCHDOG.__class__.__mro__, iter([]), sys._getframe()]
+        ).result()
     pool.shutdown(kill=True)
     with pytest.raises(poolkit.PoolClosed):
         pool.submit(work.echo, work.numbered(1))
@@ -279,7 +281,7 @@ def test_a_shared_array_works_in_initargs(make_pool: MakePool) -> None:
 
 @pytest.mark.needs("process")
 def test_a_worker_lets_go_of_shared_memory_when_the_owner_has(pool: poolkit.Pool) -> None:
-    if not os.path.exists("/proc/self/maps") or "POOLKIT_PORTABLE" in os.environ:
+    if not support.PROC.is_dir() or "POOLKIT_PORTABLE" in os.environ:
         pytest.skip("looks at the names of mappings")
     none = pool.submit(work.open_memory).result()
     shared = poolkit.SharedArray(1000)
@@ -344,7 +346,7 @@ def test_odd_shapes_and_types() -> None:
         assert np.array_equal(shared.array, source)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.skipif(not support.PROC.is_dir(), reason="needs /proc")
 def test_a_handle_that_is_pickled_by_itself_opens_while_its_process_has_it() -> None:
     code = "import pickle, sys; b = pickle.loads(bytes.fromhex(sys.argv[1])); b[:2] = b'ok'"
     with poolkit.SharedBuffer(10) as buffer:
@@ -401,7 +403,7 @@ def test_a_broadcast_object_is_there_in_workers_that_came_later(pool: poolkit.Po
 
 @pytest.mark.needs("process")
 def test_a_broadcast_object_is_freed_in_the_workers_when_its_handle_is_gone(pool: poolkit.Pool) -> None:
-    if not os.path.exists("/proc/self/maps") or "POOLKIT_PORTABLE" in os.environ:
+    if not support.PROC.is_dir() or "POOLKIT_PORTABLE" in os.environ:
         pytest.skip("looks at the names of mappings")
     none = pool.submit(work.open_memory).result()
     shared = pool.broadcast([work.numbered(3)])

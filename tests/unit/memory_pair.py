@@ -11,7 +11,7 @@ from poolkit._wire import codec
 from poolkit._wire.arena import Arena
 from poolkit._wire.buffers import Found
 from poolkit._wire.parcels import Arrived, Parcel, pack
-from poolkit._wire.segments import Passage
+from poolkit._wire.passage import Passage
 
 MIB = 1 << 20
 

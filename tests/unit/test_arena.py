@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 
 import pytest
 
-import support
+import support_leaks
 from poolkit import _os
 from poolkit._wire import arena as arenas
 from poolkit._wire.arena import HEADER, IDLE, Arena, Lease, class_of
@@ -147,9 +148,10 @@ def test_an_entry_from_within_is_refused_instead_of_tearing_the_arena(arena: Are
 
 def test_idle_memory_is_given_back_and_then_nothing_is_due(arena: Arena, clock: Clock) -> None:
     leases = [take(arena, 3 * MIB) for _ in range(4)]
-    segment = leases[0].segment
-    assert os.fstat(segment.fd).st_blocks * 512 >= 12 * MIB
-    del leases
+    segments = {lease.segment.id: lease.segment for lease in leases}.values()
+    assert sum(os.fstat(segment.fd).st_blocks * 512 for segment in segments) >= 12 * MIB
+    assert all(os.fstat(segment.fd).st_mode & 0o777 == 0o600 for segment in segments)
+    del leases, segments
     clock.now += IDLE - 0.1
     arena.trim()
     assert arena.reserved == 4 * class_of(3 * MIB)
@@ -173,7 +175,7 @@ def test_looks_at_what_is_lent_for_long_become_rare(arena: Arena, clock: Clock) 
         clock.now = max(clock.now, arena.idle_at)
         arena.trim()
         times.append(clock.now)
-    assert all(later - sooner >= 1.0 for sooner, later in zip(times[1:], times[2:], strict=False))
+    assert all(later - sooner >= 1.0 for sooner, later in itertools.pairwise(times[1:]))
     assert len(times) < 30
     if hasattr(os, "memfd_create") and not _os.PORTABLE:
         assert arena.reserved == class_of(3 * MIB)  # the held one; the other was given back
@@ -236,14 +238,14 @@ def test_a_closed_arena_gives_nothing_and_its_leases_stay_harmless(clock: Clock)
 
 
 def test_no_name_is_left_anywhere(arena: Arena) -> None:
-    names = set(support_names())
+    names = names_in_shared_memory()
     leases = [take(arena, 5 * MIB) for _ in range(3)]
-    assert set(support_names()) == names
+    assert names_in_shared_memory() == names
     assert len(leases) == 3
 
 
-def support_names() -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if name.startswith("poolkit")] if support.PROC.is_dir() else []  # noqa: S108
+def names_in_shared_memory() -> set[str]:
+    return set(support_leaks.snapshot().shm)
 
 
 def test_segments_have_room_for_a_state_byte_of_each_block() -> None:

@@ -11,9 +11,7 @@ from poolkit._wire.messages import Call, call_parts, unpack_calls
 def packed(*calls: Call) -> bytes:
     parts: list[bytes] = []
     for call in calls:
-        parts += call_parts(
-            call.task_id, call.attempt, call.name, call.timeout, call.fn, bytes(call.body), call.flags
-        )
+        parts += call_parts(call.task_id, call.attempt, call.name, call.timeout, call.fn, bytes(call.body), call.flags)
     return b"".join(parts)
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-
 from unit.memory_pair import Pair, pair
-from poolkit import _os
-from poolkit._wire import codec
+
+from poolkit._wire import codec, holds
 from poolkit._wire.parcels import Parcel
 
 
@@ -60,16 +58,19 @@ def test_a_read_only_array_beside_what_goes_by_value_arrives_writable(ends: Pair
     assert fn() == 3
 
 
-@pytest.mark.parametrize("keeper", ["array", "slice", "memoryview", "buffer", "reshaped"])
+KEEPERS: dict[str, Any] = {
+    "array": lambda got: got,
+    "slice": lambda got: got[100:200],
+    "memoryview": memoryview,
+    "buffer": lambda got: np.frombuffer(got[5:]),
+    "reshaped": lambda got: got.reshape(100, 200).T,
+}
+
+
+@pytest.mark.parametrize("keeper", KEEPERS)
 def test_a_block_is_free_when_the_last_view_of_it_is_gone(ends: Pair, keeper: str) -> None:
     got = ends.trip(np.arange(20_000.0))
-    kept = {
-        "array": lambda: got,
-        "slice": lambda: got[100:200],
-        "memoryview": lambda: memoryview(got),
-        "buffer": lambda: np.frombuffer(got[5:]),
-        "reshaped": lambda: got.reshape(100, 200).T,
-    }[keeper]()
+    kept: Any = KEEPERS[keeper](got)
     before = bytes(memoryview(np.ascontiguousarray(kept)))
     del got
     gc.collect()
@@ -269,17 +270,39 @@ def test_descriptors_that_the_socket_has_no_room_for_are_sent_later_in_order(end
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_that_drops_its_views_frees_nothing_of_its_parents(ends: Pair) -> None:
+def test_what_a_forked_child_sees_stays_unchanged_until_the_child_is_gone(ends: Pair) -> None:
     got = ends.trip(np.arange(20_000.0))
+    unread = ends.send(parcel_of(ends, np.arange(20_000.0)))
+    ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
-        del got
-        gc.collect()
+        os.close(theirs)
+        os.read(ours, 1)
+        right = np.array_equal(got, np.arange(20_000.0))
+        right = right and np.array_equal(unread.load(codec.load_value), np.arange(20_000.0))
+        del got, unread
+        os._exit(0 if right else 1)
+    del got, unread
+    gc.collect()
+    assert ends.arena.lent_blocks() == 2
+    for _ in range(5):
+        ends.trip(np.zeros(20_000))
+    os.close(theirs)
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(ours)
+    assert not holds.release_pins()
+    assert ends.arena.lent_blocks() == 0
+
+
+def test_without_views_a_fork_costs_no_descriptor(ends: Pair) -> None:
+    ends.trip(np.arange(20_000.0))
+    gc.collect()
+    assert not holds._watches
+    pid = os.fork()
+    if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    assert ends.arena.lent_blocks() == 1
-    del got
-    assert ends.arena.lent_blocks() == 0
+    assert not holds.has_pins()
 
 
 def test_arrow_buffers_are_views_too(ends: Pair) -> None:
@@ -295,7 +318,3 @@ def test_arrow_buffers_are_views_too(ends: Pair) -> None:
     del column
     gc.collect()
     assert ends.arena.lent_blocks() == 0
-
-
-def test_the_seam_is_the_portable_one_when_that_was_asked_for() -> None:
-    assert _os.LINUX == (sys.platform == "linux" and not _os.PORTABLE)

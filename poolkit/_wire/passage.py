@@ -1,16 +1,11 @@
-"""Segments: shared memory on its way between two processes, and as its reader sees it.
+"""Passage: the socket beside each link, through which two processes hand each other shared memory.
 
-Memory without a name is handed over by its descriptor, through a socket beside each link (`Passage`), before the
-first frame that refers to it. The reader maps it once, closes the descriptor, and keeps the mapping until its writer
-says that the segment is gone, which comes along with the next descriptor: by then its memory was given back.
-
-When is a block free again? A `Hold` is the reader's right to see it. Each view of the block that is handed out is
-watched: whoever takes it (NumPy, Arrow, a memoryview of it) keeps the very memoryview alive, as it is wrapped in a
-PickleBuffer, which passes the request for a buffer on to it. A bare memoryview would not do: a view of a view refers
-to the memory, not to the view. When the last one is gone, so is the Hold, and stores 0 into the block's state byte:
-no lock, no message, from a finalizer in any thread. A forked child stores nothing: its parent still sees the block.
-Owner: of a Passage, on the worker's side its main thread. On the owner's side `tell`, `share`, `forget` and `flush` are
-guarded by the pool's lock, `mapping` and `region` by the reader's.
+Memory without a name is handed over by its descriptor, before the first frame that refers to it. The reader maps it
+once, closes the descriptor, and keeps the mapping until its writer says that the segment is gone, which comes along
+with the next descriptor: by then its memory was given back. A region is kept by a worker until the owner says that it
+is gone, with a frame that has it look; an owner takes one out for each parcel that refers to it.
+Owner: on the worker's side its main thread. On the owner's side `tell`, `share`, `forget` and `flush` are guarded by
+the pool's lock, `mapping` and `region` by the reader's.
 """
 
 from __future__ import annotations
@@ -21,145 +16,17 @@ import mmap
 import os
 import socket
 import struct
-from _weakref import ref  # the module weakref would be one more import in every worker
 from collections import deque
-from collections.abc import Callable
 
 from poolkit import _os
 from poolkit._wire.arena import HEADER, SIZE_AT, Arena, Segment
-
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from typing import Any
+from poolkit._wire.holds import Unmapped
+from poolkit._wire.regions import REGION, Region, known_region
 
 _RECORD = struct.Struct("<BxxxxxxxQ")  # kind, segment or region
 _HERE, _GONE = 1, 2  # with its descriptor; without
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
-REGION = 1 << 63  # bit of the number of a region, which is random; segments are counted from 1
-
-
-class _Watch(ref):  # type: ignore[type-arg]
-    """A reference to a view that keeps its hold until the view is gone. Told apart by identity: views have no hash."""
-
-    __slots__ = ("hold",)
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-    hold: Hold
-
-
-_watches: set[_Watch] = set()  # one atomic operation at a time, from any thread
-_forget_watch = _watches.discard
-
-
-class Hold:
-    """A reader's right to see one block."""
-
-    __slots__ = ("_frees", "_index", "_mapping", "_nbytes", "_offset", "_pid")
-
-    def __init__(self, mapping: mmap.mmap, index: int, offset: int, nbytes: int, *, frees: bool = True) -> None:
-        self._frees = False
-        if not (index < HEADER <= offset and offset + nbytes <= len(mapping)):
-            msg = f"there is no block {index} of {nbytes} bytes at {offset}"
-            raise ValueError(msg)
-        self._mapping = mapping
-        self._index = index
-        self._offset = offset
-        self._nbytes = nbytes
-        self._pid = os.getpid()
-        self._frees = frees  # False: the block stays the writer's
-
-    def view(self) -> memoryview:
-        """A view of the block; the block is not free before every such view is gone, and the hold itself."""
-        view = memoryview(self._mapping)[self._offset : self._offset + self._nbytes]
-        watch = _Watch(view, _forget_watch)
-        watch.hold = self
-        _watches.add(watch)
-        return view
-
-    def copy(self) -> bytearray:
-        """The content, in memory of its own."""
-        with memoryview(self._mapping) as whole, whole[self._offset : self._offset + self._nbytes] as part:
-            return bytearray(part)
-
-    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
-        """Free the block."""
-        if self._frees and getpid() == self._pid:
-            self._mapping[self._index] = 0
-
-
-# ===== regions: shared memory that users hold =====
-
-
-class Region:
-    """One piece of shared memory that belongs to nobody's arena: of a SharedBuffer, or of a broadcast object.
-
-    Known in a process by its random number as long as somebody there holds it; so it is mapped once, and never
-    mistaken for another. `kept` is what was made of it here, where that `is_kept`: in a worker, until the owner forgets it.
-    """
-
-    __slots__ = ("__weakref__", "fd", "is_kept", "kept", "nbytes", "number")
-
-    def __init__(self, fd: int, number: int, nbytes: int) -> None:
-        self.fd = fd
-        self.number = number
-        self.nbytes = nbytes
-        self.is_kept = False
-        self.kept: Any = None
-        known = _regions[number] = _Known(self, _forget_region)
-        known.number = number
-
-    @classmethod
-    def create(cls, nbytes: int) -> Region:
-        """A new one, of reserved memory, or a file where there is not enough. Raises OSError."""
-        try:
-            fd = _reserved(_os.shared_memory, nbytes)
-        except OSError:
-            fd = _reserved(_os.file_memory, nbytes)
-        return cls(fd, int.from_bytes(os.urandom(8), "little") | REGION, nbytes)
-
-    def close(self) -> None:
-        """Close the descriptor: it cannot be passed on any more. Idempotent."""
-        fd, self.fd = self.fd, -1
-        _os.close_fd(fd)
-
-    def __del__(self) -> None:
-        """Close the descriptor."""
-        self.close()
-
-
-def _reserved(make: Callable[[int], int], nbytes: int) -> int:
-    fd = make(nbytes)
-    try:
-        _os.reserve(fd, 0, nbytes)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-class _Known(ref):  # type: ignore[type-arg]
-    """A reference to a region that knows its number."""
-
-    __slots__ = ("number",)
-    number: int
-
-
-def _forget_region(known: _Known) -> None:
-    if _regions.get(known.number) is known:
-        _regions.pop(known.number, None)
-
-
-_regions: dict[int, _Known] = {}  # one atomic operation at a time, from any thread
-
-
-def known_region(number: int) -> Region | None:
-    """The region of this number, if this process has it."""
-    known = _regions.get(number)
-    return None if known is None else known()
-
-
-# ===== the passage =====
 
 
 class Passage:
@@ -171,7 +38,7 @@ class Passage:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(waits)
         self._waits = waits  # whether sending and receiving may block
-        self._maps: dict[int, mmap.mmap] = {}  # the other side's segments
+        self._maps: dict[int, mmap.mmap | Unmapped] = {}  # the other side's segments
         self._regions: dict[int, Region] = {}  # that came from the other side
         self._lost: set[int] = set()  # came without a descriptor, as this process had no room for one
         self._told: set[int] = set()  # what the other side was told of
@@ -238,7 +105,7 @@ class Passage:
 
     # ----- in -----
 
-    def mapping(self, number: int) -> mmap.mmap:
+    def mapping(self, number: int) -> mmap.mmap | Unmapped:
         """The mapping of a segment that the other side has told of, or is about to.
 
         Raises:
@@ -300,7 +167,10 @@ class Passage:
             if not _CLOEXEC:
                 os.set_inheritable(fd, False)
             if not number & REGION:
-                self._maps[number] = mmap.mmap(fd, 0)
+                try:
+                    self._maps[number] = mmap.mmap(fd, 0)
+                except (OSError, ValueError):  # no address space
+                    self._maps[number], fd = Unmapped(fd), -1
             else:
                 region = known_region(number)
                 if region is None:
@@ -316,6 +186,8 @@ class Passage:
         """Blocks of the other side's segments that are seen here, or on their way: how many, and their bytes."""
         blocks = nbytes = 0
         for mapping in list(self._maps.values()):
+            if isinstance(mapping, Unmapped):  # what is read is freed at once
+                continue
             count = mapping[:SIZE_AT].count(1)
             blocks += count
             nbytes += count * int.from_bytes(mapping[SIZE_AT:HEADER], "little")
