@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
+    from poolkit.broadcast import Shared
     from poolkit.context import TaskContext, current_task
     from poolkit.decorator import Offloaded, default_pool, offload, set_default_pool, use_pool
     from poolkit.errors import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from poolkit.face import PoolView
     from poolkit.pool import Pool
     from poolkit.results import Results
+    from poolkit.shared import SharedArray, SharedBuffer
     from poolkit.task import Task
 
 
@@ -57,6 +59,8 @@ _HOMES = {
     "poolkit.face": ("PoolView",),
     "poolkit.pool": ("Pool",),
     "poolkit.results": ("Results",),
+    "poolkit.broadcast": ("Shared",),
+    "poolkit.shared": ("SharedArray", "SharedBuffer"),
     "poolkit.context": ("TaskContext", "current_task"),
     "poolkit.task": ("Task",),
 }
@@ -78,6 +82,9 @@ __all__ = [
     "RemoteError",
     "Results",
     "SerializationError",
+    "Shared",
+    "SharedArray",
+    "SharedBuffer",
     "Task",
     "TaskCancelled",
     "TaskContext",

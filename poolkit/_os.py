@@ -1,8 +1,8 @@
 """Every call that only Linux has, with its POSIX fallback beside it, behind one seam.
 
 `Wakeup` and `Tokens` are counters in the kernel (eventfd; a pipe elsewhere), `shared_page` is memory that two
-processes see (memfd; an unlinked file elsewhere). `POOLKIT_PORTABLE=1` in the environment forces the fallbacks,
-so that the tests can run on them. Nothing in here holds a lock or state of a pool.
+processes see (memfd; an unlinked file elsewhere), `shared_memory` is the same in any size. `POOLKIT_PORTABLE=1` in the
+environment forces the fallbacks, so that the tests can run on them. Nothing in here holds a lock or state of a pool.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import array
 import contextlib
 import math
+import mmap
 import os
 import select
 import signal
@@ -166,13 +167,60 @@ def shared_page(nbytes: int) -> int:
     """A descriptor of `nbytes` of zeroed memory, to be mapped by several processes. It has no name anywhere."""
     if LINUX and hasattr(os, "memfd_create"):
         fd = os.memfd_create("poolkit-board", os.MFD_CLOEXEC)
-    else:
-        import tempfile  # noqa: PLC0415 -- the fallback only; a worker half should not pay for it
+        os.ftruncate(fd, nbytes)
+        return fd
+    return file_memory(nbytes)
 
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    os.ftruncate(fd, nbytes)
+
+def file_memory(nbytes: int) -> int:
+    """A descriptor of `nbytes` of a file without a name, where there is no memory for it. Raises OSError."""
+    import tempfile  # noqa: PLC0415 -- the fallback only; a worker half should not pay for it
+
+    with tempfile.TemporaryFile() as file:
+        os.ftruncate(file.fileno(), nbytes)
+        return os.dup(file.fileno())
+
+
+def shared_memory(nbytes: int) -> int:
+    """A descriptor of `nbytes` of memory to be mapped by several processes: without a name, and none of it taken yet.
+
+    What is written to must be `reserve`d before. Raises OSError.
+    """
+    if LINUX and hasattr(os, "memfd_create"):
+        fd = os.memfd_create("poolkit-memory", os.MFD_CLOEXEC)
+    else:
+        import _posixshmem  # noqa: PLC0415 -- the fallback only
+
+        name = f"/poolkit-{os.urandom(8).hex()}"
+        fd = _posixshmem.shm_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
+        _posixshmem.shm_unlink(name)
+    try:
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, nbytes)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
+
+
+def reserve(fd: int, offset: int, nbytes: int) -> None:
+    """Take the memory for a part of `shared_memory`, so that writing there cannot fail; it would be by SIGBUS.
+
+    Raises OSError when there is not enough. Where a system has no such call, the memory is taken by writing.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, offset, nbytes)
+
+
+def give_back(mapping: mmap.mmap, offset: int, nbytes: int) -> bool:
+    """Free the memory of a part of `shared_memory`, for every process; false where a part cannot be freed."""
+    if not LINUX or not hasattr(mmap, "MADV_REMOVE"):
+        return False
+    try:
+        mapping.madvise(mmap.MADV_REMOVE, offset, nbytes)
+    except (OSError, ValueError):  # a kernel without it; or it is closed
+        return False
+    return True
 
 
 def die_with_parent(parent: int) -> None:

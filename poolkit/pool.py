@@ -15,13 +15,16 @@ from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._workforce import logs  # noqa: F401 -- see there
 from poolkit._workforce.settings import check_limits, check_settings
+from poolkit.broadcast import Shared, broadcast
 from poolkit.face import Face
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeVar
 
     from poolkit._core.stats import PoolStats, WorkerInfo
+
+    T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
@@ -50,6 +53,7 @@ class Pool(Face):
         start_method: str | None = None,
         preload: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        shm_threshold: int | None = 64 * 1024,
     ) -> None:
         """Make a pool.
 
@@ -69,6 +73,7 @@ class Pool(Face):
             start_method: of processes: "forkserver" (the default), "spawn" or "fork".
             preload: names of modules imported once, before workers fork.
             env: environment variables for the workers, set before anything is imported.
+            shm_threshold: buffers of so many bytes travel in shared memory; None: never.
 
         Raises:
             TypeError, ValueError: an argument has no sense.
@@ -76,7 +81,7 @@ class Pool(Face):
             RuntimeError: start_method="fork" while other threads run, or a platform without process workers.
         """
         size = _os.usable_cpus() if max_workers is None else checks.whole("max_workers", max_workers)
-        settings = check_settings(size, kind, start_method, initializer, initargs, preload, env)
+        settings = check_settings(size, kind, start_method, initializer, initargs, preload, env, shm_threshold)
         limits = check_limits(
             size,
             max_queue=max_queue,
@@ -167,6 +172,18 @@ class Pool(Face):
         size = checks.whole("max_workers", max_workers)
         self._supervisor.resize(size)
         self._max_workers = size
+
+    def broadcast(self, obj: T) -> Shared[T]:
+        """Pack `obj` once, for many calls: passed as an argument, the handle arrives as the object itself.
+
+        A process worker loads it at most once, when it first needs it, with read-only arrays; threads get `obj`.
+        Dropped or closed, the handle frees the memory, in the workers too. Thread-safe.
+
+        Raises:
+            SerializationError: it cannot be pickled.
+            OSError: there is no memory for it.
+        """
+        return Shared(None, obj) if self._supervisor.workforce.by_reference else broadcast(obj)
 
     def cancel_all(self) -> None:
         """Cancel all that is queued and stop all that runs. Thread-safe; does not block."""

@@ -3,6 +3,7 @@
 The settings come as the first frame (BOOT), a pickled dict:
     sys_path, argv, cwd   as the owner has them         env        variables to set
     authkey               multiprocessing's key         measure_rss  whether outcomes carry the resident memory
+    shm_threshold         see `_wire/buffers.py`
     initializer           packed call, or None          preload    names of modules to import
 Owner: the worker's main thread, before it serves.
 """
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from poolkit import _os
 from poolkit._child import chunk  # noqa: F401 -- what `map` runs here
 from poolkit._child.authkey import set_authkey
+from poolkit._child.freight import Freight
 from poolkit._child.loop import Loop
 from poolkit._wire import codec, inherit, messages
 from poolkit._wire.board import Board
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 
 # A worker's descriptors, in the order in which they are handed over.
-WorkerFds = namedtuple("WorkerFds", "calls outcomes tokens board evidence")  # noqa: PYI024
+WorkerFds = namedtuple("WorkerFds", "calls outcomes tokens board evidence passage")  # noqa: PYI024
 
 
 def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], object] | None = None) -> int:
@@ -48,13 +50,14 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     board = Board(link.board)
     os.close(link.board)
     tokens = _os.Tokens(link.tokens)
-    loop = Loop(link.calls, link.outcomes, tokens, board)
+    loop = Loop(link.calls, link.outcomes, tokens, board, Freight(link.passage))
     try:
         settings: dict[str, Any] = pickle.loads(loop.receive_boot())
     except EOFError:  # the owner is gone already
         return 0
     _settle_in(settings)
     loop.measure_rss = settings["measure_rss"]
+    loop.freight.threshold = settings["shm_threshold"]
     try:
         for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
             importlib.import_module(name)

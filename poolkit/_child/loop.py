@@ -15,6 +15,7 @@ import types
 from collections import deque
 from collections.abc import Callable
 
+from poolkit._child.freight import Freight
 from poolkit._os import Tokens, resident_bytes
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
@@ -65,11 +66,12 @@ def _run_coroutine(coroutine: Any) -> Any:
 class Loop:
     """The loop of one process worker."""
 
-    def __init__(self, calls_fd: int, outcomes_fd: int, tokens: Tokens, board: Board) -> None:
+    def __init__(self, calls_fd: int, outcomes_fd: int, tokens: Tokens, board: Board, freight: Freight) -> None:
         self._reader = FrameReader(calls_fd, messages.FRAME_TO_WORKER)
         self._out = outcomes_fd
         self._tokens = tokens
         self._board = board
+        self.freight = freight
         self._inbox: deque[messages.Call | int] = deque()  # calls not yet claimed, and DROP and STOP between them
         os.set_blocking(calls_fd, False)
         self._poller = select.poll()
@@ -113,13 +115,21 @@ class Loop:
         try:
             return self._reader.receive()
         except BlockingIOError:
-            self._spin.wait(self._poller)
+            arena = self.freight.arena
+            if arena.idle_at is None:
+                self._spin.wait(self._poller)
+            else:
+                self._spin.wait(self._poller, max(0.0, arena.idle_at - time.monotonic()))
+                arena.trim()
+                self._board.stamp_memory(arena.reserved)
             return []
 
     def _receive(self) -> None:
         for (kind, count, _), payload in self._frames():
             if kind == messages.CALLS:
                 self._inbox.extend(messages.unpack_calls(payload, count))
+            elif kind == messages.FORGET:
+                self.freight.passage.take_in(int.from_bytes(payload, "little"))
             else:
                 self._inbox.append(kind)
 
@@ -147,11 +157,13 @@ class Loop:
         write_all(self._out, header, payload)
         self._board.done(call.task_id)
 
-    @staticmethod
-    def _outcome(call: messages.Call, started: float) -> tuple[int, bytes]:
+    def _outcome(self, call: messages.Call, started: float) -> tuple[int, bytes]:
         """Unpickle, run and pickle; whatever goes wrong on the way is the task's own failure."""
         try:
-            fn, args, kwargs = codec.load_call(call.fn, call.body)
+            if call.flags & messages.FLAG_PARCEL:
+                fn, args, kwargs = self.freight.load_call(call)
+            else:
+                fn, args, kwargs = codec.load_call(call.fn, call.body)
         except BaseException as exc:  # noqa: BLE001 -- unpickling runs the user's code
             return messages.ERROR, codec.pack_error(exc)
         deadline = None if call.timeout is None else started + call.timeout
@@ -161,8 +173,13 @@ class Loop:
                 return messages.ERROR, codec.pack_error(value)
             finally:
                 del value  # its traceback holds this frame
+        del fn, args, kwargs  # shared memory that only they refer to is free for what comes next
         try:
-            return messages.VALUE, codec.pack_value(value)
+            payload = self.freight.pack_value(value)
+            if type(payload) is bytes:
+                return messages.VALUE, payload
+            self._board.stamp_memory(self.freight.arena.reserved)
+            return messages.PARCEL, b"".join(payload.parts)  # type: ignore[union-attr]
         except SerializationError as exc:
             return messages.ERROR, codec.pack_error(exc)
 

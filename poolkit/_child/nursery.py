@@ -40,7 +40,6 @@ import sys, os, marshal
 with os.fdopen(int(sys.argv[1]), 'rb') as file:
     sys.path[:], fds, parent = marshal.load(file)
 from poolkit._child import boot
-from poolkit._child.session import MOST_FDS, Session
 boot.leave(boot.run_worker(fds, parent))
 """
 

@@ -11,7 +11,7 @@ import os
 from poolkit import _os
 from poolkit._wire import messages
 
-MOST_FDS = 64  # descriptors with one order: the link's five and those of `initargs`
+MOST_FDS = 64  # descriptors with one order: the link's six and those of `initargs`
 
 
 class Session:

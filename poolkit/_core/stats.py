@@ -65,6 +65,11 @@ class PoolStats:
         run_time: of every run that ended by itself.
         link_bytes_sent: bytes of calls sent to the workers.
         link_bytes_received: bytes of outcomes received from them.
+        arena_bytes_sent: bytes of calls that went through shared memory.
+        arena_bytes_received: bytes of values that came through shared memory.
+        arena_blocks_leased: blocks of shared memory that somebody may still see, or that are on their way.
+        arena_bytes: shared memory of the pool and its workers in all, leased or kept for the next call.
+        arena_bytes_kept: what of it is free.
     """
 
     workers: dict[str, int]
@@ -84,6 +89,11 @@ class PoolStats:
     run_time: HistogramSnapshot
     link_bytes_sent: int
     link_bytes_received: int
+    arena_bytes_sent: int = 0
+    arena_bytes_received: int = 0
+    arena_blocks_leased: int = 0
+    arena_bytes: int = 0
+    arena_bytes_kept: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 
 NBYTES = mmap.PAGESIZE
-_BEGUN, _SINCE, _DONE = 0, 1, 2
+_BEGUN, _SINCE, _DONE, _MEMORY = 0, 1, 2, 3
 
 
 class Board:
@@ -36,6 +36,14 @@ class Board:
     def done(self, task_id: int) -> None:
         """Stamp that a task's outcome was sent."""
         self._ids[_DONE] = task_id
+
+    def stamp_memory(self, nbytes: int) -> None:
+        """Stamp how much shared memory the worker holds for its results."""
+        self._ids[_MEMORY] = nbytes
+
+    def memory(self) -> int:
+        """How much shared memory the worker holds for its results, in its own word."""
+        return self._ids[_MEMORY]
 
     def read(self) -> tuple[int, float, int]:
         """The task begun last, since when, and that task again once its outcome was sent; 0 for none."""

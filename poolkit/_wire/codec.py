@@ -23,12 +23,13 @@ import sys
 import types
 from collections import namedtuple
 
+from poolkit._wire.buffers import Found
 from poolkit._wire.pickles import PROTOCOL, REUSABLE, dumps, dumps_plainly, is_by_value_requested, loads
 from poolkit._wire.remote import load_error, pack_error
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 
@@ -51,8 +52,10 @@ _functions: dict[bytes, _Kept] = {}
 _names: dict[tuple[str, str], bytes] = {}
 
 
-def pack_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
-    """Return the function bytes and the body of a call.
+def pack_call(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], found: Found | None = None
+) -> tuple[bytes, Any]:
+    """Return the function bytes and the body of a call, which has what is large in `found` (see `_wire/buffers.py`).
 
     Thread-safe. Runs the pickling hooks of the user's objects, on the caller's thread.
 
@@ -61,17 +64,19 @@ def pack_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     """
     try:
         if type(fn) is not types.FunctionType:
-            return b"", dumps((fn, args, kwargs))
+            return b"", dumps((fn, args, kwargs), found)
         name = _name_bytes(fn)
         if name is not None:
-            return name, dumps((args, kwargs)) if args or kwargs else _NO_ARGUMENTS
+            return name, dumps((args, kwargs), found) if args or kwargs else _NO_ARGUMENTS
         # what is known to belong to __main__ is not worth pickling large arguments for in vain
-        body = None if fn.__module__ == "__main__" else dumps_plainly((fn, args, kwargs))
+        body = None if fn.__module__ == "__main__" else dumps_plainly((fn, args, kwargs), found)
         if body is not None:
             return b"", body
         from poolkit._wire.functions import pack_function  # noqa: PLC0415 -- only senders need it
 
-        return pack_function(fn), dumps((args, kwargs))
+        if found is not None:
+            found.again()
+        return pack_function(fn), dumps((args, kwargs), found)
     except Exception as error:
         from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
 
@@ -82,14 +87,14 @@ def pack_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def load_call(
-    fn_bytes: bytes, body: bytes | bytearray | memoryview
+    fn_bytes: bytes, body: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Return function, arguments and keyword arguments of a packed call; exceptions propagate as they are.
 
     Not thread-safe: called by the one thread of a worker that loads calls.
     """
     if not fn_bytes:
-        fn, args, kwargs = pickle.loads(body)
+        fn, args, kwargs = pickle.loads(body, buffers=buffers)
         return fn, args, kwargs
     kept = _functions.get(fn_bytes)
     if kept is not None and (not kept.name or getattr(sys.modules.get(kept.module), kept.name, None) is kept.fn):
@@ -97,7 +102,7 @@ def load_call(
     else:
         fn = pickle.loads(fn_bytes)
         _keep(fn_bytes, fn)
-    args, kwargs = pickle.loads(body)
+    args, kwargs = pickle.loads(body, buffers=buffers)
     return fn, args, kwargs
 
 
@@ -131,8 +136,8 @@ def _name_bytes(fn: types.FunctionType) -> bytes | None:
     return data
 
 
-def pack_value(value: object) -> bytes:
-    """Return a result as bytes.
+def pack_value(value: object, found: Found | None = None) -> Any:
+    """Return a result as bytes, with what is large in `found`.
 
     Raises:
         SerializationError: the result cannot be pickled; the message names the offending part. Nothing else escapes,
@@ -141,7 +146,7 @@ def pack_value(value: object) -> bytes:
     if value is None:  # the most frequent one
         return _NONE
     try:
-        return dumps(value)
+        return dumps(value, found)
     except BaseException as error:
         from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
 

@@ -4,13 +4,16 @@ Owner to worker, on the worker's link      FRAME_TO_WORKER header + payload
     BOOT    payload: pickled dict, see `_child/boot.py`      first frame, once
     CALLS   `count` calls, each CALL header + name + fn + body; one token a call was added before
     DROP    what stands before it was reclaimed: drop the rest of it and say DRAINED
+    FORGET  payload: the number of a region that is gone in the owner; it says so on the passage, too
     STOP    leave
 Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     READY        booted and initialised; the task field holds the process id
     BOOT_FAILED  payload: the pickled exception of the initializer
     BEGUN        a task began; sent only where the call asked for it
     VALUE        a task's pickled value          ERROR    a task's pickled exception
+    PARCEL       a task's value, as a parcel: see `_wire/parcels.py`
     DRAINED      all that was reclaimed is dropped
+Either way, beside the link, on the passage  records with descriptors: see `_wire/passage.py`
 Owner to nursery, on its root socket       ORDER records
     OPEN    a pool's control socket is attached, then the owner's standard output and error as the flags say
 Owner to nursery, on a control socket      ORDER records, FORK with descriptors attached
@@ -29,8 +32,8 @@ import struct
 from collections import namedtuple
 from collections.abc import Iterator
 
-BOOT, CALLS, DROP, STOP = 1, 2, 3, 4
-READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED = 11, 12, 13, 14, 15, 16
+BOOT, CALLS, DROP, STOP, FORGET = 1, 2, 3, 4, 5
+READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, PARCEL = 11, 12, 13, 14, 15, 16, 17
 FORK, SIGNAL, OPEN = 21, 22, 23
 EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED, OPENED = 31, 32, 33, 34, 35
 
@@ -40,7 +43,10 @@ CALL = struct.Struct("<QHHIdQQ")  # task, attempt, flags, name bytes, timeout (0
 ORDER = struct.Struct("<BBHIQ")  # kind, flags, descriptors, signal, worker
 NOTICE = struct.Struct("<BxxxiQQQQ")  # kind, status, worker, pid, peak rss, payload bytes
 
-ANNOUNCE = 1  # flag of a call: say BEGUN
+# Flags of a call.
+FLAG_ANNOUNCE = 1  # say BEGUN
+FLAG_PARCEL = 2  # the body is a parcel
+FLAG_COPIES = 4  # of which the worker is to make copies, as the call may have to run again
 GROUP = 1  # flag of a SIGNAL: to the whole group
 HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of an OPEN: which standard streams are open in the owner
 
@@ -48,8 +54,9 @@ _MOST_ATTEMPTS = 0xFFFF
 
 
 # One call as a worker sees it. Not a typing.NamedTuple: importing that would cost each template process 6 ms.
-#     task_id: int, attempt: int, announce: bool, name: str, timeout: float | None, fn: bytes, body: bytes | memoryview
-Call = namedtuple("Call", "task_id attempt announce name timeout fn body")  # noqa: PYI024
+#     task_id: int, attempt: int, announce: bool, name: str, timeout: float | None, fn: bytes, body: bytes | memoryview,
+#     flags: int, of which `announce` is one
+Call = namedtuple("Call", "task_id attempt announce name timeout fn body flags", defaults=(0,))  # noqa: PYI024
 
 
 def call_parts(  # noqa: PLR0913, PLR0917 -- a message record
@@ -59,12 +66,11 @@ def call_parts(  # noqa: PLR0913, PLR0917 -- a message record
     timeout: float | None,
     fn: bytes,
     body: bytes,
-    announce: bool,
+    flags: int,
 ) -> tuple[bytes, bytes, bytes, bytes]:
     """One call, as parts to be written one behind the other."""
     encoded = name.encode("utf-8", "surrogatepass")
     attempt = min(_MOST_ATTEMPTS, attempt)
-    flags = ANNOUNCE if announce else 0
     header = CALL.pack(task_id, attempt, flags, len(encoded), timeout or 0.0, len(fn), len(body))
     return header, encoded, fn, body
 
@@ -83,4 +89,4 @@ def unpack_calls(payload: bytes | bytearray, count: int) -> Iterator[Call]:
         pos += fn_size
         body = view[pos : pos + body_size]
         pos += body_size
-        yield new(Call, (task_id, attempt, flags & ANNOUNCE == ANNOUNCE, name, timeout or None, fn, body))
+        yield new(Call, (task_id, attempt, flags & FLAG_ANNOUNCE == 1, name, timeout or None, fn, body, flags))

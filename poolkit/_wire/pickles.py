@@ -15,9 +15,11 @@ import io
 import pickle
 import sys
 
+from poolkit._wire.buffers import Found, Parts
+
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 
@@ -52,40 +54,84 @@ def is_by_value_requested() -> bool:
     return list_registered is not None and bool(list_registered())
 
 
-def dumps_plainly(value: object) -> bytes | None:
-    """Return the plain pickle of `value`, or None when it has to go by value."""
+def dumps_plainly(value: object, found: Found | None = None) -> Any:
+    """Return the plain pickle of `value` as bytes, or None when it has to go by value.
+
+    Large buffers are left to `found`; a pickle with large bytes comes in parts.
+    """
     if is_by_value_requested():
         return None
     try:
-        data = pickle.dumps(value, PROTOCOL)
+        data: Any
+        if found is None or not found.large:
+            data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
+        else:
+            data = Parts()
+            pickle.Pickler(data, PROTOCOL, buffer_callback=found).dump(value)
+        if found is not None and found.has_read_only:
+            found.again()
+            data = Parts() if found.large else io.BytesIO()
+            _WritablePickler(data, found).dump(value)
+            data = data if type(data) is Parts else data.getvalue()
     except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
         return None
     # By reference, the name of the module stands in the stream. Text that happens to contain it costs a needless
     # second try, never a wrong result. The scan costs about half as much as copying the bytes once.
+    if type(data) is Parts:
+        return None if found is None or found.may_name(b"__main__", data) else data
     return None if b"__main__" in data else data
 
 
-def dumps_by_value(value: object, mark: bytes = BY_VALUE) -> bytes:
+class _WritablePickler(pickle.Pickler):
+    """A pickler to which read-only arrays are writable ones."""
+
+    def __init__(self, file: Any, found: Found) -> None:
+        super().__init__(file, PROTOCOL, buffer_callback=found)
+        self._found = found
+
+    def reducer_override(self, obj: Any) -> Any:
+        """How an object is pickled."""
+        return self._found.reduce(obj)
+
+
+def dumps_by_value(value: object, mark: bytes = BY_VALUE, found: Found | None = None) -> Any:
     """Return the cloudpickle of `value` with `mark` behind it; whatever cloudpickle raises propagates."""
     import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
 
-    buffer = io.BytesIO()
-    cloudpickle.Pickler(buffer, protocol=PROTOCOL).dump(value)
+    buffer: Any = Parts() if found is not None and found.large else io.BytesIO()
+    cloudpickle.Pickler(buffer, protocol=PROTOCOL, buffer_callback=found).dump(value)
+    if found is not None and found.has_read_only:
+        found.again()
+        buffer = Parts() if found.large else io.BytesIO()
+        _writable_by_value(cloudpickle.Pickler, found)(buffer, protocol=PROTOCOL, buffer_callback=found).dump(value)
     buffer.write(mark)
-    return buffer.getvalue()
+    return buffer if type(buffer) is Parts else buffer.getvalue()
 
 
-def dumps(value: object) -> bytes:
+def _writable_by_value(base: Any, found: Found) -> Any:
+    class Pickler(base):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            reduced = found.reduce(obj)
+            return super().reducer_override(obj) if reduced is NotImplemented else reduced
+
+    return Pickler
+
+
+def dumps(value: object, found: Found | None = None) -> Any:
     """Return `value` pickled plainly if possible, else by value; what the latter raises propagates."""
-    data = dumps_plainly(value)
-    return dumps_by_value(value) if data is None else data
+    data = dumps_plainly(value, found)
+    if data is None:
+        if found is not None:
+            found.again()
+        data = dumps_by_value(value, BY_VALUE, found)
+    return data
 
 
-def loads(data: bytes | bytearray | memoryview) -> Any:
+def loads(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> Any:
     """Return the value that `dumps` packed, leaving the classes of this process as they are."""
     if data[-1] == _STOP:
-        return pickle.loads(data)
-    return ClassKeepingUnpickler(io.BytesIO(data)).load()
+        return pickle.loads(data, buffers=buffers)
+    return ClassKeepingUnpickler(io.BytesIO(data), buffers).load()
 
 
 class ClassKeepingUnpickler(pickle.Unpickler):
@@ -131,6 +177,6 @@ class ClassKeepingUnpickler(pickle.Unpickler):
 
         return set_or_keep
 
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
+    def __init__(self, file: io.BytesIO, buffers: Iterable[Any] = ()) -> None:
+        super().__init__(file, buffers=buffers)
         self._kept_classes: set[type] = set()  # owner: the thread that calls load()

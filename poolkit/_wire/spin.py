@@ -9,6 +9,7 @@ Owner: the one thread that waits.
 
 from __future__ import annotations
 
+import math
 import time
 
 from poolkit import _os
@@ -50,8 +51,8 @@ class Spin:
         """It took a sleep, after so many seconds in all."""
         self._in_vain = 0 if seconds < WORTH else self._in_vain + 1
 
-    def wait(self, poller: Poller) -> None:
-        """Return when there is something to read. Blocks."""
+    def wait(self, poller: Poller, seconds: float | None = None) -> None:
+        """Return when there is something to read, or after about so many seconds. Blocks."""
         started = time.monotonic()
         end = started + self.seconds
         while time.monotonic() < end:
@@ -59,5 +60,5 @@ class Spin:
                 self._in_vain = 0
                 return
             _os.yield_cpu()
-        poller.poll()
+        poller.poll(None if seconds is None else math.ceil(seconds * 1000))
         self.slept(time.monotonic() - started)

@@ -56,6 +56,7 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
 
 
 def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
+    from poolkit._workforce.freight import Freight  # noqa: PLC0415 -- see above
     from poolkit._workforce.process import ProcessWorkforce  # noqa: PLC0415 -- see above
 
     if not _os.SUPPORTED:
@@ -81,6 +82,7 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
         initializer=packed,
         inherited_fds=fds,
         measure_rss=limits.max_memory_per_child is not None,
+        freight=Freight(settings.shm_threshold, name),
     )
     return Supervisor(lock, workforce, limits, name=name)
 

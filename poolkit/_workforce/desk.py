@@ -370,7 +370,9 @@ class Desk:
         from poolkit._workforce import snapshots  # noqa: PLC0415 -- most programs never look, and it takes 15 ms
 
         with self._lock:  # looks, and changes nothing: signals are not put off here
-            return snapshots.pool_stats(self._scheduler, len(self._handed_in), self.workforce.link_bytes())
+            workforce = self.workforce
+            use = workforce.memory_use()
+            return snapshots.pool_stats(self._scheduler, len(self._handed_in), workforce.link_bytes(), use)
 
     def workers(self) -> list[WorkerInfo]:
         """A snapshot of the workers."""

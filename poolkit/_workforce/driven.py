@@ -16,6 +16,10 @@ class DrivenWorkforce(Workforce, Protocol):
     def unstarted(self) -> Sequence[object]:
         """Workers that were ordered and are to be started by whoever ordered them."""
 
+    @property
+    def by_reference(self) -> bool:
+        """Whether its workers get the caller's own objects."""
+
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """Turn a call into what `send` takes, and its size in bytes. On the caller's thread, without the lock."""
 
@@ -58,6 +62,9 @@ class DrivenWorkforce(Workforce, Protocol):
 
     def link_bytes(self) -> tuple[int, int]:
         """Bytes sent to and received from the workers over links."""
+
+    def memory_use(self) -> tuple[int, int, int, int, int]:
+        """Of shared memory: bytes sent and received, blocks that somebody sees, bytes in all, bytes that are free."""
 
     def resident_bytes(self, worker_id: int) -> int | None:
         """Resident memory of a worker; None when not known."""

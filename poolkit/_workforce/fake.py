@@ -8,6 +8,7 @@ Owner: the one thread that uses the pool.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections import deque
@@ -18,7 +19,9 @@ from poolkit._child.loop import run_call
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import codec
+from poolkit._wire.buffers import Found
 from poolkit._workforce.supervisor import Supervisor
+from poolkit.broadcast import by_reference
 from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
@@ -64,6 +67,7 @@ class FakeWorkforce:
         self._clock = clock
         self._rng = rng
         self._check_pickle = check_pickle
+        self.by_reference = not check_pickle
         self._initializer = initializer
         self._members: dict[int, Member] = {}
         self._reports: list[Report] = []  # what the workers will say when they are asked
@@ -73,9 +77,10 @@ class FakeWorkforce:
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """Send a call through the real codec, so that what would not travel fails here too."""
         if not self._check_pickle:
-            return (fn, args, kwargs), 0
-        call = codec.pack_call(fn, args, kwargs)
-        return call, len(call[0]) + len(call[1])
+            return (fn, by_reference(args), by_reference(kwargs)), 0
+        with Found(math.inf) as found:  # handles on shared memory go as they would to a worker
+            call = codec.pack_call(fn, args, kwargs)
+        return (call, found.regions), len(call[0]) + len(call[1])
 
     def start(self, worker_id: int) -> None:
         """A worker comes up at once, unless the initializer raises."""
@@ -153,7 +158,7 @@ class FakeWorkforce:
 
     def _outcome(self, task: AnyTask) -> Outcome:
         try:
-            fn, args, kwargs = codec.load_call(*task.call) if self._check_pickle else task.call
+            fn, args, kwargs = codec.load_call(*task.call[0]) if self._check_pickle else task.call
         except Exception as exc:  # noqa: BLE001 -- unpickling runs the user's code
             return Outcome.failure(exc)
         limit = task.options.timeout
@@ -165,7 +170,9 @@ class FakeWorkforce:
                 return Outcome(value, ok=ok)
             if not ok:
                 return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
-            return Outcome(codec.pack_value(value), ok=True, load=codec.load_value)
+            with Found(math.inf) as found:
+                packed = codec.pack_value(value)
+            return Outcome((packed, found.regions), ok=True, load=_load_value)
         except SerializationError as exc:
             return Outcome(codec.pack_error(exc), ok=False, load=codec.load_error)
         finally:
@@ -193,9 +200,18 @@ class FakeWorkforce:
         """Nothing goes over links."""
         return 0, 0
 
+    def memory_use(self) -> tuple[int, int, int, int, int]:
+        """There is no shared memory."""
+        return 0, 0, 0, 0, 0
+
     def resident_bytes(self, _worker_id: int) -> None:
         """Fake workers have no memory."""
         return
+
+
+def _load_value(packed: tuple[bytes, object]) -> Any:
+    """The value of a result, while the shared memory that it refers to is held."""
+    return codec.load_value(packed[0])
 
 
 class FakeSupervisor(Supervisor):

@@ -85,8 +85,14 @@ def receive(member: Member, reports: list[Report]) -> None:
     worker_id = member.id
     for (kind, task_id, started, ended, rss, _), payload in member.reader.receive():
         if kind == VALUE:
+            member.waybill.finish()
             reports.append(Finished(worker_id, task_id, started, ended, rss, payload, True, load_value))
+        elif kind == messages.PARCEL and member.freight is not None:
+            member.waybill.finish()
+            arrived = member.freight.arrive(member, payload)
+            reports.append(Finished(worker_id, task_id, started, ended, rss, *arrived))
         elif kind == messages.ERROR:
+            member.waybill.finish()
             reports.append(Finished(worker_id, task_id, started, ended, rss, payload, False, codec.load_error))
         elif kind == messages.DRAINED:
             reports.append(Drained(worker_id))

@@ -1,6 +1,7 @@
 """Member: one worker process as the owner holds it: its link, tokens, board and evidence.
 
-Guarded by: the pool's one lock: the writer and the tokens. By the reader's lock: the reader and `pid`.
+Guarded by: the pool's one lock: the writer, the tokens and the sending half of the passage. By the reader's lock: the
+reader, `pid` and the receiving half.
 Owner: the supervisor thread: the rest.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Sequence
 from typing import cast
@@ -16,6 +18,8 @@ from poolkit import _os
 from poolkit._wire import messages
 from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
+from poolkit._wire.passage import Passage
+from poolkit._workforce.freight import Freight, Waybill
 from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.likeness import volatile_env
 
@@ -28,13 +32,17 @@ class Member:
         "calls_fd",
         "calls_read_fd",
         "evidence_fd",
+        "freight",
         "id",
+        "is_reaped",
         "kill_at",
         "outcomes_fd",
+        "passage",
         "pid",
         "reader",
         "stack",
         "tokens",
+        "waybill",
         "writer",
     )
 
@@ -45,6 +53,10 @@ class Member:
         self.board: Board | None = None
         self.reader: FrameReader | None = None
         self.writer: FrameWriter | None = None
+        self.passage: Passage | None = None
+        self.waybill = Waybill()
+        self.freight: Freight | None = None
+        self.is_reaped = False  # its end was reported by whoever reaped it, or it never was
         self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
         self.stack = ""
         self.kill_at: float | None = None  # until then it may write its stack
@@ -72,6 +84,9 @@ class Member:
             theirs.append(fd)
             for fd in (self.calls_fd, self.outcomes_fd, self.evidence_fd, theirs[-1]):
                 os.set_blocking(fd, False)
+            ours, other = socket.socketpair()
+            theirs.append(other.detach())
+            self.passage = Passage(ours.detach(), waits=False)
             theirs += [os.dup(fd) for fd in inherited]
             self.reader = FrameReader(self.outcomes_fd, messages.FRAME_TO_OWNER)
         except BaseException:
@@ -89,10 +104,14 @@ class Member:
             self.tokens.close()
         if self.board is not None:
             self.board.close()
-        self.tokens = self.board = None
+        if self.passage is not None:
+            self.passage.close()
+        self.tokens = self.board = self.passage = None
 
 
-def boot_settings(settings: NurserySettings, *, initializer: bytes | None, measure_rss: bool) -> bytes:
+def boot_settings(
+    settings: NurserySettings, *, initializer: bytes | None, measure_rss: bool, shm_threshold: float
+) -> bytes:
     """What a worker is told first, pickled; see `_child/boot.py`."""
     from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
 
@@ -108,6 +127,7 @@ def boot_settings(settings: NurserySettings, *, initializer: bytes | None, measu
             "authkey": bytes(process.current_process().authkey),
             "env": {**settings.late_env, **volatile_env(), **settings.env},
             "measure_rss": measure_rss,
+            "shm_threshold": shm_threshold,
             "preload": list(settings.preload),
             "initializer": initializer,
         }

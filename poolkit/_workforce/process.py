@@ -32,6 +32,7 @@ from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions:
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
 from poolkit._workforce import evidence
+from poolkit._workforce.freight import Freight
 from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.links import Links, drain
 from poolkit._workforce.member import Member, boot_settings
@@ -47,6 +48,7 @@ class ProcessWorkforce:
     """Processes behind the Workforce protocol."""
 
     kind = "process"
+    by_reference = False
     max_batch = MAX_BATCH
     unstarted = ()  # nothing is left to be started by whoever held the lock
 
@@ -58,6 +60,7 @@ class ProcessWorkforce:
         initializer: bytes | None,
         inherited_fds: Sequence[int] = (),
         measure_rss: bool,
+        freight: Freight | None = None,
     ) -> None:
         self._lock = lock
         self._settings = settings
@@ -76,6 +79,8 @@ class ProcessWorkforce:
             self._both.register(self._selector.fileno(), select.POLLIN)
             self._both.register(self.links.fileno, select.POLLIN)
         self._nursery: Nursery | None = None
+        self.freight = freight or Freight(None, "")
+        self.freight.gone, self.freight.wake = self._region_gone, self.wake
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
             try:
@@ -84,11 +89,9 @@ class ProcessWorkforce:
                 self._close_own()
                 raise
 
-    @staticmethod
-    def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
-        """A call becomes bytes on the caller's thread. Raises SerializationError."""
-        call = codec.pack_call(fn, args, kwargs)
-        return call, len(call[0]) + len(call[1])
+    def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+        """A call becomes bytes on the caller's thread, and blocks of shared memory. Raises SerializationError."""
+        return self.freight.pack(fn, args, kwargs)
 
     # ===== orders, given under the pool's lock =====
 
@@ -101,9 +104,15 @@ class ProcessWorkforce:
         """Add the tokens, then write the calls as far as the pipe takes them; the supervisor thread writes the rest."""
         member = self._members[worker_id]
         parts: list[bytes] = [b""]
-        for task in tasks:
+        usual = messages.FLAG_ANNOUNCE if announce else 0
+        for place, task in enumerate(tasks, 1):
             fn, body = task.call
-            parts += call_parts(task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, announce)
+            flags = usual
+            if type(body) is not bytes:
+                body, more = self.freight.load(member, place, task, body)
+                flags |= more
+            parts += call_parts(task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, flags)
+        member.waybill.sent += len(tasks)
         nbytes = sum(map(len, parts))
         parts[0] = messages.FRAME_TO_WORKER.pack(messages.CALLS, len(tasks), nbytes)
         assert member.tokens is not None  # noqa: S101 -- only a worker that is ready is sent something
@@ -118,6 +127,7 @@ class ProcessWorkforce:
             return 0
         count = member.tokens.take_all()
         if count:
+            member.waybill.take_back(count)
             self._write(member, [messages.FRAME_TO_WORKER.pack(messages.DROP, 0, 0)])
         return count
 
@@ -145,6 +155,10 @@ class ProcessWorkforce:
         if member.writer is not None and member.reader is not None:
             self._closed_bytes[0] += member.writer.sent
             self._closed_bytes[1] += member.reader.received
+        if member.is_reaped or member.pid is None:
+            self.freight.died(worker_id)
+        else:
+            self.freight.dies(member)
         member.close()
 
     def start_now(self) -> Reports:
@@ -160,6 +174,10 @@ class ProcessWorkforce:
                 received += member.reader.received
         return sent, received
 
+    def memory_use(self) -> tuple[int, int, int, int, int]:
+        """See `Freight.use`."""
+        return self.freight.use(self._members.values())
+
     def resident_bytes(self, worker_id: int) -> int | None:
         """Resident memory of a worker."""
         member = self._members.get(worker_id)
@@ -173,7 +191,11 @@ class ProcessWorkforce:
         """Make `wait` return. From any thread."""
         self._wakeup.set()
 
-    def _order(self, what: Callable[..., None], member: Member) -> None:
+    def _region_gone(self, number: int) -> None:
+        """Have workers let go of it. From a finalizer, in any thread."""
+        self._order(self._forget_region, number)
+
+    def _order(self, what: Callable[..., None], member: Any) -> None:
         self._orders.append((what, member))
         self._wakeup.set()
 
@@ -188,6 +210,8 @@ class ProcessWorkforce:
         due = [member.kill_at or 0.0 for member in self._dying()]
         if self._nursery is not None and (answer_due := self._nursery.answer_due()) is not None:
             due.append(answer_due)
+        if (tend_at := self.freight.due()) is not None:
+            due.append(tend_at)
         if due:
             timeout = min(timeout, max(0.0, min(due) - time.monotonic()))
         if links and self._both is not None:
@@ -206,6 +230,8 @@ class ProcessWorkforce:
             key.data(events, reports)
         if self._nursery is not None:
             self._nursery.kill_if_it_hangs()
+        with self._lock:
+            self.freight.tend(self._members.values())
         reports += self.read()
         for member in self._dying():
             if (member.kill_at or 0.0) <= time.monotonic() or evidence.is_complete(member.stack):
@@ -232,6 +258,7 @@ class ProcessWorkforce:
             self._members.clear()
         for member in members:
             member.close()
+        self.freight.close()
         self._close_own()
 
     def close_in_forked_child(self) -> None:
@@ -297,7 +324,13 @@ class ProcessWorkforce:
 
     def _connect(self, member: Member) -> list[int]:
         """Open a worker's ends and send the first frame; returns the descriptors for the other side."""
-        settings = boot_settings(self._settings, initializer=self._initializer, measure_rss=self._measure_rss)
+        settings = boot_settings(
+            self._settings,
+            initializer=self._initializer,
+            measure_rss=self._measure_rss,
+            shm_threshold=self.freight.threshold,
+        )
+        member.freight = self.freight
         theirs = member.open(self._inherited_fds)
         try:
             self.links.add(member)
@@ -318,6 +351,14 @@ class ProcessWorkforce:
         """Some of what was sent did not fit the pipe: write on as it empties."""
         if member.calls_fd >= 0 and self._selector.get_map().get(member.calls_fd) is None:
             self._selector.register(member.calls_fd, selectors.EVENT_WRITE, functools.partial(self._writable, member))
+
+    def _forget_region(self, number: int, _reports: Reports) -> None:
+        """A region is gone here: workers that were told of it are to let go of it."""
+        with self._lock:
+            for member in self._members.values():
+                if member.passage is not None and member.passage.forget(number):
+                    payload = number.to_bytes(8, "little")
+                    self._write(member, [messages.FRAME_TO_WORKER.pack(messages.FORGET, 0, 8), payload])
 
     def _writable(self, member: Member, _events: int, _reports: Reports) -> None:
         with self._lock:
@@ -369,6 +410,7 @@ class ProcessWorkforce:
 
     def _ended(self, member: Member, reports: Reports, *, status: int, pid: int, peak: int) -> None:
         self._drain(member, reports)
+        member.is_reaped = True
         code = os.waitstatus_to_exitcode(status)
         reports.append(
             Died(

@@ -18,7 +18,7 @@ START_METHODS = ("forkserver", "spawn", "fork")
 class PoolSettings:
     """What a workforce is made from; checked. Immutable."""
 
-    __slots__ = ("env", "initargs", "initializer", "kind", "preload", "size", "start_method")
+    __slots__ = ("env", "initargs", "initializer", "kind", "preload", "shm_threshold", "size", "start_method")
 
     def __init__(  # noqa: PLR0913 -- what the pool was given
         self,
@@ -30,6 +30,7 @@ class PoolSettings:
         start_method: str,
         preload: tuple[str, ...],
         env: Mapping[str, str],
+        shm_threshold: int | None = None,
     ) -> None:
         """Take what was checked."""
         self.kind = kind
@@ -39,6 +40,7 @@ class PoolSettings:
         self.start_method = start_method
         self.preload = preload
         self.env = env
+        self.shm_threshold = shm_threshold
 
 
 def check_limits(
@@ -80,6 +82,7 @@ def check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
     initargs: tuple[Any, ...],
     preload: Sequence[str],
     env: Mapping[str, str] | None,
+    shm_threshold: int | None,
 ) -> PoolSettings:
     """Check what the workforce is made from. Raises TypeError or ValueError."""
     if kind not in KINDS:
@@ -111,4 +114,5 @@ def check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
         start_method=start_method or "forkserver",
         preload=tuple(preload),
         env=dict(env or {}),
+        shm_threshold=checks.whole_or_none("shm_threshold", shm_threshold),
     )

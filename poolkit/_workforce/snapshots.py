@@ -10,7 +10,9 @@ from poolkit._core.workforce import AnyTask, Glance, Worker, WorkerState
 from poolkit.task import SENT
 
 
-def pool_stats(scheduler: Scheduler, handed_in: int, link_bytes: tuple[int, int]) -> PoolStats:
+def pool_stats(
+    scheduler: Scheduler, handed_in: int, link_bytes: tuple[int, int], memory_use: tuple[int, int, int, int, int]
+) -> PoolStats:
     """The counts of a pool."""
     states = {state.name.lower(): 0 for state in WorkerState}
     sent = running = 0
@@ -38,6 +40,11 @@ def pool_stats(scheduler: Scheduler, handed_in: int, link_bytes: tuple[int, int]
         run_time=counters.run_time.snapshot(),
         link_bytes_sent=link_bytes[0],
         link_bytes_received=link_bytes[1],
+        arena_bytes_sent=memory_use[0],
+        arena_bytes_received=memory_use[1],
+        arena_blocks_leased=memory_use[2],
+        arena_bytes=memory_use[3],
+        arena_bytes_kept=memory_use[4],
     )
 
 

@@ -22,7 +22,9 @@ from typing import Any
 from poolkit import _os
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._wire import buffers
 from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
+from poolkit.broadcast import by_reference
 from poolkit.context import TaskContext
 
 # Several, so that a thread goes on with its next task where another thread has the pool's lock.
@@ -37,6 +39,7 @@ class ThreadWorkforce:
 
     kind = "thread"
     links = None
+    by_reference = True
     max_batch = MAX_BATCH
 
     def __init__(
@@ -62,7 +65,9 @@ class ThreadWorkforce:
 
     @staticmethod
     def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
-        """A call goes to a thread as it is."""
+        """A call goes to a thread as it is, but for the handles of broadcast objects."""
+        if buffers.regions_in_use:
+            args, kwargs = by_reference(args), by_reference(kwargs)
         return (fn, args, kwargs), 0
 
     # ===== orders, given under the pool's lock =====
@@ -133,6 +138,10 @@ class ThreadWorkforce:
     def link_bytes(self) -> tuple[int, int]:
         """Nothing goes over links."""
         return 0, 0
+
+    def memory_use(self) -> tuple[int, int, int, int, int]:
+        """There is no shared memory."""
+        return 0, 0, 0, 0, 0
 
     def resident_bytes(self, _worker_id: int) -> None:
         """Threads have no memory of their own."""

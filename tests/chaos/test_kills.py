@@ -136,7 +136,7 @@ def test_a_worker_that_dies_while_it_sends_its_result(
 ) -> None:
     """Half a frame is no outcome; that task crashed, the others go on."""
     arrived, release = new_gate(), new_gate()
-    with faults.new_pool(2) as pool:
+    with faults.new_pool(2, shm_threshold=None) as pool:
         for at_call in (1, 2, 40):
             other = pool.submit(work.arrive_and_wait, arrived, release, "other")
             arrived.wait()
@@ -158,7 +158,7 @@ def test_a_worker_that_dies_while_it_is_sent_an_argument(
     """It had not begun the task, which runs elsewhere; the owner does not block."""
     arrived, release = new_gate(), new_gate()
     argument = bytes(100_000_000)
-    with faults.new_pool(2) as pool:
+    with faults.new_pool(2, shm_threshold=None) as pool:
         for at_call in (1, 2, 40):
             other = pool.submit(work.arrive_and_wait, arrived, release, "other")
             arrived.wait()

@@ -12,7 +12,8 @@ from poolkit import Pool, WorkerCrashed
 @pytest.mark.slow
 def test_a_call_too_large_for_the_memory_of_a_worker_fails_and_the_pool_goes_on() -> None:
     """Each worker dies of it before it begins it, so it must not be sent out for ever."""
-    with Pool(1, initializer=support_objects.limit_memory, initargs=(64 * 2**20,)) as pool:
+    limits = {"initializer": support_objects.limit_memory, "initargs": (64 * 2**20,)}
+    with Pool(1, shm_threshold=None, **limits) as pool:
         too_large = pool.submit(len, bytes(160 * 2**20))
         after = pool.submit(work.add, 1, 2)
         with pytest.raises(
@@ -23,3 +24,15 @@ def test_a_call_too_large_for_the_memory_of_a_worker_fails_and_the_pool_goes_on(
         assert too_large.attempts == 0
         assert after.result() == 3
         assert pool.stats().crashed == 1
+
+
+@pytest.mark.slow
+def test_in_shared_memory_such_a_call_fails_by_itself_and_smaller_ones_do_not() -> None:
+    """A worker that has no room to map a segment reads the block instead."""
+    with Pool(1, initializer=support_objects.limit_memory, initargs=(64 * 2**20,)) as pool:
+        for _ in range(3):
+            assert type(pool.submit(len, bytes(160 * 2**20)).exception()) is MemoryError
+            assert pool.submit(len, bytes(20 * 2**20)).result() == 20 * 2**20
+            assert len(pool.submit(bytes, 20 * 2**20).result()) == 20 * 2**20
+        assert pool.stats().arena_blocks_leased == 0
+        assert pool.stats().crashed == 0

@@ -110,7 +110,8 @@ def test_stats_add_up(pool, journal):
 
 @pytest.mark.one_start_method
 @pytest.mark.needs("process")
-def test_stats_count_the_bytes_on_links(pool):
+def test_stats_count_the_bytes_on_links(make_pool):
+    pool = make_pool(shm_threshold=None)
     pool.submit(work.identity, b"x" * 1_000_000).result()
     stats = pool.stats()
     assert stats.link_bytes_sent > 1_000_000

@@ -11,16 +11,14 @@ from poolkit._wire.messages import Call, call_parts, unpack_calls
 def packed(*calls: Call) -> bytes:
     parts: list[bytes] = []
     for call in calls:
-        parts += call_parts(
-            call.task_id, call.attempt, call.name, call.timeout, call.fn, bytes(call.body), call.announce
-        )
+        parts += call_parts(call.task_id, call.attempt, call.name, call.timeout, call.fn, bytes(call.body), call.flags)
     return b"".join(parts)
 
 
 def test_calls_come_out_as_they_went_in() -> None:
     calls = [
         Call(1, 1, announce=False, name="f", timeout=None, fn=b"fn", body=b"body"),
-        Call(2**64 - 1, 3, announce=True, name="", timeout=0.25, fn=b"", body=b""),
+        Call(2**64 - 1, 3, announce=True, name="", timeout=0.25, fn=b"", body=b"", flags=1),
         Call(7, 1, announce=False, name="größer.\udcff", timeout=1e300, fn=bytes(1000), body=bytes(100_000)),
     ]
     found = list(unpack_calls(packed(*calls), len(calls)))
@@ -40,11 +38,11 @@ def test_more_attempts_than_the_field_holds_are_its_largest_number() -> None:
 
 
 def test_every_kind_has_a_number_of_its_own() -> None:
-    flags = {"ANNOUNCE", "GROUP", "HAS_OUTPUT", "HAS_ERRORS"}
+    flags = {"GROUP", "HAS_OUTPUT", "HAS_ERRORS"}
     kinds = [
         value
         for name, value in vars(messages).items()
-        if name.isupper() and isinstance(value, int) and not name.startswith("_") and name not in flags
+        if name.isupper() and isinstance(value, int) and not name.startswith(("_", "FLAG_")) and name not in flags
     ]
     assert len(kinds) == len(set(kinds)) >= 18
     assert all(0 < kind < 256 for kind in kinds)

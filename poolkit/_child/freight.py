@@ -1,0 +1,69 @@
+"""Freight, the worker's side: large arguments in, large results out, through shared memory.
+
+Owner: the worker's main thread. Views of arguments may be dropped in any thread, also by the finalizers of one.
+"""
+
+from __future__ import annotations
+
+from poolkit._wire import buffers, codec
+from poolkit._wire.arena import Arena
+from poolkit._wire.buffers import Found
+from poolkit._wire.holds import release_pins
+from poolkit._wire.messages import FLAG_COPIES, Call
+from poolkit._wire.parcels import Arrived, Parcel, pack
+from poolkit._wire.passage import Passage
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+KEEP = 128 << 20  # bytes of free memory that a worker keeps for its results
+OWNER = 0  # who frees what a worker lends
+
+
+class Freight:
+    """What one worker receives and sends in shared memory."""
+
+    def __init__(self, passage_fd: int) -> None:
+        self.passage = Passage(passage_fd, waits=True)
+        self.arena = Arena(KEEP)
+        self.threshold = float("inf")
+
+    def load_call(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """Unpickle a call that came as a parcel; whatever that raises propagates."""
+        release_pins()
+        arrived = Arrived(call.body, self.passage, keep=True, copies=bool(call.flags & FLAG_COPIES))
+        return arrived.load(lambda data, found: codec.load_call(call.fn, data, found))  # type: ignore[no-any-return]
+
+    def pack_value(self, value: object) -> bytes | Parcel:
+        """Pickle a result.
+
+        Raises:
+            SerializationError: it cannot be pickled.
+        """
+        if value is None:
+            return codec.pack_value(None)  # type: ignore[no-any-return]
+        found = Found(self.threshold)
+        found.look((value,))
+        if not buffers.regions_in_use:
+            body = codec.pack_value(value, found)
+        else:
+            with found:
+                body = codec.pack_value(value, found)
+        if type(body) is bytes and not found and not found.regions and len(body) < self.threshold:
+            return body
+        try:
+            parcel = pack(body, found, self.arena)
+            if type(parcel) is Parcel:
+                parcel.hand_over(self.passage, self.arena)
+                parcel.lend(OWNER)
+        except (OSError, ValueError, BufferError, MemoryError):
+            # No room for its descriptor just now, or what was large has changed meanwhile: as if nothing were large.
+            return codec.pack_value(value)  # type: ignore[no-any-return]
+        return parcel
+
+    def idle_seconds(self, now: float) -> float | None:
+        """For how long the worker may sleep before it should `trim`; None: for ever."""
+        due = self.arena.idle_at
+        return None if due is None else max(0.0, due - now)

@@ -1,0 +1,285 @@
+"""Arena: pooled shared memory of one writer, in blocks that it lends to readers in other processes.
+
+    segment   one piece of shared memory without a name: a page of state bytes, then blocks of one size class
+    block     what one buffer is written to; its state byte is 1 while somebody may see it, else 0
+    lease     the writer's right to a block, until it has passed it on
+
+Nothing is said when a block comes back. The reader stores 0 into the state byte when its last view is gone (`Hold` in
+`_wire/holds.py`), and the writer looks at the bytes when it needs a block: the lowest free one, so that the pages
+in use are few and warm. The byte is the only record of who may use a block: no lock is shared, no message can be
+lost, and it can be stored from a finalizer in any thread. The writer itself stores 0 for a lease that was dropped
+without being passed on, and for what was lent to a worker that died.
+
+Guarantees: a block is given to one lease at a time; its memory is reserved before it is written to, so a lack of
+memory is an answer (None), never a SIGBUS; free memory that is kept stays under a limit, and is given back when idle.
+Guarded by: `_lock`: everything but the state bytes. A second entry by the same thread (a signal handler, a finalizer)
+gets None instead of a torn arena. In a forked child everything is refused and nothing is freed.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import time
+from _thread import RLock
+from collections.abc import Callable
+
+from poolkit import _os
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+HEADER = max(4096, mmap.PAGESIZE)  # bytes in front of the blocks; the first ones are the state bytes
+SIZE_AT = HEADER - 8  # where the header says how large its blocks are, for whoever looks
+LEAST_BLOCK = 4096  # bytes
+MOST_BLOCKS = 1024  # of a segment; fewer than there is room for state bytes
+# Bytes of address space: of a class's first segment; the next ones have twice as much each, but no more than SEGMENT. A
+# larger block has one to itself. Memory is taken by block. So many blocks do not need many descriptors, nor few much.
+FIRST_SEGMENT = 1 << 20
+SEGMENT = 64 << 20
+STEPS = 8  # size classes for each doubling
+IDLE = 4.0  # seconds that free memory is kept since its segment was last used
+LONGEST_LOOK = 64.0  # seconds between two looks at what is lent for long
+
+
+def class_of(nbytes: int) -> int:
+    """The size of the blocks that hold so many bytes: at most an eighth larger, apart from whole pages."""
+    nbytes = max(nbytes, LEAST_BLOCK)
+    step = max(HEADER, (1 << (nbytes - 1).bit_length()) // 2 // STEPS)
+    return -(-nbytes // step) * step
+
+
+class Segment:
+    """One piece of shared memory as its writer holds it. Guarded by: the arena's lock."""
+
+    __slots__ = ("block", "borrowers", "count", "fd", "id", "mapping", "pid", "reserved", "used")
+
+    def __init__(self, segment_id: int, block: int, nbytes: int) -> None:
+        self.id = segment_id
+        self.block = block
+        self.count = max(1, min(MOST_BLOCKS, nbytes // block))
+        self.pid = os.getpid()
+        nbytes = HEADER + self.count * block
+        self.fd = _os.shared_memory(nbytes)
+        try:
+            _os.reserve(self.fd, 0, HEADER)
+            self.mapping = mmap.mmap(self.fd, nbytes)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.mapping[SIZE_AT : SIZE_AT + 8] = block.to_bytes(8, "little")
+        self.reserved = bytearray(self.count)  # 1 for each block that has memory
+        self.borrowers: dict[int, int] = {}  # by block: the worker that frees it, or whose death does
+        self.used = 0.0  # when a block was last taken
+
+    def lent(self) -> int:
+        """How many blocks somebody may see."""
+        return self.mapping[: self.count].count(1)
+
+    def at(self, index: int) -> int:
+        """Where a block begins."""
+        return HEADER + index * self.block
+
+
+class Lease:
+    """The writer's right to one block. Dropped without having been `lend` to anybody, it frees the block."""
+
+    __slots__ = ("index", "is_lent", "nbytes", "segment")
+
+    def __init__(self, segment: Segment, index: int, nbytes: int) -> None:
+        self.segment = segment
+        self.index = index
+        self.nbytes = nbytes
+        self.is_lent = False
+
+    @property
+    def offset(self) -> int:
+        """Where the block begins in its segment."""
+        return self.segment.at(self.index)
+
+    def write(self, parts: list[Any], sizes: list[int]) -> None:
+        """Copy buffers in, one behind the other; `sizes` says how many bytes each has.
+
+        Raises ValueError when one has changed its size meanwhile.
+        """
+        start = self.offset
+        with memoryview(self.segment.mapping) as view:
+            for part, size in zip(parts, sizes):  # noqa: B905 -- made together
+                with view[start : start + size] as there:
+                    there[:] = part
+                start += size
+
+    def lend(self, borrower: int) -> None:
+        """Leave it to a reader to free the block; or to `Arena.take_back`, should that worker die."""
+        self.segment.borrowers[self.index] = borrower
+        self.is_lent = True
+
+    def reclaim(self) -> None:
+        """The reader never got to see it: the block is the lease's own again."""
+        self.segment.borrowers.pop(self.index, None)
+        self.is_lent = False
+
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
+        """Free the block, unless that is somebody else's to do."""
+        if not self.is_lent and getpid() == self.segment.pid:
+            self.segment.mapping[self.index] = 0
+
+
+class Arena:
+    """The shared memory of one writer. Thread-safe; nothing in here blocks for long."""
+
+    def __init__(self, keep: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock = RLock()
+        self._keep = keep  # bytes of free memory that are kept
+        self._clock = clock
+        self._pid = os.getpid()
+        self._classes: dict[int, list[Segment]] = {}
+        self._next_id = 1
+        self.ids: set[int] = set()  # of the segments that there are; read by anybody
+        self._look_after = IDLE / 4  # seconds until the next look at what is lent
+        self.reserved = 0  # bytes of memory in all blocks
+        self.most_reserved = 0
+        self.idle_at: float | None = None  # when `trim` is to be called next; None: nothing is kept, and nothing lent
+        self.is_short = False  # there was no memory, once
+
+    def take(self, nbytes: int) -> Lease | None:
+        """A block of at least so many bytes; None when it cannot be had, now or here."""
+        if os.getpid() != self._pid or self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
+            return None
+        block = class_of(nbytes)
+        lease: Lease | None = None
+        try:
+            with self._lock:
+                lease = self._take(block, nbytes)
+            segment, index = lease.segment, lease.index
+            if not segment.reserved[index]:  # nobody else looks at it while it is taken; this may take a while
+                _os.reserve(segment.fd, lease.offset, block)
+                with self._lock:
+                    segment.reserved[index] = 1
+                    self.reserved += block
+                    self.most_reserved = max(self.most_reserved, self.reserved)
+        except (OSError, ValueError, OverflowError):  # no memory, no descriptors, no address space; closed meanwhile
+            self.is_short = True
+            return None
+        return lease
+
+    def _take(self, block: int, nbytes: int) -> Lease:
+        segments = self._classes.setdefault(block, [])
+        for segment in segments:
+            index = segment.mapping.find(b"\0", 0, segment.count)
+            if index >= 0:
+                break
+        else:
+            segment = Segment(self._next_id, block, min(SEGMENT, FIRST_SEGMENT << len(segments)))
+            self._next_id += 1
+            self.ids.add(segment.id)
+            segments.append(segment)
+            index = 0
+        if not segment.reserved[index]:
+            self._make_room(block, segment)
+        segment.borrowers.pop(index, None)
+        segment.used = self._clock()
+        self._look_after = IDLE / 4
+        if self.idle_at is None:
+            self.idle_at = segment.used + IDLE
+        segment.mapping[index] = 1
+        return Lease(segment, index, nbytes)
+
+    def take_back(self, borrower: int) -> None:
+        """Free whatever was lent to a worker that is dead."""
+        with self._lock:
+            for segments in self._classes.values():
+                for segment in segments:
+                    for index in [index for index, who in segment.borrowers.items() if who == borrower]:
+                        del segment.borrowers[index]
+                        segment.mapping[index] = 0
+
+    # ===== giving back =====
+
+    def _make_room(self, wanted: int, spared: Segment) -> None:
+        """Keep the free memory under the limit: give back the longest unused, until `wanted` bytes more would fit."""
+        surplus = self.reserved - self.lent_bytes() + wanted - self._keep
+        if surplus <= 0:
+            return
+        segments = sorted((each for group in self._classes.values() for each in group), key=lambda each: each.used)
+        for segment in segments:
+            surplus -= self._strip(segment, surplus)
+            if surplus <= 0:
+                break
+        self._retire(math.inf if surplus > 0 else -math.inf, spared)
+
+    def _strip(self, segment: Segment, wanted: float) -> int:
+        """Give the memory of free blocks back, up to about `wanted` bytes; returns how many."""
+        freed = 0
+        index = segment.count
+        while freed < wanted and (index := segment.reserved.rfind(1, 0, index)) >= 0:
+            if segment.mapping[index] == 0 and _os.give_back(segment.mapping, segment.at(index), segment.block):
+                segment.reserved[index] = 0
+                freed += segment.block
+        self.reserved -= freed
+        return freed
+
+    def _retire(self, used_before: float, spared: Segment | None = None) -> None:
+        """Let go of segments in which nothing is lent and that have no memory, or were last used before then."""
+        for block, segments in list(self._classes.items()):
+            for segment in list(segments):
+                held = segment.reserved.count(1)
+                if segment is spared:
+                    continue
+                if segment.mapping.find(b"\1", 0, segment.count) < 0 and (not held or segment.used <= used_before):
+                    self.reserved -= held * segment.block
+                    segments.remove(segment)
+                    self.ids.discard(segment.id)
+                    os.close(segment.fd)  # the mapping goes with the last lease
+            if not segments:
+                del self._classes[block]
+
+    def trim(self) -> None:
+        """Give back what was not used for IDLE seconds; `idle_at` says when to look again, at most once a second."""
+        if os.getpid() != self._pid or self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
+            return
+        with self._lock:
+            now = self._clock()
+            if self.idle_at is None or now < self.idle_at:
+                return
+            kept: list[float] = []
+            for segments in self._classes.values():
+                for segment in segments:
+                    if segment.used + IDLE <= now:
+                        self._strip(segment, self.reserved)
+                    elif segment.reserved.count(1) > segment.lent():
+                        kept.append(segment.used + IDLE)
+            self._retire(now - IDLE)
+            if kept:
+                self.idle_at = max(min(kept), now + 1.0)
+            elif self._classes:  # the rest is lent; nobody will say when it comes back
+                self._look_after = min(LONGEST_LOOK, self._look_after * 2)
+                self.idle_at = now + self._look_after
+            else:
+                self.idle_at = None
+
+    def close(self) -> None:
+        """Let go of everything. Memory that somebody still sees stays until he does not."""
+        with self._lock:
+            for segments in self._classes.values():
+                for segment in segments:
+                    _os.close_fd(segment.fd)
+            self._classes.clear()
+            self.ids.clear()
+            self.reserved = 0
+            self.idle_at = None
+            self._pid = -1  # it gives nothing more
+
+    # ===== looking =====
+
+    def lent_bytes(self) -> int:
+        """Bytes of blocks that somebody may see."""
+        with self._lock:
+            return sum(segment.lent() * segment.block for group in self._classes.values() for segment in group)
+
+    def lent_blocks(self) -> int:
+        """Blocks that somebody may see."""
+        with self._lock:
+            return sum(segment.lent() for group in self._classes.values() for segment in group)

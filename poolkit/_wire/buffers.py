@@ -1,0 +1,138 @@
+"""Buffers: what is large in one value, found while it is pickled.
+
+`Found` is asked about each buffer that the value's parts offer (pickle protocol 5): small ones stay in the pickle,
+those that reach the threshold are collected. Where `bytes` are known to be large beforehand, the pickle is collected in
+pieces (`Parts`): the pickler hands large bytes through as they are, and they are copied once, to where they shall be.
+NumPy offers a read-only array as a read-only buffer, which would be read-only again when it arrives; but what arrives
+belongs to its reader alone. So a value with such arrays is pickled again, with writable stand-ins for their buffers.
+Owner: the thread that pickles. `_packing` is guarded by nothing: each thread has an entry of its own.
+"""
+
+from __future__ import annotations
+
+import pickle
+from _thread import get_ident
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from typing_extensions import Self
+
+    from poolkit._wire.regions import Region
+
+_GLANCE = 8  # items of a list or tuple that are looked at for large bytes
+_LARGE = (bytes, bytearray)
+
+_packing: dict[int, Found] = {}  # by thread, what is being packed for another process
+regions_in_use = False  # whether this process has met a region at all; else nobody asks for `_packing`
+
+
+class Parts(list):  # type: ignore[type-arg]
+    """A pickle in pieces: the file that a pickler writes to."""
+
+    __slots__ = ()
+    write = list.append
+
+
+class Found(list):  # type: ignore[type-arg]
+    """The large buffers of one value, in order."""
+
+    __slots__ = ("_before", "_stand_ins", "has_read_only", "large", "regions", "threshold")
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self.large: tuple[Any, ...] = ()  # bytes that were known to be large beforehand
+        self.regions: tuple[Region, ...] = ()  # shared memory that the value refers to
+        self.has_read_only = False  # an array that has to become writable
+        self._stand_ins: dict[int, tuple[pickle.PickleBuffer, pickle.PickleBuffer]] | None = None
+
+    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
+        """Whether a buffer stays in the pickle."""
+        if self._stand_ins is not None and (pair := self._stand_ins.get(id(buffer))) is not None:
+            buffer = pair[1]
+        with buffer.raw() as view:
+            if view.readonly and type(view.obj).__name__ == "ndarray":
+                self.has_read_only = True
+            if view.nbytes < self.threshold:
+                return True
+        self.append(buffer)
+        return False
+
+    def look(self, values: Iterable[object]) -> None:
+        """Look for large bytes among the values, and just below them."""
+        for value in values:
+            kind = type(value)
+            if kind in _LARGE:
+                if len(value) >= self.threshold:  # type: ignore[arg-type]
+                    self.large += (value,)
+            elif kind is list or kind is tuple:
+                for item in value[:_GLANCE]:  # type: ignore[index]
+                    if type(item) in _LARGE and len(item) >= self.threshold:
+                        self.large += (item,)
+
+    def again(self) -> None:
+        """The value is pickled once more: forget what was found."""
+        self.clear()
+        self.regions = ()
+        self._stand_ins = None
+
+    def may_name(self, name: bytes, parts: Parts) -> bool:
+        """Whether a name stands in a pickle; not looked for in large bytes, which are nobody's name."""
+        return any(name in part for part in parts if not any(part is large for large in self.large))
+
+    # ===== arrays that are to become writable =====
+
+    def reduce(self, array: Any) -> Any:
+        """How an array is pickled, if it is read-only; to be called by a pickler's `reducer_override`."""
+        if type(array).__name__ != "ndarray" or type(array).__module__ != "numpy" or array.flags.writeable:
+            return NotImplemented
+        made, args, *rest = array.__reduce_ex__(5)
+        return (made, tuple(self._stand_in(arg) if type(arg) is pickle.PickleBuffer else arg for arg in args), *rest)
+
+    def _stand_in(self, buffer: pickle.PickleBuffer) -> pickle.PickleBuffer:
+        with buffer.raw() as view:
+            if not view.readonly:
+                return buffer
+            if view.nbytes < self.threshold:
+                return pickle.PickleBuffer(bytearray(view))
+        stand_in = pickle.PickleBuffer(bytearray())
+        if self._stand_ins is None:
+            self._stand_ins = {}
+        self._stand_ins[id(stand_in)] = (stand_in, buffer)
+        return stand_in
+
+    # ===== regions =====
+
+    def __enter__(self) -> Self:
+        """What this thread pickles from now on is for another process, which is handed the regions in it."""
+        if regions_in_use:
+            self._before = _packing.get(get_ident())
+            _packing[get_ident()] = self
+        else:
+            self._before = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave."""
+        if self._before is None:
+            _packing.pop(get_ident(), None)
+        elif self._before is not self:
+            _packing[get_ident()] = self._before
+
+
+def use_regions() -> None:
+    """From now on there are regions in this process."""
+    global regions_in_use  # noqa: PLW0603 -- goes one way
+    regions_in_use = True
+
+
+def attach(region: Region) -> bool:
+    """Send a region along with what this thread is packing; false when it packs nothing for another process."""
+    found = _packing.get(get_ident())
+    if found is None:
+        return False
+    if not any(region is known for known in found.regions):
+        found.regions += (region,)
+    return True

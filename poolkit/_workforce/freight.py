@@ -1,0 +1,230 @@
+"""Freight, the owner's side: large arguments out, large results in, through shared memory.
+
+Who frees a block of arguments? While a call was not sent: the call itself, when it is dropped. From then on the worker,
+when its last view is gone, or its death. What was taken back before it was begun is the call's own again; which calls
+those are tells the waybill, by counting: outcomes come in the order in which tasks were sent, and what is taken back
+is what was sent last. A call that may have to run again keeps its blocks for as long as its task is unsettled or a
+worker may be reading them; the worker makes copies.
+
+A worker is dead for this purpose when nobody can write to its memory any more: when it was reaped, or (when the process
+that reaps was killed) when its ends of the link are closed, which the kernel does after it has freed its memory.
+Guarded by: the pool's lock: the waybills, `_dead`. The arena guards itself. `pack` is for any thread, without a lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from _weakref import ref
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from poolkit import _os
+from poolkit._core.workforce import AnyTask
+from poolkit._wire import buffers, codec
+from poolkit._wire.arena import Arena
+from poolkit._wire.buffers import Found
+from poolkit._wire.holds import has_pins, release_pins
+from poolkit._wire.messages import FLAG_COPIES, FLAG_PARCEL
+from poolkit._wire.parcels import Arrived, Parcel, pack
+from poolkit._wire.regions import Region
+
+if TYPE_CHECKING:
+    from poolkit._workforce.member import Member
+
+log = logging.getLogger("poolkit")
+
+LOOK_AT_CHILDREN = 2.0  # seconds between two looks whether a forked child is gone
+RETRY = 0.01  # seconds until a descriptor that the system had no room for is sent again
+KEEP = 256 << 20  # bytes of free memory that the owner keeps for arguments
+
+
+class Waybill:
+    """Which parcels one worker has been sent, by the number of the task among all that it was sent."""
+
+    __slots__ = ("finished", "parcels", "sent")
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.finished = 0
+        self.parcels: deque[tuple[int, Parcel]] = deque()
+
+    def add(self, place: int, parcel: Parcel) -> None:
+        """Note that the task of this place, counted on from those sent before, is a parcel."""
+        self.parcels.append((self.sent + place, parcel))
+
+    def take_back(self, count: int) -> None:
+        """The last ones that were sent were not begun."""
+        self.sent -= count
+        while self.parcels and self.parcels[-1][0] > self.sent:
+            self.parcels.pop()[1].reclaim()
+
+    def finish(self) -> None:
+        """The next outcome is here. By whoever holds the reader's lock; only `take_back` takes from the other end."""
+        self.finished += 1
+        parcels = self.parcels
+        while parcels:
+            try:
+                if parcels[0][0] > self.finished:
+                    return
+                parcels.popleft()
+            except IndexError:  # what was left was taken back just now
+                return
+
+
+class Freight:
+    """What one pool sends and receives in shared memory."""
+
+    def __init__(self, threshold: int | None, name: str) -> None:
+        self.threshold = float("inf") if threshold is None else threshold
+        self.arena = Arena(KEEP)
+        self._name = name
+        # Set by the workforce: called, from finalizers, when a region is gone that a worker was told of; and what wakes
+        # the supervisor thread.
+        self.gone: Callable[[int], None] = lambda _: None
+        self.wake: Callable[[], None] = lambda: None
+        self._watched: dict[int, ref[Region]] = {}
+        self._is_told = False  # that memory is short
+        self._dying: list[tuple[int, int]] = []  # workers that may still run, and a copy of their link's descriptor
+        self.sent = self.received = 0  # bytes, through shared memory
+        self._pins_at: float | None = None  # when to see whether forked children are gone that see results
+        self.due_at: float | None = None  # when `tend` is to be called because of what could not be sent
+
+    # ===== out =====
+
+    def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+        """Pickle a call, with what is large in blocks. Raises SerializationError."""
+        found = Found(self.threshold)
+        found.look(args)
+        if kwargs:
+            found.look(kwargs.values())
+        if not buffers.regions_in_use:
+            fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
+        else:
+            with found:
+                fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
+        if type(body) is bytes and len(body) < self.threshold and not found and not found.regions:
+            return (fn_bytes, body), len(fn_bytes) + len(body)
+        was_idle = self.arena.idle_at is None
+        packed = pack(body, found, self.arena)
+        if was_idle:  # the supervisor thread may sleep for long, and is to give back what will be idle
+            self.wake()
+        if self.arena.is_short and not self._is_told:
+            self._tell()
+        size = len(packed) if isinstance(packed, bytes) else packed.size
+        return (fn_bytes, packed), len(fn_bytes) + size
+
+    def _tell(self) -> None:
+        self._is_told = True
+        log.warning(
+            "pool %s: there is not enough shared memory; large arguments go through pipes, which is slower", self._name
+        )
+
+    def load(self, member: Member, place: int, task: AnyTask, parcel: Parcel) -> tuple[bytes, int]:
+        """Make a parcel the worker's; returns what travels on the link, and the flags of the call."""
+        assert member.passage is not None  # noqa: S101 -- as its writer
+        flags = FLAG_PARCEL
+        if task.options.retries:
+            flags |= FLAG_COPIES
+        else:
+            parcel.lend(member.id)
+        member.waybill.add(place, parcel)
+        parcel.hand_over(member.passage, self.arena)
+        for region in parcel.regions:
+            if region.number not in self._watched:
+                self._watched[region.number] = ref(region, self._region_gone(region.number))
+        self.sent += parcel.nbytes
+        if not member.passage.flush():
+            self.due_at = 0.0  # the supervisor thread goes on with it
+        return b"".join(parcel.parts), flags
+
+    def _region_gone(self, number: int) -> Callable[[ref[Region]], None]:
+        def forget(_: ref[Region]) -> None:
+            self._watched.pop(number, None)
+            self.gone(number)
+
+        return forget
+
+    # ===== in =====
+
+    def arrive(self, member: Member, payload: bytes | bytearray) -> tuple[Any, bool, Callable[[Any], Any] | None]:
+        """Take a result in; returns what an outcome is made of. Raises EOFError: the worker sent nonsense."""
+        assert member.passage is not None  # noqa: S101 -- as its reader
+        try:
+            arrived = Arrived(payload, member.passage, keep=False, copies=False)
+        except OSError as exc:  # no room for a descriptor here
+            return exc, False, None
+        self.received += arrived.nbytes
+        return arrived, True, load_value
+
+    # ===== ends =====
+
+    def died(self, worker_id: int) -> None:
+        """A worker is dead: what it could see is free."""
+        self.arena.take_back(worker_id)
+
+    def dies(self, member: Member) -> None:
+        """A worker was killed and may still run for a moment."""
+        try:
+            self._dying.append((member.id, os.dup(member.outcomes_fd)))
+        except OSError:  # its blocks are not used again
+            return
+
+    def due(self) -> float | None:
+        """When `tend` is to be called next; None when there is no need."""
+        return min((due for due in (self.due_at, self._pins_at, self.arena.idle_at) if due is not None), default=None)
+
+    def tend(self, members: Iterable[Member]) -> None:
+        """Do what is due now and then: send what sockets had no room for, give back what is idle. Under the lock."""
+        if self._dying:
+            self._look_at_dying()
+        if self._pins_at is not None or has_pins():
+            self._pins_at = time.monotonic() + LOOK_AT_CHILDREN if release_pins() else None
+        if self.due_at is not None:
+            self.due_at = None
+            for member in members:
+                if member.passage is not None and not member.passage.flush():
+                    self.due_at = time.monotonic() + RETRY
+        if self.arena.idle_at is not None:
+            self.arena.trim()
+
+    def _look_at_dying(self) -> None:
+        """See who of those is dead by now."""
+        left = []
+        for worker_id, fd in self._dying:
+            try:
+                while os.read(fd, 65536):
+                    pass
+            except BlockingIOError:
+                left.append((worker_id, fd))
+                continue
+            except OSError:
+                pass
+            os.close(fd)
+            self.arena.take_back(worker_id)
+        self._dying = left
+
+    def use(self, members: Iterable[Member]) -> tuple[int, int, int, int, int]:
+        """Bytes sent and received, blocks that somebody sees, bytes of memory in all, bytes of it that are free."""
+        blocks, lent, reserved = self.arena.lent_blocks(), self.arena.lent_bytes(), self.arena.reserved
+        for member in members:
+            if member.passage is not None and member.board is not None:
+                theirs = member.passage.lent()
+                blocks += theirs[0]
+                lent += theirs[1]
+                reserved += max(theirs[1], member.board.memory())
+        return self.sent, self.received, blocks, reserved, max(0, reserved - lent)
+
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""
+        for _, fd in self._dying:
+            _os.close_fd(fd)
+        self._dying = []
+        self.arena.close()
+
+
+def load_value(arrived: Arrived) -> Any:
+    """The value of a result that came as a parcel; exceptions propagate as they are."""
+    return arrived.load(codec.load_value)

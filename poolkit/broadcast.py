@@ -1,0 +1,154 @@
+"""Broadcast: one object for many calls, packed once into a region of its own and loaded at most once by each worker.
+
+The region holds the pickle and, behind it, every buffer that the object has. A worker keeps what it loaded with the
+region, until the owner says that the region is gone. Threads get the object itself.
+Owner: whoever made the handle; what is packed is frozen.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import struct
+
+from poolkit._wire import buffers
+from poolkit._wire.buffers import Found
+from poolkit._wire.pickles import dumps
+from poolkit._wire.regions import Region, expected_region
+
+TYPE_CHECKING = False  # importing typing would cost each worker 6 ms
+if TYPE_CHECKING:
+    from typing import Any, Generic, TypeVar
+
+    from typing_extensions import Self
+
+    T = TypeVar("T")
+
+    class _Base(Generic[T]):
+        """What `Shared[T]` is to a type checker."""
+else:
+    T = object
+
+    class _Base:
+        """Stands for `Generic`, as to import typing would cost each worker 6 ms."""
+
+        def __class_getitem__(cls, _item: object) -> type:
+            """`Shared[T]` is for type checkers."""
+            return cls
+
+
+_SIZES = struct.Struct("<QQ")  # buffers, bytes of the pickle
+_SIZE = struct.Struct("<Q")
+_ALIGN = 64  # bytes; what NumPy's and Arrow's loops like best
+
+
+class Shared(_Base[T]):
+    """A handle on an object that was broadcast: passed as an argument, it arrives as the object itself.
+
+    Made by `Pool.broadcast`. The object is packed once and loaded at most once by each worker, when a call that has it
+    as an argument arrives there first. Its arrays are read-only, as all calls share them. When the handle is dropped or
+    closed, and no call that was submitted with it is left, the workers let go of it.
+    """
+
+    def __init__(self, region: Region | None, value: Any) -> None:
+        buffers.use_regions()
+        self._region = region
+        self._object = value  # in the thread kind: the object itself
+        self.nbytes = 0 if region is None else region.nbytes
+        self._closed = False
+
+    def close(self) -> None:
+        """Let go of it; calls that were submitted already are not affected. Idempotent."""
+        self._region = self._object = None
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        """Use it as a context manager."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def __reduce__(self) -> Any:
+        """What is loaded in the worker."""
+        if self._closed:
+            msg = "this broadcast object is closed"
+            raise ValueError(msg)
+        region = self._region
+        if region is None or not buffers.attach(region):
+            msg = "a broadcast object can be passed only as an argument of a call to a pool of the kind that made it"
+            raise pickle.PicklingError(msg)
+        return _load, (region.number,)
+
+    def __repr__(self) -> str:
+        """Show the size."""
+        return "<poolkit.Shared closed>" if self._closed else f"<poolkit.Shared of {self.nbytes} bytes>"
+
+
+def broadcast(value: T) -> Shared[T]:
+    """Pack an object into a region of its own.
+
+    Raises:
+        SerializationError: it cannot be pickled; the message names the part.
+        OSError: there is no memory for it.
+    """
+    buffers.use_regions()
+    found = Found(0)
+    try:
+        with found:
+            data = dumps(value, found)
+    except Exception as error:
+        from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
+
+        raise serialization_error("the broadcast object", [("obj", value)], error) from error
+    views = [buffer.raw() for buffer in found]
+    head = b"".join([_SIZES.pack(len(views), len(data)), *(_SIZE.pack(view.nbytes) for view in views), data])
+    sizes = [len(head), *(view.nbytes for view in views)]
+    region = Region.create(sum(_aligned(size) for size in sizes))
+    with mmap.mmap(region.fd, region.nbytes) as mapping:
+        start = 0
+        for part, size in zip([head, *views], sizes, strict=True):
+            mapping[start : start + size] = part
+            start += _aligned(size)
+    return Shared(region, None)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
+def _load(number: int) -> Any:
+    """The object of a broadcast, loaded unless that was done before."""
+    region = expected_region(number)
+    if type(region.kept) is not tuple:
+        view = memoryview(mmap.mmap(region.fd, 0, prot=mmap.PROT_READ))
+        count, size = _SIZES.unpack_from(view)
+        sizes = [_SIZE.unpack_from(view, _SIZES.size + _SIZE.size * index)[0] for index in range(count)]
+        begin = _SIZES.size + _SIZE.size * count
+        start = _aligned(begin + size)
+        found = []
+        for nbytes in sizes:
+            found.append(pickle.PickleBuffer(view[start : start + nbytes]))
+            start += _aligned(nbytes)
+        region.kept = (pickle.loads(view[begin : begin + size], buffers=found),)
+    return region.kept[0]
+
+
+def by_reference(value: Any, depth: int = 3) -> Any:
+    """What a thread is to get: the value, with the objects of broadcasts in place of their handles."""
+    kind = type(value)
+    if kind is Shared:
+        if value._closed:  # noqa: SLF001 -- its other half
+            msg = "this broadcast object is closed"
+            raise ValueError(msg)
+        return value._object  # noqa: SLF001 -- see above
+    if depth and (kind is tuple or kind is list or kind is dict):
+        if kind is dict:
+            items: Any = {key: by_reference(item, depth - 1) for key, item in value.items()}
+            same = all(items[key] is item for key, item in value.items())
+        else:
+            items = [by_reference(item, depth - 1) for item in value]
+            same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else items if kind is not tuple else tuple(items)
+    return value

@@ -1,0 +1,119 @@
+"""Shared memory where there is little of it, or its owner is killed: nothing is left, nothing crashes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import support
+from lifecycle.scripts import run, running
+
+pytestmark = pytest.mark.slow
+
+PORTABLE = {"POOLKIT_PORTABLE": "1"}
+
+ALL_OF_IT = """
+    import logging, sys, warnings
+    import numpy as np
+    import poolkit
+
+    def echo(value):
+        return value
+
+    def total(shared):
+        return float(shared.array.sum())
+
+    def checksum(array):
+        return float(array.sum())
+
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("poolkit").addHandler(handler)
+    array = np.arange(500_000.0)
+    with poolkit.Pool(2) as pool:
+        for got in pool.map(echo, [array] * 20):
+            assert np.array_equal(got, array) and got.flags.writeable
+        assert pool.submit(echo, b"x" * 3_000_000).result() == b"x" * 3_000_000
+        with poolkit.SharedArray.copy_of(array) as shared:
+            assert pool.submit(total, shared).result() == array.sum()
+        broadcast = pool.broadcast(array)
+        assert all(pool.submit(checksum, broadcast).result() == array.sum() for _ in range(5))
+        print(len(records), pool.stats().arena_bytes_sent > 0)
+"""
+
+OWNER = """
+import os, signal, sys, time
+import numpy as np
+import poolkit
+
+def echo(value):
+    os.write(1, b"up\\n")
+    return value
+
+array = np.zeros(1_000_000)
+pool = poolkit.Pool(2)
+shared = poolkit.SharedArray(100_000)
+broadcast = pool.broadcast(array)
+held = [pool.submit(echo, array), pool.submit(echo, [shared, broadcast])]
+held = [task.result() for task in held]
+tasks = [pool.submit(echo, array) for _ in range(1000)]
+signal.pause()
+"""
+
+
+def names() -> set[str]:
+    shm = Path("/dev/shm")  # noqa: S108 -- looked at
+    return {path.name for path in shm.iterdir() if path.name.startswith("poolkit")} if shm.is_dir() else set()
+
+
+@pytest.mark.parametrize("env", [{}, PORTABLE], ids=["usual", "portable"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_left_in_shared_memory_by_an_owner_that_is_killed(number: int, env: dict[str, str]) -> None:
+    before = names()
+    with running(OWNER, env=env) as owner:
+        owner.read_lines(2)
+        assert owner.kill(number) == -number
+        owner.wait_until_gone()
+    assert names() <= before
+
+
+@pytest.mark.parametrize("env", [{}, PORTABLE], ids=["usual", "portable"])
+def test_all_of_it_works(env: dict[str, str]) -> None:
+    assert run(ALL_OF_IT, env=env) == ["0 True"]
+
+
+@pytest.mark.parametrize("env", [{}, PORTABLE], ids=["usual", "portable"])
+def test_all_of_it_works_where_shared_memory_is_tiny(env: dict[str, str], tmp_path: Path) -> None:
+    """A mount namespace with one MiB of it."""
+    unshare = shutil.which("unshare")
+    script = tmp_path / "script.py"
+    import textwrap
+
+    script.write_text(textwrap.dedent(ALL_OF_IT))
+    mount = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$0" "$@"'
+    enter = [unshare or "unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mount]
+    if unshare is None or subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs a mount namespace of its own")
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join(filter(None, [os.fspath(root), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [*enter, sys.executable, os.fspath(script)],
+        capture_output=True,
+        text=True,
+        timeout=support.WATCHDOG,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path, **env},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    warned, used = done.stdout.split()
+    if env:
+        assert int(warned) == 1  # once
+    else:
+        assert (warned, used) == ("0", "True")  # this memory has no limit of /dev/shm

@@ -1,0 +1,116 @@
+"""What tasks do with arrays and shared memory. Imported by workers, so it imports numpy and nothing of poolkit."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+kept: list[Any] = []  # what a worker keeps
+
+
+def checksum(array: Any) -> int:
+    """Of the values of an array, or of bytes."""
+    flat = np.frombuffer(array, "u1") if isinstance(array, (bytes, bytearray)) else np.asarray(array).reshape(-1)
+    return int(flat.astype("u8").sum())
+
+
+def numbered(number: int, size: int = 30_000) -> Any:
+    """An array that tells its number."""
+    return np.full(size, number, "u4")
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def double(array: Any) -> Any:
+    """In place, as an argument is the task's own."""
+    array *= 2
+    return array
+
+
+def is_writable(array: Any) -> bool:
+    return bool(array.flags.writeable)
+
+
+def keep(array: Any) -> int:
+    """Keep an argument; returns the number of this worker."""
+    kept.append(array)
+    return os.getpid()
+
+
+def kept_checksums() -> list[int]:
+    return [checksum(array) for array in kept]
+
+
+def drop_kept() -> None:
+    kept.clear()
+    gc.collect()
+
+
+def use_up(array: Any, path: str) -> int:
+    """Change the argument, and die of it the first time."""
+    found = int(array[0])
+    array[:] = 0
+    if not Path(path).exists():
+        Path(path).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+
+
+def die(_array: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill(shared: Any, value: Any) -> None:
+    shared.array[...] = value
+
+
+def total(shared: Any) -> float:
+    return float(shared.array.sum())
+
+
+def make_shared(shape: Any, value: float) -> Any:
+    """Made in a worker."""
+    import poolkit
+
+    made = poolkit.SharedArray(shape)
+    made.array[...] = value
+    return made
+
+
+def hold(shared: Any) -> None:
+    """What an initializer is given."""
+    kept.append(shared)
+
+
+def total_of_kept() -> float:
+    return float(kept[-1].array.sum())
+
+
+class LoadedOnce:
+    """Counts how often it was loaded in this process."""
+
+    loaded = 0
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        LoadedOnce.loaded += 1
+        self.__dict__.update(state)
+
+
+def look_at_broadcast(value: LoadedOnce, _number: int) -> tuple[int, int, bool, int]:
+    """Process, how often it was loaded there, whether it is writable, its checksum."""
+    return os.getpid(), LoadedOnce.loaded, bool(value.array.flags.writeable), checksum(value.array)
+
+
+def open_memory() -> int:
+    """How many shared segments this process has mapped."""
+    return Path("/proc/self/maps").read_text(encoding="ascii").count("poolkit-memory")

@@ -1,0 +1,252 @@
+"""The arena: a block has one user at a time, comes back by a byte, and free memory is bounded and given back."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+
+import pytest
+
+import support_leaks
+from poolkit import _os
+from poolkit._wire import arena as arenas
+from poolkit._wire.arena import HEADER, IDLE, Arena, Lease, class_of
+
+MIB = 1 << 20
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def arena(clock: Clock) -> Arena:
+    made = Arena(64 * MIB, clock)
+    yield made
+    made.close()
+
+
+def take(arena: Arena, nbytes: int) -> Lease:
+    lease = arena.take(nbytes)
+    assert lease is not None
+    return lease
+
+
+def free_as_reader(lease: Lease) -> None:
+    lease.segment.mapping[lease.index] = 0
+
+
+def place(lease: Lease) -> tuple[int, int]:
+    return lease.segment.id, lease.index
+
+
+@pytest.mark.parametrize("nbytes", [1, 4096, 4097, 65_536, 65_537, 10**6, 2**26, 2**26 + 1, 10**9])
+def test_a_block_is_at_most_an_eighth_larger_than_asked_for_apart_from_whole_pages(nbytes: int) -> None:
+    block = class_of(nbytes)
+    assert nbytes <= block <= max(nbytes * 9 / 8, nbytes + HEADER)
+    assert block % 4096 == 0
+    assert class_of(block) == block
+
+
+def test_a_block_belongs_to_one_lease_until_it_is_freed(arena: Arena) -> None:
+    leases = [take(arena, 100_000) for _ in range(1500)]  # more than one segment has
+    assert len({place(lease) for lease in leases}) == 1500
+    assert arena.lent_blocks() == 1500
+    freed = place(leases.pop(700))
+    assert place(take(arena, 100_000)) == freed
+
+
+def test_the_lowest_free_block_is_taken_so_that_pages_stay_warm(arena: Arena) -> None:
+    first, second = take(arena, 70_000), take(arena, 70_000)
+    assert (first.index, second.index) == (0, 1)
+    for lease in (second, first):
+        lease.lend(1)
+        free_as_reader(lease)
+    assert take(arena, 70_000).index == 0
+    assert arena.reserved == 2 * class_of(70_000)
+
+
+def test_what_was_lent_is_freed_by_its_reader_alone(arena: Arena) -> None:
+    lease = take(arena, 70_000)
+    lease.lend(1)
+    at, segment = place(lease), lease.segment
+    del lease
+    assert segment.lent() == 1
+    other = take(arena, 70_000)
+    assert place(other) != at
+    segment.mapping[at[1]] = 0
+    assert place(take(arena, 70_000)) == at
+
+
+def test_a_lease_whose_reader_was_faster_does_not_free_the_next_one(arena: Arena) -> None:
+    lease = take(arena, 70_000)
+    lease.lend(1)
+    free_as_reader(lease)
+    other = take(arena, 70_000)
+    assert place(other) == place(lease)
+    del lease
+    assert arena.lent_blocks() == 1
+
+
+def test_what_was_taken_back_is_the_leases_own_again(arena: Arena) -> None:
+    lease = take(arena, 70_000)
+    lease.lend(1)
+    lease.reclaim()
+    arena.take_back(1)
+    assert arena.lent_blocks() == 1
+    del lease
+    assert arena.lent_blocks() == 0
+
+
+def test_the_death_of_a_worker_frees_what_it_had_and_nothing_else(arena: Arena) -> None:
+    leases = [take(arena, 70_000) for _ in range(6)]
+    for number, lease in enumerate(leases[:4]):
+        lease.lend(1 + number % 2)
+    free_as_reader(leases[0])  # it was worker 1's, and is the next lease's now
+    again = take(arena, 70_000)
+    assert place(again) == place(leases[0])
+    arena.take_back(1)
+    assert [lease.segment.mapping[lease.index] for lease in leases] == [1, 1, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM])
+def test_without_memory_there_is_no_block_and_none_is_lost(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(fd: int, offset: int, nbytes: int) -> None:
+        if offset:
+            raise OSError(number, "none left")
+
+    monkeypatch.setattr(_os, "reserve", refuse)
+    assert arena.take(70_000) is None
+    assert arena.is_short
+    monkeypatch.undo()
+    assert take(arena, 70_000).index == 0
+    assert arena.reserved == class_of(70_000)
+
+
+def test_a_size_that_no_system_has_is_no_block(arena: Arena) -> None:
+    assert arena.take(1 << 62) is None
+
+
+def test_an_entry_from_within_is_refused_instead_of_tearing_the_arena(arena: Arena) -> None:
+    with arena._lock:
+        assert arena.take(70_000) is None
+    assert arena.take(70_000) is not None
+
+
+def test_idle_memory_is_given_back_and_then_nothing_is_due(arena: Arena, clock: Clock) -> None:
+    leases = [take(arena, 3 * MIB) for _ in range(4)]
+    segments = {lease.segment.id: lease.segment for lease in leases}.values()
+    assert sum(os.fstat(segment.fd).st_blocks * 512 for segment in segments) >= 12 * MIB
+    assert all(os.fstat(segment.fd).st_mode & 0o777 == 0o600 for segment in segments)
+    del leases, segments
+    clock.now += IDLE - 0.1
+    arena.trim()
+    assert arena.reserved == 4 * class_of(3 * MIB)
+    looks = 0
+    while arena.idle_at is not None:
+        assert arena.idle_at >= clock.now
+        clock.now = arena.idle_at
+        arena.trim()
+        looks += 1
+    assert looks <= 2
+    assert arena.reserved == 0
+    assert not arena.ids
+
+
+def test_looks_at_what_is_lent_for_long_become_rare(arena: Arena, clock: Clock) -> None:
+    held, other = take(arena, 3 * MIB), take(arena, 3 * MIB)
+    del other
+    times = []
+    while clock.now < 1100.0:
+        assert arena.idle_at is not None
+        clock.now = max(clock.now, arena.idle_at)
+        arena.trim()
+        times.append(clock.now)
+    assert all(later - sooner >= 1.0 for sooner, later in itertools.pairwise(times[1:]))
+    assert len(times) < 30
+    if hasattr(os, "memfd_create") and not _os.PORTABLE:
+        assert arena.reserved == class_of(3 * MIB)  # the held one; the other was given back
+    del held
+    clock.now = arena.idle_at
+    arena.trim()
+    assert arena.reserved == 0
+
+
+def test_given_back_memory_is_free_for_readers_that_have_it_mapped(arena: Arena, clock: Clock) -> None:
+    first, second = take(arena, 3 * MIB), take(arena, 3 * MIB)
+    fd = os.dup(first.segment.fd)  # as a mapping elsewhere would keep it
+    del second
+    clock.now += IDLE
+    arena.trim()
+    if hasattr(os, "memfd_create") and not _os.PORTABLE:
+        assert 3 * MIB <= os.fstat(fd).st_blocks * 512 < 4 * MIB
+    os.close(fd)
+    again = take(arena, 3 * MIB)
+    again.write([b"x" * MIB], [MIB])  # reserved anew
+    assert arena.reserved == 2 * class_of(3 * MIB)
+
+
+def test_free_memory_is_bounded_while_sizes_change(arena: Arena) -> None:
+    most = 0
+    for nbytes in range(5 * MIB, 40 * MIB, MIB):
+        lease = take(arena, nbytes)
+        del lease
+        most = max(most, arena.reserved)
+    assert most <= 64 * MIB + class_of(40 * MIB)
+
+
+def test_a_block_larger_than_the_bound_is_had_all_the_same(arena: Arena) -> None:
+    lease = take(arena, 80 * MIB)
+    assert lease.segment.count == 1
+    del lease
+    take(arena, MIB)
+    assert arena.reserved <= 64 * MIB
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_frees_nothing_and_gets_nothing(arena: Arena) -> None:
+    lease = take(arena, 70_000)
+    pid = os.fork()
+    if pid == 0:
+        refused = arena.take(70_000) is None
+        del lease
+        os._exit(0 if refused else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert arena.lent_blocks() == 1
+
+
+def test_a_closed_arena_gives_nothing_and_its_leases_stay_harmless(clock: Clock) -> None:
+    arena = Arena(MIB, clock)
+    lease = take(arena, 70_000)
+    arena.close()
+    lease.write([b"abc"], [3])
+    assert arena.take(70_000) is None
+    del lease
+
+
+def test_no_name_is_left_anywhere(arena: Arena) -> None:
+    names = names_in_shared_memory()
+    leases = [take(arena, 5 * MIB) for _ in range(3)]
+    assert names_in_shared_memory() == names
+    assert len(leases) == 3
+
+
+def names_in_shared_memory() -> set[str]:
+    return set(support_leaks.snapshot().shm)
+
+
+def test_segments_have_room_for_a_state_byte_of_each_block() -> None:
+    assert arenas.MOST_BLOCKS < arenas.SIZE_AT

@@ -1,0 +1,320 @@
+"""Parcels: one copy in, none out; a block is seen by whoever keeps a view of it, and is free when nobody does."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from unit.memory_pair import Pair, pair
+
+from poolkit._wire import codec, holds
+from poolkit._wire.parcels import Parcel
+
+
+@pytest.fixture
+def ends() -> Iterator[Pair]:
+    with pair() as made:
+        yield made
+
+
+def parcel_of(ends: Pair, value: Any) -> Parcel:
+    packed = ends.pack(value)
+    assert isinstance(packed, Parcel)
+    return packed
+
+
+def test_an_array_arrives_as_a_view_and_is_writable(ends: Pair) -> None:
+    array = np.arange(20_000.0)
+    got = ends.trip({"a": [array]})["a"][0]
+    assert np.array_equal(got, array)
+    assert got.flags.writeable
+    assert not got.flags.owndata
+    got[0] = 7.0
+    assert array[0] == 0.0
+
+
+@pytest.mark.parametrize("size", [10, 20_000])
+def test_a_read_only_array_arrives_writable_whatever_its_size(ends: Pair, size: int) -> None:
+    array = np.arange(float(size))
+    array.flags.writeable = False
+    first, second, other = ends.trip((array, array, np.arange(3)))
+    assert first is second
+    assert first.flags.writeable
+    assert other.flags.writeable
+    assert np.array_equal(first, array)
+
+
+def test_a_read_only_array_beside_what_goes_by_value_arrives_writable(ends: Pair) -> None:
+    array = np.arange(20_000.0)
+    array.flags.writeable = False
+    got, fn = ends.trip((array, lambda: 3))
+    assert got.flags.writeable
+    assert not got.flags.owndata
+    assert fn() == 3
+
+
+KEEPERS: dict[str, Any] = {
+    "array": lambda got: got,
+    "slice": lambda got: got[100:200],
+    "memoryview": memoryview,
+    "buffer": lambda got: np.frombuffer(got[5:]),
+    "reshaped": lambda got: got.reshape(100, 200).T,
+}
+
+
+@pytest.mark.parametrize("keeper", KEEPERS)
+def test_a_block_is_free_when_the_last_view_of_it_is_gone(ends: Pair, keeper: str) -> None:
+    got = ends.trip(np.arange(20_000.0))
+    kept: Any = KEEPERS[keeper](got)
+    before = bytes(memoryview(np.ascontiguousarray(kept)))
+    del got
+    gc.collect()
+    assert ends.arena.lent_blocks() == 1
+    others = [ends.trip(np.zeros(20_000)) for _ in range(10)]
+    assert bytes(memoryview(np.ascontiguousarray(kept))) == before
+    del kept, others
+    gc.collect()
+    assert ends.arena.lent_blocks() == 0
+
+
+def test_a_bare_memoryview_of_a_view_does_not_keep_it_which_is_why_buffers_are_wrapped() -> None:
+    import mmap
+    import weakref
+
+    memory = mmap.mmap(-1, 8192)
+    for wrap, kept in ((pickle.PickleBuffer, True), (lambda view: view, False)):
+        view = memoryview(memory)[:4096]
+        gone = weakref.ref(view)
+        array = np.frombuffer(wrap(view), "u1")
+        del view
+        assert (gone() is not None) is kept
+        del array
+    memory.close()
+
+
+def test_a_parcel_that_is_never_sent_frees_its_blocks(ends: Pair) -> None:
+    parcel = parcel_of(ends, [np.zeros(20_000), np.zeros(30_000)])
+    assert ends.arena.lent_blocks() == 2
+    del parcel
+    assert ends.arena.lent_blocks() == 0
+
+
+def test_a_parcel_that_is_never_opened_frees_its_blocks(ends: Pair) -> None:
+    arrived = ends.send(parcel_of(ends, np.zeros(20_000)))
+    assert ends.arena.lent_blocks() == 1
+    del arrived
+    assert ends.arena.lent_blocks() == 0
+
+
+def test_a_parcel_may_be_opened_twice(ends: Pair) -> None:
+    arrived = ends.send(parcel_of(ends, np.arange(20_000.0)))
+    first, second = arrived.load(codec.load_value), arrived.load(codec.load_value)
+    assert np.array_equal(first, second)
+    del arrived, first
+    assert ends.arena.lent_blocks() == 1
+    del second
+    assert ends.arena.lent_blocks() == 0
+
+
+class RaisesWhenLoaded:
+    def __reduce__(self) -> Any:
+        return int, ("not a number",)
+
+
+def test_an_unpickling_that_fails_half_way_frees_the_blocks(ends: Pair) -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        ends.trip([np.zeros(20_000), RaisesWhenLoaded(), np.zeros(20_000)])
+    gc.collect()
+    assert ends.arena.lent_blocks() == 0
+
+
+def test_copies_leave_the_blocks_to_their_writer_so_that_each_run_sees_the_same(ends: Pair) -> None:
+    parcel = parcel_of(ends, [np.arange(20_000.0), "x" * 100_000])
+    for _ in range(3):
+        arrived = ends.send(parcel, copies=True)
+        array, text = arrived.load(codec.load_value)
+        assert array[1] == 1.0
+        assert text == "x" * 100_000
+        array[:] = -1
+    del arrived, array
+    assert ends.arena.lent_blocks() == 2
+    del parcel
+    assert ends.arena.lent_blocks() == 0
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("wrap", [lambda large: large, lambda large: [1, large], lambda large: ("a", large, 2)])
+def test_large_bytes_are_copied_into_a_block_and_their_own_memory(ends: Pair, kind: Any, wrap: Any) -> None:
+    large = kind(os.urandom(300_000))
+    packed = parcel_of(ends, wrap(large))
+    assert packed.size < 1000  # what goes by the link
+    got = ends.send(packed).load(codec.load_value)
+    assert got == wrap(large)
+    assert ends.arena.lent_blocks() == 0
+
+
+@pytest.mark.parametrize("value", ["ü" * 100_000, list(range(100_000)), [b"x" * 1000] * 3 + [bytes(1000)] * 100])
+def test_a_pickle_that_is_large_as_a_whole_goes_into_a_block(ends: Pair, value: Any) -> None:
+    packed = ends.pack(value)
+    if isinstance(packed, Parcel):
+        assert packed.size < 1000
+    assert ends.trip(value) == value
+
+
+def test_large_bytes_beside_what_goes_by_value(ends: Pair) -> None:
+    large, fn = ends.trip((b"x" * 100_000, lambda: 5))
+    assert large == b"x" * 100_000
+    assert fn() == 5
+
+
+def test_what_is_small_stays_what_it_was(ends: Pair) -> None:
+    for value in (None, 1, b"x" * 1000, np.arange(100)):
+        assert isinstance(ends.pack(value), bytes)
+
+
+def test_without_memory_all_of_it_goes_by_the_link(ends: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ends.arena, "take", lambda _: None)
+    value = [np.arange(20_000.0), b"x" * 100_000, np.asfortranarray(np.ones((300, 300)))]
+    got = ends.trip(value)
+    assert np.array_equal(got[0], value[0])
+    assert got[0].flags.writeable
+    assert got[1] == value[1]
+    assert np.array_equal(got[2], value[2])
+    assert ends.trip(b"x" * 100_000) == b"x" * 100_000
+
+
+def test_no_threshold_means_never() -> None:
+    with pair(float("inf")) as ends:
+        assert isinstance(ends.pack([np.zeros(100_000), bytes(10**6)]), bytes)
+
+
+def test_a_bytearray_that_changes_its_size_while_it_is_packed_is_an_error_not_a_crash(ends: Pair) -> None:
+    large = bytearray(100_000)
+    lease = ends.arena.take(100_000)
+    assert lease is not None
+    with pytest.raises(ValueError):  # noqa: PT011 -- the memoryview's own words
+        lease.write([large[:-1]], [100_000])
+
+
+def test_the_other_side_keeps_a_segment_until_it_is_told_that_it_is_gone(
+    ends: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        ends.trip(np.zeros(20_000))
+    assert len(ends.into._maps) == 1
+    assert ends.arena.idle_at is not None
+    later = ends.arena.idle_at + 10
+    monkeypatch.setattr(ends.arena, "_clock", lambda: later)
+    ends.arena.trim()
+    assert not ends.arena.ids
+    ends.trip(np.zeros(50_000))
+    assert list(ends.into._maps) == list(ends.arena.ids)
+
+
+def test_a_process_without_room_for_a_descriptor_gets_an_error_and_goes_on(ends: Pair) -> None:
+    import resource
+
+    parcel = parcel_of(ends, np.zeros(20_000))
+    parcel.hand_over(ends.out, ends.arena)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(OSError, match="could not be received"):
+            ends.send(parcel)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with pytest.raises(OSError, match="could not be received"):
+        ends.send(parcel_of(ends, np.zeros(20_000)))
+    assert ends.trip(np.ones(200_000))[0] == 1  # another segment
+
+
+def test_what_no_parcel_looks_like_breaks_the_link_and_nothing_else(ends: Pair) -> None:
+    from poolkit._wire.parcels import _BLOCK, _HEAD, Arrived
+
+    parcel = parcel_of(ends, np.zeros(20_000))
+    parcel.hand_over(ends.out, ends.arena)
+    number = parcel.leases[0].segment.id
+    ends.into.mapping(number)
+    for entry in [(number, 0, 0, 10), (number, 10**6, 4096, 10), (number, 0, 4096, 1 << 40)]:
+        with pytest.raises(EOFError):
+            Arrived(_HEAD.pack(1, 0, False) + _BLOCK.pack(*entry), ends.into, keep=True, copies=False)
+    with pytest.raises(EOFError):
+        Arrived(b"", ends.into, keep=True, copies=False)
+    assert ends.arena.lent_blocks() == 1
+
+
+def test_descriptors_that_the_socket_has_no_room_for_are_sent_later_in_order(ends: Pair) -> None:
+    parcels = [parcel_of(ends, np.zeros(100_000 << number, "u1")) for number in range(8)]
+    segments = [parcel.leases[0].segment for parcel in parcels]
+    while ends.out.flush():
+        for number, segment in enumerate(segments):
+            ends.out._told.clear()
+            ends.out._post(1, 10**6 + number, segment.fd)
+    for parcel in parcels:
+        parcel.hand_over(ends.out, ends.arena)
+    assert not ends.out.flush()
+    import threading
+
+    got: list[Any] = []
+    reader = threading.Thread(target=lambda: got.extend(ends.into.mapping(segment.id) for segment in segments))
+    reader.start()
+    while not ends.out.flush():
+        os.sched_yield() if hasattr(os, "sched_yield") else None
+    reader.join()
+    assert len(got) == len(parcels)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_forked_child_sees_stays_unchanged_until_the_child_is_gone(ends: Pair) -> None:
+    got = ends.trip(np.arange(20_000.0))
+    unread = ends.send(parcel_of(ends, np.arange(20_000.0)))
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(theirs)
+        os.read(ours, 1)
+        right = np.array_equal(got, np.arange(20_000.0))
+        right = right and np.array_equal(unread.load(codec.load_value), np.arange(20_000.0))
+        del got, unread
+        os._exit(0 if right else 1)
+    del got, unread
+    gc.collect()
+    assert ends.arena.lent_blocks() == 2
+    for _ in range(5):
+        ends.trip(np.zeros(20_000))
+    os.close(theirs)
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(ours)
+    assert not holds.release_pins()
+    assert ends.arena.lent_blocks() == 0
+
+
+def test_without_views_a_fork_costs_no_descriptor(ends: Pair) -> None:
+    ends.trip(np.arange(20_000.0))
+    gc.collect()
+    assert not holds._watches
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert not holds.has_pins()
+
+
+def test_arrow_buffers_are_views_too(ends: Pair) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"a": list(range(20_000)), "b": ["x" * 10] * 20_000})
+    got = ends.trip(table)
+    assert got.equals(table)
+    assert ends.arena.lent_blocks() > 0
+    column = got["a"]
+    del got
+    gc.collect()
+    assert column.to_pylist() == list(range(20_000))
+    del column
+    gc.collect()
+    assert ends.arena.lent_blocks() == 0
