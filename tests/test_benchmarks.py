@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import arrays
 from benchmarks.measure import Measure, Row, run_rounds
 from benchmarks.table import lines_of
 from support import WATCHDOG
@@ -45,6 +46,15 @@ def test_a_tiny_run_prints_a_table_and_writes_its_samples(tmp_path: Path) -> Non
     assert {"faster", "slower", "even"} & set(told["ProcessPoolExecutor"])
     samples = json.loads((tmp_path / "samples.json").read_text())
     assert set(samples["rounds"]["latency"][0]) == {"poolkit", "ppe-fork", "machine"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", arrays.MEASURES, ids=lambda measure: measure.name)
+def test_a_measure_of_arrays_runs_with_tiny_ones(measure: Measure) -> None:
+    samples = run_rounds(measure, ["poolkit"], repeat=1, scale=0.01)
+    assert samples.failures == {}
+    assert samples.rounds[0]["poolkit"].keys() <= {row.key for row in measure.rows}  # a row may have no figure
+    assert samples.rounds[0].get("machine", {}).keys() == set(measure.limits)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from support import WATCHDOG
 
@@ -90,3 +91,28 @@ def test_example_loses_only_the_sabotaged_files(tmp_path: Path) -> None:
     assert re.search(r"read_address_zero\n +WorkerCrashed: .*SIGSEGV", printed)
     assert re.search(r"exit_at_once\n +WorkerCrashed: .*3", printed)
     assert list(tmp_path.iterdir()) == [], "a core or a stray file was left behind"
+
+
+@pytest.mark.slow
+def test_example_filters_pictures_and_shows_them_on_a_sheet(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (320, 200), "red").save(folder / "1-red.png")
+    Image.new("RGBA", (100, 300), "lime").save(folder / "2-lime.png")
+    Image.linear_gradient("L").save(folder / "3-grey.jpg")
+    Image.effect_noise((300, 200), 60).save(folder / "4-noise.webp", lossless=True)
+    (folder / "5-broken.webp").write_bytes((folder / "4-noise.webp").read_bytes()[:5_000])
+    (folder / "6-words.txt").write_text("not a picture")
+
+    printed = run(ROOT / "examples/image_filter.py", str(folder), "--rounds", "1", "--workers", "2", where=tmp_path)
+    assert re.search(r"^left out: .*5-broken\.webp: ", printed, re.MULTILINE)
+    assert "4 pictures, 0.2 megapixels" in printed
+    for way in ("in line", "concurrent.futures", "poolkit"):
+        assert re.search(rf"^{way} +[\d.]+ megapixels a second$", printed, re.MULTILINE)
+    assert "4 of 4 pictures are the same in all three ways" in printed
+    with Image.open(tmp_path / "contact-sheet.png") as sheet:
+        colours = sheet.getcolors(sheet.width * sheet.height)
+        counts = {colour: count for count, colour in colours or []}
+    assert counts[255, 0, 0] == 160 * 100, "the red one, shrunk in proportion"
+    assert counts[0, 255, 0] == 53 * 160, "the green one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["contact-sheet.png", "pictures"]

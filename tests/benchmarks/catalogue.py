@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks import awaiting, calls, failing, holding, starting
+from benchmarks import arrays, awaiting, calls, failing, holding, starting
 
 MEASURES = {
     measure.name: measure
-    for measure in (*calls.MEASURES, *awaiting.MEASURES, *starting.MEASURES, *holding.MEASURES, *failing.MEASURES)
+    for measure in (
+        *calls.MEASURES,
+        *awaiting.MEASURES,
+        *arrays.MEASURES,
+        *starting.MEASURES,
+        *holding.MEASURES,
+        *failing.MEASURES,
+    )
 }

@@ -32,6 +32,10 @@ class Contender:
         """Wait for the value of a call."""
         return handle.result()
 
+    def call(self, fn: Call, *args: object) -> object:
+        """Hand in one call and wait for its value."""
+        return self.result(self.submit(fn, *args))
+
     def submit_limited(self, seconds: float, fn: Call, *args: object) -> Any:
         """Hand in one call with a time limit."""
         return self.pool.options(timeout=seconds).submit(fn, *args)
@@ -126,7 +130,12 @@ class MpireContender(Contender):
 
 
 class JoblibContender(Contender):
-    """joblib.Parallel: it has no single calls, only many at once."""
+    """joblib.Parallel: it has no handles, only calls that are made and waited for together."""
+
+    def call(self, fn: Call, *args: object) -> object:
+        import joblib
+
+        return self.pool([joblib.delayed(fn)(*args)])[0]
 
     def burst(self, fn: Call, count: int) -> None:
         import joblib

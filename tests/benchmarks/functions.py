@@ -10,11 +10,30 @@ import signal
 import struct
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 MARK = struct.Struct("d")
 
 
 def noop(_item: object = None) -> None:
     """Do nothing: what is left is the cost of the call."""
+
+
+def echo(value: object) -> object:
+    """Send it back."""
+    return value
+
+
+def total(array: Any) -> float:
+    """Read all of an array, and send back next to nothing."""
+    return float(array.sum())
+
+
+def look(shared: Any) -> None:
+    """Open an array in shared memory, and read none of it."""
+    assert shared.array.size
 
 
 def nap(seconds: float) -> None:

@@ -53,9 +53,12 @@ def pss(pid: int) -> int:
     raise AssertionError(f"no Pss in /proc/{pid}/smaps_rollup")
 
 
-def rss() -> int:
-    """Resident memory of this process in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+def rss(pid: int | None = None) -> int:
+    """Resident memory of a process, this one unless told otherwise, in bytes; 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1]) * _PAGE
+    except OSError:
+        return 0
 
 
 def _stat(pid: int) -> list[str]:
