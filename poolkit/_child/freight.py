@@ -9,7 +9,7 @@ import math
 
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
-from poolkit._wire.buffers import MAY_BE_LARGE, found_from
+from poolkit._wire.buffers import PLAIN, found_from
 from poolkit._wire.holds import release_pins
 from poolkit._wire.messages import FLAG_COPIES, Call
 from poolkit._wire.parcels import Arrived, Parcel, pack
@@ -50,11 +50,12 @@ class Freight:
         Raises:
             SerializationError: it cannot be pickled.
         """
-        if value is None:
-            return codec.pack_value(None)  # type: ignore[no-any-return]
+        if type(value) in PLAIN:
+            body = codec.pack_value(value)
+            if len(body) < self.threshold:
+                return body  # type: ignore[no-any-return]
         found = self._found()
-        if type(value) in MAY_BE_LARGE:
-            found.look((value,))
+        found.look((value,))
         if not buffers.regions_in_use:
             body = codec.pack_value(value, found)
             if not found and not found.large and len(body) < self.threshold:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _GLANCE = 8  # items of a list or tuple that are looked at for large bytes
 _LARGE = (bytes, bytearray)
-MAY_BE_LARGE = frozenset({bytes, bytearray, list, tuple})  # what `Found.look` looks at
+# What has no buffers; a call of such is not looked at, but for its size.
+PLAIN = frozenset({int, float, bool, type(None), str, complex})
 
 _packing: dict[int, Found] = {}  # by thread, what is being packed for another process
 regions_in_use = False  # whether this process has met a region at all; else nobody asks for `_packing`

@@ -19,13 +19,14 @@ import time
 from _weakref import ref
 from collections import deque
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from poolkit import _os
 from poolkit._core.workforce import AnyTask
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
-from poolkit._wire.buffers import MAY_BE_LARGE, found_from
+from poolkit._wire.buffers import PLAIN, found_from
 from poolkit._wire.holds import has_pins, release_pins
 from poolkit._wire.messages import FLAG_COPIES, FLAG_PARCEL
 from poolkit._wire.parcels import Arrived, Parcel, pack
@@ -98,11 +99,17 @@ class Freight:
 
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """Pickle a call, with what is large in blocks. Raises SerializationError."""
+        if type(fn) is FunctionType and not kwargs:
+            for value in args:
+                if type(value) not in PLAIN:
+                    break
+            else:
+                call = codec.pack_call(fn, args, kwargs)
+                size = len(call[1])
+                if size < self.threshold:
+                    return call, len(call[0]) + size
         found = self._found()
-        for value in args:
-            if type(value) in MAY_BE_LARGE:
-                found.look(args)
-                break
+        found.look(args)
         if kwargs:
             found.look(kwargs.values())
         if not buffers.regions_in_use:
@@ -114,7 +121,7 @@ class Freight:
                 fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
         was_idle = self.arena.idle_at is None
         packed = pack(body, found, self.arena)
-        if was_idle:  # the supervisor thread may sleep for long, and is to give back what will be idle
+        if was_idle and self.arena.idle_at is not None:  # the supervisor thread may sleep for long, and is to give back what will be idle
             self.wake()
         if self.arena.is_short and not self._is_told:
             self._tell()
