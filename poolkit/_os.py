@@ -206,7 +206,7 @@ def shared_memory(nbytes: int) -> int:
 def reserve(fd: int, offset: int, nbytes: int) -> None:
     """Take the memory for a part of `shared_memory`, so that writing there cannot fail; it would be by SIGBUS.
 
-    Raises OSError when there is not enough. Where a system has no such call, the memory is taken by writing.
+    Raises OSError when there is not enough. Without such a call, the memory is taken by writing.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fd, offset, nbytes)
@@ -352,6 +352,13 @@ def resident_bytes(pid: int | None = None) -> int | None:
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if SUPPORTED else 4096
+
+
+def resident_shared_bytes() -> int:
+    """What of this process's resident memory is shared memory; 0 when that cannot be known."""
+    with contextlib.suppress(OSError, IndexError, ValueError), open("/proc/self/status", "rb") as file:  # noqa: PTH123
+        return next((int(line.split()[1]) * 1024 for line in file if line.startswith(b"RssShmem:")), 0)
+    return 0
 
 
 def peak_bytes(maxrss: int) -> int:

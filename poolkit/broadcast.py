@@ -12,7 +12,7 @@ import pickle
 import struct
 
 from poolkit._wire import buffers
-from poolkit._wire.buffers import Found
+from poolkit._wire.buffers import found_from
 from poolkit._wire.pickles import dumps
 from poolkit._wire.regions import Region, expected_region
 
@@ -94,7 +94,7 @@ def broadcast(value: T) -> Shared[T]:
         OSError: there is no memory for it.
     """
     buffers.use_regions()
-    found = Found(0)
+    found = found_from(0)()
     try:
         with found:
             data = dumps(value, found)

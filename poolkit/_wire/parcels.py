@@ -35,13 +35,12 @@ _NUMBER = struct.Struct("<Q")
 class Parcel:
     """A packed value as its writer holds it. Dropped before it was sent, it frees its blocks. Frozen after __init__."""
 
-    __slots__ = ("leases", "nbytes", "parts", "regions", "size")
+    __slots__ = ("body", "leases", "nbytes", "regions")
 
-    def __init__(self, leases: list[Lease], regions: tuple[Region, ...], parts: list[bytes]) -> None:
+    def __init__(self, leases: list[Lease], regions: tuple[Region, ...], body: bytes) -> None:
         self.leases = leases
         self.regions = regions
-        self.parts = parts  # what travels on the link
-        self.size = sum(map(len, parts))
+        self.body = body  # what travels on the link
         self.nbytes = sum(lease.nbytes for lease in leases)  # what lies in shared memory
 
     def hand_over(self, passage: Passage, arena: Arena) -> None:
@@ -95,7 +94,7 @@ def pack(body: bytes | Parts, found: Found, arena: Arena) -> bytes | Parcel:
         return b"".join(pickled)
     head = _HEAD.pack(len(table), len(found.regions), in_block)
     numbers = [_NUMBER.pack(region.number) for region in found.regions]
-    return Parcel(leases, found.regions, [b"".join([head, *table, *numbers]), *pickled, *behind])
+    return Parcel(leases, found.regions, b"".join([head, *table, *numbers, *pickled, *behind]))
 
 
 def _put(parts: list[Any], sizes: list[int], arena: Arena) -> Lease | None:

@@ -8,7 +8,6 @@ Owner: the one thread that uses the pool.
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 from collections import deque
@@ -78,7 +77,7 @@ class FakeWorkforce:
         """Send a call through the real codec, so that what would not travel fails here too."""
         if not self._check_pickle:
             return (fn, by_reference(args), by_reference(kwargs)), 0
-        with Found(math.inf) as found:  # handles on shared memory go as they would to a worker
+        with Found() as found:  # handles on shared memory go as they would to a worker
             call = codec.pack_call(fn, args, kwargs)
         return (call, found.regions), len(call[0]) + len(call[1])
 
@@ -170,7 +169,7 @@ class FakeWorkforce:
                 return Outcome(value, ok=ok)
             if not ok:
                 return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
-            with Found(math.inf) as found:
+            with Found() as found:
                 packed = codec.pack_value(value)
             return Outcome((packed, found.regions), ok=True, load=_load_value)
         except SerializationError as exc:
