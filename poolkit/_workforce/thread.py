@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolkit import _os
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import buffers
@@ -27,8 +26,6 @@ from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
 from poolkit.broadcast import by_reference
 from poolkit.context import TaskContext
 
-# Several, so that a thread goes on with its next task where another thread has the pool's lock.
-MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
 
 _GO, _DROPPED, _STOP = "go", "dropped", "stop"
@@ -40,7 +37,7 @@ class ThreadWorkforce:
     kind = "thread"
     links = None
     by_reference = True
-    max_batch = MAX_BATCH
+    max_batch = 1  # threads may wait for each other's tasks, so these begin in the order of the queue
 
     def __init__(
         self,
