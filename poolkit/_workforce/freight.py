@@ -13,7 +13,6 @@ Guarded by: the pool's lock: the waybills, `_dead`. The arena guards itself. `pa
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from _weakref import ref
@@ -32,11 +31,11 @@ from poolkit._wire.messages import FLAG_COPIES, FLAG_PARCEL
 from poolkit._wire.parcels import Arrived, Parcel, pack
 from poolkit._wire.passage import Passage
 from poolkit._wire.regions import Region
+from poolkit._workforce.logs import log
 
 if TYPE_CHECKING:
     from poolkit._workforce.member import Member
 
-log = logging.getLogger("poolkit")
 
 LOOK_AT_CHILDREN = 2.0  # seconds between two looks whether a forked child is gone
 LOOK_AT_DYING = 1.0  # seconds until the next look whether workers are dead that nobody reaps
