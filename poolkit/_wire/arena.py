@@ -57,22 +57,23 @@ class Segment:
     __slots__ = ("block", "borrowers", "count", "fd", "id", "mapping", "pid", "reserved", "used")
 
     def __init__(self, segment_id: int, block: int, nbytes: int) -> None:
+        self.fd = -1
         self.id = segment_id
         self.block = block
         self.count = max(1, min(MOST_BLOCKS, nbytes // block))
         self.pid = os.getpid()
         nbytes = HEADER + self.count * block
         self.fd = _os.shared_memory(nbytes)
-        try:
-            _os.reserve(self.fd, 0, HEADER)
-            self.mapping = mmap.mmap(self.fd, nbytes)
-        except BaseException:
-            os.close(self.fd)
-            raise
+        _os.reserve(self.fd, 0, HEADER)
+        self.mapping = mmap.mmap(self.fd, nbytes)
         self.mapping[SIZE_AT : SIZE_AT + 8] = block.to_bytes(8, "little")
         self.reserved = bytearray(self.count)  # 1 for each block that has memory
         self.borrowers: dict[int, int] = {}  # by block: the worker that frees it, or whose death does
         self.used = 0.0  # when a block was last taken
+
+    def __del__(self) -> None:
+        """Close the descriptor; not before, as a thread that has taken a block may be reserving its memory with it."""
+        _os.close_fd(self.fd)
 
     def lent(self) -> int:
         """How many blocks somebody may see."""
@@ -166,6 +167,9 @@ class Arena:
         return lease
 
     def _take(self, block: int, nbytes: int) -> Lease:
+        if self._pid < 0:
+            msg = "the arena is closed"
+            raise ValueError(msg)
         segments = self._classes.setdefault(block, [])
         for segment in segments:
             index = segment.mapping.find(b"\0", 0, segment.count)
@@ -232,7 +236,6 @@ class Arena:
                     self.reserved -= held * segment.block
                     segments.remove(segment)
                     self.ids.discard(segment.id)
-                    os.close(segment.fd)  # the mapping goes with the last lease
             if not segments:
                 del self._classes[block]
 
@@ -263,14 +266,16 @@ class Arena:
     def close(self) -> None:
         """Let go of everything. Memory that somebody still sees stays until he does not."""
         with self._lock:
-            for segments in self._classes.values():
-                for segment in segments:
-                    _os.close_fd(segment.fd)
             self._classes.clear()
             self.ids.clear()
             self.reserved = 0
             self.idle_at = None
             self._pid = -1  # it gives nothing more
+
+    def close_in_forked_child(self) -> None:
+        """Close the copy that a forked child has, where nobody may ever let go of the lock."""
+        self._lock = RLock()
+        self.close()
 
     # ===== looking =====
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("poolkit")
 
 LOOK_AT_CHILDREN = 2.0  # seconds between two looks whether a forked child is gone
+LOOK_AT_DYING = 1.0  # seconds until the next look whether workers are dead that nobody reaps
 RETRY = 0.01  # seconds until a descriptor that the system had no room for is sent again
 KEEP = 256 << 20  # bytes of free memory that the owner keeps for arguments
 
@@ -192,7 +193,9 @@ class Freight:
 
     def due(self) -> float | None:
         """When `tend` is to be called next; None when there is no need."""
-        return min((due for due in (self.due_at, self._pins_at, self.arena.idle_at) if due is not None), default=None)
+        dying_at = time.monotonic() + LOOK_AT_DYING if self._dying else None
+        times = (self.due_at, self._pins_at, dying_at, self.arena.idle_at)
+        return min((due for due in times if due is not None), default=None)
 
     def tend(self, members: Iterable[Member]) -> None:
         """Do what is due now and then: send what sockets had no room for, give back what is idle. Under the lock."""

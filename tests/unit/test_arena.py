@@ -250,3 +250,14 @@ def names_in_shared_memory() -> set[str]:
 
 def test_segments_have_room_for_a_state_byte_of_each_block() -> None:
     assert arenas.MOST_BLOCKS < arenas.SIZE_AT
+
+
+def test_a_descriptor_stays_open_while_somebody_may_reserve_memory_with_it(clock: Clock) -> None:
+    arena = Arena(MIB, clock)
+    lease = take(arena, 70_000)
+    fd = lease.segment.fd
+    arena.close()
+    os.fstat(fd)
+    del lease
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
