@@ -53,6 +53,16 @@ def drop_kept() -> None:
     gc.collect()
 
 
+def close_all(handles: Any) -> None:
+    for handle in handles:
+        with handle:
+            pass
+
+
+def are_kept_open() -> list[bool]:
+    return [not handle.closed for handle in kept[-1]]
+
+
 def use_up(array: Any, path: str) -> int:
     """Change the argument, and die of it the first time."""
     found = int(array[0])

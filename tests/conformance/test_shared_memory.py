@@ -253,7 +253,7 @@ def test_a_handle_is_small_and_copies_nothing(pool: poolkit.Pool) -> None:
         after = pool.stats()
         assert after.link_bytes_sent - before.link_bytes_sent < 5 * 600
         assert after.arena_bytes_sent == before.arena_bytes_sent
-        assert len(pickle.dumps(shared.buffer)) < 100
+        assert len(pickle.dumps(shared)) < 200
 
 
 def test_a_shared_array_made_in_a_worker_outlives_it(pool: poolkit.Pool) -> None:
@@ -319,6 +319,49 @@ def test_use_after_close_is_an_error() -> None:
     assert array.closed
     with pytest.raises(ValueError, match="clos"):
         _ = array.array
+
+
+def test_views_of_a_shared_array_outlive_its_handle() -> None:
+    with poolkit.SharedArray(1_000_000) as shared:
+        view = shared.array[5:]
+        view[:] = 1
+    assert shared.closed
+    assert view.sum() == 999_995  # not a crash
+    again = poolkit.SharedArray(10)
+    flat = again.array.reshape(2, 5).T
+    again.close()
+    again.close()
+    assert flat.sum() == 0
+    with pytest.raises(ValueError, match="closed"):
+        pickle.dumps(again)
+
+
+def test_a_with_statement_lets_the_exception_of_its_body_through() -> None:
+    with pytest.raises(KeyError), poolkit.SharedBuffer(100) as buffer:
+        view = memoryview(buffer)
+        raise KeyError
+    view.release()
+    with pytest.raises(BufferError, match="views"), poolkit.SharedBuffer(100) as buffer:
+        view = memoryview(buffer)
+    view.release()
+
+
+@pytest.mark.needs("process")
+def test_a_task_that_closes_its_handle_closes_only_that(pool: poolkit.Pool) -> None:
+    with poolkit.SharedBuffer(100) as buffer, poolkit.SharedArray(100) as array:
+        pool.submit(work.keep, (buffer, array)).result()
+        pool.submit(work.close_all, (buffer, array)).result()
+        assert pool.submit(work.are_kept_open).result() == [True, True]
+        pool.submit(work.drop_kept).result()
+
+
+@pytest.mark.needs("process")
+def test_an_unlinked_handle_is_passed_on_no_more(pool: poolkit.Pool) -> None:
+    for made in (poolkit.SharedBuffer(100), poolkit.SharedArray(100)):
+        made.unlink()
+        error = pool.submit(work.echo, made).exception()
+        assert isinstance(error, poolkit.SerializationError)
+        assert "unlinked" in str(error.__cause__ or error)
 
 
 def test_sizes_and_types_that_make_no_sense_are_refused() -> None:
