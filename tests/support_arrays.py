@@ -94,6 +94,12 @@ def make_shared(shape: Any, value: float) -> Any:
     return made
 
 
+def make_many(number: int) -> list[Any]:
+    import poolkit
+
+    return [poolkit.SharedBuffer(10) for _ in range(number)]
+
+
 def hold(shared: Any) -> None:
     """What an initializer is given."""
     kept.append(shared)

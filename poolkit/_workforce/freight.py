@@ -158,6 +158,7 @@ class Freight:
         """Send what a passage has had no room for; the supervisor thread goes on with the rest."""
         if not passage.flush():
             self.due_at = 0.0
+            self.wake()
 
     def _region_gone(self, number: int) -> Callable[[ref[Region]], None]:
         def forget(_: ref[Region]) -> None:

@@ -355,6 +355,11 @@ def test_a_task_that_closes_its_handle_closes_only_that(pool: poolkit.Pool) -> N
         pool.submit(work.drop_kept).result()
 
 
+def test_hundreds_of_handles_arrive_in_both_directions(pool: poolkit.Pool) -> None:
+    assert pool.submit(len, [poolkit.SharedBuffer(10) for _ in range(300)]).result() == 300
+    assert len(pool.submit(work.make_many, 300).result()) == 300
+
+
 @pytest.mark.needs("process")
 def test_an_unlinked_handle_is_passed_on_no_more(pool: poolkit.Pool) -> None:
     for made in (poolkit.SharedBuffer(100), poolkit.SharedArray(100)):
