@@ -28,6 +28,10 @@ def echo(value: Any) -> Any:
     return value
 
 
+def both(first: Any, second: Any) -> Any:
+    return first, second
+
+
 def double(array: Any) -> Any:
     """In place, as an argument is the task's own."""
     array *= 2
@@ -125,6 +129,15 @@ class LoadedOnce:
 def look_at_broadcast(value: LoadedOnce, _number: int) -> tuple[int, int, bool, int]:
     """Process, how often it was loaded there, whether it is writable, its checksum."""
     return os.getpid(), LoadedOnce.loaded, bool(value.array.flags.writeable), checksum(value.array)
+
+
+def look_inside(value: Any, name: str) -> tuple[bool, Any]:
+    """Whether an array within is writable, and the array."""
+    return bool(value[name].flags.writeable), value[name]
+
+
+def total_inside(value: Any) -> float:
+    return float(value["inner"].array.sum())
 
 
 def open_memory() -> int:

@@ -54,9 +54,8 @@ def test_large_bytes_and_text_come_back_as_they_went(pool: poolkit.Pool, large: 
 def test_a_read_only_array_arrives_writable_both_ways(pool: poolkit.Pool, size: int) -> None:
     array = np.arange(size)
     array.flags.writeable = False
-    if pool.kind == "process":
-        assert pool.submit(work.is_writable, array).result()
-        assert pool.submit(work.echo, array).result().flags.writeable
+    assert pool.submit(work.is_writable, array).result()
+    assert pool.submit(work.echo, array).result().flags.writeable
 
 
 @pytest.mark.needs("by_value")
@@ -433,8 +432,36 @@ def test_threads_get_the_object_itself(pool: poolkit.Pool) -> None:
     value = {"a": work.numbered(1)}
     shared = pool.broadcast(value)
     assert pool.submit(work.echo, shared).result() is value
-    assert pool.submit(work.echo, [1, {"k": shared}]).result()[1]["k"] is value
+    assert pool.submit(dict, key=shared).result()["key"] is value
+    assert pool.submit(work.echo, [shared]).result()[0] is shared  # only arguments themselves are looked at
     assert all(got is value for got in pool.map(work.echo, [shared] * 5))
+    assert all(got[1] is value for got in pool.map(work.both, [shared] * 5, [shared] * 5))
+
+
+@pytest.mark.needs("by_value")
+@pytest.mark.parametrize("view", [np.s_[:, ::2], np.s_[::-1], np.s_[:, :1], np.s_[:2]])
+def test_each_array_of_a_broadcast_object_is_read_only(pool: poolkit.Pool, view: Any) -> None:
+    array = np.arange(100.0).reshape(10, 10)
+    array.flags.writeable = False
+    shared = pool.broadcast(
+        {"part": array[view], "odd": np.array([[{}, 1]], "O")[:, ::2], "all": np.asfortranarray(array)}
+    )
+    got = pool.submit(work.look_inside, shared, "part").result()
+    assert not got[0]
+    assert np.array_equal(got[1], array[view])
+    assert not pool.submit(work.look_inside, shared, "all").result()[0]
+
+
+@pytest.mark.needs("by_value")
+def test_an_object_that_is_broadcast_may_hold_shared_arrays(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    inner = poolkit.SharedArray(10)
+    shared = pool.broadcast({"inner": inner})
+    for value in (1.0, 2.0):
+        inner.array[:] = value
+        assert [pool.submit(work.total_inside, shared).result() for _ in range(6)] == [value * 10] * 6
+    inner.close()
+    assert pool.submit(work.total_inside, shared).result() == 20.0
 
 
 @pytest.mark.needs("process", "crash")
