@@ -151,7 +151,7 @@ class Arrived:
                 self._pickle = first
         except (struct.error, ValueError, IndexError) as exc:
             raise EOFError from exc
-        if not copies:
+        if table and not copies:
             watch(self, [hold for hold in [*self._buffers, self._pickle] if isinstance(hold, Hold)])
 
     def load(self, load: Callable[[Any, list[Any]], Any]) -> Any:
