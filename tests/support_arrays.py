@@ -143,3 +143,9 @@ def total_inside(value: Any) -> float:
 def open_memory() -> int:
     """How many shared segments this process has mapped."""
     return Path("/proc/self/maps").read_text(encoding="ascii").count("poolkit-memory")
+
+
+def open_descriptors() -> int:
+    """How many descriptors of shared segments this process has."""
+    paths = Path("/proc/self/fd").iterdir()
+    return sum("poolkit-memory" in str(path.readlink()) for path in paths if path.is_symlink())

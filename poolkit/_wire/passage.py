@@ -37,6 +37,8 @@ _HEAD = struct.Struct("<BxxxI")  # kind, how many numbers
 _HERE, _GONE = 1, 2  # with descriptors; without
 _MOST = 200  # numbers in a record; the system takes 253 descriptors at once
 _ROOM = socket.CMSG_SPACE(4 * _MOST)
+# A record is looked at before it is taken, where descriptors can be looked at; elsewhere a lack of them ends the link.
+_PEEK = socket.MSG_PEEK if _os.LINUX else 0
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -183,9 +185,9 @@ class Passage:
 
     def _receive(self, flags: int = 0) -> tuple[int, list[int]]:
         """Take in one record; raises OSError, and leaves it there, while there is no room for its descriptors."""
-        flags |= socket.MSG_PEEK | _CLOEXEC
+        most = _HEAD.size + 8 * _MOST if _PEEK else _HEAD.size
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(_HEAD.size + 8 * _MOST, _ROOM, flags)
+            data, ancillary, _, _ = self._socket.recvmsg(most, _ROOM, flags | _PEEK | _CLOEXEC)
         except OSError as exc:  # a BlockingIOError too: it was to be here before the frame
             raise EOFError from exc
         fds = array.array("i")
@@ -194,10 +196,15 @@ class Passage:
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
         try:
             kind, count = _HEAD.unpack_from(data)
+            if not _PEEK:
+                data += self._socket.recv(8 * count)
             numbers = list(struct.unpack_from(f"<{count}Q", data, _HEAD.size))
             if kind == _HERE and len(fds) < count:
+                if not _PEEK:
+                    raise EOFError
                 raise OSError(errno.EMFILE, "shared memory could not be received")
-            self._socket.recv(_HEAD.size + 8 * count)
+            if _PEEK:
+                self._socket.recv(_HEAD.size + 8 * count)
             if kind == _GONE:
                 self._let_go(numbers)
             else:

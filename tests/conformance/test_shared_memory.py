@@ -187,6 +187,18 @@ def test_what_travels_in_shared_memory_is_counted(make_pool: MakePool) -> None:
 
 
 @pytest.mark.needs("process")
+@pytest.mark.one_start_method
+@pytest.mark.skipif(not support.PROC.is_dir() or "POOLKIT_PORTABLE" in os.environ, reason="looks at names of mappings")
+def test_a_forked_child_keeps_nothing_of_the_arena(pool: poolkit.Pool) -> None:
+    for size in (100_000, 1_000_000):
+        pool.submit(work.checksum, np.zeros(size, "u1")).result()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(work.open_memory() + work.open_descriptors())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.needs("process")
 def test_without_a_threshold_nothing_travels_in_shared_memory(make_pool: MakePool) -> None:
     pool = make_pool(shm_threshold=None)
     assert np.array_equal(pool.submit(work.echo, np.arange(MIB)).result(), np.arange(MIB))

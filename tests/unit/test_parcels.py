@@ -14,7 +14,7 @@ import pytest
 from unit.memory_pair import Pair, pair
 
 from poolkit import shared
-from poolkit._wire import codec, holds
+from poolkit._wire import codec, holds, passage
 from poolkit._wire.parcels import Parcel
 from poolkit._wire.regions import Region
 
@@ -253,7 +253,12 @@ def test_regions_that_could_not_be_received_are_not_kept(ends: Pair) -> None:
     assert len(ends.into._regions) == 1
 
 
-def test_more_descriptors_than_the_system_takes_at_once_arrive(ends: Pair) -> None:
+@pytest.mark.parametrize("peeks", [True, False])
+def test_more_descriptors_than_the_system_takes_at_once_arrive(
+    ends: Pair, monkeypatch: pytest.MonkeyPatch, *, peeks: bool
+) -> None:
+    if not peeks:
+        monkeypatch.setattr(passage, "_PEEK", 0)
     handles = [shared.SharedBuffer(10) for _ in range(450)]
     for number, handle in enumerate(handles):
         handle[0] = number % 256
