@@ -185,36 +185,37 @@ class Passage:
 
     def _receive(self, flags: int = 0) -> tuple[int, list[int]]:
         """Take in one record; raises OSError, and leaves it there, while there is no room for its descriptors."""
-        most = _HEAD.size + 8 * _MOST if _PEEK else _HEAD.size
-        try:
-            data, ancillary, _, _ = self._socket.recvmsg(most, _ROOM, flags | _PEEK | _CLOEXEC)
-        except OSError as exc:  # a BlockingIOError too: it was to be here before the frame
-            raise EOFError from exc
         fds = array.array("i")
-        for level, what, content in ancillary:
-            if (level, what) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
         try:
-            kind, count = _HEAD.unpack_from(data)
-            if not _PEEK:
-                data += self._socket.recv(8 * count)
-            numbers = list(struct.unpack_from(f"<{count}Q", data, _HEAD.size))
-            if kind == _HERE and len(fds) < count:
-                if not _PEEK:
-                    raise EOFError
-                raise OSError(errno.EMFILE, "shared memory could not be received")
-            if _PEEK:
-                self._socket.recv(_HEAD.size + 8 * count)
-            if kind == _GONE:
-                self._let_go(numbers)
-            else:
-                for number in numbers:
-                    self._keep(number, fds.pop(0))
+            return self._take(fds, flags)
         except struct.error as exc:
             raise EOFError from exc
         finally:  # of a record that could not be taken, or the next one's, which were seen too
             for fd in fds:
                 os.close(fd)
+
+    def _take(self, fds: array.array[int], flags: int) -> tuple[int, list[int]]:
+        most = _HEAD.size + 8 * _MOST if _PEEK else _HEAD.size
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(most, _ROOM, flags | _PEEK | _CLOEXEC)
+        except OSError as exc:  # a BlockingIOError too: it was to be here before the frame
+            raise EOFError from exc
+        for level, what, content in ancillary:
+            if (level, what) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+        kind, count = _HEAD.unpack_from(data)
+        if not _PEEK:
+            data += self._socket.recv(8 * count)
+        numbers = list(struct.unpack_from(f"<{count}Q", data, _HEAD.size))
+        if kind == _HERE and len(fds) < count:
+            raise OSError(errno.EMFILE, "shared memory could not be received") if _PEEK else EOFError
+        if _PEEK:
+            self._socket.recv(_HEAD.size + 8 * count)
+        if kind == _GONE:
+            self._let_go(numbers)
+        else:
+            for number in numbers:
+                self._keep(number, fds.pop(0))
         return kind, numbers
 
     def _let_go(self, numbers: list[int]) -> None:
