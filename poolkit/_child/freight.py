@@ -14,6 +14,7 @@ from poolkit._wire.holds import release_pins
 from poolkit._wire.messages import FLAG_COPIES, Call
 from poolkit._wire.parcels import Arrived, Parcel, pack
 from poolkit._wire.passage import Passage
+from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Freight:
         """Pickle a result.
 
         Raises:
-            SerializationError: it cannot be pickled.
+            SerializationError: it cannot be pickled, or refers to more shared memory than can be handed over.
         """
         if type(value) in PLAIN:
             body = codec.pack_value(value)
@@ -68,7 +69,10 @@ class Freight:
             if type(parcel) is Parcel:
                 parcel.hand_over(self.passage, self.arena)
                 parcel.lend(OWNER)
-        except (OSError, ValueError, BufferError, MemoryError):
+        except (OSError, ValueError, BufferError, MemoryError) as exc:
+            if found.regions:
+                msg = f"the result refers to shared memory that could not be handed over: {exc}"
+                raise SerializationError(msg) from exc
             # No room for its descriptor just now, or what was large has changed meanwhile: as if nothing were large.
             return codec.pack_value(value)  # type: ignore[no-any-return]
         return parcel

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from poolkit._wire.regions import Region
 
-_GLANCE = 8  # items of a list or tuple that are looked at for large bytes
+_GLANCE = 3  # items of a list or tuple that are looked at for large bytes
 _LARGE = (bytes, bytearray)
 # What has no buffers; a call of such is not looked at, but for its size.
 PLAIN = frozenset({int, float, bool, type(None), str, complex})

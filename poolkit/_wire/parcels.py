@@ -45,10 +45,7 @@ class Parcel:
 
     def hand_over(self, passage: Passage, arena: Arena) -> None:
         """Have the other side know the memory, before it is sent what refers to it."""
-        for lease in self.leases:
-            passage.tell(lease.segment, arena)
-        for region in self.regions:
-            passage.share(region)
+        passage.tell([lease.segment for lease in self.leases], self.regions, arena)
 
     def lend(self, borrower: int) -> None:
         """From now on the blocks are the reader's to free."""
@@ -125,20 +122,25 @@ class Arrived:
             at = _HEAD.size
             self._copies = copies
             self._buffers: list[Hold | int] = []  # a size, where the content stands behind the pickle
-            self.nbytes = 0
-            behind = 0
-            for number, index, offset, nbytes in _BLOCK.iter_unpack(data[at : at + blocks * _BLOCK.size]):
-                if number:
-                    hold = Hold(passage.mapping(number), index, offset, nbytes, frees=not copies)
-                    self._buffers.append(hold)
-                    self.nbytes += nbytes
-                else:
-                    self._buffers.append(nbytes)
-                    behind += nbytes
+            table = list(_BLOCK.iter_unpack(data[at : at + blocks * _BLOCK.size]))
             at += blocks * _BLOCK.size
-            numbers = _NUMBER.iter_unpack(data[at : at + regions * _NUMBER.size])
-            self._regions = [passage.region(number, keep=keep) for (number,) in numbers]
+            numbers = [number for (number,) in _NUMBER.iter_unpack(data[at : at + regions * _NUMBER.size])]
             at += regions * _NUMBER.size
+            self._regions: list[Region] = []
+            passage.settle()
+            try:
+                for number, index, offset, nbytes in table:
+                    self._buffers.append(
+                        Hold(passage.mapping(number), index, offset, nbytes, frees=not copies) if number else nbytes
+                    )
+                for number in numbers:
+                    self._regions.append(passage.region(number, keep=keep))
+            except OSError:
+                lost = [] if copies else [entry[:2] for entry in table[len(self._buffers) :] if entry[0]]
+                passage.renounce(lost, [] if keep else numbers[len(self._regions) :])
+                raise
+            self.nbytes = sum(entry[3] for entry in table if entry[0])
+            behind = sum(entry[3] for entry in table if not entry[0])
             view = memoryview(data)
             self._pickle: memoryview | Hold = view[at : len(view) - behind]
             self._behind = view[len(view) - behind :]
@@ -149,7 +151,7 @@ class Arrived:
                 self._pickle = first
         except (struct.error, ValueError, IndexError) as exc:
             raise EOFError from exc
-        if not copies:
+        if table and not copies:
             watch(self, [hold for hold in [*self._buffers, self._pickle] if isinstance(hold, Hold)])
 
     def load(self, load: Callable[[Any, list[Any]], Any]) -> Any:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 LOOK_AT_CHILDREN = 2.0  # seconds between two looks whether a forked child is gone
 LOOK_AT_DYING = 1.0  # seconds until the next look whether workers are dead that nobody reaps
 RETRY = 0.01  # seconds until a descriptor that the system had no room for is sent again
+SHORT = 16  # items of a list that are looked at one by one
 KEEP = 256 << 20  # bytes of free memory that the owner keeps for arguments
 
 
@@ -101,7 +102,9 @@ class Freight:
         """Pickle a call, with what is large in blocks. Raises SerializationError."""
         if type(fn) is FunctionType and not kwargs:
             for value in args:
-                if type(value) not in PLAIN:
+                if (kind := type(value)) not in PLAIN and not (
+                    (kind is list or kind is tuple) and len(value) <= SHORT and PLAIN.issuperset(map(type, value))
+                ):
                     break
             else:
                 call = codec.pack_call(fn, args, kwargs)
@@ -157,6 +160,7 @@ class Freight:
         """Send what a passage has had no room for; the supervisor thread goes on with the rest."""
         if not passage.flush():
             self.due_at = 0.0
+            self.wake()
 
     def _region_gone(self, number: int) -> Callable[[ref[Region]], None]:
         def forget(_: ref[Region]) -> None:

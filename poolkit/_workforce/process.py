@@ -267,7 +267,7 @@ class ProcessWorkforce:
             self._nursery.close_in_forked_child()
         for member in self._members.values():
             member.close()
-        self.freight.arena.close_in_forked_child()
+        self.freight.arena.close()
         self._close_own()
 
     def _close_own(self) -> None:
