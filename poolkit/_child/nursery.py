@@ -28,7 +28,7 @@ import time
 import types
 from collections.abc import Callable
 
-from poolkit import _os
+from poolkit import _child, _os
 from poolkit._child import boot
 from poolkit._child.session import MOST_FDS, Session
 from poolkit._wire import codec, messages
@@ -75,7 +75,8 @@ class Nursery:
             self._poller.register(root, select.POLLIN)
 
     def prepare(self, preload: list[str]) -> None:
-        """Set up signals and import what the workers need; each pool is told if that fails."""
+        """Set up signals and import what the workers need; each pool is told if that fails. In its own process only."""
+        _child.is_here = True
         boot.reset_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the owner decides what they mean

@@ -26,7 +26,7 @@ import os
 import signal
 import threading
 
-from poolkit import _os
+from poolkit import _child, _os
 from poolkit._wire import messages
 from poolkit._workforce import launch
 from poolkit._workforce.interrupts import deciding, let_come, put_off
@@ -182,9 +182,11 @@ def join(control: _socket.socket, settings: NurserySettings) -> Template:
 def prepare(settings: PoolSettings) -> None:
     """Start the template process that a pool will want, so that it is up when the pool is.
 
-    Where that cannot be done now it is left to `join`, which tells what is wrong.
+    Where that cannot be done now it is left to `join`, which tells what is wrong. Not in a worker or a template process:
+    modules that make a pool are imported there, mostly for their functions, and a template might import such a module
+    without end, each one in the next.
     """
-    if settings.start_method == "fork":
+    if settings.start_method == "fork" or _child.is_here:
         return
     before = put_off()  # a handler that forks would wait for FORKING for ever
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +58,11 @@ def open_pipes(pid: int) -> set[str]:
             if target.startswith(("pipe:", "socket:")):
                 found.add(target)
     return found
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process of one thread has started, and not waited for."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
 # ===== who shares =====
@@ -190,6 +197,34 @@ def test_a_pool_that_is_made_in_the_middle_of_a_fork_starts_none_yet() -> None:
     with pool:
         assert templates.idle() == []
         use(pool)
+
+
+@pytest.mark.parametrize("preload", [(), ("has_a_pool",)])
+def test_a_module_with_a_pool_starts_none_in_workers_and_templates(
+    preload: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a preload of its own each template would start the next, without end."""
+    text = f"""
+        import poolkit
+        from poolkit._workforce import templates
+        pool = poolkit.Pool(1, preload={preload!r})
+        def idle():
+            return len(templates.idle())
+        def of_its_own():
+            with pool:
+                return pool.submit(abs, -3).result()
+        """
+    (tmp_path / "has_a_pool.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("has_a_pool")
+    try:
+        with module.pool as pool:
+            assert pool.submit(module.idle).result() == 0
+            assert children(template_pid(pool)) == worker_pids(pool)
+            if not preload:  # else the one that it has is a copy of the template's
+                assert pool.submit(module.of_its_own).result() == 3
+    finally:
+        del sys.modules["has_a_pool"]
 
 
 def test_nothing_is_inherited_but_the_standard_streams() -> None:
