@@ -184,16 +184,19 @@ class Nursery:
             templates.leave(self._template)
 
     def bury(self) -> str:
-        """Let go of it after an EOFError; returns what became of it, in words. Blocks until it has ended."""
+        """Let go of it after an EOFError; returns what became of it, in words.
+
+        Blocks until it has ended: without a word, it closes this socket only when it does.
+        """
         self._drop_orders()
         self._control.close()
         how = "is gone"
         if self._template is not None:
+            templates.retire(self._template)
             if self._without_preload:
                 how = "could not import what it was to preload"
-                templates.retire(self._template)
             else:
-                how = self._template.wait()
+                how = self._template.end()
             templates.leave(self._template)
         return how
 

@@ -12,7 +12,7 @@ process has its memory and initializer, so it is of one pool alone, and no part 
 The root socket must have no copies, as its end is what ends a template: it is made while FORKING is held, which every
 fork takes, and is in the registry before that is let go of. A forked child closes its copies and begins with an empty
 registry: the templates of its parent are none of its business.
-Guarded by: FORKING: `_templates`, `_owner`; of each template `users`, `retired` and the root. Several supervisor
+Guarded by: FORKING: `_templates`, `_living`, `_owner`; of each template `users`, `retired` and the root. Several supervisor
 threads ask at once: the first one starts what the others then find. By a template's `_lock`: whether it was killed or
 waited for, as only until then its number is its own. Lock order: FORKING, a template's `_lock`.
 """
@@ -25,6 +25,7 @@ import contextlib
 import os
 import signal
 import threading
+import weakref
 
 from poolkit import _child, _os
 from poolkit._wire import messages
@@ -85,31 +86,48 @@ class Template:
     def is_fit(self) -> bool:
         """Whether it runs: neither dead nor stopped."""
         with self._lock:
-            if self._ending or self._killed:
-                return False
-            try:
-                change = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:  # somebody else waited for it
-                return False
-        return change is None
+            return not self._killed and self._is_ours() and self._look(os.WEXITED | os.WSTOPPED) is None
 
     def kill(self, *, hangs: bool = False) -> None:
-        """Kill it; its workers die with it. Call `wait` afterwards."""
+        """Kill it, if it still runs; its workers die with it. Call `end` afterwards."""
         with self._lock:
-            if not self._ending:  # our own child and not reaped, so the number is still its own
+            if self._is_ours() and self._look(os.WEXITED) is None:
                 self._killed = True
                 self._hung = self._hung or hangs
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
 
-    def wait(self) -> str:
-        """Wait for the end of one that ends already; how it ended, in words. Whoever comes first reaps it."""
+    def _is_ours(self) -> bool:
+        """Whether it is our child and nobody waited for it, so that its number cannot mean anybody else."""
+        if not self._ending:
+            self._look(os.WEXITED)
+        return not self._ending
+
+    def _look(self, changes: int) -> os.waitid_result | None:
+        """What became of it, without reaping it; where somebody else has done so, that is noted as its end."""
+        try:
+            return os.waitid(os.P_PID, self.pid, changes | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self._ending = "ended"
+            return None
+
+    def end(self) -> str:
+        """End one that is retired or private, if it still runs; how it ended, in words.
+
+        Blocks until it has, and holds no lock meanwhile.
+        """
+        self.close_root()
+        self.kill()
+        if not self._ending:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             if not self._ending:
                 self._ending = self._reap()
             return self._ending
 
     def _reap(self) -> str:
+        """Whoever comes first."""
         try:
             code: int | None = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:  # somebody else waited for it
@@ -119,12 +137,6 @@ class Template:
         if code is None:
             return "ended"
         return f"was killed by {_os.signal_name(-code)}" if code < 0 else f"exited with code {code}"
-
-    def end(self) -> None:
-        """End one that has no pool, so nothing to lose. Blocks until it has ended."""
-        self.close_root()
-        self.kill()
-        self.wait()
 
     def end_with_workers(self, seconds: float) -> None:
         """End one that may have workers: it kills them first, and is killed itself if that takes too long."""
@@ -143,6 +155,7 @@ class Template:
 
 
 _templates: dict[Key, Template] = {}  # those that were left last stand last
+_living: weakref.WeakSet[Template] = weakref.WeakSet()  # all that have a root: of retired ones, too
 _owner = os.getpid()
 
 
@@ -153,29 +166,28 @@ def join(control: _socket.socket, settings: NurserySettings) -> Template:
         Exception: none could be started.
     """
     key, start = look_around(settings)
-    with FORKING:
-        _forget_parents()
-        template = _templates.get(key)
-        if template is not None and template.is_fit() and template.open(control):
-            template.users += 1
-            return template
-        over = _retire(key)
-        template = _templates[key] = _start(start)
-        try:
-            if template.open(control):
+    over: list[Template] = []
+    try:
+        with FORKING:
+            _forget_parents()
+            template = _templates.get(key)
+            if template is not None and template.is_fit() and template.open(control):
                 template.users += 1
-        except BaseException:
+                return template
             over += _retire(key)
-            raise
-        finally:
-            for one in over:
-                one.end()
-        if not template.users:  # it died at once
-            _take_out(template)
-            template.close_root()
-            msg = f"the template process that forks the workers {template.wait()}"
-            raise RuntimeError(msg)
-    return template
+            template = _templates[key] = _start(start)
+            try:
+                if template.open(control):
+                    template.users += 1
+                    return template
+            finally:
+                if not template.users:
+                    over += _retire(key)
+    finally:
+        for one in over:
+            how = one.end()
+    msg = f"the template process that forks the workers {how}"  # at once; it is the last of these
+    raise RuntimeError(msg)
 
 
 @deciding
@@ -264,8 +276,9 @@ def end_all(seconds: float) -> None:
 def after_fork_in_child() -> None:
     """In a forked child of the owner, where nobody else runs: close the copies, and begin anew."""
     global _owner  # noqa: PLW0603 -- guarded by FORKING
-    for template in _templates.values():
+    for template in _living:
         template.close_root()
+    _living.clear()
     _templates.clear()
     _owner = os.getpid()
 
@@ -313,4 +326,6 @@ def _start(start: launch.Start) -> Template:
         raise
     finally:
         theirs.close()
-    return Template(pid, ours)
+    template = Template(pid, ours)
+    _living.add(template)
+    return template

@@ -400,12 +400,33 @@ def test_a_template_that_died_while_idle_is_replaced() -> None:
         assert pool.stats().crashed == 0
 
 
-def test_a_template_that_somebody_else_waited_for_is_replaced() -> None:
+def test_a_template_that_somebody_else_waited_for_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its number, which may be another's by now, is sent no signal."""
     template = use_new()
     os.kill(template, signal.SIGKILL)
     os.waitpid(template, 0)
+    killed, kill = [], os.kill
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid) if pid == template else kill(pid, number))
     with poolkit.Pool(1) as pool:
         assert use(pool) != template
+    templates.end_all(END_GRACE)
+    assert killed == []
+
+
+def test_forks_are_not_held_up_while_a_template_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = use_new()
+    os.kill(template, signal.SIGSTOP)
+    os.waitid(os.P_PID, template, os.WSTOPPED | os.WNOWAIT)
+    end, held = templates.Template.end, []
+
+    def look_and_end(one: templates.Template) -> str:
+        held.append(FORKING.locked())
+        return end(one)
+
+    monkeypatch.setattr(templates.Template, "end", look_and_end)
+    with poolkit.Pool(1) as pool:
+        use(pool)
+    assert held == [False]
 
 
 def test_a_template_that_was_stopped_while_idle_is_replaced_and_ends() -> None:
@@ -485,15 +506,20 @@ def test_a_forked_child_has_templates_of_its_own() -> None:
     assert lines == ["True True", "True 2"]
 
 
-def test_a_copy_of_the_root_in_a_forked_child_keeps_no_template_alive() -> None:
+@pytest.mark.parametrize("retired", [False, True])
+def test_a_copy_of_the_root_in_a_forked_child_keeps_no_template_alive(retired: bool) -> None:
     """The child lives on when its parent is killed."""
-    source = """
+    source = f"""
         import os, signal
         import poolkit
+        from poolkit._workforce import templates
 
         pool = poolkit.Pool(1)
         pool.submit(abs, -1).result()
-        pool.shutdown()
+        if {retired}:
+            templates.retire(pool._supervisor.workforce._nursery._template)
+        else:
+            pool.shutdown()
         child = os.fork()
         if child:
             print(child, flush=True)
