@@ -91,6 +91,9 @@ class Nursery:
                 importlib.import_module(name)
         except BaseException as exc:  # noqa: BLE001 -- reported to the pools, whatever it is
             self._failure = codec.pack_error(exc)
+        if self._root is not None:
+            with contextlib.suppress(OSError):  # the owner is gone, as `serve` finds
+                self._root.send(messages.PREPARED if self._failure is None else messages.UNPREPARED)
         for stream in (sys.stdout, sys.stderr):  # what is buffered here each worker would write
             with contextlib.suppress(Exception):
                 stream.flush()
@@ -155,18 +158,25 @@ class Nursery:
         """Serve one more pool, whose workers get these standard streams."""
         session = Session(control, streams or {})
         self._sessions[control.fileno()] = session
-        self._poller.register(control, select.POLLIN)
-        if self._failure is None:
-            self._notice(session, messages.OPENED, 0, status=0)
+        if self._failure is not None:
+            self._refuse(session, messages.PRELOAD_FAILED, self._failure)
             return
-        header = messages.NOTICE.pack(messages.PRELOAD_FAILED, 0, 0, 0, 0, len(self._failure))
-        control.settimeout(REAP_GRACE)  # no worker is there to be kept waiting
-        with contextlib.suppress(OSError):
-            control.sendall(header + self._failure)
-        self._end(session)
+        self._poller.register(control, select.POLLIN)
+        self._notice(session, messages.OPENED, 0, status=0)
+
+    def _refuse(self, session: Session, kind: int, payload: bytes) -> None:
+        """Tell a pool why it is not served, as fast as it reads, then close its session."""
+        session.is_refused = True
+        self._poller.register(session.control, select.POLLOUT)
+        if session.send(messages.NOTICE.pack(kind, 0, 0, 0, 0, len(payload)) + payload):
+            self._end(session)
 
     def _attend(self, session: Session, events: int) -> None:
         """A control socket has an order, room, or an end."""
+        if session.is_refused:
+            if session.send(b""):
+                self._end(session)
+            return
         if events & select.POLLOUT and session.send(b""):
             self._poller.modify(session.control, select.POLLIN)
         if events & ~select.POLLOUT and session.give_up_at is None:

@@ -18,6 +18,7 @@ Owner to nursery, on its root socket       ORDER records
     OPEN    a pool's control socket is attached, then the owner's standard output and error as the flags say
 Owner to nursery, on a control socket      ORDER records, FORK with descriptors attached
     FORK    start a worker                  SIGNAL   send a signal to a worker, or to its whole group
+Nursery to owner, on its root socket       one byte, when it has imported what it was to: PREPARED or UNPREPARED
 Nursery to owner, on a control socket      NOTICE records, then `nbytes` of payload
     OPENED          an OPEN was carried out, so nothing is being imported any more
     EXITED          a worker ended: its wait status and peak memory
@@ -49,6 +50,7 @@ FLAG_PARCEL = 2  # the body is a parcel
 FLAG_COPIES = 4  # of which the worker is to make copies, as the call may have to run again
 GROUP = 1  # flag of a SIGNAL: to the whole group
 HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of an OPEN: which standard streams are open in the owner
+PREPARED, UNPREPARED = b"\1", b"\0"
 
 _MOST_ATTEMPTS = 0xFFFF
 

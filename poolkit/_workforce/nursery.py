@@ -44,6 +44,7 @@ class Nursery:
         self.refused: list[tuple[int, OSError]] = []  # workers whose order could not be sent, and why
         self._unanswered: deque[float] = deque()  # when each signal was ordered that was not carried out yet
         self._hangs = False  # it did not answer in time
+        self._opened = False  # the template has begun with our orders
         self._without_preload = False  # it could not import what it was to preload, and serves nobody
 
     def start(self, settings: NurserySettings) -> None:
@@ -86,6 +87,10 @@ class Nursery:
         self._orders.append((messages.ORDER.pack(messages.SIGNAL, group, 0, number, worker_id), []))
         self._unanswered.append(time.monotonic() if up else math.inf)
         self.flush()
+
+    def is_importing(self) -> bool:
+        """Whether the template is not yet prepared, so that no order of ours was carried out."""
+        return self._template is not None and not self._opened and self._template.is_importing()
 
     def answer_due(self) -> float | None:
         """When it must have carried out what it was told first; None when nothing is due."""
@@ -165,20 +170,24 @@ class Nursery:
             self._unanswered.popleft()
         self._hangs = False
         if kind == messages.OPENED and self._template is not None:
-            self._template.prepared = True
+            self._opened = self._template.prepared = True
 
     def close(self) -> None:
-        """Let go of it: it kills this pool's workers. Blocks until it has; it is killed after END_GRACE seconds."""
+        """Let go of it: it kills this pool's workers. Blocks until it has, unless it imports and there are none.
+
+        After END_GRACE seconds no other pool gets it. It ends if none has it, else it finds that this one is gone when
+        it goes on.
+        """
         self._drop_orders()
         with contextlib.suppress(OSError):
             self._control.shutdown(_socket.SHUT_WR)
         self._control.settimeout(END_GRACE)
         try:
-            while self._control.recv(65536):
+            while not self.is_importing() and self._control.recv(65536):
                 pass
         except OSError:  # a timeout too
             if self._template is not None:
-                self._template.kill()
+                templates.retire(self._template)
         self._control.close()
         if self._template is not None:
             templates.leave(self._template)

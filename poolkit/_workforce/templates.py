@@ -25,6 +25,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 import weakref
 
 from poolkit import _child, _os
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from poolkit._workforce.settings import PoolSettings
 
 MOST_IDLE = 2  # templates that no pool has: two kinds of pools may take turns
+PREPARE_GRACE = 10.0  # seconds it gets to import what it is to preload, before a later pool has another one started
 ANSWER_GRACE = 2.0  # seconds one gets to carry out a signal; one that is stopped or hangs cannot stop a task
 
 
@@ -53,6 +55,7 @@ class Template:
         self.retired = False  # no other pool gets it
         self.prepared = False  # it has answered, so it imports nothing any more; set by any pool, and never taken back
         self._root = root
+        self._started = time.monotonic()  # frozen
         self._lock = threading.Lock()
         self._ending = ""  # how it ended, in words, once it was waited for
         self._killed = False  # by us
@@ -84,9 +87,28 @@ class Template:
         return True
 
     def is_fit(self) -> bool:
-        """Whether it runs: neither dead nor stopped."""
+        """Whether one more pool can have it: it is neither dead nor stopped, nor failed to import. FORKING is held.
+
+        Nor is it too long about that: whatever it waits for, a new one may not have to.
+        """
         with self._lock:
-            return not self._killed and self._is_ours() and self._look(os.WEXITED | os.WSTOPPED) is None
+            if self._killed or not self._is_ours() or self._look(os.WEXITED | os.WSTOPPED) is not None:
+                return False
+        word = self._word()
+        return word == messages.PREPARED or (word is None and time.monotonic() < self._started + PREPARE_GRACE)
+
+    def is_importing(self) -> bool:
+        """Whether it has not said that it is prepared."""
+        return not self.prepared and self._word() is None
+
+    def _word(self) -> bytes | None:
+        """What it says of its imports, see `messages`; None: nothing yet; empty: nothing, as it is gone."""
+        try:
+            return None if self._root is None else self._root.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
 
     def kill(self, *, hangs: bool = False) -> None:
         """Kill it, if it still runs; its workers die with it. Call `end` afterwards."""
@@ -144,7 +166,8 @@ class Template:
             with contextlib.suppress(OSError):
                 self._root.shutdown(_socket.SHUT_WR)
                 self._root.settimeout(seconds)
-                self._root.recv(1)  # nothing ever comes but the end
+                while self._root.recv(8):
+                    pass
         self.end()
 
     def close_root(self) -> None:
@@ -214,10 +237,12 @@ def _prepare(key: Key, start: launch.Start) -> None:
         return
     try:
         _forget_parents()
-        if key in _templates:
+        template = _templates.get(key)
+        if template is not None and template.is_fit():
             return
+        over = _retire(key)
         template = _templates[key] = _start(start)
-        over = _put_last(template)
+        over += _put_last(template)
     finally:
         FORKING.release()
     for one in over:

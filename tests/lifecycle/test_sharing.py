@@ -478,6 +478,73 @@ def test_each_pool_is_told_that_a_module_cannot_be_preloaded(tmp_path: Path, mon
         use(pool)
 
 
+def test_the_failure_of_a_module_is_told_to_no_pool_that_came_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that started the import was never used."""
+    monkeypatch.syspath_prepend(tmp_path)
+    mended = tmp_path / "mended"
+    (tmp_path / "looks_around.py").write_text(f"open({os.fspath(mended)!r})", encoding="utf-8")
+    with poolkit.Pool(1, preload=["looks_around"]):
+        (template,) = templates.idle()
+        support.wait_until(lambda: not template.is_importing())
+    mended.touch()
+    with poolkit.Pool(1, preload=["looks_around"]) as pool:
+        assert use(pool) != template.pid
+    assert not support.is_alive(template.pid)
+
+
+def test_an_import_that_hangs_holds_up_neither_later_pools_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(templates, "PREPARE_GRACE", 0.0)
+    network, arrived = tmp_path / "network", new_gate()
+    text = f"""
+        import os, signal
+        if not os.path.exists({os.fspath(network)!r}):
+            open({os.fspath(arrived.path)!r}, "wb").write(b"x")
+            signal.pause()
+        """
+    (tmp_path / "hangs_at_first.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    first = poolkit.Pool(1, preload=["hangs_at_first"])
+    try:
+        task = first.submit(work.square, 1)
+        arrived.wait()
+        template = template_pid(first)
+        network.touch()
+        with poolkit.Pool(1, preload=["hangs_at_first"]) as second:
+            assert use(second) != template
+            first.shutdown(kill=True)
+            assert task.cancelled()
+            assert not support.is_alive(template)
+            use(second)
+    finally:
+        first.shutdown(kill=True)
+
+
+def test_a_template_that_does_not_let_go_of_a_pool_serves_no_new_one(
+    monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
+) -> None:
+    """But those that have it: it may go on."""
+    monkeypatch.setattr("poolkit._workforce.nursery.END_GRACE", 0.2)
+    arrived, release = new_gate(), new_gate()
+    first = poolkit.Pool(1, idle_timeout=0.01)
+    with poolkit.Pool(1) as second:
+        template = use(first)
+        support.wait_until(lambda: not first.workers(), "the worker to be let go")
+        task = second.submit(work.arrive_and_wait, arrived, release, "kept")
+        arrived.wait()
+        os.kill(template, signal.SIGSTOP)
+        first.shutdown()
+        with poolkit.Pool(1) as third:
+            assert use(third) != template
+        os.kill(template, signal.SIGCONT)
+        release.signal()
+        assert task.result() == "kept"
+    assert not support.is_alive(template)
+
+
 def test_a_forked_child_has_templates_of_its_own() -> None:
     """It neither uses nor ends those of its parent."""
     lines = run(

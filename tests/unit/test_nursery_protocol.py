@@ -322,6 +322,21 @@ def test_workers_that_do_not_end_keep_the_owner_waiting_no_longer_than_that(
     assert served.nursery._patience() is None
 
 
+def test_a_long_reason_is_told_as_fast_as_it_is_read(served: Served) -> None:
+    """And keeps the template waiting for nobody."""
+    served.nursery._failure = b"why" * 1_000_000
+    ours, control = socket.socketpair()
+    served.nursery.open(control)
+    found = b""
+    while served.nursery._sessions:
+        found += ours.recv(65536)
+        served.nursery._attend(served.nursery._sessions[control.fileno()], select.POLLOUT)
+    while data := ours.recv(65536):
+        found += data
+    ours.close()
+    assert found[NOTICE.size :] == b"why" * 1_000_000
+
+
 def test_each_pool_is_told_why_a_template_serves_nobody() -> None:
     root, theirs = socket.socketpair()
     nursery = template.Nursery(theirs, "forkserver")
