@@ -28,6 +28,10 @@ from poolkit._workforce.launch import NO_SIGNAL, NurserySettings, socket_pair
 from poolkit._workforce.templates import ANSWER_GRACE, Template
 
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
+_REFUSALS = {
+    messages.PRELOAD_FAILED: "could not import what it was to preload",
+    messages.REFUSED: "has too few descriptors left to serve one more pool",
+}
 END_GRACE = 5.0  # seconds the template process gets to kill a pool's workers
 SECOND_LOOK = 0.5  # seconds more, lest a pause of the whole machine is taken for its own
 
@@ -45,7 +49,7 @@ class Nursery:
         self._unanswered: deque[float] = deque()  # when each signal was ordered that was not carried out yet
         self._hangs = False  # it did not answer in time
         self._opened = False  # the template has begun with our orders
-        self._without_preload = False  # it could not import what it was to preload, and serves nobody
+        self._refusal = ""  # why it does not serve this pool, in words
 
     def start(self, settings: NurserySettings) -> None:
         """Get a template process; start one where there is none that fits. Blocks for that.
@@ -160,7 +164,7 @@ class Nursery:
             if fields[0] in {messages.SIGNALLED, messages.OPENED}:
                 self._answered(fields[0])
             else:
-                self._without_preload = self._without_preload or fields[0] == messages.PRELOAD_FAILED
+                self._refusal = self._refusal or _REFUSALS.get(fields[0], "")
                 notices.append((fields, self._buffer[size:end]))
             self._buffer = self._buffer[end:]
         return notices
@@ -202,10 +206,7 @@ class Nursery:
         how = "is gone"
         if self._template is not None:
             templates.retire(self._template)
-            if self._without_preload:
-                how = "could not import what it was to preload"
-            else:
-                how = self._template.end()
+            how = self._refusal or self._template.end()
             templates.leave(self._template)
         return how
 

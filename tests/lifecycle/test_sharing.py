@@ -545,6 +545,35 @@ def test_a_template_that_does_not_let_go_of_a_pool_serves_no_new_one(
     assert not support.is_alive(template)
 
 
+def test_a_pool_for_which_there_are_no_descriptors_left_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
+) -> None:
+    """It gets a template of its own."""
+    monkeypatch.syspath_prepend(tmp_path)
+    text = """
+        import os, resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        taken = []
+        try:
+            while True:
+                taken.append(os.open("/dev/null", 0))
+        except OSError:
+            for fd in taken[-14:]:
+                os.close(fd)
+        """
+    (tmp_path / "takes_descriptors.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    arrived, release = new_gate(), new_gate()
+    with contextlib.ExitStack() as pools:
+        first = pools.enter_context(poolkit.Pool(1, preload=["takes_descriptors"]))
+        task = first.submit(work.arrive_and_wait, arrived, release, "kept")
+        arrived.wait()
+        pools.callback(release.signal)
+        found = {use(pools.enter_context(poolkit.Pool(1, preload=["takes_descriptors"]))) for _ in range(6)}
+        assert len(found) > 1
+        release.signal()
+        assert task.result() == "kept"
+
+
 def test_a_forked_child_has_templates_of_its_own() -> None:
     """It neither uses nor ends those of its parent."""
     lines = run(

@@ -190,6 +190,7 @@ class Served:
     def close(self) -> None:
         for end in self._ends:
             end.close()
+        self.nursery._give_up_spares()
         for fd in (self.nursery._wakeup_read, self.nursery._wakeup_write):
             os.close(fd)
 
@@ -307,6 +308,17 @@ def test_a_process_that_cannot_be_had_is_told(served: Served, monkeypatch: pytes
     assert session.pids == {}
 
 
+def test_a_worker_whose_descriptors_found_no_room_is_refused(served: Served) -> None:
+    session, ours = served.open()
+    read, write = os.pipe()
+    socket.send_fds(ours, [ORDER.pack(messages.FORK, 0, 2, 0, 8)], [write])
+    os.close(write)
+    assert served.attend(session)
+    assert notice(ours) == (messages.FORK_FAILED, errno.EMFILE, 8, 0, 0, 0)
+    assert os.read(read, 1) == b""
+    os.close(read)
+
+
 def test_workers_that_do_not_end_keep_the_owner_waiting_no_longer_than_that(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,5 +361,6 @@ def test_each_pool_is_told_why_a_template_serves_nobody() -> None:
         ours.close()
     for end in (root, theirs):
         end.close()
+    nursery._give_up_spares()
     for fd in (nursery._wakeup_read, nursery._wakeup_write):
         os.close(fd)
