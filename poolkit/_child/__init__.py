@@ -1,1 +1,3 @@
 """WORKS: the worker half. What runs inside a worker, and the template process that forks workers."""
+
+is_here = False  # this process is one of these; set once, by the first of its own code that runs there

@@ -21,7 +21,7 @@ import types
 from collections import namedtuple
 from collections.abc import Callable
 
-from poolkit import _os
+from poolkit import _child, _os
 from poolkit._child import chunk  # noqa: F401 -- what `map` runs here
 from poolkit._child.authkey import set_authkey
 from poolkit._child.freight import Freight
@@ -40,6 +40,7 @@ WorkerFds = namedtuple("WorkerFds", "calls outcomes tokens board evidence passag
 
 def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], object] | None = None) -> int:
     """Be a worker until told to stop; returns the exit code. Called in a process of its own."""
+    _child.is_here = True
     _os.die_with_parent(parent)
     with contextlib.suppress(OSError):  # the parent does it too, whoever comes first
         os.setpgid(0, 0)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import contextlib
+import errno
 import gc
 import importlib
 import os
@@ -28,11 +29,13 @@ import time
 import types
 from collections.abc import Callable
 
-from poolkit import _os
+from poolkit import _child, _os
 from poolkit._child import boot
 from poolkit._child.session import MOST_FDS, Session
 from poolkit._wire import codec, messages
 
+FDS_OF_A_POOL = 3  # its control socket, its standard output and errors
+FDS_OF_A_WORKER = 8  # while it is forked: its link's six, and a few
 REAP_GRACE = 3.0  # seconds killed workers of a pool get to end; then its owner waits no longer
 
 SPAWN_CODE = """\
@@ -71,11 +74,14 @@ class Nursery:
         self._wakeup_read, self._wakeup_write = os.pipe()
         self._poller = select.poll()
         self._poller.register(self._wakeup_read, select.POLLIN)
+        self._spares: list[int] = []  # descriptors to be given up for those of one more pool
         if root is not None:
             self._poller.register(root, select.POLLIN)
+            self._set_aside()
 
     def prepare(self, preload: list[str]) -> None:
-        """Set up signals and import what the workers need; each pool is told if that fails."""
+        """Set up signals and import what the workers need; each pool is told if that fails. In its own process only."""
+        _child.is_here = True
         boot.reset_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the owner decides what they mean
@@ -90,19 +96,19 @@ class Nursery:
                 importlib.import_module(name)
         except BaseException as exc:  # noqa: BLE001 -- reported to the pools, whatever it is
             self._failure = codec.pack_error(exc)
+        if self._root is not None:
+            with contextlib.suppress(OSError):  # the owner is gone, as `serve` finds
+                self._root.send(messages.PREPARED if self._failure is None else messages.UNPREPARED)
         for stream in (sys.stdout, sys.stderr):  # what is buffered here each worker would write
             with contextlib.suppress(Exception):
                 stream.flush()
         gc.collect()
         gc.freeze()  # what is here lives for ever: no collection in a worker needs to touch, and so copy, its pages
 
-    @staticmethod
-    def let_go_of_streams() -> None:
+    def let_go_of_streams(self) -> None:
         """Keep none of the owner's standard streams; each pool brings those that its workers are to have."""
-        null = os.open(os.devnull, os.O_RDWR)
         for fd in (1, 2):
-            os.dup2(null, fd)
-        os.close(null)
+            os.dup2(self._spares[0], fd)
 
     def serve(self) -> None:
         """Carry out orders and report exits until the owner is gone."""
@@ -136,6 +142,7 @@ class Nursery:
 
     def _admit(self, root: _socket.socket) -> bool:
         """Take in a pool; False when the owner is gone."""
+        self._give_up_spares()
         try:
             data, fds = _os.receive_fds(root, messages.ORDER.size, MOST_FDS)
         except ConnectionResetError:
@@ -143,29 +150,57 @@ class Nursery:
         if not data:
             return False
         _, flags, count, _, _ = messages.ORDER.unpack(data)
-        if len(fds) != count:
-            msg = "no descriptors are left to serve one more pool"
-            raise OSError(msg)
         names = [fd for fd, flag in ((1, messages.HAS_OUTPUT), (2, messages.HAS_ERRORS)) if flags & flag]
-        self.open(_socket.socket(fileno=fds[0]), dict(zip(names, fds[1:], strict=True)))
+        if fds:  # else there is nobody to be told
+            self.open(_socket.socket(fileno=fds[0]), dict(zip(names, fds[1:])), is_cut_off=len(fds) != count)  # noqa: B905
+        self._set_aside()
         return True
 
-    def open(self, control: _socket.socket, streams: dict[int, int] | None = None) -> None:
-        """Serve one more pool, whose workers get these standard streams."""
+    def _set_aside(self) -> bool:
+        """Have spare descriptors for one more pool; false when there are too few for that and for a worker's."""
+        try:
+            while len(self._spares) < FDS_OF_A_POOL + FDS_OF_A_WORKER:
+                self._spares.append(os.open(os.devnull, os.O_RDWR))
+        except OSError:
+            return False
+        finally:
+            while len(self._spares) > FDS_OF_A_POOL:
+                os.close(self._spares.pop())
+        return True
+
+    def _give_up_spares(self) -> None:
+        for fd in self._spares:
+            os.close(fd)
+        self._spares.clear()
+
+    def open(
+        self, control: _socket.socket, streams: dict[int, int] | None = None, *, is_cut_off: bool = False
+    ) -> None:
+        """Serve one more pool, whose workers get these standard streams; but not with the last descriptors."""
         session = Session(control, streams or {})
         self._sessions[control.fileno()] = session
-        self._poller.register(control, select.POLLIN)
-        if self._failure is None:
-            self._notice(session, messages.OPENED, 0, status=0)
+        if self._failure is not None:
+            self._refuse(session, messages.PRELOAD_FAILED, self._failure)
             return
-        header = messages.NOTICE.pack(messages.PRELOAD_FAILED, 0, 0, 0, 0, len(self._failure))
-        control.settimeout(REAP_GRACE)  # no worker is there to be kept waiting
-        with contextlib.suppress(OSError):
-            control.sendall(header + self._failure)
-        self._end(session)
+        if is_cut_off or (self._root is not None and not self._set_aside()):
+            self._refuse(session, messages.REFUSED, b"")
+            return
+        self._poller.register(control, select.POLLIN)
+        self._notice(session, messages.OPENED, 0, status=0)
+
+    def _refuse(self, session: Session, kind: int, payload: bytes) -> None:
+        """Tell a pool why it is not served, as fast as it reads, then close its session."""
+        session.is_refused = True
+        self._poller.register(session.control, select.POLLOUT)
+        if session.send(messages.NOTICE.pack(kind, 0, 0, 0, 0, len(payload)) + payload):
+            self._end(session)
 
     def _attend(self, session: Session, events: int) -> None:
         """A control socket has an order, room, or an end."""
+        if session.is_refused:
+            if session.send(b""):
+                self._end(session)
+            return
         if events & select.POLLOUT and session.send(b""):
             self._poller.modify(session.control, select.POLLIN)
         if events & ~select.POLLOUT and session.give_up_at is None:
@@ -198,10 +233,15 @@ class Nursery:
 
     def _order(self, session: Session) -> None:
         """Carry out one order."""
-        kind, flags, _, number, worker_id = messages.ORDER.unpack(session.inbox)
+        kind, flags, count, number, worker_id = messages.ORDER.unpack(session.inbox)
         fds, session.inbox, session.fds = session.fds, b"", []
         if kind == messages.FORK:
-            self._fork(session, worker_id, fds)
+            if len(fds) == count:
+                self._fork(session, worker_id, fds)
+            else:  # some did not find room here
+                self._notice(session, messages.FORK_FAILED, worker_id, status=errno.EMFILE)
+            for fd in fds:
+                os.close(fd)
             return
         pid = session.pids.get(worker_id)
         if pid is not None:  # else it has ended, and the owner will hear
@@ -220,8 +260,6 @@ class Nursery:
             pid = -1
         if pid == 0:
             self._become_worker(session, fds, parent)
-        for fd in fds:
-            os.close(fd)
         if pid > 0:
             with contextlib.suppress(OSError):  # the worker does it too, whoever comes first
                 os.setpgid(pid, pid)
@@ -237,6 +275,7 @@ class Nursery:
             signal.set_wakeup_fd(-1)
             os.close(self._wakeup_read)
             os.close(self._wakeup_write)
+            self._give_up_spares()
             if self._root is not None:
                 self._root.close()
             for each in self._sessions.values():

@@ -17,7 +17,7 @@ MOST_FDS = 64  # descriptors with one order: the link's six and those of `initar
 class Session:
     """One pool: its control socket, its standard streams, its workers."""
 
-    __slots__ = ("control", "fds", "give_up_at", "inbox", "pids", "streams", "unsent")
+    __slots__ = ("control", "fds", "give_up_at", "inbox", "is_refused", "pids", "streams", "unsent")
 
     def __init__(self, control: _socket.socket, streams: dict[int, int]) -> None:
         control.setblocking(False)
@@ -27,6 +27,7 @@ class Session:
         self.inbox = b""  # half an order
         self.fds: list[int] = []  # that came with it
         self.unsent = b""  # notices that the socket did not take yet
+        self.is_refused = False  # it is not served, and closed once it is told why
         self.give_up_at: float | None = None  # the pool is gone, and its workers killed
 
     def send(self, data: bytes) -> bool:

@@ -18,11 +18,13 @@ Owner to nursery, on its root socket       ORDER records
     OPEN    a pool's control socket is attached, then the owner's standard output and error as the flags say
 Owner to nursery, on a control socket      ORDER records, FORK with descriptors attached
     FORK    start a worker                  SIGNAL   send a signal to a worker, or to its whole group
+Nursery to owner, on its root socket       one byte, when it has imported what it was to: PREPARED or UNPREPARED
 Nursery to owner, on a control socket      NOTICE records, then `nbytes` of payload
     OPENED          an OPEN was carried out, so nothing is being imported any more
     EXITED          a worker ended: its wait status and peak memory
     FORK_FAILED     no process could be had: the status holds the errno
     PRELOAD_FAILED  payload: the pickled exception of the import
+    REFUSED         too few descriptors are left to serve one more pool
     SIGNALLED       a SIGNAL order was carried out; an owner that hears nothing gives the template process up
 """
 
@@ -35,7 +37,7 @@ from collections.abc import Iterator
 BOOT, CALLS, DROP, STOP, FORGET = 1, 2, 3, 4, 5
 READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, PARCEL = 11, 12, 13, 14, 15, 16, 17
 FORK, SIGNAL, OPEN = 21, 22, 23
-EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED, OPENED = 31, 32, 33, 34, 35
+EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED, OPENED, REFUSED = 31, 32, 33, 34, 35, 36
 
 FRAME_TO_WORKER = struct.Struct("<BxxxIQ")  # kind, count, payload bytes
 FRAME_TO_OWNER = struct.Struct("<BxxxxxxxQddQQ")  # kind, task, started, ended, rss, payload bytes
@@ -49,6 +51,7 @@ FLAG_PARCEL = 2  # the body is a parcel
 FLAG_COPIES = 4  # of which the worker is to make copies, as the call may have to run again
 GROUP = 1  # flag of a SIGNAL: to the whole group
 HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of an OPEN: which standard streams are open in the owner
+PREPARED, UNPREPARED = b"\1", b"\0"
 
 _MOST_ATTEMPTS = 0xFFFF
 

@@ -28,6 +28,10 @@ from poolkit._workforce.launch import NO_SIGNAL, NurserySettings, socket_pair
 from poolkit._workforce.templates import ANSWER_GRACE, Template
 
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
+_REFUSALS = {
+    messages.PRELOAD_FAILED: "could not import what it was to preload",
+    messages.REFUSED: "has too few descriptors left to serve one more pool",
+}
 END_GRACE = 5.0  # seconds the template process gets to kill a pool's workers
 SECOND_LOOK = 0.5  # seconds more, lest a pause of the whole machine is taken for its own
 
@@ -44,7 +48,8 @@ class Nursery:
         self.refused: list[tuple[int, OSError]] = []  # workers whose order could not be sent, and why
         self._unanswered: deque[float] = deque()  # when each signal was ordered that was not carried out yet
         self._hangs = False  # it did not answer in time
-        self._without_preload = False  # it could not import what it was to preload, and serves nobody
+        self._opened = False  # the template has begun with our orders
+        self._refusal = ""  # why it does not serve this pool, in words
 
     def start(self, settings: NurserySettings) -> None:
         """Get a template process; start one where there is none that fits. Blocks for that.
@@ -86,6 +91,10 @@ class Nursery:
         self._orders.append((messages.ORDER.pack(messages.SIGNAL, group, 0, number, worker_id), []))
         self._unanswered.append(time.monotonic() if up else math.inf)
         self.flush()
+
+    def is_importing(self) -> bool:
+        """Whether the template is not yet prepared, so that no order of ours was carried out."""
+        return self._template is not None and not self._opened and self._template.is_importing()
 
     def answer_due(self) -> float | None:
         """When it must have carried out what it was told first; None when nothing is due."""
@@ -155,7 +164,7 @@ class Nursery:
             if fields[0] in {messages.SIGNALLED, messages.OPENED}:
                 self._answered(fields[0])
             else:
-                self._without_preload = self._without_preload or fields[0] == messages.PRELOAD_FAILED
+                self._refusal = self._refusal or _REFUSALS.get(fields[0], "")
                 notices.append((fields, self._buffer[size:end]))
             self._buffer = self._buffer[end:]
         return notices
@@ -165,35 +174,39 @@ class Nursery:
             self._unanswered.popleft()
         self._hangs = False
         if kind == messages.OPENED and self._template is not None:
-            self._template.prepared = True
+            self._opened = self._template.prepared = True
 
     def close(self) -> None:
-        """Let go of it: it kills this pool's workers. Blocks until it has; it is killed after END_GRACE seconds."""
+        """Let go of it: it kills this pool's workers. Blocks until it has, unless it imports and there are none.
+
+        After END_GRACE seconds no other pool gets it. It ends if none has it, else it finds that this one is gone when
+        it goes on.
+        """
         self._drop_orders()
         with contextlib.suppress(OSError):
             self._control.shutdown(_socket.SHUT_WR)
         self._control.settimeout(END_GRACE)
         try:
-            while self._control.recv(65536):
+            while not self.is_importing() and self._control.recv(65536):
                 pass
         except OSError:  # a timeout too
             if self._template is not None:
-                self._template.kill()
+                templates.retire(self._template)
         self._control.close()
         if self._template is not None:
             templates.leave(self._template)
 
     def bury(self) -> str:
-        """Let go of it after an EOFError; returns what became of it, in words. Blocks until it has ended."""
+        """Let go of it after an EOFError; returns what became of it, in words.
+
+        Blocks until it has ended: without a word, it closes this socket only when it does.
+        """
         self._drop_orders()
         self._control.close()
         how = "is gone"
         if self._template is not None:
-            if self._without_preload:
-                how = "could not import what it was to preload"
-                templates.retire(self._template)
-            else:
-                how = self._template.wait()
+            templates.retire(self._template)
+            how = self._refusal or self._template.end()
             templates.leave(self._template)
         return how
 

@@ -384,10 +384,12 @@ class ProcessWorkforce:
             self._unregister(member.evidence_fd)
         member.stack += text
 
-    def _kill(self, member: Member, _reports: Reports) -> None:
+    def _kill(self, member: Member, reports: Reports) -> None:
         member.kill_at = None
         if self._nursery is not None:
             self._nursery.signal(member.id, signal.SIGKILL, group=True, up=member.pid is not None)
+            if self._nursery.is_importing():  # it may never be forked, and is killed when it is
+                reports.append(Died(member.id, signal="SIGKILL"))
 
     def _noticed(self, _events: int, reports: Reports) -> None:
         """The nursery has something to say, or is gone."""

@@ -12,7 +12,7 @@ process has its memory and initializer, so it is of one pool alone, and no part 
 The root socket must have no copies, as its end is what ends a template: it is made while FORKING is held, which every
 fork takes, and is in the registry before that is let go of. A forked child closes its copies and begins with an empty
 registry: the templates of its parent are none of its business.
-Guarded by: FORKING: `_templates`, `_owner`; of each template `users`, `retired` and the root. Several supervisor
+Guarded by: FORKING: `_templates`, `_living`, `_owner`; of each template `users`, `retired` and the root. Several supervisor
 threads ask at once: the first one starts what the others then find. By a template's `_lock`: whether it was killed or
 waited for, as only until then its number is its own. Lock order: FORKING, a template's `_lock`.
 """
@@ -25,8 +25,10 @@ import contextlib
 import os
 import signal
 import threading
+import time
+import weakref
 
-from poolkit import _os
+from poolkit import _child, _os
 from poolkit._wire import messages
 from poolkit._workforce import launch
 from poolkit._workforce.interrupts import deciding, let_come, put_off
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from poolkit._workforce.settings import PoolSettings
 
 MOST_IDLE = 2  # templates that no pool has: two kinds of pools may take turns
+PREPARE_GRACE = 10.0  # seconds it gets to import what it is to preload, before a later pool has another one started
 ANSWER_GRACE = 2.0  # seconds one gets to carry out a signal; one that is stopped or hangs cannot stop a task
 
 
@@ -52,6 +55,7 @@ class Template:
         self.retired = False  # no other pool gets it
         self.prepared = False  # it has answered, so it imports nothing any more; set by any pool, and never taken back
         self._root = root
+        self._started = time.monotonic()  # frozen
         self._lock = threading.Lock()
         self._ending = ""  # how it ended, in words, once it was waited for
         self._killed = False  # by us
@@ -83,33 +87,69 @@ class Template:
         return True
 
     def is_fit(self) -> bool:
-        """Whether it runs: neither dead nor stopped."""
+        """Whether one more pool can have it: it is neither dead nor stopped, nor failed to import. FORKING is held.
+
+        Nor is it too long about that: whatever it waits for, a new one may not have to.
+        """
         with self._lock:
-            if self._ending or self._killed:
+            if self._killed or not self._is_ours() or self._look(os.WEXITED | os.WSTOPPED) is not None:
                 return False
-            try:
-                change = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:  # somebody else waited for it
-                return False
-        return change is None
+        word = self._word()
+        return word == messages.PREPARED or (word is None and time.monotonic() < self._started + PREPARE_GRACE)
+
+    def is_importing(self) -> bool:
+        """Whether it has not said that it is prepared."""
+        return not self.prepared and self._word() is None
+
+    def _word(self) -> bytes | None:
+        """What it says of its imports, see `messages`; None: nothing yet; empty: nothing, as it is gone."""
+        try:
+            return None if self._root is None else self._root.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
 
     def kill(self, *, hangs: bool = False) -> None:
-        """Kill it; its workers die with it. Call `wait` afterwards."""
+        """Kill it, if it still runs; its workers die with it. Call `end` afterwards."""
         with self._lock:
-            if not self._ending:  # our own child and not reaped, so the number is still its own
+            if self._is_ours() and self._look(os.WEXITED) is None:
                 self._killed = True
                 self._hung = self._hung or hangs
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
 
-    def wait(self) -> str:
-        """Wait for the end of one that ends already; how it ended, in words. Whoever comes first reaps it."""
+    def _is_ours(self) -> bool:
+        """Whether it is our child and nobody waited for it, so that its number cannot mean anybody else."""
+        if not self._ending:
+            self._look(os.WEXITED)
+        return not self._ending
+
+    def _look(self, changes: int) -> os.waitid_result | None:
+        """What became of it, without reaping it; where somebody else has done so, that is noted as its end."""
+        try:
+            return os.waitid(os.P_PID, self.pid, changes | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self._ending = "ended"
+            return None
+
+    def end(self) -> str:
+        """End one that is retired or private, if it still runs; how it ended, in words.
+
+        Blocks until it has, and holds no lock meanwhile.
+        """
+        self.close_root()
+        self.kill()
+        if not self._ending:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             if not self._ending:
                 self._ending = self._reap()
             return self._ending
 
     def _reap(self) -> str:
+        """Whoever comes first."""
         try:
             code: int | None = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:  # somebody else waited for it
@@ -120,19 +160,14 @@ class Template:
             return "ended"
         return f"was killed by {_os.signal_name(-code)}" if code < 0 else f"exited with code {code}"
 
-    def end(self) -> None:
-        """End one that has no pool, so nothing to lose. Blocks until it has ended."""
-        self.close_root()
-        self.kill()
-        self.wait()
-
     def end_with_workers(self, seconds: float) -> None:
         """End one that may have workers: it kills them first, and is killed itself if that takes too long."""
         if self._root is not None:
             with contextlib.suppress(OSError):
                 self._root.shutdown(_socket.SHUT_WR)
                 self._root.settimeout(seconds)
-                self._root.recv(1)  # nothing ever comes but the end
+                while self._root.recv(8):
+                    pass
         self.end()
 
     def close_root(self) -> None:
@@ -143,6 +178,7 @@ class Template:
 
 
 _templates: dict[Key, Template] = {}  # those that were left last stand last
+_living: weakref.WeakSet[Template] = weakref.WeakSet()  # all that have a root: of retired ones, too
 _owner = os.getpid()
 
 
@@ -153,38 +189,39 @@ def join(control: _socket.socket, settings: NurserySettings) -> Template:
         Exception: none could be started.
     """
     key, start = look_around(settings)
-    with FORKING:
-        _forget_parents()
-        template = _templates.get(key)
-        if template is not None and template.is_fit() and template.open(control):
-            template.users += 1
-            return template
-        over = _retire(key)
-        template = _templates[key] = _start(start)
-        try:
-            if template.open(control):
+    over: list[Template] = []
+    try:
+        with FORKING:
+            _forget_parents()
+            template = _templates.get(key)
+            if template is not None and template.is_fit() and template.open(control):
                 template.users += 1
-        except BaseException:
+                return template
             over += _retire(key)
-            raise
-        finally:
-            for one in over:
-                one.end()
-        if not template.users:  # it died at once
-            _take_out(template)
-            template.close_root()
-            msg = f"the template process that forks the workers {template.wait()}"
-            raise RuntimeError(msg)
-    return template
+            template = _templates[key] = _start(start)
+            try:
+                if template.open(control):
+                    template.users += 1
+                    return template
+            finally:
+                if not template.users:
+                    over += _retire(key)
+    finally:
+        for one in over:
+            how = one.end()
+    msg = f"the template process that forks the workers {how}"  # at once; it is the last of these
+    raise RuntimeError(msg)
 
 
 @deciding
 def prepare(settings: PoolSettings) -> None:
     """Start the template process that a pool will want, so that it is up when the pool is.
 
-    Where that cannot be done now it is left to `join`, which tells what is wrong.
+    Where that cannot be done now it is left to `join`, which tells what is wrong. Not in a worker or a template process:
+    modules that make a pool are imported there, mostly for their functions, and a template might import such a module
+    without end, each one in the next.
     """
-    if settings.start_method == "fork":
+    if settings.start_method == "fork" or _child.is_here:
         return
     before = put_off()  # a handler that forks would wait for FORKING for ever
     try:
@@ -200,10 +237,12 @@ def _prepare(key: Key, start: launch.Start) -> None:
         return
     try:
         _forget_parents()
-        if key in _templates:
+        template = _templates.get(key)
+        if template is not None and template.is_fit():
             return
+        over = _retire(key)
         template = _templates[key] = _start(start)
-        over = _put_last(template)
+        over += _put_last(template)
     finally:
         FORKING.release()
     for one in over:
@@ -262,8 +301,9 @@ def end_all(seconds: float) -> None:
 def after_fork_in_child() -> None:
     """In a forked child of the owner, where nobody else runs: close the copies, and begin anew."""
     global _owner  # noqa: PLW0603 -- guarded by FORKING
-    for template in _templates.values():
+    for template in _living:
         template.close_root()
+    _living.clear()
     _templates.clear()
     _owner = os.getpid()
 
@@ -311,4 +351,6 @@ def _start(start: launch.Start) -> Template:
         raise
     finally:
         theirs.close()
-    return Template(pid, ours)
+    template = Template(pid, ours)
+    _living.add(template)
+    return template

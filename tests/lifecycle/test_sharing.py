@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +58,11 @@ def open_pipes(pid: int) -> set[str]:
             if target.startswith(("pipe:", "socket:")):
                 found.add(target)
     return found
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process of one thread has started, and not waited for."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
 # ===== who shares =====
@@ -190,6 +197,34 @@ def test_a_pool_that_is_made_in_the_middle_of_a_fork_starts_none_yet() -> None:
     with pool:
         assert templates.idle() == []
         use(pool)
+
+
+@pytest.mark.parametrize("preload", [(), ("has_a_pool",)])
+def test_a_module_with_a_pool_starts_none_in_workers_and_templates(
+    preload: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a preload of its own each template would start the next, without end."""
+    text = f"""
+        import poolkit
+        from poolkit._workforce import templates
+        pool = poolkit.Pool(1, preload={preload!r})
+        def idle():
+            return len(templates.idle())
+        def of_its_own():
+            with pool:
+                return pool.submit(abs, -3).result()
+        """
+    (tmp_path / "has_a_pool.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("has_a_pool")
+    try:
+        with module.pool as pool:
+            assert pool.submit(module.idle).result() == 0
+            assert children(template_pid(pool)) == worker_pids(pool)
+            if not preload:  # else the one that it has is a copy of the template's
+                assert pool.submit(module.of_its_own).result() == 3
+    finally:
+        del sys.modules["has_a_pool"]
 
 
 def test_nothing_is_inherited_but_the_standard_streams() -> None:
@@ -365,12 +400,33 @@ def test_a_template_that_died_while_idle_is_replaced() -> None:
         assert pool.stats().crashed == 0
 
 
-def test_a_template_that_somebody_else_waited_for_is_replaced() -> None:
+def test_a_template_that_somebody_else_waited_for_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its number, which may be another's by now, is sent no signal."""
     template = use_new()
     os.kill(template, signal.SIGKILL)
     os.waitpid(template, 0)
+    killed, kill = [], os.kill
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid) if pid == template else kill(pid, number))
     with poolkit.Pool(1) as pool:
         assert use(pool) != template
+    templates.end_all(END_GRACE)
+    assert killed == []
+
+
+def test_forks_are_not_held_up_while_a_template_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = use_new()
+    os.kill(template, signal.SIGSTOP)
+    os.waitid(os.P_PID, template, os.WSTOPPED | os.WNOWAIT)
+    end, held = templates.Template.end, []
+
+    def look_and_end(one: templates.Template) -> str:
+        held.append(FORKING.locked())
+        return end(one)
+
+    monkeypatch.setattr(templates.Template, "end", look_and_end)
+    with poolkit.Pool(1) as pool:
+        use(pool)
+    assert held == [False]
 
 
 def test_a_template_that_was_stopped_while_idle_is_replaced_and_ends() -> None:
@@ -422,6 +478,102 @@ def test_each_pool_is_told_that_a_module_cannot_be_preloaded(tmp_path: Path, mon
         use(pool)
 
 
+def test_the_failure_of_a_module_is_told_to_no_pool_that_came_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that started the import was never used."""
+    monkeypatch.syspath_prepend(tmp_path)
+    mended = tmp_path / "mended"
+    (tmp_path / "looks_around.py").write_text(f"open({os.fspath(mended)!r})", encoding="utf-8")
+    with poolkit.Pool(1, preload=["looks_around"]):
+        (template,) = templates.idle()
+        support.wait_until(lambda: not template.is_importing())
+    mended.touch()
+    with poolkit.Pool(1, preload=["looks_around"]) as pool:
+        assert use(pool) != template.pid
+    assert not support.is_alive(template.pid)
+
+
+def test_an_import_that_hangs_holds_up_neither_later_pools_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(templates, "PREPARE_GRACE", 0.0)
+    network, arrived = tmp_path / "network", new_gate()
+    text = f"""
+        import os, signal
+        if not os.path.exists({os.fspath(network)!r}):
+            open({os.fspath(arrived.path)!r}, "wb").write(b"x")
+            signal.pause()
+        """
+    (tmp_path / "hangs_at_first.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    first = poolkit.Pool(1, preload=["hangs_at_first"])
+    try:
+        task = first.submit(work.square, 1)
+        arrived.wait()
+        template = template_pid(first)
+        network.touch()
+        with poolkit.Pool(1, preload=["hangs_at_first"]) as second:
+            assert use(second) != template
+            first.shutdown(kill=True)
+            assert task.cancelled()
+            assert not support.is_alive(template)
+            use(second)
+    finally:
+        first.shutdown(kill=True)
+
+
+def test_a_template_that_does_not_let_go_of_a_pool_serves_no_new_one(
+    monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
+) -> None:
+    """But those that have it: it may go on."""
+    monkeypatch.setattr("poolkit._workforce.nursery.END_GRACE", 0.2)
+    arrived, release = new_gate(), new_gate()
+    first = poolkit.Pool(1, idle_timeout=0.01)
+    with poolkit.Pool(1) as second:
+        template = use(first)
+        support.wait_until(lambda: not first.workers(), "the worker to be let go")
+        task = second.submit(work.arrive_and_wait, arrived, release, "kept")
+        arrived.wait()
+        os.kill(template, signal.SIGSTOP)
+        first.shutdown()
+        with poolkit.Pool(1) as third:
+            assert use(third) != template
+        os.kill(template, signal.SIGCONT)
+        release.signal()
+        assert task.result() == "kept"
+    assert not support.is_alive(template)
+
+
+def test_a_pool_for_which_there_are_no_descriptors_left_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
+) -> None:
+    """It gets a template of its own."""
+    monkeypatch.syspath_prepend(tmp_path)
+    text = """
+        import os, resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        taken = []
+        try:
+            while True:
+                taken.append(os.open("/dev/null", 0))
+        except OSError:
+            for fd in taken[-14:]:
+                os.close(fd)
+        """
+    (tmp_path / "takes_descriptors.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    arrived, release = new_gate(), new_gate()
+    with contextlib.ExitStack() as pools:
+        first = pools.enter_context(poolkit.Pool(1, preload=["takes_descriptors"]))
+        task = first.submit(work.arrive_and_wait, arrived, release, "kept")
+        arrived.wait()
+        pools.callback(release.signal)
+        found = {use(pools.enter_context(poolkit.Pool(1, preload=["takes_descriptors"]))) for _ in range(6)}
+        assert len(found) > 1
+        release.signal()
+        assert task.result() == "kept"
+
+
 def test_a_forked_child_has_templates_of_its_own() -> None:
     """It neither uses nor ends those of its parent."""
     lines = run(
@@ -450,15 +602,20 @@ def test_a_forked_child_has_templates_of_its_own() -> None:
     assert lines == ["True True", "True 2"]
 
 
-def test_a_copy_of_the_root_in_a_forked_child_keeps_no_template_alive() -> None:
+@pytest.mark.parametrize("retired", [False, True])
+def test_a_copy_of_the_root_in_a_forked_child_keeps_no_template_alive(retired: bool) -> None:
     """The child lives on when its parent is killed."""
-    source = """
+    source = f"""
         import os, signal
         import poolkit
+        from poolkit._workforce import templates
 
         pool = poolkit.Pool(1)
         pool.submit(abs, -1).result()
-        pool.shutdown()
+        if {retired}:
+            templates.retire(pool._supervisor.workforce._nursery._template)
+        else:
+            pool.shutdown()
         child = os.fork()
         if child:
             print(child, flush=True)

@@ -82,6 +82,7 @@ def test_a_signal_that_is_not_carried_out_is_overdue(owner: Nursery, monkeypatch
     monkeypatch.setattr("poolkit._workforce.nursery.ANSWER_GRACE", 0.0)
     monkeypatch.setattr("poolkit._workforce.nursery.SECOND_LOOK", 0.0)
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
+    monkeypatch.setattr(os, "waitid", lambda *_: None)  # it runs
     owner._template = templates.Template(12345, None)
     assert owner.answer_due() is None
     owner.signal(3, signal.SIGKILL, group=True)
@@ -189,6 +190,7 @@ class Served:
     def close(self) -> None:
         for end in self._ends:
             end.close()
+        self.nursery._give_up_spares()
         for fd in (self.nursery._wakeup_read, self.nursery._wakeup_write):
             os.close(fd)
 
@@ -306,6 +308,17 @@ def test_a_process_that_cannot_be_had_is_told(served: Served, monkeypatch: pytes
     assert session.pids == {}
 
 
+def test_a_worker_whose_descriptors_found_no_room_is_refused(served: Served) -> None:
+    session, ours = served.open()
+    read, write = os.pipe()
+    socket.send_fds(ours, [ORDER.pack(messages.FORK, 0, 2, 0, 8)], [write])
+    os.close(write)
+    assert served.attend(session)
+    assert notice(ours) == (messages.FORK_FAILED, errno.EMFILE, 8, 0, 0, 0)
+    assert os.read(read, 1) == b""
+    os.close(read)
+
+
 def test_workers_that_do_not_end_keep_the_owner_waiting_no_longer_than_that(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +334,21 @@ def test_workers_that_do_not_end_keep_the_owner_waiting_no_longer_than_that(
     assert served.nursery._patience() is None
 
 
+def test_a_long_reason_is_told_as_fast_as_it_is_read(served: Served) -> None:
+    """And keeps the template waiting for nobody."""
+    served.nursery._failure = b"why" * 1_000_000
+    ours, control = socket.socketpair()
+    served.nursery.open(control)
+    found = b""
+    while served.nursery._sessions:
+        found += ours.recv(65536)
+        served.nursery._attend(served.nursery._sessions[control.fileno()], select.POLLOUT)
+    while data := ours.recv(65536):
+        found += data
+    ours.close()
+    assert found[NOTICE.size :] == b"why" * 1_000_000
+
+
 def test_each_pool_is_told_why_a_template_serves_nobody() -> None:
     root, theirs = socket.socketpair()
     nursery = template.Nursery(theirs, "forkserver")
@@ -333,5 +361,6 @@ def test_each_pool_is_told_why_a_template_serves_nobody() -> None:
         ours.close()
     for end in (root, theirs):
         end.close()
+    nursery._give_up_spares()
     for fd in (nursery._wakeup_read, nursery._wakeup_write):
         os.close(fd)
