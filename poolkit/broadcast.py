@@ -77,7 +77,7 @@ class Shared(_Base[T]):
         """Close it."""
         self.close()
 
-    def object_itself(self) -> Any:
+    def _itself(self) -> Any:
         """The object itself, in the thread kind. Raises ValueError when it is closed."""
         if self._closed:
             msg = "this broadcast object is closed"

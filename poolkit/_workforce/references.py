@@ -25,7 +25,7 @@ def by_reference(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def _referred(value: Any) -> Any:
-    return value.object_itself() if type(value) is broadcast.Shared else value
+    return value._itself() if type(value) is broadcast.Shared else value  # noqa: SLF001 -- its other half
 
 
 def _all_referred(values: tuple[Any, ...]) -> tuple[Any, ...]:
