@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import contextlib
+import errno
 import marshal
 import os
 import signal
@@ -107,7 +108,7 @@ def socket_pair() -> tuple[_socket.socket, _socket.socket]:
 def search_path() -> tuple[str, ...]:
     """Where a new interpreter is to look for modules, this package included."""
     entries: list[object] = [*sys.path]
-    paths = [path for path in entries if isinstance(path, str)]
+    paths = [str(path) for path in entries if isinstance(path, str)]  # marshal takes no subclasses
     home = os.path.realpath(os.path.join(__file__, "..", "..", ".."))  # noqa: PTH118 -- importing pathlib takes 6 ms
     if home not in paths:
         paths.append(home)
@@ -192,7 +193,12 @@ def _spawn(fd: int, number: int, argv: list[str], size: str, env: Mapping[str, s
             setsigdef=[getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)],
         )
     except (AttributeError, NotImplementedError, FileNotFoundError):  # the directory is gone, or the system is old
-        import subprocess  # noqa: PLC0415 -- see above
+        pass
+    except OSError as exc:
+        if exc.errno != errno.EBADF:  # one of the strays has a number above a limit that was lowered since
+            raise
+    import subprocess  # noqa: PLC0415 -- see above
+
     process = subprocess.Popen(
         [*argv, str(fd), size],
         stdin=subprocess.DEVNULL,

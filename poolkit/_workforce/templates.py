@@ -225,7 +225,7 @@ def prepare(settings: PoolSettings) -> None:
         return
     before = put_off()  # a handler that forks would wait for FORKING for ever
     try:
-        with contextlib.suppress(OSError, RuntimeError):
+        with contextlib.suppress(Exception):
             key, start = look_around(launch.nursery_settings(settings))
             _prepare(key, start)
     finally:

@@ -22,6 +22,7 @@ from chaos.faults import template_pid, worker_pids
 from lifecycle.scripts import Script, run, running
 from poolkit._workforce import templates
 from poolkit._workforce.launch import FORKING
+from poolkit._workforce.likeness import is_open
 from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
@@ -240,8 +241,45 @@ def test_nothing_is_inherited_but_the_standard_streams() -> None:
         os.close(write)
 
 
-def test_programs_that_a_task_starts_have_nothing_of_its_worker() -> None:
+def inheritable() -> list[int]:
+    """Descriptors that programs would get, but for the standard streams."""
+    return [fd for fd in range(3, 200) if is_open(fd) and os.get_inheritable(fd)]
+
+
+def test_a_stray_descriptor_above_a_lowered_limit_hinders_no_start() -> None:
+    source = """
+        import os, resource
+        import poolkit
+
+        os.dup2(1, 600, inheritable=True)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        with poolkit.Pool(1) as pool:
+            print(pool.submit(abs, -1).result())
+        """
+    assert run(source) == ["1"]
+
+
+@pytest.mark.parametrize("value", ["\ud800", "\udcff"])
+def test_an_environment_that_cannot_be_set_is_told_by_the_tasks(value: str) -> None:
+    """Or works: making a pool does not raise what it cannot know."""
+    with poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": value}) as pool:
+        task = pool.submit(work.environment, "POOLKIT_TEST_SHARING")
+        assert isinstance(task.exception(), poolkit.WorkerCrashed) or task.result() == value
+
+
+def test_a_search_path_of_odd_strings_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(str):
+        __slots__ = ()
+
+    monkeypatch.setattr(sys, "path", [*sys.path, Odd("/odd")])
     with poolkit.Pool(1) as pool:
+        use(pool)
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_programs_that_a_task_starts_have_nothing_of_its_worker(method: str) -> None:
+    with poolkit.Pool(1, start_method=method) as pool:
+        assert pool.submit(inheritable).result() == []
         command = "ls -l /proc/self/fd | grep -c -e pipe: -e socket: -e memfd: -e eventfd"
         streams = sum(os.fspath(Path(f"/proc/self/fd/{fd}").readlink()).startswith(("pipe", "socket")) for fd in (1, 2))
         counted = pool.submit(work.output_of, command).result()
@@ -476,6 +514,22 @@ def test_each_pool_is_told_that_a_module_cannot_be_preloaded(tmp_path: Path, mon
     module.write_text("good = True", encoding="utf-8")
     with poolkit.Pool(1, preload=["sometimes_good"]) as pool:
         use(pool)
+
+
+@pytest.mark.parametrize("name", ["edited", "edited_package.module"])
+def test_a_preloaded_module_that_was_edited_is_imported_anew(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / (name.replace(".", "/") + ".py")
+    module.parent.mkdir(exist_ok=True)
+    for value in (1, 20):
+        module.write_text(f"value = {value}", encoding="utf-8")
+        for _ in range(2):
+            with poolkit.Pool(1, preload=[name]) as pool:
+                assert pool.submit(eval, f"__import__('sys').modules['{name}'].value").result() == value
+    assert len(templates.idle()) == 2
+    assert name not in sys.modules
 
 
 def test_the_failure_of_a_module_is_told_to_no_pool_that_came_later(
