@@ -203,13 +203,21 @@ def shared_memory(nbytes: int) -> int:
     return fd
 
 
+# For `mmap.mmap`: it need not keep a copy of the descriptor, where it can do without (Python 3.13).
+UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+
+
 def reserve(fd: int, offset: int, nbytes: int) -> None:
     """Take the memory for a part of `shared_memory`, so that writing there cannot fail; it would be by SIGBUS.
 
-    Raises OSError when there is not enough. Where a system has no such call, the memory is taken by writing.
+    Raises OSError when there is not enough. Without such a call, the memory is taken by writing.
     """
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, offset, nbytes)
+        for start in range(offset, offset + nbytes, _AT_ONCE):  # each signal makes a call begin anew
+            os.posix_fallocate(fd, start, min(_AT_ONCE, offset + nbytes - start))
+
+
+_AT_ONCE = 2 << 20  # bytes; a millisecond's work
 
 
 def give_back(mapping: mmap.mmap, offset: int, nbytes: int) -> bool:
@@ -352,6 +360,13 @@ def resident_bytes(pid: int | None = None) -> int | None:
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if SUPPORTED else 4096
+
+
+def resident_shared_bytes() -> int:
+    """What of this process's resident memory is shared memory; 0 when that cannot be known."""
+    with contextlib.suppress(OSError, IndexError, ValueError), open("/proc/self/status", "rb") as file:  # noqa: PTH123
+        return next((int(line.split()[1]) * 1024 for line in file if line.startswith(b"RssShmem:")), 0)
+    return 0
 
 
 def peak_bytes(maxrss: int) -> int:

@@ -37,6 +37,8 @@ else:
             return cls
 
 
+in_threads = False  # whether a handle on an object itself was ever made; else nobody looks for one
+
 _SIZES = struct.Struct("<QQ")  # buffers, bytes of the pickle
 _SIZE = struct.Struct("<Q")
 _ALIGN = 64  # bytes; what NumPy's and Arrow's loops like best
@@ -50,9 +52,13 @@ class Shared(_Base[T]):
     closed, and no call that was submitted with it is left, the workers let go of it.
     """
 
-    def __init__(self, region: Region | None, value: Any) -> None:
+    def __init__(self, region: Region | None, value: Any, inner: tuple[Region, ...] = ()) -> None:
+        global in_threads  # noqa: PLW0603 -- goes one way
         buffers.use_regions()
+        if region is None:
+            in_threads = True
         self._region = region
+        self._inner = inner  # shared memory that the object refers to
         self._object = value  # in the thread kind: the object itself
         self.nbytes = 0 if region is None else region.nbytes
         self._closed = False
@@ -60,6 +66,7 @@ class Shared(_Base[T]):
     def close(self) -> None:
         """Let go of it; calls that were submitted already are not affected. Idempotent."""
         self._region = self._object = None
+        self._inner = ()
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -70,6 +77,13 @@ class Shared(_Base[T]):
         """Close it."""
         self.close()
 
+    def object_itself(self) -> Any:
+        """The object itself, in the thread kind. Raises ValueError when it is closed."""
+        if self._closed:
+            msg = "this broadcast object is closed"
+            raise ValueError(msg)
+        return self._object
+
     def __reduce__(self) -> Any:
         """What is loaded in the worker."""
         if self._closed:
@@ -79,11 +93,26 @@ class Shared(_Base[T]):
         if region is None or not buffers.attach(region):
             msg = "a broadcast object can be passed only as an argument of a call to a pool of the kind that made it"
             raise pickle.PicklingError(msg)
+        for inner in self._inner:
+            buffers.attach(inner)
         return _load, (region.number,)
 
     def __repr__(self) -> str:
         """Show the size."""
         return "<poolkit.Shared closed>" if self._closed else f"<poolkit.Shared of {self.nbytes} bytes>"
+
+
+class _Frozen(Found):
+    """All buffers of an object, each to be read-only: an array that is not contiguous would be pickled as a copy."""
+
+    threshold = 0
+    has_read_only = True  # ask `reduce`
+
+    def reduce(self, array: Any) -> Any:
+        """How an array is pickled, if it has no buffer."""
+        if type(array).__name__ != "ndarray" or type(array).__module__ != "numpy" or array.flags.forc:
+            return NotImplemented
+        return array.copy().__reduce_ex__(5)
 
 
 def broadcast(value: T) -> Shared[T]:
@@ -94,7 +123,7 @@ def broadcast(value: T) -> Shared[T]:
         OSError: there is no memory for it.
     """
     buffers.use_regions()
-    found = Found(0)
+    found = _Frozen()
     try:
         with found:
             data = dumps(value, found)
@@ -111,7 +140,7 @@ def broadcast(value: T) -> Shared[T]:
         for part, size in zip([head, *views], sizes, strict=True):
             mapping[start : start + size] = part
             start += _aligned(size)
-    return Shared(region, None)
+    return Shared(region, None, found.regions)
 
 
 def _aligned(size: int) -> int:
@@ -133,22 +162,3 @@ def _load(number: int) -> Any:
             start += _aligned(nbytes)
         region.kept = (pickle.loads(view[begin : begin + size], buffers=found),)
     return region.kept[0]
-
-
-def by_reference(value: Any, depth: int = 3) -> Any:
-    """What a thread is to get: the value, with the objects of broadcasts in place of their handles."""
-    kind = type(value)
-    if kind is Shared:
-        if value._closed:  # noqa: SLF001 -- its other half
-            msg = "this broadcast object is closed"
-            raise ValueError(msg)
-        return value._object  # noqa: SLF001 -- see above
-    if depth and (kind is tuple or kind is list or kind is dict):
-        if kind is dict:
-            items: Any = {key: by_reference(item, depth - 1) for key, item in value.items()}
-            same = all(items[key] is item for key, item in value.items())
-        else:
-            items = [by_reference(item, depth - 1) for item in value]
-            same = all(new is old for new, old in zip(items, value, strict=True))
-        return value if same else items if kind is not tuple else tuple(items)
-    return value

@@ -2,7 +2,8 @@
 
 Guarantees: at most `buffersize` items are taken ahead of what was yielded; order is that of the input unless
 `ordered=False`; an item's exception is raised at its place and ends the iteration, and what is left is cancelled, as
-in the standard library; an item that was yielded is not kept alive; an interrupted wait can be taken up again.
+in the standard library; an item that was yielded is not kept alive. A wait that was interrupted can be taken up again;
+what interrupts the taking of items or results ends the iteration, as it ends a generator.
 Items travel in chunks, several calls in one task. With no `chunksize`, chunks grow until one takes about
 CHUNK_SECONDS; with a time limit or retries they hold one item, because both are meant for one item.
 Owner: the one thread (or coroutine) that iterates. Not thread-safe.
@@ -115,10 +116,12 @@ class _Waiter(zip):  # type: ignore[type-arg]  # it cannot be subscripted
 
     def __next__(self) -> Any:
         if not self._feed:  # else an interrupt came after that
-            if self._chunks.wait():
-                self._feed.extend((self._chunks.at_hand(), self))
-            else:
-                self._feed.append(_END)
+            try:
+                is_more = self._chunks.wait()
+            except StopIteration as exc:  # of the user's code, and not the end
+                msg = "a result of map() raised StopIteration when it was unpickled"
+                raise RuntimeError(msg) from exc
+            self._feed.extend((self._chunks.at_hand(), self) if is_more else (_END,))
         raise StopIteration
 
 

@@ -5,28 +5,28 @@ handle is a few dozen bytes, and the region's descriptor goes along; pickled by 
 process, which another can open for as long as the handle is there (Linux only).
 
 Who frees the memory? Nobody has to: it is free when the last process has let go of it: closed its handles and dropped
-its views, or ended, in whatever way. `close` lets go of one handle, and refuses while views of it are left, because to
-use them would crash. A worker keeps its handle for the next call, until the owner has none any more.
-Thread-safe: what is in a SharedBuffer is memory, and whoever writes to it says who may.
+its views, or ended, in whatever way. `close` ends one handle. Memory that views show stays mapped until the last one is
+gone: an array keeps the mapping, whatever becomes of the handle; a SharedBuffer is the mapping, and refuses.
+Thread-safe: what is in a region is memory, and whoever writes to it says who may.
 """
 
 from __future__ import annotations
 
 import mmap
-import os
-import pickle
-import sys
 
+from poolkit import _os
 from poolkit._wire import buffers
-from poolkit._wire.regions import Region, expected_region, known_region
+from poolkit._wire.regions import Region, expected_region
 
 TYPE_CHECKING = False  # importing typing would cost each worker 6 ms
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Any
 
     import numpy as np
     from typing_extensions import Self
+
+
+_PLAIN = "biufcSU"  # kinds of types that their string says all about
 
 
 class SharedBuffer(mmap.mmap):
@@ -51,15 +51,12 @@ class SharedBuffer(mmap.mmap):
         if size < 1:
             msg = f"nbytes must be at least 1, was {nbytes}"
             raise ValueError(msg)
-        return cls._of(Region.create(size))
+        return cls._of(Region.create(size), size)
 
     @classmethod
-    def _of(cls, region: Region) -> Self:
-        if region.fd < 0:
-            msg = "the shared memory was unlinked: no new handle on it can be made"
-            raise ValueError(msg)
+    def _of(cls, region: Region, nbytes: int) -> Self:
         buffers.use_regions()
-        self = super().__new__(cls, region.fd, region.nbytes)
+        self = super().__new__(cls, region.fd, nbytes, **_os.UNTRACKED)
         self._region = region
         return self
 
@@ -82,18 +79,22 @@ class SharedBuffer(mmap.mmap):
         self._region = None
 
     def unlink(self) -> None:
-        """Have no further process get it; those that have it keep it. Idempotent."""
+        """Have no further handle be passed on; those that were stay. Idempotent."""
         if self._region is not None:
-            self._region.close()
+            self._region.is_unlinked = True
 
     def resize(self, _size: int) -> None:
         """Refuse: other processes would lose what they see."""
         msg = "shared memory cannot be resized"
         raise ValueError(msg)
 
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-        self.close()
+    def __exit__(self, exc_type: object, *_: object) -> None:
+        """Close it; while an exception passes, views that are left are no error: the memory goes with them."""
+        try:
+            self.close()
+        except BufferError:
+            if exc_type is None:
+                raise
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
         """A handle."""
@@ -101,7 +102,7 @@ class SharedBuffer(mmap.mmap):
         if region is None or self.closed:
             msg = "this SharedBuffer is closed"
             raise ValueError(msg)
-        return _handle(region)
+        return _shared_buffer, (region, len(self))
 
     def __repr__(self) -> str:
         """Show the size."""
@@ -111,10 +112,14 @@ class SharedBuffer(mmap.mmap):
 class SharedArray:
     """An n-dimensional array in memory that several processes see: `.array` is a NumPy view of it, writable everywhere.
 
-    A context manager that closes it. Pickles as a handle.
+    A context manager that closes it. Pickles as a handle. Views stay valid after `close`: the memory goes with
+    the last of them.
     """
 
-    __slots__ = ("buffer", "dtype", "shape")
+    __slots__ = ("_dtype", "_mapping", "_region", "shape")
+
+    _region: Region | None
+    _mapping: mmap.mmap | None
 
     def __init__(self, shape: int | tuple[int, ...], dtype: Any = "float64") -> None:
         """Make one of zeros, in C order.
@@ -130,8 +135,13 @@ class SharedArray:
             msg = f"values of {model.dtype} refer to Python objects, which belong to one process"
             raise TypeError(msg)
         self.shape: tuple[int, ...] = model.shape
-        self.dtype = model.dtype
-        self.buffer = SharedBuffer(max(1, model.size * model.dtype.itemsize))
+        self._dtype: Any = model.dtype
+        self._hold(Region.create(max(1, model.size * model.dtype.itemsize)))
+
+    def _hold(self, region: Region) -> None:
+        buffers.use_regions()
+        self._region = region
+        self._mapping = region.mapping()
 
     @classmethod
     def copy_of(cls, array: Any) -> SharedArray:
@@ -148,7 +158,20 @@ class SharedArray:
         """A view of it. Raises ValueError when it is closed."""
         import numpy as np  # noqa: PLC0415 -- needed only here
 
-        return np.ndarray(self.shape, self.dtype, buffer=self.buffer)  # type: ignore[no-any-return]
+        if self._mapping is None:
+            msg = "this SharedArray is closed"
+            raise ValueError(msg)
+        # Of a mapping, NumPy would note the address only; a memoryview of it, it keeps, and that keeps the mapping.
+        return np.ndarray(self.shape, self.dtype, buffer=memoryview(self._mapping))  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> Any:
+        """The type of its values."""
+        if type(self._dtype) is str:
+            import numpy as np  # noqa: PLC0415 -- needed only here
+
+            self._dtype = np.dtype(self._dtype)
+        return self._dtype
 
     @property
     def nbytes(self) -> int:
@@ -161,29 +184,37 @@ class SharedArray:
     @property
     def closed(self) -> bool:
         """Whether this handle was closed."""
-        return self.buffer.closed
+        return self._region is None
 
     def close(self) -> None:
-        """Let go of it; see `SharedBuffer.close`."""
-        self.buffer.close()
+        """Let go of it: from now on, to use this handle is a ValueError. Idempotent; views and other handles stay."""
+        self._region = self._mapping = None
 
     def unlink(self) -> None:
-        """Have no further process get it; see `SharedBuffer.unlink`."""
-        self.buffer.unlink()
+        """Have no further handle be passed on; those that were stay. Idempotent."""
+        if self._region is not None:
+            self._region.is_unlinked = True
 
     def __enter__(self) -> Self:
         """Use it as a context manager."""
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
 
     def __reduce__(self) -> Any:
         """A handle."""
-        return _shared_array, (self.buffer, self.shape, self.dtype)
+        if self._region is None:
+            msg = "this SharedArray is closed"
+            raise ValueError(msg)
+        dtype: Any = self.dtype
+        if dtype.kind in _PLAIN:  # a string is pickled and read in a tenth of the time
+            dtype = dtype.str
+        region = self._region
+        if not region.is_unlinked and buffers.attach(region):  # as the region's own handle, in half the time
+            return _arrived_array, (region.number, self.shape, dtype)
+        return _shared_array, (region, self.shape, dtype)
 
     def __repr__(self) -> str:
         """Show shape and type."""
@@ -191,71 +222,16 @@ class SharedArray:
         return f"<poolkit.SharedArray shape={self.shape} dtype={self.dtype}{state}>"
 
 
-def _shared_array(buffer: SharedBuffer, shape: tuple[int, ...], dtype: Any) -> SharedArray:
+def _shared_array(region: Region, shape: tuple[int, ...], dtype: Any) -> SharedArray:
     made = SharedArray.__new__(SharedArray)
-    made.buffer, made.shape, made.dtype = buffer, shape, dtype
+    made.shape, made._dtype = shape, dtype  # noqa: SLF001 -- its other half
+    made._hold(region)  # noqa: SLF001 -- see above
     return made
 
 
-# ===== handles =====
+def _arrived_array(number: int, shape: tuple[int, ...], dtype: Any) -> SharedArray:
+    return _shared_array(expected_region(number), shape, dtype)
 
 
-def _handle(region: Region) -> Any:
-    """What a handle pickles as: how it is made, and from what."""
-    context = sys.modules.get("multiprocessing.context")
-    if context is not None and context.get_spawning_popen() is not None:  # initargs, or a Process is being started
-        from multiprocessing import reduction  # noqa: PLC0415 -- see above
-
-        return _from_descriptor, (reduction.DupFd(region.fd), region.number, region.nbytes)
-    if buffers.attach(region):
-        return _from_passage, (region.number, region.nbytes)
-    if region.fd < 0:
-        msg = "this shared memory was unlinked: no other process can get it"
-        raise pickle.PicklingError(msg)
-    if not os.path.exists("/proc/self/fd"):  # noqa: PTH110 -- pathlib costs a worker 6 ms
-        msg = "on this system, shared memory can be pickled only as part of a call, a result or initargs of a pool"
-        raise pickle.PicklingError(msg)
-    status = os.fstat(region.fd)
-    place = (os.getpid(), region.fd, status.st_dev, status.st_ino)
-    return _from_process, (region.number, region.nbytes, *place)
-
-
-def _buffer_of(region: Region, nbytes: int) -> SharedBuffer:
-    region.nbytes = nbytes  # what a descriptor says of itself may be rounded up
-    if not region.is_kept:
-        return SharedBuffer._of(region)  # noqa: SLF001 -- its other half
-    kept = region.kept
-    if type(kept) is not SharedBuffer or kept.closed:
-        kept = region.kept = SharedBuffer._of(region)  # noqa: SLF001 -- see above
-    return kept
-
-
-def _from_passage(number: int, nbytes: int) -> SharedBuffer:
-    return _buffer_of(expected_region(number), nbytes)
-
-
-def _from_descriptor(descriptor: Any, number: int, nbytes: int) -> SharedBuffer:
-    fd = descriptor.detach()
-    region = known_region(number)
-    if region is None:
-        region = Region(fd, number, nbytes)
-    else:
-        os.close(fd)
-    return _buffer_of(region, nbytes)
-
-
-def _from_process(number: int, nbytes: int, pid: int, fd: int, device: int, inode: int) -> SharedBuffer:
-    region = known_region(number)
-    if region is None:
-        try:
-            own = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-        except OSError as exc:
-            msg = f"the process {pid} that made this handle on shared memory is gone, has closed it, or keeps it: {exc}"
-            raise pickle.UnpicklingError(msg) from exc
-        status = os.fstat(own)
-        if (status.st_dev, status.st_ino) != (device, inode):
-            os.close(own)
-            msg = f"the process {pid} has closed the shared memory of this handle"
-            raise pickle.UnpicklingError(msg)
-        region = Region(own, number, nbytes)
-    return _buffer_of(region, nbytes)
+def _shared_buffer(region: Region, nbytes: int) -> SharedBuffer:
+    return SharedBuffer._of(region, nbytes)  # noqa: SLF001 -- its other half

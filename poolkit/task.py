@@ -2,15 +2,15 @@
 
 Guarantees: a task is published exactly once; `result()` after that costs no lock that others wait for.
 A `Future` of the standard library builds a Condition for every call (several microseconds); here it is made only
-when somebody waits from another thread, so that most tasks never have one.
+for `concurrent.futures.wait` and `as_completed`. Who waits in `result()` sleeps on a bare lock.
 
 Fields in the task, and who may touch them:
   the handle      id, name, options, call ...   frozen after __init__, but for what the scheduler drops when it settles
   the scheduler's phase, worker_id, attempts ... guarded by: the pool's one lock
-  the future's    _state, _cond, _outcome ...    guarded by: _LOCK until `_cond` exists, then by both
+  the future's    _state, _cond, _wakers ...     guarded by: _LOCK until `_cond` exists, then by both
 
-How a waiter and the publisher meet: the publisher stores the final state under _LOCK and looks whether a Condition
-exists; the waiter makes the Condition under _LOCK and then looks at the state. One of the two sees the other.
+How a waiter and the publisher meet: the publisher stores the final state under _LOCK and looks who has enlisted
+(`_wakers`, `_cond`); the waiter looks at the state under _LOCK and enlists. One of the two sees the other.
 Where the waiter can read the results itself, it does that instead (`TaskOwner.lead`).
 Longer than most: it is one class, all of whose parts share the future's state, and half of it says what users rely on.
 """
@@ -324,12 +324,13 @@ class Task(Future[T]):
             cond = self._cond
             if cond is None:
                 callbacks = self._settle(outcome)
+                wakers, self._wakers = self._wakers, None
         if cond is not None:
             callbacks = self._publish_to(cond, outcome)
-        if self._wakers is not None:
-            wakers, self._wakers = self._wakers, None
-            for waker in wakers:
-                waker(self)
+            with _LOCK:  # it is settled, so nobody adds one
+                wakers, self._wakers = self._wakers, None
+        for waker in wakers or ():
+            waker(self)
         return callbacks
 
     def _publish_to(self, cond: threading.Condition, outcome: Outcome) -> Callbacks | None:

@@ -28,6 +28,10 @@ def echo(value: Any) -> Any:
     return value
 
 
+def both(first: Any, second: Any) -> Any:
+    return first, second
+
+
 def double(array: Any) -> Any:
     """In place, as an argument is the task's own."""
     array *= 2
@@ -51,6 +55,16 @@ def kept_checksums() -> list[int]:
 def drop_kept() -> None:
     kept.clear()
     gc.collect()
+
+
+def close_all(handles: Any) -> None:
+    for handle in handles:
+        with handle:
+            pass
+
+
+def are_kept_open() -> list[bool]:
+    return [not handle.closed for handle in kept[-1]]
 
 
 def use_up(array: Any, path: str) -> int:
@@ -84,6 +98,12 @@ def make_shared(shape: Any, value: float) -> Any:
     return made
 
 
+def make_many(number: int) -> list[Any]:
+    import poolkit
+
+    return [poolkit.SharedBuffer(10) for _ in range(number)]
+
+
 def hold(shared: Any) -> None:
     """What an initializer is given."""
     kept.append(shared)
@@ -111,6 +131,21 @@ def look_at_broadcast(value: LoadedOnce, _number: int) -> tuple[int, int, bool, 
     return os.getpid(), LoadedOnce.loaded, bool(value.array.flags.writeable), checksum(value.array)
 
 
+def look_inside(value: Any, name: str) -> tuple[bool, Any]:
+    """Whether an array within is writable, and the array."""
+    return bool(value[name].flags.writeable), value[name]
+
+
+def total_inside(value: Any) -> float:
+    return float(value["inner"].array.sum())
+
+
 def open_memory() -> int:
     """How many shared segments this process has mapped."""
     return Path("/proc/self/maps").read_text(encoding="ascii").count("poolkit-memory")
+
+
+def open_descriptors() -> int:
+    """How many descriptors of shared segments this process has."""
+    paths = Path("/proc/self/fd").iterdir()
+    return sum("poolkit-memory" in str(path.readlink()) for path in paths if path.is_symlink())

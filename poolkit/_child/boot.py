@@ -60,7 +60,7 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
         return 0
     _settle_in(settings)
     loop.measure_rss = settings["measure_rss"]
-    loop.freight.threshold = settings["shm_threshold"]
+    loop.freight.begin(settings["shm_threshold"])
     try:
         for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
             importlib.import_module(name)

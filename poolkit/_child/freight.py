@@ -5,13 +5,16 @@ Owner: the worker's main thread. Views of arguments may be dropped in any thread
 
 from __future__ import annotations
 
+import math
+
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
-from poolkit._wire.buffers import Found
+from poolkit._wire.buffers import PLAIN, found_from
 from poolkit._wire.holds import release_pins
 from poolkit._wire.messages import FLAG_COPIES, Call
 from poolkit._wire.parcels import Arrived, Parcel, pack
 from poolkit._wire.passage import Passage
+from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -28,7 +31,13 @@ class Freight:
     def __init__(self, passage_fd: int) -> None:
         self.passage = Passage(passage_fd, waits=True)
         self.arena = Arena(KEEP)
-        self.threshold = float("inf")
+        self.threshold = math.inf
+        self._found = found_from(math.inf)
+
+    def begin(self, threshold: float) -> None:
+        """Take the pool's word for what is large."""
+        self.threshold = threshold
+        self._found = found_from(threshold)
 
     def load_call(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Unpickle a call that came as a parcel; whatever that raises propagates."""
@@ -40,30 +49,30 @@ class Freight:
         """Pickle a result.
 
         Raises:
-            SerializationError: it cannot be pickled.
+            SerializationError: it cannot be pickled, or refers to more shared memory than can be handed over.
         """
-        if value is None:
-            return codec.pack_value(None)  # type: ignore[no-any-return]
-        found = Found(self.threshold)
+        if type(value) in PLAIN:
+            body = codec.pack_value(value)
+            if len(body) < self.threshold:
+                return body  # type: ignore[no-any-return]
+        found = self._found()
         found.look((value,))
         if not buffers.regions_in_use:
             body = codec.pack_value(value, found)
+            if not found and not found.large and len(body) < self.threshold:
+                return body  # type: ignore[no-any-return]
         else:
             with found:
                 body = codec.pack_value(value, found)
-        if type(body) is bytes and not found and not found.regions and len(body) < self.threshold:
-            return body
         try:
             parcel = pack(body, found, self.arena)
             if type(parcel) is Parcel:
                 parcel.hand_over(self.passage, self.arena)
                 parcel.lend(OWNER)
-        except (OSError, ValueError, BufferError, MemoryError):
+        except (OSError, ValueError, BufferError, MemoryError) as exc:
+            if found.regions:
+                msg = f"the result refers to shared memory that could not be handed over: {exc}"
+                raise SerializationError(msg) from exc
             # No room for its descriptor just now, or what was large has changed meanwhile: as if nothing were large.
             return codec.pack_value(value)  # type: ignore[no-any-return]
         return parcel
-
-    def idle_seconds(self, now: float) -> float | None:
-        """For how long the worker may sleep before it should `trim`; None: for ever."""
-        due = self.arena.idle_at
-        return None if due is None else max(0.0, due - now)

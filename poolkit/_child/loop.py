@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from poolkit._child.freight import Freight
-from poolkit._os import Tokens, resident_bytes
+from poolkit._os import Tokens, resident_bytes, resident_shared_bytes
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
 from poolkit._wire.link import FrameReader, write_all
@@ -152,7 +152,9 @@ class Loop:
         _flush(sys.stderr)
         if os.getpid() != self._pid:
             os._exit(0)  # the task forked, and this is its child, which came back: it has no business here
-        rss = (resident_bytes() or 0) if self.measure_rss else 0
+        rss = 0
+        if self.measure_rss:  # what others see too is nothing that a new worker would not have
+            rss = max(0, (resident_bytes() or 0) - resident_shared_bytes())
         header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, time.monotonic(), rss, len(payload))
         write_all(self._out, header, payload)
         self._board.done(call.task_id)
@@ -176,12 +178,12 @@ class Loop:
         del fn, args, kwargs  # shared memory that only they refer to is free for what comes next
         try:
             payload = self.freight.pack_value(value)
-            if type(payload) is bytes:
-                return messages.VALUE, payload
-            self._board.stamp_memory(self.freight.arena.reserved)
-            return messages.PARCEL, b"".join(payload.parts)  # type: ignore[union-attr]
         except SerializationError as exc:
             return messages.ERROR, codec.pack_error(exc)
+        if type(payload) is bytes:
+            return messages.VALUE, payload
+        self._board.stamp_memory(self.freight.arena.reserved)
+        return messages.PARCEL, payload.body  # type: ignore[union-attr]
 
 
 def _flush(stream: Any) -> None:

@@ -17,7 +17,9 @@ from poolkit._core.timers import Action, Timers
 from poolkit._core.workforce import BUSY, DOOMED, Worker, Workforce
 from poolkit.task import QUEUED, SENT
 
-STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it
+STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it to who is idle
+UNBLOCK_AFTER = 0.01  # seconds; and after that to whoever comes next: it is older than what is queued
+LOOK_EVERY = 0.005  # seconds between two looks at who is slow while something is queued
 
 
 class Dispatcher:
@@ -36,6 +38,7 @@ class Dispatcher:
         self._check = check
         self._least_sent = math.inf  # no task that is sent and not claimed is less urgent than this
         self._steal_at: float | None = None  # a timer is set for then, to look at who is stuck
+        self._look_at = 0.0  # not before then, while something is queued
 
     @property
     def makes_way(self) -> bool:
@@ -55,6 +58,8 @@ class Dispatcher:
     def advance(self, now: float) -> None:
         """After any event: send what can be sent; when nothing is queued, share what stands behind slow tasks."""
         if self.queue.size:
+            if now >= self._look_at:
+                self._unblock(now)
             self.dispatch(now)
         elif self.roster.busy and self._steal_at is None and self.workforce.max_batch > 1 and self.roster.has_room(now):
             self._rebalance(now)
@@ -154,11 +159,8 @@ class Dispatcher:
 
     def _rebalance(self, now: float) -> None:
         """Somebody could work and nothing is queued: what stands behind a slow task elsewhere is taken back."""
-        for worker in list(self.roster):
-            if len(worker.sent) < 2 or worker.draining or worker.state is not BUSY:  # noqa: PLR2004
-                continue
-            since = self.workforce.glance(worker.id).running_since(worker.sent[0].id, now)
-            look_at = (now if since is None else since) + STEAL_AFTER
+        for worker, since in self._with_some_behind(now):
+            look_at = since + STEAL_AFTER
             if now >= look_at:
                 self.reclaim(worker)
                 self.dispatch(now)
@@ -167,6 +169,22 @@ class Dispatcher:
             elif self._steal_at is None:
                 self._steal_at = look_at
                 self.timers.add(look_at, self._steal, None)
+
+    def _unblock(self, now: float) -> None:
+        """What stands behind a slow task came before what is queued, so it takes its old place there."""
+        self._look_at = now + LOOK_EVERY
+        for worker, since in self._with_some_behind(now):
+            if now >= since + UNBLOCK_AFTER:
+                self.reclaim(worker)
+
+    def _with_some_behind(self, now: float) -> list[tuple[Worker, float]]:
+        """The workers with something behind what they run, and since when they run that."""
+        found = []
+        for worker in self.roster:
+            if len(worker.sent) > 1 and not worker.draining and worker.state is BUSY:
+                since = self.workforce.glance(worker.id).running_since(worker.sent[0].id, now)
+                found.append((worker, now if since is None else since))
+        return found
 
     def _steal(self, _: None, now: float) -> None:
         self._steal_at = None

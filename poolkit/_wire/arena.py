@@ -12,8 +12,10 @@ without being passed on, and for what was lent to a worker that died.
 
 Guarantees: a block is given to one lease at a time; its memory is reserved before it is written to, so a lack of
 memory is an answer (None), never a SIGBUS; free memory that is kept stays under a limit, and is given back when idle.
-Guarded by: `_lock`: everything but the state bytes. A second entry by the same thread (a signal handler, a finalizer)
-gets None instead of a torn arena. In a forked child everything is refused and nothing is freed.
+Guarded by: `_lock`: everything but the state bytes. Only `take` waits for it, as a signal handler or a finalizer that
+runs in the midst of that may want a lock which the caller of another method has: who finds it held leaves its work to
+the next owner (`_dead`), or for later. A second entry by the same thread gets None instead of a torn arena. What only
+looks goes without. In a forked child everything is refused and nothing is freed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import mmap
 import os
 import time
 from _thread import RLock
+from collections import deque
 from collections.abc import Callable
 
 from poolkit import _os
@@ -41,6 +44,7 @@ FIRST_SEGMENT = 1 << 20
 SEGMENT = 64 << 20
 STEPS = 8  # size classes for each doubling
 IDLE = 4.0  # seconds that free memory is kept since its segment was last used
+SOON = 0.05  # seconds until `trim` is to be called again where it found the lock held
 LONGEST_LOOK = 64.0  # seconds between two looks at what is lent for long
 
 
@@ -57,22 +61,23 @@ class Segment:
     __slots__ = ("block", "borrowers", "count", "fd", "id", "mapping", "pid", "reserved", "used")
 
     def __init__(self, segment_id: int, block: int, nbytes: int) -> None:
+        self.fd = -1
         self.id = segment_id
         self.block = block
         self.count = max(1, min(MOST_BLOCKS, nbytes // block))
         self.pid = os.getpid()
         nbytes = HEADER + self.count * block
         self.fd = _os.shared_memory(nbytes)
-        try:
-            _os.reserve(self.fd, 0, HEADER)
-            self.mapping = mmap.mmap(self.fd, nbytes)
-        except BaseException:
-            os.close(self.fd)
-            raise
+        _os.reserve(self.fd, 0, HEADER)
+        self.mapping = mmap.mmap(self.fd, nbytes)
         self.mapping[SIZE_AT : SIZE_AT + 8] = block.to_bytes(8, "little")
         self.reserved = bytearray(self.count)  # 1 for each block that has memory
         self.borrowers: dict[int, int] = {}  # by block: the worker that frees it, or whose death does
         self.used = 0.0  # when a block was last taken
+
+    def __del__(self) -> None:
+        """Close the descriptor; not before, as a thread that has taken a block may be reserving its memory with it."""
+        _os.close_fd(getattr(self, "fd", -1))  # an interrupt may come before there is one
 
     def lent(self) -> int:
         """How many blocks somebody may see."""
@@ -92,7 +97,7 @@ class Lease:
         self.segment = segment
         self.index = index
         self.nbytes = nbytes
-        self.is_lent = False
+        self.is_lent = True  # until the block is taken
 
     @property
     def offset(self) -> int:
@@ -123,7 +128,7 @@ class Lease:
 
     def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
         """Free the block, unless that is somebody else's to do."""
-        if not self.is_lent and getpid() == self.segment.pid:
+        if not getattr(self, "is_lent", True) and getpid() == self.segment.pid:
             self.segment.mapping[self.index] = 0
 
 
@@ -132,6 +137,7 @@ class Arena:
 
     def __init__(self, keep: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = RLock()
+        self._dead: deque[int] = deque()  # borrowers that are dead, for the next owner of the lock
         self._keep = keep  # bytes of free memory that are kept
         self._clock = clock
         self._pid = os.getpid()
@@ -161,11 +167,17 @@ class Arena:
                     self.reserved += block
                     self.most_reserved = max(self.most_reserved, self.reserved)
         except (OSError, ValueError, OverflowError):  # no memory, no descriptors, no address space; closed meanwhile
+            if lease is not None:
+                _os.give_back(lease.segment.mapping, lease.offset, block)  # of which there may have been a part
             self.is_short = True
             return None
         return lease
 
     def _take(self, block: int, nbytes: int) -> Lease:
+        if self._pid < 0:
+            msg = "the arena is closed"
+            raise ValueError(msg)
+        self._bury()
         segments = self._classes.setdefault(block, [])
         for segment in segments:
             index = segment.mapping.find(b"\0", 0, segment.count)
@@ -184,12 +196,29 @@ class Arena:
         self._look_after = IDLE / 4
         if self.idle_at is None:
             self.idle_at = segment.used + IDLE
-        segment.mapping[index] = 1
-        return Lease(segment, index, nbytes)
+        lease = Lease(segment, index, nbytes)
+        # No call stands between these two, so an interrupt comes before both, or finds a lease that frees the block.
+        segment.mapping[index], lease.is_lent = 1, False
+        return lease
 
     def take_back(self, borrower: int) -> None:
-        """Free whatever was lent to a worker that is dead."""
-        with self._lock:
+        """Free whatever was lent to a worker that is dead; if the lock is held, its next owner does."""
+        self._dead.append(borrower)
+        if not self._try_lock():
+            self.idle_at = self._clock() + SOON
+            return
+        try:
+            self._bury()
+        finally:
+            self._lock.release()
+
+    def _try_lock(self) -> bool:
+        """Get the lock unless somebody has it, be it this thread."""
+        return not self._lock._is_owned() and self._lock.acquire(blocking=False)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def _bury(self) -> None:
+        while self._dead:
+            borrower = self._dead.popleft()
             for segments in self._classes.values():
                 for segment in segments:
                     for index in [index for index, who in segment.borrowers.items() if who == borrower]:
@@ -203,8 +232,7 @@ class Arena:
         surplus = self.reserved - self.lent_bytes() + wanted - self._keep
         if surplus <= 0:
             return
-        segments = sorted((each for group in self._classes.values() for each in group), key=lambda each: each.used)
-        for segment in segments:
+        for segment in sorted(self._segments(), key=lambda each: each.used):
             surplus -= self._strip(segment, surplus)
             if surplus <= 0:
                 break
@@ -232,54 +260,56 @@ class Arena:
                     self.reserved -= held * segment.block
                     segments.remove(segment)
                     self.ids.discard(segment.id)
-                    os.close(segment.fd)  # the mapping goes with the last lease
             if not segments:
-                del self._classes[block]
+                self._classes.pop(block, None)
 
     def trim(self) -> None:
         """Give back what was not used for IDLE seconds; `idle_at` says when to look again, at most once a second."""
-        if os.getpid() != self._pid or self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
+        now = self._clock()
+        if os.getpid() != self._pid or (not self._dead and (self.idle_at is None or now < self.idle_at)):
             return
-        with self._lock:
-            now = self._clock()
-            if self.idle_at is None or now < self.idle_at:
-                return
-            kept: list[float] = []
-            for segments in self._classes.values():
-                for segment in segments:
-                    if segment.used + IDLE <= now:
-                        self._strip(segment, self.reserved)
-                    elif segment.reserved.count(1) > segment.lent():
-                        kept.append(segment.used + IDLE)
-            self._retire(now - IDLE)
-            if kept:
-                self.idle_at = max(min(kept), now + 1.0)
-            elif self._classes:  # the rest is lent; nobody will say when it comes back
-                self._look_after = min(LONGEST_LOOK, self._look_after * 2)
-                self.idle_at = now + self._look_after
-            else:
-                self.idle_at = None
+        if not self._try_lock():
+            self.idle_at = now + SOON
+            return
+        try:
+            self._bury()
+            self._trim(now)
+        finally:
+            self._lock.release()
+
+    def _trim(self, now: float) -> None:
+        kept: list[float] = []
+        for segments in self._classes.values():
+            for segment in segments:
+                if segment.used + IDLE <= now:
+                    self._strip(segment, self.reserved)
+                elif segment.reserved.count(1) > segment.lent():
+                    kept.append(segment.used + IDLE)
+        self._retire(now - IDLE)
+        if kept:
+            self.idle_at = max(min(kept), now + 1.0)
+        elif self._classes:  # the rest is lent; nobody will say when it comes back
+            self._look_after = min(LONGEST_LOOK, self._look_after * 2)
+            self.idle_at = now + self._look_after
+        else:
+            self.idle_at = None
 
     def close(self) -> None:
-        """Let go of everything. Memory that somebody still sees stays until he does not."""
-        with self._lock:
-            for segments in self._classes.values():
-                for segment in segments:
-                    _os.close_fd(segment.fd)
-            self._classes.clear()
-            self.ids.clear()
-            self.reserved = 0
-            self.idle_at = None
-            self._pid = -1  # it gives nothing more
+        """Let go of everything, without the lock. Memory that somebody still sees stays until he does not."""
+        self._pid = -1  # it gives nothing more
+        self._classes, self.ids = {}, set()  # who is in the midst of `_take` goes on with the old ones
+        self.reserved = 0
+        self.idle_at = None
 
     # ===== looking =====
 
     def lent_bytes(self) -> int:
         """Bytes of blocks that somebody may see."""
-        with self._lock:
-            return sum(segment.lent() * segment.block for group in self._classes.values() for segment in group)
+        return sum(segment.lent() * segment.block for segment in self._segments())
 
     def lent_blocks(self) -> int:
         """Blocks that somebody may see."""
-        with self._lock:
-            return sum(segment.lent() for group in self._classes.values() for segment in group)
+        return sum(segment.lent() for segment in self._segments())
+
+    def _segments(self) -> list[Segment]:
+        return [segment for segments in list(self._classes.values()) for segment in list(segments)]

@@ -10,6 +10,7 @@ Owner: the thread that pickles. `_packing` is guarded by nothing: each thread ha
 
 from __future__ import annotations
 
+import math
 import pickle
 from _thread import get_ident
 
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
     from poolkit._wire.regions import Region
 
-_GLANCE = 8  # items of a list or tuple that are looked at for large bytes
+_GLANCE = 3  # items of a list or tuple that are looked at for large bytes
 _LARGE = (bytes, bytearray)
+# What has no buffers; a call of such is not looked at, but for its size.
+PLAIN = frozenset({int, float, bool, type(None), str, complex})
 
 _packing: dict[int, Found] = {}  # by thread, what is being packed for another process
 regions_in_use = False  # whether this process has met a region at all; else nobody asks for `_packing`
@@ -37,16 +40,17 @@ class Parts(list):  # type: ignore[type-arg]
 
 
 class Found(list):  # type: ignore[type-arg]
-    """The large buffers of one value, in order."""
+    """The large buffers of one value, in order.
 
-    __slots__ = ("_before", "_stand_ins", "has_read_only", "large", "regions", "threshold")
+    Its attributes are the class's own until there is something: one of these is made for each small call, too.
+    """
 
-    def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
-        self.large: tuple[Any, ...] = ()  # bytes that were known to be large beforehand
-        self.regions: tuple[Region, ...] = ()  # shared memory that the value refers to
-        self.has_read_only = False  # an array that has to become writable
-        self._stand_ins: dict[int, tuple[pickle.PickleBuffer, pickle.PickleBuffer]] | None = None
+    threshold: float = math.inf  # bytes; see `found_from`
+    large: tuple[Any, ...] = ()  # bytes that were known to be large beforehand
+    regions: tuple[Region, ...] = ()  # shared memory that the value refers to
+    has_read_only = False  # an array that has to become writable
+    _stand_ins: dict[int, tuple[pickle.PickleBuffer, pickle.PickleBuffer]] | None = None
+    _before: Found | None = None
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """Whether a buffer stays in the pickle."""
@@ -120,6 +124,11 @@ class Found(list):  # type: ignore[type-arg]
             _packing.pop(get_ident(), None)
         elif self._before is not self:
             _packing[get_ident()] = self._before
+
+
+def found_from(threshold: float) -> type[Found]:
+    """The class for values whose buffers are large from this threshold on."""
+    return type("Found", (Found,), {"threshold": threshold})
 
 
 def use_regions() -> None:

@@ -14,8 +14,10 @@ Owner of a Hold: whoever has a reference. `_watches` and `_pins` take one atomic
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
+from _thread import get_ident
 from _weakref import ref  # the module weakref would be one more import in every worker
 from collections.abc import Callable
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 _pins: list[
     tuple[int, list[Any]]
 ] = []  # what a forked child may see, and the end of a pipe that it has the other end of
-_pipe: list[int] = []  # during a fork
+_pipes: dict[int, tuple[int, int]] = {}  # during a fork, by thread; two may fork at once
 _pipe_wanted: list[bool] = []  # not empty once anything was ever seen here
 
 
@@ -137,11 +139,11 @@ def _before_fork() -> None:
     release_pins()
     if _pipe_wanted:
         with contextlib.suppress(OSError):
-            _pipe[:] = os.pipe()
+            _pipes[get_ident()] = os.pipe()
 
 
 def _after_fork_in_parent() -> None:
-    ends, _pipe[:] = list(_pipe), []
+    ends = _pipes.pop(get_ident(), ())
     seen = [watched.hold for watched in list(_watches)]
     for fd in ends[1:] if seen else ends:
         os.close(fd)
@@ -152,9 +154,10 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for fd in [*_pipe[:1], *(fd for fd, _ in _pins)]:
+    own = _pipes.pop(get_ident(), (-1, -1))  # its other end tells the parent when this process is gone
+    for fd in [own[0], *itertools.chain(*_pipes.values()), *(fd for fd, _ in _pins)]:
         _os.close_fd(fd)
-    _pipe.clear()
+    _pipes.clear()
     _pins.clear()
 
 

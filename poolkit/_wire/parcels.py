@@ -35,21 +35,17 @@ _NUMBER = struct.Struct("<Q")
 class Parcel:
     """A packed value as its writer holds it. Dropped before it was sent, it frees its blocks. Frozen after __init__."""
 
-    __slots__ = ("leases", "nbytes", "parts", "regions", "size")
+    __slots__ = ("body", "leases", "nbytes", "regions")
 
-    def __init__(self, leases: list[Lease], regions: tuple[Region, ...], parts: list[bytes]) -> None:
+    def __init__(self, leases: list[Lease], regions: tuple[Region, ...], body: bytes) -> None:
         self.leases = leases
         self.regions = regions
-        self.parts = parts  # what travels on the link
-        self.size = sum(map(len, parts))
+        self.body = body  # what travels on the link
         self.nbytes = sum(lease.nbytes for lease in leases)  # what lies in shared memory
 
     def hand_over(self, passage: Passage, arena: Arena) -> None:
         """Have the other side know the memory, before it is sent what refers to it."""
-        for lease in self.leases:
-            passage.tell(lease.segment, arena)
-        for region in self.regions:
-            passage.share(region)
+        passage.tell([lease.segment for lease in self.leases], self.regions, arena)
 
     def lend(self, borrower: int) -> None:
         """From now on the blocks are the reader's to free."""
@@ -95,7 +91,7 @@ def pack(body: bytes | Parts, found: Found, arena: Arena) -> bytes | Parcel:
         return b"".join(pickled)
     head = _HEAD.pack(len(table), len(found.regions), in_block)
     numbers = [_NUMBER.pack(region.number) for region in found.regions]
-    return Parcel(leases, found.regions, [b"".join([head, *table, *numbers]), *pickled, *behind])
+    return Parcel(leases, found.regions, b"".join([head, *table, *numbers, *pickled, *behind]))
 
 
 def _put(parts: list[Any], sizes: list[int], arena: Arena) -> Lease | None:
@@ -126,20 +122,25 @@ class Arrived:
             at = _HEAD.size
             self._copies = copies
             self._buffers: list[Hold | int] = []  # a size, where the content stands behind the pickle
-            self.nbytes = 0
-            behind = 0
-            for number, index, offset, nbytes in _BLOCK.iter_unpack(data[at : at + blocks * _BLOCK.size]):
-                if number:
-                    hold = Hold(passage.mapping(number), index, offset, nbytes, frees=not copies)
-                    self._buffers.append(hold)
-                    self.nbytes += nbytes
-                else:
-                    self._buffers.append(nbytes)
-                    behind += nbytes
+            table = list(_BLOCK.iter_unpack(data[at : at + blocks * _BLOCK.size]))
             at += blocks * _BLOCK.size
-            numbers = _NUMBER.iter_unpack(data[at : at + regions * _NUMBER.size])
-            self._regions = [passage.region(number, keep=keep) for (number,) in numbers]
+            numbers = [number for (number,) in _NUMBER.iter_unpack(data[at : at + regions * _NUMBER.size])]
             at += regions * _NUMBER.size
+            self._regions: list[Region] = []
+            passage.settle()
+            try:
+                for number, index, offset, nbytes in table:
+                    self._buffers.append(
+                        Hold(passage.mapping(number), index, offset, nbytes, frees=not copies) if number else nbytes
+                    )
+                for number in numbers:
+                    self._regions.append(passage.region(number, keep=keep))
+            except OSError:
+                lost = [] if copies else [entry[:2] for entry in table[len(self._buffers) :] if entry[0]]
+                passage.renounce(lost, [] if keep else numbers[len(self._regions) :])
+                raise
+            self.nbytes = sum(entry[3] for entry in table if entry[0])
+            behind = sum(entry[3] for entry in table if not entry[0])
             view = memoryview(data)
             self._pickle: memoryview | Hold = view[at : len(view) - behind]
             self._behind = view[len(view) - behind :]
@@ -150,7 +151,7 @@ class Arrived:
                 self._pickle = first
         except (struct.error, ValueError, IndexError) as exc:
             raise EOFError from exc
-        if not copies:
+        if table and not copies:
             watch(self, [hold for hold in [*self._buffers, self._pickle] if isinstance(hold, Hold)])
 
     def load(self, load: Callable[[Any, list[Any]], Any]) -> Any:

@@ -1,11 +1,17 @@
 """Passage: the socket beside each link, through which two processes hand each other shared memory.
 
+    record    what happened (here, gone), how many, the numbers of segments and regions; with their descriptors
+
 Memory without a name is handed over by its descriptor, before the first frame that refers to it. The reader maps it
 once, closes the descriptor, and keeps the mapping until its writer says that the segment is gone, which comes along
 with the next descriptor: by then its memory was given back. A region is kept by a worker until the owner says that it
 is gone, with a frame that has it look; an owner takes one out for each parcel that refers to it.
-Owner: on the worker's side its main thread. On the owner's side `tell`, `share`, `forget` and `flush` are guarded by
-the pool's lock, `mapping` and `region` by the reader's.
+
+Sending never blocks, as the other side reads only when it meets a number that it does not know. What has no room is
+kept by the owner for `flush`, and an error for a worker, which has a task to tell. A reader without room for
+descriptors leaves the record where it is: whatever needs it fails until there is room.
+Owner: on the worker's side its main thread. On the owner's side `tell`, `forget` and `flush` are guarded by the pool's
+lock, `mapping`, `region` and `renounce` by the reader's.
 """
 
 from __future__ import annotations
@@ -23,8 +29,16 @@ from poolkit._wire.arena import HEADER, SIZE_AT, Arena, Segment
 from poolkit._wire.holds import Unmapped
 from poolkit._wire.regions import REGION, Region, known_region
 
-_RECORD = struct.Struct("<BxxxxxxxQ")  # kind, segment or region
-_HERE, _GONE = 1, 2  # with its descriptor; without
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_HEAD = struct.Struct("<BxxxI")  # kind, how many numbers
+_HERE, _GONE = 1, 2  # with descriptors; without
+_MOST = 200  # numbers in a record; the system takes 253 descriptors at once
+_ROOM = socket.CMSG_SPACE(4 * _MOST)
+# A record is looked at before it is taken, where descriptors can be looked at; elsewhere a lack of them ends the link.
+_PEEK = socket.MSG_PEEK if _os.LINUX else 0
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -32,76 +46,91 @@ _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 class Passage:
     """One end of the socket through which a worker and its owner hand each other memory."""
 
-    __slots__ = ("_lost", "_maps", "_pending", "_regions", "_socket", "_told", "_waits")
+    __slots__ = ("_maps", "_owed", "_pending", "_regions", "_socket", "_stale", "_told", "_waits")
 
     def __init__(self, fd: int, *, waits: bool) -> None:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(waits)
-        self._waits = waits  # whether sending and receiving may block
+        self._waits = waits  # whether this is a worker's end: receiving blocks, and sending fails rather than wait
         self._maps: dict[int, mmap.mmap | Unmapped] = {}  # the other side's segments
         self._regions: dict[int, Region] = {}  # that came from the other side
-        self._lost: set[int] = set()  # came without a descriptor, as this process had no room for one
+        self._owed: dict[int, list[int]] = {}  # by segment that has not come: blocks to be freed; by region: to drop it
         self._told: set[int] = set()  # what the other side was told of
-        self._pending: deque[tuple[bytes, int]] = deque()  # not sent yet, with descriptors that belong to it
+        self._stale: list[int] = []  # what it was told of in vain
+        self._pending: deque[tuple[bytes, list[int]]] = deque()  # not sent yet, with descriptors that belong to it
 
     # ----- out -----
 
-    def tell(self, segment: Segment, arena: Arena) -> None:
-        """Hand over a segment, unless that was done before, and say which are gone since."""
-        if segment.id in self._told:
-            return
-        for gone in [number for number in self._told if not number & REGION and number not in arena.ids]:
-            self._told.discard(gone)
-            self._post(_GONE, gone, -1)
-        self._post(_HERE, segment.id, segment.fd)
-        self._told.add(segment.id)
+    def tell(self, segments: Iterable[Segment], regions: Iterable[Region], arena: Arena) -> None:
+        """Hand over memory, unless that was done before, and say which segments are gone since.
 
-    def share(self, region: Region) -> None:
-        """Hand over a region, unless the other side keeps it: a worker does, an owner takes one for each parcel."""
-        if region.number not in self._told:
-            self._post(_HERE, region.number, region.fd)
-            if not self._waits:
-                self._told.add(region.number)
+        A worker keeps a region that it was told of; an owner takes one for each parcel, so it is told each time.
+        Raises OSError on a worker's side: there was no room, and nothing may refer to it.
+        """
+        told = self._told
+        news = {segment.id: segment.fd for segment in segments if segment.id not in told}
+        news.update((region.number, region.fd) for region in regions if region.number not in told)
+        if not news:
+            return
+        gone = self._stale + [number for number in told if not number & REGION and number not in arena.ids]
+        told.difference_update(gone)
+        try:
+            self._post(_GONE, gone, [])
+            self._stale = []
+            self._post(_HERE, list(news), list(news.values()))
+        except OSError:
+            self._stale += news
+            raise
+        told.update(number for number in news if not (self._waits and number & REGION))
 
     def forget(self, number: int) -> bool:
         """Say that a region is gone here; whether the other side was told of it before."""
         if number not in self._told:
             return False
         self._told.discard(number)
-        self._post(_GONE, number, -1)
+        self._post(_GONE, [number], [])
         return True
 
-    def _post(self, kind: int, number: int, fd: int) -> None:
-        """Send a record, or keep it for `flush`. Raises OSError where sending blocks and fails."""
-        data = _RECORD.pack(kind, number)
-        if self._waits:
-            self._send(data, fd)
-        elif self._pending or not self._try_to_send(data, fd):
-            try:
-                self._pending.append((data, fd if fd < 0 else os.dup(fd)))
-            except OSError:  # the other side would wait for ever
-                self.close()
+    def _post(self, kind: int, numbers: list[int], fds: list[int]) -> None:
+        """Send records, or keep them for `flush`; on a worker's side, raise OSError."""
+        for start in range(0, len(numbers), _MOST):
+            some, theirs = numbers[start : start + _MOST], fds[start : start + _MOST]
+            data = _HEAD.pack(kind, len(some)) + struct.pack(f"<{len(some)}Q", *some)
+            if self._waits:
+                self._send(data, theirs)
+            elif self._pending or not self._try_to_send(data, theirs):
+                own: list[int] = []
+                try:
+                    own.extend(os.dup(fd) for fd in theirs)
+                except OSError:  # the other side would wait for ever
+                    for fd in own:
+                        os.close(fd)
+                    self.close()
+                    return
+                self._pending.append((data, own))
 
     def flush(self) -> bool:
-        """Send what is pending, as far as it goes. True when nothing is left. Never blocks."""
+        """Send what is pending, as far as it goes. True when nothing is left."""
         while self._pending:
-            data, fd = self._pending[0]
-            if not self._try_to_send(data, fd):
+            data, fds = self._pending[0]
+            if not self._try_to_send(data, fds):
                 return False
             self._pending.popleft()
-            _os.close_fd(fd)
+            for fd in fds:
+                _os.close_fd(fd)
         return True
 
-    def _try_to_send(self, data: bytes, fd: int) -> bool:
+    def _try_to_send(self, data: bytes, fds: list[int]) -> bool:
         try:
-            self._send(data, fd)
+            self._send(data, fds)
         except OSError as exc:  # a closed one is the death of its worker, which is reported elsewhere
             return exc.errno not in {errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM}
         return True
 
-    def _send(self, data: bytes, fd: int) -> None:
-        attached = [] if fd < 0 else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-        self._socket.sendmsg([data], attached, _NO_SIGNAL)
+    def _send(self, data: bytes, fds: list[int]) -> None:
+        """Send a record, which is so small that it goes as a whole or not at all."""
+        attached = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self._socket.sendmsg([data], attached, _NO_SIGNAL | socket.MSG_DONTWAIT)
 
     # ----- in -----
 
@@ -113,74 +142,113 @@ class Passage:
             OSError: it could not be received, for want of descriptors or address space.
         """
         while (found := self._maps.get(number)) is None:
-            self._await(number)
+            self._receive()
         return found
 
     def region(self, number: int, *, keep: bool) -> Region:
         """A region that the other side has told of, or is about to: to be kept, or taken once. Raises as `mapping`."""
         while (found := self._regions.get(number)) is None:
-            self._await(number)
+            self._receive()
         found.is_kept = keep
         if not keep:
             del self._regions[number]
         return found
 
+    def renounce(self, blocks: Iterable[tuple[int, int]], regions: Iterable[int]) -> None:
+        """Nobody will see these blocks and regions: free them as soon as they are here."""
+        for number, index in blocks:
+            if number in self._maps:
+                self._maps[number][index] = 0
+            else:
+                self._owed.setdefault(number, []).append(index)
+        for number in regions:
+            if self._regions.pop(number, None) is None:
+                self._owed.setdefault(number, []).append(0)
+
+    def settle(self) -> None:
+        """Free what was renounced, as far as it has come by now."""
+        try:
+            while self._owed:
+                self._receive(socket.MSG_DONTWAIT)
+        except (EOFError, OSError):
+            return
+
     def take_in(self, number: int) -> None:
         """Let go of a region of which the other side says that it is gone. Blocks until that has come."""
-        while self._receive() != (_GONE, number):
-            pass
-
-    def _await(self, number: int) -> None:
-        if number in self._lost:
-            if number & REGION:
-                self._lost.discard(number)  # it will be sent again
-            raise OSError(errno.EMFILE, "shared memory could not be received")
-        self._receive()
-
-    def _receive(self) -> tuple[int, int]:
-        """Take in one record."""
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(_RECORD.size, socket.CMSG_SPACE(4), _CLOEXEC)
+            while True:
+                kind, numbers = self._receive()
+                if kind == _GONE and number in numbers:
+                    return
+        except OSError:  # no room for what comes before it: then with that
+            return
+
+    def _receive(self, flags: int = 0) -> tuple[int, list[int]]:
+        """Take in one record; raises OSError, and leaves it there, while there is no room for its descriptors."""
+        fds = array.array("i")
+        try:
+            return self._take(fds, flags)
+        except struct.error as exc:
+            raise EOFError from exc
+        finally:  # of a record that could not be taken, or the next one's, which were seen too
+            for fd in fds:
+                os.close(fd)
+
+    def _take(self, fds: array.array[int], flags: int) -> tuple[int, list[int]]:
+        most = _HEAD.size + 8 * _MOST if _PEEK else _HEAD.size
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(most, _ROOM, flags | _PEEK | _CLOEXEC)
         except OSError as exc:  # a BlockingIOError too: it was to be here before the frame
             raise EOFError from exc
-        if len(data) < _RECORD.size:
-            raise EOFError
-        kind, number = _RECORD.unpack(data)
-        if kind == _GONE:
-            self._maps.pop(number, None)
-            region = self._regions.pop(number, None)
-            if region is not None:
-                region.is_kept, region.kept = False, None
-            return kind, number
-        fds = array.array("i")
         for level, what, content in ancillary:
             if (level, what) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-        if fds:
-            self._keep(number, fds[0])
+        kind, count = _HEAD.unpack_from(data)
+        if not _PEEK:
+            data += self._socket.recv(8 * count)
+        numbers = list(struct.unpack_from(f"<{count}Q", data, _HEAD.size))
+        if kind == _HERE and len(fds) < count:
+            raise OSError(errno.EMFILE, "shared memory could not be received") if _PEEK else EOFError
+        if _PEEK:
+            self._socket.recv(_HEAD.size + 8 * count)
+        if kind == _GONE:
+            self._let_go(numbers)
         else:
-            self._lost.add(number)
-        return kind, number
+            for number in numbers:
+                self._keep(number, fds.pop(0))
+        return kind, numbers
+
+    def _let_go(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._maps.pop(number, None)
+            self._owed.pop(number, None)
+            region = self._regions.pop(number, None)
+            if region is not None:
+                region.is_kept, region.kept = False, None
 
     def _keep(self, number: int, fd: int) -> None:
-        try:
-            if not _CLOEXEC:
-                os.set_inheritable(fd, False)
-            if not number & REGION:
-                try:
-                    self._maps[number] = mmap.mmap(fd, 0)
-                except (OSError, ValueError):  # no address space
-                    self._maps[number], fd = Unmapped(fd), -1
-            else:
-                region = known_region(number)
-                if region is None:
-                    region, fd = Region(fd, number, os.fstat(fd).st_size), -1
-                self._regions[number] = region
-            self._lost.discard(number)
-        except (OSError, ValueError):
-            self._lost.add(number)
-        finally:
-            _os.close_fd(fd)
+        if not _CLOEXEC:
+            os.set_inheritable(fd, False)
+        owed = self._owed.pop(number, [])
+        if number & REGION:
+            region = known_region(number)
+            if region is None:
+                region, fd = Region(fd, number, os.fstat(fd).st_size), -1
+            self._regions[number] = region
+            if owed:  # for each time that it is sent, once
+                del self._regions[number]
+                if owed[1:]:
+                    self._owed[number] = owed[1:]
+        else:
+            mapping: mmap.mmap | Unmapped
+            try:
+                mapping = mmap.mmap(fd, 0, **_os.UNTRACKED)
+            except (OSError, ValueError):  # no address space
+                mapping, fd = Unmapped(fd), -1
+            self._maps[number] = mapping
+            for index in owed:
+                mapping[index] = 0
+        _os.close_fd(fd)
 
     def lent(self) -> tuple[int, int]:
         """Blocks of the other side's segments that are seen here, or on their way: how many, and their bytes."""
@@ -197,6 +265,7 @@ class Passage:
         """Close it. Idempotent. Mappings stay for as long as something of them is seen."""
         self._socket.close()
         while self._pending:
-            _os.close_fd(self._pending.popleft()[1])
+            for fd in self._pending.popleft()[1]:
+                _os.close_fd(fd)
         self._maps.clear()
         self._regions.clear()

@@ -61,25 +61,30 @@ def dumps_plainly(value: object, found: Found | None = None) -> Any:
     """
     if is_by_value_requested():
         return None
-    try:
-        data: Any
-        if found is None or not found.large:
-            data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
-        else:
-            data = Parts()
-            pickle.Pickler(data, PROTOCOL, buffer_callback=found).dump(value)
-        if found is not None and found.has_read_only:
-            found.again()
-            data = Parts() if found.large else io.BytesIO()
-            _WritablePickler(data, found).dump(value)
-            data = data if type(data) is Parts else data.getvalue()
-    except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
-        return None
     # By reference, the name of the module stands in the stream. Text that happens to contain it costs a needless
     # second try, never a wrong result. The scan costs about half as much as copying the bytes once.
-    if type(data) is Parts:
-        return None if found is None or found.may_name(b"__main__", data) else data
-    return None if b"__main__" in data else data
+    try:
+        if found is None or not found.large:
+            data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
+            if found is None or not found.has_read_only:
+                return None if b"__main__" in data else data
+        return _dump_in_parts(value, found)
+    except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
+        return None
+
+
+def _dump_in_parts(value: object, found: Found) -> Any:
+    """As `dumps_plainly`, for values with large bytes or read-only arrays."""
+    parts = Parts()
+    if not found.has_read_only:
+        pickle.Pickler(parts, PROTOCOL, buffer_callback=found).dump(value)
+    if found.has_read_only:
+        found.again()
+        parts.clear()
+        _WritablePickler(parts, found).dump(value)
+    if found.may_name(b"__main__", parts):
+        return None
+    return parts if found.large else b"".join(parts)
 
 
 class _WritablePickler(pickle.Pickler):

@@ -1,17 +1,23 @@
 """Regions: shared memory that belongs to nobody's arena: of a SharedBuffer, or of an object that was broadcast.
 
-Owner: whoever has a reference; the descriptor is closed with the last one. `_regions` takes one atomic operation at a
+Pickled, a region is a handle that the other process opens: it is sent along (in a call or a result), inherited (in
+`initargs`) or, on Linux, taken from this process by its number. Where it was unlinked, that is refused.
+Owner: whoever has a reference; the descriptor is closed with the last one, and not before, as another thread may be
+sending it. `_regions` takes one atomic operation at a
 time, from any thread.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
+import sys
 from _weakref import ref  # the module weakref would be one more import in every worker
 from collections.abc import Callable
 
 from poolkit import _os
+from poolkit._wire import buffers
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -27,13 +33,14 @@ class Region:
     mistaken for another. `kept` is what was made of it here, where that `is_kept`: in a worker, while the owner has it.
     """
 
-    __slots__ = ("__weakref__", "fd", "is_kept", "kept", "nbytes", "number")
+    __slots__ = ("__weakref__", "fd", "is_kept", "is_unlinked", "kept", "nbytes", "number")
 
     def __init__(self, fd: int, number: int, nbytes: int) -> None:
         self.fd = fd
         self.number = number
         self.nbytes = nbytes
         self.is_kept = False
+        self.is_unlinked = False  # no further handle is passed on
         self.kept: Any = None
         known = _regions[number] = _Known(self, _forget_region)
         known.number = number
@@ -47,14 +54,36 @@ class Region:
             fd = _reserved(_os.file_memory, nbytes)
         return cls(fd, int.from_bytes(os.urandom(8), "little") | REGION, nbytes)
 
-    def close(self) -> None:
-        """Close the descriptor: it cannot be passed on any more. Idempotent."""
-        fd, self.fd = self.fd, -1
-        _os.close_fd(fd)
+    def mapping(self) -> mmap.mmap:
+        """All of it; mapped once, where the region is kept. Raises OSError."""
+        kept = self.kept
+        if kept is None:
+            kept = mmap.mmap(self.fd, 0, **_os.UNTRACKED)
+            if self.is_kept:
+                self.kept = kept
+        return kept  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> Any:
+        """A handle."""
+        if self.is_unlinked:
+            msg = "this shared memory was unlinked: no other process can get it"
+            raise pickle.PicklingError(msg)
+        context = sys.modules.get("multiprocessing.context")
+        if context is not None and context.get_spawning_popen() is not None:  # initargs, or a Process is being started
+            from multiprocessing import reduction  # noqa: PLC0415 -- see above
+
+            return _from_descriptor, (reduction.DupFd(self.fd), self.number, self.nbytes)
+        if buffers.attach(self):
+            return expected_region, (self.number,)
+        if not os.path.exists("/proc/self/fd"):  # noqa: PTH110 -- pathlib costs a worker 6 ms
+            msg = "on this system, shared memory can be pickled only as part of a call, a result or initargs of a pool"
+            raise pickle.PicklingError(msg)
+        status = os.fstat(self.fd)
+        return _from_process, (self.number, self.nbytes, os.getpid(), self.fd, status.st_dev, status.st_ino)
 
     def __del__(self) -> None:
         """Close the descriptor."""
-        self.close()
+        _os.close_fd(self.fd)
 
 
 def _reserved(make: Callable[[int], int], nbytes: int) -> int:
@@ -95,3 +124,32 @@ def expected_region(number: int) -> Region:
         msg = "this handle on shared memory has come too late, or not from a pool"
         raise pickle.UnpicklingError(msg)
     return region
+
+
+# ===== handles that are opened without a pool =====
+
+
+def _from_descriptor(descriptor: Any, number: int, nbytes: int) -> Region:
+    fd = descriptor.detach()
+    region = known_region(number)
+    if region is None:
+        return Region(fd, number, nbytes)
+    os.close(fd)
+    return region
+
+
+def _from_process(number: int, nbytes: int, pid: int, fd: int, device: int, inode: int) -> Region:
+    region = known_region(number)
+    if region is not None:
+        return region
+    try:
+        own = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        msg = f"the process {pid} that made this handle on shared memory is gone, has closed it, or keeps it: {exc}"
+        raise pickle.UnpicklingError(msg) from exc
+    status = os.fstat(own)
+    if (status.st_dev, status.st_ino) != (device, inode):
+        os.close(own)
+        msg = f"the process {pid} has closed the shared memory of this handle"
+        raise pickle.UnpicklingError(msg)
+    return Region(own, number, nbytes)

@@ -2,7 +2,7 @@
 
     step      take the lock, hand something to the scheduler, take out what it decided, let go of the lock
     hand in   while all workers are busy a new task is only left here, without the lock, for the next step
-    leave     a worker thread's report is only left here where another thread is deciding
+    leave     a worker thread's report is only left here where another thread has the lock, which looks afterwards
     publish   give tasks their outcomes, wake who waits; callbacks are called here, or left to the supervisor thread
     take      read the links, by whoever waits or passes by, and the same
 
@@ -106,15 +106,11 @@ class Desk:
     # ===== entering and leaving the lock =====
 
     def _enter(self) -> float:
-        """Begin a step, under the lock, by taking in what was handed in and left. Returns the moment."""
+        """Begin a step, under the lock, by taking in what was handed in. Returns the moment."""
         self._all_busy = False
         if self._handed_in:
             self._scheduler.take_in(self._handed_in)
-        now = self.clock()
-        if self._left:
-            left = self._left
-            self._scheduler.handle_all([left.popleft() for _ in range(len(left))], now)
-        return now
+        return self.clock()
 
     def _decided(self) -> Settled:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
@@ -164,6 +160,8 @@ class Desk:
                 result = step(self._enter())
                 settled = self._decided()
             self._publish(settled)
+            if self._left:
+                self._take_left(call=False)
         finally:
             let_come(before)
         return result
@@ -220,18 +218,30 @@ class Desk:
         Where another thread has the lock, the report is only left for it, or for the supervisor thread: to wait would
         cost each task a turn of the interpreter's lock between two CPUs, some 40 us.
         """
+        if not LEAVING:
+            self.deliver([report])
+            return
         self._left.append(report)
-        if not self._lock.acquire(blocking=not LEAVING):
+        self._take_left(call=True)
+
+    def _take_left(self, *, call: bool) -> None:
+        """Take in what was left, unless another thread has the lock; `call`: this is a thread of the pool."""
+        if not self._lock.acquire(blocking=False):
             self.workforce.wake()  # whoever has it may have looked already
             return
         try:
             now = self._enter()
+            self._scheduler.handle_all(self._what_was_left(), now)
             if self._due <= now:
                 self._scheduler.tick(now)
             settled = self._decided()
         finally:
             self._lock.release()
-        self._publish(settled)
+        self._publish(settled, call=call)
+
+    def _what_was_left(self) -> list[Report]:
+        left = self._left
+        return [left.popleft() for _ in range(len(left))]  # under the lock, so nobody else takes any
 
     def _handle(self, reports: Sequence[Report]) -> Settled:
         """Hand reports of workers to the scheduler; returns what is to be published."""
@@ -244,6 +254,8 @@ class Desk:
                 report.describe()
         with self._lock:
             now = self._enter()
+            if self._left:
+                self._scheduler.handle_all(self._what_was_left(), now)
             self._scheduler.handle_all(reports, now)
             if self._due <= now:
                 self._scheduler.tick(now)
@@ -275,8 +287,9 @@ class Desk:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
         if self._is_torn():
             self._refuse_torn("wait for a task")
-        if not self.forked and os.getpid() == self.pid:
-            self._reader.lead(task, timeout, self._take)
+        if self._is_copy():
+            self._refuse_copy()  # decided in the parent, and published there alone
+        self._reader.lead(task, timeout, self._take)
 
     def relinquish(self) -> None:
         """Somebody wants to be called back, and does not wait."""

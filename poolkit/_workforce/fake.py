@@ -8,7 +8,6 @@ Owner: the one thread that uses the pool.
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 from collections import deque
@@ -20,8 +19,8 @@ from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import codec
 from poolkit._wire.buffers import Found
+from poolkit._workforce.references import by_reference
 from poolkit._workforce.supervisor import Supervisor
-from poolkit.broadcast import by_reference
 from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
@@ -77,9 +76,9 @@ class FakeWorkforce:
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """Send a call through the real codec, so that what would not travel fails here too."""
         if not self._check_pickle:
-            return (fn, by_reference(args), by_reference(kwargs)), 0
-        with Found(math.inf) as found:  # handles on shared memory go as they would to a worker
-            call = codec.pack_call(fn, args, kwargs)
+            return by_reference(fn, args, kwargs), 0
+        with Found() as found:  # handles and read-only arrays go as they would to a worker
+            call = codec.pack_call(fn, args, kwargs, found)
         return (call, found.regions), len(call[0]) + len(call[1])
 
     def start(self, worker_id: int) -> None:
@@ -170,8 +169,8 @@ class FakeWorkforce:
                 return Outcome(value, ok=ok)
             if not ok:
                 return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
-            with Found(math.inf) as found:
-                packed = codec.pack_value(value)
+            with Found() as found:
+                packed = codec.pack_value(value, found)
             return Outcome((packed, found.regions), ok=True, load=_load_value)
         except SerializationError as exc:
             return Outcome(codec.pack_error(exc), ok=False, load=codec.load_error)

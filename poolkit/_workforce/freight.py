@@ -13,31 +13,34 @@ Guarded by: the pool's lock: the waybills, `_dead`. The arena guards itself. `pa
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from _weakref import ref
 from collections import deque
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from poolkit import _os
 from poolkit._core.workforce import AnyTask
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
-from poolkit._wire.buffers import Found
+from poolkit._wire.buffers import PLAIN, found_from
 from poolkit._wire.holds import has_pins, release_pins
 from poolkit._wire.messages import FLAG_COPIES, FLAG_PARCEL
 from poolkit._wire.parcels import Arrived, Parcel, pack
+from poolkit._wire.passage import Passage
 from poolkit._wire.regions import Region
+from poolkit._workforce.logs import log
 
 if TYPE_CHECKING:
     from poolkit._workforce.member import Member
 
-log = logging.getLogger("poolkit")
 
 LOOK_AT_CHILDREN = 2.0  # seconds between two looks whether a forked child is gone
+LOOK_AT_DYING = 1.0  # seconds until the next look whether workers are dead that nobody reaps
 RETRY = 0.01  # seconds until a descriptor that the system had no room for is sent again
+SHORT = 16  # items of a list that are looked at one by one
 KEEP = 256 << 20  # bytes of free memory that the owner keeps for arguments
 
 
@@ -79,6 +82,7 @@ class Freight:
 
     def __init__(self, threshold: int | None, name: str) -> None:
         self.threshold = float("inf") if threshold is None else threshold
+        self._found = found_from(self.threshold)
         self.arena = Arena(KEEP)
         self._name = name
         # Set by the workforce: called, from finalizers, when a region is gone that a worker was told of; and what wakes
@@ -96,24 +100,37 @@ class Freight:
 
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """Pickle a call, with what is large in blocks. Raises SerializationError."""
-        found = Found(self.threshold)
+        if type(fn) is FunctionType and not kwargs:
+            for value in args:
+                if (kind := type(value)) not in PLAIN and not (
+                    (kind is list or kind is tuple) and len(value) <= SHORT and PLAIN.issuperset(map(type, value))
+                ):
+                    break
+            else:
+                call = codec.pack_call(fn, args, kwargs)
+                size = len(call[1])
+                if size < self.threshold:
+                    return call, len(call[0]) + size
+        found = self._found()
         found.look(args)
         if kwargs:
             found.look(kwargs.values())
         if not buffers.regions_in_use:
             fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
+            if not found and not found.large and len(body) < self.threshold:
+                return (fn_bytes, body), len(fn_bytes) + len(body)
         else:
             with found:
                 fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
-        if type(body) is bytes and len(body) < self.threshold and not found and not found.regions:
-            return (fn_bytes, body), len(fn_bytes) + len(body)
         was_idle = self.arena.idle_at is None
         packed = pack(body, found, self.arena)
-        if was_idle:  # the supervisor thread may sleep for long, and is to give back what will be idle
+        if (
+            was_idle and self.arena.idle_at is not None
+        ):  # the supervisor thread may sleep for long, and is to give back what will be idle
             self.wake()
         if self.arena.is_short and not self._is_told:
             self._tell()
-        size = len(packed) if isinstance(packed, bytes) else packed.size
+        size = len(packed) if isinstance(packed, bytes) else len(packed.body)
         return (fn_bytes, packed), len(fn_bytes) + size
 
     def _tell(self) -> None:
@@ -136,9 +153,14 @@ class Freight:
             if region.number not in self._watched:
                 self._watched[region.number] = ref(region, self._region_gone(region.number))
         self.sent += parcel.nbytes
-        if not member.passage.flush():
-            self.due_at = 0.0  # the supervisor thread goes on with it
-        return b"".join(parcel.parts), flags
+        self.flush(member.passage)
+        return parcel.body, flags
+
+    def flush(self, passage: Passage) -> None:
+        """Send what a passage has had no room for; the supervisor thread goes on with the rest."""
+        if not passage.flush():
+            self.due_at = 0.0
+            self.wake()
 
     def _region_gone(self, number: int) -> Callable[[ref[Region]], None]:
         def forget(_: ref[Region]) -> None:
@@ -174,7 +196,9 @@ class Freight:
 
     def due(self) -> float | None:
         """When `tend` is to be called next; None when there is no need."""
-        return min((due for due in (self.due_at, self._pins_at, self.arena.idle_at) if due is not None), default=None)
+        dying_at = time.monotonic() + LOOK_AT_DYING if self._dying else None
+        times = (self.due_at, self._pins_at, dying_at, self.arena.idle_at)
+        return min((due for due in times if due is not None), default=None)
 
     def tend(self, members: Iterable[Member]) -> None:
         """Do what is due now and then: send what sockets had no room for, give back what is idle. Under the lock."""

@@ -267,6 +267,7 @@ class ProcessWorkforce:
             self._nursery.close_in_forked_child()
         for member in self._members.values():
             member.close()
+        self.freight.arena.close()
         self._close_own()
 
     def _close_own(self) -> None:
@@ -359,6 +360,7 @@ class ProcessWorkforce:
                 if member.passage is not None and member.passage.forget(number):
                     payload = number.to_bytes(8, "little")
                     self._write(member, [messages.FRAME_TO_WORKER.pack(messages.FORGET, 0, 8), payload])
+                    self.freight.flush(member.passage)
 
     def _writable(self, member: Member, _events: int, _reports: Reports) -> None:
         with self._lock:

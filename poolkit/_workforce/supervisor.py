@@ -92,6 +92,8 @@ class Supervisor(Desk):
                 self._accept(task, error, now)
                 settled = self._decided()
             self._publish(settled)
+            if self._left:
+                self._take_left(call=False)
             if not task.id & PASSES_BY:
                 self._reader.pass_by(self._take)
         finally:
@@ -350,6 +352,7 @@ class Supervisor(Desk):
         self._uncalled.clear()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
+        self._left.clear()  # of tasks that are not settled here
         self._enter()
         for task in self._scheduler.give_up():
             task.leave_parent()

@@ -19,16 +19,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolkit import _os
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
-from poolkit._wire import buffers
+from poolkit._workforce.references import by_reference
 from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
-from poolkit.broadcast import by_reference
 from poolkit.context import TaskContext
 
-# Several, so that a thread goes on with its next task where another thread has the pool's lock.
-MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
 
 _GO, _DROPPED, _STOP = "go", "dropped", "stop"
@@ -40,7 +36,7 @@ class ThreadWorkforce:
     kind = "thread"
     links = None
     by_reference = True
-    max_batch = MAX_BATCH
+    max_batch = 1  # threads may wait for each other's tasks, so these begin in the order of the queue
 
     def __init__(
         self,
@@ -65,10 +61,8 @@ class ThreadWorkforce:
 
     @staticmethod
     def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
-        """A call goes to a thread as it is, but for the handles of broadcast objects."""
-        if buffers.regions_in_use:
-            args, kwargs = by_reference(args), by_reference(kwargs)
-        return (fn, args, kwargs), 0
+        """A call goes to a thread as it is, but for arguments that are handles of broadcast objects."""
+        return by_reference(fn, args, kwargs), 0
 
     # ===== orders, given under the pool's lock =====
 

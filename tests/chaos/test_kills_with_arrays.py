@@ -28,11 +28,11 @@ def all_is_back(pool: poolkit.Pool) -> bool:
 @pytest.mark.parametrize("retries", [0, 100])
 def test_every_lease_returns(retries: int, new_gate: Callable[[], Gate]) -> None:
     rng = faults.new_rng()
-    with faults.new_pool(3, retries=retries) as pool:
+    with faults.new_pool(3, retries=retries, preload=["numpy"]) as pool:
         crashes = 0
         with faults.Killer(pool, rng) as killer:
             flying: deque[tuple[int, poolkit.Task[Any]]] = deque()
-            for number in range(faults.scaled(1500)):
+            for number in range(faults.scaled(1000)):
                 flying.append((number, pool.submit(work.double, work.numbered(number, rng.choice([20_000, 60_000])))))
                 if len(flying) > 12:
                     oldest, task = flying.popleft()
@@ -56,7 +56,7 @@ def test_every_lease_returns(retries: int, new_gate: Callable[[], Gate]) -> None
 
 
 def test_every_lease_returns_when_the_template_process_is_killed() -> None:
-    with poolkit.Pool(2) as pool:
+    with poolkit.Pool(2, preload=["numpy"]) as pool:
         for _ in range(3):
             tasks = [pool.submit(work.double, work.numbered(number)) for number in range(50)]
             tasks[0].result()

@@ -54,9 +54,8 @@ def test_large_bytes_and_text_come_back_as_they_went(pool: poolkit.Pool, large: 
 def test_a_read_only_array_arrives_writable_both_ways(pool: poolkit.Pool, size: int) -> None:
     array = np.arange(size)
     array.flags.writeable = False
-    if pool.kind == "process":
-        assert pool.submit(work.is_writable, array).result()
-        assert pool.submit(work.echo, array).result().flags.writeable
+    assert pool.submit(work.is_writable, array).result()
+    assert pool.submit(work.echo, array).result().flags.writeable
 
 
 @pytest.mark.needs("by_value")
@@ -188,6 +187,18 @@ def test_what_travels_in_shared_memory_is_counted(make_pool: MakePool) -> None:
 
 
 @pytest.mark.needs("process")
+@pytest.mark.one_start_method
+@pytest.mark.skipif(not support.PROC.is_dir() or "POOLKIT_PORTABLE" in os.environ, reason="looks at names of mappings")
+def test_a_forked_child_keeps_nothing_of_the_arena(pool: poolkit.Pool) -> None:
+    for size in (100_000, 1_000_000):
+        pool.submit(work.checksum, np.zeros(size, "u1")).result()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(work.open_memory() + work.open_descriptors())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.needs("process")
 def test_without_a_threshold_nothing_travels_in_shared_memory(make_pool: MakePool) -> None:
     pool = make_pool(shm_threshold=None)
     assert np.array_equal(pool.submit(work.echo, np.arange(MIB)).result(), np.arange(MIB))
@@ -253,7 +264,7 @@ def test_a_handle_is_small_and_copies_nothing(pool: poolkit.Pool) -> None:
         after = pool.stats()
         assert after.link_bytes_sent - before.link_bytes_sent < 5 * 600
         assert after.arena_bytes_sent == before.arena_bytes_sent
-        assert len(pickle.dumps(shared.buffer)) < 100
+        assert len(pickle.dumps(shared)) < 200
 
 
 def test_a_shared_array_made_in_a_worker_outlives_it(pool: poolkit.Pool) -> None:
@@ -321,6 +332,54 @@ def test_use_after_close_is_an_error() -> None:
         _ = array.array
 
 
+def test_views_of_a_shared_array_outlive_its_handle() -> None:
+    with poolkit.SharedArray(1_000_000) as shared:
+        view = shared.array[5:]
+        view[:] = 1
+    assert shared.closed
+    assert view.sum() == 999_995  # not a crash
+    again = poolkit.SharedArray(10)
+    flat = again.array.reshape(2, 5).T
+    again.close()
+    again.close()
+    assert flat.sum() == 0
+    with pytest.raises(ValueError, match="closed"):
+        pickle.dumps(again)
+
+
+def test_a_with_statement_lets_the_exception_of_its_body_through() -> None:
+    with pytest.raises(KeyError), poolkit.SharedBuffer(100) as buffer:
+        view = memoryview(buffer)
+        raise KeyError
+    view.release()
+    with pytest.raises(BufferError, match="views"), poolkit.SharedBuffer(100) as buffer:
+        view = memoryview(buffer)
+    view.release()
+
+
+@pytest.mark.needs("process")
+def test_a_task_that_closes_its_handle_closes_only_that(pool: poolkit.Pool) -> None:
+    with poolkit.SharedBuffer(100) as buffer, poolkit.SharedArray(100) as array:
+        pool.submit(work.keep, (buffer, array)).result()
+        pool.submit(work.close_all, (buffer, array)).result()
+        assert pool.submit(work.are_kept_open).result() == [True, True]
+        pool.submit(work.drop_kept).result()
+
+
+def test_hundreds_of_handles_arrive_in_both_directions(pool: poolkit.Pool) -> None:
+    assert pool.submit(len, [poolkit.SharedBuffer(10) for _ in range(300)]).result() == 300
+    assert len(pool.submit(work.make_many, 300).result()) == 300
+
+
+@pytest.mark.needs("process")
+def test_an_unlinked_handle_is_passed_on_no_more(pool: poolkit.Pool) -> None:
+    for made in (poolkit.SharedBuffer(100), poolkit.SharedArray(100)):
+        made.unlink()
+        error = pool.submit(work.echo, made).exception()
+        assert isinstance(error, poolkit.SerializationError)
+        assert "unlinked" in str(error.__cause__ or error)
+
+
 def test_sizes_and_types_that_make_no_sense_are_refused() -> None:
     for wrong in (0, -1):
         with pytest.raises(ValueError, match="nbytes"):
@@ -385,8 +444,36 @@ def test_threads_get_the_object_itself(pool: poolkit.Pool) -> None:
     value = {"a": work.numbered(1)}
     shared = pool.broadcast(value)
     assert pool.submit(work.echo, shared).result() is value
-    assert pool.submit(work.echo, [1, {"k": shared}]).result()[1]["k"] is value
+    assert pool.submit(dict, key=shared).result()["key"] is value
+    assert pool.submit(work.echo, [shared]).result()[0] is shared  # only arguments themselves are looked at
     assert all(got is value for got in pool.map(work.echo, [shared] * 5))
+    assert all(got[1] is value for got in pool.map(work.both, [shared] * 5, [shared] * 5))
+
+
+@pytest.mark.needs("by_value")
+@pytest.mark.parametrize("view", [np.s_[:, ::2], np.s_[::-1], np.s_[:, :1], np.s_[:2]])
+def test_each_array_of_a_broadcast_object_is_read_only(pool: poolkit.Pool, view: Any) -> None:
+    array = np.arange(100.0).reshape(10, 10)
+    array.flags.writeable = False
+    shared = pool.broadcast(
+        {"part": array[view], "odd": np.array([[{}, 1]], "O")[:, ::2], "all": np.asfortranarray(array)}
+    )
+    got = pool.submit(work.look_inside, shared, "part").result()
+    assert not got[0]
+    assert np.array_equal(got[1], array[view])
+    assert not pool.submit(work.look_inside, shared, "all").result()[0]
+
+
+@pytest.mark.needs("by_value")
+def test_an_object_that_is_broadcast_may_hold_shared_arrays(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    inner = poolkit.SharedArray(10)
+    shared = pool.broadcast({"inner": inner})
+    for value in (1.0, 2.0):
+        inner.array[:] = value
+        assert [pool.submit(work.total_inside, shared).result() for _ in range(6)] == [value * 10] * 6
+    inner.close()
+    assert pool.submit(work.total_inside, shared).result() == 20.0
 
 
 @pytest.mark.needs("process", "crash")

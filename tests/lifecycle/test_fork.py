@@ -196,3 +196,37 @@ pool.shutdown()
 """
     )
     assert lines == ["1", "closed True", "0 2"]
+
+
+def test_a_report_that_a_worker_thread_left_at_the_moment_of_the_fork_is_the_parents() -> None:
+    lines = forked(
+        """
+at_fork = None
+os.register_at_fork(before=lambda: at_fork and at_fork())
+import poolkit.pool  # whose own hooks run before this one, so that the pool's lock is held
+pool = poolkit.Pool(1, kind="thread")
+began, go_on = threading.Event(), threading.Event()
+
+def run():
+    began.set()
+    go_on.wait()
+    return 1
+
+task = pool.submit(run)
+began.wait()
+
+def at_fork():
+    go_on.set()
+    while not pool._supervisor._left:
+        time.sleep(0.001)
+
+def child():
+    refused(lambda: task.result(timeout=30))
+
+in_child(child)
+at_fork = None
+print(task.result())
+pool.shutdown()
+"""
+    )
+    assert lines == ["closed True", "1"]

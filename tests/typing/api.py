@@ -33,6 +33,13 @@ def maps(pool: poolkit.Pool) -> None:
     del one, other
 
 
+def broadcasts(pool: poolkit.Pool) -> None:
+    """A handle knows the type of its object."""
+    shared: poolkit.Shared[list[int]] = pool.broadcast([1])
+    wrong: poolkit.Shared[str] = pool.broadcast([1])  # type: ignore[arg-type]
+    del shared, wrong
+
+
 async def awaits(pool: poolkit.Pool) -> str:
     """A task is awaited for its value."""
     task = await pool.submit_async(double, 3)

@@ -9,7 +9,7 @@ from typing import Any
 
 from poolkit._wire import codec
 from poolkit._wire.arena import Arena
-from poolkit._wire.buffers import Found
+from poolkit._wire.buffers import found_from
 from poolkit._wire.parcels import Arrived, Parcel, pack
 from poolkit._wire.passage import Passage
 
@@ -27,7 +27,7 @@ class Pair:
         self.into = Passage(theirs.detach(), waits=True)
 
     def pack(self, value: Any) -> bytes | Parcel:
-        found = Found(self.threshold)
+        found = found_from(self.threshold)()
         found.look((value,))
         with found:
             body = codec.pack_value(value, found)
@@ -37,7 +37,7 @@ class Pair:
         parcel.hand_over(self.out, self.arena)
         if not copies:
             parcel.lend(1)
-        return Arrived(b"".join(parcel.parts), self.into, keep=keep, copies=copies)
+        return Arrived(parcel.body, self.into, keep=keep, copies=copies)
 
     def trip(self, value: Any, *, copies: bool = False) -> Any:
         packed = self.pack(value)

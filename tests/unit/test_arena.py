@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import sys
+import threading
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -146,6 +150,105 @@ def test_an_entry_from_within_is_refused_instead_of_tearing_the_arena(arena: Are
     assert arena.take(70_000) is not None
 
 
+def test_only_taking_waits_for_another_thread(arena: Arena, clock: Clock) -> None:
+    lease = take(arena, 70_000)
+    lease.lend(1)
+    clock.now += IDLE
+    locked, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with arena._lock:
+            locked.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    locked.wait()
+    arena.trim()
+    arena.take_back(1)
+    assert arena.lent_blocks() == 1
+    assert arena.lent_bytes() == class_of(70_000)
+    assert arena.idle_at is not None
+    assert arena.idle_at <= clock.now + 0.1
+    done.set()
+    thread.join()
+    clock.now = arena.idle_at
+    arena.trim()
+    assert arena.lent_blocks() == 0
+
+
+def test_what_is_left_by_a_call_in_the_midst_of_taking_is_done_by_the_taker(arena: Arena) -> None:
+    lease = take(arena, 70_000)
+    lease.lend(1)
+    with arena._lock:
+        arena.take_back(1)
+        arena.trim()
+    assert arena.lent_blocks() == 1
+    assert place(take(arena, 70_000)) == place(lease)
+
+
+def test_closing_waits_for_nobody(arena: Arena) -> None:
+    locked, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with arena._lock:
+            locked.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    locked.wait()
+    arena.close()
+    done.set()
+    thread.join()
+
+
+def test_an_interrupt_at_any_line_of_taking_loses_no_block(arena: Arena) -> None:
+    take(arena, 70_000)  # the segment is there
+    interrupted = 0
+    for line in range(100):
+        left = line
+
+        def count(frame: FrameType, event: str, _arg: object) -> Any:
+            nonlocal left
+            if event == "line" and frame.f_code is not Arena.take.__code__:  # no signal comes just before an __exit__
+                left -= 1
+                if left < 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return count
+
+        lease = None
+        sys.settrace(count)
+        try:
+            lease = arena.take(70_000)
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.settrace(None)
+        del lease
+        assert arena.lent_blocks() == 0
+        assert not arena._lock._is_owned()
+    assert 5 < interrupted < 90
+
+
+def test_memory_is_reserved_piece_by_piece_as_each_signal_makes_a_call_begin_anew(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[int] = []
+    real = os.posix_fallocate
+
+    def note(fd: int, offset: int, nbytes: int) -> None:
+        pieces.append(nbytes)
+        real(fd, offset, nbytes)
+
+    monkeypatch.setattr(os, "posix_fallocate", note)
+    lease = take(arena, 9 * MIB)
+    assert max(pieces) <= 2 * MIB
+    assert sum(pieces) >= 9 * MIB
+    assert os.fstat(lease.segment.fd).st_blocks * 512 >= 9 * MIB
+
+
 def test_idle_memory_is_given_back_and_then_nothing_is_due(arena: Arena, clock: Clock) -> None:
     leases = [take(arena, 3 * MIB) for _ in range(4)]
     segments = {lease.segment.id: lease.segment for lease in leases}.values()
@@ -250,3 +353,14 @@ def names_in_shared_memory() -> set[str]:
 
 def test_segments_have_room_for_a_state_byte_of_each_block() -> None:
     assert arenas.MOST_BLOCKS < arenas.SIZE_AT
+
+
+def test_a_descriptor_stays_open_while_somebody_may_reserve_memory_with_it(clock: Clock) -> None:
+    arena = Arena(MIB, clock)
+    lease = take(arena, 70_000)
+    fd = lease.segment.fd
+    arena.close()
+    os.fstat(fd)
+    del lease
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)

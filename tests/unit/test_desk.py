@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from poolkit import Pool, PoolkitError
+from poolkit import Pool, PoolClosed, PoolkitError
 from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.member import Member
 from poolkit._workforce.process import ProcessWorkforce
@@ -97,7 +97,8 @@ def test_a_copy_in_a_forked_child_does_not_read_what_is_its_parents(
     assert led
     del led[:]
     monkeypatch.setattr(desk, "pid", -1)
-    desk.lead(task, 0.0)
+    with pytest.raises(PoolClosed, match="forked"):
+        desk.lead(task, 0.0)
     assert led == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -11,7 +12,8 @@ import poolkit
 from poolkit._workforce.desk import Desk
 from support import wait_until
 
-ROUNDS = 3000
+ROUNDS = 400
+WATCHDOG = 60.0  # seconds
 
 
 class Held:
@@ -40,21 +42,6 @@ def pool() -> Iterator[poolkit.Pool]:
         yield made
 
 
-def test_it_goes_on_with_what_it_was_sent_while_another_thread_has_the_lock(pool: poolkit.Pool) -> None:
-    ran: list[int] = []
-    worker = next(iter(pool._supervisor._scheduler.roster))
-    held = Held(pool._supervisor)
-    try:
-        worker_thread = pool._supervisor.workforce._members[worker.id]  # type: ignore[attr-defined]
-        sent = [poolkit.Task(pool._supervisor, "sent", (ran.append, (number,), {}), pool._options) for number in (1, 2)]
-        worker_thread.claims.extend((task, False) for task in sent)
-        worker_thread.inbox.put("go")
-        wait_until(lambda: len(ran) == 2, "it ran both without the lock")
-    finally:
-        held.release()
-    assert ran == [1, 2]
-
-
 def test_a_report_that_was_left_is_taken_in_by_the_supervisor_thread(pool: poolkit.Pool) -> None:
     began, go_on = threading.Event(), threading.Event()
 
@@ -76,13 +63,54 @@ def test_a_report_that_was_left_is_taken_in_by_the_supervisor_thread(pool: poolk
     assert not pool._supervisor._left
 
 
+def test_whoever_has_the_lock_looks_afterwards_but_calls_nobody_back(
+    pool: poolkit.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A callback may take a lock that the caller has; it runs on a thread of the pool."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def run() -> None:
+        began.set()
+        go_on.wait()
+
+    task = pool.submit(run)
+    called_by: list[threading.Thread] = []
+    task.add_done_callback(lambda _: called_by.append(threading.current_thread()))
+    began.wait()
+    held = Held(pool._supervisor)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._supervisor.workforce, "wake", lambda: None)  # nobody but this thread knows
+        go_on.set()
+        wait_until(lambda: pool._supervisor._left, "its report was left")
+        held.release()
+    assert pool.options(priority=1).submit(abs, -1).result() == 1  # which cannot be handed in without the lock
+    wait_until(lambda: called_by, "it was called back")
+    assert called_by[0] is not threading.current_thread()
+    assert task.done()
+
+
+def test_tasks_that_wait_for_each_other_do_not_wait_for_ever() -> None:
+    """They begin in the order of the queue, as with the standard library's threads."""
+    with poolkit.Pool(2, kind="thread") as pool:
+        for _ in range(200):
+            barrier = threading.Barrier(2)
+            tasks = [pool.submit(barrier.wait, WATCHDOG) for _ in range(2)]
+        for task in tasks:
+            task.result()
+
+
 def test_no_report_is_forgotten_while_others_take_the_lock_all_the_time() -> None:
     over = threading.Event()
+    left: set[int] = set()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
     with poolkit.Pool(3, kind="thread") as pool:
 
         def look() -> None:
             while not over.is_set():
-                pool.stats()
+                with pool._supervisor._lock:
+                    sum(range(1000))
+                left.update(map(id, pool._supervisor._left.copy()))
 
         lookers = [threading.Thread(target=look) for _ in range(2)]
         for looker in lookers:
@@ -92,7 +120,9 @@ def test_no_report_is_forgotten_while_others_take_the_lock_all_the_time() -> Non
                 tasks = [pool.submit(abs, -number) for number in range(100)]
                 assert [task.result(timeout=60) for task in tasks] == list(range(100)), turn
         finally:
+            sys.setswitchinterval(before)
             over.set()
             for looker in lookers:
                 looker.join()
         assert pool.stats().succeeded == ROUNDS
+    assert left, "none was left"

@@ -6,14 +6,17 @@ import gc
 import os
 import pickle
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 from unit.memory_pair import Pair, pair
 
-from poolkit._wire import codec, holds
+from poolkit import shared
+from poolkit._wire import codec, holds, passage
 from poolkit._wire.parcels import Parcel
+from poolkit._wire.regions import Region
 
 
 @pytest.fixture
@@ -152,7 +155,7 @@ def test_copies_leave_the_blocks_to_their_writer_so_that_each_run_sees_the_same(
 def test_large_bytes_are_copied_into_a_block_and_their_own_memory(ends: Pair, kind: Any, wrap: Any) -> None:
     large = kind(os.urandom(300_000))
     packed = parcel_of(ends, wrap(large))
-    assert packed.size < 1000  # what goes by the link
+    assert len(packed.body) < 1000  # what goes by the link
     got = ends.send(packed).load(codec.load_value)
     assert got == wrap(large)
     assert ends.arena.lent_blocks() == 0
@@ -162,7 +165,7 @@ def test_large_bytes_are_copied_into_a_block_and_their_own_memory(ends: Pair, ki
 def test_a_pickle_that_is_large_as_a_whole_goes_into_a_block(ends: Pair, value: Any) -> None:
     packed = ends.pack(value)
     if isinstance(packed, Parcel):
-        assert packed.size < 1000
+        assert len(packed.body) < 1000
     assert ends.trip(value) == value
 
 
@@ -216,21 +219,65 @@ def test_the_other_side_keeps_a_segment_until_it_is_told_that_it_is_gone(
     assert list(ends.into._maps) == list(ends.arena.ids)
 
 
-def test_a_process_without_room_for_a_descriptor_gets_an_error_and_goes_on(ends: Pair) -> None:
-    import resource
-
-    parcel = parcel_of(ends, np.zeros(20_000))
-    parcel.hand_over(ends.out, ends.arena)
+@contextmanager
+def no_room_for_descriptors() -> Iterator[None]:
+    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:
-        with pytest.raises(OSError, match="could not be received"):
-            ends.send(parcel)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    with pytest.raises(OSError, match="could not be received"):
-        ends.send(parcel_of(ends, np.zeros(20_000)))
-    assert ends.trip(np.ones(200_000))[0] == 1  # another segment
+
+
+def test_a_process_without_room_for_a_descriptor_gets_an_error_until_it_has_room(ends: Pair) -> None:
+    for _ in range(2):
+        parcel = parcel_of(ends, [np.zeros(20_000), np.zeros(500_000)])
+        parcel.hand_over(ends.out, ends.arena)
+        with no_room_for_descriptors(), pytest.raises(OSError, match="could not be received"):
+            ends.send(parcel)
+        del parcel
+    assert ends.arena.lent_blocks() == 4
+    assert ends.trip(np.ones(20_000))[0] == 1  # the same segment
+    gc.collect()
+    assert ends.arena.lent_blocks() == 0  # what could not be seen is free too
+
+
+def test_regions_that_could_not_be_received_are_not_kept(ends: Pair) -> None:
+    parcel = parcel_of(ends, [shared.SharedBuffer(10) for _ in range(3)])
+    parcel.hand_over(ends.out, ends.arena)
+    with no_room_for_descriptors(), pytest.raises(OSError, match="could not be received"):
+        ends.send(parcel, keep=False)
+    del parcel
+    assert len(ends.trip([shared.SharedBuffer(10)])) == 1
+    assert len(ends.into._regions) == 1
+
+
+@pytest.mark.parametrize("peeks", [True, False])
+def test_more_descriptors_than_the_system_takes_at_once_arrive(
+    ends: Pair, monkeypatch: pytest.MonkeyPatch, *, peeks: bool
+) -> None:
+    if not peeks:
+        monkeypatch.setattr(passage, "_PEEK", 0)
+    handles = [shared.SharedBuffer(10) for _ in range(450)]
+    for number, handle in enumerate(handles):
+        handle[0] = number % 256
+    got = ends.trip(handles)
+    assert [handle[0] for handle in got] == [number % 256 for number in range(450)]
+
+
+def test_a_worker_that_has_more_to_hand_over_than_there_is_room_for_gets_an_error_and_goes_on(ends: Pair) -> None:
+    region = Region.create(10)
+    told = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            ends.into.tell([], [region], ends.arena)
+            told += 1
+    for _ in range(told):
+        ends.out.region(region.number, keep=False)
+    ends.into.tell([], [region], ends.arena)
+    assert ends.out.region(region.number, keep=False) is region
+    assert not ends.out._regions
 
 
 def test_what_no_parcel_looks_like_breaks_the_link_and_nothing_else(ends: Pair) -> None:
@@ -254,7 +301,7 @@ def test_descriptors_that_the_socket_has_no_room_for_are_sent_later_in_order(end
     while ends.out.flush():
         for number, segment in enumerate(segments):
             ends.out._told.clear()
-            ends.out._post(1, 10**6 + number, segment.fd)
+            ends.out._post(1, [10**6 + number], [segment.fd])
     for parcel in parcels:
         parcel.hand_over(ends.out, ends.arena)
     assert not ends.out.flush()

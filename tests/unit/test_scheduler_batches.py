@@ -5,6 +5,7 @@ from __future__ import annotations
 from unit.quick_tasks import finish_all, occupied, sent_ahead, up
 from unit.scripted import ScriptedPool
 
+from poolkit._core.dispatch import UNBLOCK_AFTER
 from poolkit._core.workforce import NAMES
 from poolkit.task import TaskPhase
 
@@ -121,6 +122,21 @@ def test_what_stands_behind_a_slow_task_goes_to_an_idle_worker() -> None:
     assert [task.worker_id for task in tasks[1:]] == [idle.id, None], "each its share"
     pool.run_to_rest()
     assert all(pool.outcomes[task].ok for task in tasks)
+    pool.end()
+
+
+def test_what_stands_behind_a_slow_task_comes_before_what_is_queued() -> None:
+    """Also when there is always something queued, so that nobody is idle to take it."""
+    pool = up(2)
+    other = occupied(pool)
+    worker, tasks = sent_ahead(pool, 3)
+    queued = [pool.submit() for _ in range(200)]
+    assert [task.worker_id for task in tasks[1:]] == [worker.id, worker.id]
+    pool.tick(UNBLOCK_AFTER)
+    pool.finish(other)
+    assert [task.worker_id for task in tasks[1:]] == [other.id, other.id]
+    assert queued[-1].phase is TaskPhase.QUEUED
+    pool.run_to_rest()
     pool.end()
 
 
