@@ -52,9 +52,10 @@ class NurserySettings:
     """How the template process is made. Immutable. `initializer` is inherited, and for start_method "fork" only.
 
     `env` is set for the whole of it, `late_env` in each worker, before anything of the user's is imported there.
+    `pool` stands for the pool that it is for.
     """
 
-    __slots__ = ("env", "initializer", "late_env", "preload", "start_method")
+    __slots__ = ("env", "initializer", "late_env", "pool", "preload", "start_method")
 
     def __init__(
         self,
@@ -64,8 +65,10 @@ class NurserySettings:
         env: Mapping[str, str],
         late_env: Mapping[str, str],
         initializer: Callable[[], object] | None = None,
+        pool: PoolSettings | None = None,
     ) -> None:
         """Take what was checked."""
+        self.pool = pool
         self.start_method = start_method
         self.preload = preload
         self.env = env
@@ -84,6 +87,7 @@ def nursery_settings(settings: PoolSettings, initializer: Callable[[], object] |
         env={**shares, **settings.env} if at_once else settings.env,
         late_env={} if at_once else shares,
         initializer=initializer,
+        pool=settings,
     )
 
 

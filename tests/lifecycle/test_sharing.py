@@ -182,6 +182,17 @@ def test_what_no_pool_has_is_kept_for_the_last_kinds_only() -> None:
     support.wait_for_exit(*found[: -templates.MOST_IDLE])
 
 
+def test_what_was_started_for_pools_that_are_there_is_kept_for_them() -> None:
+    """And when they are not there any more, for the last kinds only."""
+    pools = [poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": str(value)}) for value in range(2 * templates.MOST_IDLE)]
+    started = [template.pid for template in templates.idle()]
+    used = pools[: -templates.MOST_IDLE]
+    assert [use(pool) for pool in used] == started[: len(used)]
+    for pool in pools:
+        pool.shutdown()
+    assert len(templates.idle()) == templates.MOST_IDLE
+
+
 # ===== when it starts =====
 
 
