@@ -173,9 +173,7 @@ class Nursery:
             os.close(fd)
         self._spares.clear()
 
-    def open(
-        self, control: _socket.socket, streams: dict[int, int] | None = None, *, is_cut_off: bool = False
-    ) -> None:
+    def open(self, control: _socket.socket, streams: dict[int, int] | None = None, *, is_cut_off: bool = False) -> None:
         """Serve one more pool, whose workers get these standard streams; but not with the last descriptors."""
         session = Session(control, streams or {})
         self._sessions[control.fileno()] = session

@@ -5,16 +5,17 @@
     leave    the pool is done with it; the template stays for later pools, until this process ends
 
 What fits is told by `likeness.py`: all that a program inherits when it is started, or is told then. A template that is
-dead, stopped, or could not import what it was to preload is replaced when the next pool wants it, and ends with the
-last pool that has it. Of those that no pool has or was prepared for, the MOST_IDLE that were left last stay. One that is forked from this
-process has its memory and initializer, so it is of one pool alone, and no part of the registry.
+dead, stopped, or could not import what it was to preload, or not in time, is replaced when the next pool wants it, and
+ends with the last pool that has it. Of those that no pool has or waits for, the MOST_IDLE that were left last stay.
+One that is forked from this process has its memory and initializer, so it is of one pool alone, and no part of the
+registry.
 
 The root socket must have no copies, as its end is what ends a template: it is made while FORKING is held, which every
 fork takes, and is in the registry before that is let go of. A forked child closes its copies and begins with an empty
 registry: the templates of its parent are none of its business.
-Guarded by: FORKING: `_templates`, `_living`, `_owner`; of each template `users`, `awaited_by`, `retired` and the root. Several supervisor
-threads ask at once: the first one starts what the others then find. By a template's `_lock`: whether it was killed or
-waited for, as only until then its number is its own. Lock order: FORKING, a template's `_lock`.
+Guarded by: FORKING: `_templates`, `_living`, `_owner`; of each template `users`, `awaited_by`, `retired` and the root.
+Several supervisor threads ask at once: the first one starts what the others then find. By a template's `_lock`: whether
+it was killed or waited for, as only until then its number is its own. Lock order: FORKING, a template's `_lock`.
 """
 
 from __future__ import annotations
@@ -219,9 +220,9 @@ def join(control: _socket.socket, settings: NurserySettings) -> Template:
 def prepare(settings: PoolSettings) -> None:
     """Start the template process that a pool will want, so that it is up when the pool is.
 
-    Where that cannot be done now it is left to `join`, which tells what is wrong. Not in a worker or a template process:
-    modules that make a pool are imported there, mostly for their functions, and a template might import such a module
-    without end, each one in the next.
+    Where that cannot be done now it is left to `join`, which tells what is wrong. Not in a worker or a template
+    process: modules that make a pool are imported there, mostly for their functions, and a template might import such
+    a module without end, each one in the next.
     """
     if settings.start_method == "fork" or _child.is_here:
         return

@@ -270,12 +270,9 @@ def test_a_stray_descriptor_above_a_lowered_limit_hinders_no_start() -> None:
     assert run(source) == ["1"]
 
 
-@pytest.mark.parametrize("value", ["\ud800", "\udcff"])
-def test_an_environment_that_cannot_be_set_is_told_by_the_tasks(value: str) -> None:
-    """Or works: making a pool does not raise what it cannot know."""
-    with poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": value}) as pool:
-        task = pool.submit(work.environment, "POOLKIT_TEST_SHARING")
-        assert isinstance(task.exception(), poolkit.WorkerCrashed) or task.result() == value
+def test_an_environment_that_cannot_be_set_is_told_by_the_tasks() -> None:
+    with poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": chr(0xD800)}) as pool:
+        assert isinstance(pool.submit(work.square, 3).exception(), poolkit.WorkerCrashed)
 
 
 def test_a_search_path_of_odd_strings_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
