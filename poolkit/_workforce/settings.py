@@ -16,7 +16,7 @@ START_METHODS = ("forkserver", "spawn", "fork")
 
 
 class PoolSettings:
-    """What a workforce is made from; checked. Immutable."""
+    """What a workforce is made from; checked. Never changed once made."""
 
     __slots__ = (
         "__weakref__",  # by which a template process is held ready for the pool

@@ -63,10 +63,6 @@ class Template:
         self._killed = False  # by us
         self._hung = False  # for that
 
-    def fileno(self) -> int:
-        """The root socket's descriptor; -1 when there is none."""
-        return -1 if self._root is None else self._root.fileno()
-
     def open(self, control: _socket.socket) -> bool:
         """Hand it a pool's control socket, with the present standard streams. FORKING is held.
 
@@ -296,11 +292,6 @@ def leave(template: Template) -> None:
             over += _put_last(template)
     for one in over:
         one.end()
-
-
-def idle() -> list[Template]:
-    """Those that no pool has and that wait for the next one, at this moment. Without the lock."""
-    return [template for template in list(_templates.values()) if not template.users]
 
 
 def end_all(seconds: float) -> None:
