@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     class _Base(Generic[T]):
         """What `Shared[T]` is to a type checker."""
 else:
-    T = object
+    Any = Self = T = object  # for those who look at the annotations
 
     class _Base:
         """Stands for `Generic`, as to import typing would cost each worker 6 ms."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
         def let_go(self) -> None:
             """Undo `hold`; raises the exception if it came meanwhile."""
+else:
+    Shield = object  # for those who look at the annotations
 
 
 class TaskContext:

@@ -1,6 +1,7 @@
 """Face: what a pool and a view of it have in common, handing in calls; and the view.
 
-Every method is thread-safe.
+Every method is thread-safe. The annotations say `poolkit.Task` and the like, as that is imported when somebody looks at
+them, and not before the template process is started.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
 
+import poolkit
 from poolkit._child.chunk import run_chunk
 from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
@@ -19,32 +23,27 @@ from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Any, ParamSpec, TypeVar
-
-    from typing_extensions import Self
-
     from poolkit._workforce.supervisor import Supervisor
-    from poolkit.results import Results
-    from poolkit.task import Task
 
-    P = ParamSpec("P")
-    T = TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
+SomeFace = TypeVar("SomeFace", bound="Face")  # typing.Self is not in CPython 3.10
 
 
 class Face(Executor):
     """What a pool and a view of it have in common: handing in calls. `_options` are the defaults of its calls."""
 
     name: str
-    _supervisor: Supervisor
-    _options: CallOptions
+    if TYPE_CHECKING:
+        _supervisor: Supervisor
+        _options: CallOptions
 
     @property
     @abstractmethod
     def max_workers(self) -> int:
         """How many workers there may be."""
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]:
         """Queue the call `fn(*args, **kwargs)`; every keyword belongs to `fn`.
 
         Thread-safe. Serialises the call on this thread; blocks while a bounded queue is full.
@@ -59,7 +58,7 @@ class Face(Executor):
         self._supervisor.submit(task, error)
         return task
 
-    async def submit_async(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+    async def submit_async(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]:
         """Do the same as `submit`, but wait for room in the queue without blocking the event loop.
 
         Raises: what `submit` raises, QueueFull only for `options(block=False)`.
@@ -80,7 +79,7 @@ class Face(Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         ordered: bool = True,
-    ) -> Results[T]:
+    ) -> poolkit.Results[T]:
         """Call `fn` with the items of the iterables, in parallel, and yield the results.
 
         Lazy: takes `buffersize` items ahead at most (default: a few chunks per worker), so endless iterables work.
@@ -115,7 +114,7 @@ class Face(Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         ordered: bool = True,
-    ) -> Results[T]:
+    ) -> poolkit.Results[T]:
         """Do the same as `map`, with an iterable of argument tuples."""
         if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
             msg = f"starmap() needs an iterable of tuples, was given {iterable!r}"
@@ -184,7 +183,7 @@ class Face(Executor):
             wait=wait, cancel_queued=cancel_futures, kill=kill, timeout=checks.wait_seconds("timeout", timeout)
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self: SomeFace) -> SomeFace:  # noqa: PYI019 -- see there
         """Use the pool as a context manager."""
         return self
 
@@ -199,7 +198,7 @@ class Face(Executor):
             self.shutdown(cancel_futures=True, kill=True)
             raise
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self: SomeFace) -> SomeFace:  # noqa: PYI019 -- see there
         """Use the pool as an asynchronous context manager."""
         return self
 
@@ -235,7 +234,7 @@ class Face(Executor):
 
     def _task(
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
-    ) -> tuple[Task[T], SerializationError | None]:
+    ) -> tuple[poolkit.Task[T], SerializationError | None]:
         """Serialise a call, on this thread; with what went wrong, if it did."""
         if not callable(fn):
             msg = f"the first argument must be something to call, was {fn!r}"
@@ -249,11 +248,13 @@ class Face(Executor):
             return self._supervisor.new_task(self._supervisor, name, None, options), exc
         return self._supervisor.new_task(self._supervisor, name, call, options, nbytes), None
 
-    def cancel_soon(self, task: Task[Any]) -> None:
+    def cancel_soon(self, task: poolkit.Task[Any]) -> None:
         """Have a task cancelled by the supervisor's thread; for finalizers, which must not wait for a lock."""
         self._supervisor.cancel_soon(task)
 
-    def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
+    def submit_chunk(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool
+    ) -> poolkit.Task[list[Any]]:
         """Submit one task that calls `fn` for each of `items`; what `map` is made of."""
         task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({_name_of(fn)})")
         if not block and task.options.block:
@@ -271,7 +272,7 @@ class Face(Executor):
         *,
         starred: bool,
         ordered: bool,
-    ) -> Results[T]:
+    ) -> poolkit.Results[T]:
         if not callable(fn):
             msg = f"the first argument must be something to call, was {fn!r}"
             raise TypeError(msg)

@@ -9,7 +9,9 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import poolkit
 from poolkit import _os
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
@@ -18,13 +20,7 @@ from poolkit._workforce.settings import check_limits, check_settings
 from poolkit.broadcast import Shared, broadcast
 from poolkit.face import Face
 
-TYPE_CHECKING = False  # what is imported here is imported before the template process is started
-if TYPE_CHECKING:
-    from typing import Any, TypeVar
-
-    from poolkit._core.stats import PoolStats, WorkerInfo
-
-    T = TypeVar("T")
+T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
@@ -129,11 +125,11 @@ class Pool(Face):
         """
         self._supervisor.warm_up(checks.wait_seconds("timeout", timeout))
 
-    def stats(self) -> PoolStats:
+    def stats(self) -> poolkit.PoolStats:
         """A snapshot of counts, times and sizes. Thread-safe; does not block."""
         return self._supervisor.stats()
 
-    def workers(self) -> list[WorkerInfo]:
+    def workers(self) -> list[poolkit.WorkerInfo]:
         """What each worker is doing now. Thread-safe; does not block."""
         return self._supervisor.workers()
 

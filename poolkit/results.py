@@ -32,6 +32,8 @@ from poolkit.task import Task, WaitTimeout
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+else:
+    Self = Any  # for those who look at the annotations; not in CPython 3.10
 
 T = TypeVar("T")
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
 
+    Array = np.ndarray[Any, Any]
+else:
+    Any = Self = Array = object  # for those who look at the annotations
 
 _PLAIN = "biufcSU"  # kinds of types that their string says all about
 
@@ -154,7 +157,7 @@ class SharedArray:
         return made
 
     @property
-    def array(self) -> np.ndarray[Any, Any]:
+    def array(self) -> Array:
         """A view of it. Raises ValueError when it is closed."""
         import numpy as np  # noqa: PLC0415 -- needed only here
 

@@ -93,7 +93,7 @@ def _reap_adopted(before: Snapshot) -> None:
 
 
 def _open_fds() -> Iterator[tuple[int, str]]:
-    roots = {fd for template in idle_templates() if (fd := template.fileno()) >= 0}
+    roots = {template._root.fileno() for template in idle_templates() if template._root is not None}
     for path in list(Path("/proc/self/fd").iterdir()) if PROC.is_dir() else []:
         with contextlib.suppress(OSError):  # the one that listed them is closed again
             if int(path.name) not in {resource_tracker()[1], *roots}:

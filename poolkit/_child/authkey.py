@@ -39,7 +39,8 @@ class _Finder:
         if name != _MODULE:
             return None
         for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
+            find = getattr(finder, "find_spec", None)  # very old ones have something else
+            spec = None if finder is self or find is None else find(name, path, target)
             if spec is not None:
                 loader: Any = _Loader(spec.loader, self._key)
                 spec.loader = loader

@@ -45,6 +45,8 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     with contextlib.suppress(OSError):  # the parent does it too, whoever comes first
         os.setpgid(0, 0)
     _own_signals()
+    for fd in fds:  # a new interpreter had to inherit them; programs that a task starts are not to
+        os.set_inheritable(fd, False)
     link = WorkerFds(*fds[: len(WorkerFds._fields)])
     faulthandler.enable(file=link.evidence, all_threads=False)
     faulthandler.register(_os.STACK_SIGNAL, file=link.evidence, all_threads=False, chain=False)

@@ -82,7 +82,7 @@ def text_or_none(name: str, value: object) -> str | None:
 
 
 class CallOptions:
-    """What holds for one call; views of a pool differ in these only. Times in seconds, None for no limit. Immutable.
+    """What holds for one call; views of a pool differ in these only. Times in seconds, None for no limit. Never changed once made.
 
     Not a dataclass: importing those takes 9 ms, and no template process is started before.
     """
@@ -159,7 +159,7 @@ def _flag(name: str, value: object) -> bool:
 
 
 class PoolLimits:
-    """What the scheduler has to know of a pool. Times in seconds, sizes in bytes, None for no limit. Immutable."""
+    """What the scheduler has to know of a pool. Times in seconds, sizes in bytes, None for no limit. Never changed."""
 
     __slots__ = (
         "idle_timeout",

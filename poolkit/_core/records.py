@@ -10,6 +10,7 @@ from collections.abc import Callable
 TYPE_CHECKING = False  # as with all that is imported before the first result
 if TYPE_CHECKING:
     from dataclasses import dataclass as record
+    from typing import Any
 else:
 
     def record(*, frozen: bool) -> Callable[[type], type]:
@@ -25,19 +26,13 @@ def _make(cls: type) -> type:
     names = tuple(cls.__annotations__)
     defaults = {name: vars(cls)[name] for name in names if name in vars(cls)}
 
-    def __init__(self: object, *args: object, **kwargs: object) -> None:  # noqa: N807
-        if len(args) > len(names):
-            msg = f"{cls.__name__}() takes {len(names)} values, was given {len(args)}"
-            raise TypeError(msg)
-        given = dict(zip(names, args))  # noqa: B905 -- the rest comes by name
-        if given.keys() & kwargs.keys() or not kwargs.keys() <= set(names):
-            msg = f"{cls.__name__}() takes each of {', '.join(names)} once, was given {', '.join([*given, *kwargs])}"
-            raise TypeError(msg)
-        values = {**defaults, **given, **kwargs}
-        if len(values) < len(names):
-            msg = f"{cls.__name__}() lacks {', '.join(name for name in names if name not in values)}"
-            raise TypeError(msg)
-        vars(self).update(values)
+    scope: dict[str, object] = {f"{name}_by_default": value for name, value in defaults.items()}
+    parameters = "".join(f", {name}={name}_by_default" if name in defaults else f", {name}" for name in names)
+    # As dataclasses do: what is written for these names is four times as fast as what works for any.
+    body = "".join(f"\n own[{name!r}] = {name}" for name in names)
+    exec(f"def __init__(self{parameters}):\n own = self.__dict__{body}", scope)  # noqa: S102
+    __init__: Any = scope["__init__"]
+    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
 
     def __setattr__(_self: object, name: str, _value: object = None) -> None:  # noqa: N807
         msg = f"cannot assign to or delete {name!r}: {cls.__name__} is frozen"

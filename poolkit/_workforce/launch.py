@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import contextlib
+import errno
 import marshal
 import os
 import signal
@@ -48,12 +49,13 @@ main(fd, start_method, preload)
 
 
 class NurserySettings:
-    """How the template process is made. Immutable. `initializer` is inherited, and for start_method "fork" only.
+    """How the template process is made. Never changed then. `initializer` is inherited, and for start_method "fork" only.
 
     `env` is set for the whole of it, `late_env` in each worker, before anything of the user's is imported there.
+    `pool` stands for the pool that it is for.
     """
 
-    __slots__ = ("env", "initializer", "late_env", "preload", "start_method")
+    __slots__ = ("env", "initializer", "late_env", "pool", "preload", "start_method")
 
     def __init__(
         self,
@@ -63,8 +65,10 @@ class NurserySettings:
         env: Mapping[str, str],
         late_env: Mapping[str, str],
         initializer: Callable[[], object] | None = None,
+        pool: PoolSettings | None = None,
     ) -> None:
         """Take what was checked."""
+        self.pool = pool
         self.start_method = start_method
         self.preload = preload
         self.env = env
@@ -83,6 +87,7 @@ def nursery_settings(settings: PoolSettings, initializer: Callable[[], object] |
         env={**shares, **settings.env} if at_once else settings.env,
         late_env={} if at_once else shares,
         initializer=initializer,
+        pool=settings,
     )
 
 
@@ -107,7 +112,7 @@ def socket_pair() -> tuple[_socket.socket, _socket.socket]:
 def search_path() -> tuple[str, ...]:
     """Where a new interpreter is to look for modules, this package included."""
     entries: list[object] = [*sys.path]
-    paths = [path for path in entries if isinstance(path, str)]
+    paths = [str(path) for path in entries if isinstance(path, str)]  # marshal takes no subclasses
     home = os.path.realpath(os.path.join(__file__, "..", "..", ".."))  # noqa: PTH118 -- importing pathlib takes 6 ms
     if home not in paths:
         paths.append(home)
@@ -192,7 +197,12 @@ def _spawn(fd: int, number: int, argv: list[str], size: str, env: Mapping[str, s
             setsigdef=[getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)],
         )
     except (AttributeError, NotImplementedError, FileNotFoundError):  # the directory is gone, or the system is old
-        import subprocess  # noqa: PLC0415 -- see above
+        pass
+    except OSError as exc:
+        if exc.errno != errno.EBADF:  # one of the strays has a number above a limit that was lowered since
+            raise
+    import subprocess  # noqa: PLC0415 -- see above
+
     process = subprocess.Popen(
         [*argv, str(fd), size],
         stdin=subprocess.DEVNULL,

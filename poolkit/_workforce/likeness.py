@@ -38,12 +38,34 @@ def look_around(settings: NurserySettings) -> tuple[Key, launch.Start]:
         env.pop(name, None)
     start = launch.Start(settings, env)
     streams = map(_stream_kind, (1, 2))
-    return Key((*start.key(), frozenset(env.items()), _directory(), _surroundings(), *streams)), start
+    files = tuple(map(_files_of, start.preload))
+    return Key((*start.key(), files, frozenset(env.items()), _directory(), _surroundings(), *streams)), start
 
 
 def volatile_env() -> dict[str, str]:
     """What each worker is told by itself of the owner's environment."""
     return {name: os.environ[name] for name in _VOLATILE if name in os.environ}
+
+
+def _files_of(name: str) -> tuple[object, ...]:
+    """The files of a module and of the packages that it is in, as they are now; as far as they are found unimported."""
+    import importlib.machinery  # noqa: PLC0415 -- for preload alone
+    import importlib.util  # noqa: PLC0415
+
+    found: list[object] = []
+    whole, _, rest = name.partition(".")
+    with contextlib.suppress(Exception):  # finders are anybody's; whatever is wrong, importing it will tell
+        spec = importlib.util.find_spec(whole)
+        while spec is not None:
+            if spec.has_location and spec.origin is not None:
+                file = os.stat(spec.origin)  # noqa: PTH116 -- importing pathlib takes 6 ms
+                found.append((spec.origin, file.st_mtime_ns, file.st_size))
+            if not rest:
+                break
+            part, _, rest = rest.partition(".")
+            whole = f"{whole}.{part}"
+            spec = importlib.machinery.PathFinder.find_spec(whole, spec.submodule_search_locations)
+    return tuple(found)
 
 
 def _directory() -> tuple[Any, ...]:

@@ -121,7 +121,7 @@ def boot_settings(
         cwd = "/"
     return pickle.dumps(
         {
-            "sys_path": [path for path in cast("list[object]", sys.path) if isinstance(path, str)],
+            "sys_path": [str(path) for path in cast("list[object]", sys.path) if isinstance(path, str)],
             "argv": list(sys.argv),
             "cwd": cwd,
             "authkey": bytes(process.current_process().authkey),

@@ -31,7 +31,7 @@ from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
 from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions: before a fork, or a lack of files
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
-from poolkit._workforce import evidence
+from poolkit._workforce import evidence, templates
 from poolkit._workforce.freight import Freight
 from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.links import Links, drain
@@ -253,6 +253,8 @@ class ProcessWorkforce:
             self._unregister(self._nursery.fileno())
             self._nursery.close()
             self._nursery = None
+        elif self._settings.start_method != "fork":
+            templates.forgo(self._settings)
         with self._lock:
             members = list(self._members.values())
             self._members.clear()

@@ -16,9 +16,19 @@ START_METHODS = ("forkserver", "spawn", "fork")
 
 
 class PoolSettings:
-    """What a workforce is made from; checked. Immutable."""
+    """What a workforce is made from; checked. Never changed once made."""
 
-    __slots__ = ("env", "initargs", "initializer", "kind", "preload", "shm_threshold", "size", "start_method")
+    __slots__ = (
+        "__weakref__",  # by which a template process is held ready for the pool
+        "env",
+        "initargs",
+        "initializer",
+        "kind",
+        "preload",
+        "shm_threshold",
+        "size",
+        "start_method",
+    )
 
     def __init__(  # noqa: PLR0913 -- what the pool was given
         self,

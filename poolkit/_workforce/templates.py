@@ -5,16 +5,17 @@
     leave    the pool is done with it; the template stays for later pools, until this process ends
 
 What fits is told by `likeness.py`: all that a program inherits when it is started, or is told then. A template that is
-dead, stopped, or could not import what it was to preload is replaced when the next pool wants it, and ends with the
-last pool that has it. Of those that no pool has, the MOST_IDLE that were left last stay. One that is forked from this
-process has its memory and initializer, so it is of one pool alone, and no part of the registry.
+dead, stopped, or could not import what it was to preload, or not in time, is replaced when the next pool wants it, and
+ends with the last pool that has it. Of those that no pool has or waits for, the MOST_IDLE that were left last stay.
+One that is forked from this process has its memory and initializer, so it is of one pool alone, and no part of the
+registry.
 
 The root socket must have no copies, as its end is what ends a template: it is made while FORKING is held, which every
 fork takes, and is in the registry before that is let go of. A forked child closes its copies and begins with an empty
 registry: the templates of its parent are none of its business.
-Guarded by: FORKING: `_templates`, `_living`, `_owner`; of each template `users`, `retired` and the root. Several supervisor
-threads ask at once: the first one starts what the others then find. By a template's `_lock`: whether it was killed or
-waited for, as only until then its number is its own. Lock order: FORKING, a template's `_lock`.
+Guarded by: FORKING: `_templates`, `_living`, `_owner`; of each template `users`, `awaited_by`, `retired` and the root.
+Several supervisor threads ask at once: the first one starts what the others then find. By a template's `_lock`: whether
+it was killed or waited for, as only until then its number is its own. Lock order: FORKING, a template's `_lock`.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ ANSWER_GRACE = 2.0  # seconds one gets to carry out a signal; one that is stoppe
 
 
 class Template:
-    """One template process. `users`, `retired`: guarded by FORKING."""
+    """One template process. `users`, `awaited_by`, `retired`: guarded by FORKING."""
 
     def __init__(self, pid: int, root: _socket.socket | None) -> None:
         """Take a process that was just started; without a root it has one pool, and no other gets it."""
         self.pid = pid
         self.users = 0  # pools that have it
+        self.awaited_by: weakref.WeakSet[PoolSettings] = weakref.WeakSet()  # pools that are there, and will want it
         self.private = root is None  # frozen
         self.retired = False  # no other pool gets it
         self.prepared = False  # it has answered, so it imports nothing any more; set by any pool, and never taken back
@@ -60,10 +62,6 @@ class Template:
         self._ending = ""  # how it ended, in words, once it was waited for
         self._killed = False  # by us
         self._hung = False  # for that
-
-    def fileno(self) -> int:
-        """The root socket's descriptor; -1 when there is none."""
-        return -1 if self._root is None else self._root.fileno()
 
     def open(self, control: _socket.socket) -> bool:
         """Hand it a pool's control socket, with the present standard streams. FORKING is held.
@@ -193,6 +191,7 @@ def join(control: _socket.socket, settings: NurserySettings) -> Template:
     try:
         with FORKING:
             _forget_parents()
+            _await_no_more(settings)
             template = _templates.get(key)
             if template is not None and template.is_fit() and template.open(control):
                 template.users += 1
@@ -217,32 +216,47 @@ def join(control: _socket.socket, settings: NurserySettings) -> Template:
 def prepare(settings: PoolSettings) -> None:
     """Start the template process that a pool will want, so that it is up when the pool is.
 
-    Where that cannot be done now it is left to `join`, which tells what is wrong. Not in a worker or a template process:
-    modules that make a pool are imported there, mostly for their functions, and a template might import such a module
-    without end, each one in the next.
+    Where that cannot be done now it is left to `join`, which tells what is wrong. Not in a worker or a template
+    process: modules that make a pool are imported there, mostly for their functions, and a template might import such
+    a module without end, each one in the next.
     """
     if settings.start_method == "fork" or _child.is_here:
         return
     before = put_off()  # a handler that forks would wait for FORKING for ever
     try:
-        with contextlib.suppress(OSError, RuntimeError):
+        with contextlib.suppress(Exception):
             key, start = look_around(launch.nursery_settings(settings))
-            _prepare(key, start)
+            _prepare(key, start, settings)
     finally:
         let_come(before)
 
 
-def _prepare(key: Key, start: launch.Start) -> None:
+def _prepare(key: Key, start: launch.Start, pool: PoolSettings) -> None:
     if not FORKING.acquire(blocking=False):  # this thread may have it: a finalizer makes pools, too
         return
     try:
         _forget_parents()
         template = _templates.get(key)
         if template is not None and template.is_fit():
+            template.awaited_by.add(pool)
             return
         over = _retire(key)
         template = _templates[key] = _start(start)
-        over += _put_last(template)
+        template.awaited_by.add(pool)
+        over += _take_out_idle()
+    finally:
+        FORKING.release()
+    for one in over:
+        one.end()
+
+
+def forgo(settings: NurserySettings) -> None:
+    """A pool that never joined ends."""
+    if not FORKING.acquire(blocking=False):  # see above; the pool is forgotten soon, and with it that it was waited for
+        return
+    try:
+        _await_no_more(settings)
+        over = _take_out_idle()
     finally:
         FORKING.release()
     for one in over:
@@ -278,11 +292,6 @@ def leave(template: Template) -> None:
             over += _put_last(template)
     for one in over:
         one.end()
-
-
-def idle() -> list[Template]:
-    """Those that no pool has and that wait for the next one, at this moment. Without the lock."""
-    return [template for template in list(_templates.values()) if not template.users]
 
 
 def end_all(seconds: float) -> None:
@@ -332,11 +341,21 @@ def _retire(key: Key) -> list[Template]:
     return [] if template.users else [template]
 
 
+def _await_no_more(settings: NurserySettings) -> None:
+    if settings.pool is not None:
+        for template in _templates.values():
+            template.awaited_by.discard(settings.pool)
+
+
 def _put_last(template: Template) -> list[Template]:
     """It has become idle. Returns those that are too many now; they stand in the registry no more."""
     for key in [key for key, one in _templates.items() if one is template]:
         _templates[key] = _templates.pop(key)
-    over = [one for one in _templates.values() if not one.users][:-MOST_IDLE]
+    return _take_out_idle()
+
+
+def _take_out_idle() -> list[Template]:
+    over = [one for one in _templates.values() if not one.users and not one.awaited_by][:-MOST_IDLE]
     for one in over:
         _take_out(one)
     return over

@@ -22,6 +22,7 @@ from chaos.faults import template_pid, worker_pids
 from lifecycle.scripts import Script, run, running
 from poolkit._workforce import templates
 from poolkit._workforce.launch import FORKING
+from poolkit._workforce.likeness import is_open
 from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
@@ -100,7 +101,7 @@ def test_a_start_by_fork_is_shared_with_nobody() -> None:
         template = use(first)
         with poolkit.Pool(1, start_method="fork") as second:
             assert use(second) != template
-    assert templates.idle() == []
+    assert support.idle_templates() == []
 
 
 def change_environment() -> Callable[[], object]:
@@ -169,7 +170,7 @@ def test_workers_of_pools_of_different_sizes_have_their_own_share_of_the_cpus() 
             found.append(pool.submit(work.environment, "OMP_NUM_THREADS").result())
             use(pool)
     assert found == [str(cpus), "1"]
-    assert len(templates.idle()) == 1
+    assert len(support.idle_templates()) == 1
 
 
 def test_what_no_pool_has_is_kept_for_the_last_kinds_only() -> None:
@@ -177,8 +178,19 @@ def test_what_no_pool_has_is_kept_for_the_last_kinds_only() -> None:
     for value in ("1", "2", "3", "4"):
         with poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": value}) as pool:
             found.append(use(pool))
-    assert [template.pid for template in templates.idle()] == found[-templates.MOST_IDLE :]
+    assert [template.pid for template in support.idle_templates()] == found[-templates.MOST_IDLE :]
     support.wait_for_exit(*found[: -templates.MOST_IDLE])
+
+
+def test_what_was_started_for_pools_that_are_there_is_kept_for_them() -> None:
+    """And when they are not there any more, for the last kinds only."""
+    pools = [poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": str(value)}) for value in range(2 * templates.MOST_IDLE)]
+    started = [template.pid for template in support.idle_templates()]
+    used = pools[: -templates.MOST_IDLE]
+    assert [use(pool) for pool in used] == started[: len(used)]
+    for pool in pools:
+        pool.shutdown()
+    assert len(support.idle_templates()) == templates.MOST_IDLE
 
 
 # ===== when it starts =====
@@ -186,7 +198,7 @@ def test_what_no_pool_has_is_kept_for_the_last_kinds_only() -> None:
 
 def test_it_starts_with_the_pool_that_will_use_it() -> None:
     with poolkit.Pool(1) as pool:
-        (template,) = templates.idle()
+        (template,) = support.idle_templates()
         assert use(pool) == template.pid
 
 
@@ -195,7 +207,7 @@ def test_a_pool_that_is_made_in_the_middle_of_a_fork_starts_none_yet() -> None:
     with FORKING:
         pool = poolkit.Pool(1)
     with pool:
-        assert templates.idle() == []
+        assert support.idle_templates() == []
         use(pool)
 
 
@@ -209,7 +221,7 @@ def test_a_module_with_a_pool_starts_none_in_workers_and_templates(
         from poolkit._workforce import templates
         pool = poolkit.Pool(1, preload={preload!r})
         def idle():
-            return len(templates.idle())
+            return len(templates._templates)
         def of_its_own():
             with pool:
                 return pool.submit(abs, -3).result()
@@ -240,8 +252,42 @@ def test_nothing_is_inherited_but_the_standard_streams() -> None:
         os.close(write)
 
 
-def test_programs_that_a_task_starts_have_nothing_of_its_worker() -> None:
+def inheritable() -> list[int]:
+    """Descriptors that programs would get, but for the standard streams."""
+    return [fd for fd in range(3, 200) if is_open(fd) and os.get_inheritable(fd)]
+
+
+def test_a_stray_descriptor_above_a_lowered_limit_hinders_no_start() -> None:
+    source = """
+        import os, resource
+        import poolkit
+
+        os.dup2(1, 600, inheritable=True)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        with poolkit.Pool(1) as pool:
+            print(pool.submit(abs, -1).result())
+        """
+    assert run(source) == ["1"]
+
+
+def test_an_environment_that_cannot_be_set_is_told_by_the_tasks() -> None:
+    with poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": chr(0xD800)}) as pool:
+        assert isinstance(pool.submit(work.square, 3).exception(), poolkit.WorkerCrashed)
+
+
+def test_a_search_path_of_odd_strings_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(str):
+        __slots__ = ()
+
+    monkeypatch.setattr(sys, "path", [*sys.path, Odd("/odd")])
     with poolkit.Pool(1) as pool:
+        use(pool)
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_programs_that_a_task_starts_have_nothing_of_its_worker(method: str) -> None:
+    with poolkit.Pool(1, start_method=method) as pool:
+        assert pool.submit(inheritable).result() == []
         command = "ls -l /proc/self/fd | grep -c -e pipe: -e socket: -e memfd: -e eventfd"
         streams = sum(os.fspath(Path(f"/proc/self/fd/{fd}").readlink()).startswith(("pipe", "socket")) for fd in (1, 2))
         counted = pool.submit(work.output_of, command).result()
@@ -329,7 +375,7 @@ def test_output_goes_where_the_owner_had_it_when_the_pool_started() -> None:
             outer.submit(print, "second").result()
         with poolkit.Pool(1) as pool:
             pool.submit(print, "third").result()
-        print(len(templates.idle()))
+        print(len(templates._templates))
         """
     )
     assert sorted(lines) == sorted(["first", r"'program\ntask\n' 'program\ntask\n'", "second", "third", "1"])
@@ -472,10 +518,26 @@ def test_each_pool_is_told_that_a_module_cannot_be_preloaded(tmp_path: Path, mon
     finally:
         for pool in pools:
             pool.shutdown(kill=True)
-    assert templates.idle() == []
+    assert support.idle_templates() == []
     module.write_text("good = True", encoding="utf-8")
     with poolkit.Pool(1, preload=["sometimes_good"]) as pool:
         use(pool)
+
+
+@pytest.mark.parametrize("name", ["edited", "edited_package.module"])
+def test_a_preloaded_module_that_was_edited_is_imported_anew(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / (name.replace(".", "/") + ".py")
+    module.parent.mkdir(exist_ok=True)
+    for value in (1, 20):
+        module.write_text(f"value = {value}", encoding="utf-8")
+        for _ in range(2):
+            with poolkit.Pool(1, preload=[name]) as pool:
+                assert pool.submit(eval, f"__import__('sys').modules['{name}'].value").result() == value
+    assert len(support.idle_templates()) == 2
+    assert name not in sys.modules
 
 
 def test_the_failure_of_a_module_is_told_to_no_pool_that_came_later(
@@ -486,7 +548,7 @@ def test_the_failure_of_a_module_is_told_to_no_pool_that_came_later(
     mended = tmp_path / "mended"
     (tmp_path / "looks_around.py").write_text(f"open({os.fspath(mended)!r})", encoding="utf-8")
     with poolkit.Pool(1, preload=["looks_around"]):
-        (template,) = templates.idle()
+        (template,) = support.idle_templates()
         support.wait_until(lambda: not template.is_importing())
     mended.touch()
     with poolkit.Pool(1, preload=["looks_around"]) as pool:
@@ -593,7 +655,7 @@ def test_a_forked_child_has_templates_of_its_own() -> None:
             kept.submit(abs, -1).result()
             template = use()
             if os.fork() == 0:
-                print(templates.idle() == [], use() != template, flush=True)
+                print(templates._templates == {}, use() != template, flush=True)
                 sys.exit(0)
             assert os.wait()[1] == 0
             print(use() == template, kept.submit(abs, -2).result())
@@ -679,4 +741,4 @@ def test_pools_come_and_go_in_many_threads_while_templates_are_killed(new_gate: 
     for thread in threads:
         thread.join()
     assert failed == []
-    assert len(templates.idle()) <= 1
+    assert len(support.idle_templates()) <= 1

@@ -33,6 +33,11 @@ def test_the_key_is_set_when_the_module_is_imported_later() -> None:
     run("assert 'multiprocessing' not in sys.modules")
 
 
+def test_finders_of_the_old_kind_are_passed_by() -> None:
+    """They have `find_module` alone."""
+    run("class Old:\n def find_module(self, *_): return None\nsys.meta_path.insert(0, Old())")
+
+
 def test_the_key_is_set_when_the_module_is_there() -> None:
     run("import multiprocessing.process")
 
