@@ -39,8 +39,8 @@ class _Finder:
         if name != _MODULE:
             return None
         for finder in sys.meta_path:
-            find = getattr(finder, "find_spec", None)  # very old ones have something else
-            spec = None if finder is self or find is None else find(name, path, target)
+            find: Any = getattr(finder, "find_spec", None)  # very old ones have something else
+            spec: ModuleSpec | None = None if finder is self or find is None else find(name, path, target)
             if spec is not None:
                 loader: Any = _Loader(spec.loader, self._key)
                 spec.loader = loader

@@ -82,7 +82,7 @@ def text_or_none(name: str, value: object) -> str | None:
 
 
 class CallOptions:
-    """What holds for one call; views of a pool differ in these only. Times in seconds, None for no limit. Never changed once made.
+    """What holds for one call; views of a pool differ in these only. Never changed; None: no limit.
 
     Not a dataclass: importing those takes 9 ms, and no template process is started before.
     """

@@ -49,7 +49,7 @@ main(fd, start_method, preload)
 
 
 class NurserySettings:
-    """How the template process is made. Never changed then. `initializer` is inherited, and for start_method "fork" only.
+    """How the template process is made. Never changed. `initializer` is inherited, and for start_method "fork" only.
 
     `env` is set for the whole of it, `late_env` in each worker, before anything of the user's is imported there.
     `pool` stands for the pool that it is for.
