@@ -284,7 +284,8 @@ def leave(template: Template) -> None:
     with FORKING:
         template.users -= 1
         over = []
-        if not template.retired and not template.is_fit():
+        # One that was left while it imported may do so for ever.
+        if not template.retired and not (template.is_fit() and (template.users or not template.is_importing())):
             _take_out(template)
         if template.retired:
             over += [template] * (not template.users)

@@ -585,6 +585,21 @@ def test_an_import_that_hangs_holds_up_neither_later_pools_nor_the_end(
         first.shutdown(kill=True)
 
 
+def test_a_template_that_was_left_while_it_imported_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    arrived = new_gate()
+    text = f"import signal\nopen({arrived.path!r}, 'wb').write(b'x')\nsignal.pause()"
+    (tmp_path / "hangs.py").write_text(text, encoding="utf-8")
+    with poolkit.Pool(1, preload=["hangs"]) as pool:
+        pool.submit(work.square, 1)
+        arrived.wait()
+        template = template_pid(pool)
+        pool.shutdown(kill=True)
+    assert not support.is_alive(template)
+
+
 def test_a_template_that_does_not_let_go_of_a_pool_serves_no_new_one(
     monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
 ) -> None:
