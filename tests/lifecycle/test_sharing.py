@@ -560,7 +560,6 @@ def test_an_import_that_hangs_holds_up_neither_later_pools_nor_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(templates, "PREPARE_GRACE", 0.0)
     network, arrived = tmp_path / "network", new_gate()
     text = f"""
         import os, signal
@@ -574,6 +573,7 @@ def test_an_import_that_hangs_holds_up_neither_later_pools_nor_the_end(
         task = first.submit(work.square, 1)
         arrived.wait()
         template = template_pid(first)
+        monkeypatch.setattr(templates, "PREPARE_GRACE", 0.0)  # now that the first pool has its own
         network.touch()
         with poolkit.Pool(1, preload=["hangs_at_first"]) as second:
             assert use(second) != template
