@@ -3,6 +3,7 @@
 `Wakeup` and `Tokens` are counters in the kernel (eventfd; a pipe elsewhere), `shared_page` is memory that two
 processes see (memfd; an unlinked file elsewhere), `shared_memory` is the same in any size. `POOLKIT_PORTABLE=1` in the
 environment forces the fallbacks, so that the tests can run on them. Nothing in here holds a lock or state of a pool.
+Longer than most, as it is many small things that have nothing in common but that.
 """
 
 from __future__ import annotations
