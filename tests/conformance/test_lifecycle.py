@@ -182,7 +182,8 @@ def test_workers_are_replaced_after_so_many_tasks(make_pool, recorder):
     tasks = [pool.submit(work.square, number) for number in range(10)]
     assert [task.result() for task in tasks] == [number**2 for number in range(10)]
     runs = collections.Counter(task.worker_id for task in tasks)
-    assert list(runs.values()) == [2, 2, 2, 2, 2]
+    assert max(runs.values()) <= 2, "one that is slow may lose its second task to the next worker"
+    assert len(runs) >= 5
     assert {recorder.next().cause for _ in range(4)} == {"recycled"}
     assert pool.stats().respawned == 0
 
