@@ -124,10 +124,8 @@ class Freight:
                 fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
         was_idle = self.arena.idle_at is None
         packed = pack(body, found, self.arena)
-        if (
-            was_idle and self.arena.idle_at is not None
-        ):  # the supervisor thread may sleep for long, and is to give back what will be idle
-            self.wake()
+        if was_idle and self.arena.idle_at is not None:
+            self.wake()  # the supervisor thread may sleep for long, and is to give back what will be idle
         if self.arena.is_short and not self._is_told:
             self._tell()
         size = len(packed) if isinstance(packed, bytes) else len(packed.body)

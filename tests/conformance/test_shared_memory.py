@@ -1,4 +1,7 @@
-"""Large values, shared arrays and broadcasts, in every kind of worker: as API.md says, and nothing stays behind."""
+"""Large values, shared arrays and broadcasts, in every kind of worker: as API.md says, and nothing stays behind.
+
+Longer than most: one promise a test, and all are checked by the same look at what is left.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""All pools of a process that want the same template process share one, and otherwise notice nothing of each other."""
+"""All pools of a process that want the same template process share one, and otherwise notice nothing of each other.
+
+Longer than most: what may differ between two pools, and what may befall the process they share, is one case each.
+"""
 
 from __future__ import annotations
 

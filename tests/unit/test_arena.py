@@ -1,4 +1,7 @@
-"""The arena: a block has one user at a time, comes back by a byte, and free memory is bounded and given back."""
+"""The arena: a block has one user at a time, comes back by a byte, and free memory is bounded and given back.
+
+Longer than most: taking, freeing and giving back have one clock and one memory between them.
+"""
 
 from __future__ import annotations
 

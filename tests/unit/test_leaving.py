@@ -92,9 +92,10 @@ def test_whoever_has_the_lock_looks_afterwards_but_calls_nobody_back(
 def test_tasks_that_wait_for_each_other_do_not_wait_for_ever() -> None:
     """They begin in the order of the queue, as with the standard library's threads."""
     with poolkit.Pool(2, kind="thread") as pool:
+        tasks: list[poolkit.Task[int]] = []
         for _ in range(200):
             barrier = threading.Barrier(2)
-            tasks = [pool.submit(barrier.wait, WATCHDOG) for _ in range(2)]
+            tasks += [pool.submit(barrier.wait, WATCHDOG) for _ in range(2)]
         for task in tasks:
             task.result()
 

@@ -1,4 +1,7 @@
-"""Orders and notices between the owner and the template process, over a socket pair and without a process."""
+"""Orders and notices between the owner and the template process, over a socket pair and without a process.
+
+Longer than most: each kind of message and each way it can be cut short is a test of its own.
+"""
 
 from __future__ import annotations
 

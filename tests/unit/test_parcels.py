@@ -1,4 +1,7 @@
-"""Parcels: one copy in, none out; a block is seen by whoever keeps a view of it, and is free when nobody does."""
+"""Parcels: one copy in, none out; a block is seen by whoever keeps a view of it, and is free when nobody does.
+
+Longer than most: the two sides are built once, and packing, passing and opening are tested through both.
+"""
 
 from __future__ import annotations
 
