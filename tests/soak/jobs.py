@@ -1,0 +1,65 @@
+"""What the soak has workers do: leave a token, then what was asked. Imported by every worker, so it imports little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import poolkit
+from support_gates import Journal
+
+
+def act(journal: Journal, token: int, deed: Callable[..., Any], *args: Any) -> Any:
+    """Leave the token, then do the deed: a second run would leave a second one."""
+    journal.write(token)
+    return deed(*args)
+
+
+async def act_later(journal: Journal, token: int, value: Any) -> Any:
+    journal.write(token)
+    return value
+
+
+def fail_first_times(journal: Journal, token: int, times: int, fail: Callable[[], NoReturn]) -> int:
+    """Fail in the first attempts; returns the one that got through."""
+    journal.write(token)
+    task = poolkit.current_task()
+    assert task is not None
+    if task.attempt <= times:
+        fail()
+    return task.attempt
+
+
+def lose_connection() -> NoReturn:
+    raise ConnectionError("once more")
+
+
+def triple(journal: Journal, token: int) -> int:
+    """An item of a map."""
+    journal.write(token)
+    return token * 3
+
+
+def triple_or_raise(journal: Journal, token: int, bad: int) -> int:
+    journal.write(token)
+    if token == bad:
+        raise LookupError(token)
+    return token * 3
+
+
+def reverse(data: Any) -> Any:
+    return data[::-1]
+
+
+def add_to(shared: Any, number: int) -> int:
+    """In place, which the owner sees."""
+    shared.array[:] += number
+    return int(shared.array[0])
+
+
+def sum_of(array: Any) -> int:
+    return int(array.sum())
+
+
+def raise_numbered(number: int) -> NoReturn:
+    raise ValueError(number)

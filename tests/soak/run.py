@@ -1,0 +1,186 @@
+"""A run of the soak: eras of about a minute, each of many rounds; after each era nothing is open, and memory is taken.
+
+In an era one pool of each kind stays open and is used again and again between pools that come and go. After it, no
+thread, process, descriptor or shared memory may be left, and what this process and the idle template processes hold
+of memory must not have grown beyond GROWTH since the first era.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import random
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import poolkit
+import support
+import support_leaks
+from poolkit._workforce.thread_member import StopTask
+from soak.ledger import shown
+from soak.memory import Sample, take_sample
+from soak.stage import ENDS, Stage, new_pool, quiet_logs
+
+ERA_SECONDS = 60.0
+ROUND_SECONDS = (0.5, 2.0)
+HANG_SECONDS = 240.0  # a round that takes longer hangs
+GROWTH = 24 << 20  # bytes that owner and templates may have grown by since the first era: caches, and heaps in pieces
+
+
+@dataclass
+class Report:
+    """What a run found."""
+
+    seed: int
+    started: float = field(default_factory=time.monotonic)
+    counts: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    samples: list[Sample] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    rounds: int = 0
+    seconds: float = 0.0
+
+
+def run(seed: int, seconds: float, kinds: list[str], first_round: int = 0, rounds: int | None = None) -> Report:
+    """Run for so long, or until something is wrong. Blocks."""
+    report = Report(seed)
+    before = support_leaks.snapshot()
+    report.samples.append(take_sample("start"))
+    give_up = time.monotonic() + seconds
+    number = first_round
+    with quiet_logs(), _strays_noted(report):
+        while time.monotonic() < give_up and not report.violations and (rounds is None or report.rounds < rounds):
+            number = _run_era(report, number, kinds, give_up, rounds)
+            gc.collect()
+            leaks = support_leaks.find_leaks(before)
+            report.violations += [f"left behind after round {number - 1}: {leak}" for leak in leaks]
+            report.samples.append(take_sample(f"{time.monotonic() - report.started:.0f} s"))
+            report.violations += _grown(report.samples)
+    report.seconds = time.monotonic() - report.started
+    return report
+
+
+@contextlib.contextmanager
+def _strays_noted(report: Report) -> Iterator[None]:
+    """Exceptions that nobody catches are violations, but for those of threads that were stopped in the middle."""
+
+    def note_unraisable(stray: Any) -> None:
+        if not isinstance(stray.exc_value, StopTask) and stray.object is not asyncio.BaseEventLoop.__del__:
+            report.violations.append(f"unraisable in {stray.object!r}: {stray.exc_value!r}")
+
+    def note_thread(stray: Any) -> None:
+        report.violations.append(f"{stray.thread}: {''.join(traceback.format_exception(stray.exc_value))}")
+
+    before = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook, threading.excepthook = note_unraisable, note_thread
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+            yield
+    finally:
+        sys.unraisablehook, threading.excepthook = before
+
+
+def _run_era(report: Report, number: int, kinds: list[str], give_up: float, rounds: int | None) -> int:
+    """Rounds for about a minute; returns the number of the next one."""
+    era_ends = min(give_up, time.monotonic() + ERA_SECONDS)
+    elders: dict[str, poolkit.Pool] = {}
+    with contextlib.ExitStack() as stack:
+        while time.monotonic() < era_ends and not report.violations:
+            if rounds is not None and report.rounds >= rounds:
+                break
+            with _watched(report.seed, number), tempfile.TemporaryDirectory(prefix="poolkit-soak-") as folder:
+                _play(report, number, kinds, elders, stack, Path(folder))
+            report.rounds += 1
+            number += 1
+    return number
+
+
+def _play(
+    report: Report,
+    number: int,
+    kinds: list[str],
+    elders: dict[str, poolkit.Pool],
+    stack: contextlib.ExitStack,
+    folder: Path,
+) -> None:
+    """One round. What it does depends on seed and number alone, but for the moments at which things happen."""
+    seed = f"{report.seed}/{number}"
+    rng = random.Random(seed)
+    kind, finish = rng.choice(kinds), rng.choice([*ENDS, *["settle"] * len(ENDS)])
+    if finish != "settle":
+        pool = new_pool(rng, kind)
+    elif kind in elders:
+        pool = elders[kind]
+    else:
+        pool = elders[kind] = stack.enter_context(new_pool(rng, kind))
+    stage = Stage(seed, pool, folder)
+    del pool  # the stage alone has it: it may be dropped there
+    stage.play(rng.uniform(*ROUND_SECONDS), finish=finish)
+    report.ends[finish] += 1
+    report.counts += stage.ledger.counts
+    report.violations += [f"round {number} ({kind}, {finish}): {one}" for one in shown(stage.ledger.violations)]
+
+
+@contextlib.contextmanager
+def _watched(seed: int, number: int) -> Iterator[None]:
+    """A round that hangs tells all stacks, kills its children and ends the run."""
+    faulthandler.dump_traceback_later(HANG_SECONDS * 1.5, exit=True)  # the handler of the other needs the GIL
+    try:
+        with support.watchdog(HANG_SECONDS):
+            yield
+    except support.WatchdogExpired:
+        print(f"round {number} of seed {seed} hangs", flush=True)
+        raise
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _grown(samples: list[Sample]) -> list[str]:
+    """What has grown beyond the bound since the first era; the first two samples are before and after it."""
+    if len(samples) < 3:
+        return []
+    base, last = samples[1], samples[-1]
+    return [
+        f"the {name} grew from {before >> 20} to {after >> 20} MiB between {base.when} and {last.when}"
+        for name, before, after in (("owner", base.owner, last.owner), ("templates", base.template, last.template))
+        if after > before + GROWTH
+    ]
+
+
+def lines_of(report: Report) -> list[str]:
+    """The summary."""
+    counts = report.counts
+    settled = sum(count for name, count in counts.items() if name.startswith("call "))
+    lines = [
+        f"seed {report.seed}: {report.rounds} rounds in {report.seconds:.0f} s",
+        f"{settled:,} tasks settled, {settled / report.seconds:,.0f} a second",
+        "",
+        *_table("outcome", {name: n for name, n in counts.items() if not name.startswith("call ")}),
+        *_table("call", {name[5:]: n for name, n in counts.items() if name.startswith("call ")}),
+        *_table("end of a round", report.ends),
+        f"{'when':<10}{'owner':>12}{'largest template':>18}{'templates':>11}{'descriptors':>13}{'threads':>9}",
+        *(sample.line() for sample in report.samples),
+        "",
+    ]
+    lines += [f"WRONG: {one}" for one in shown(report.violations)]
+    wrong = len(report.violations)
+    again = f"to repeat: python -m tests.soak --seed {report.seed} --first-round N --rounds 1"
+    lines.append(f"{wrong} violation{'s' * (wrong != 1)}; {again}" if wrong else "nothing wrong")
+    return lines
+
+
+def _table(title: str, counts: dict[str, int]) -> list[str]:
+    rows = sorted(counts.items(), key=lambda row: -row[1])
+    return [f"{title:<30}{'number':>10}", *(f"{name:<30}{count:>10,}" for name, count in rows), ""]
