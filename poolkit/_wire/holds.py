@@ -168,15 +168,21 @@ def has_pins() -> bool:
 
 def release_pins() -> bool:
     """Let go of what children saw that are gone; whether any is left."""
-    for pin in list(_pins):
+    for _ in range(len(_pins)):
+        try:
+            pin = _pins.pop(
+                0
+            )  # this thread's alone: the number of a descriptor that another one closed may be anybody's
+        except IndexError:
+            break
         try:
             gone = pin[0] >= 0 and not os.read(pin[0], 1)
         except OSError:  # nothing to read: the child is there
             gone = False
         if gone:
-            with contextlib.suppress(ValueError):  # another thread was faster
-                _pins.remove(pin)
-                os.close(pin[0])
+            os.close(pin[0])
+        else:
+            _pins.append(pin)
     return bool(_pins)
 
 

@@ -244,6 +244,7 @@ class Freight:
         for _, fd in self._dying:
             _os.close_fd(fd)
         self._dying = []
+        release_pins()  # there may be no other pool that looks
         self.arena.close()
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import poolkit
 import support
+import support_arrays
 from lifecycle.scripts import run, running
+from poolkit._wire import holds
 
 pytestmark = pytest.mark.slow
 
@@ -117,3 +120,14 @@ def test_all_of_it_works_where_shared_memory_is_tiny(env: dict[str, str], tmp_pa
         assert int(warned) == 1  # once
     else:
         assert (warned, used) == ("0", "True")  # this memory has no limit of /dev/shm
+
+
+def test_what_a_forked_template_saw_is_let_go_of_with_its_pool() -> None:
+    """No other pool may come that would look whether that process is gone."""
+    with poolkit.Pool(1) as pool:
+        kept = pool.submit(support_arrays.numbered, 1).result()
+        forked = poolkit.Pool(1, start_method="fork")
+        assert forked.submit(support_arrays.checksum, kept).result() == len(kept)
+    assert holds.has_pins()
+    forked.shutdown()
+    assert not holds.has_pins()

@@ -173,7 +173,7 @@ async def _await_one(stage: Stage, rng: random.Random) -> None:
 
 async def _map_in_loop(stage: Stage, rng: random.Random) -> None:
     tokens = [stage.ledger.new_token() for _ in range(rng.randint(1, 50))]
-    stage.ledger.items.update(dict.fromkeys(tokens, 1))
+    stage.ledger.items.update(dict.fromkeys(tokens, 1 + stage.retries))
     results = stage.pool.map(jobs.triple, [stage.ledger.journal] * len(tokens), tokens)
     try:
         came = [value async for value in results]

@@ -86,7 +86,9 @@ def _strays_noted(report: Report) -> Iterator[None]:
     sys.unraisablehook, threading.excepthook = note_unraisable, note_thread
     try:
         with warnings.catch_warnings():
+            # A thread that is stopped while asyncio makes or ends a loop.
             warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+            warnings.filterwarnings("ignore", "unclosed .*(socket|event loop)", ResourceWarning)
             yield
     finally:
         sys.unraisablehook, threading.excepthook = before

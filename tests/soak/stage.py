@@ -59,7 +59,7 @@ class Stage:
         self.rng = random.Random(seed)
         self._seed = seed
         self._gates = 0
-        self._retries = pool._options.retries
+        self.retries = pool._options.retries
         self.may_cancel_all = self.rng.random() < 0.2
         table = np.arange(40_000)
         shared = poolkit.SharedArray.copy_of(table)
@@ -92,7 +92,7 @@ class Stage:
         call = desk.new_call(token, in_loop=in_loop)
         if callback:
             call.options["block"] = False
-        runs = 1 + call.options.get("retries", self._retries)
+        runs = 1 + call.options.get("retries", self.retries)
         return Entry(token, call, runs)
 
     def submit(self, entry: Entry, callback: Callable[[Any], None] | None = None) -> Entry:
