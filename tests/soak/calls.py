@@ -182,7 +182,7 @@ def interrupts(desk: Desk, token: int) -> Call:
 
 def endless(desk: Desk, token: int) -> Call:
     limit = desk.rng.choice([0.02, 0.1, 0.3])
-    return desk.act("endless", token, work.spin, errors=("TaskTimeout",), options={"timeout": limit})
+    return desk.act("endless", token, jobs.spin_until_asked, errors=("TaskTimeout",), options={"timeout": limit})
 
 
 # ===== what only processes survive =====

@@ -63,3 +63,12 @@ def sum_of(array: Any) -> int:
 
 def raise_numbered(number: int) -> NoReturn:
     raise ValueError(number)
+
+
+def spin_until_asked() -> NoReturn:
+    """For ever. A thread also looks itself whether it is to stop: the exception may be lost in a finalizer."""
+    task = poolkit.current_task()
+    assert task is not None
+    while not task.cancelled:
+        pass
+    raise AssertionError("stopped")
