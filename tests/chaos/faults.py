@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -91,7 +92,7 @@ class Killer:
     """
 
     def __init__(self, pool: poolkit.Pool, rng: random.Random, *states: str, every: float = 0.02) -> None:
-        self.kills = 0
+        self.victims: Counter[int] = Counter()  # how often each process was killed: numbers go round
         self._pool = pool
         self._rng = rng
         self._states = states
@@ -103,7 +104,13 @@ class Killer:
         while not self._over.wait(self._every * self._rng.uniform(0.5, 1.5)):
             pids = worker_pids(self._pool, *self._states, tasks_done=1)
             if pids:
-                self.kills += kill_worker(self._pool, self._rng.choice(pids))
+                pid = self._rng.choice(pids)
+                self.victims[pid] += kill_worker(self._pool, pid)
+
+    @property
+    def kills(self) -> int:
+        """How many."""
+        return sum(self.victims.values())
 
     def __enter__(self) -> Self:
         self._thread.start()
