@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.calls import WORKERS, opened
-from benchmarks.contenders import Contender
+from benchmarks.contenders import Call, Contender
 from benchmarks.fifo import Fifo
-from benchmarks.functions import die, hold, noop, run_away
+from benchmarks.functions import die, hold, hold_the_gil, noop, run_away
 from benchmarks.measure import Figures, Measure, Row, Sized
 
 _TIMES = 8
@@ -35,8 +35,8 @@ def _crash(contender: Contender, marks: Fifo, *, answered: bool) -> tuple[float 
     return None if error is None else error - died, ended - died
 
 
-def _overrun(contender: Contender, marks: Fifo) -> tuple[float | None, float]:
-    doomed = contender.submit_limited(_LIMIT_SECONDS, run_away, marks.path)
+def _overrun(contender: Contender, marks: Fifo, fn: Call) -> tuple[float | None, float]:
+    doomed = contender.submit_limited(_LIMIT_SECONDS, fn, marks.path)
     following = contender.submit(noop)
     assert isinstance(contender.error(doomed), TimeoutError)
     error = time.perf_counter()
@@ -87,7 +87,11 @@ def crash(name: str, sized: Sized) -> Figures:
 
 
 def timeout(name: str, sized: Sized) -> Figures:
-    return _repeated(name, sized, _overrun)
+    return _repeated(name, sized, lambda contender, marks: _overrun(contender, marks, run_away))
+
+
+def timeout_in_c(name: str, sized: Sized) -> Figures:
+    return _repeated(name, sized, lambda contender, marks: _overrun(contender, marks, hold_the_gil))
 
 
 def cancel(name: str, sized: Sized) -> Figures:
@@ -105,15 +109,23 @@ MEASURES = (
         ),
         crash,
     ),
-    Measure(
-        "timeout",
-        "an endless loop with a limit of 100 ms; the other worker is busy",
-        ("poolkit", "pebble"),
-        (
-            Row("error", "beyond the limit, until the caller's error", "ms", {"poolkit": "under 10, then 3"}),
-            Row("next", "beyond the limit, until the next result", "ms", {"poolkit": "under 30, then 10"}, ("fork",)),
-        ),
-        timeout,
+    *(
+        Measure(
+            measure,
+            f"{title} with a limit of 100 ms; the other worker is busy",
+            ("poolkit", "pebble"),
+            (
+                Row("error", "beyond the limit, until the caller's error", "ms", {"poolkit": "under 10, then 3"}),
+                Row(
+                    "next", "beyond the limit, until the next result", "ms", {"poolkit": "under 30, then 10"}, ("fork",)
+                ),
+            ),
+            trial,
+        )
+        for measure, title, trial in (
+            ("timeout", "an endless loop", timeout),
+            ("timeout-in-c", "a call into C that keeps the interpreter's lock,", timeout_in_c),
+        )
     ),
     Measure(
         "cancel",

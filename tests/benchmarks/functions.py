@@ -63,6 +63,15 @@ def run_away(fifo: str) -> None:
         pass
 
 
+def hold_the_gil(fifo: str) -> None:
+    """Say when, then hang in C, where no signal handler in Python would be run."""
+    import ctypes
+
+    sleep = ctypes.PyDLL(None).sleep
+    mark(fifo)
+    sleep(3600)
+
+
 def mark(fifo: str) -> None:
     """Write the instant into a fifo. On Linux the clock is the same in every process."""
     fd = os.open(fifo, os.O_WRONLY)

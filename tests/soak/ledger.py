@@ -35,6 +35,11 @@ class Entry:
     attempts: int = 0
     outcome: str = ""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it was accepted and is not closed, or not told of."""
+        return self.task is not None or (bool(self.outcome) and not self.told)
+
     def cancel(self) -> None:
         """Cancel it, and remember the answer."""
         self.may_be_cancelled = True
@@ -118,10 +123,15 @@ class Ledger:
         return name, wrong
 
     def close_all(self) -> None:
-        """Close what is still open, and compare with the tokens."""
-        for entry in list(self.entries):
-            self.close(entry)
-        wait_until(lambda: all(entry.told for entry in self.entries if entry.outcome), "callbacks")
+        """Close what is open, and what callbacks hand in meanwhile, until all have been called."""
+        while open_ones := [entry for entry in list(self.entries) if entry.is_open]:
+            for entry in open_ones:
+                self.close(entry)
+                wait_until(lambda entry=entry: not entry.is_open, f"the callback of {describe(entry)}")
+
+    def check_tokens(self) -> None:
+        """Close what is open, and compare with the tokens."""
+        self.close_all()
         left = Counter(int(line) for line in self.journal.lines())
         for entry in self.entries:
             wrong = self._compare(entry, left.pop(entry.token, 0))

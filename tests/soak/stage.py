@@ -118,9 +118,9 @@ class Stage:
 
     def _accepted(self, entry: Entry, task: poolkit.Task[Any], callback: Callable[[Any], None] | None) -> None:
         entry.task = task
-        task.add_done_callback(entry.count)
         if callback is not None:
             task.add_done_callback(callback)
+        task.add_done_callback(entry.count)  # the last one: what the other has handed in is in the ledger by then
 
     def _refused(self, entry: Entry, error: Exception) -> None:
         self.ledger.count(f"refused: {type(error).__name__}")
@@ -151,15 +151,13 @@ class Stage:
         self.over.wait(seconds)
         try:
             ENDS[finish](self, threads)
-        finally:
-            self.over.set()
-        self.ledger.close_all()
+        except Exception as exc:
+            self.ledger.blame("".join(traceback.format_exception(exc)))
+        self._join(threads)
+        self.ledger.check_tokens()
         self._check_crashes()
         for handle in self._handles:
             handle.close()
-        for thread in threads:
-            if thread.is_alive():
-                self.ledger.blame(f"still there: {thread.name}")
 
     def _act(self, actor: actors.Actor, number: int) -> None:
         try:
@@ -191,6 +189,8 @@ class Stage:
         self.over.set()
         for thread in threads:
             thread.join(WATCHDOG * 3)
+            if thread.is_alive():
+                self.ledger.blame(f"still there: {thread.name}")
 
 
 # ===== how a round ends =====
@@ -201,8 +201,7 @@ End = Callable[[Stage, "list[threading.Thread]"], None]
 def settle(stage: Stage, threads: list[threading.Thread]) -> None:
     """Everybody stops; all tasks settle; the pool serves at full size, and stays open."""
     stage._join(threads)
-    for entry in list(stage.ledger.entries):
-        stage.ledger.close(entry)
+    stage.ledger.close_all()
     stage.check_serves()
 
 
