@@ -155,7 +155,7 @@ def own_shared_array(desk: Desk, token: int) -> Call:
     def is_right(value: Any) -> bool:
         return bool(value == token and (mine.array == token).all())
 
-    return desk.act("own shared array", token, jobs.add_to, mine, token, is_right=is_right)
+    return desk.act("own shared array", token, jobs.fill, mine, token, is_right=is_right)
 
 
 def _sum(value: Any) -> int:

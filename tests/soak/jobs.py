@@ -51,9 +51,9 @@ def reverse(data: Any) -> Any:
     return data[::-1]
 
 
-def add_to(shared: Any, number: int) -> int:
-    """In place, which the owner sees."""
-    shared.array[:] += number
+def fill(shared: Any, number: int) -> int:
+    """In place, which the owner sees; a second attempt does it again."""
+    shared.array[:] = number
     return int(shared.array[0])
 
 
