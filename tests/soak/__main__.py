@@ -28,7 +28,7 @@ def main() -> int:
     asked = _arguments()
     import support
     from soak import flat
-    from soak.run import lines_of, run
+    from soak.run import lines_of, run, watched
 
     support.adopt_orphans()
     print(f"seed {asked.seed}", flush=True)
@@ -38,7 +38,7 @@ def main() -> int:
         return bool(found)
     kinds = ["process", "thread"] if asked.kind == "both" else [asked.kind]
     seconds = asked.seconds or asked.minutes * 60
-    report = run(asked.seed, seconds, kinds, asked.first_round, asked.rounds)
+    report = run(asked.seed, seconds, kinds, asked.first_round, asked.rounds, watched)
     print(*lines_of(report), sep="\n", flush=True)
     return bool(report.violations)
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
+import os
 import random
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ GROWTH = 24 << 20  # bytes that owner and templates may have grown by since the 
 TORN = "StopTask in "
 
 
+Watch = Callable[[int, int], contextlib.AbstractContextManager[None]]  # around each round: seed, number
+
+
 @dataclass
 class Report:
     """What a run found."""
@@ -55,8 +59,19 @@ class Report:
     seconds: float = 0.0
 
 
-def run(seed: int, seconds: float, kinds: list[str], first_round: int = 0, rounds: int | None = None) -> Report:
-    """Run for so long, or until something is wrong. Blocks."""
+def _unwatched(_seed: int, _number: int) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def run(
+    seed: int,
+    seconds: float,
+    kinds: list[str],
+    first_round: int = 0,
+    rounds: int | None = None,
+    watch: Watch = _unwatched,
+) -> Report:
+    """Run for so long, or until something is wrong. Blocks; `watch` says what becomes of a round that hangs."""
     report = Report(seed)
     before = support_leaks.snapshot()
     report.samples.append(take_sample("start"))
@@ -64,7 +79,7 @@ def run(seed: int, seconds: float, kinds: list[str], first_round: int = 0, round
     number = first_round
     with quiet_logs(), _strays_noted(report):
         while time.monotonic() < give_up and not report.violations and (rounds is None or report.rounds < rounds):
-            number = _run_era(report, number, kinds, give_up, rounds)
+            number = _run_era(report, number, kinds, give_up, rounds, watch)
             gc.collect()
             leaks = support_leaks.find_leaks(before)
             if len(leaks) > sum(count for name, count in report.counts.items() if name.startswith(TORN)):
@@ -100,7 +115,9 @@ def _strays_noted(report: Report) -> Iterator[None]:
         sys.unraisablehook, threading.excepthook = before
 
 
-def _run_era(report: Report, number: int, kinds: list[str], give_up: float, rounds: int | None) -> int:
+def _run_era(
+    report: Report, number: int, kinds: list[str], give_up: float, rounds: int | None, watch: Watch
+) -> int:
     """Rounds for about a minute; returns the number of the next one."""
     era_ends = min(give_up, time.monotonic() + ERA_SECONDS)
     elders: dict[str, poolkit.Pool] = {}
@@ -108,7 +125,7 @@ def _run_era(report: Report, number: int, kinds: list[str], give_up: float, roun
         while time.monotonic() < era_ends and not report.violations:
             if rounds is not None and report.rounds >= rounds:
                 break
-            with _watched(report.seed, number), tempfile.TemporaryDirectory(prefix="poolkit-soak-") as folder:
+            with watch(report.seed, number), tempfile.TemporaryDirectory(prefix="poolkit-soak-") as folder:
                 _play(report, number, kinds, elders, stack, Path(folder))
             report.rounds += 1
             number += 1
@@ -142,15 +159,15 @@ def _play(
 
 
 @contextlib.contextmanager
-def _watched(seed: int, number: int) -> Iterator[None]:
-    """A round that hangs tells all stacks, kills its children and ends the run."""
-    faulthandler.dump_traceback_later(HANG_SECONDS * 1.5, exit=True)  # the handler of the other needs the GIL
+def watched(seed: int, number: int) -> Iterator[None]:
+    """A round that hangs tells all stacks, kills its children and ends the program."""
+    faulthandler.dump_traceback_later(HANG_SECONDS * 1.5, exit=True)  # the other one needs the interpreter's lock
     try:
         with support.watchdog(HANG_SECONDS):
             yield
     except support.WatchdogExpired:
         print(f"round {number} of seed {seed} hangs", flush=True)
-        raise
+        os._exit(1)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
