@@ -14,6 +14,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, as_completed, wait
+from concurrent.futures import TimeoutError as WaitTimeout  # a class of its own before CPython 3.11
 from typing import TYPE_CHECKING, Any
 
 import poolkit
@@ -74,7 +75,7 @@ def submit_and_wait(stage: Stage, rng: random.Random) -> None:
         if rng.random() < 0.5:
             wait(tasks, timeout=rng.choice([0.0, 0.01, None]), return_when=FIRST_COMPLETED)
         else:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(WaitTimeout):
                 for task in as_completed(tasks, timeout=rng.choice([0.01, None])):
                     assert task.done()
         for entry in entries:

@@ -30,13 +30,14 @@ import support
 import support_leaks
 from poolkit._workforce.thread_member import StopTask
 from soak.ledger import shown
-from soak.memory import Sample, take_sample
+from soak.memory import HEAD, Sample, take_sample
 from soak.stage import ENDS, Stage, new_pool, quiet_logs
 
 ERA_SECONDS = 60.0
 ROUND_SECONDS = (0.5, 2.0)
 HANG_SECONDS = 240.0  # a round that takes longer hangs
-GROWTH = 24 << 20  # bytes that owner and templates may have grown by since the first era: caches, and heaps in pieces
+# What may have grown since the first era. Much of a process's memory is free, in pieces; what is in use tells leaks.
+GROWTH = {"owner": 64 << 20, "allocated": 4 << 20, "blocks": 30_000, "template": 4 << 20}
 # A thread is stopped by an exception that may come anywhere. In a finalizer it is lost, and so is what that would have
 # closed: as many descriptors may be left behind.
 TORN = "StopTask in "
@@ -115,9 +116,7 @@ def _strays_noted(report: Report) -> Iterator[None]:
         sys.unraisablehook, threading.excepthook = before
 
 
-def _run_era(
-    report: Report, number: int, kinds: list[str], give_up: float, rounds: int | None, watch: Watch
-) -> int:
+def _run_era(report: Report, number: int, kinds: list[str], give_up: float, rounds: int | None, watch: Watch) -> int:
     """Rounds for about a minute; returns the number of the next one."""
     era_ends = min(give_up, time.monotonic() + ERA_SECONDS)
     elders: dict[str, poolkit.Pool] = {}
@@ -178,9 +177,9 @@ def _grown(samples: list[Sample]) -> list[str]:
         return []
     base, last = samples[1], samples[-1]
     return [
-        f"the {name} grew from {before >> 20} to {after >> 20} MiB between {base.when} and {last.when}"
-        for name, before, after in (("owner", base.owner, last.owner), ("templates", base.template, last.template))
-        if after > before + GROWTH
+        f"{name} grew from {getattr(base, name):,} to {getattr(last, name):,} between {base.when} and {last.when}"
+        for name, most in GROWTH.items()
+        if getattr(last, name) > getattr(base, name) + most and getattr(base, name)
     ]
 
 
@@ -195,7 +194,7 @@ def lines_of(report: Report) -> list[str]:
         *_table("outcome", {name: n for name, n in counts.items() if not name.startswith("call ")}),
         *_table("call", {name[5:]: n for name, n in counts.items() if name.startswith("call ")}),
         *_table("end of a round", report.ends),
-        f"{'when':<10}{'owner':>12}{'largest template':>18}{'templates':>11}{'descriptors':>13}{'threads':>9}",
+        HEAD,
         *(sample.line() for sample in report.samples),
         "",
     ]
