@@ -38,7 +38,7 @@ def run(count: int, warm_up: int, say: Callable[[str], object]) -> list[str]:
 
 
 def _run_tasks(pool: poolkit.Pool, count: int) -> None:
-    """Small tasks, some of them with an exception, or a result through shared memory."""
+    """Small tasks, AT_ONCE of them at a time; each result must be its own."""
     for start in range(0, count, AT_ONCE):
         tasks = [pool.submit(work.add, number, 1) for number in range(min(AT_ONCE, count - start))]
         assert [task.result() for task in tasks] == list(range(1, len(tasks) + 1))
