@@ -20,6 +20,9 @@ SNIPPET_PAGES = [
     if page.is_file()
 ]
 OUTPUT = re.compile(r"# -> (.*)$", re.MULTILINE)
+NAMED_TEST = re.compile(
+    r"\[`(?P<test>test_\w+)`\]\((?P<file>[^)#\s]+\.py)\)|`(?P<path>tests/[\w/]+\.py)::(?P<name>\w+)`"
+)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
@@ -75,6 +78,24 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert target.exists(), path
         if anchor:
             assert anchor in anchors_of(target.read_text()), path + anchor
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    """As [`test_name`](../tests/file.py) or `tests/file.py::test_name`."""
+    for found in NAMED_TEST.finditer(page.read_text()):
+        file = page.parent / found["file"] if found["file"] else ROOT / found["path"]
+        name = found["test"] or found["name"]
+        assert re.search(rf"^(async )?def {name}\(", file.read_text(), re.MULTILINE), f"{file}::{name}"
+
+
+def test_each_pain_has_its_test_and_its_line() -> None:
+    """Rows 1 to 35: one test each, in order, and a line on the page that compares, with that number and that test."""
+    files = (ROOT / f"tests/pains/test_{name}.py" for name in ("hangs", "leaks", "programs"))
+    tests = [name for file in files for name in re.findall(r"^def (test_row_\w+)\(", file.read_text(), re.MULTILINE)]
+    assert [int(name.split("_")[2]) for name in tests] == list(range(1, 36))
+    lines = re.findall(r"^\| (\d+) \|.*\[`(\w+)`\]\(\S+\) \|$", (ROOT / "docs/comparison.md").read_text(), re.MULTILINE)
+    assert lines == [(str(number), name) for number, name in enumerate(tests, 1)]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+import pytest
 
 import poolkit
 import support
@@ -195,3 +198,22 @@ def run(source: str, *args: str, env: Mapping[str, str] | None = None) -> list[s
         lines = script.finish().check()
         script.wait_until_gone()
         return lines
+
+
+def in_tiny_shared_memory(
+    argv: Sequence[str], env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in a mount namespace with one MiB of shared memory; skips the test without such."""
+    mount = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$0" "$@"'
+    enter = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mount]
+    if shutil.which("unshare") is None or subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs a mount namespace of its own")
+    path = os.pathsep.join(filter(None, [os.fspath(_ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [*enter, *argv],
+        capture_output=True,
+        text=True,
+        timeout=support.WATCHDOG,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path, **(env or {})},
+    )

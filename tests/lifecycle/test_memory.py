@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import poolkit
 import support
 import support_arrays
-from lifecycle.scripts import run, running
+from lifecycle.scripts import in_tiny_shared_memory, run, running, text_of
 from poolkit._wire import holds
 
 pytestmark = pytest.mark.slow
@@ -94,26 +92,9 @@ def test_all_of_it_works(env: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("env", [{}, PORTABLE], ids=["usual", "portable"])
 def test_all_of_it_works_where_shared_memory_is_tiny(env: dict[str, str], tmp_path: Path) -> None:
-    """A mount namespace with one MiB of it."""
-    unshare = shutil.which("unshare")
     script = tmp_path / "script.py"
-    import textwrap
-
-    script.write_text(textwrap.dedent(ALL_OF_IT))
-    mount = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$0" "$@"'
-    enter = [unshare or "unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mount]
-    if unshare is None or subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("needs a mount namespace of its own")
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join(filter(None, [os.fspath(root), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [*enter, sys.executable, os.fspath(script)],
-        capture_output=True,
-        text=True,
-        timeout=support.WATCHDOG,
-        check=False,
-        env={**os.environ, "PYTHONPATH": path, **env},
-    )
+    script.write_text(text_of(ALL_OF_IT))
+    done = in_tiny_shared_memory([sys.executable, os.fspath(script)], env)
     assert (done.returncode, done.stderr) == (0, "")
     warned, used = done.stdout.split()
     if env:
