@@ -176,30 +176,32 @@ class Ledger:
 
 def do(fault: str) -> None:
     """Have something happen to this process."""
-    if fault == "kill":
-        work.die()
-    elif fault == "exit":
-        os._exit(0)
-    elif fault == "raise":
-        raise ZeroDivisionError("fault")
-    elif fault == "abort":
-        os.abort()
-    elif fault == "hang":
-        work.hold_the_gil()
-    elif fault == "spin":
-        work.spin()
-    elif fault == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    elif fault == "segfault":
-        work.segfault()
-    elif fault == "kill-template":
-        os.kill(os.getppid(), signal.SIGKILL)
-        signal.pause()
-    elif fault == "kill-owner":
-        os.kill(int(os.environ["POOLKIT_TEST_OWNER"]), signal.SIGKILL)
-        signal.pause()
-    else:
-        assert fault == "none", fault
+    happenings[fault]()
+
+
+def _kill_first(pid: int) -> None:
+    """Kill the process that ends this one."""
+    os.kill(pid, signal.SIGKILL)
+    signal.pause()
+
+
+def _raise() -> None:
+    raise ZeroDivisionError("fault")
+
+
+happenings: dict[str, Callable[[], object]] = {
+    "none": lambda: None,
+    "raise": _raise,
+    "kill": work.die,
+    "segfault": work.segfault,
+    "abort": os.abort,
+    "exit": lambda: os._exit(0),
+    "spin": work.spin,
+    "hang": work.hold_the_gil,
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "kill-template": lambda: _kill_first(os.getppid()),
+    "kill-owner": lambda: _kill_first(int(os.environ["POOLKIT_TEST_OWNER"])),
+}
 
 
 class Trap:
