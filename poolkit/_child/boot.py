@@ -57,7 +57,8 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     try:
         return _work(loop, fds[len(WorkerFds._fields) :], inherited_initializer)
     finally:
-        loop.freight.passage.close()  # a socket warns that it was not closed
+        with contextlib.suppress(OSError):  # a task has closed it
+            loop.freight.passage.close()  # else it warns that it was not
 
 
 def _work(loop: Loop, initializers_fds: list[int], inherited_initializer: Callable[[], object] | None) -> int:

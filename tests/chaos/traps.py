@@ -14,12 +14,15 @@ A step of a task's way catches the worker that is at it with a task of that name
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 from chaos import faults
 from poolkit import _child
 from poolkit._child import loop
+from poolkit._os import Tokens
 from poolkit._wire import messages
 from poolkit._wire.board import Board
 
@@ -59,7 +62,37 @@ def initialize() -> None:
     spring("initialize")
 
 
+_link: dict[str, int] = {}  # the descriptors of this worker
+
+
+def spoil(which: str, how: str) -> str:
+    """Close a descriptor that belongs to this worker, or make it one of nothing; or all of them."""
+    for fd in range(3, 1000) if which == "all" else [_link[which]]:
+        with contextlib.suppress(OSError):
+            if how == "close":
+                os.close(fd)
+            elif os.fstat(fd):
+                nothing = os.open(os.devnull, os.O_RDWR)
+                os.dup2(nothing, fd)
+                if nothing != fd:
+                    os.close(nothing)
+    return "done"
+
+
 # ===== where the traps lie =====
+
+
+def _know_the_link() -> None:
+    """Have `_link` filled in when the loop of a worker is made."""
+    make = loop.Loop.__init__
+
+    def meddled(self: loop.Loop, calls: int, outcomes: int, tokens: Tokens, *others: Any) -> None:
+        make(self, calls, outcomes, tokens, *others)
+        passage = self.freight.passage._socket.fileno()
+        # In the order of WorkerFds, where the last two stand side by side.
+        _link.update(calls=calls, outcomes=outcomes, tokens=tokens.fileno(), evidence=passage - 1, passage=passage)
+
+    loop.Loop.__init__ = meddled  # type: ignore[method-assign,assignment]
 
 
 def _lay() -> None:
@@ -117,4 +150,5 @@ def _lay() -> None:
 
 
 if _child.is_here:
+    _know_the_link()
     _lay()
