@@ -238,6 +238,22 @@ def make_trap(trap: Trap) -> Trap:
     return trap
 
 
+def carry(trap: Trap, array: Any, sent: Any, shared: Any) -> Any:
+    """Have arrays on both ways, and the trap behind them in the result."""
+    trap._pass("run")
+    return array + sent[0], shared, trap
+
+
+def shared_sum(shared: Any) -> int:
+    return int(shared.array.sum())
+
+
+def arrive_and_do(arrived: Gate, release: Gate, fault: str) -> None:
+    arrived.signal()
+    release.wait()
+    do(fault)
+
+
 def initialize_with(trap: Trap) -> None:
     trap._pass("initialize")
 
