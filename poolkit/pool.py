@@ -190,8 +190,8 @@ class Pool(Face):
         supervisor = getattr(self, "_supervisor", None)
         if supervisor is not None and supervisor.is_open() and supervisor.pid == os.getpid():
             text = f"{self!r} was not shut down; use `with` or shutdown()"
+            supervisor.drop()  # before the warning, which may be made an error
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
-            supervisor.drop()
 
     def __repr__(self) -> str:
         """Show name, kind and size."""

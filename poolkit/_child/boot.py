@@ -55,6 +55,14 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     tokens = _os.Tokens(link.tokens)
     loop = Loop(link.calls, link.outcomes, tokens, board, Freight(link.passage))
     try:
+        return _work(loop, fds[len(WorkerFds._fields) :], inherited_initializer)
+    finally:
+        with contextlib.suppress(OSError):  # a task has closed it
+            loop.freight.passage.close()  # else it warns that it was not
+
+
+def _work(loop: Loop, initializers_fds: list[int], inherited_initializer: Callable[[], object] | None) -> int:
+    try:
         settings: dict[str, Any] = pickle.loads(loop.receive_boot())
     except EOFError:  # the owner is gone already
         return 0
@@ -64,7 +72,7 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     try:
         for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
             importlib.import_module(name)
-        inherit.arrived(fds[len(WorkerFds._fields) :])
+        inherit.arrived(initializers_fds)
         _initialize(settings["initializer"], inherited_initializer)
     except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
         with contextlib.suppress(BrokenPipeError):

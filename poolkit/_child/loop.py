@@ -166,7 +166,9 @@ class Loop:
                 fn, args, kwargs = self.freight.load_call(call)
             else:
                 fn, args, kwargs = codec.load_call(call.fn, call.body)
-        except BaseException as exc:  # noqa: BLE001 -- unpickling runs the user's code
+        except BaseException as exc:  # unpickling runs the user's code
+            if self.freight.passage.is_broken:
+                raise  # a task has closed it: this worker is of no use any more
             return messages.ERROR, codec.pack_error(exc)
         deadline = None if call.timeout is None else started + call.timeout
         ok, value = run_call(TaskContext(call.task_id, call.name, call.attempt, deadline), fn, args, kwargs)

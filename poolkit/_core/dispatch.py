@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from poolkit._core.batch import BATCH_SECONDS, RunTimes, take_batch
+from poolkit._core.policy import LARGE_CALL
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Action, Timers
@@ -20,6 +21,7 @@ from poolkit.task import QUEUED, SENT
 STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it to who is idle
 UNBLOCK_AFTER = 0.01  # seconds; and after that to whoever comes next: it is older than what is queued
 LOOK_EVERY = 0.005  # seconds between two looks at who is slow while something is queued
+BEGIN_WITHIN = 0.1  # seconds; what is found unbegun twice, so far apart, is taken back: its worker is stopped, or stuck
 
 
 class Dispatcher:
@@ -39,6 +41,7 @@ class Dispatcher:
         self._least_sent = math.inf  # no task that is sent and not claimed is less urgent than this
         self._steal_at: float | None = None  # a timer is set for then, to look at who is stuck
         self._look_at = 0.0  # not before then, while something is queued
+        self._is_looking = False  # a timer is set to look for what does not begin
 
     @property
     def makes_way(self) -> bool:
@@ -98,6 +101,8 @@ class Dispatcher:
         if worker.limit is not None:
             self.roster.near_its_limit(worker)
         self.workforce.send(worker_id, batch, announce=self.announce)
+        if not self._is_looking:
+            self._look_later(now)
         if worker.sent[0].options.timeout is not None:
             self._watch(worker, now)
         if worker.leave is not None:
@@ -189,6 +194,28 @@ class Dispatcher:
     def _steal(self, _: None, now: float) -> None:
         self._steal_at = None
         self.advance(now)
+
+    def _look_for_unbegun(self, _: None, now: float) -> None:
+        """A worker that was stopped while idle, or is held up by a thread that a task left, begins nothing."""
+        self._is_looking = False
+        for worker in self.roster:
+            if worker.state is not BUSY or worker.draining or not worker.sent:
+                continue
+            task, glance = worker.sent[0], self.workforce.glance(worker.id)
+            if glance.running_since(task.id, now) is not None or glance.is_done(task):
+                continue
+            if task.nbytes > LARGE_CALL:
+                continue  # it may need as long to arrive, everywhere
+            if worker.unbegun == task.id and self.roster.has_room(now):
+                self.reclaim(worker)
+            else:
+                worker.unbegun = task.id
+                self._look_later(now)
+
+    def _look_later(self, now: float) -> None:
+        if not self._is_looking and self.workforce.max_batch > 1 and self.roster.size > 1:
+            self._is_looking = True
+            self.timers.add(now + BEGIN_WITHIN, self._look_for_unbegun, None)
 
     # ===== run-time limits =====
 

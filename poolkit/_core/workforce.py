@@ -131,6 +131,7 @@ class Worker:
         "since",
         "state",
         "tasks_done",
+        "unbegun",
     )
 
     def __init__(self, worker_id: int, limit: int | None, now: float) -> None:
@@ -147,6 +148,7 @@ class Worker:
         self.has_run: set[str] = set()  # names of functions whose run time it may tell
         self.sentence: Sentence | None = None
         self.check_at: float | None = None  # a timer is set for then, to see whether a run-time limit has passed
+        self.unbegun = 0  # the task that it was found not to have begun
         self.pid: int | None = None
         self.rss = 0
         self.since = now

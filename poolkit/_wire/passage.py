@@ -46,10 +46,11 @@ _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 class Passage:
     """One end of the socket through which a worker and its owner hand each other memory."""
 
-    __slots__ = ("_maps", "_owed", "_pending", "_regions", "_socket", "_stale", "_told", "_waits")
+    __slots__ = ("_maps", "_owed", "_pending", "_regions", "_socket", "_stale", "_told", "_waits", "is_broken")
 
     def __init__(self, fd: int, *, waits: bool) -> None:
         self._socket = socket.socket(fileno=fd)
+        self.is_broken = False  # nothing will arrive any more
         self._socket.setblocking(waits)
         self._waits = waits  # whether this is a worker's end: receiving blocks, and sending fails rather than wait
         self._maps: dict[int, mmap.mmap | Unmapped] = {}  # the other side's segments
@@ -188,7 +189,8 @@ class Passage:
         fds = array.array("i")
         try:
             return self._take(fds, flags)
-        except struct.error as exc:
+        except struct.error as exc:  # its end, or nonsense
+            self.is_broken = True
             raise EOFError from exc
         finally:  # of a record that could not be taken, or the next one's, which were seen too
             for fd in fds:
@@ -199,6 +201,7 @@ class Passage:
         try:
             data, ancillary, _, _ = self._socket.recvmsg(most, _ROOM, flags | _PEEK | _CLOEXEC)
         except OSError as exc:  # a BlockingIOError too: it was to be here before the frame
+            self.is_broken = not flags & socket.MSG_DONTWAIT
             raise EOFError from exc
         for level, what, content in ancillary:
             if (level, what) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -62,6 +63,10 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
     if not _os.SUPPORTED:
         msg = "process workers need a POSIX system; on Windows use kind='thread'"
         raise RuntimeError(msg)
+    if (script := sys.modules.get("__mp_main__")) is not None:  # the name of `__main__` in children of multiprocessing
+        import cloudpickle  # noqa: PLC0415 -- there only
+
+        cloudpickle.register_pickle_by_value(script)  # workers import it under neither name
     forks = settings.start_method == "fork"
     if forks:
         _refuse_threads()

@@ -9,6 +9,7 @@ Random choices come from POOLKIT_CHAOS_SEED, or a new seed; a failing test shows
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import random
@@ -21,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import poolkit
+import support
 import support_functions as work
 from support import retry_until
 from support_gates import Gate, Journal
@@ -145,25 +147,68 @@ def check_ran_once(journal: Journal) -> set[int]:
     return set(lines)
 
 
+class Ledger:
+    """What tasks are to end with, and how often each of them told its callbacks that it had."""
+
+    def __init__(self) -> None:
+        self._tasks: list[tuple[poolkit.Task[Any], Callable[[poolkit.Task[Any]], object]]] = []
+        self._ends: collections.Counter[int] = collections.Counter()  # by task; what the callbacks counted
+
+    def add(self, task: poolkit.Task[Any], check: Callable[[poolkit.Task[Any]], object]) -> None:
+        """Have a task looked at in the end; `check` is true when its outcome is right."""
+        self._tasks.append((task, check))
+        task.add_done_callback(lambda ended: self._ends.update([ended.id]))
+
+    def submit(self, pool: poolkit.Pool | poolkit.PoolView, count: int, journal: Journal) -> None:
+        """Tasks whose neighbours are to suffer: each has a value of its own, and writes that down when it runs."""
+        for _ in range(count):
+            number = len(self._tasks)
+            self.add(pool.submit(work.write_line, journal, number), lambda task, number=number: task.result() == number)
+
+    def settle(self) -> list[poolkit.WorkerCrashed]:
+        """Wait for all; every task ended once, and as it should. Returns the crashes among them."""
+        crashes = []
+        for task, check in self._tasks:
+            try:
+                assert check(task), (task, task.exception())
+            except poolkit.WorkerCrashed as crash:
+                crashes.append(crash)
+        support.wait_until(lambda: len(self._ends) == len(self._tasks), "the callbacks of all tasks")
+        assert set(self._ends.values()) <= {1}, self._ends
+        return crashes
+
+
 # ===== what happens to a worker =====
 
 
 def do(fault: str) -> None:
     """Have something happen to this process."""
-    if fault == "kill":
-        work.die()
-    elif fault == "exit":
-        os._exit(0)
-    elif fault == "raise":
-        raise ZeroDivisionError("fault")
-    elif fault == "hang":
-        work.hold_the_gil()
-    elif fault == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    elif fault == "segfault":
-        work.segfault()
-    else:
-        assert fault == "none", fault
+    happenings[fault]()
+
+
+def _kill_first(pid: int) -> None:
+    """Kill the process that ends this one."""
+    os.kill(pid, signal.SIGKILL)
+    signal.pause()
+
+
+def _raise() -> None:
+    raise ZeroDivisionError("fault")
+
+
+happenings: dict[str, Callable[[], object]] = {
+    "none": lambda: None,
+    "raise": _raise,
+    "kill": work.die,
+    "segfault": work.segfault,
+    "abort": os.abort,
+    "exit": lambda: os._exit(0),
+    "spin": work.spin,
+    "hang": work.hold_the_gil,
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "kill-template": lambda: _kill_first(os.getppid()),
+    "kill-owner": lambda: _kill_first(int(os.environ["POOLKIT_TEST_OWNER"])),
+}
 
 
 class Trap:
@@ -198,6 +243,22 @@ def run_fault(trap: Trap) -> None:
 
 def make_trap(trap: Trap) -> Trap:
     return trap
+
+
+def carry(trap: Trap, array: Any, sent: Any, shared: Any) -> Any:
+    """Have arrays on both ways, and the trap behind them in the result."""
+    trap._pass("run")
+    return array + sent[0], shared, trap
+
+
+def shared_sum(shared: Any) -> int:
+    return int(shared.array.sum())
+
+
+def arrive_and_do(arrived: Gate, release: Gate, fault: str) -> None:
+    arrived.signal()
+    release.wait()
+    do(fault)
 
 
 def initialize_with(trap: Trap) -> None:

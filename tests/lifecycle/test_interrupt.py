@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
 from lifecycle.scripts import Script, python, run, text_of
 
 pytestmark = pytest.mark.slow
+
+PATIENCE = 10.0  # seconds; what takes a grace of poolkit's takes longer, on any machine
 
 TASKS = """
 import ctypes, os, sys, time
@@ -33,9 +36,13 @@ def interrupted(source: str, ups: int = 2) -> str:
     """What the terminal shows of a script that is interrupted once, when so many tasks run."""
     with Script(python("-c", TASKS + text_of(source)), terminal=True) as script:
         script.wait_for_text("up", ups)
+        pressed = time.monotonic()
         script.press_ctrl_c()
         ended = script.finish()
+        seconds = time.monotonic() - pressed
+        print(f"ended {seconds * 1000:.0f} ms after Ctrl-C")  # under 500 where nothing else runs
         assert ended.code == -signal.SIGINT, ended.out
+        assert seconds < PATIENCE
         script.wait_until_gone()
         return ended.out
 
@@ -96,6 +103,50 @@ def test_in_as_completed_and_wait() -> None:
                 """
             )
         )
+
+
+def test_while_the_program_does_something_else() -> None:
+    for doing in ("time.sleep(3600)", "input()", "while True: pass", "threading.Event().wait()"):
+        check(
+            interrupted(
+                f"""
+                import threading
+                with poolkit.Pool(2) as pool:
+                    tasks = [pool.submit(work) for work in (sleep, hold_the_gil, spin)]
+                    {doing}
+                """
+            )
+        )
+
+
+def test_without_with_the_end_of_the_interpreter_stops_the_work() -> None:
+    """The interrupt ends the body; the wait at exit needs another one, as the work was to be finished."""
+    source = """
+        pool = poolkit.Pool(2)
+        tasks = [pool.submit(work) for work in (sleep, hold_the_gil, spin)]
+        tasks[0].result()
+        """
+    with Script(python("-c", TASKS + text_of(source)), terminal=True) as script:
+        script.wait_for_text("up", 2)
+        script.press_ctrl_c()
+        script.wait_for_text("KeyboardInterrupt")
+        script.press_ctrl_c()
+        ended = script.finish()
+        assert ended.out.count("Traceback") == 1, ended.out
+        script.wait_until_gone()
+
+
+def test_on_threads() -> None:
+    """They are asked to stop, and what does not is left behind by the end of the process."""
+    check(
+        interrupted(
+            """
+            with poolkit.Pool(2, kind="thread") as pool:
+                tasks = [pool.submit(work) for work in (spin, sleep, sleep)]
+                tasks[0].result()
+            """
+        )
+    )
 
 
 def test_while_the_pool_is_left() -> None:

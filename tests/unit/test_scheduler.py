@@ -81,7 +81,7 @@ def test_a_burst_orders_nothing_per_task_but_its_place_in_the_queue() -> None:
     for _ in range(1000):
         pool.submit(priority=1, timeout=5.0)
     assert pool.workforce.reclaims == 0
-    assert len(pool.scheduler.timers) <= 2
+    assert len(pool.scheduler.timers) <= 3  # two limits, and one look at whether what was sent has begun
     assert len(pool.scheduler.queue) == 998
     pool.end()
 

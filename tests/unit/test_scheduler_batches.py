@@ -5,7 +5,8 @@ from __future__ import annotations
 from unit.quick_tasks import finish_all, occupied, sent_ahead, up
 from unit.scripted import ScriptedPool
 
-from poolkit._core.dispatch import UNBLOCK_AFTER
+from poolkit._core.dispatch import BEGIN_WITHIN, UNBLOCK_AFTER
+from poolkit._core.policy import LARGE_CALL
 from poolkit._core.workforce import NAMES
 from poolkit.task import TaskPhase
 
@@ -207,12 +208,53 @@ def test_several_slow_workers_are_relieved_by_one_look() -> None:
     finish_all(pool, workers[3])
     timers = len(pool.scheduler.timers)
     pool.tick(0.0005)
-    assert len(pool.scheduler.timers) == timers == 1
+    assert len(pool.scheduler.timers) == timers == 2  # and one to look for what does not begin
     pool.tick(0.001)
     assert workers[3].unclaimed
     assert sum(not worker.unclaimed for worker in workers[:3]) == 1, "one is enough for one idle worker"
     pool.run_to_rest()
     assert all(pool.outcomes[task].ok for task in tasks)
+    pool.end()
+
+
+def test_what_an_idle_worker_does_not_begin_goes_to_another_one() -> None:
+    """It was stopped, or a thread that a task left behind holds it up."""
+    pool = up(2)
+    stuck = pool.runner(task := pool.submit())
+    pool.tick(BEGIN_WITHIN)
+    assert stuck.unclaimed, "it may just be slow"
+    pool.tick(BEGIN_WITHIN)
+    assert not stuck.unclaimed
+    assert pool.run(pool.runner(task)) is task
+    assert pool.scheduler.next_deadline() is not None
+    pool.tick(10.0)
+    assert pool.scheduler.next_deadline() is None, "nothing is looked for any more"
+    pool.drain(stuck)
+    pool.end()
+
+
+def test_what_a_worker_does_not_begin_waits_until_another_one_has_room() -> None:
+    pool = up(2)
+    other = occupied(pool)
+    stuck = pool.runner(task := pool.submit())
+    assert stuck is not other
+    pool.tick(10.0)
+    assert stuck.unclaimed
+    pool.finish(other)
+    pool.tick(BEGIN_WITHIN)
+    assert pool.runner(task) is other
+    pool.run_to_rest()
+    pool.end()
+
+
+def test_a_large_call_may_take_its_time_to_arrive() -> None:
+    pool = up(2)
+    task = pool.task()
+    task.nbytes = LARGE_CALL + 1
+    pool.scheduler.submit(task, pool.now)
+    pool.tick(10.0)
+    assert pool.runner(task).unclaimed
+    pool.run_to_rest()
     pool.end()
 
 

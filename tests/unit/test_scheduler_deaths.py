@@ -148,6 +148,21 @@ def test_workers_that_die_idle_together_are_no_failed_boots() -> None:
     pool.end()
 
 
+def test_workers_that_die_together_while_they_boot_are_one_failed_boot() -> None:
+    """The template process was killed, say; the next ones get their chance, and soon."""
+    pool = ScriptedPool(8)
+    tasks = [pool.submit() for _ in range(8)]
+    pool.tick(1.0)
+    for worker in pool.alive():
+        pool.die(worker)
+    assert pool.scheduler.boots_failed == 0
+    pool.tick(0.1)
+    assert pool.alive(), "one failure's back-off, not eight"
+    pool.run_to_rest()
+    assert all(pool.outcomes[task].ok for task in tasks)
+    pool.end()
+
+
 def test_failed_boots_count_in_a_row() -> None:
     """One that works in between, and the count begins anew."""
     pool = ScriptedPool(2)
