@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import poolkit
-import support
 import support_arrays
 from lifecycle.scripts import in_tiny_shared_memory, run, running, text_of
 from poolkit._wire import holds
