@@ -83,6 +83,8 @@ def cannot_boot(death: Died, failures: int) -> WorkerCrashed:
 def _worker_crashed(text: str, death: Died, pid: int | None, worker_id: int, hint: str) -> WorkerCrashed:
     if death.stack:
         text += f"\nPython stack at the end (most recent call first):\n{death.stack}"
+    if death.output.strip():
+        text += f"\nthe last that it printed:\n{_last_lines(death.output)}"
     return WorkerCrashed(
         text,
         exitcode=death.exitcode,
@@ -91,8 +93,14 @@ def _worker_crashed(text: str, death: Died, pid: int | None, worker_id: int, hin
         worker_id=worker_id,
         stack=death.stack,
         peak_rss=death.peak_rss,
+        output=death.output,
         hint=hint,
     )
+
+
+def _last_lines(output: str) -> str:
+    lines = output.rstrip().splitlines()[-5:]
+    return "\n".join(f"  {line[-300:]}" for line in lines)
 
 
 def timed_out(task: AnyTask, death: Died | None) -> TaskTimeout:

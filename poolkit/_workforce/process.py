@@ -426,6 +426,7 @@ class ProcessWorkforce:
                 pid=pid,
                 peak_rss=peak,
                 stack=evidence.tidy(member.stack),
+                output=member.board.output() if member.board is not None else "",
             )
         )
 
@@ -455,6 +456,7 @@ class ProcessWorkforce:
                     signal="SIGKILL" if member.pid is not None else None,
                     pid=member.pid,
                     stack=evidence.tidy(member.stack),
+                    output=member.board.output() if member.board is not None else "",
                     hint=f"the template process that forks the workers {how}, and they ended with it",
                 )
             )
