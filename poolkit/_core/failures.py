@@ -38,10 +38,13 @@ def how_it_died(death: Died) -> str:
 
 def hint_for(death: Died) -> str:
     """What most likely happened."""
+    if death.signal is not None:
+        usual = _HINTS.get(death.signal, "")
+        if death.signal == "SIGKILL":  # then the workforce has looked, or knows better
+            return death.hint or usual
+        return "; ".join(filter(None, (usual, death.hint)))
     if death.hint:
         return death.hint
-    if death.signal is not None:
-        return _HINTS.get(death.signal, "")
     if death.exitcode is not None:
         return "the task ended its process: os._exit(), or C code that calls exit()"
     return ""

@@ -34,6 +34,7 @@ class Member:
         "evidence_fd",
         "freight",
         "id",
+        "is_condemned",
         "is_reaped",
         "kill_at",
         "outcomes_fd",
@@ -56,6 +57,7 @@ class Member:
         self.passage: Passage | None = None
         self.waybill = Waybill()
         self.freight: Freight | None = None
+        self.is_condemned = False  # to be killed by order; guarded by: the pool's one lock
         self.is_reaped = False  # its end was reported by whoever reaped it, or it never was
         self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
         self.stack = ""

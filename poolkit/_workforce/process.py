@@ -28,6 +28,7 @@ from typing import Any
 
 from poolkit import _os
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
+from poolkit._os_memory import OutOfMemory
 from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions: before a fork, or a lack of files
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
@@ -79,6 +80,7 @@ class ProcessWorkforce:
             self._both.register(self._selector.fileno(), select.POLLIN)
             self._both.register(self.links.fileno, select.POLLIN)
         self._nursery: Nursery | None = None
+        self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
         self.freight = freight or Freight(None, "")
         self.freight.gone, self.freight.wake = self._region_gone, self.wake
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
@@ -144,6 +146,7 @@ class ProcessWorkforce:
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the supervisor thread kill the worker's process group, after its stack was taken."""
+        self._members[worker_id].is_condemned = True
         self._order(self._ask_stack if want_stack else self._kill, self._members[worker_id])
 
     def forget(self, worker_id: int) -> None:
@@ -324,6 +327,8 @@ class ProcessWorkforce:
             reports.append(Died(member.id, hint=f"it could not be started: {exc!r}"))
             return
         nursery.fork(member.id, theirs)
+        if self._out_of_memory is None:
+            self._out_of_memory = OutOfMemory()
 
     def _connect(self, member: Member) -> list[int]:
         """Open a worker's ends and send the first frame; returns the descriptors for the other side."""
@@ -427,8 +432,14 @@ class ProcessWorkforce:
                 peak_rss=peak,
                 stack=evidence.tidy(member.stack),
                 output=member.board.output() if member.board is not None else "",
+                hint="" if member.is_condemned or code >= 0 else self._hint(-code, peak),
             )
         )
+
+    def _hint(self, number: int, peak: int) -> str:
+        if self._out_of_memory is None:
+            return ""
+        return self._out_of_memory.explain(peak) if number == signal.SIGKILL else self._out_of_memory.near_limit(peak)
 
     def _drain(self, member: Member, reports: Reports) -> None:
         """Read what a dead worker left: outcomes that it sent, and its stack."""
