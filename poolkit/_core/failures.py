@@ -115,25 +115,36 @@ def timed_out(task: AnyTask, death: Died | None) -> TaskTimeout:
         text += " (its worker does not die: it is stuck inside the kernel)"
     elif death.abandoned:
         text = f"{_which(task)} ran longer than its timeout of {limit:g} s; its thread would not stop and was given up"
-    if stack:
-        text += f"; it was at (most recent call first):\n{stack}"
-    return TaskTimeout(text, timeout=limit, stack=stack)
+    return TaskTimeout(text + _where(stack), timeout=limit, stack=stack)
+
+
+def _where(stack: str) -> str:
+    return f"; it was at (most recent call first):\n{stack}" if stack else ""
 
 
 def queued_too_long(task: AnyTask) -> QueueTimeout:
     """The task waited too long and never began."""
     limit = task.options.queue_timeout
-    return QueueTimeout(f"task {task.id} ({task.name}) waited in the queue for {limit:g} s and did not begin")
+    return QueueTimeout(
+        f"task {task.id} ({task.name}) waited in the queue for {limit:g} s, its queue_timeout, and did not begin"
+    )
 
 
-def deadline_exceeded(task: AnyTask) -> DeadlineExceeded:
-    """The task's deadline passed."""
-    limit = task.options.deadline
-    return DeadlineExceeded(f"{_which(task)} was not done {limit:g} s after its submit, its deadline")
+def deadline_exceeded(task: AnyTask, death: Died | None = None) -> DeadlineExceeded:
+    """The task's deadline passed: with the death of its worker if it was running."""
+    text = f"{_which(task)} was not done {task.options.deadline:g} s after its submit, its deadline"
+    if task.attempts == 0:
+        text = f"task {task.id} ({task.name}) did not begin within its deadline of {task.options.deadline:g} s"
+    elif death is not None:
+        text += ", and was given up; its thread would not stop" if death.abandoned else ", and was stopped"
+        text += _where(death.stack)
+    return DeadlineExceeded(text)
 
 
 def initializer_failed(cause: BaseException, text: str) -> InitializerFailed:
     """A new error for each task, chained to what the initializer raised."""
-    error = InitializerFailed(f"the pool's initializer raised {text}; the pool has stopped")
+    error = InitializerFailed(
+        f"the pool's initializer, or the import of its preload, raised {text}; the pool has stopped"
+    )
     error.__cause__ = cause
     return error

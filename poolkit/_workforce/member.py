@@ -33,6 +33,7 @@ class Member:
         "calls_read_fd",
         "evidence_fd",
         "freight",
+        "hint",
         "id",
         "is_condemned",
         "is_reaped",
@@ -61,6 +62,7 @@ class Member:
         self.is_reaped = False  # its end was reported by whoever reaped it, or it never was
         self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
         self.stack = ""
+        self.hint = ""  # why poolkit had to end it
         self.kill_at: float | None = None  # until then it may write its stack
 
     def open(self, inherited: Sequence[int]) -> list[int]:

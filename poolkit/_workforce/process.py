@@ -247,7 +247,7 @@ class ProcessWorkforce:
         for member in self.links.read(reports, self.links.poll(0.0) if ready is None else ready):
             if self._both is None:
                 self._unregister(member.outcomes_fd)
-            self._order(self._kill, member)  # mostly it finds it dead
+            self._order(self._kill_cut_off, member)
         return reports
 
     def close(self) -> None:
@@ -391,6 +391,15 @@ class ProcessWorkforce:
             self._unregister(member.evidence_fd)
         member.stack += text
 
+    def _kill_cut_off(self, member: Member, reports: Reports) -> None:
+        """End a worker whose link is of no use. Mostly it has ended by itself, which is why."""
+        if member.pid is not None and not _os.is_ending(member.pid):
+            member.hint = (
+                "poolkit had to end it: the task closed or wrote to descriptors that are not its own, or replaced its "
+                "process by exec"
+            )
+        self._kill(member, reports)
+
     def _kill(self, member: Member, reports: Reports) -> None:
         member.kill_at = None
         if self._nursery is not None:
@@ -432,7 +441,7 @@ class ProcessWorkforce:
                 peak_rss=peak,
                 stack=evidence.tidy(member.stack),
                 output=member.board.output() if member.board is not None else "",
-                hint="" if member.is_condemned or code >= 0 else self._hint(-code, peak),
+                hint=member.hint or ("" if member.is_condemned or code >= 0 else self._hint(-code, peak)),
             )
         )
 

@@ -356,7 +356,10 @@ class Supervisor(Desk):
         self._enter()
         for task in self._scheduler.give_up():
             task.leave_parent()
-            why = f"task {task.id} ({task.name}) belongs to process {self.pid}, which forked this one ({os.getpid()})"
+            why = (
+                f"task {task.id} ({task.name}) belongs to process {self.pid}, which forked this one ({os.getpid()}): "
+                "its outcome is to be had there alone"
+            )
             task.publish(Outcome.failure(PoolClosed(why)))
         self._closed.set()
 
