@@ -22,7 +22,7 @@ _write = io.FileIO.write
 
 
 class _Copying(io.FileIO):
-    """Writes to the descriptor of another file, and what it wrote to the board."""
+    """Writes to the descriptor of another file, and what it is to write to the board."""
 
     def __init__(self, replaced: Any, board: Board, lock: RLock) -> None:
         super().__init__(replaced.fileno(), "wb", closefd=False)
@@ -33,10 +33,13 @@ class _Copying(io.FileIO):
         self._pid = os.getpid()
 
     def write(self, data: Any, /) -> int:
-        count = _write(self, data)
-        if count and os.getpid() == self._pid:
+        if os.getpid() == self._pid:
             with self._lock:
-                self._board.keep_output(memoryview(data).cast("B")[:count])
+                self._board.keep_output(memoryview(data).cast("B"))
+        # By an iterator in C: behind a call, a signal handler of the task could raise, and what was written by then
+        # would be taken for not written, and come twice. What is cut short is copied again with its rest.
+        for count in map(_write, (self,), (data,)):  # noqa: B007
+            break
         return count
 
     def close(self) -> None:
