@@ -21,7 +21,6 @@ class OutOfMemory:
         """Begin to count."""
         self._root, self._proc = root, proc
         self._seen = self._counts()
-        self._address_space = _address_space()
         self._unexplained = [0, 0]  # kills, in our group and on the machine, that no death was put down to
         self._until = 0.0  # they may explain one
 
@@ -59,8 +58,10 @@ class OutOfMemory:
     def near_limit(self, peak: int) -> str:
         """That a process whose resident memory was `peak` at most had nearly all that it may have; "" if it had not."""
         limit, whose = self._limit() or _NO_LIMIT, "its control group"
-        if self._address_space < limit:
-            limit, whose = self._address_space, "RLIMIT_AS"
+        for line in _read(f"{self._proc}/self/limits").splitlines():
+            words = line.split()
+            if words[:3] == ["Max", "address", "space"] and words[3].isdigit() and int(words[3]) < limit:
+                limit, whose = int(words[3]), "RLIMIT_AS"
         return f"it had nearly all of the {limit / 1e6:.0f} MB that {whose} allows" if peak >= _NEARLY * limit else ""
 
     def _groups(self) -> list[str]:
@@ -98,19 +99,10 @@ class OutOfMemory:
         return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
 
 
-def _address_space() -> int:
-    try:
-        import resource  # noqa: PLC0415 -- not while a pool is made, and not there on every system
-    except (ImportError, OSError):  # no descriptor left to read it with
-        return _NO_LIMIT
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return _NO_LIMIT if limit == resource.RLIM_INFINITY else limit
-
-
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="ascii", errors="replace") as file:  # noqa: PTH123 -- as in `_os.py`
-            return file.read()
+        with open(path, "rb") as file:  # noqa: PTH123 -- as in `_os.py`
+            return file.read().decode("utf-8", "replace")
     except OSError:  # not there, or not for us
         return ""
 

@@ -40,7 +40,7 @@ from poolkit._workforce.member import Member, boot_settings
 from poolkit._workforce.nursery import Nursery
 
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
-STACK_GRACE = 0.05  # seconds a worker gets to write its stack before it is killed without
+STACK_GRACE = 0.2  # seconds a worker gets to write its stack before it is killed without; most take one thousandth
 
 Reports = list[Report]
 

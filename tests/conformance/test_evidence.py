@@ -12,6 +12,7 @@ import pytest
 import support_evidence as tasks
 import support_functions as work
 from poolkit import DeadlineExceeded, TaskTimeout, WorkerCrashed
+from support import retry_until
 
 
 @pytest.mark.needs("crash")
@@ -61,6 +62,12 @@ def test_workers_that_die_at_boot_show_what_the_initializer_printed(make_pool):
 # ===== where a task was stuck =====
 
 
+def stuck(pool, *call):
+    """What a task that hangs ends with; on a busy machine its stack may take longer than it is waited for."""
+    attempt = pool.options(timeout=0.3).submit
+    return retry_until(lambda: attempt(*call).exception(), lambda error: type(error) is not TaskTimeout or error.stack)
+
+
 @pytest.mark.needs("kill_running", "process")
 @pytest.mark.parametrize(
     ("function", "innermost"),
@@ -76,7 +83,7 @@ def test_a_timeout_names_the_line_also_inside_c_code(pool, function, innermost):
         pytest.importorskip("numpy")
         pool.submit(__import__, "numpy").result()
     pool.submit(work.none_of_it, function).result()  # what it has to import first it has imported
-    error = pool.options(timeout=0.3).submit(function).exception()
+    error = stuck(pool, function)
     assert type(error) is TaskTimeout
     first, *_ = lines = error.stack.splitlines()
     assert innermost in first
@@ -89,19 +96,17 @@ def test_a_timeout_names_the_line_also_inside_c_code(pool, function, innermost):
 
 @pytest.mark.needs("kill_running", "process")
 def test_a_timeout_of_a_call_that_hangs_while_it_is_unpickled_names_the_line(pool):
-    error = pool.options(timeout=0.3).submit(work.identity, tasks.SleepsOnUnpickle()).exception()
+    error = stuck(pool, work.identity, tasks.SleepsOnUnpickle())
     assert "in sleep" in error.stack.splitlines()[0]
 
 
 @pytest.mark.needs("kill_running", "real_time")
-def test_a_task_stopped_at_its_deadline_tells_where_it_was(pool, new_gate):
-    arrived = new_gate()
+def test_a_task_stopped_at_its_deadline_tells_where_it_was(pool):
     pool.submit(work.none_of_it).result()
-    task = pool.options(deadline=2.0).submit(work.spin, arrived)
-    arrived.wait()
-    error = task.exception()
+    submit = pool.options(deadline=0.5).submit
+    error = retry_until(lambda: submit(work.spin).exception(), lambda error: "File " in str(error))
     assert type(error) is DeadlineExceeded
-    assert "(spin, attempt 1) was not done 2 s after its submit, its deadline" in str(error)
+    assert "(spin, attempt 1) was not done 0.5 s after its submit, its deadline" in str(error)
     assert "it was at (most recent call first):\n  File " in str(error)
     assert "in spin" in str(error)
 

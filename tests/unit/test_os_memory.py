@@ -48,11 +48,6 @@ def version(request: pytest.FixtureRequest) -> int:
     return found
 
 
-@pytest.fixture(autouse=True)
-def no_rlimit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_os_memory, "_address_space", lambda: _os_memory._NO_LIMIT)
-
-
 @pytest.fixture
 def machine(tmp_path: Path, version: int) -> Machine:
     return Machine(tmp_path, version, "/app/web")
@@ -100,15 +95,16 @@ def test_kills_that_were_counted_together_explain_as_many_deaths_and_not_for_lon
     assert "counted no" in watch.explain(0, 5.0 + _os_memory.TOGETHER + 0.1)
 
 
-def test_who_had_nearly_all_of_its_memory_is_told_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_had_nearly_all_of_its_memory_is_told_so(machine: Machine) -> None:
     """Programs that kill before the kernel has to are not counted by it."""
     machine.limit(1, 100 * MIB)
     watch = machine.watch()
     assert watch.near_limit(89 * MIB) == ""
     assert watch.near_limit(90 * MIB) == "it had nearly all of the 105 MB that its control group allows"
     assert watch.explain(95 * MIB, 0.0).endswith("out-of-memory kill, though " + watch.near_limit(95 * MIB))
-    monkeypatch.setattr(_os_memory, "_address_space", lambda: 50 * MIB)
-    assert machine.watch().near_limit(50 * MIB) == "it had nearly all of the 52 MB that RLIMIT_AS allows"
+    limits = f"Limit   Soft Limit   Hard Limit   Units\nMax address space   {50 * MIB}   unlimited   bytes\n"
+    machine.write(machine.proc / "self" / "limits", limits)
+    assert watch.near_limit(50 * MIB) == "it had nearly all of the 52 MB that RLIMIT_AS allows"
 
 
 def test_in_a_container_the_group_is_the_root_of_what_is_seen(tmp_path: Path, version: int) -> None:
