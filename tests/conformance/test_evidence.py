@@ -127,7 +127,7 @@ def test_a_worker_that_lost_its_link_while_it_lived_is_told_from_one_that_was_ki
     assert "poolkit had to end it: the task closed or wrote to descriptors" in error.hint
 
 
-@pytest.mark.needs("crash")
+@pytest.mark.needs("by_value")
 def test_a_result_that_cannot_be_pickled_names_its_task(pool):
     error = pool.options(name="lock").submit(threading.Lock).exception()
     assert str(error).startswith(

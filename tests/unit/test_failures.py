@@ -87,9 +87,28 @@ def test_boots_that_fail_say_where_to_look(hint: str, stack: str) -> None:
     """The last death stands for all of them."""
     error = failures.cannot_boot(Died(9, exitcode=1, pid=5, hint=hint, stack=stack), 3)
     assert "3 workers in a row died before they were ready" in str(error)
-    assert (hint or "initializer") in str(error)
+    assert hint in str(error)
+    assert "look at the initializer" in str(error)
     assert stack in str(error)
     assert (error.worker_id, error.exitcode, error.pid) == (9, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("death", "told"),
+    [
+        (Died(9, hint="it could not be started: OSError(24)"), "disappeared; it could not be started: OSError(24)"),
+        (
+            Died(9, pid=5, signal="SIGKILL", hint="the kernel's out-of-memory killer ended it", output="loading\n"),
+            (
+                "was killed by SIGKILL; the kernel's out-of-memory killer ended it; look at the initializer, `preload`, "
+                "`env`, and what importing them does\nthe last that it printed:\n  loading"
+            ),
+        ),
+    ],
+)
+def test_boots_that_fail_are_told_whole(death: Died, told: str) -> None:
+    text = str(failures.cannot_boot(death, 3))
+    assert text == f"3 workers in a row died before they were ready; the last one (pid {death.pid}) {told}"
 
 
 def test_a_timeout_tells_its_limit_and_where_it_was() -> None:
