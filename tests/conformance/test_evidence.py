@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import sys
 import threading
 
 import pytest
@@ -57,6 +58,17 @@ def test_workers_that_die_at_boot_show_what_the_initializer_printed(make_pool):
     assert "before they were ready" in str(error)
     assert error.output == "no licence file\n"
     assert str(error).endswith("  no licence file")
+
+
+@pytest.mark.needs("process")
+def test_what_the_owner_had_not_flushed_comes_out_once(make_pool, capfd):
+    """Also when workers are forked from the owner while another object stands in the place of `sys.stdout`."""
+    print("pending", file=sys.__stdout__)
+    pool = make_pool(2)
+    for _ in range(2):
+        pool.submit(tasks.say, "done").result()
+    sys.__stdout__.flush()
+    assert sorted(capfd.readouterr().out.split()) == ["done", "done", "pending"]
 
 
 # ===== where a task was stuck =====

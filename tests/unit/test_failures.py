@@ -100,8 +100,8 @@ def test_boots_that_fail_say_where_to_look(hint: str, stack: str) -> None:
         (
             Died(9, pid=5, signal="SIGKILL", hint="the kernel's out-of-memory killer ended it", output="loading\n"),
             (
-                "was killed by SIGKILL; the kernel's out-of-memory killer ended it; look at the initializer, `preload`, "
-                "`env`, and what importing them does\nthe last that it printed:\n  loading"
+                "was killed by SIGKILL; the kernel's out-of-memory killer ended it; look at the initializer, "
+                "`preload`, `env`, and what importing them does\nthe last that it printed:\n  loading"
             ),
         ),
     ],
