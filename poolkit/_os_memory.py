@@ -60,7 +60,7 @@ class OutOfMemory:
         limit, whose = self._limit() or _NO_LIMIT, "its control group"
         for line in _read(f"{self._proc}/self/limits").splitlines():
             words = line.split()
-            if words[:3] == ["Max", "address", "space"] and words[3].isdigit() and int(words[3]) < limit:
+            if words[:3] == ["Max", "address", "space"] and "".join(words[3:4]).isdigit() and int(words[3]) < limit:
                 limit, whose = int(words[3]), "RLIMIT_AS"
         return f"it had nearly all of the {limit / 1e6:.0f} MB that {whose} allows" if peak >= _NEARLY * limit else ""
 

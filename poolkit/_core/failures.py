@@ -46,7 +46,7 @@ def hint_for(death: Died) -> str:
     if death.hint:
         return death.hint
     if death.exitcode is not None:
-        return "the task ended its process: os._exit(), or C code that calls exit()"
+        return "the task ended its process: by os._exit(), by C code that calls exit(), or by exec of another program"
     return ""
 
 
@@ -64,7 +64,7 @@ def crashed(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
 
 def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
     """Worker after worker died that was to begin `task`, and did not."""
-    hint = "its arguments most likely need more memory than a worker may use"
+    hint = "; ".join(filter(None, ("its arguments most likely need more memory than a worker may use", death.hint)))
     pid = worker.pid or death.pid
     text = (
         f"{task.deaths} workers in a row died while they received task {task.id} ({task.name}), a call of "

@@ -102,6 +102,8 @@ def test_who_had_nearly_all_of_its_memory_is_told_so(machine: Machine) -> None:
     assert watch.near_limit(89 * MIB) == ""
     assert watch.near_limit(90 * MIB) == "it had nearly all of the 105 MB that its control group allows"
     assert watch.explain(95 * MIB, 0.0).endswith("out-of-memory kill, though " + watch.near_limit(95 * MIB))
+    machine.write(machine.proc / "self" / "limits", "Max address space\nMax address space unlimited\n")
+    assert watch.near_limit(50 * MIB) == ""
     limits = f"Limit   Soft Limit   Hard Limit   Units\nMax address space   {50 * MIB}   unlimited   bytes\n"
     machine.write(machine.proc / "self" / "limits", limits)
     assert watch.near_limit(50 * MIB) == "it had nearly all of the 52 MB that RLIMIT_AS allows"
