@@ -160,9 +160,7 @@ class Supervisor(Desk):
         self._refuse_if_torn("resize")
 
         def step(now: float) -> None:
-            if self._scheduler.phase is not OPEN:
-                msg = "cannot resize: the pool was shut down"
-                raise PoolClosed(msg)
+            self._scheduler.check_open("resize")
             self._scheduler.resize(size, now)
 
         self._decide(step)
