@@ -17,6 +17,7 @@ class WorkerCrashed(PoolkitError, concurrent.futures.BrokenExecutor):
         worker_id: the worker's id in its pool.
         stack: the Python stack at a fatal signal, innermost frame first; "" when there was none.
         peak_rss: the most resident memory the worker ever used, in bytes, or None when not known.
+        output: the last lines that the task printed, 4 KiB at most; not what other programs or C code wrote.
         hint: what most likely happened, in words.
     """
 
@@ -32,6 +33,7 @@ class WorkerCrashed(PoolkitError, concurrent.futures.BrokenExecutor):
         worker_id: int | None = None,
         stack: str = "",
         peak_rss: int | None = None,
+        output: str = "",
         hint: str = "",
     ) -> None:
         super().__init__(message)
@@ -41,6 +43,7 @@ class WorkerCrashed(PoolkitError, concurrent.futures.BrokenExecutor):
         self.worker_id = worker_id
         self.stack = stack
         self.peak_rss = peak_rss
+        self.output = output
         self.hint = hint
 
 

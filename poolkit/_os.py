@@ -363,6 +363,16 @@ def resident_bytes(pid: int | None = None) -> int | None:
 _PAGE = os.sysconf("SC_PAGE_SIZE") if SUPPORTED else 4096
 
 
+def is_ending(pid: int) -> bool:
+    """Whether a process is on its way out, or gone; True also where that cannot be known."""
+    pf_exiting = 4
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            return bool(int(file.read().rpartition(b")")[2].split()[6]) & pf_exiting)
+    except (OSError, IndexError, ValueError):
+        return True
+
+
 def resident_shared_bytes() -> int:
     """What of this process's resident memory is shared memory; 0 when that cannot be known."""
     with contextlib.suppress(OSError, IndexError, ValueError), open("/proc/self/status", "rb") as file:  # noqa: PTH123

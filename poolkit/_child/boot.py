@@ -26,6 +26,7 @@ from poolkit._child import chunk  # noqa: F401 -- what `map` runs here
 from poolkit._child.authkey import set_authkey
 from poolkit._child.freight import Freight
 from poolkit._child.loop import Loop
+from poolkit._child.output import keep_output
 from poolkit._wire import codec, inherit, messages
 from poolkit._wire.board import Board
 
@@ -52,6 +53,7 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     faulthandler.register(_os.STACK_SIGNAL, file=link.evidence, all_threads=False, chain=False)
     board = Board(link.board)
     os.close(link.board)
+    keep_output(board)
     tokens = _os.Tokens(link.tokens)
     loop = Loop(link.calls, link.outcomes, tokens, board, Freight(link.passage))
     try:

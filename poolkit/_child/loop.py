@@ -181,6 +181,7 @@ class Loop:
         try:
             payload = self.freight.pack_value(value)
         except SerializationError as exc:
+            exc.args = (f"task {call.task_id} ({call.name}, attempt {call.attempt}): {exc}",)
             return messages.ERROR, codec.pack_error(exc)
         if type(payload) is bytes:
             return messages.VALUE, payload

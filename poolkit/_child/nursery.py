@@ -99,9 +99,10 @@ class Nursery:
         if self._root is not None:
             with contextlib.suppress(OSError):  # the owner is gone, as `serve` finds
                 self._root.send(messages.PREPARED if self._failure is None else messages.UNPREPARED)
-        for stream in (sys.stdout, sys.stderr):  # what is buffered here each worker would write
+        # What is buffered here each worker would write.
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
             with contextlib.suppress(Exception):
-                stream.flush()
+                stream.flush()  # type: ignore[union-attr]
         gc.collect()
         gc.freeze()  # what is here lives for ever: no collection in a worker needs to touch, and so copy, its pages
 

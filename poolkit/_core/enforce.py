@@ -149,6 +149,6 @@ class Enforcer:
         if sentence is None or sentence.task is not task:
             self.outcomes.crashed(task, failures.crashed(task, worker, death), now)
         elif sentence.reason == "deadline":  # it counts retries, so there is none
-            self.outcomes.settle(task, Outcome.failure(failures.deadline_exceeded(task)))
+            self.outcomes.settle(task, Outcome.failure(failures.deadline_exceeded(task, death)))
         else:
             self.outcomes.conclude(task, Outcome.failure(failures.timed_out(task, death)), now)

@@ -38,12 +38,15 @@ def how_it_died(death: Died) -> str:
 
 def hint_for(death: Died) -> str:
     """What most likely happened."""
+    if death.signal is not None:
+        usual = _HINTS.get(death.signal, "")
+        if death.signal == "SIGKILL":  # then the workforce has looked, or knows better
+            return death.hint or usual
+        return "; ".join(filter(None, (usual, death.hint)))
     if death.hint:
         return death.hint
-    if death.signal is not None:
-        return _HINTS.get(death.signal, "")
     if death.exitcode is not None:
-        return "the task ended its process: os._exit(), or C code that calls exit()"
+        return "the task ended its process: by os._exit(), by C code that calls exit(), or by exec of another program"
     return ""
 
 
@@ -61,7 +64,7 @@ def crashed(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
 
 def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
     """Worker after worker died that was to begin `task`, and did not."""
-    hint = "its arguments most likely need more memory than a worker may use"
+    hint = "; ".join(filter(None, ("its arguments most likely need more memory than a worker may use", death.hint)))
     pid = worker.pid or death.pid
     text = (
         f"{task.deaths} workers in a row died while they received task {task.id} ({task.name}), a call of "
@@ -72,7 +75,10 @@ def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
 
 def cannot_boot(death: Died, failures: int) -> WorkerCrashed:
     """Workers die before they are ready, again and again."""
-    hint = death.hint or "look at the initializer, `preload`, `env`, and what importing them does"
+    look = "look at the initializer, `preload`, `env`, and what importing them does"
+    hint = hint_for(death) if death.signal is not None else death.hint
+    if death.signal is not None or death.exitcode is not None or not hint:  # else it was not even started
+        hint = f"{hint}; {look}" if hint else look
     text = (
         f"{failures} workers in a row died before they were ready; the last one (pid {death.pid}) "
         f"{how_it_died(death)}; {hint}"
@@ -83,6 +89,8 @@ def cannot_boot(death: Died, failures: int) -> WorkerCrashed:
 def _worker_crashed(text: str, death: Died, pid: int | None, worker_id: int, hint: str) -> WorkerCrashed:
     if death.stack:
         text += f"\nPython stack at the end (most recent call first):\n{death.stack}"
+    if death.output.strip():
+        text += f"\nthe last that it printed:\n{_last_lines(death.output)}"
     return WorkerCrashed(
         text,
         exitcode=death.exitcode,
@@ -91,8 +99,14 @@ def _worker_crashed(text: str, death: Died, pid: int | None, worker_id: int, hin
         worker_id=worker_id,
         stack=death.stack,
         peak_rss=death.peak_rss,
+        output=death.output,
         hint=hint,
     )
+
+
+def _last_lines(output: str) -> str:
+    lines = output.rstrip().splitlines()[-5:]
+    return "\n".join(f"  {line[-300:]}" for line in lines)
 
 
 def timed_out(task: AnyTask, death: Died | None) -> TaskTimeout:
@@ -104,25 +118,36 @@ def timed_out(task: AnyTask, death: Died | None) -> TaskTimeout:
         text += " (its worker does not die: it is stuck inside the kernel)"
     elif death.abandoned:
         text = f"{_which(task)} ran longer than its timeout of {limit:g} s; its thread would not stop and was given up"
-    if stack:
-        text += f"; it was at (most recent call first):\n{stack}"
-    return TaskTimeout(text, timeout=limit, stack=stack)
+    return TaskTimeout(text + _where(stack), timeout=limit, stack=stack)
+
+
+def _where(stack: str) -> str:
+    return f"; it was at (most recent call first):\n{stack}" if stack else ""
 
 
 def queued_too_long(task: AnyTask) -> QueueTimeout:
     """The task waited too long and never began."""
     limit = task.options.queue_timeout
-    return QueueTimeout(f"task {task.id} ({task.name}) waited in the queue for {limit:g} s and did not begin")
+    return QueueTimeout(
+        f"task {task.id} ({task.name}) waited in the queue for {limit:g} s, its queue_timeout, and did not begin"
+    )
 
 
-def deadline_exceeded(task: AnyTask) -> DeadlineExceeded:
-    """The task's deadline passed."""
-    limit = task.options.deadline
-    return DeadlineExceeded(f"{_which(task)} was not done {limit:g} s after its submit, its deadline")
+def deadline_exceeded(task: AnyTask, death: Died | None = None) -> DeadlineExceeded:
+    """The task's deadline passed: with the death of its worker if it was running."""
+    text = f"{_which(task)} was not done {task.options.deadline:g} s after its submit, its deadline"
+    if task.attempts == 0:
+        text = f"task {task.id} ({task.name}) did not begin within its deadline of {task.options.deadline:g} s"
+    elif death is not None:
+        text += ", and was given up; its thread would not stop" if death.abandoned else ", and was stopped"
+        text += _where(death.stack)
+    return DeadlineExceeded(text)
 
 
 def initializer_failed(cause: BaseException, text: str) -> InitializerFailed:
     """A new error for each task, chained to what the initializer raised."""
-    error = InitializerFailed(f"the pool's initializer raised {text}; the pool has stopped")
+    error = InitializerFailed(
+        f"the pool's initializer, or the import of its preload, raised {text}; the pool has stopped"
+    )
     error.__cause__ = cause
     return error

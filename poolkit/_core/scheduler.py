@@ -155,7 +155,8 @@ class Scheduler:
         if self.broken is not None:
             raise failures.initializer_failed(self.broken.error, self.broken.text)
         if self.phase is not OPEN:
-            msg = f"cannot {what}: the pool was shut down ({self.unsettled} tasks are still to be settled)"
+            left = f" ({self.unsettled} tasks are still to be settled)" if self.unsettled else ""
+            msg = f"cannot {what}: the pool was shut down, by shutdown() or the end of its with block{left}"
             raise PoolClosed(msg)
 
     def submit(self, task: AnyTask, now: float) -> None:
@@ -172,6 +173,7 @@ class Scheduler:
             msg = (
                 f"cannot submit {task.name}: the queue is full "
                 f"({self.unsettled} tasks accepted, max_workers={self.roster.size}, max_queue={self.limits.max_queue})"
+                ", and block=False does not wait for room"
             )
             raise QueueFull(msg)
         self._outcomes.accept(task, now)

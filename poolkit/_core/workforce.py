@@ -245,6 +245,7 @@ class Died:
     stack: str = ""
     hint: str = ""
     abandoned: bool = False
+    output: str = ""
 
 
 Report = Ready | BootFailed | Begun | Finished | Drained | Died

@@ -1,28 +1,34 @@
-"""Board: one small page of shared memory per worker, on which it stamps the task that it begins, and when.
+"""Board: a little shared memory per worker, on which it stamps the task that it begins, and when, and what it prints.
 
 From it the owner knows, without a message, since when a run-time limit counts, and whether a task has ended.
-One page a worker, so that a worker that scribbles on its memory lies about itself alone.
+One a worker, so that a worker that scribbles on its memory lies about itself alone.
 Owner: the worker's main thread writes, the owner only reads. Every field is eight aligned bytes, stored in one go.
 A reader that sees the old task with the new time thinks a limit began later than it did; it looks again anyway.
+
+Behind the page of fields is a ring with the last that was printed, which the owner reads when the worker is dead:
+    _FROM <= _WRITTEN <= _CLAIMED    count bytes; since the task of `_OUTPUT_OF` began, to its end, and what may be torn
+Owner of the ring and its fields: whoever holds the lock in `_child/output.py`.
 """
 
 from __future__ import annotations
 
 import mmap
 
-NBYTES = mmap.PAGESIZE
-_BEGUN, _SINCE, _DONE, _MEMORY = 0, 1, 2, 3
+RING = 4096  # bytes
+NBYTES = mmap.PAGESIZE + RING
+_BEGUN, _SINCE, _DONE, _MEMORY, _OUTPUT_OF, _FROM, _WRITTEN, _CLAIMED = range(8)
 
 
 class Board:
-    """One worker's page, mapped."""
+    """One worker's board, mapped."""
 
-    __slots__ = ("_ids", "_map", "_times")
+    __slots__ = ("_ids", "_map", "_ring", "_times")
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, NBYTES)
         self._ids = memoryview(self._map).cast("Q")
         self._times = memoryview(self._map).cast("d")
+        self._ring = memoryview(self._map)[mmap.PAGESIZE :]
 
     def begin(self, task_id: int, now: float) -> None:
         """Stamp that a task begins; the time first, so that the id never stands beside an older time.
@@ -53,8 +59,41 @@ class Board:
             if begun == self._ids[_BEGUN]:
                 return begun, since, done
 
+    def keep_output(self, data: memoryview) -> None:
+        """Add what was printed to the ring. A kill at any instruction costs what is being added, no more."""
+        ids, since = self._ids, self._times[_SINCE]
+        written = ids[_WRITTEN]
+        if self._times[_OUTPUT_OF] != since:  # the first that this task prints; one that prints nothing pays nothing
+            ids[_FROM] = written
+            self._times[_OUTPUT_OF] = since
+        size = len(data)
+        end = ids[_CLAIMED] = written + size
+        at = written % RING
+        if at + size <= RING:
+            self._ring[at : at + size] = data
+        else:
+            data = data[-RING:]
+            at = (end - len(data)) % RING
+            self._ring[at:] = data[: RING - at]
+            self._ring[: len(data) - (RING - at)] = data[RING - at :]
+        ids[_WRITTEN] = end
+
+    def output(self) -> str:
+        """The last lines that were printed since the last task began; "" for none. The worker must be dead."""
+        ids = self._ids
+        start, written, claimed = ids[_FROM], ids[_WRITTEN], ids[_CLAIMED]
+        kept = max(start, claimed - RING)
+        if self._times[_OUTPUT_OF] != self._times[_SINCE] or not kept < written <= claimed:
+            return ""
+        at = kept % RING
+        data = (bytes(self._ring) * 2)[at : at + written - kept]
+        if kept > start:  # the first line is cut, perhaps within a character
+            data = data.partition(b"\n")[2] or data.lstrip(bytes(range(0x80, 0xC0)))
+        return data.decode("utf-8", "replace")
+
     def close(self) -> None:
         """Unmap it. Idempotent."""
         self._ids.release()
+        self._ring.release()
         self._times.release()
         self._map.close()

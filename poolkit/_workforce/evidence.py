@@ -10,6 +10,7 @@ import contextlib
 import os
 
 _OWN = ("/poolkit/_child/", "\\poolkit\\_child\\")
+_PRINTING = "output.py"  # our one file there whose frames stand inside those of the user's code
 
 
 def read_available(fd: int) -> str:
@@ -33,10 +34,10 @@ def tidy(text: str) -> str:
     for line in text.splitlines():
         if _is_own(line):
             break
-        if line.startswith(("  File ", "  ...")):
+        if line.startswith(("  File ", "  ...")) and not any(part + _PRINTING in line for part in _OWN):
             frames.append(line)
     return "\n".join(frames)
 
 
 def _is_own(line: str) -> bool:
-    return line.startswith("  File ") and any(part in line for part in _OWN)
+    return line.startswith("  File ") and any(part in line and part + _PRINTING not in line for part in _OWN)

@@ -173,6 +173,7 @@ class FakeWorkforce:
                 packed = codec.pack_value(value, found)
             return Outcome((packed, found.regions), ok=True, load=_load_value)
         except SerializationError as exc:
+            exc.args = (f"task {task.id} ({task.name}, attempt {context.attempt}): {exc}",)  # as in `_child/loop.py`
             return Outcome(codec.pack_error(exc), ok=False, load=codec.load_error)
         finally:
             del value  # an exception's traceback holds this frame

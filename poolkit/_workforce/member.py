@@ -33,7 +33,9 @@ class Member:
         "calls_read_fd",
         "evidence_fd",
         "freight",
+        "hint",
         "id",
+        "is_condemned",
         "is_reaped",
         "kill_at",
         "outcomes_fd",
@@ -56,9 +58,11 @@ class Member:
         self.passage: Passage | None = None
         self.waybill = Waybill()
         self.freight: Freight | None = None
+        self.is_condemned = False  # to be killed by order; guarded by: the pool's one lock
         self.is_reaped = False  # its end was reported by whoever reaped it, or it never was
         self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
         self.stack = ""
+        self.hint = ""  # why poolkit had to end it
         self.kill_at: float | None = None  # until then it may write its stack
 
     def open(self, inherited: Sequence[int]) -> list[int]:

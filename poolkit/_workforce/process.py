@@ -28,6 +28,7 @@ from typing import Any
 
 from poolkit import _os
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
+from poolkit._os_memory import OutOfMemory
 from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions: before a fork, or a lack of files
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
@@ -39,7 +40,7 @@ from poolkit._workforce.member import Member, boot_settings
 from poolkit._workforce.nursery import Nursery
 
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
-STACK_GRACE = 0.05  # seconds a worker gets to write its stack before it is killed without
+STACK_GRACE = 0.2  # seconds a worker gets to write its stack before it is killed without; most take one thousandth
 
 Reports = list[Report]
 
@@ -79,6 +80,7 @@ class ProcessWorkforce:
             self._both.register(self._selector.fileno(), select.POLLIN)
             self._both.register(self.links.fileno, select.POLLIN)
         self._nursery: Nursery | None = None
+        self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
         self.freight = freight or Freight(None, "")
         self.freight.gone, self.freight.wake = self._region_gone, self.wake
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
@@ -144,6 +146,7 @@ class ProcessWorkforce:
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the supervisor thread kill the worker's process group, after its stack was taken."""
+        self._members[worker_id].is_condemned = True
         self._order(self._ask_stack if want_stack else self._kill, self._members[worker_id])
 
     def forget(self, worker_id: int) -> None:
@@ -244,7 +247,7 @@ class ProcessWorkforce:
         for member in self.links.read(reports, self.links.poll(0.0) if ready is None else ready):
             if self._both is None:
                 self._unregister(member.outcomes_fd)
-            self._order(self._kill, member)  # mostly it finds it dead
+            self._order(self._kill_cut_off, member)
         return reports
 
     def close(self) -> None:
@@ -324,6 +327,8 @@ class ProcessWorkforce:
             reports.append(Died(member.id, hint=f"it could not be started: {exc!r}"))
             return
         nursery.fork(member.id, theirs)
+        if self._out_of_memory is None:
+            self._out_of_memory = OutOfMemory()
 
     def _connect(self, member: Member) -> list[int]:
         """Open a worker's ends and send the first frame; returns the descriptors for the other side."""
@@ -386,6 +391,15 @@ class ProcessWorkforce:
             self._unregister(member.evidence_fd)
         member.stack += text
 
+    def _kill_cut_off(self, member: Member, reports: Reports) -> None:
+        """End a worker whose link is of no use. Mostly it has ended by itself, which is why."""
+        if member.pid is not None and not _os.is_ending(member.pid):
+            member.hint = (
+                "poolkit had to end it: the task closed or wrote to descriptors that are not its own, or replaced its "
+                "process by exec"
+            )
+        self._kill(member, reports)
+
     def _kill(self, member: Member, reports: Reports) -> None:
         member.kill_at = None
         if self._nursery is not None:
@@ -426,8 +440,15 @@ class ProcessWorkforce:
                 pid=pid,
                 peak_rss=peak,
                 stack=evidence.tidy(member.stack),
+                output=member.board.output() if member.board is not None else "",
+                hint=member.hint or ("" if member.is_condemned or code >= 0 else self._hint(-code, peak)),
             )
         )
+
+    def _hint(self, number: int, peak: int) -> str:
+        if self._out_of_memory is None:
+            return ""
+        return self._out_of_memory.explain(peak) if number == signal.SIGKILL else self._out_of_memory.near_limit(peak)
 
     def _drain(self, member: Member, reports: Reports) -> None:
         """Read what a dead worker left: outcomes that it sent, and its stack."""
@@ -455,6 +476,7 @@ class ProcessWorkforce:
                     signal="SIGKILL" if member.pid is not None else None,
                     pid=member.pid,
                     stack=evidence.tidy(member.stack),
+                    output=member.board.output() if member.board is not None else "",
                     hint=f"the template process that forks the workers {how}, and they ended with it",
                 )
             )

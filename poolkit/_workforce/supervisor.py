@@ -160,9 +160,7 @@ class Supervisor(Desk):
         self._refuse_if_torn("resize")
 
         def step(now: float) -> None:
-            if self._scheduler.phase is not OPEN:
-                msg = "cannot resize: the pool was shut down"
-                raise PoolClosed(msg)
+            self._scheduler.check_open("resize")
             self._scheduler.resize(size, now)
 
         self._decide(step)
@@ -356,7 +354,10 @@ class Supervisor(Desk):
         self._enter()
         for task in self._scheduler.give_up():
             task.leave_parent()
-            why = f"task {task.id} ({task.name}) belongs to process {self.pid}, which forked this one ({os.getpid()})"
+            why = (
+                f"task {task.id} ({task.name}) belongs to process {self.pid}, which forked this one ({os.getpid()}): "
+                "its outcome is to be had there alone"
+            )
             task.publish(Outcome.failure(PoolClosed(why)))
         self._closed.set()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from poolkit import _os
-from poolkit._wire.board import NBYTES, Board
+from poolkit._wire.board import NBYTES, RING, Board
 
 
 @pytest.fixture(params=["memfd", "file"])
@@ -102,3 +102,95 @@ def test_a_reader_looks_again_when_the_worker_moves_on_meanwhile(boards: tuple[B
 def test_closing_twice_is_fine(boards: tuple[Board, Board]) -> None:
     boards[0].close()
     boards[0].close()
+
+
+# ===== the ring of what was printed =====
+
+
+def keep(board: Board, text: str | bytes) -> None:
+    board.keep_output(memoryview(text.encode() if isinstance(text, str) else text))
+
+
+def test_what_was_printed_is_read_on_the_other_side(boards: tuple[Board, Board]) -> None:
+    worker, owner = boards
+    assert owner.output() == ""
+    keep(worker, "while it boots\n")
+    assert owner.output() == "while it boots\n"
+    worker.begin(1, 5.0)
+    assert owner.output() == ""
+    keep(worker, "one\n")
+    keep(worker, "twö")
+    assert owner.output() == "one\ntwö"
+    worker.done(1)
+    worker.begin(1, 6.0)  # the same task, for the second time
+    assert owner.output() == ""
+    keep(worker, "again")
+    assert owner.output() == "again"
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, RING - 1, RING, RING + 1, 3 * RING + 5])
+def test_of_much_the_last_whole_lines_are_kept(boards: tuple[Board, Board], size: int) -> None:
+    """In pieces of every size, over the end of the ring and over its whole length."""
+    worker, owner = boards
+    text = "".join(f"line {number}\n" for number in range(2000)).encode()
+    for start in range(0, len(text), size):
+        keep(worker, text[start : start + size])
+    output = owner.output().encode()
+    assert text.endswith(output)
+    assert output.startswith(b"line ")
+    assert RING - 20 <= len(output) <= RING
+
+
+def test_a_line_longer_than_the_ring_is_cut_between_characters(boards: tuple[Board, Board]) -> None:
+    keep(boards[0], "ö" * RING + "!")
+    assert boards[1].output() == "ö" * (RING // 2 - 1) + "!"
+
+
+def test_bytes_that_are_no_text_are_told_all_the_same(boards: tuple[Board, Board]) -> None:
+    keep(boards[0], b"caf\xe9\n")
+    assert boards[1].output() == "caf\ufffd\n"
+
+
+@pytest.mark.parametrize("size", [10, RING - 100, 2 * RING])
+def test_a_kill_between_any_two_stores_costs_the_last_piece_at_most(boards: tuple[Board, Board], size: int) -> None:
+    worker, owner = boards
+    before = "".join(f"{number}\n" for number in range(2000))
+    piece = "".join(f"{number}\n" for number in range(2000, 4000))[:size]
+    keep(worker, before)
+    seen = []
+
+    class Stores:
+        """Looks with the owner's eyes after each store."""
+
+        def __init__(self, fields: memoryview) -> None:
+            self.fields = fields
+
+        def __setitem__(self, index: object, value: object) -> None:
+            self.fields[index] = value  # type: ignore[call-overload]
+            seen.append(owner.output())
+
+        def __getitem__(self, index: int) -> float:
+            return self.fields[index]  # type: ignore[no-any-return]
+
+        def release(self) -> None:
+            self.fields.release()
+
+    for name in ("_ids", "_times", "_ring"):
+        setattr(worker, name, Stores(getattr(worker, name)))
+    keep(worker, piece)
+    assert len(seen) >= 3
+    for output in seen[:-1]:
+        assert before.endswith(output)
+    assert (before + piece).endswith(seen[-1])
+    assert seen[-1].endswith(piece[-100:])
+
+
+@pytest.mark.parametrize("fields", [(0, 0, 2**64 - 1), (2**64 - 1, 5, 5), (5, 3, 4), (0, 2**64 - 1, 2**64 - 1)])
+def test_a_worker_that_lies_about_its_output_is_read_without_harm(
+    boards: tuple[Board, Board], fields: tuple[int, int, int]
+) -> None:
+    worker, owner = boards
+    worker._ids[5], worker._ids[6], worker._ids[7] = fields
+    assert len(owner.output()) <= RING
+    worker._times[4] = float("nan")
+    assert owner.output() == ""

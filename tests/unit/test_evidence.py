@@ -43,6 +43,15 @@ def test_a_stack_is_complete_with_its_first_own_frame_and_not_before() -> None:
         assert evidence.is_complete(ASKED[:size]) == (size >= first)
 
 
+def test_a_task_that_is_stuck_in_a_print_is_shown_there() -> None:
+    """The file that copies what is printed is ours, and stands inside of the user's frames."""
+    head, frames = ASKED.split("\n", 1)
+    text = head + '\n  File "/usr/lib/poolkit/_child/output.py", line 37 in write\n' + frames
+    assert evidence.tidy(text) == USERS
+    assert not evidence.is_complete(text[: text.index("/usr/lib/poolkit/_child/loop.py")])
+    assert evidence.is_complete(text)
+
+
 def test_the_users_own_files_are_no_mark() -> None:
     assert not evidence.is_complete('  File "/home/poolkit/_children/x.py", line 1 in f\n')
     assert not evidence.is_complete('  ValueError: "/poolkit/_child/"\n')

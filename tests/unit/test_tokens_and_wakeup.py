@@ -200,6 +200,21 @@ def test_resident_memory() -> None:
     assert _os.resident_bytes(2**30) is None
 
 
+def test_a_process_that_is_ending_is_told_from_one_that_lives() -> None:
+    """One that has ended and was not reaped is ending too, and so is one that cannot be looked at."""
+    pid = os.fork()
+    if not pid:
+        signal.pause()
+        os._exit(0)
+    assert not _os.is_ending(pid)
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert _os.is_ending(pid)
+    os.waitpid(pid, 0)
+    assert _os.is_ending(pid)
+    assert _os.is_ending(2**30)
+
+
 def test_names_of_signals() -> None:
     assert _os.signal_name(signal.SIGSEGV) == "SIGSEGV"
     assert _os.signal_name(_os.STACK_SIGNAL).startswith(("signal ", "SIG"))

@@ -1,0 +1,99 @@
+"""Workers that the kernel's out-of-memory killer ends, in a control group with a limit made for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+import poolkit
+import support
+import support_functions as work
+from poolkit import Pool, WorkerCrashed
+
+LIMIT = 64 << 20
+PROGRAM = """\
+import os, pathlib, sys, poolkit, support_functions as work
+pathlib.Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+def eat():
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 20))
+with poolkit.Pool(2) as pool:
+    tasks = [pool.submit(work.square, number) for number in range(100)]
+    print(pool.submit(eat).exception())
+    assert [task.result() for task in tasks] == [number**2 for number in range(100)]
+    print(pool.submit(work.die).exception())
+"""
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group of its own, with a limit."""
+    tops = {Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes", Path("/sys/fs/cgroup"): "memory.max"}
+    for top, limit in tops.items():
+        group = top / f"poolkit-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            with contextlib.suppress(OSError):
+                (group / limit).write_text(str(LIMIT))
+                with contextlib.suppress(OSError):  # there is no swap
+                    name = "memory.swap.max" if limit == "memory.max" else "memory.memsw.limit_in_bytes"
+                    (group / name).write_text("0" if limit == "memory.max" else str(LIMIT))
+                yield group
+                return
+        finally:
+            support.wait_until(lambda found=group: not (found / "cgroup.procs").read_text(), "an empty group")
+            group.rmdir()
+    pytest.skip("no control group with a limit of memory can be made here")
+
+
+def join(group: Path) -> None:
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def eat() -> NoReturn:
+    print("eating", file=sys.__stdout__, flush=True)
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 20))
+
+
+@pytest.mark.slow
+def test_a_kill_for_want_of_memory_in_the_programs_group_is_named(memory_group: Path) -> None:
+    """With the limit; and a kill by somebody else afterwards is not put down to it."""
+    paths = [str(Path(support.__file__).parent), *(str(Path(path).parent) for path in poolkit.__path__)]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(memory_group)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=support.WATCHDOG,
+    )
+    first, second = done.stdout.splitlines()
+    assert "was killed by SIGKILL while it ran task 101 (eat, attempt 1); it used up to " in first
+    assert "; the kernel's out-of-memory killer ended it, as the 67 MB of its control group were used up: " in first
+    assert "killed by SIGKILL while it ran task 102 (die, attempt 1)" in second
+    assert "killer ended it" not in second  # what is said of the rest of the machine, others may have a part in
+
+
+@pytest.mark.slow
+def test_a_kill_in_a_group_of_the_workers_own_is_told_with_a_doubt(memory_group: Path) -> None:
+    with Pool(1, initializer=join, initargs=(memory_group,)) as pool:
+        error = pool.submit(eat).exception()
+        assert type(error) is WorkerCrashed
+        assert error.signal == "SIGKILL"
+        assert "out-of-memory killer ended a process of another control group" in error.hint
+        assert error.output == "eating\n"
+        assert (error.peak_rss or 0) > LIMIT // 2
+        assert pool.submit(work.add, 1, 2).result() == 3
