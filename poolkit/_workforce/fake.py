@@ -53,6 +53,7 @@ class FakeWorkforce:
     kind = "fake"
     max_batch = 1
     links = None
+    why_not_weighed = None
     unstarted = ()
 
     def __init__(
@@ -110,6 +111,9 @@ class FakeWorkforce:
         """What the worker runs."""
         member = self._members.get(worker_id)
         return Glance() if member is None else Glance(member.begun, member.since, member.done)
+
+    def memory(self, _worker_id: int) -> None:
+        """Fake workers have no memory."""
 
     def stop(self, worker_id: int) -> None:
         """The worker leaves at once."""
