@@ -66,9 +66,14 @@ class Face(Executor):
         import asyncio  # noqa: PLC0415 -- only where there is an event loop
 
         task, error = self._task(fn, args, kwargs, None)
-        while self._options.block and (room := self._supervisor.room()) is not None:
-            await asyncio.wrap_future(room)
-        self._supervisor.submit(task, error)
+        room = self._supervisor.submit(task, error, wait=False)
+        while room is not None:
+            try:
+                await asyncio.wrap_future(room)
+            except BaseException:
+                self._supervisor.leave_line(room)
+                raise
+            room = self._supervisor.submit(task, error, wait=False, called=True)
         return task
 
     def map(
