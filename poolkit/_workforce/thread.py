@@ -273,7 +273,10 @@ class ThreadWorkforce:
 
     def _run(self, member: Member, task: AnyTask, *, announce: bool) -> Finished | None:
         """Run one task; None when the thread was doomed meanwhile, and must end without another word."""
-        fn, args, kwargs = task.call
+        call = task.call
+        if call is None:  # cancelled since it was claimed, and forgotten
+            return None
+        fn, args, kwargs = call
         started = self._clock()
         limit = task.options.timeout
         deadline = None if limit is None else started + limit

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 import pytest
@@ -91,6 +91,12 @@ def test_threads_and_coroutines_stand_in_one_line(
     journal: Journal, new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First come, first called; there is room for two, so the second called may come before the first."""
+
+    class Line(deque[object]):
+        def popleft(self) -> object:
+            called.append(super().popleft())
+            return called[-1]
+
     called: list[object] = []
     with faults.new_pool(1, max_queue=1) as pool:
         _, release = full(pool, new_gate, 1)
@@ -111,8 +117,7 @@ def test_threads_and_coroutines_stand_in_one_line(
                 await waiting
 
         line: list[object] = []
-        call = pool._supervisor._call_one
-        monkeypatch.setattr(pool._supervisor, "_call_one", lambda room: called.append(room) or call(room))
+        monkeypatch.setattr(pool._supervisor, "_line", Line())
         asyncio.run(main())
         for thread in threads:
             thread.join()
