@@ -66,9 +66,14 @@ class Face(Executor):
         import asyncio  # noqa: PLC0415 -- only where there is an event loop
 
         task, error = self._task(fn, args, kwargs, None)
-        while self._options.block and (room := self._supervisor.room()) is not None:
-            await asyncio.wrap_future(room)
-        self._supervisor.submit(task, error)
+        room = self._supervisor.submit(task, error, wait=False)
+        while room is not None:
+            try:
+                await asyncio.wrap_future(room)
+            except BaseException:
+                self._supervisor.leave_line(room)
+                raise
+            room = self._supervisor.submit(task, error, wait=False, called=True)
         return task
 
     def map(
@@ -128,6 +133,7 @@ class Face(Executor):
         timeout: float | None = UNSET,
         queue_timeout: float | None = UNSET,
         deadline: float | None = UNSET,
+        memory_limit: float | None = UNSET,
         priority: int = UNSET,
         retries: int = UNSET,
         retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
@@ -140,6 +146,7 @@ class Face(Executor):
             timeout: seconds that a task may run, from when it begins in its worker.
             queue_timeout: seconds that it may wait until it begins.
             deadline: seconds from `submit` to the end, retries included.
+            memory_limit: bytes of memory of its own that its worker may use while it runs; process workers only.
             priority: larger runs earlier; FIFO within one priority.
             retries: how often it runs again when its worker crashed.
             retry_on: exception types that are retried too.
@@ -153,12 +160,17 @@ class Face(Executor):
             timeout=timeout,
             queue_timeout=queue_timeout,
             deadline=deadline,
+            memory_limit=memory_limit,
             priority=priority,
             retries=retries,
             retry_on=retry_on,
             block=block,
             name=name,
         )
+        why_not = self._supervisor.workforce.why_not_weighed
+        if changed.memory_limit is not None and why_not is not None:
+            msg = f"memory_limit={memory_limit!r} cannot be kept: {why_not}"
+            raise ValueError(msg)
         return PoolView(self._pool(), changed)
 
     def shutdown(
@@ -279,7 +291,8 @@ class Face(Executor):
         from poolkit.results import Results  # noqa: PLC0415 -- see above
 
         chunksize = checks.whole_or_none("chunksize", chunksize)
-        if self._options.timeout is not None or self._options.retries:
+        options = self._options
+        if options.timeout is not None or options.memory_limit is not None or options.retries:
             chunksize = 1  # a limit is meant for one item, and so is a retry
         return Results(
             self,

@@ -44,7 +44,7 @@ class RunTimes:
 
 
 def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ahead: float = 0.0) -> list[AnyTask]:
-    """Take tasks for one message from the queue; at least one if there is one.
+    """Take tasks for one message from the queue; at least one if there is one. One with a memory limit goes alone.
 
     Args:
         queue: where they come from.
@@ -62,8 +62,11 @@ def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ah
         task = queue.pop()
         work += expected.get(task.name, BATCH_SECONDS)
         room_bytes -= task.nbytes
-        if (work > BATCH_SECONDS or room_bytes < 0) and (batch or ahead):
+        alone = task.options.memory_limit is not None  # what its worker has is known when it is sent to an idle one
+        if (alone or work > BATCH_SECONDS or room_bytes < 0) and (batch or ahead):
             queue.undo_pop(task)
             break
         batch.append(task)
+        if alone:
+            break
     return batch

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 
+from poolkit._core import policy
 from poolkit._core.batch import BATCH_SECONDS, RunTimes, take_batch
-from poolkit._core.policy import LARGE_CALL
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Action, Timers
@@ -27,7 +27,7 @@ BEGIN_WITHIN = 0.1  # seconds; what is found unbegun twice, so far apart, is tak
 class Dispatcher:
     """The queue of one pool, and what its workers have been sent. Not thread-safe: the pool's lock guards it.
 
-    `check(worker, now)` is called when the run-time limit of the first task at a worker may have passed.
+    `check(worker, now)` is called when a limit of the first task at a worker, on time or memory, may have passed.
     """
 
     def __init__(self, workforce: Workforce, roster: Roster, timers: Timers, check: Action) -> None:
@@ -52,7 +52,8 @@ class Dispatcher:
 
     def offer(self, task: AnyTask, now: float) -> None:
         """Take in a task that was just accepted: it goes straight to an idle worker where nothing waits before it."""
-        if not self.queue.size and (worker := self.roster.take_idle()) is not None:
+        weigh = task.options.memory_limit is not None
+        if not (self.queue.size or weigh) and (worker := self.roster.take_idle()) is not None:
             self._send_batch(worker, [task], now)
         else:
             self.queue.push(task)
@@ -77,7 +78,17 @@ class Dispatcher:
                     self._make_way()
                 roster.grow(queue.size, now)
                 return
-            self._send(worker, now)
+            limit = queue.peek().options.memory_limit
+            if limit is None or self._suits(worker, limit, now):
+                self._send(worker, now)
+
+    def _suits(self, worker: Worker, limit: int, now: float) -> bool:
+        """Weigh an idle worker. One that other tasks left beyond the limit goes: the next is not to pay for them."""
+        worker.had = self.workforce.memory(worker.id) or 0
+        if worker.had <= limit or not worker.tasks_done:
+            return True
+        self.roster.exchange(worker, now)
+        return False
 
     def _send(self, worker: Worker, now: float, ahead: float = 0.0) -> None:
         most = self.workforce.max_batch
@@ -103,8 +114,7 @@ class Dispatcher:
         self.workforce.send(worker_id, batch, announce=self.announce)
         if not self._is_looking:
             self._look_later(now)
-        if worker.sent[0].options.timeout is not None:
-            self._watch(worker, now)
+        self._watch(worker, now)
         if worker.leave is not None:
             self.roster.grow(self.queue.size, now)  # its replacement warms up meanwhile
 
@@ -114,13 +124,12 @@ class Dispatcher:
             if not worker.draining:
                 self.roster.rest(worker, now)
         elif worker.state is BUSY:
-            if worker.sent[0].options.timeout is not None:
-                self._watch(worker, now)
+            self._watch(worker, now)
             if self.queue.size and self.workforce.max_batch > 1 and self.roster.can_take(worker):
                 # Send more before it has finished, so that it need not wait for the next message.
                 ahead = len(worker.sent) * self.times.expected(worker.sent[-1].name)
                 if ahead < BATCH_SECONDS / 2 and len(worker.sent) <= self.workforce.max_batch // 2:
-                    self._send(worker, now, ahead)
+                    self._send(worker, now, max(ahead, 1e-9))
 
     # ===== back =====
 
@@ -204,7 +213,7 @@ class Dispatcher:
             task, glance = worker.sent[0], self.workforce.glance(worker.id)
             if glance.running_since(task.id, now) is not None or glance.is_done(task):
                 continue
-            if task.nbytes > LARGE_CALL:
+            if task.nbytes > policy.LARGE_CALL:
                 continue  # it may need as long to arrive, everywhere
             if worker.unbegun == task.id and self.roster.has_room(now):
                 self.reclaim(worker)
@@ -217,16 +226,18 @@ class Dispatcher:
             self._is_looking = True
             self.timers.add(now + BEGIN_WITHIN, self._look_for_unbegun, None)
 
-    # ===== run-time limits =====
+    # ===== limits of what runs =====
 
     def _watch(self, worker: Worker, now: float) -> None:
-        """See to it that a worker is looked at when the limit of its first task may have passed.
+        """See to it that a worker is looked at when a limit of its first task may have passed.
 
         A timer that is set already, for an earlier task, does as well: it looks at what runs then, and sets the next.
         So a burst of tasks with limits costs one timer in all, not one each.
         """
         task = worker.sent[0]
         limit = task.options.timeout
+        if task.options.memory_limit is not None:
+            limit = policy.WEIGH_NEAR if limit is None else min(limit, policy.WEIGH_NEAR)
         if limit is None or (worker.check_at is not None and worker.check_at <= now + limit):
             return
         since = self.workforce.glance(worker.id).running_since(task.id, now)

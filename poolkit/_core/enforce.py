@@ -1,4 +1,4 @@
-"""Enforcer: cancels, run-time limits, queue limits and deadlines; who is killed, and for which task.
+"""Enforcer: cancels, limits on run time and memory, queue limits and deadlines; who is killed, and for which task.
 
 Guarantees: a task that has not begun is taken back and never begins; one that runs is ended with its worker, and only
 if the worker runs it still; one that has finished is left alone, and so is its worker. A kill is aimed at (worker,
@@ -14,6 +14,8 @@ Ending a task that was sent, told in steps
 """
 
 from __future__ import annotations
+
+import math
 
 from poolkit._core import failures, policy
 from poolkit._core.dispatch import Dispatcher
@@ -46,7 +48,7 @@ class Enforcer:
         if options.deadline is not None:
             self.timers.add(now + options.deadline, self._deadline, task)
 
-    # ===== the four ways to end =====
+    # ===== the ways to end =====
 
     def cancel(self, task: AnyTask, now: float) -> None:
         """Cancel a task that is not settled. It is settled at once: nothing of it will be delivered any more."""
@@ -77,21 +79,33 @@ class Enforcer:
             self.outcomes.settle(task, Outcome.failure(failures.queued_too_long(task)))
 
     def check(self, worker: Worker, now: float) -> None:
-        """Look whether the first task of a worker has run for too long. The board knows when it began."""
+        """Look whether the first task of a worker has run for too long, or made it too large.
+
+        The board knows when it began. A worker that cannot be weighed just now is looked at again.
+        """
         task = worker.sent[0]
-        limit = task.options.timeout
+        limit, most = task.options.timeout, task.options.memory_limit
         glance = self.workforce.glance(worker.id)
-        if limit is None or task.phase is SETTLED or glance.is_done(task):
+        if task.phase is SETTLED or glance.is_done(task):
             return  # what comes after it is watched when its outcome is here
-        since = glance.running_since(task.id, now)
-        if since is None:  # not begun, so nothing counts yet
-            self.dispatcher.look_again(worker, now + max(limit, policy.LOOK_AGAIN))
-        elif now < since + limit:
-            self.dispatcher.look_again(worker, since + limit)
-        else:
+        since = glance.running_since(task.id, now)  # None: not begun, so nothing counts yet
+        sentence: Sentence | None = None
+        look_at = math.inf
+        if limit is not None:
+            look_at = now + max(limit, policy.LOOK_AGAIN) if since is None else since + limit
+            if look_at <= now:
+                sentence = Sentence(task, "timeout")
+        if most is not None and sentence is None:
+            used = self.workforce.memory(worker.id) or 0
+            look_at = min(look_at, now + policy.weigh_again(most - used))
+            if since is not None and used > most:
+                sentence = Sentence(task, "memory", used)
+        if sentence is not None:
             self.dispatcher.reclaim(worker)
             if self.dispatcher.is_running(worker, task):
-                self._doom(worker, Sentence(task, "timeout"), now)
+                self._doom(worker, sentence, now)
+        elif look_at < math.inf:
+            self.dispatcher.look_again(worker, look_at)
 
     # ===== what helps =====
 
@@ -112,7 +126,8 @@ class Enforcer:
 
     def _doom(self, worker: Worker, sentence: Sentence, now: float) -> None:
         wants_outcome = sentence.task is not None and sentence.task.phase is SENT
-        self.roster.doom(worker, sentence, want_stack=wants_outcome)
+        # What grows is not given the time to write its stack.
+        self.roster.doom(worker, sentence, want_stack=wants_outcome and sentence.reason != "memory")
         if wants_outcome:
             self.timers.add(now + policy.DEATH_GRACE, self._overdue, worker)
         self.roster.grow(self.dispatcher.queue.size, now)
@@ -127,8 +142,7 @@ class Enforcer:
             return
         task = sentence.task
         self.outcomes.cut_short(task, self.workforce.glance(worker.id), now)
-        error = failures.deadline_exceeded(task) if sentence.reason == "deadline" else failures.timed_out(task, None)
-        self.outcomes.settle(task, Outcome.failure(error))
+        self.outcomes.settle(task, Outcome.failure(failures.sentenced(task, worker, sentence, None)))
 
     def died_receiving(self, worker: Worker, task: AnyTask, death: Died) -> None:
         """A worker died that was to begin `task` next, and ran nothing. A large call may be what it died of.
@@ -148,7 +162,9 @@ class Enforcer:
         sentence = worker.sentence
         if sentence is None or sentence.task is not task:
             self.outcomes.crashed(task, failures.crashed(task, worker, death), now)
-        elif sentence.reason == "deadline":  # it counts retries, so there is none
-            self.outcomes.settle(task, Outcome.failure(failures.deadline_exceeded(task, death)))
         else:
-            self.outcomes.conclude(task, Outcome.failure(failures.timed_out(task, death)), now)
+            outcome = Outcome.failure(failures.sentenced(task, worker, sentence, death))
+            if sentence.reason == "deadline":  # it counts retries, so there is none
+                self.outcomes.settle(task, outcome)
+            else:
+                self.outcomes.conclude(task, outcome, now)

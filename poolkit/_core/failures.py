@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from poolkit._core.queue import AnyTask
-from poolkit._core.workforce import Died, Worker
+from poolkit._core.workforce import Died, Sentence, Worker
 from poolkit.errors import (
     DeadlineExceeded,
     InitializerFailed,
+    MemoryLimitExceeded,
     QueueTimeout,
     TaskTimeout,
     WorkerCrashed,
@@ -107,6 +108,31 @@ def _worker_crashed(text: str, death: Died, pid: int | None, worker_id: int, hin
 def _last_lines(output: str) -> str:
     lines = output.rstrip().splitlines()[-5:]
     return "\n".join(f"  {line[-300:]}" for line in lines)
+
+
+def sentenced(
+    task: AnyTask, worker: Worker, sentence: Sentence, death: Died | None
+) -> TaskTimeout | DeadlineExceeded | MemoryLimitExceeded:
+    """The worker was killed for what `task` did; no `death` yet: it does not die."""
+    if sentence.reason == "deadline":
+        return deadline_exceeded(task, death)
+    if sentence.reason == "memory":
+        return grew_too_large(task, worker, sentence.used)
+    return timed_out(task, death)
+
+
+def grew_too_large(task: AnyTask, worker: Worker, used: int) -> MemoryLimitExceeded:
+    """The task's worker had more memory than the task may use, and was stopped."""
+    limit = task.options.memory_limit
+    text = (
+        f"{_which(task)} was stopped: worker {worker.id} (pid {worker.pid}) had grown to {used / 1e6:.1f} MB, beyond "
+        f"the task's memory_limit of {limit / 1e6:.1f} MB; it had {worker.had / 1e6:.1f} MB when it was sent the task; "
+    )
+    if worker.had > limit:
+        text += "the limit is below what any worker needs, with what it imports: raise it"
+    else:
+        text += "give the task less at a time, or raise the limit"
+    return MemoryLimitExceeded(text, limit=limit, used=used)
 
 
 def timed_out(task: AnyTask, death: Died | None) -> TaskTimeout:

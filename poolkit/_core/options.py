@@ -87,7 +87,7 @@ class CallOptions:
     Not a dataclass: importing those takes 9 ms, and no template process is started before.
     """
 
-    NAMES = ("timeout", "queue_timeout", "deadline", "priority", "retries", "retry_on", "block", "name")
+    NAMES = ("timeout", "queue_timeout", "deadline", "memory_limit", "priority", "retries", "retry_on", "block", "name")
     __slots__ = (*NAMES, "unhurried")
 
     def __init__(  # noqa: PLR0913 -- all that can be asked for, by keyword
@@ -96,6 +96,7 @@ class CallOptions:
         timeout: float | None = None,
         queue_timeout: float | None = None,
         deadline: float | None = None,
+        memory_limit: int | None = None,
         priority: int = 0,
         retries: int = 0,
         retry_on: tuple[type[BaseException], ...] = (),
@@ -106,6 +107,7 @@ class CallOptions:
         self.timeout = timeout
         self.queue_timeout = queue_timeout
         self.deadline = deadline
+        self.memory_limit = memory_limit
         self.priority = priority
         self.retries = retries
         self.retry_on = retry_on
@@ -134,6 +136,7 @@ class CallOptions:
             "timeout": seconds,
             "queue_timeout": seconds,
             "deadline": seconds,
+            "memory_limit": _nbytes,
             "priority": _priority,
             "retries": lambda name, value: whole(name, value, least=0),
             "retry_on": exception_types,
@@ -142,6 +145,10 @@ class CallOptions:
         }
         changes = {name: checks[name](name, value) for name, value in given.items() if value is not UNSET}
         return CallOptions(**{**self.as_dict(), **changes})
+
+
+def _nbytes(name: str, value: object) -> int | None:
+    return None if value == math.inf else whole_or_none(name, value)
 
 
 def _priority(name: str, value: object) -> int:

@@ -149,7 +149,6 @@ class Roster:
     def finished(self, worker: Worker, rss: int) -> None:
         """A worker finished a task, and used `rss` bytes of memory after it."""
         worker.tasks_done += 1
-        worker.rss = rss
         self.early_deaths = 0
         most = self.limits.max_memory_per_child
         if most is not None and rss > most and worker.leave is None and worker.state is BUSY:
@@ -195,6 +194,13 @@ class Roster:
         worker.leave = "recycled"
         self._uncount(worker)
         self.recycled += 1
+
+    def exchange(self, worker: Worker, now: float) -> None:
+        """Let a worker go that does not suit what it was to be sent; another is started when one is needed."""
+        if worker.leave is None:
+            self._recycle(worker)
+        worker.replaced = True
+        self.rest(worker, now)
 
     def leave(self, worker: Worker, why: str, now: float) -> None:
         """Let a worker leave without waiting for a replacement: now if it is idle, else when it has finished."""

@@ -145,10 +145,13 @@ class Scheduler:
             self._outcomes.accept_many(tasks)
             self.queue.push_many(tasks)
 
+    def room(self) -> int:
+        """How many more tasks a bounded queue takes: one for every worker, and `max_queue` that wait."""
+        return self.roster.size + (self.limits.max_queue or 0) - self._outcomes.unsettled
+
     def is_full(self) -> bool:
-        """Whether the bounded queue has no room: every worker has a task, and `max_queue` more wait."""
-        bound = self.limits.max_queue
-        return bound is not None and self._outcomes.unsettled >= self.roster.size + bound
+        """Whether the bounded queue has no room."""
+        return self.limits.max_queue is not None and self.room() <= 0
 
     def check_open(self, what: str) -> None:
         """Raise InitializerFailed or PoolClosed unless the pool accepts tasks; `what` is what cannot be done."""

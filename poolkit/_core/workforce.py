@@ -38,6 +38,9 @@ class Workforce(Protocol):
     def glance(self, worker_id: int) -> Glance:
         """What the worker says of itself on the board, without a message."""
 
+    def memory(self, worker_id: int) -> int | None:
+        """Bytes of memory that the worker has for itself, as the system says; None when that cannot be known."""
+
     def forget(self, worker_id: int) -> None:
         """Let go of what was kept for a worker that died, after its last tasks were reclaimed."""
 
@@ -107,7 +110,8 @@ class Sentence:
     """Why a worker is killed, and for which task: that one alone gets the outcome of it, or a retry in its place."""
 
     task: AnyTask | None
-    reason: str  # one of "timeout", "deadline", "cancelled", "shrunk", "shutdown", "unresponsive"
+    reason: str  # one of "timeout", "deadline", "memory", "cancelled", "shrunk", "shutdown", "unresponsive"
+    used: int = 0  # for "memory": what the worker had, in bytes
 
 
 class Worker:
@@ -117,6 +121,7 @@ class Worker:
         "check_at",
         "counted",
         "draining",
+        "had",
         "has_run",
         "id",
         "idle_since",
@@ -124,7 +129,6 @@ class Worker:
         "limit",
         "pid",
         "replaced",
-        "rss",
         "sent",
         "sent_count",
         "sentence",
@@ -150,7 +154,7 @@ class Worker:
         self.check_at: float | None = None  # a timer is set for then, to see whether a run-time limit has passed
         self.unbegun = 0  # the task that it was found not to have begun
         self.pid: int | None = None
-        self.rss = 0
+        self.had = 0  # bytes of memory, when it was sent its last task with a limit on that
         self.since = now
         self.idle_since = now
 

@@ -9,7 +9,7 @@
 Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block,
 no pickling and no code of the user runs under the last two. The main thread puts signals off while it decides, see
 `_workforce/interrupts.py`.
-Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_callers`, `_rooms`, the listeners.
+Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_callers`, `_line`, the listeners.
 `_due` and `_all_busy` are written under it and read by anybody. `_later`, `_uncalled`, `_handed_in` and `_left` are
 appended to by anybody.
 
@@ -85,7 +85,7 @@ class Desk:
         self._lock = lock
         self._changed = threading.Condition(lock)
         self._callers = 0  # threads that wait on _changed
-        self._rooms: list[Future[None]] = []  # resolved when something is settled: waits for room in the queue
+        self._line: deque[Future[None]] = deque()  # waits for room in the queue, each to be called in its turn
         self._scheduler = Scheduler(workforce, limits, rng or random.Random())
         self._listeners = Listeners(name)
         # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
@@ -170,8 +170,8 @@ class Desk:
         """Give the tasks their outcomes, and `call` their callbacks or leave that. Never under the lock."""
         if self.workforce.unstarted:
             self.deliver(self.workforce.start_now())
-        if self._rooms:
-            self._tell_of_room()
+        if self._line:
+            self._call_next()
         if not settled:
             self._reader.published()  # what has just been read may have been a word to the leader
             return
@@ -199,14 +199,31 @@ class Desk:
         if self._uncalled and self._closed.is_set():  # there is nobody else any more
             self._call_back()
 
-    def _tell_of_room(self) -> None:
-        with self._lock:
-            if self._scheduler.is_full() and self._scheduler.phase is OPEN:
-                return
-            rooms, self._rooms = self._rooms, []
-        for room in rooms:
-            if room.set_running_or_notify_cancel():
-                room.set_result(None)
+    def _call_next(self) -> None:
+        """Call as many of those who wait as there is room for; nobody is called again before his time.
+
+        Who is called may be late, or never come. So the room is not kept for him: the next event calls the next.
+        """
+        left = True
+        while left:
+            with self._lock:
+                line, scheduler = self._line, self._scheduler
+                count = min(len(line), max(0, scheduler.room())) if scheduler.phase is OPEN else len(line)
+                called = [line.popleft() for _ in range(count)]
+            left = sum(map(self._call_one, called)) < count
+
+    @staticmethod
+    def _call_one(room: Future[None]) -> bool:
+        """Tell one that there is room; false when he has left."""
+        if not room.set_running_or_notify_cancel():
+            return False
+        room.set_result(None)
+        return True
+
+    def leave_line(self, room: Future[None]) -> None:
+        """Somebody does not wait any more. If he was called, the next is. From a finalizer too, so without the lock."""
+        if not room.cancel():
+            self.workforce.wake()  # a step calls
 
     def deliver(self, reports: Sequence[Report]) -> None:
         """Hand reports of workers to the scheduler, and publish what comes of them."""
@@ -365,16 +382,6 @@ class Desk:
             return self._changed.wait_for(condition, timeout)
         finally:
             self._callers -= 1
-
-    def room(self) -> Future[None] | None:
-        """None when a task would be accepted or refused for good; else a future that is done when to try again."""
-        with self._lock:
-            if not self._scheduler.is_full() or self._scheduler.phase is not OPEN:
-                return None
-            room: Future[None] = Future()
-            self._rooms.append(room)
-            self._reader.relinquish()
-            return room
 
     # ===== looking =====
 

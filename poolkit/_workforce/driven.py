@@ -17,6 +17,10 @@ class DrivenWorkforce(Workforce, Protocol):
         """Workers that were ordered and are to be started by whoever ordered them."""
 
     @property
+    def why_not_weighed(self) -> str | None:
+        """Why nobody can tell the memory of its workers; None where `memory` does, or where they cannot use any."""
+
+    @property
     def by_reference(self) -> bool:
         """Whether its workers get the caller's own objects."""
 

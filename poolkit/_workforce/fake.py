@@ -12,6 +12,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from poolkit._child.loop import run_call
@@ -53,6 +54,7 @@ class FakeWorkforce:
     kind = "fake"
     max_batch = 1
     links = None
+    why_not_weighed = None
     unstarted = ()
 
     def __init__(
@@ -110,6 +112,9 @@ class FakeWorkforce:
         """What the worker runs."""
         member = self._members.get(worker_id)
         return Glance() if member is None else Glance(member.begun, member.since, member.done)
+
+    def memory(self, _worker_id: int) -> None:
+        """Fake workers have no memory."""
 
     def stop(self, worker_id: int) -> None:
         """The worker leaves at once."""
@@ -231,14 +236,17 @@ class FakeSupervisor(Supervisor):
     def _start_thread(self) -> None:
         return
 
-    def submit(self, task: AnyTask, error: BaseException | None = None) -> None:
+    def submit(
+        self, task: AnyTask, error: BaseException | None = None, *, wait: bool = True, called: bool = False
+    ) -> Future[None] | None:
         """Accept a task, and if eager, run all there is. Only a full queue of a manual pool would block: it raises."""
-        if self._scheduler.is_full():
+        if wait and self._scheduler.is_full():
             task.options = task.options.changed(block=False)
-        super().submit(task, error)
+        room = super().submit(task, error, wait=wait, called=called)
         self.settle()
         if self._eager:
             self.run_all()
+        return room
 
     def cancel(self, task: AnyTask) -> bool:
         """Cancel a task."""

@@ -51,6 +51,7 @@ class ProcessWorkforce:
     kind = "process"
     by_reference = False
     max_batch = MAX_BATCH
+    why_not_weighed = None if _os.own_bytes(os.getpid()) else "this system does not tell the memory of other processes"
     unstarted = ()  # nothing is left to be started by whoever held the lock
 
     def __init__(
@@ -139,6 +140,11 @@ class ProcessWorkforce:
         if member is None or member.board is None:
             return Glance()
         return Glance(*member.board.read())
+
+    def memory(self, worker_id: int) -> int | None:
+        """What the worker's process has resident for itself."""
+        member = self._members.get(worker_id)
+        return None if member is None or member.pid is None else _os.own_bytes(member.pid)
 
     def stop(self, worker_id: int) -> None:
         """Tell the worker to leave."""

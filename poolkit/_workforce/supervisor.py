@@ -15,24 +15,19 @@ import contextlib
 import math
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import Any
 
 from poolkit._core.scheduler import CLOSED, OPEN
-from poolkit._core.workforce import (
-    AnyTask,
-)
+from poolkit._core.workforce import AnyTask
 from poolkit._workforce import lifetime
 from poolkit._workforce.desk import Desk, publishing
-from poolkit._workforce.interrupts import Handlers, deciding, let_come, put_off
+from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.logs import log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
 from poolkit.task import SETTLED, WaitTimeout
-
-if TYPE_CHECKING:
-    from poolkit.context import Shield
-
 
 PASSES_BY = 0x1F  # one submit in 32 takes in what is on the links
 SHORT_WAIT = 0.02  # seconds; what falls due in so short a wait may come late by as much
@@ -56,8 +51,12 @@ class Supervisor(Desk):
 
     # ===== what the pool asks =====
 
-    def submit(self, task: AnyTask, error: BaseException | None = None) -> None:
+    def submit(
+        self, task: AnyTask, error: BaseException | None = None, *, wait: bool = True, called: bool = False
+    ) -> Future[None] | None:
         """Accept a task; with `error` it fails at once. Blocks while the queue is full, if its options say so.
+
+        Without `wait` it returns instead what is done when its turn has come, to try again as one who was `called`.
 
         Raises:
             PoolClosed, InitializerFailed, QueueFull: it was not accepted.
@@ -71,25 +70,32 @@ class Supervisor(Desk):
             if self._all_busy:  # still: see the header of `desk.py`
                 if not task.id & PASSES_BY and not self._is_torn() and not self._reader.pass_by(self._take):
                     self._decide(lambda _now: None)  # lest too many are left here
-                return
-        self._submit(task, error)
+                return None
+        room: Future[None] | None = self._submit(task, error, called=called)
+        while room is not None and wait:
+            try:
+                room.result()
+            except BaseException:
+                self.leave_line(room)
+                raise
+            room = self._submit(task, error, called=True)
+        return room
 
     @deciding
-    def _submit(self, task: AnyTask, error: BaseException | None) -> None:
-        """Accept a task in a step."""
+    def _submit(self, task: AnyTask, error: BaseException | None, *, called: bool) -> Future[None] | None:
+        """Accept a task in a step; or returns what its caller is to wait for."""
         if self._is_torn():
             self._do_later(lambda now: self._submit_late(task, error, now))
-            return
+            return None
         if self._thread is None:
             self._start_thread()
         before = put_off()
         try:
             with self._lock:
                 now = self._enter()
-                if self._bounded and error is None and task.options.block and self._scheduler.is_full():
-                    self._wait_for_room(task, before)
-                    now = self._enter()
-                self._accept(task, error, now)
+                room = self._line_up(task, called=called) if self._bounded and error is None else None
+                if room is None:
+                    self._accept(task, error, now)
                 settled = self._decided()
             self._publish(settled)
             if self._left:
@@ -98,6 +104,7 @@ class Supervisor(Desk):
                 self._reader.pass_by(self._take)
         finally:
             let_come(before)
+        return room
 
     def _accept(self, task: AnyTask, error: BaseException | None, now: float) -> None:
         """Hand a task to the scheduler.
@@ -122,16 +129,28 @@ class Supervisor(Desk):
             task.phase = SETTLED
             self._scheduler.settled.append((task, Outcome.failure(exc)))
 
-    def _wait_for_room(self, task: AnyTask, before: Handlers | Shield | None) -> None:
+    def _line_up(self, task: AnyTask, *, called: bool) -> Future[None] | None:
+        """A place in the line for room; None when the task is to be accepted, or refused for good.
+
+        Nobody passes those who wait. Who was called and found his room taken, by one who does not wait, is the first.
+        """
+        full = self._scheduler.is_full()
+        if self._scheduler.phase is not OPEN or not task.options.block or not (full or (self._line and not called)):
+            return None
         if getattr(publishing, "depth", 0) or threading.current_thread() is self._thread:
+            if not full:
+                return None
             msg = (
                 f"cannot submit {task.name}: the queue is full, and a callback must not wait for room: "
                 "it runs on a thread that makes the room"
             )
             raise QueueFull(msg)
-        let_come(before)  # nothing is torn while it waits
-        self._wait_until(lambda: not self._scheduler.is_full() or self._scheduler.phase is not OPEN, None)
-        put_off()
+        while self._line and self._line[-1].cancelled():
+            self._line.pop()
+        room: Future[None] = Future()
+        (self._line.appendleft if called else self._line.append)(room)
+        self._reader.relinquish()
+        return room
 
     def cancel(self, task: AnyTask) -> bool:
         """Cancel a task; False when it was settled already."""

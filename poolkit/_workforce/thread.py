@@ -59,6 +59,8 @@ class ThreadWorkforce:
         self._dying: list[tuple[float, Member]] = []
         self._ending: list[threading.Thread] = []  # reported their end and about to return; guarded by the pool's lock
 
+    why_not_weighed = "threads share the memory of their process"
+
     @staticmethod
     def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """A call goes to a thread as it is, but for arguments that are handles of broadcast objects."""
@@ -97,6 +99,9 @@ class ThreadWorkforce:
         """What the thread runs."""
         member = self._members.get(worker_id)
         return Glance() if member is None else Glance(member.begun, member.since, member.done)
+
+    def memory(self, _worker_id: int) -> None:
+        """See `why_not_weighed`."""
 
     def stop(self, worker_id: int) -> None:
         """Tell the thread to leave."""
@@ -268,7 +273,10 @@ class ThreadWorkforce:
 
     def _run(self, member: Member, task: AnyTask, *, announce: bool) -> Finished | None:
         """Run one task; None when the thread was doomed meanwhile, and must end without another word."""
-        fn, args, kwargs = task.call
+        call = task.call
+        if call is None:  # cancelled since it was claimed, and forgotten
+            return None
+        fn, args, kwargs = call
         started = self._clock()
         limit = task.options.timeout
         deadline = None if limit is None else started + limit

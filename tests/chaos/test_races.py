@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 import poolkit
+import support
 import support_functions as work
 from chaos import faults
 from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
+
+KINDS = pytest.mark.parametrize("kind", ["process", "thread"])
 
 
 def test_cancel_and_resubmit_harms_no_innocent(new_gate: Callable[[], Gate]) -> None:
@@ -104,54 +108,119 @@ def test_tasks_cancelled_while_their_batch_is_run(journal: Journal, new_gate: Ca
     assert not written & {numbers[task] for task in cancelled if task.attempts == 0}
 
 
-@pytest.mark.parametrize("kind", ["process", "thread"])
-def test_a_cancel_that_races_with_the_end(kind: str, new_gate: Callable[[], Gate]) -> None:
+class Outcomes:
+    """How the tasks of many rounds ended: each with one outcome, which its callback was told once."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        self._calls: Counter[int] = Counter()
+        self._tasks: list[poolkit.Task[object]] = []
+
+    def watch(self, task: poolkit.Task[object]) -> None:
+        self._tasks.append(task)
+        task.add_done_callback(lambda task: self._calls.update([id(task)]))
+
+    def end(self, task: poolkit.Task[object], value: object, *errors: type[BaseException]) -> None:
+        """Wait for a task that gives `value`, or raises one of these."""
+        try:
+            assert task.result() == value
+            self.kinds["value"] += 1
+        except errors as exc:
+            self.kinds[type(exc).__name__] += 1
+
+    def check(self, pool: poolkit.Pool, others: int) -> None:
+        """`others`: tasks of the pool that were not watched, each of which gave a value."""
+        # The last calls may still be under way.
+        support.wait_until(lambda: len(self._calls) == len(self._tasks), "every callback")
+        assert set(self._calls.values()) == {1}
+        stats = pool.stats()
+        assert stats.submitted == len(self._tasks) + others
+        assert stats.succeeded == self.kinds["value"] + others
+        assert stats.cancelled == self.kinds["TaskCancelled"]
+        assert (stats.queued, stats.running) == (0, 0)
+
+
+def rounds(kind: str, of_processes: int) -> range:
+    """By default a part of them, as each may cost a worker: scaled by 20, they are 2,000 and more."""
+    return range(faults.scaled(of_processes if kind == "process" else 500))
+
+
+def pause(seconds: float) -> None:
+    """Wait for so long, to the microsecond."""
+    end = time.perf_counter() + seconds
+    threading.Event().wait(seconds - 0.001)
+    while time.perf_counter() < end:
+        pass
+
+
+@KINDS
+def test_two_thousand_rounds_of_cancel_against_completion(kind: str, new_gate: Callable[[], Gate]) -> None:
     rng = faults.new_rng()
-    outcomes: Counter[str] = Counter()
-    calls: Counter[int] = Counter()
+    outcomes = Outcomes()
+    numbers = rounds(kind, 200)
     with faults.new_pool(2, kind=kind) as pool:
-        for number in range(faults.scaled(200)):
-            seconds = rng.uniform(0, 0.003)
-            task = pool.submit(faults.run_for, seconds, number)
-            task.add_done_callback(lambda task: calls.update([task.id]))
-            threading.Event().wait(rng.uniform(0, 0.006))
+        usual = 0.0002
+        for number in numbers:
+            began = time.perf_counter()
+            task = pool.submit(work.identity, number)
+            outcomes.watch(task)
+            pause(rng.uniform(0, 2 * usual))
             if task.cancel():
-                outcomes["cancelled"] += 1
-                with pytest.raises(poolkit.TaskCancelled):
-                    task.result()
+                assert task.cancelled()
+                outcomes.end(task, None, poolkit.TaskCancelled)
             else:
-                outcomes["done"] += 1
-                assert task.result() == number
+                outcomes.end(task, number)
+                usual += (min(0.01, time.perf_counter() - began) - usual) / 8
             assert pool.submit(work.identity, number).result() == number
+        outcomes.check(pool, len(numbers))
         faults.check_serves(pool, new_gate)
-    assert set(calls.values()) == {1}
-    assert len(calls) == faults.scaled(200)
 
 
-@pytest.mark.parametrize("kind", ["process", "thread"])
+@KINDS
 @pytest.mark.parametrize("limit", ["timeout", "deadline"])
-def test_a_limit_that_races_with_the_end(kind: str, limit: str, new_gate: Callable[[], Gate]) -> None:
+def test_two_thousand_rounds_of_timeout_against_completion(kind: str, limit: str, new_gate: Callable[[], Gate]) -> None:
     rng = faults.new_rng()
-    outcomes: Counter[str] = Counter()
-    calls: Counter[int] = Counter()
+    outcomes = Outcomes()
+    numbers = rounds(kind, 150)
     with faults.new_pool(2, kind=kind) as pool:
-        for number in range(faults.scaled(100)):
-            task = pool.options(**{limit: 0.01}).submit(faults.run_for, rng.uniform(0.005, 0.012), number)
-            task.add_done_callback(lambda task: calls.update([task.id]))
+        view = pool.options(**{limit: 0.002 if kind == "thread" else 0.01})
+        for number in numbers:
+            spread = (0.001, 0.0025) if kind == "thread" else (0.005, 0.012)
+            task = view.submit(faults.run_for, rng.uniform(*spread), number)
+            outcomes.watch(task)
             innocent = pool.submit(work.identity, number)
-            error = task.exception()
-            outcomes[type(error).__name__] += 1
-            assert task.result() == number if error is None else isinstance(error, TimeoutError)
+            outcomes.end(task, number, poolkit.TaskTimeout, poolkit.DeadlineExceeded)
             assert innocent.result() == number
+        outcomes.check(pool, len(numbers))
         faults.check_serves(pool, new_gate)
-    assert set(calls.values()) == {1}
-    assert len(calls) == faults.scaled(100)
 
 
-@pytest.mark.parametrize("kind", ["process", "thread"])
-def test_a_shutdown_at_any_moment_settles_every_task(kind: str) -> None:
+def test_two_thousand_rounds_of_death_against_completion(journal: Journal, new_gate: Callable[[], Gate]) -> None:
+    """A task whose outcome was sent has it, whatever happens to its worker then; else it crashed. None runs twice."""
     rng = faults.new_rng()
-    for _ in range(faults.scaled(12)):
+    outcomes = Outcomes()
+    numbers = rounds("process", 150)
+    with faults.new_pool(2) as pool:
+        for number in numbers:
+            assert pool.submit(work.identity, number).result() == number
+            (pid, *_) = faults.worker_pids(pool, tasks_done=1)  # one that has done nothing is not killed twice in a row
+            tasks = [pool.submit(work.write_line, journal, 2 * number + index) for index in range(2)]
+            for task in tasks:
+                outcomes.watch(task)
+            pause(rng.uniform(0, 0.001))
+            faults.kill_worker(pool, pid)
+            for index, task in enumerate(tasks):
+                outcomes.end(task, 2 * number + index, poolkit.WorkerCrashed)
+        outcomes.check(pool, len(numbers))
+        faults.check_serves(pool, new_gate)
+    assert len(faults.check_ran_once(journal)) >= outcomes.kinds["value"]
+
+
+@KINDS
+def test_two_thousand_rounds_of_shutdown_against_submit(kind: str) -> None:
+    """Each call is refused, or its task is settled when the shutdown has ended."""
+    rng = faults.new_rng()
+    for _ in range(faults.scaled({"process": 50, "thread": 200}[kind])):
         pool = faults.new_pool(2, kind=kind)
         accepted: list[poolkit.Task[object]] = []
 
@@ -164,7 +233,7 @@ def test_a_shutdown_at_any_moment_settles_every_task(kind: str) -> None:
 
         thread = threading.Thread(target=submit)
         thread.start()
-        threading.Event().wait(rng.uniform(0, 0.05))
+        pause(rng.uniform(0, 0.002 if kind == "thread" else 0.03))
         cancel, kill = rng.choice([(False, False), (True, False), (False, True), (True, True)])
         pool.shutdown(cancel_futures=cancel, kill=kill)
         thread.join()

@@ -6,6 +6,7 @@ says of itself must agree; at the end, with every worker behaving, all tasks are
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from typing import Any
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker
 
-from poolkit._core.policy import DEATH_GRACE, LOOK_AGAIN
+from poolkit._core.policy import DEATH_GRACE, LOOK_AGAIN, WEIGH_FAR
 from poolkit._core.scheduler import PoolPhase
 from poolkit._core.workforce import EVENT_NAMES, Finished, TaskDone, TaskStarted, WorkerState
 from poolkit.errors import (
     DeadlineExceeded,
     InitializerFailed,
+    MemoryLimitExceeded,
     PoolClosed,
     QueueFull,
     QueueTimeout,
@@ -35,7 +37,7 @@ MOVES = [
     *["boot", "boot", "boot", "boot", "boot unheard"],
     *["claim", "claim", "claim", "claim", "claim", "claim", "claim unstamped", "stamp"],
     *["finish", "finish", "finish", "finish unheard", "finish unheard unstamped", "finish grown"],
-    *["fail", "fail unheard", "break"],
+    *["fail", "fail unheard", "break", "swell", "swell", "shrink"],
     *["drain", "drain", "drain unheard", "deliver", "deliver", "deliver", "obey", "crash", "crash unheard"],
 ]
 SECONDS = st.sampled_from([0.0004, 0.001, 0.01, 0.05, 0.1, 0.1, 0.2, 0.5, 1.0, 3.0])
@@ -47,8 +49,9 @@ OPTIONS = st.fixed_dictionaries(
         "timeout": LIMITS,
         "queue_timeout": LIMITS,
         "deadline": LIMITS,
+        "memory_limit": st.sampled_from([None, None, 100]),
         "retries": st.integers(0, 2),
-        "retry_on": st.sampled_from([(), (ValueError,), (TaskTimeout, ValueError), (TaskTimeout, ValueError)]),
+        "retry_on": st.sampled_from([(), (ValueError,), (TaskTimeout, ValueError), (TaskTimeout, MemoryLimitExceeded)]),
     },
 )
 
@@ -75,6 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.tasks: list[AnyTask] = []
         self.cancelled: set[AnyTask] = set()  # asked for
         self.crashed: set[AnyTask] = set()  # their worker died of itself while it ran them
+        self.swollen: dict[AnyTask, float] = {}  # since when their worker has had 200 bytes, or that it ever had
         self.values: defaultdict[AnyTask, list[object]] = defaultdict(list)  # what its runs returned
         self.all_cancelled = False
         self.largest = self.limits.max_workers
@@ -86,21 +90,24 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6), name=st.sampled_from(["quick", "slow"]), options=OPTIONS)
     def submit(self, count: int, name: str, options: dict[str, Any]) -> None:
-        scheduler = self.pool.scheduler
         for _ in range(count):
-            task = self.pool.task(name, **options)
-            was_full, was_open = scheduler.is_full(), scheduler.phase is PoolPhase.OPEN
-            try:
-                scheduler.submit(task, self.pool.now)
-            except QueueFull:
-                assert was_full
-            except (PoolClosed, InitializerFailed):
-                assert not was_open
-            else:
-                assert was_open
-                assert not was_full
-                self.tasks.append(task)
-            self.pool.collect()
+            self._submit_one(name, options)
+
+    def _submit_one(self, name: str, options: dict[str, Any]) -> None:
+        scheduler = self.pool.scheduler
+        task = self.pool.task(name, **options)
+        was_full, was_open = scheduler.is_full(), scheduler.phase is PoolPhase.OPEN
+        try:
+            scheduler.submit(task, self.pool.now)
+        except QueueFull:
+            assert was_full
+        except (PoolClosed, InitializerFailed):
+            assert not was_open
+        else:
+            assert was_open
+            assert not was_full
+            self.tasks.append(task)
+        self.pool.collect()
 
     @precondition(lambda self: self.pool.scheduler.unsettled)
     @rule(pick=st.integers(0, 100))
@@ -146,11 +153,14 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self._move(able[pick % len(able)], move)
                 self.pool.check()
 
-    @rule(seed=st.integers(0, 2**32), count=st.integers(1, 40))
+    @rule(seed=st.integers(0, 2**32), count=st.integers(1, 80))
     def bustle(self, seed: int, count: int) -> None:
         """Workers do very many things, and a little time passes: far more than could be drawn one by one."""
         rng = random.Random(seed)
         for _ in range(count):
+            if rng.random() < 0.2:
+                limits = {"memory_limit": rng.choice([None, 100]), "timeout": rng.choice([None, None, 0.1])}
+                self._submit_one("quick", limits | {"retries": 1, "retry_on": (MemoryLimitExceeded,)})
             move = rng.choice(MOVES)
             able = [worker for worker in self.pool.workforce.workers.values() if self._is_able(worker, move)]
             if able and (not move.startswith("crash") or rng.random() < 0.2):
@@ -189,6 +199,19 @@ class SchedulerMachine(RuleBasedStateMachine):
             if what == "crash" and worker.running is not None:
                 self.crashed.add(worker.running)
             self.pool.die(worker, deliver=deliver)
+        else:
+            self._go_on(worker, move, deliver=deliver)
+
+    def _go_on(self, worker: ScriptedWorker, move: str, *, deliver: bool) -> None:
+        task = worker.running
+        assert task is not None
+        if move == "swell":
+            worker.memory = 200
+            self.swollen[task] = min(self.pool.now, self.swollen.get(task, math.inf))
+        elif move == "shrink":
+            worker.memory = 0
+            if task in self.swollen:
+                self.swollen[task] = math.inf
         else:
             self._finish(worker, move, deliver=deliver)
 
@@ -242,6 +265,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             limit = task.options.timeout
             if limit is not None and now >= worker.glance.since + max(limit, LOOK_AGAIN):
                 assert record.state is WorkerState.DOOMED, "it ran beyond its limit"
+            if task.options.memory_limit is not None and worker.memory:
+                assert record.state is WorkerState.DOOMED or now < self.swollen[task] + WEIGH_FAR, "it is too large"
         for task in self.tasks:
             if task.phase is TaskPhase.SETTLED:
                 continue
@@ -276,9 +301,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert task in self.cancelled or self.all_cancelled
             elif outcome.ok:
                 assert any(error is value for value in self.values[task])
-            elif isinstance(error, TaskTimeout):
+            elif isinstance(error, (TaskTimeout, MemoryLimitExceeded)):
                 assert self.pool.workforce.begun[task]
-                assert task.options.timeout is not None
+                limit = task.options.timeout if isinstance(error, TaskTimeout) else task.options.memory_limit
+                assert limit is not None
+                assert isinstance(error, TaskTimeout) or task in self.swollen
             elif isinstance(error, QueueTimeout):
                 assert task.options.queue_timeout is not None
                 assert not self.pool.workforce.begun[task]

@@ -20,7 +20,7 @@ def submits(pool: poolkit.Pool) -> None:
     text: str = future.result()
     pool.submit(double, "3")  # type: ignore[arg-type]
     pool.submit(double, 3, wrong=2)  # type: ignore[call-arg]
-    executor: Executor = pool.options(timeout=2).options(priority=1)
+    executor: Executor = pool.options(timeout=2).options(priority=1, memory_limit=10**9)
     executor.submit(double, 3)
     del text
 
@@ -52,7 +52,7 @@ def plain(number: int) -> bytes:
     return bytes(number)
 
 
-@poolkit.offload(timeout=5, retries=1, priority=0, kind="process", pool=None, name=None)
+@poolkit.offload(timeout=5, memory_limit=None, retries=1, priority=0, kind="process", pool=None, name=None)
 def configured(number: int) -> bytes:
     """One with options."""
     return bytes(number)

@@ -33,6 +33,7 @@ class ScriptedWorker:
         self.announce = False
         self.claims: list[AnyTask] = []  # all it ever claimed
         self.glance = Glance()
+        self.memory: int | None = 0
         self.pipe: deque[Report] = deque()  # written, not delivered
 
 
@@ -58,6 +59,10 @@ class ScriptedWorkforce:
         assert not worker.killed
         assert not worker.drops, "sent something before it had drained"
         assert 0 < len(tasks) <= self.max_batch
+        if any(task.options.memory_limit is not None for task in tasks):
+            assert len(tasks) == 1
+            assert worker.running is None
+            assert not worker.unclaimed
         worker.unclaimed.extend((task, announce) for task in tasks)
 
     def reclaim(self, worker_id: int) -> int:
@@ -72,6 +77,10 @@ class ScriptedWorkforce:
     def glance(self, worker_id: int) -> Glance:
         worker = self.workers.get(worker_id)
         return Glance() if worker is None else worker.glance
+
+    def memory(self, worker_id: int) -> int | None:
+        worker = self.workers.get(worker_id)
+        return None if worker is None else worker.memory
 
     def forget(self, worker_id: int) -> None:
         del self.workers[worker_id]

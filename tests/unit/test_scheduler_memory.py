@@ -1,0 +1,226 @@
+"""Scheduler: the limit on the memory of a task, and workers that earlier tasks left too large for it."""
+
+from __future__ import annotations
+
+import pytest
+from unit.scripted import ScriptedPool, error_of, running, up
+
+from poolkit._core.policy import DEATH_GRACE, GROWTH, WEIGH_FAR, WEIGH_NEAR, weigh_again
+from poolkit._core.workforce import EVENT_NAMES, WorkerExited
+from poolkit.errors import MemoryLimitExceeded, TaskTimeout
+from poolkit.task import TaskPhase
+
+MB = 10**6
+
+
+def test_a_task_that_grows_beyond_its_limit_is_stopped_at_once() -> None:
+    """No time is lost over its stack; the outcome comes with the death, as with other limits."""
+    pool = ScriptedPool()
+    pool.scheduler.listened = frozenset(EVENT_NAMES.values())
+    task, worker = running(pool, memory_limit=100 * MB)
+    worker.memory = 99 * MB
+    pool.tick(1.0)
+    assert not worker.killed
+    worker.memory = 101 * MB
+    pool.tick(WEIGH_NEAR)
+    assert worker.killed
+    assert not worker.want_stack
+    assert task not in pool.outcomes
+    pool.die(worker, signal="SIGKILL")
+    error = error_of(pool, task)
+    assert isinstance(error, MemoryLimitExceeded)
+    assert (error.limit, error.used, task.attempts) == (100 * MB, 101 * MB, 1)
+    assert "101.0 MB, beyond the task's memory_limit of 100.0 MB; it had 0.0 MB when" in str(error)
+    counters = pool.scheduler.counters
+    assert (counters.failed, counters.timed_out, counters.crashed) == (1, 0, 0)
+    assert [event.cause for event in pool.events if isinstance(event, WorkerExited)] == ["memory"]
+    pool.end()
+
+
+def test_it_is_looked_at_often_near_the_limit_and_seldom_far_from_it() -> None:
+    """And not at all when nobody has a limit, or nobody who has one runs."""
+    assert weigh_again(-1) == weigh_again(0) == WEIGH_NEAR
+    assert weigh_again(0.02 * GROWTH) == pytest.approx(0.02)
+    assert weigh_again(10**12) == WEIGH_FAR
+    pool = ScriptedPool()
+    _, worker = running(pool, memory_limit=10**12)
+    assert pool.scheduler.next_deadline() == pytest.approx(pool.now + WEIGH_NEAR)
+    pool.tick(WEIGH_NEAR)
+    assert pool.scheduler.next_deadline() == pytest.approx(pool.now + WEIGH_FAR)
+    pool.finish(worker)
+    pool.tick(WEIGH_FAR)
+    assert pool.scheduler.next_deadline() is None
+    running(pool)
+    assert pool.scheduler.next_deadline() is None
+    pool.end()
+
+
+def test_a_worker_that_cannot_be_weighed_just_now_is_looked_at_again() -> None:
+    """For want of a descriptor, say."""
+    pool = ScriptedPool()
+    task, worker = running(pool, memory_limit=100)
+    worker.memory = None
+    pool.tick(1.0)
+    worker.memory = 101
+    pool.tick(WEIGH_FAR)
+    pool.die(worker)
+    assert isinstance(error_of(pool, task), MemoryLimitExceeded)
+    pool.end()
+
+
+def test_a_worker_that_an_earlier_task_left_too_large_is_exchanged_first() -> None:
+    """Neither the task that left it so nor the next one fails for it."""
+    pool = up(2)
+    big, fat = pool.submit(), pool.alive()[1]
+    assert pool.runner(big) is fat
+    pool.claim(fat)
+    fat.memory = 500
+    pool.finish(fat, "big")
+    task = pool.submit(memory_limit=100)
+    assert fat.stopped
+    assert pool.runner(task) is not fat
+    pool.run_to_rest()
+    assert pool.outcomes[big].ok
+    assert pool.outcomes[task].ok
+    assert pool.scheduler.counters.failed == 0
+    assert pool.scheduler.roster.recycled == 1
+    pool.end()
+
+
+def test_the_only_worker_is_exchanged_too_also_while_the_pool_finishes() -> None:
+    """Accepted tasks are finished after a shutdown."""
+    pool = up(1)
+    worker = pool.alive()[0]
+    pool.submit()
+    pool.claim(worker)
+    worker.memory = 500
+    task = pool.submit(memory_limit=100)
+    pool.shutdown()
+    pool.finish(worker)
+    assert worker.stopped
+    pool.run_to_rest()
+    assert pool.outcomes[task].ok
+    pool.end()
+
+
+def test_a_limit_below_what_a_new_worker_needs_is_told_as_that() -> None:
+    """A new one would be no smaller, so it is not exchanged."""
+    pool = up(1)
+    pool.alive()[0].memory = 50 * MB
+    task, worker = running(pool, memory_limit=10 * MB)
+    pool.tick(WEIGH_NEAR)
+    pool.die(worker)
+    assert "it had 50.0 MB when it was sent the task; the limit is below" in str(error_of(pool, task))
+    pool.end()
+
+
+def test_a_task_with_a_limit_is_sent_alone_to_an_idle_worker() -> None:
+    """What its worker had before is known then."""
+    pool = up(1)
+    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    held = pool.submit()
+    tasks = [pool.submit(), pool.submit(memory_limit=100), pool.submit(memory_limit=100), pool.submit()]
+    worker = pool.runner(held)
+    pool.run(worker)
+    pool.claim(worker)
+    assert [task.phase for task in tasks] == [TaskPhase.SENT] + [TaskPhase.QUEUED] * 3
+    pool.finish(worker)
+    assert [task.phase for task in tasks[1:]] == [TaskPhase.SENT] + [TaskPhase.QUEUED] * 2
+    pool.run_to_rest()
+    assert all(outcome.ok for outcome in pool.outcomes.values())
+    pool.end()
+
+
+def test_a_task_that_ended_in_time_is_not_punished_for_what_it_left() -> None:
+    """Its outcome is in the pipe; nor is the next one."""
+    pool = up(1)
+    task, worker = running(pool, memory_limit=100)
+    worker.memory = 200
+    pool.finish(worker, "value", deliver=False)
+    pool.tick(1.0)
+    assert not worker.killed
+    pool.deliver(worker)
+    assert pool.outcomes[task].payload == "value"
+    pool.end()
+
+
+def test_a_task_that_ends_while_it_is_weighed_is_not_punished() -> None:
+    """Between the look and the reclaim."""
+    pool = up(1)
+    task, worker = running(pool, memory_limit=100)
+    worker.memory = 200
+    reclaim = pool.workforce.reclaim
+
+    def reclaim_too_late(worker_id: int) -> int:
+        if worker.running is task:
+            pool.finish(worker, deliver=False)
+        return reclaim(worker_id)
+
+    pool.workforce.reclaim = reclaim_too_late  # type: ignore[method-assign]
+    pool.tick(WEIGH_NEAR)
+    assert not worker.killed
+    pool.deliver(worker)
+    assert pool.outcomes[task].ok
+    pool.end()
+
+
+def test_whichever_limit_is_passed_first_is_told() -> None:
+    """A time limit beside one on memory is kept to the moment."""
+    pool = ScriptedPool()
+    task, worker = running(pool, memory_limit=100, timeout=1.0)
+    pool.tick(0.999)
+    assert not worker.killed
+    pool.tick(0.001)
+    pool.die(worker)
+    assert isinstance(error_of(pool, task), TaskTimeout)
+    task, worker = running(pool, memory_limit=100, timeout=1.0)
+    worker.memory = 101
+    pool.tick(WEIGH_NEAR)
+    pool.tick(1.0)
+    pool.die(worker)
+    assert isinstance(error_of(pool, task), MemoryLimitExceeded)
+    pool.end()
+
+
+def test_a_cancel_between_the_kill_and_the_death_wins() -> None:
+    """The task is settled once, and nobody else is killed."""
+    pool = ScriptedPool()
+    task, worker = running(pool, memory_limit=100)
+    worker.memory = 101
+    pool.tick(WEIGH_NEAR)
+    assert pool.cancel(task)
+    pool.die(worker)
+    assert pool.outcomes[task].cancelled
+    pool.end()
+
+
+def test_it_is_retried_when_named_and_only_then() -> None:
+    """On another worker, from the start."""
+    pool = ScriptedPool()
+    once, worker = running(pool, memory_limit=100, retries=1)
+    worker.memory = 101
+    pool.tick(WEIGH_NEAR)
+    pool.die(worker)
+    assert isinstance(error_of(pool, once), MemoryLimitExceeded)
+    again, worker = running(pool, memory_limit=100, retries=1, retry_on=(MemoryLimitExceeded,))
+    worker.memory = 101
+    pool.tick(WEIGH_NEAR)
+    pool.die(worker)
+    assert again.phase is TaskPhase.WAITING
+    while again not in pool.outcomes:
+        pool.step()
+        pool.tick(0.1)
+    assert pool.outcomes[again].ok
+    assert again.attempts == 2
+    pool.end()
+
+
+def test_it_does_not_wait_for_ever_for_the_death_of_its_worker() -> None:
+    """And is never retried then."""
+    pool = ScriptedPool()
+    task, worker = running(pool, memory_limit=100, retries=1, retry_on=(MemoryLimitExceeded,))
+    worker.memory = 101
+    pool.tick(WEIGH_NEAR + DEATH_GRACE)
+    assert isinstance(error_of(pool, task), MemoryLimitExceeded)
+    pool.die(worker)
+    pool.end()
