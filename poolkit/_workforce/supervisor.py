@@ -24,7 +24,7 @@ from poolkit._core.workforce import (
 from poolkit._workforce import lifetime
 from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import Handlers, deciding, let_come, put_off
-from poolkit._workforce.logs import log
+from poolkit._workforce.logs import Teller, log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
@@ -231,7 +231,7 @@ class Supervisor(Desk):
 
     def _may_wait(self) -> bool:
         """Whether this thread may wait for the pool's end: not one that the end itself waits for."""
-        if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0:
+        if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0 or self._teller.is_here():
             return False
         return not self.workforce.is_own_thread()
 
@@ -303,6 +303,8 @@ class Supervisor(Desk):
         with reader.lock:
             settled = self._handle(self.workforce.act())
         self._publish(settled)
+        if self._teller.held:
+            self._release(call=True)
         return True
 
     def _wait(self) -> None:
@@ -326,6 +328,8 @@ class Supervisor(Desk):
         try:
             with self._reader.lock:
                 self.workforce.close()
+            self._teller.close()
+            self._release(call=True)
         finally:
             lifetime.end(self)
             self._closed.set()
@@ -349,6 +353,7 @@ class Supervisor(Desk):
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
         self._reader = Reader(None, self.workforce.wake)
+        self._teller = Teller(self.name)
         self._uncalled.clear()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
