@@ -168,16 +168,27 @@ class Outbox:
     def send(self, header: bytes, payload: bytes) -> None:
         """Write a frame behind those that were left. In the main thread, and not from a handler. Blocks.
 
+        What it raises, and what a handler raises in it, ends the worker: the lock is not released then, as half of the
+        frame may be written.
+
         Raises:
             OSError: the other side has closed.
         """
-        with self._lock:
-            self._writing = False  # a handler that raised may have kept this from being said
-            if self._frames:
-                self._write()
-            self._writing = True
-            write_all(self._fd, header, payload)
-            self._writing = False
+        self._lock.acquire()
+        if self._frames:
+            self._write()
+        self._writing = True
+        parts = [header, payload]
+        if len(payload) <= JOIN_UP_TO:
+            data = header + payload
+            count = os.write(self._fd, data)
+            parts = [data[count:]] if count < len(data) else []  # mostly
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                view = view[os.write(self._fd, view) :]
+        self._writing = False
+        self._lock.release()
         if self._frames:
             self._flush()
 
@@ -218,22 +229,3 @@ class Outbox:
                 frames.popleft()
         finally:
             self._writing = False
-
-
-def write_all(fd: int, header: bytes, payload: bytes) -> None:
-    """Write a frame to a blocking descriptor, completely. Blocks.
-
-    Raises:
-        OSError: the other side has closed.
-    """
-    parts = [header, payload]
-    if len(payload) <= JOIN_UP_TO:
-        data = header + payload
-        count = os.write(fd, data)
-        if count == len(data):  # nearly always
-            return
-        parts = [data[count:]]
-    for part in parts:
-        view = memoryview(part)
-        while view:
-            view = view[os.write(fd, view) :]
