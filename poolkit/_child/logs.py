@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST = 1 << 20  # bytes of a record, pickled
 MOST_TEXT = MOST // 4  # characters of each text of a record that has more
+PLAIN = (str, int, float, type(None))
 
 
 def installer(outbox: Outbox, levels: dict[str, int], disabled: int) -> Callable[[Any], None]:
@@ -98,6 +99,8 @@ def _pack(record: Any, formatter: Any) -> bytes:
 
 
 def _portable(value: Any) -> Any:
+    if type(value) in PLAIN:
+        return value
     try:
         pickle.dumps(value)
     except Exception:  # noqa: BLE001 -- see above
@@ -109,4 +112,4 @@ def _short(value: Any) -> Any:
     """What is known to be small, and the beginning of a text; nothing of what else a record may carry."""
     if isinstance(value, str):
         return value[:MOST_TEXT]
-    return value if value is None or isinstance(value, (int, float)) else "..."
+    return value if type(value) in PLAIN else "..."

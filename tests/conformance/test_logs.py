@@ -251,7 +251,8 @@ def test_a_signal_handler_may_log_and_raise_in_the_midst_of_logging(pool, keeper
     count = 2000 if size == 0 else 100
     for _ in range(3):
         assert pool.submit(logs.say_while_interrupted, count, size).result() > 0
-    assert set(keeper.messages) <= {"interrupted", *(f"{number}{' ' * size}" for number in range(count))}
+    expected = {"interrupted", *(f"{number}{' ' * size}" for number in range(count))}
+    assert [message[:99] for message in keeper.messages if message not in expected] == []
     assert "interrupted" in keeper.messages
 
 
@@ -335,7 +336,7 @@ def test_what_cannot_be_unpickled_here_is_said_and_nothing_else_is_lost(make_poo
     (tmp_path / "poolkit_logs_only_there.py").write_text(
         "import logging, os\n"
         "class There:\n"
-        f"    def __reduce__(self): return int, ('no number',)\n"
+        "    def __reduce__(self): return int, ('no number',)\n"
         "def say(): logging.warning('lost', extra={'there': There()})\n"
     )
     pool = make_pool()
