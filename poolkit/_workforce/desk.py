@@ -99,7 +99,7 @@ class Desk:
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake)
-        self._teller = Teller(name)
+        self._teller = Teller(name, workforce.wake)
         self._uncalled: Calls = deque()  # left by a leader for the supervisor thread to call
         self._closed = threading.Event()
         self.forked = False  # this is a copy in a forked child
@@ -285,15 +285,21 @@ class Desk:
         return taken
 
     @deciding
-    def _release(self, *, call: bool) -> None:
-        """Publish outcomes once what was logged before them was told. Blocks for that; may be interrupted there."""
+    def _release(self, *, call: bool, wait: bool = True) -> None:
+        """Publish outcomes once what was logged before them was told. May be interrupted while it waits.
+
+        Without `wait`, those that may be now; on the supervisor thread, which is woken for the others.
+        """
         teller = self._teller
         before = put_off()
         try:
             teller.attend()
         finally:
             let_come(before)
-        teller.wait()
+        if wait:
+            teller.wait()
+        else:
+            teller.leave()
         before = put_off()
         try:
             self._publish(teller.take_held(), call=call)

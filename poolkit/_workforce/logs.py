@@ -3,6 +3,7 @@
     whoever reads a link      Logged reports, and outcomes ──> Teller.hold: the outcomes are kept behind the records
     the teller's own thread   unpickles a record, hands it to its logger: handlers and filters are the user's code
     whoever has read          waits until the records are told, then publishes the outcomes; see `Desk._release`
+    the supervisor thread     does not wait: it is woken, and publishes what is left
 
 So who sees the outcome of a task has seen what the task logged before. A handler may wait for tasks, and for locks of
 threads that wait for tasks: the thread is nobody's but the teller's, and outcomes do not wait for a handler that takes
@@ -21,7 +22,7 @@ import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poolkit.context import current_task
@@ -73,8 +74,12 @@ class Teller:
     Guarded by: `_changed`, inside which no other lock is taken. Anybody may look whether `untold` and `held` are empty.
     """
 
-    def __init__(self, pool_name: str) -> None:
+    def __init__(self, pool_name: str, wake: Callable[[], None]) -> None:
         self._pool_name = pool_name
+        self._wake = wake  # wakes the supervisor thread
+        self._has_left = False  # which has left outcomes here
+        self._stirred = 0.0  # when a record was told last, or one came after all were told
+        self._held_at = 0.0  # when the first of what is held came
         self._changed = threading.Condition()
         self.untold: deque[Logged] = deque()  # the first is being told
         self._told = 0  # records in all
@@ -90,10 +95,13 @@ class Teller:
         By whoever holds the reader's lock. The others are published by `Desk._release`.
         """
         with self._changed:
+            if not self.untold:
+                self._stirred = time.monotonic()
             self.untold.extend(records)
             if not self.untold or (self._passing and self._thread is not None):
                 return settled
             if settled or self._thread is None or len(self.untold) > MANY:
+                self._held_at = self._held_at if self.held else time.monotonic()
                 self.held.append((self._told + len(self.untold), settled))
             self._changed.notify_all()
             return []
@@ -108,21 +116,31 @@ class Teller:
 
     def wait(self) -> None:
         """Wait until all that is held may be taken. Blocks, but not for long."""
-        end = time.monotonic() + LONGEST_WAIT
         if self.is_here():
             self.let_pass()
         with self._changed:
             behind = self.held[-1][0] if self.held else 0
             while self._told < behind and not self._passing:
-                told = self._told
-                if not self._changed.wait(STALL) and (told == self._told or time.monotonic() > end):
-                    self.let_pass()
+                self._changed.wait(STALL)
+                self._look()
+
+    def leave(self) -> None:
+        """Have the supervisor thread, which is this one, woken when some of what is held may be taken."""
+        with self._changed:
+            self._has_left = True
+            self._look()
+
+    def _look(self) -> None:
+        """Let outcomes pass where they have waited long enough. Under the lock."""
+        if self.held and time.monotonic() >= min(self._stirred + STALL, self._held_at + LONGEST_WAIT):
+            self.let_pass()
 
     def let_pass(self) -> None:
         """Let outcomes go ahead of what is untold."""
         with self._changed:
             self._passing = bool(self.untold)
             self._changed.notify_all()
+            self._wake()
 
     def is_here(self) -> bool:
         """Whether this is the teller's thread."""
@@ -166,10 +184,14 @@ class Teller:
         with self._changed:
             self.untold.popleft()
             self._told += 1
+            self._stirred = time.monotonic()
             if not self.untold:
                 self._passing = False
             if self.held and self.held[0][0] <= self._told:
                 self._changed.notify_all()
+                if self._has_left:
+                    self._has_left = False
+                    self._wake()
 
     def _tell(self, logged: Logged) -> None:
         try:

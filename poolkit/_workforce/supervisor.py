@@ -24,7 +24,7 @@ from poolkit._core.workforce import (
 from poolkit._workforce import lifetime
 from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import Handlers, deciding, let_come, put_off
-from poolkit._workforce.logs import Teller, log
+from poolkit._workforce.logs import MANY, STALL, Teller, log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
@@ -304,7 +304,7 @@ class Supervisor(Desk):
             settled = self._handle(self.workforce.act())
         self._publish(settled)
         if self._teller.held:
-            self._release(call=True)
+            self._release(call=True, wait=len(self._teller.untold) > MANY)
         return True
 
     def _wait(self) -> None:
@@ -317,6 +317,8 @@ class Supervisor(Desk):
             deadline = self._scheduler.next_deadline()
             self._sleeping_until = math.inf if deadline is None else deadline
         left = LONGEST_WAIT if deadline is None else max(0.0, deadline - self.clock())
+        if self._teller.held:
+            left = min(left, STALL)
         self.workforce.wait(min(left, spared or LONGEST_WAIT), links=not spared)
 
     def _finish(self) -> None:
@@ -353,7 +355,7 @@ class Supervisor(Desk):
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
         self._reader = Reader(None, self.workforce.wake)
-        self._teller = Teller(self.name)
+        self._teller = Teller(self.name, self.workforce.wake)
         self._uncalled.clear()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()

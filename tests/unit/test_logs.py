@@ -192,7 +192,7 @@ def keeper() -> Iterator[Keeper]:
 
 @pytest.fixture
 def teller() -> Iterator[Teller]:
-    made = Teller("test")
+    made = Teller("test", lambda: None)
     yield made
     made.close()
 
@@ -278,7 +278,7 @@ def test_closing_tells_what_is_left_but_does_not_wait_for_a_handler_that_hangs(
     monkeypatch.setattr(logs, "STALL", 0.01)
     release = threading.Event()
     keeper.action = lambda _: release.wait()
-    teller = Teller("test")
+    teller = Teller("test", lambda: None)
     teller.hold([logged("one"), logged("two")], [])
     teller.attend()
     teller.close()
