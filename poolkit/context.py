@@ -34,9 +34,9 @@ class TaskContext:
         attempt: 1 for the first run.
     """
 
-    __slots__ = ("_clock", "_deadline", "_shield", "_stop", "attempt", "id", "name")
+    __slots__ = ("_clock", "_deadline", "_shield", "_stop", "attempt", "id", "name", "worker_id")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- what each kind of worker knows
         self,
         task_id: int,
         name: str,
@@ -44,10 +44,12 @@ class TaskContext:
         deadline: float | None,
         clock: Callable[[], float] = time.monotonic,
         shield: Shield | None = None,
+        worker_id: int = 0,
     ) -> None:
         self.id = task_id
         self.name = name
         self.attempt = attempt
+        self.worker_id = worker_id  # 0 in a process worker, which does not know
         self._deadline = deadline  # on `clock`
         self._clock = clock
         self._shield = shield

@@ -5,6 +5,7 @@ The settings come as the first frame (BOOT), a pickled dict:
     authkey               multiprocessing's key         measure_rss  whether outcomes carry the resident memory
     shm_threshold         see `_wire/buffers.py`
     initializer           packed call, or None          preload    names of modules to import
+    log_levels, log_disabled   see `_child/logs.py`
 Owner: the worker's main thread, before it serves.
 """
 
@@ -22,9 +23,9 @@ from collections import namedtuple
 from collections.abc import Callable
 
 from poolkit import _child, _os
-from poolkit._child import chunk  # noqa: F401 -- what `map` runs here
-from poolkit._child.authkey import set_authkey
+from poolkit._child import chunk, logs  # noqa: F401 -- chunk: what `map` runs here
 from poolkit._child.freight import Freight
+from poolkit._child.imported import when_imported
 from poolkit._child.loop import Loop
 from poolkit._child.output import keep_output
 from poolkit._wire import codec, inherit, messages
@@ -71,9 +72,13 @@ def _work(loop: Loop, initializers_fds: list[int], inherited_initializer: Callab
     _settle_in(settings)
     loop.measure_rss = settings["measure_rss"]
     loop.freight.begin(settings["shm_threshold"])
+    install = logs.installer(loop.outbox, settings["log_levels"], settings["log_disabled"])
+    when_imported("logging", install)
     try:
         for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
             importlib.import_module(name)
+        if settings["preload"] and "logging" in sys.modules:  # which they may have configured, as in the template
+            install(sys.modules["logging"])
         inherit.arrived(initializers_fds)
         _initialize(settings["initializer"], inherited_initializer)
     except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
@@ -126,12 +131,19 @@ def _settle_in(settings: dict[str, Any]) -> None:
     os.environ.update(settings["env"])
     with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
         os.chdir(settings["cwd"])
-    set_authkey(settings["authkey"])
+    _set_authkey(settings["authkey"])
     if "numpy.random" in sys.modules:  # preloaded: every fork would draw the same numbers
         sys.modules["numpy.random"].seed()
     import atexit  # noqa: PLC0415 -- handlers of the process this one was forked from are not ours to run
 
     atexit._clear()  # noqa: SLF001 -- multiprocessing's children avoid them in the same way
+
+
+def _set_authkey(key: bytes) -> None:
+    def set_it(module: Any) -> None:
+        module.current_process().authkey = key
+
+    when_imported("multiprocessing.process", set_it)
 
 
 def _initialize(packed: bytes | None, inherited: Callable[[], object] | None) -> None:

@@ -19,7 +19,7 @@ from poolkit._child.freight import Freight
 from poolkit._os import Tokens, resident_bytes, resident_shared_bytes
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
-from poolkit._wire.link import FrameReader, write_all
+from poolkit._wire.link import FrameReader, Outbox
 from poolkit._wire.spin import Spin
 from poolkit.context import TaskContext, enter_task, leave_task
 from poolkit.errors import SerializationError
@@ -68,7 +68,7 @@ class Loop:
 
     def __init__(self, calls_fd: int, outcomes_fd: int, tokens: Tokens, board: Board, freight: Freight) -> None:
         self._reader = FrameReader(calls_fd, messages.FRAME_TO_WORKER)
-        self._out = outcomes_fd
+        self.outbox = Outbox(outcomes_fd)
         self._tokens = tokens
         self._board = board
         self.freight = freight
@@ -89,7 +89,7 @@ class Loop:
 
     def say(self, kind: int, task_id: int = 0, payload: bytes = b"") -> None:
         """Send a frame without times. Blocks while the link is full."""
-        write_all(self._out, messages.FRAME_TO_OWNER.pack(kind, task_id, 0.0, 0.0, 0, len(payload)), payload)
+        self.outbox.send(messages.FRAME_TO_OWNER.pack(kind, task_id, 0.0, 0.0, 0, len(payload)), payload)
 
     def serve(self) -> None:
         """Run calls until STOP, or until the owner is gone."""
@@ -156,7 +156,7 @@ class Loop:
         if self.measure_rss:  # what others see too is nothing that a new worker would not have
             rss = max(0, (resident_bytes() or 0) - resident_shared_bytes())
         header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, time.monotonic(), rss, len(payload))
-        write_all(self._out, header, payload)
+        self.outbox.send(header, payload)
         self._board.done(call.task_id)
 
     def _outcome(self, call: messages.Call, started: float) -> tuple[int, bytes]:

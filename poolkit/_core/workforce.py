@@ -231,6 +231,15 @@ class Finished(Outcome):
 
 
 @record(frozen=True)
+class Logged:
+    """A worker logged something, in a task or in none (0). Not for the scheduler, which never sees it."""
+
+    worker_id: int
+    task_id: int
+    payload: bytes | bytearray
+
+
+@record(frozen=True)
 class Drained:
     """A worker dropped all that was reclaimed from it, and is idle."""
 
@@ -252,7 +261,7 @@ class Died:
     output: str = ""
 
 
-Report = Ready | BootFailed | Begun | Finished | Drained | Died
+Report = Ready | BootFailed | Begun | Finished | Logged | Drained | Died
 
 
 # ===== events: what users may listen to =====

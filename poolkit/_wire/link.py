@@ -1,13 +1,15 @@
 """Link: frames over one private pipe pair between the owner and one worker.
 
 Guarantees: a frame arrives whole or not at all; one cut short by a death is dropped with its link. Sizes are 64 bits.
-One writer and one reader per pipe, so nobody holds a lock that a killed process could keep.
+One process writes to a pipe and one reads, so nobody holds a lock that a killed process could keep.
 Owner: on the owner's side a reader belongs to whoever holds the pool's reader lock, a writer to the pool's one lock; on
-the worker's side both belong to its main thread.
+the worker's side the reader belongs to its main thread, and the outbox to any thread.
 """
 
 from __future__ import annotations
 
+import _thread  # `threading` is for those who start threads
+import errno
 import os
 import struct
 from collections import deque
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 CHUNK = 64 * 1024  # bytes; the usual size of a pipe
 JOIN_UP_TO = CHUNK  # parts up to this are joined into one write; larger ones are not copied
+MOST_LEFT = 100  # frames; who leaves more waits for the writer
+LONGEST_WAIT = 1.0  # seconds
 PARTS = 64  # buffers in one writev; the least that POSIX lets a system allow is 16, every one in use has 1024
 
 
@@ -142,20 +146,86 @@ class FrameWriter:
         return True
 
 
-def write_all(fd: int, header: bytes, payload: bytes) -> None:
-    """Write a frame to a blocking descriptor, completely. Blocks.
+class Outbox:
+    """Writes frames to a blocking descriptor: the main thread's, and what other code of the process has to say.
 
-    Raises:
-        OSError: the other side has closed.
+    That code may be anywhere: other threads, a finalizer or signal handler in the midst of a write, whoever holds a
+    lock that such a one waits for. So it leaves its frame, and writes it if nobody else is writing, who would look
+    again afterwards; it waits for the writer only, and not for long, while too much is left already. A handler may also
+    raise in the midst, and the task go on: what was written of a frame is known at any moment, and the rest follows.
+    Guarded by: `_lock`: `_writing`, and what is taken from `_frames`. The lock is re-entrant as a handler that raises
+    may keep the main thread from releasing it, which then must not wait for itself.
     """
-    parts = [header, payload]
-    if len(payload) <= JOIN_UP_TO:
-        data = header + payload
-        count = os.write(fd, data)
-        if count == len(data):  # nearly always
-            return
-        parts = [data[count:]]
-    for part in parts:
-        view = memoryview(part)
-        while view:
-            view = view[os.write(fd, view) :]
+
+    __slots__ = ("_fd", "_frames", "_lock", "_writing")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._frames: deque[tuple[bytes, list[int]]] = deque()  # frame, and how much each write has taken of it
+        self._lock = _thread.RLock()
+        self._writing = False
+
+    def send(self, header: bytes, payload: bytes) -> None:
+        """Write a frame behind those that were left. In the main thread, and not from a handler. Blocks.
+
+        What it raises, and what a handler raises in it, ends the worker: the lock is not released then, as half of the
+        frame may be written.
+
+        Raises:
+            OSError: the other side has closed.
+        """
+        self._lock.acquire()
+        if self._frames:
+            self._write()
+        self._writing = True
+        parts = [header, payload]
+        if len(payload) <= JOIN_UP_TO:
+            data = header + payload
+            count = os.write(self._fd, data)
+            parts = [data[count:]] if count < len(data) else []  # mostly
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                view = view[os.write(self._fd, view) :]
+        self._writing = False
+        self._lock.release()
+        if self._frames:
+            self._flush()
+
+    def leave(self, frame: bytes) -> None:
+        """Have a frame written, by this thread or by the one that is writing. Drops it where nobody reads any more."""
+        self._frames.append((frame, []))
+        try:
+            if len(self._frames) > MOST_LEFT and self._lock.acquire(timeout=LONGEST_WAIT):
+                try:
+                    self._flush()
+                finally:
+                    self._lock.release()
+            self._flush()
+        except OSError as exc:
+            if exc.errno not in {errno.EPIPE, errno.EBADF}:  # a handler raised it
+                raise
+            self._frames.clear()
+
+    def _flush(self) -> None:
+        while self._frames and self._lock.acquire(blocking=False):
+            try:
+                if self._writing:  # further up in this thread, which looks again
+                    return
+                self._write()
+            finally:
+                self._lock.release()
+
+    def _write(self) -> None:
+        """Write what was left, under the lock."""
+        frames = self._frames
+        try:
+            self._writing = True
+            while frames:
+                frame, taken = frames[0]
+                while (pos := sum(taken)) < len(frame):
+                    # No handler comes between the write and the note of it, as both are made in C.
+                    taken.extend(map(os.write, (self._fd,), (memoryview(frame)[pos:],)))
+                frames.popleft()
+        finally:
+            self._writing = False

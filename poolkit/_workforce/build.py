@@ -13,6 +13,7 @@ from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit
 from poolkit._workforce.launch import nursery_settings
+from poolkit._workforce.logs import TellerThread
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit.errors import SerializationError
@@ -97,7 +98,7 @@ def _refuse_threads() -> None:
     others = [
         thread.name
         for thread in threading.enumerate()
-        if thread is not threading.current_thread() and not isinstance(thread, SupervisorThread)
+        if thread is not threading.current_thread() and not isinstance(thread, (SupervisorThread, TellerThread))
     ]
     if others:
         msg = (

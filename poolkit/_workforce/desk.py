@@ -38,12 +38,13 @@ from poolkit._core.workforce import (
     AnyTask,
     BootFailed,
     Finished,
+    Logged,
     Report,
 )
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.listeners import Listener, Listeners
-from poolkit._workforce.logs import log
+from poolkit._workforce.logs import Teller, log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
@@ -98,6 +99,7 @@ class Desk:
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake)
+        self._teller = Teller(name, workforce.wake)
         self._uncalled: Calls = deque()  # left by a leader for the supervisor thread to call
         self._closed = threading.Event()
         self.forked = False  # this is a copy in a forked child
@@ -261,14 +263,19 @@ class Desk:
         return [left.popleft() for _ in range(len(left))]  # under the lock, so nobody else takes any
 
     def _handle(self, reports: Sequence[Report]) -> Settled:
-        """Hand reports of workers to the scheduler; returns what is to be published."""
+        """Hand reports of workers to the scheduler; returns what is to be published at once."""
         if not reports and not self._handed_in and not self._left and self._due > self.clock():
             return []
+        logged: list[Logged] = []
         for report in reports:
-            if type(report) is Finished and not report.ok and report.load is not None:
+            if type(report) is Logged:
+                logged.append(report)
+            elif type(report) is Finished and not report.ok and report.load is not None:
                 self._read_error(report)
             elif type(report) is BootFailed:
                 report.describe()
+        if logged:
+            reports = [report for report in reports if type(report) is not Logged]
         with self._lock:
             now = self._enter()
             if self._left:
@@ -276,14 +283,48 @@ class Desk:
             self._scheduler.handle_all(reports, now)
             if self._due <= now:
                 self._scheduler.tick(now)
-            return self._decided()
+            settled = self._decided()
+        return self._teller.hold(logged, settled) if logged or self._teller.untold else settled
+
+    def _take(self, ready: Sequence[int] | None = None) -> bool:
+        """Read the links and publish what comes of it, unless somebody else reads: False. Any thread.
+
+        With `ready`, only those that were found to have something a moment ago. Blocks for what tasks log alone.
+        """
+        try:
+            taken: bool = self._take_in(ready)
+            if taken and self._teller.held:
+                self._release(call=False)
+        except BaseException:
+            if self._teller.held:  # the supervisor thread goes on with that
+                self.workforce.wake()
+            raise
+        return taken
 
     @deciding
-    def _take(self, ready: Sequence[int] | None = None) -> bool:
-        """Read the links and publish what comes of it, unless somebody else reads: False. Any thread; never blocks.
+    def _release(self, *, call: bool, wait: bool = True) -> None:
+        """Publish outcomes once what was logged before them was told. May be interrupted while it waits.
 
-        With `ready`, only those that were found to have something a moment ago.
+        Without `wait`, those that may be now; on the supervisor thread, which is woken for the others.
         """
+        teller = self._teller
+        before = put_off()
+        try:
+            teller.attend()
+        finally:
+            let_come(before)
+        if wait:
+            teller.wait()
+        else:
+            teller.leave()
+        before = put_off()
+        try:
+            self._publish(teller.take_held(), call=call)
+        finally:
+            let_come(before)
+
+    @deciding
+    def _take_in(self, ready: Sequence[int] | None) -> bool:
         reader = self._reader
         before = put_off()
         try:
@@ -306,6 +347,8 @@ class Desk:
             self._refuse_torn("wait for a task")
         if self._is_copy():
             self._refuse_copy()  # decided in the parent, and published there alone
+        if self._teller.is_here():  # a handler, which others must not wait for meanwhile
+            self._teller.let_pass()
         self._reader.lead(task, timeout, self._take)
 
     def relinquish(self) -> None:

@@ -20,6 +20,7 @@ from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import codec
 from poolkit._wire.buffers import Found
+from poolkit._workforce.logs import mark_records
 from poolkit._workforce.references import by_reference
 from poolkit._workforce.supervisor import Supervisor
 from poolkit.context import TaskContext
@@ -65,6 +66,7 @@ class FakeWorkforce:
         check_pickle: bool,
         initializer: Callable[[], object] | None,
     ) -> None:
+        mark_records()
         self._clock = clock
         self._rng = rng
         self._check_pickle = check_pickle
@@ -154,20 +156,20 @@ class FakeWorkforce:
         member.begun, member.since = task.id, self._clock()
         if announce:
             self._reports.append(Begun(worker_id, task.id, member.since))
-        outcome = self._outcome(task)
+        outcome = self._outcome(task, worker_id)
         member.done = task.id
         how = outcome.payload, outcome.ok, outcome.load
         self._reports.append(Finished(worker_id, task.id, member.since, self._clock(), 0, *how))
         return True
 
-    def _outcome(self, task: AnyTask) -> Outcome:
+    def _outcome(self, task: AnyTask, worker_id: int) -> Outcome:
         try:
             fn, args, kwargs = codec.load_call(*task.call[0]) if self._check_pickle else task.call
         except Exception as exc:  # noqa: BLE001 -- unpickling runs the user's code
             return Outcome.failure(exc)
         limit = task.options.timeout
         deadline = None if limit is None else self._clock() + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock)
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, None, worker_id)
         ok, value = run_call(context, fn, args, kwargs)
         try:
             if not self._check_pickle:

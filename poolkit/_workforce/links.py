@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from poolkit import _os
-from poolkit._core.workforce import Begun, BootFailed, Drained, Finished, Ready, Report
+from poolkit._core.workforce import Begun, BootFailed, Drained, Finished, Logged, Ready, Report
 from poolkit._wire import codec, messages
 from poolkit._wire.codec import load_value
 from poolkit._wire.messages import VALUE
@@ -94,6 +94,8 @@ def receive(member: Member, reports: list[Report]) -> None:
         elif kind == messages.ERROR:
             member.waybill.finish()
             reports.append(Finished(worker_id, task_id, started, ended, rss, payload, False, codec.load_error))
+        elif kind == messages.LOG:
+            reports.append(Logged(worker_id, task_id, payload))
         elif kind == messages.DRAINED:
             reports.append(Drained(worker_id))
         elif kind == messages.READY and member.pid is None:  # said once; later, only a hostile task says it

@@ -7,6 +7,7 @@ Owner: the supervisor thread: the rest.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import socket
@@ -22,6 +23,7 @@ from poolkit._wire.passage import Passage
 from poolkit._workforce.freight import Freight, Waybill
 from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.likeness import volatile_env
+from poolkit._workforce.logs import log_levels
 
 
 class Member:
@@ -134,5 +136,7 @@ def boot_settings(
             "shm_threshold": shm_threshold,
             "preload": list(settings.preload),
             "initializer": initializer,
+            "log_levels": log_levels(),
+            "log_disabled": logging.root.manager.disable,
         }
     )

@@ -23,7 +23,7 @@ from poolkit._core.workforce import AnyTask
 from poolkit._workforce import lifetime
 from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import deciding, let_come, put_off
-from poolkit._workforce.logs import log
+from poolkit._workforce.logs import MANY, STALL, Teller, log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
@@ -248,7 +248,7 @@ class Supervisor(Desk):
 
     def _may_wait(self) -> bool:
         """Whether this thread may wait for the pool's end: not one that the end itself waits for."""
-        if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0:
+        if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0 or self._teller.is_here():
             return False
         return not self.workforce.is_own_thread()
 
@@ -320,6 +320,8 @@ class Supervisor(Desk):
         with reader.lock:
             settled = self._handle(self.workforce.act())
         self._publish(settled)
+        if self._teller.held:
+            self._release(call=True, wait=len(self._teller.untold) > MANY)
         return True
 
     def _wait(self) -> None:
@@ -332,6 +334,8 @@ class Supervisor(Desk):
             deadline = self._scheduler.next_deadline()
             self._sleeping_until = math.inf if deadline is None else deadline
         left = LONGEST_WAIT if deadline is None else max(0.0, deadline - self.clock())
+        if self._teller.held:
+            left = min(left, STALL)
         self.workforce.wait(min(left, spared or LONGEST_WAIT), links=not spared)
 
     def _finish(self) -> None:
@@ -343,6 +347,8 @@ class Supervisor(Desk):
         try:
             with self._reader.lock:
                 self.workforce.close()
+            self._teller.close()
+            self._release(call=True)
         finally:
             lifetime.end(self)
             self._closed.set()
@@ -366,6 +372,7 @@ class Supervisor(Desk):
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
         self._reader = Reader(None, self.workforce.wake)
+        self._teller = Teller(self.name, self.workforce.wake)
         self._uncalled.clear()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()

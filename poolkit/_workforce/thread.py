@@ -21,6 +21,7 @@ from typing import Any
 
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._workforce.logs import mark_records
 from poolkit._workforce.references import by_reference
 from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
 from poolkit.context import TaskContext
@@ -47,6 +48,7 @@ class ThreadWorkforce:
         leave: Callable[[Report], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        mark_records()
         self._name = name
         self._initializer = initializer
         self._deliver = deliver  # hands reports in, and waits for the pool's lock if need be
@@ -280,7 +282,7 @@ class ThreadWorkforce:
         started = self._clock()
         limit = task.options.timeout
         deadline = None if limit is None else started + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, shield=member)
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, member, member.id)
         member.context = context
         member.since = started
         member.done = 0  # it may have been this very task, in an earlier run

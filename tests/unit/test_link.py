@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from poolkit._wire import link
-from poolkit._wire.link import CHUNK, FrameReader, FrameWriter, write_all
+from poolkit._wire.link import CHUNK, FrameReader, FrameWriter, Outbox
 
 HEADER = struct.Struct("<BQ")  # kind, payload bytes
 
@@ -175,9 +175,10 @@ def test_blocking_writing_ends_when_all_is_taken() -> None:
     thread = threading.Thread(target=take)
     thread.start()
     try:
-        write_all(writer, b"head", large)
-        write_all(writer, b"small", b"parts")
-        write_all(writer, b"alone", b"")
+        outbox = Outbox(writer)
+        outbox.send(b"head", large)
+        outbox.send(b"small", b"parts")
+        outbox.send(b"alone", b"")
     finally:
         os.close(writer)
         thread.join()
@@ -190,6 +191,6 @@ def test_blocking_writing_to_a_closed_link_is_an_error() -> None:
     os.close(reader)
     try:
         with pytest.raises(BrokenPipeError):
-            write_all(writer, b"x", b"")
+            Outbox(writer).send(b"x", b"")
     finally:
         os.close(writer)

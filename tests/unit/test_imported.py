@@ -11,10 +11,10 @@ import poolkit
 
 SCRIPT = """
 import sys
-from poolkit._child.authkey import set_authkey
+from poolkit._child.boot import _set_authkey
 {before}
 found = list(sys.meta_path)
-set_authkey(b"the key")
+_set_authkey(b"the key")
 import json  # another module is found as ever
 import multiprocessing.process as module
 import importlib

@@ -1,0 +1,353 @@
+"""What tasks log reaches the owner's loggers: at the owner's levels, in order, and before the outcome of the task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+
+import pytest
+
+import support_functions as work
+import support_logs as logs
+from poolkit import WorkerCrashed
+from support import wait_until
+from support_logs import Keeper
+
+
+@pytest.fixture
+def keeper():
+    """A handler of the root logger."""
+    handler = Keeper()
+    logging.root.addHandler(handler)
+    yield handler
+    logging.root.removeHandler(handler)
+
+
+@pytest.fixture
+def level():
+    """Set the level of a logger for the length of a test."""
+    before = {}
+
+    def set_level(name, value):
+        before.setdefault(name, logging.getLogger(name).level)
+        logging.getLogger(name).setLevel(value)
+
+    yield set_level
+    for name, value in before.items():
+        logging.getLogger(name).setLevel(value)
+
+
+def test_a_record_says_who_logged_it_and_is_there_when_the_result_is(pool, keeper):
+    for number in range(20):
+        task = pool.submit(logs.say, "%s number %d", "task", number)
+        pid = task.result()
+        record = keeper.records.pop()
+        assert record.getMessage() == f"task number {number}"
+        assert (record.name, record.levelno, record.funcName) == (logs.log.name, logging.WARNING, "say")
+        assert (record.poolkit_worker, record.poolkit_task) == (task.worker_id, task.id)
+        assert record.process == pid
+        assert not keeper.records
+
+
+@pytest.mark.needs("background")
+def test_a_callback_sees_it_too(pool, keeper, recorder):
+    """Nobody waits, so the pool's own thread reads."""
+    for _ in range(20):
+        pool.submit(logs.say, "hello").add_done_callback(lambda _: recorder(len(keeper.records)))
+        assert recorder.next() == 1
+        keeper.records.clear()
+
+
+@pytest.mark.needs("background")
+def test_a_coroutine_sees_it_too(pool, keeper):
+    async def main():
+        for _ in range(20):
+            await pool.submit(logs.say, "hello")
+            assert keeper.messages == ["hello"]
+            keeper.records.clear()
+
+    asyncio.run(main())
+
+
+def test_only_what_the_owner_would_log_is_logged(make_pool, keeper, level):
+    level("support.talkative", logging.DEBUG)
+    level("support.quiet", logging.ERROR)
+    pool = make_pool()
+    for name in ("support.talkative", "support.quiet", "support.usual"):
+        for number in (logging.DEBUG, logging.WARNING, logging.ERROR):
+            pool.submit(logs.say, "%s %d", name, number, level=number, name=name).result()
+    assert keeper.messages == [
+        "support.talkative 10",
+        "support.talkative 30",
+        "support.talkative 40",
+        "support.quiet 40",
+        "support.usual 30",
+        "support.usual 40",
+    ]
+
+
+@pytest.mark.needs("process")
+def test_levels_are_those_of_when_the_worker_was_started(make_pool, keeper, level):
+    level("support.talkative", logging.DEBUG)
+    pool = make_pool()
+    assert pool.submit(logs.levels, "support.talkative", "support.usual").result() == [logging.DEBUG, logging.WARNING]
+    level("support.talkative", logging.CRITICAL)
+    pool.submit(logs.say, "too late for the worker, not for the owner", name="support.talkative").result()
+    assert not keeper.records
+
+
+def test_what_is_disabled_stays_so(make_pool, keeper):
+    logging.disable(logging.WARNING)
+    try:
+        pool = make_pool()
+        pool.submit(logs.say, "not this").result()
+        pool.submit(logs.say, "this", level=logging.ERROR).result()
+    finally:
+        logging.disable(logging.NOTSET)
+    assert keeper.messages == ["this"]
+
+
+def test_the_root_logger_is_a_logger_too(pool, keeper):
+    pool.submit(logs.say, "hello", name="root").result()
+    assert [(record.name, record.getMessage()) for record in keeper.records] == [("root", "hello")]
+
+
+def test_an_exception_and_a_stack_come_as_text(pool, keeper):
+    pool.submit(logs.say_an_exception, "by nothing").result()
+    text = logging.Formatter().format(keeper.records[0])
+    assert text.startswith("it failed\nTraceback")
+    assert "ZeroDivisionError: by nothing" in text
+    assert "Stack (most recent call last)" in text
+    assert text.count("ZeroDivisionError: by nothing") == 1
+
+
+@pytest.mark.needs("by_value")
+def test_what_else_a_record_carries_comes_along(pool, keeper):
+    pool.submit(logs.say_what_does_not_pickle).result()
+    assert keeper.records[0].number == 7
+    assert "lock" in str(keeper.records[0].lock)
+
+
+def test_several_threads_of_a_task_may_log(pool, keeper):
+    pool.submit(logs.say_in_threads, 4, 500).result()
+    found = [tuple(map(int, message.split())) for message in keeper.messages]
+    assert sorted(found) == [(thread, number) for thread in range(4) for number in range(500)]
+    for thread in range(4):
+        assert [number for name, number in found if name == thread] == list(range(500))
+
+
+def test_an_initializer_may_log(make_pool, keeper):
+    pool = make_pool(initializer=logs.say, initargs=("begun",))
+    pool.submit(logs.say, "done").result()
+    assert keeper.messages == ["begun", "done"]
+    assert getattr(keeper.records[0], "poolkit_task", None) is None
+
+
+@pytest.mark.needs("process")
+def test_a_forked_child_of_a_task_writes_to_stderr(capfd, make_pool, keeper):
+    """It must not write to the link."""
+    pool = make_pool()
+    assert pool.submit(logs.say_in_a_fork, "from a child").result() == 7
+    pool.submit(logs.say, "from the task").result()
+    assert keeper.messages == ["from the task"]
+    assert capfd.readouterr().err == "from a child\n"
+
+
+@pytest.mark.needs("process")
+def test_the_owners_handlers_are_not_the_workers(pool, keeper):
+    """With start_method='fork' they are all there."""
+    assert pool.submit(logs.count_handlers).result() == 1
+    pool.submit(logs.say, "hello").result()
+    assert keeper.messages == ["hello"]
+
+
+@pytest.mark.needs("process")
+def test_what_a_preloaded_module_configures_is_for_the_owner_to_configure(
+    make_pool, keeper, tmp_path, monkeypatch, capfd
+):
+    (tmp_path / "poolkit_logs_probe.py").write_text(
+        "import logging\n"
+        "own = logging.getLogger('support.preloaded')\n"
+        "own.addHandler(logging.StreamHandler())\n"
+        "own.propagate = False\n"
+        "own.setLevel(logging.CRITICAL)\n"
+        "def say(message):\n"
+        "    own.warning(message)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pool = make_pool(preload=["poolkit_logs_probe"])
+    pool.submit(eval, "__import__('poolkit_logs_probe').say('hello')").result()
+    assert keeper.messages == ["hello"]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.needs("process")
+def test_what_a_preloaded_module_logs_while_it_is_imported_is_seen(
+    kind, make_pool, keeper, tmp_path, monkeypatch, capfd
+):
+    """On the standard error where a template process imports it, which has no link to this pool."""
+    if kind.can("inherits"):
+        pytest.skip("a copy of the owner's handlers gets it")
+    (tmp_path / "poolkit_logs_at_import.py").write_text("import logging\nlogging.warning('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pool = make_pool(preload=["poolkit_logs_at_import"])
+    pool.submit(work.none_of_it).result()
+    assert "imported" in capfd.readouterr().err + "".join(keeper.messages)
+
+
+def test_what_a_task_configures_stands(make_pool, keeper, tmp_path, kind):
+    if not kind.can("process"):
+        pytest.skip("its workers share the owner's loggers")
+    pool = make_pool()
+    path = tmp_path / "own.log"
+    pool.submit(logs.configure_own, str(path)).result()
+    pool.submit(logs.say, "hello").result()
+    assert path.read_text() == "hello\n"
+    assert not keeper.records
+
+
+@pytest.mark.needs("background")
+def test_many_records_keep_their_order_while_the_owner_waits_for_something_else(make_pool, keeper, hold):
+    pool = make_pool(2)
+    pool.warm_up()
+    many = pool.submit(logs.say_many, 10_000)
+    assert pool.submit(work.square, 3).result() == 9
+    assert many.result() == 10_000
+    assert [int(message) for message in keeper.messages] == list(range(10_000))
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_a_record_may_be_larger_than_the_link_but_not_without_bound(pool, keeper):
+    pool.submit(logs.say_many, 3, size=500_000).result()
+    assert [len(message) for message in keeper.messages] == [500_001] * 3
+    keeper.records.clear()
+    pool.submit(logs.say_many, 1, size=5_000_000).result()
+    assert len(keeper.messages[0]) < 1_000_000
+    assert "cut by poolkit" in keeper.messages[0]
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_arguments_that_do_not_fit_are_shown_in_the_worker_as_anywhere(pool, keeper, capfd):
+    pool.submit(logs.say_with_wrong_arguments).result()
+    assert not keeper.records
+    assert "Logging error" in capfd.readouterr().err
+
+
+@pytest.mark.needs("crash")
+@pytest.mark.one_start_method
+def test_what_a_worker_logged_before_it_died_is_there(pool, keeper):
+    assert isinstance(pool.submit(logs.say_and_die, 100).exception(), WorkerCrashed)
+    assert [int(message) for message in keeper.messages] == list(range(100))
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+@pytest.mark.parametrize("size", [0, 200_000])
+def test_a_signal_handler_may_log_and_raise_in_the_midst_of_logging(pool, keeper, size):
+    count = 2000 if size == 0 else 100
+    for _ in range(3):
+        assert pool.submit(logs.say_while_interrupted, count, size).result() > 0
+    expected = {"interrupted", *(f"{number}{' ' * size}" for number in range(count))}
+    assert [message[:99] for message in keeper.messages if message not in expected] == []
+    assert "interrupted" in keeper.messages
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_a_finalizer_may_log_in_the_midst_of_logging(make_pool, keeper, level):
+    level(logs.log.name, logging.INFO)
+    pool = make_pool()
+    pool.submit(logs.say_in_finalizers, 2000).result()
+    said = [message for message in keeper.messages if message != "gone"]
+    assert said == [str(number) for number in range(2000)]
+    assert len(said) < len(keeper.messages)
+
+
+# ===== what handlers do =====
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_a_handler_that_raises_harms_nothing(pool, keeper, caplog):
+    def fail(record):
+        if record.name == logs.log.name:
+            raise ZeroDivisionError
+
+    keeper.action = fail
+    for _ in range(3):
+        assert pool.submit(logs.say, "hello").result() > 0
+    said = [record for record in caplog.records if record.name == "poolkit"]
+    assert len(said) == 1
+    assert "could not hand on" in said[0].getMessage()
+    assert keeper.messages.count("hello") == 3
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_a_handler_may_submit_and_wait_for_tasks_of_the_pool(make_pool, keeper):
+    """Also when their worker has to be started first, and when the records come from one that died."""
+    pool = make_pool(2)
+    found = []
+
+    def ask(_record):
+        found.append(pool.submit(work.square, len(found)).result())
+
+    keeper.action = ask
+    for _ in range(5):
+        pool.submit(logs.say_many, 3).result()
+    assert isinstance(pool.submit(logs.say_and_die, 5).exception(), WorkerCrashed)
+    wait_until(lambda: len(found) == 20, "all records are told: outcomes went ahead of them")
+    assert found == [number**2 for number in range(20)]
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_a_handler_may_shut_the_pool_down(pool, keeper):
+    keeper.action = lambda _record: pool.shutdown()
+    pool.submit(logs.say, "hello").result()
+    pool.shutdown()
+    assert keeper.messages == ["hello"]
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_a_handler_that_waits_for_a_lock_of_who_waits_for_the_task_holds_nobody_up_for_long(pool, keeper):
+    lock = threading.Lock()
+    told = threading.Event()
+
+    def take_lock(_record):
+        with lock:
+            told.set()
+
+    keeper.action = take_lock
+    with lock:
+        assert pool.submit(logs.say, "hello").result() > 0
+        assert pool.submit(work.square, 3).result() == 9
+    wait_until(told.is_set, "the record is told")
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_what_cannot_be_unpickled_here_is_said_and_nothing_else_is_lost(make_pool, keeper, tmp_path, monkeypatch):
+    (tmp_path / "poolkit_logs_only_there.py").write_text(
+        "import logging, os\n"
+        "class There:\n"
+        "    def __reduce__(self): return int, ('no number',)\n"
+        "def say(): logging.warning('lost', extra={'there': There()})\n"
+    )
+    pool = make_pool()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    pool.submit(eval, "__import__('poolkit_logs_only_there').say()").result()
+    pool.submit(logs.say, "kept").result()
+    assert "could not hand on" in keeper.messages[0]
+    assert keeper.messages[1:] == ["kept"]
+
+
+@pytest.mark.needs("process")
+def test_no_worker_imports_logging_by_itself(pool, kind):
+    loaded = pool.submit(eval, "'logging' in __import__('sys').modules").result()
+    assert loaded == kind.can("inherits")
