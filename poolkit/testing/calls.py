@@ -38,9 +38,8 @@ class Ending:
 
     def error(self) -> BaseException | None:
         """The exception, or None."""
-        if self._error is None or self._load is None:
-            return self._error
-        return self._load(self._error)  # type: ignore[no-any-return]
+        error: BaseException | None = self._error
+        return error if error is None or self._load is None else self._load(error)
 
     def __str__(self) -> str:
         """It in words."""

@@ -2,7 +2,8 @@
 
 Both are one scheduler: priorities, retries, queue limits, cancellation and errors behave alike.
 Owner: the one thread that made it. Not thread-safe, unlike a real pool.
-""" 
+"""
+
 from __future__ import annotations
 
 import random

@@ -54,7 +54,7 @@ def _fake(request: pytest.FixtureRequest, mode: str) -> Iterator[FakePool]:
 
 @pytest.fixture
 def process_pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    """A real pool of two process workers; what the test leaves running is killed, and what it leaves behind fails it."""
+    """A real pool of two process workers. What the test leaves running is killed; what it leaves behind fails it."""
     from poolkit import Pool  # noqa: PLC0415 -- see the file's header
     from poolkit.testing import leaks  # noqa: PLC0415 -- see the file's header
 

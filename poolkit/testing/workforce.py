@@ -194,7 +194,7 @@ class FakeWorkforce:
             return False
         member = self._rng.choice(able) if len(able) > 1 else able[0]
         task, announce = member.claims.popleft()
-        member.begun, member.since = task.id, self._clock()
+        member.begun, member.since, member.done = task.id, self._clock(), 0
         if announce:
             self._reports.append(Begun(member.id, task.id, member.since))
         self._note(named(task), "begins on worker", member.id)
