@@ -84,6 +84,9 @@ class FakePool(Pool):
             self._workforce, limits, name=self.name, timeline=self._timeline, eager=mode == "eager", seed=seed
         )
 
+    def __del__(self) -> None:
+        """Say nothing: there is neither worker nor thread to be shut down."""
+
     # ===== time =====
 
     @property
