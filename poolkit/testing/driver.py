@@ -181,7 +181,8 @@ class FakeSupervisor(Supervisor):
             happened = what()
         finally:
             self._depth -= 1
-        self.settle()
+        if happened:
+            self.settle()
         return happened
 
     def step(self) -> bool:

@@ -116,8 +116,8 @@ def test_a_failed_assertion_shows_calls_and_timeline() -> None:
         "     0.000  task 1 (square) submitted: square(4)\n"
         "     0.000  task 1 (square) begins on worker 1\n"
         "     1.000  worker 1 is killed\n"
-        "     1.000  task 1 (square) failed: TaskTimeout: task 1 (square, attempt 1) ran longer than its timeout of 1 s "
-        "and was stopped; it was at (most recent call first):"
+        "     1.000  task 1 (square) failed: TaskTimeout: task 1 (square, attempt 1) ran longer than its timeout of 1 s"
+        " and was stopped; it was at (most recent call first):"
     )
     with pytest.raises(AssertionError, match="square was called 1 times, not 2 times"):
         pool.assert_called(work.square, times=2)
