@@ -68,6 +68,23 @@ def set_default_pool(pool: Pool | None, kind: str | None = None) -> None:
 
 
 @contextmanager
+def installed(pool: Pool) -> Iterator[Pool]:
+    """Make `pool` the default pool of every kind, for all threads and coroutines, while the block runs."""
+    with _lock:
+        before = dict(_defaults)
+        _defaults.update(dict.fromkeys(KINDS, pool))
+    try:
+        yield pool
+    finally:
+        with _lock:
+            for kind in KINDS:
+                if kind in before:
+                    _defaults[kind] = before[kind]
+                else:
+                    _defaults.pop(kind, None)
+
+
+@contextmanager
 def use_pool(pool: Pool | PoolView) -> Iterator[Pool | PoolView]:
     """Run the offloaded calls made inside on `pool`, in this context (thread or coroutine) only."""
     if not isinstance(pool, (Pool, PoolView)):
@@ -223,6 +240,18 @@ class _Sent:
 
 def _itself(call: Callable[..., Any]) -> Callable[..., Any]:
     return call
+
+
+def plain_function(fn: Any) -> Any:
+    """What a user means by a function, or by what was sent for it: of one that is offloaded, the plain one."""
+    if isinstance(fn, _Sent):
+        fn = fn._call  # noqa: SLF001 -- of this file
+    if isinstance(fn, functools.partial) and fn.func is _call_method:
+        fn = getattr(*fn.args)
+    owner = getattr(fn, "__self__", None)
+    if isinstance(owner, Offloaded):  # its method `local`
+        fn = owner
+    return fn._fn if isinstance(fn, Offloaded) else fn  # noqa: SLF001 -- of this file
 
 
 def _get_method(owner: Any, name: str, given: dict[str, Any]) -> Any:

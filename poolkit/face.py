@@ -290,7 +290,7 @@ class Face(Executor):
             raise TypeError(msg)
         from poolkit.results import Results  # noqa: PLC0415 -- see above
 
-        chunksize = checks.whole_or_none("chunksize", chunksize)
+        chunksize = checks.whole_or_none("chunksize", chunksize) or self._supervisor.chunksize
         options = self._options
         if options.timeout is not None or options.memory_limit is not None or options.retries:
             chunksize = 1  # a limit is meant for one item, and so is a retry

@@ -69,6 +69,7 @@ class Desk:
 
     new_task = Task
     threaded = True  # whether a thread waits for the workforce; a fake is driven by its caller
+    chunksize: int | None = None  # items of `map` in one task; None: by their measured times
 
     def __init__(
         self,

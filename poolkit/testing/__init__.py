@@ -1,7 +1,31 @@
-"""poolkit.testing: pools for tests, which run in this process and thread, on a virtual clock."""
+"""poolkit.testing: fake pools, which run in this process and thread on a virtual clock, and a check for leaks.
+
+What stands here is imported when it is first used: pytest loads the plugin in this package at its start.
+"""
 
 from __future__ import annotations
 
-from poolkit.testing.fakes import FakePool
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-__all__ = ["FakePool"]
+    from poolkit.testing.calls import Call
+    from poolkit.testing.fakes import FakePool
+    from poolkit.testing.leakage import leaks
+    from poolkit.testing.script import When
+
+_HOMES = {"Call": "calls", "FakePool": "fakes", "When": "script", "leaks": "leakage"}
+
+__all__ = ["Call", "FakePool", "When", "leaks"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    import importlib  # noqa: PLC0415 -- see above
+
+    value = globals()[name] = getattr(importlib.import_module(f"poolkit.testing.{home}"), name)
+    return value

@@ -1,0 +1,166 @@
+"""Calls: what a fake pool was asked to do and how it ended, and the timeline of what it did.
+
+A record keeps neither the task nor what it returned alive: code that is tested may watch over that. With
+`check_pickle=False` it keeps the arguments.
+Owner: the thread that uses the pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from poolkit.decorator import plain_function
+from poolkit.testing.script import is_same
+
+if TYPE_CHECKING:
+    from poolkit._core.options import CallOptions
+    from poolkit.outcome import Outcome
+    from poolkit.task import Task
+    from poolkit.testing.workforce import FakeCall, VirtualClock
+
+
+class Ending:
+    """How a task ended, without its value."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.state = "cancelled" if outcome.cancelled else "succeeded" if outcome.ok else "failed"
+        self._load = outcome.load
+        self._error: Any = None  # or what `load` makes one of
+        if self.state == "failed":
+            self._error = outcome.payload
+        if self._error is not None and self._load is None:  # a copy, as whoever raises it ties it to his frames
+            with contextlib.suppress(Exception):  # it is the user's class
+                self._error = copy.copy(outcome.payload)
+
+    def error(self) -> BaseException | None:
+        """The exception, or None."""
+        error: BaseException | None = self._error
+        return error if error is None or self._load is None else self._load(error)
+
+    def __str__(self) -> str:
+        """It in words."""
+        if self.state != "failed":
+            return {"cancelled": "was cancelled"}.get(self.state, self.state)
+        error = self.error()
+        return f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+class Call:
+    """One call that a fake pool accepted. Several may be one task: the items of a chunk of `map`.
+
+    Attributes:
+        fn: the function; of an offloaded one, the plain function.
+        name: the name of its task.
+        options: the options of its task: `timeout`, `priority`, and so on.
+        submitted_at: when it was submitted, in virtual seconds.
+        started_at: when its last run began, once the task is done; None when it never ran.
+        ended_at: when its last run ended, once the task is done; None when it never ran.
+        attempts: how many runs began, once the task is done.
+    """
+
+    def __init__(self, task: Task[Any], call: FakeCall, place: int) -> None:
+        self.fn: Callable[..., Any] = plain_function(call.fn)
+        self.name = task.name
+        self.options: CallOptions = task.options
+        self.submitted_at = task.submitted_at
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+        self.attempts = 0
+        self._task = weakref.ref(task)
+        self._call = call
+        self._place = place  # which of the calls of the task
+        self._ending: Ending | None = None
+
+    @classmethod
+    def of(cls, task: Task[Any], call: FakeCall | None) -> list[Call]:
+        """The calls of a task; none of one that could not be pickled."""
+        return [] if call is None else [cls(task, call.kept(), place) for place in range(call.count)]
+
+    def end(self, task: Task[Any], ending: Ending) -> None:
+        """Its task is done."""
+        self.started_at, self.ended_at, self.attempts = task.started_at, task.ended_at, task.attempts
+        self._ending = ending
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The arguments as they were at the submission: a new copy each time, if the pool checks pickling."""
+        return self._arguments()[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The same of those that were given by name."""
+        return self._arguments()[1]
+
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self._call.arguments()[self._place]
+
+    @property
+    def outcome(self) -> str:
+        """The state of its task: "queued", "running", "succeeded", "failed" or "cancelled"."""
+        if self._ending is not None:
+            return self._ending.state
+        task = self._task()
+        return "queued" if task is None else task.state
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception that its task ended in, or None."""
+        return None if self._ending is None else self._ending.error()
+
+    def matches(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether this is a call of `fn`, with exactly these arguments if there are any."""
+        fn = plain_function(fn)
+        if self.fn is not fn and self.fn != fn:
+            return False
+        return not (args or kwargs) or is_same((args, kwargs), self._arguments())
+
+    def __str__(self) -> str:
+        """It as it is written in a program."""
+        try:
+            return written(self.fn, *self._arguments())
+        except Exception:  # noqa: BLE001 -- its arguments cannot be unpickled, or refer to memory that is gone
+            return f"{self.name}(...)"
+
+    def __repr__(self) -> str:
+        """Show it, and how it ended."""
+        return f"<Call {self} {self.outcome}>"
+
+
+def written(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """A call as it is written in a program."""
+    given = [_short(value) for value in args] + [f"{name}={_short(value)}" for name, value in kwargs.items()]
+    return f"{name_of(fn)}({', '.join(given)})"
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """What a function is called."""
+    return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 -- it is the user's class
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004
+
+
+class Timeline:
+    """What happened in a fake pool, line by line, with the virtual time. Put into words only when it is looked at."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
+        self._lines: list[tuple[float, Sequence[object]]] = []
+
+    def note(self, *words: object) -> None:
+        """Something happens."""
+        self._lines.append((self.clock.now, words))
+
+    def __str__(self) -> str:
+        """All lines."""
+        lines = (f"{when:10.3f}  {' '.join(map(str, words))}" for when, words in self._lines)
+        return "\n".join(lines) or "nothing has happened"

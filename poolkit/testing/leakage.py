@@ -1,0 +1,134 @@
+"""Leakage: what a block of code left behind: threads, child processes, descriptors, shared memory.
+
+What belongs to poolkit for as long as the program runs does not count: the template processes that wait for the next
+pool, and multiprocessing's resource tracker. Processes and descriptors are seen where there is `/proc`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_PROC = Path("/proc")
+_SHM = Path("/dev/shm")  # noqa: S108 -- looked at, never written to
+_STEP = 0.005  # seconds between two looks
+
+
+@contextlib.contextmanager
+def leaks(grace: float = 2.0) -> Iterator[None]:
+    """Fail if the block leaves a thread, child process, descriptor or shared memory behind; the error names them.
+
+    What is on its way out gets `grace` seconds. Nothing is said when the block itself raises. Blocks while it waits.
+
+    Raises:
+        AssertionError: there is something.
+    """
+    before = Snapshot()
+    yield
+    found = before.leaks(grace)
+    if found:
+        msg = "left behind:\n  " + "\n  ".join(found)
+        raise AssertionError(msg)
+
+
+class Snapshot:
+    """What this process holds at one moment. Never changed once made."""
+
+    def __init__(self) -> None:
+        self._threads = set(threading.enumerate())
+        self._children = set(descendants())
+        self._fds = set(_open_fds())
+        self._shm = set(_shm_names())
+
+    def leaks(self, grace: float) -> list[str]:
+        """What is held now and was not then, in words. Waits for at most `grace` seconds for what is on its way out."""
+        give_up = time.monotonic() + grace
+        for thread in self.new_threads():
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, give_up - time.monotonic()))
+        collected = False
+        while (found := self._differences()) and time.monotonic() < give_up:
+            if collected:
+                time.sleep(_STEP)  # noqa: TID251 -- descriptors have no event
+            else:
+                collected = True
+                gc.collect()
+        return found
+
+    def new_threads(self) -> list[threading.Thread]:
+        """The threads that were not there."""
+        return [thread for thread in threading.enumerate() if thread not in self._threads]
+
+    def new_children(self) -> list[int]:
+        """The processes that were not there."""
+        return [pid for pid in descendants() if pid not in self._children]
+
+    def _differences(self) -> list[str]:
+        found = [f"thread {thread.name}" for thread in self.new_threads()]
+        found += [f"process {describe_process(pid)}" for pid in self.new_children()]
+        for fd, target in sorted(set(_open_fds()) - self._fds):
+            what = "shared memory" if target.startswith("/memfd:") else "descriptor"
+            found.append(f"{what} {fd} -> {target}")
+        return found + [f"shared memory {name}" for name in sorted(set(_shm_names()) - self._shm)]
+
+
+def descendants() -> list[int]:
+    """The children of this process, their children, and so on, zombies included; but see the file's header."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (ChildProcessError, AttributeError):  # most often: no child, so nothing behind one
+        return []
+    children: dict[int, list[int]] = {}
+    for path in _PROC.glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    found = [os.getpid()]
+    for pid in found:  # grows while we go through it
+        found += children.get(pid, ())
+    known = {_resource_tracker()[0], *(template.pid for template in _idle_templates())}
+    return [pid for pid in found[1:] if pid not in known]
+
+
+def describe_process(pid: int) -> str:
+    """A line about a process: its number, state, what it waits for in the kernel, and its command."""
+    words = [str(pid)]
+    for name in ("stat", "wchan", "cmdline"):
+        with contextlib.suppress(OSError, IndexError):
+            text = (_PROC / str(pid) / name).read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            words.append(f"state={text.rpartition(')')[2].split()[0]}" if name == "stat" else f"{name}={text[:200]!r}")
+    return " ".join(words) if len(words) > 1 else f"{pid} gone"
+
+
+def _open_fds() -> Iterator[tuple[int, str]]:
+    own = {template._root.fileno() for template in _idle_templates() if template._root is not None}  # noqa: SLF001 -- of this library
+    own.add(_resource_tracker()[1])
+    for path in list((_PROC / "self/fd").iterdir()) if _PROC.is_dir() else []:
+        with contextlib.suppress(OSError):  # the one that listed them is closed again
+            if int(path.name) not in own:
+                yield int(path.name), os.fspath(path.readlink())
+
+
+def _shm_names() -> list[str]:
+    """Segments with poolkit's name; other programs have theirs."""
+    with contextlib.suppress(OSError):
+        return [path.name for path in _SHM.iterdir() if path.name.startswith("poolkit")]
+    return []
+
+
+def _resource_tracker() -> tuple[Any, Any]:
+    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    return getattr(tracker, "_pid", None), getattr(tracker, "_fd", None)
+
+
+def _idle_templates() -> list[Any]:
+    """The template processes that no pool has. Not imported for this: if there are any, it is there."""
+    module = sys.modules.get("poolkit._workforce.templates")
+    return [one for one in list(getattr(module, "_templates", {}).values()) if not one.users]

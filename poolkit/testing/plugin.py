@@ -1,0 +1,97 @@
+"""Plugin: poolkit's fixtures for pytest, loaded by the package's entry point.
+
+    fake_pool      an eager fake pool       manual_pool    a manual one; both are the default pools meanwhile
+    process_pool   a small real pool, whose test fails if it leaves something behind
+    poolkit_leaks  a check around the test for threads, processes, descriptors and shared memory left behind
+
+`@pytest.mark.poolkit(max_workers=4, ...)` sets what the pool is made with. A failed test shows the timeline of its fake
+pools. Imports nothing of poolkit before a test asks for it: pytest loads this in every project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from poolkit import Pool
+    from poolkit.testing import FakePool
+
+_FAKES = pytest.StashKey[list["FakePool"]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", "poolkit(**options): what the pool of a fixture is made with")
+
+
+@pytest.fixture
+def fake_pool(request: pytest.FixtureRequest) -> Iterator[FakePool]:
+    """A fake pool that runs each call at its submission; the default pool of every kind meanwhile."""
+    yield from _fake(request, "eager")
+
+
+@pytest.fixture
+def manual_pool(request: pytest.FixtureRequest) -> Iterator[FakePool]:
+    """A fake pool that runs nothing until it is told to; the default pool of every kind meanwhile."""
+    yield from _fake(request, "manual")
+
+
+def _fake(request: pytest.FixtureRequest, mode: str) -> Iterator[FakePool]:
+    from poolkit.decorator import installed  # noqa: PLC0415 -- see the file's header
+    from poolkit.testing import FakePool  # noqa: PLC0415 -- see the file's header
+
+    pool = FakePool(mode, **_options(request))
+    request.node.stash.setdefault(_FAKES, []).append(pool)
+    try:
+        with installed(pool):
+            yield pool
+    finally:
+        pool.shutdown(cancel_futures=True, kill=True)
+
+
+@pytest.fixture
+def process_pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """A real pool of two process workers. What the test leaves running is killed; what it leaves behind fails it."""
+    from poolkit import Pool  # noqa: PLC0415 -- see the file's header
+    from poolkit.testing import leaks  # noqa: PLC0415 -- see the file's header
+
+    with leaks():
+        pool = Pool(**{"max_workers": 2, **_options(request)})
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True, kill=True)
+        del pool
+
+
+@pytest.fixture
+def poolkit_leaks() -> Iterator[None]:
+    """Fail the test if it leaves a thread, child process, descriptor or shared memory behind."""
+    from poolkit.testing import leaks  # noqa: PLC0415 -- see the file's header
+
+    with leaks():
+        yield
+
+
+def _options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What the markers say; the closest one has the last word."""
+    options: dict[str, Any] = {}
+    for marker in reversed(list(request.node.iter_markers("poolkit"))):
+        if marker.args:
+            msg = f"the marker poolkit takes its options by name, as in max_workers=4; was given {marker.args!r}"
+            raise pytest.UsageError(msg)
+        options.update(marker.kwargs)
+    return options
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    """Show what happened in the fake pools of a failed test."""
+    outcome = yield
+    report = outcome.get_result()
+    if call.when == "call" and report.failed:
+        for pool in item.stash.get(_FAKES, []):
+            report.sections.append((f"timeline of the fake pool {pool.name!r}", pool.timeline()))

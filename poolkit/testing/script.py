@@ -1,0 +1,177 @@
+"""Script: what a test has decided about calls that a fake pool runs: what they return, raise, take, or die of.
+
+A `When` is a list of steps for the calls of one function, told like a sentence:
+
+    pool.when(fetch, "a.png").crashes().then.takes(2).returns(b"...")
+
+Each run of a matching call, retries included, uses up one step's turn; a step before `then` has one turn, or as many as
+`times` says, the last one any number. What no step is left for, or no `When` matches, really runs.
+Owner: the thread that uses the pool.
+"""
+
+from __future__ import annotations
+
+import math
+import signal as signals
+from collections.abc import Callable
+from typing import Any
+
+from poolkit._core import options as checks
+from poolkit.decorator import plain_function
+
+RUNS, RETURNS, RAISES, CRASHES, HANGS = "runs", "returns", "raises", "crashes", "hangs"
+
+
+class Step:
+    """What one run does, after `seconds` of virtual time: `what`, with its `payload`."""
+
+    __slots__ = ("payload", "seconds", "turns", "used", "what")
+
+    def __init__(self) -> None:
+        self.what = RUNS
+        self.payload: Any = None  # a value, an exception or its type, or (signal, exit code)
+        self.seconds = 0.0
+        self.turns: float | None = None  # None: not said
+        self.used = 0
+
+    def perform(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do what is done in a worker that lives: run it, return or raise."""
+        if self.what == RETURNS:
+            return self.payload
+        if self.what == RAISES:
+            raise self.payload
+        return fn(*args, **kwargs)
+
+
+UNSCRIPTED = Step()
+
+
+class When:
+    """What happens to the calls of one function; made by `FakePool.when`. Each method returns the same object."""
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._fn = plain_function(fn)
+        self._match = (args, kwargs) if args or kwargs else None
+        self._steps = [Step()]
+
+    def returns(self, value: object) -> When:
+        """Return `value` without running the function. Pickled like any result, if the pool checks that."""
+        return self._do(RETURNS, value)
+
+    def raises(self, error: BaseException | type[BaseException]) -> When:
+        """Raise `error` without running the function.
+
+        Raises:
+            TypeError: not an exception.
+        """
+        kind: object = error if isinstance(error, type) else type(error)
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            msg = f"raises() takes an exception or a type of exceptions, was given {error!r}"
+            raise TypeError(msg)
+        return self._do(RAISES, error)
+
+    def crashes(self, signal: str | None = "SIGKILL", *, exitcode: int | None = None) -> When:
+        """Have the worker die: by a signal, or with an exit code.
+
+        Raises:
+            ValueError: there is no such signal.
+        """
+        if exitcode is not None:
+            return self._do(CRASHES, (None, checks.whole("exitcode", exitcode, least=0)))
+        if signal not in signals.Signals.__members__:
+            msg = f"signal must be the name of a signal such as 'SIGSEGV', was {signal!r}"
+            raise ValueError(msg)
+        return self._do(CRASHES, (signal, None))
+
+    def hangs(self) -> When:
+        """Never end: a limit, a cancel or a shutdown has to stop it."""
+        return self._do(HANGS, None)
+
+    def runs(self) -> When:
+        """Really run the function; the default."""
+        return self._do(RUNS, None)
+
+    def takes(self, seconds: float) -> When:
+        """Take so many seconds of virtual time; what else happens, happens at their end.
+
+        Raises:
+            TypeError, ValueError: not a number of 0 or more seconds.
+        """
+        time = checks.wait_seconds("seconds", seconds)
+        if time is None:
+            return self.hangs()
+        self._steps[-1].seconds = time
+        return self
+
+    def times(self, count: int) -> When:
+        """Do so for `count` runs.
+
+        Raises:
+            TypeError, ValueError: not a positive whole number.
+        """
+        self._steps[-1].turns = checks.whole("count", count)
+        return self
+
+    @property
+    def then(self) -> When:
+        """What is said from here on is for the runs after those."""
+        self._steps.append(Step())
+        return self
+
+    def _do(self, what: str, payload: Any) -> When:
+        step = self._steps[-1]
+        step.what, step.payload = what, payload
+        return self
+
+    def next_step(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step | None:
+        """Use up a turn for this call; None when this is about other calls, or no turn is left."""
+        if fn is not self._fn and fn != self._fn:
+            return None
+        if self._match is not None and not is_same(self._match, (args, kwargs)):
+            return None
+        for step in self._steps:
+            turns = (math.inf if step is self._steps[-1] else 1) if step.turns is None else step.turns
+            if step.used < turns:
+                step.used += 1
+                return step
+        return None
+
+
+class Script:
+    """All that was said about one pool's calls. What was said last comes first."""
+
+    def __init__(self) -> None:
+        self._whens: list[When] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._whens)
+
+    def add(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> When:
+        """One more function is spoken of."""
+        when = When(fn, args, kwargs)
+        self._whens.insert(0, when)
+        return when
+
+    def next_step(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+        """What this run of a call does."""
+        fn = plain_function(fn)
+        for when in self._whens:
+            step = when.next_step(fn, args, kwargs)
+            if step is not None:
+                return step
+        return UNSCRIPTED
+
+
+def is_same(expected: Any, given: Any) -> bool:
+    """Whether two arguments are equal. Those that cannot tell by one word, such as arrays, by being the same object."""
+    if expected is given:
+        return True
+    if type(expected) is type(given):
+        if isinstance(expected, tuple):
+            return len(expected) == len(given) and all(map(is_same, expected, given))
+        if isinstance(expected, dict):
+            return expected.keys() == given.keys() and all(is_same(expected[key], given[key]) for key in expected)
+    try:
+        return bool(expected == given)
+    except Exception:  # noqa: BLE001 -- it is the user's class
+        return False

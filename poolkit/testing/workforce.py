@@ -1,0 +1,401 @@
+"""Fake workforce: workers that exist in the books only. Calls run in the caller's thread, on a virtual clock.
+
+It obeys the same orders and gives the same reports as a real workforce, so the scheduler cannot tell. Nothing happens
+by itself: the driver has tasks begun and ended (`driver.py`).
+A call takes the virtual time that the script says, usually none; it really runs at the end of that.
+Owner: the one thread that uses the pool.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import math
+import random
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from poolkit._child.chunk import run_chunk
+from poolkit._child.loop import run_call
+from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._wire import codec
+from poolkit._wire.buffers import Found
+from poolkit._workforce.logs import mark_records
+from poolkit._workforce.references import by_reference
+from poolkit.context import TaskContext
+from poolkit.errors import SerializationError
+from poolkit.outcome import Outcome
+from poolkit.testing.script import CRASHES, HANGS, RAISES, UNSCRIPTED, Script, Step
+
+Function = Callable[..., Any]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Whole = tuple[Function, tuple[Any, ...], dict[str, Any]]
+
+
+class VirtualClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Seconds since the pool was made."""
+        return self.now
+
+
+class FakeCall:
+    """A call as a fake worker gets it: packed by the real codec, or the caller's own objects. Frozen after __init__.
+
+    Attributes:
+        fn: what a test knows it by: the caller's own function, of which pickling may make a copy.
+        count: how many calls it is: several for a chunk of `map`.
+    """
+
+    __slots__ = ("_itself", "_packed", "_regions", "count", "fn")
+
+    def __init__(self, fn: Function, count: int, itself: Whole | None, packed: Any, regions: Any = ()) -> None:
+        self.fn = fn
+        self.count = count
+        self._itself = itself
+        self._packed = packed
+        self._regions = regions  # shared memory that the arguments refer to
+
+    def load(self) -> Whole:
+        """What is called, anew each time if it was packed. Raises whatever unpickling raises."""
+        return codec.load_call(*self._packed) if self._itself is None else self._itself
+
+    def arguments(self) -> list[Arguments]:
+        """The arguments of each of its calls. Raises as `load`."""
+        return each_call(*self.load())
+
+    def kept(self) -> FakeCall:
+        """The same for a record, which keeps no shared memory."""
+        return FakeCall(self.fn, self.count, self._itself, self._packed)
+
+
+class Run:
+    """One run of a task on a fake worker. `steps`: what each call in it does, up to the first that ends it."""
+
+    __slots__ = ("call", "ends_at", "failure", "steps", "task")
+
+    def __init__(self, task: AnyTask) -> None:
+        self.task = task
+        self.ends_at = math.inf
+        self.call: Whole | None = None
+        self.failure: BaseException | None = None  # it could not be unpickled
+        self.steps: list[Step] = []
+
+
+class Member:
+    """One worker in the books."""
+
+    __slots__ = ("begun", "claims", "done", "id", "run", "since")
+
+    def __init__(self, worker_id: int) -> None:
+        self.id = worker_id
+        self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent, not claimed
+        self.run: Run | None = None
+        self.begun, self.since, self.done = 0, 0.0, 0
+
+
+class FakeWorkforce:
+    """Workers of the fake kind behind the Workforce protocol."""
+
+    kind = "fake"
+    max_batch = 1
+    links = None
+    why_not_weighed = None
+    unstarted = ()
+
+    def __init__(
+        self,
+        clock: VirtualClock,
+        rng: random.Random,
+        *,
+        check_pickle: bool,
+        initializer: Callable[[], object] | None,
+        note: Callable[..., object],
+    ) -> None:
+        mark_records()
+        self.script = Script()
+        self.by_reference = not check_pickle
+        self._clock = clock
+        self._rng = rng
+        self._initializer = initializer
+        self._note = note  # writes a line of the timeline
+        self._members: dict[int, Member] = {}
+        self._reports: list[Report] = []  # what the workers will say when they are asked
+
+    # ===== orders =====
+
+    def pack(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[FakeCall, int]:
+        """Send a call through the real codec, so that what would not travel fails here too."""
+        known, count = (args[0], len(args[1])) if fn is run_chunk else (fn, 1)
+        if self.by_reference:
+            return FakeCall(known, count, by_reference(fn, args, kwargs), None), 0
+        with Found() as found:  # handles and read-only arrays go as they would to a worker
+            call = codec.pack_call(fn, args, kwargs, found)
+        return FakeCall(known, count, None, call, found.regions), len(call[0]) + len(call[1])
+
+    def start(self, worker_id: int) -> None:
+        """A worker comes up at once, unless the initializer raises."""
+        self._members[worker_id] = Member(worker_id)
+        try:
+            if self._initializer is not None:
+                self._initializer()
+        except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
+            self._reports += [BootFailed(worker_id, exc), Died(worker_id, exitcode=1)]
+        else:
+            self._reports.append(Ready(worker_id, None))
+
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
+        """Note what was sent."""
+        self._members[worker_id].claims.extend((task, announce) for task in tasks)
+
+    def reclaim(self, worker_id: int) -> int:
+        """Take back what has not begun; a fake worker has always dropped it already."""
+        member = self._members.get(worker_id)
+        count = 0
+        if member is not None and member.claims:
+            count = len(member.claims)
+            member.claims.clear()
+            self._reports.append(Drained(worker_id))
+        return count
+
+    def glance(self, worker_id: int) -> Glance:
+        """What the worker runs."""
+        member = self._members.get(worker_id)
+        return Glance() if member is None else Glance(member.begun, member.since, member.done)
+
+    def memory(self, _worker_id: int) -> None:
+        """Fake workers have no memory."""
+
+    def stop(self, worker_id: int) -> None:
+        """The worker leaves at once."""
+        self._reports.append(Died(worker_id, exitcode=0))
+
+    def kill(self, worker_id: int, *, want_stack: bool) -> None:
+        """The worker dies at once."""
+        self._note("worker", worker_id, "is killed")
+        run, self._members[worker_id].run = self._members[worker_id].run, None
+        stack = _stack_of(run.call[0]) if want_stack and run is not None and run.call is not None else ""
+        self._reports.append(Died(worker_id, signal="SIGKILL", stack=stack))
+
+    def forget(self, worker_id: int) -> None:
+        """Strike the worker out."""
+        self._members.pop(worker_id, None)
+
+    # ===== what the driver asks =====
+
+    def begin_one(self) -> bool:
+        """Have one worker begin its next task, and end it if it takes no time; False when none can begin any.
+
+        Which one, of those that a real pool could have begin next, the seed picks.
+        """
+        able = [member for member in self._members.values() if member.claims and member.run is None]
+        if not able:
+            return False
+        member = self._rng.choice(able) if len(able) > 1 else able[0]
+        task, announce = member.claims.popleft()
+        member.begun, member.since, member.done = task.id, self._clock(), 0
+        if announce:
+            self._reports.append(Begun(member.id, task.id, member.since))
+        self._note(named(task), "begins on worker", member.id)
+        member.run = self._planned(task)
+        if member.run.ends_at <= self._clock():
+            self._end(member)
+        return True
+
+    def end_one(self) -> bool:
+        """End one run whose time has come; False when there is none."""
+        over = [member for member in self._running() if member.run and member.run.ends_at <= self._clock()]
+        if over:
+            self._end(self._rng.choice(over))
+        return bool(over)
+
+    def next_end(self) -> float | None:
+        """When the next run ends by itself; None when none does."""
+        ends = [member.run.ends_at for member in self._running() if member.run]
+        return min((end for end in ends if end < math.inf), default=None)
+
+    def is_running(self) -> bool:
+        """Whether a worker runs a task."""
+        return bool(self._running())
+
+    def _running(self) -> list[Member]:
+        # One whose call runs in this very moment, and uses the pool, is at its end already.
+        return [member for member in self._members.values() if member.run is not None and member.done != member.begun]
+
+    def _planned(self, task: AnyTask) -> Run:
+        """What this run of a task will be."""
+        run = Run(task)
+        run.ends_at = self._clock()
+        try:
+            run.call = task.call.load()
+        except Exception as exc:  # noqa: BLE001 -- unpickling runs the user's code
+            run.failure = exc
+            return run
+        if not self.script:
+            return run
+        for args, kwargs in each_call(*run.call):
+            step = self.script.next_step(task.call.fn, args, kwargs)
+            run.steps.append(step)
+            run.ends_at += math.inf if step.what == HANGS else step.seconds
+            if step.what in {HANGS, CRASHES, RAISES}:
+                break
+        return run
+
+    def _end(self, member: Member) -> None:
+        """A run's time is over: its worker dies, or the call runs now and its outcome is sent."""
+        run = member.run
+        assert run is not None  # noqa: S101 -- as its callers know
+        last = run.steps[-1] if run.steps else UNSCRIPTED
+        if last.what == CRASHES:
+            member.run = None
+            signal, exitcode = last.payload
+            self._note("worker", member.id, "dies:", signal or f"exit code {exitcode}")
+            self._reports.append(Died(member.id, signal=signal, exitcode=exitcode))
+            return
+        run.ends_at = math.inf  # it is ended here; a call that uses the pool must not end it again
+        outcome = self._outcome(run, member)
+        if member.run is not run:  # it had itself stopped
+            return
+        member.run = None
+        member.done = run.task.id
+        how = outcome.payload, outcome.ok, outcome.load
+        self._reports.append(Finished(member.id, run.task.id, member.since, self._clock(), 0, *how))
+
+    def _outcome(self, run: Run, member: Member) -> Outcome:
+        if run.call is None:
+            return Outcome.failure(run.failure or RuntimeError("no call"))
+        fn, args, kwargs = run.call
+        task = run.task
+        if run.steps:
+            steps = iter(run.steps)
+            if fn is run_chunk:
+                item = args[0]
+                args = (lambda *own, **named: next(steps).perform(item, own, named), *args[1:])
+            else:
+                plain = fn
+                fn = lambda *own, **named: next(steps).perform(plain, own, named)  # noqa: E731
+        limit = task.options.timeout
+        deadline = None if limit is None else member.since + limit
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, None, member.id)
+        ok, value = run_call(context, _apart(fn), args, kwargs)
+        try:
+            if self.by_reference:
+                return Outcome(value, ok=ok)
+            if not ok:
+                return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
+            with Found() as found:
+                packed = codec.pack_value(value, found)
+            return Outcome((packed, found.regions), ok=True, load=_load_value)
+        except SerializationError as exc:
+            exc.args = (f"task {task.id} ({task.name}, attempt {context.attempt}): {exc}",)  # as in `_child/loop.py`
+            return Outcome(codec.pack_error(exc), ok=False, load=codec.load_error)
+        finally:
+            del value  # an exception's traceback holds this frame
+
+    # ===== what the supervisor asks =====
+
+    def wait(self, timeout: float, *, links: bool) -> bool:  # noqa: ARG002 -- nothing comes later
+        """There is always something to do: nobody waits."""
+        return True
+
+    def act(self) -> list[Report]:
+        """What the workers have to say."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def read(self, ready: Sequence[int] | None = None) -> list[Report]:  # noqa: ARG002
+        """There are no links."""
+        return []
+
+    def start_now(self) -> list[Report]:
+        """Fake workers start at once."""
+        return []
+
+    def is_own_thread(self) -> bool:
+        """There are no threads."""
+        return False
+
+    def wake(self) -> None:
+        """Nobody waits."""
+
+    def close(self) -> None:
+        """Strike all workers out."""
+        self._members.clear()
+
+    def close_in_forked_child(self) -> None:
+        """Nothing is shared with the parent."""
+
+    def link_bytes(self) -> tuple[int, int]:
+        """Nothing goes over links."""
+        return 0, 0
+
+    def memory_use(self) -> tuple[int, int, int, int, int]:
+        """There is no shared memory."""
+        return 0, 0, 0, 0, 0
+
+    def resident_bytes(self, _worker_id: int) -> None:
+        """Fake workers have no memory."""
+        return
+
+
+def each_call(fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Arguments]:
+    """The arguments of each call that a task makes: several for a chunk of `map`."""
+    if fn is not run_chunk:
+        return [(args, kwargs)]
+    return [((tuple(item) if kwargs["starred"] else (item,)), {}) for item in args[1]]
+
+
+def named(task: AnyTask) -> str:
+    """A task in the timeline."""
+    return f"task {task.id} ({task.name})"
+
+
+def _stack_of(fn: Function) -> str:
+    """Where a call that hangs would be stuck, in the form in which real stacks come."""
+    code = getattr(fn, "__code__", None)
+    return "" if code is None else f'  File "{code.co_filename}", line {code.co_firstlineno} in {code.co_name}'
+
+
+def _apart(fn: Function) -> Function:
+    """Run coroutines in a thread of their own where an event loop runs in this one, which takes no second."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:  # noqa: SLF001 -- get_running_loop() raises instead
+        return fn
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        value = fn(*args, **kwargs)
+        return _run_apart(value) if type(value) is types.CoroutineType else value
+
+    return run
+
+
+def _run_apart(coroutine: Any) -> Any:
+    import asyncio  # noqa: PLC0415 -- there is a loop, so it is there
+
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(asyncio.run(coroutine))
+        except BaseException as exc:  # noqa: BLE001 -- raised again below
+            errors.append(exc)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="poolkit-fake")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _load_value(packed: tuple[bytes, object]) -> Any:
+    """The value of a result, while the shared memory that it refers to is held."""
+    return codec.load_value(packed[0])

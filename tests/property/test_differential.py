@@ -1,0 +1,217 @@
+"""Fake and real pools go by the same rules: random programs have the same outcomes on both.
+
+A program holds the workers, hands in calls of every sort, cancels some, changes the size, lets go, and shuts down in
+one of the ways there are. What can be told from outside is compared: each task's state, value or error, attempts, the
+order in which one worker ran them, and the pool's counts.
+POOLKIT_PROGRAMS says how many; the default is a slice that fits a build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+import poolkit
+import support_functions as work
+from chaos import faults
+from poolkit.testing import FakePool
+from support_gates import Gate
+
+pytestmark = pytest.mark.slow
+
+PROGRAMS = int(os.environ.get("POOLKIT_PROGRAMS", "60"))
+LIMIT = 0.03  # seconds; what has a limit hangs, so no ordinary task meets it
+
+
+def value(number: int) -> int:
+    return number
+
+
+def hang(number: int) -> NoReturn:
+    faults.sleep_forever()
+
+
+def crash(number: int) -> None:
+    work.die()
+
+
+def leave(number: int) -> None:
+    os._exit(3)
+
+
+def fail(number: int) -> None:
+    raise LookupError(number)
+
+
+def return_what_cannot_travel(number: int) -> object:
+    return (number for _ in ())
+
+
+def take_anything(argument: object) -> object:
+    return argument
+
+
+SORTS: dict[str, Callable[..., object]] = {
+    "value": value,
+    "crash": crash,
+    "leave": leave,
+    "fail": fail,
+    "hang": hang,
+    "unpicklable result": return_what_cannot_travel,
+    "unpicklable argument": take_anything,
+}
+CALLS = st.fixed_dictionaries(
+    {"sort": st.sampled_from(["value", "value", "value", *SORTS]), "priority": st.integers(-1, 1)},
+    optional={
+        "retries": st.integers(0, 1),
+        "retry_on": st.sampled_from([(LookupError,), (poolkit.TaskTimeout,), (poolkit.WorkerCrashed,)]),
+    },
+)
+# While all workers are held, so that both pools are asked in the same state. What lets tasks begin comes at the end.
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), CALLS),
+        st.tuples(st.just("submit"), CALLS),
+        st.tuples(st.just("cancel"), st.integers(0, 20)),
+        st.tuples(st.just("shrink"), st.just(1)),
+    ),
+    min_size=1,
+    max_size=10,
+)
+ENDS = st.sampled_from(["wait", "wait", "wait", "grow", "cancel held", "cancel_all", "cancel_futures", "kill"])
+
+
+class Real:
+    """A pool of processes, all held until they are let go."""
+
+    def __init__(self, size: int, max_queue: int | None, gates: Callable[[], Gate]) -> None:
+        self.pool = faults.new_pool(size, max_queue=max_queue, preload=["property.test_differential"])
+        arrived, self._release = gates(), gates()
+        self.held = [self.pool.submit(work.arrive_and_wait, arrived, self._release) for _ in range(size)]
+        arrived.wait(size)
+
+    def let_go(self) -> None:
+        self._release.signal(len(self.held))
+
+
+def hold() -> None:
+    """Stands for a task that is held."""
+
+
+class Fake:
+    """The same in the books; what would end or keep a process is scripted."""
+
+    def __init__(self, size: int, max_queue: int | None, seed: int) -> None:
+        self.pool = FakePool("manual", max_workers=size, max_queue=max_queue, seed=seed)
+        for fn in SORTS.values():  # a moment, so that one can tell which began earlier
+            self.pool.when(fn).takes(0.0001)
+        self.pool.when(crash).crashes("SIGKILL").takes(0.0001)
+        self.pool.when(leave).crashes(exitcode=3).takes(0.0001)
+        self.pool.when(hang).hangs()
+        self.pool.when(hold).takes(0.001)
+        self.held = [self.pool.submit(hold) for _ in range(size)]
+        for _ in range(size):
+            self.pool.run_next()
+
+    def let_go(self) -> None:
+        self.pool.advance(0.001)
+
+
+def describe(task: poolkit.Task[Any]) -> tuple[Any, ...]:
+    """What can be told of a settled task."""
+    if task.cancelled():
+        return ("cancelled", task.attempts)
+    error = task.exception()
+    if error is None:
+        return ("succeeded", task.result(), task.attempts)
+    facts: tuple[object, ...] = ()
+    if isinstance(error, poolkit.WorkerCrashed):
+        facts = (error.signal, error.exitcode)
+    elif isinstance(error, LookupError):
+        facts = error.args
+    elif isinstance(error, poolkit.TaskTimeout):
+        facts = (error.timeout, bool(error.stack))
+    return (type(error).__name__, *facts, task.attempts)
+
+
+def run(side: Real | Fake, steps: list[tuple[str, Any]], end: str) -> dict[str, Any]:
+    """Run a program; returns what was seen."""
+    pool = side.pool
+    tasks: list[poolkit.Task[Any] | None] = []
+    answers: list[object] = []
+    for what, given in steps:
+        if what == "submit":
+            options = dict(given)
+            sort = options.pop("sort")
+            if sort == "hang":
+                options["timeout"] = LIMIT
+            argument = (None for _ in ()) if sort == "unpicklable argument" else len(tasks)
+            try:
+                tasks.append(pool.options(block=False, **options).submit(SORTS[sort], argument))
+            except poolkit.QueueFull:
+                tasks.append(None)
+        elif what == "cancel":
+            victim = tasks[given % len(tasks)] if tasks else None
+            answers.append(victim is not None and victim.cancel())
+        else:
+            pool.resize(given)
+    if end == "grow":
+        pool.resize(3)
+    elif end == "cancel held":
+        answers += [task.cancel() for task in side.held]
+    elif end == "cancel_all":
+        pool.cancel_all()
+    elif end != "wait":
+        pool.shutdown(wait=False, cancel_futures=True, kill=end == "kill")
+    side.let_go()
+    pool.shutdown()
+    stats = pool.stats()
+    began = [task for task in tasks if task is not None and task.started_at is not None]
+    one_by_one = (
+        len(side.held) == 1
+        and end != "grow"
+        and not any(call.get("retries") for _, call in steps if type(call) is dict)
+    )
+    counts = ("submitted", "succeeded", "failed", "cancelled", "timed_out", "crashed", "retried")
+    return {
+        "answers": answers,
+        "held": [task.cancelled() for task in side.held],
+        "tasks": [None if task is None else describe(task) for task in tasks],
+        "order": [tasks.index(task) for task in sorted(began, key=lambda task: task.started_at or 0.0)]
+        if one_by_one
+        else [],
+        "counts": {name: getattr(stats, name) for name in counts},
+    }
+
+
+@hypothesis.settings(max_examples=PROGRAMS)
+@hypothesis.given(
+    size=st.integers(1, 2),
+    max_queue=st.sampled_from([None, None, 2, 4]),
+    seed=st.integers(0, 3),
+    steps=STEPS,
+    end=ENDS,
+)
+def test_programs_have_the_same_outcomes_on_fake_and_real_pools(
+    size: int, max_queue: int | None, seed: int, steps: list[tuple[str, Any]], end: str
+) -> None:
+    numbers = itertools.count()
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+
+        def gates() -> Gate:
+            gate = Gate.create(Path(folder) / f"gate-{next(numbers)}")
+            stack.callback(gate.close)
+            return gate
+
+        real = run(Real(size, max_queue, gates), steps, end)
+        fake = run(Fake(size, max_queue, seed), steps, end)
+    assert fake == real
