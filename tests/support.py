@@ -135,33 +135,16 @@ def descendants() -> list[int]:
 
     But for the resource tracker, and the template processes that no pool has. Who is behind these is among them.
     """
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # most often: no child, so nothing behind one
-        return []
-    children: dict[int, list[int]] = {}
-    for path in PROC.glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            pid = int(path.parent.name)
-            children.setdefault(parent_of(pid), []).append(pid)
-    found = [os.getpid()]
-    for one in found:  # grows while we go through it
-        found += children.get(one, ())
-    known = {resource_tracker()[0], *(template.pid for template in idle_templates())}
-    return [pid for pid in found[1:] if pid not in known]
+    from poolkit.testing import leakage
 
-
-def resource_tracker() -> tuple[int | None, int | None]:
-    """Process and descriptor of multiprocessing's resource tracker, which lives as long as this process."""
-    module = sys.modules.get("multiprocessing.resource_tracker")
-    tracker = getattr(module, "_resource_tracker", None)
-    return getattr(tracker, "_pid", None), getattr(tracker, "_fd", None)
+    return leakage.descendants()
 
 
 def idle_templates() -> list[Template]:
     """The template processes that no pool has; they wait for the next one, as long as this process lives."""
-    module = sys.modules.get("poolkit._workforce.templates")
-    return [one for one in list(getattr(module, "_templates", {}).values()) if not one.users]
+    from poolkit.testing import leakage
+
+    return leakage.idle_templates()
 
 
 def parent_of(pid: int) -> int:
@@ -171,12 +154,9 @@ def parent_of(pid: int) -> int:
 
 def describe_process(pid: int) -> str:
     """A line about a process: its number, state, what it waits for in the kernel, and its command."""
-    words = [f"{pid} state={state_of(pid) or 'gone'}"]
-    for name in ("wchan", "cmdline"):
-        with contextlib.suppress(OSError):
-            text = (PROC / str(pid) / name).read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            words.append(f"{name}={text[:200]!r}")
-    return " ".join(words)
+    from poolkit.testing import leakage
+
+    return leakage.describe_process(pid)
 
 
 def state_of(pid: int) -> str:

@@ -42,10 +42,10 @@ class Snapshot:
     """What this process holds at one moment. Never changed once made."""
 
     def __init__(self) -> None:
-        self._threads = set(threading.enumerate())
-        self._children = set(descendants())
-        self._fds = set(_open_fds())
-        self._shm = set(_shm_names())
+        self.threads = set(threading.enumerate())
+        self.children = set(descendants())
+        self.fds = set(_open_fds())
+        self.shm = set(_shm_names())
 
     def leaks(self, grace: float) -> list[str]:
         """What is held now and was not then, in words. Waits for at most `grace` seconds for what is on its way out."""
@@ -64,19 +64,19 @@ class Snapshot:
 
     def new_threads(self) -> list[threading.Thread]:
         """The threads that were not there."""
-        return [thread for thread in threading.enumerate() if thread not in self._threads]
+        return [thread for thread in threading.enumerate() if thread not in self.threads]
 
     def new_children(self) -> list[int]:
         """The processes that were not there."""
-        return [pid for pid in descendants() if pid not in self._children]
+        return [pid for pid in descendants() if pid not in self.children]
 
     def _differences(self) -> list[str]:
         found = [f"thread {thread.name}" for thread in self.new_threads()]
         found += [f"process {describe_process(pid)}" for pid in self.new_children()]
-        for fd, target in sorted(set(_open_fds()) - self._fds):
+        for fd, target in sorted(set(_open_fds()) - self.fds):
             what = "shared memory" if target.startswith("/memfd:") else "descriptor"
             found.append(f"{what} {fd} -> {target}")
-        return found + [f"shared memory {name}" for name in sorted(set(_shm_names()) - self._shm)]
+        return found + [f"shared memory {name}" for name in sorted(set(_shm_names()) - self.shm)]
 
 
 def descendants() -> list[int]:
@@ -93,7 +93,7 @@ def descendants() -> list[int]:
     found = [os.getpid()]
     for pid in found:  # grows while we go through it
         found += children.get(pid, ())
-    known = {_resource_tracker()[0], *(template.pid for template in _idle_templates())}
+    known = {_resource_tracker()[0], *(template.pid for template in idle_templates())}
     return [pid for pid in found[1:] if pid not in known]
 
 
@@ -108,7 +108,7 @@ def describe_process(pid: int) -> str:
 
 
 def _open_fds() -> Iterator[tuple[int, str]]:
-    own = {template._root.fileno() for template in _idle_templates() if template._root is not None}  # noqa: SLF001 -- of this library
+    own = {template._root.fileno() for template in idle_templates() if template._root is not None}  # noqa: SLF001 -- of this library
     own.add(_resource_tracker()[1])
     for path in list((_PROC / "self/fd").iterdir()) if _PROC.is_dir() else []:
         with contextlib.suppress(OSError):  # the one that listed them is closed again
@@ -128,7 +128,7 @@ def _resource_tracker() -> tuple[Any, Any]:
     return getattr(tracker, "_pid", None), getattr(tracker, "_fd", None)
 
 
-def _idle_templates() -> list[Any]:
+def idle_templates() -> list[Any]:
     """The template processes that no pool has. Not imported for this: if there are any, it is there."""
     module = sys.modules.get("poolkit._workforce.templates")
     return [one for one in list(getattr(module, "_templates", {}).values()) if not one.users]

@@ -25,12 +25,13 @@ RUNS, RETURNS, RAISES, CRASHES, HANGS = "runs", "returns", "raises", "crashes", 
 class Step:
     """What one run does, after `seconds` of virtual time: `what`, with its `payload`."""
 
-    __slots__ = ("payload", "seconds", "turns", "used", "what")
+    __slots__ = ("nbytes", "payload", "seconds", "turns", "used", "what")
 
     def __init__(self) -> None:
         self.what = RUNS
         self.payload: Any = None  # a value, an exception or its type, or (signal, exit code)
         self.seconds = 0.0
+        self.nbytes = 0  # of memory that the worker has meanwhile
         self.turns: float | None = None  # None: not said
         self.used = 0
 
@@ -101,6 +102,15 @@ class When:
         if time is None:
             return self.hangs()
         self._steps[-1].seconds = time
+        return self
+
+    def uses(self, nbytes: int) -> When:
+        """Have the worker use so many bytes of memory while it runs; for limits on that, with `takes`.
+
+        Raises:
+            TypeError, ValueError: not a positive whole number.
+        """
+        self._steps[-1].nbytes = checks.whole("nbytes", nbytes)
         return self
 
     def times(self, count: int) -> When:

@@ -170,8 +170,10 @@ class FakeWorkforce:
         member = self._members.get(worker_id)
         return Glance() if member is None else Glance(member.begun, member.since, member.done)
 
-    def memory(self, _worker_id: int) -> None:
-        """Fake workers have no memory."""
+    def memory(self, worker_id: int) -> int:
+        """What the script says; else nothing."""
+        member = self._members.get(worker_id)
+        return 0 if member is None or member.run is None else max((step.nbytes for step in member.run.steps), default=0)
 
     def stop(self, worker_id: int) -> None:
         """The worker leaves at once."""

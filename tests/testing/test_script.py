@@ -61,6 +61,17 @@ def test_a_hang_that_meets_its_limit_tells_where(pool: FakePool) -> None:
     assert pool.now == 2
 
 
+def test_a_worker_that_grows_meets_the_limit_of_its_task(pool: FakePool) -> None:
+    pool.when(work.square, 3).uses(2_000_000).takes(1)
+    limited = pool.options(memory_limit=1_000_000)
+    error = limited.submit(work.square, 3).exception()
+    assert isinstance(error, poolkit.MemoryLimitExceeded)
+    assert (error.limit, error.used) == (1_000_000, 2_000_000)
+    assert pool.now < 1
+    assert limited.submit(work.square, 2).result() == 4
+    assert pool.submit(work.square, 3).result() == 9
+
+
 def test_what_is_killed_in_its_time_has_not_run() -> None:
     seen: list[int] = []
     pool = FakePool(check_pickle=False)
@@ -180,3 +191,5 @@ def test_faults_without_sense_are_refused(pool: FakePool) -> None:
         pool.when(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="seconds"):
         pool.when(work.square).takes(-1)
+    with pytest.raises(ValueError, match="nbytes"):
+        pool.when(work.square).uses(0)
