@@ -25,6 +25,13 @@ def keeper():
     logging.root.removeHandler(handler)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Outcomes do not go ahead of records only because the machine is busy."""
+    monkeypatch.setattr("poolkit._workforce.logs.STALL", logs.PATIENCE)
+    monkeypatch.setattr("poolkit._workforce.logs.LONGEST_WAIT", logs.PATIENCE)
+
+
 @pytest.fixture
 def level():
     """Set the level of a logger for the length of a test."""
@@ -315,7 +322,8 @@ def test_a_handler_may_shut_the_pool_down(pool, keeper):
 
 @pytest.mark.needs("process")
 @pytest.mark.one_start_method
-def test_a_handler_that_waits_for_a_lock_of_who_waits_for_the_task_holds_nobody_up_for_long(pool, keeper):
+def test_a_handler_that_waits_for_a_lock_of_who_waits_for_the_task_holds_nobody_up_for_long(pool, keeper, monkeypatch):
+    monkeypatch.setattr("poolkit._workforce.logs.STALL", 0.1)
     lock = threading.Lock()
     told = threading.Event()
 
