@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger("support.logs")
+PATIENCE = 20.0  # seconds that outcomes wait for records on a machine that is busy with something else
 
 
 class Keeper(logging.Handler):

@@ -5,6 +5,7 @@
     leave     a worker thread's report is only left here where another thread has the lock, which looks afterwards
     publish   give tasks their outcomes, wake who waits; callbacks are called here, or left to the supervisor thread
     take      read the links, by whoever waits or passes by, and the same
+    release   publish what was held until the records of tasks were told (`_workforce/logs.py`)
 
 Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block,
 no pickling and no code of the user runs under the last two. The main thread puts signals off while it decides, see

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def keeper() -> Iterator[Keeper]:
+def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
+    monkeypatch.setattr("poolkit._workforce.logs.STALL", logs.PATIENCE)  # the machine may be busy
+    monkeypatch.setattr("poolkit._workforce.logs.LONGEST_WAIT", logs.PATIENCE)
     handler = Keeper()
     logging.root.addHandler(handler)
     yield handler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 import threading
 
@@ -23,6 +24,13 @@ def keeper():
     logging.root.addHandler(handler)
     yield handler
     logging.root.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Outcomes do not go ahead of records only because the machine is busy."""
+    monkeypatch.setattr("poolkit._workforce.logs.STALL", logs.PATIENCE)
+    monkeypatch.setattr("poolkit._workforce.logs.LONGEST_WAIT", logs.PATIENCE)
 
 
 @pytest.fixture
@@ -315,7 +323,8 @@ def test_a_handler_may_shut_the_pool_down(pool, keeper):
 
 @pytest.mark.needs("process")
 @pytest.mark.one_start_method
-def test_a_handler_that_waits_for_a_lock_of_who_waits_for_the_task_holds_nobody_up_for_long(pool, keeper):
+def test_a_handler_that_waits_for_a_lock_of_who_waits_for_the_task_holds_nobody_up_for_long(pool, keeper, monkeypatch):
+    monkeypatch.setattr("poolkit._workforce.logs.STALL", 0.1)
     lock = threading.Lock()
     told = threading.Event()
 
@@ -328,6 +337,28 @@ def test_a_handler_that_waits_for_a_lock_of_who_waits_for_the_task_holds_nobody_
         assert pool.submit(logs.say, "hello").result() > 0
         assert pool.submit(work.square, 3).result() == 9
     wait_until(told.is_set, "the record is told")
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_a_ctrl_c_while_a_result_waits_for_a_handler_loses_nothing(pool, keeper, recorder):
+    release = threading.Event()
+
+    def press(_record):
+        # Once the leader has read the outcome too, and waits.
+        wait_until(lambda: any(settled for _, settled in pool._supervisor._teller.held), "an outcome waits")
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        release.wait()
+
+    keeper.action = press
+    task = pool.submit(logs.say, "hello")
+    with pytest.raises(KeyboardInterrupt):
+        task.result()
+    assert not task.done()
+    release.set()
+    task.add_done_callback(recorder)
+    assert recorder.next() is task
+    assert pool.submit(work.square, 3).result() == 9
 
 
 @pytest.mark.needs("process")

@@ -57,6 +57,23 @@ def test_pending_work_of_a_pool_that_nobody_holds_is_finished_at_exit(tmp_path: 
     assert numbers(tmp_path / "notes") == list(range(40))
 
 
+def test_what_pending_work_logs_is_told_at_exit() -> None:
+    """With tasks that begin to log only then, when no thread may be started any more."""
+    script = """
+    import logging, poolkit, sys
+
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+
+    def say(number):
+        logging.getLogger("own").warning("%d", number)
+
+    pool = poolkit.Pool(1)
+    for number in range(40):
+        pool.submit(say, number)
+    """
+    assert run(script) == [str(number) for number in range(40)]
+
+
 def test_an_idle_pool_ends_with_the_interpreter() -> None:
     assert run("import poolkit\npool = poolkit.Pool(2)\npool.warm_up()\nprint(pool.submit(abs, -1).result())") == ["1"]
     assert run("import poolkit\npool = poolkit.Pool(2)") == []
