@@ -16,7 +16,6 @@ How a worker is recycled, so that nobody waits for a boot
 from __future__ import annotations
 
 import enum
-import math
 import random
 from collections.abc import Iterator
 
@@ -57,7 +56,7 @@ class Roster:
         self.hiring = Hiring.FULL
         self.boot_failures = 0  # deaths before they were ready, in a row
         self.early_deaths = 0  # deaths before they began a task, with no task done in between: for the back-off
-        self._failed_at = -math.inf  # when the last of these was counted
+        self.died_early_at = 0.0  # when the last of these was noticed
         self.boot_at = 0.0  # not to be started before
         self.warming = 0  # callers that wait until every worker is up
         self.respawned = 0
@@ -243,14 +242,13 @@ class Roster:
         if worker.counted:
             self.respawned += 1
             self._uncount(worker)
-        if not begun and worker.tasks_done == 0:
-            if worker.since <= self._failed_at:
-                return False  # of what the last one died of: the template process, or a lack of something
-            self._failed_at = now
-            self.early_deaths += 1
-            delay = policy.backoff(self.early_deaths, self.rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
-            self.boot_at = now + delay
-            self.timers.add(self.boot_at, self._grow_again, None)
+        if begun or worker.tasks_done or worker.since < self.died_early_at:
+            return False  # not one more early death: whatever caused the last one may have ended all that were there
+        self.died_early_at = now
+        self.early_deaths += 1
+        delay = policy.backoff(self.early_deaths, self.rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
+        self.boot_at = now + delay
+        self.timers.add(self.boot_at, self._grow_again, None)
         if state is not STARTING:
             return False
         self.boot_failures += 1

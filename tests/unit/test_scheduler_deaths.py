@@ -106,6 +106,21 @@ def test_boots_that_fail_back_off_and_tell_the_tasks_after_three() -> None:
     pool.end()
 
 
+def test_boots_that_one_cause_ends_together_count_once() -> None:
+    """Such as the death of the template process: those tasks run on the workers that come after."""
+    pool = ScriptedPool(4)
+    tasks = [pool.submit() for _ in range(4)]
+    assert len(pool.alive()) == 4
+    pool.tick(0.1)
+    for worker in pool.alive():
+        pool.die(worker)
+    assert pool.scheduler.boots_failed == 0
+    pool.tick(10.0)
+    pool.run_to_rest()
+    assert all(pool.outcomes[task].ok for task in tasks)
+    pool.end()
+
+
 def test_after_boots_were_given_up_the_next_task_tries_again() -> None:
     """The pool is not broken for ever by what may pass."""
     pool = ScriptedPool()
