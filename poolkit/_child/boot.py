@@ -67,10 +67,12 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
         inherit.arrived(fds[len(WorkerFds._fields) :])
         _initialize(settings["initializer"], inherited_initializer)
     except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
-        loop.say(messages.BOOT_FAILED, payload=codec.pack_error(exc))
+        with contextlib.suppress(BrokenPipeError):
+            loop.say(messages.BOOT_FAILED, payload=codec.pack_error(exc))
         return 1
-    loop.say(messages.READY, os.getpid())
-    loop.serve()
+    with contextlib.suppress(BrokenPipeError):  # the pool is gone by now, or has given this worker up
+        loop.say(messages.READY, os.getpid())
+        loop.serve()
     return 0
 
 
