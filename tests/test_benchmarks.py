@@ -15,6 +15,7 @@ from benchmarks.table import lines_of
 from support import WATCHDOG
 
 RUN = Path(__file__).resolve().parent / "benchmarks/run.py"
+COMPARE = Path(__file__).resolve().parent / "pains/compare.py"
 
 
 @pytest.mark.slow
@@ -67,3 +68,20 @@ def test_a_contender_that_fails_is_told_and_does_not_run_again() -> None:
         line.split() == ["poolkit", "failed", "KeyError:", "'unknown'"]
         for line in lines_of(unknown, ["poolkit"], samples)
     )
+
+
+@pytest.mark.slow
+def test_the_comparison_of_failures_shows_what_each_pool_does(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(COMPARE), "nested"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  "))
+    assert shown["poolkit"] == "ok"
+    assert {"concurrent.futures", "multiprocessing"} <= shown.keys()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pains import functions
-from pains.peers import MpirePeer, MultiprocessingPeer, Peer, later, outcome
+from pains.peers import PATIENCE, MpirePeer, MultiprocessingPeer, Peer, later, outcome
 
 
 def runs(pid: int) -> bool:
@@ -202,25 +202,45 @@ def after_main(make: Callable[..., Peer]) -> str:
     return ""
 
 
-def no_guard(make: Callable[..., Peer]) -> str:
-    """A function of a script on standard input, started by spawn. Only where one can ask for that."""
-    library = make(1).library
-    pools = {
-        "poolkit": "import poolkit; pool = poolkit.Pool(1, start_method='spawn')",
-        "futures": "import multiprocessing, concurrent.futures\n"
-        "pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))",
-        "multiprocessing": "import multiprocessing; pool = multiprocessing.get_context('spawn').Pool(1)",
-        "pebble": "import multiprocessing, pebble; pool = pebble.ProcessPool(1, "
-        "context=multiprocessing.get_context('spawn'))",
-        "loky": "import loky; pool = loky.ProcessPoolExecutor(1)",
-        "mpire": "import mpire; pool = mpire.WorkerPool(1, start_method='spawn')",
-    }
-    source = f"{pools[library]}\ndef mine(x): return x + 1\nfrom pains.peers import PEERS, Peer, outcome\n"
-    source += f"peer = PEERS.get({library!r}, Peer).__new__(PEERS.get({library!r}, Peer))\n"
-    source += "peer.pool = pool\nprint('it:', outcome(peer, lambda: peer.submit(mine, 1)), flush=True)\n"
-    source += "import os; os._exit(0)"
-    subprocess.run([sys.executable, "-"], input=source, text=True, check=False)
+SPAWNING = {  # pools whose workers are new interpreters
+    "poolkit": "import poolkit; pool = poolkit.Pool(1, start_method='spawn')",
+    "futures": "import multiprocessing, concurrent.futures\n"
+    "pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))",
+    "multiprocessing": "import multiprocessing; pool = multiprocessing.get_context('spawn').Pool(1)",
+    "pebble": "import multiprocessing, pebble\n"
+    "pool = pebble.ProcessPool(1, context=multiprocessing.get_context('spawn'))",
+    "loky": "import loky; pool = loky.ProcessPoolExecutor(1)",
+    "mpire": "import mpire; pool = mpire.WorkerPool(1, start_method='spawn')",
+}
+
+
+def spawning_script(library: str) -> str:
+    """A script with a function of its own, without a guard; it prints what came of a call."""
+    return (
+        f"{SPAWNING[library]}\nimport os\ndef mine(x): return x + 1\nfrom pains.peers import PEERS, Peer, outcome\n"
+        f"kind = PEERS.get({library!r}, Peer); peer = kind.__new__(kind); peer.pool = pool\n"
+        "print('it:', outcome(peer, lambda: peer.submit(mine, 1)), flush=True)\nos._exit(0)"
+    )
+
+
+def session(make: Callable[..., Peer]) -> str:
+    """A function of a script on standard input."""
+    subprocess.run([sys.executable, "-"], input=spawning_script(make(1).library), text=True, check=False)
     return ""
+
+
+def no_guard(make: Callable[..., Peer]) -> str:
+    """The same in a file; how often it is run is counted."""
+    path = Path(f"/tmp/peers-{os.getpid()}.py")  # noqa: S108 -- for the moment
+    path.write_text(f"open(__file__ + '.runs', 'a').write('x')\n{spawning_script(make(1).library)}")
+    runs_of_it = Path(f"{path}.runs")
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run([sys.executable, str(path)], stderr=subprocess.DEVNULL, timeout=PATIENCE + 2, check=False)
+        return f"the script was run {len(runs_of_it.read_text())} times"
+    finally:
+        path.unlink()
+        runs_of_it.unlink(missing_ok=True)
 
 
 SITUATIONS: dict[str, Callable[[Callable[..., Peer]], str]] = {
@@ -234,7 +254,8 @@ SITUATIONS: dict[str, Callable[[Callable[..., Peer]], str]] = {
     "owner-leaves": owner_leaves,
     "interrupt": interrupt,
     "recycle": recycle,
-    "session": no_guard,
+    "session": session,
+    "no-guard": no_guard,
     "timeout-program": timeout_program,
     "endless-map": endless_map,
     "cancelled-queue": cancelled_queue,

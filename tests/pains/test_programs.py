@@ -151,8 +151,11 @@ def test_row_32_a_script_without_a_guard_is_run_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="figures of Linux")
 def test_row_33_large_payloads_go_there_and_back(pool: poolkit.Pool) -> None:
-    """By default 256 MB; POOLKIT_LARGE_BYTES=3000000000 is beyond all 32-bit lengths, and needs 9 GB."""
-    size = int(os.environ.get("POOLKIT_LARGE_BYTES", 256 * MB))
+    """By default 128 MB; POOLKIT_LARGE_BYTES=3000000000 POOLKIT_TIMEOUT_SCALE=6 is beyond all 32-bit lengths.
+
+    A worker has the argument and the result, twice the payload; the owner both of them, and its own array: 10 GB.
+    """
+    size = int(os.environ.get("POOLKIT_LARGE_BYTES", 128 * MB))
     array = np.arange(size // 8)
     got, worker_peak = pool.submit(functions.same_and_peak, array).result()
     assert got.nbytes == array.nbytes
