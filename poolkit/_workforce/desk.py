@@ -224,9 +224,9 @@ class Desk:
         room.set_result(None)
         return True
 
-    def leave_line(self, room: Future[None]) -> None:
+    def leave_line(self, room: Future[None] | None) -> None:
         """Somebody does not wait any more. If he was called, the next is. From a finalizer too, so without the lock."""
-        if not room.cancel():
+        if room is not None and not room.cancel():
             self.workforce.wake()  # a step calls
 
     def deliver(self, reports: Sequence[Report]) -> None:

@@ -72,13 +72,13 @@ class Supervisor(Desk):
                     self._decide(lambda _now: None)  # lest too many are left here
                 return None
         room: Future[None] | None = self._submit(task, error, called=called)
-        while room is not None and wait:
-            try:
+        try:
+            while room is not None and wait:
                 room.result()
-            except BaseException:
-                self.leave_line(room)
-                raise
-            room = self._submit(task, error, called=True)
+                room = self._submit(task, error, called=True)
+        except BaseException:
+            self.leave_line(room)
+            raise
         return room
 
     @deciding
@@ -89,6 +89,7 @@ class Supervisor(Desk):
             return None
         if self._thread is None:
             self._start_thread()
+        room = None
         before = put_off()
         try:
             with self._lock:
@@ -103,7 +104,11 @@ class Supervisor(Desk):
             if not task.id & PASSES_BY:
                 self._reader.pass_by(self._take)
         finally:
-            let_come(before)
+            try:
+                let_come(before)
+            except BaseException:  # a Ctrl-C: nobody will wait
+                self.leave_line(room)
+                raise
         return room
 
     def _accept(self, task: AnyTask, error: BaseException | None, now: float) -> None:

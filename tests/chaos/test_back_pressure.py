@@ -207,6 +207,26 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
         faults.check_serves(pool, new_gate)
 
 
+def test_an_interrupt_that_comes_with_the_place_in_the_line_gives_it_up(
+    new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signals are put off while the pool decides, and come when it has."""
+    with faults.new_pool(1, max_queue=1) as pool:
+        held, release = full(pool, new_gate, 1)
+
+        def interrupt(_before: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(poolkit._workforce.supervisor, "let_come", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                pool.submit(work.none_of_it)
+        assert all(room.cancelled() for room in pool._supervisor._line)
+        release.signal()
+        held.result()
+        faults.check_serves(pool, new_gate)
+
+
 @KINDS
 def test_twenty_coroutines_and_twenty_threads_share_the_room(kind: str) -> None:
     """None of them gets a tenth only of what another gets; all the coroutines have but one thread."""
