@@ -21,7 +21,7 @@ from poolkit.task import QUEUED, SENT
 STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it to who is idle
 UNBLOCK_AFTER = 0.01  # seconds; and after that to whoever comes next: it is older than what is queued
 LOOK_EVERY = 0.005  # seconds between two looks at who is slow while something is queued
-BEGIN_WITHIN = 0.1  # seconds; what is found unbegun twice, so far apart, is taken back: its worker is stopped, or stuck
+BEGIN_WITHIN = 0.5  # seconds; what is found unbegun twice, so far apart, is taken back: its worker is stopped, or stuck
 
 
 class Dispatcher:

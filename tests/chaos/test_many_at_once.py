@@ -76,6 +76,7 @@ def test_all_workers_end_at_the_same_step_of_their_lives(
     trapping.set_trap(traps, step, "kill", count=3)
     ledger = Ledger()
     with new_pool(3, traps, start_method=method, max_tasks_per_child=30 if step == "leave" else None) as pool:
+        pool.warm_up()  # all are started at the same moment
         ledger.submit(pool, 300, journal)
         assert ledger.settle() == []
         faults.check_serves(pool, new_gate)

@@ -108,8 +108,8 @@ def test_a_task_never_ends(
     victims, others = Ledger(), Ledger()
 
     def check(task: poolkit.Task[Any]) -> bool:
-        if step == "sent":
-            return task.exception() is None
+        if step == "sent" and not task.cancelled() and task.exception() is None:
+            return True  # else the end came before anybody had read the outcome
         return task.cancelled() if end not in expected else isinstance(task.exception(), expected[end])
 
     pool = new_pool(3, traps)
@@ -120,10 +120,11 @@ def test_a_task_never_ends(
         victim = submit_victim(pool.options(**limits), traps, step, fault, arrived := new_gate())
         victims.add(victim, check)
         others.submit(pool, 100, journal)
-        if step in WITHIN:
-            arrived.wait()
-        else:
-            support.wait_until(lambda: not trapping.unsprung(traps), "the trap to be sprung")
+        if not limits:  # else it may be over before it is there
+            if step in WITHIN:
+                arrived.wait()
+            else:
+                support.wait_until(lambda: not trapping.unsprung(traps), "the trap to be sprung")
         if end == "cancel":
             assert victim.cancel() or step == "sent"
         assert others.settle() == []
