@@ -119,23 +119,6 @@ def test_while_the_program_does_something_else() -> None:
         )
 
 
-def test_without_with_the_end_of_the_interpreter_stops_the_work() -> None:
-    """The interrupt ends the body; the wait at exit needs another one, as the work was to be finished."""
-    source = """
-        pool = poolkit.Pool(2)
-        tasks = [pool.submit(work) for work in (sleep, hold_the_gil, spin)]
-        tasks[0].result()
-        """
-    with Script(python("-c", TASKS + text_of(source)), terminal=True) as script:
-        script.wait_for_text("up", 2)
-        script.press_ctrl_c()
-        script.wait_for_text("KeyboardInterrupt")
-        script.press_ctrl_c()
-        ended = script.finish()
-        assert ended.out.count("Traceback") == 1, ended.out
-        script.wait_until_gone()
-
-
 def test_on_threads() -> None:
     """They are asked to stop, and what does not is left behind by the end of the process."""
     check(
