@@ -25,6 +25,7 @@ from poolkit._child import loop
 from poolkit._os import Tokens
 from poolkit._wire import messages
 from poolkit._wire.board import Board
+from poolkit._wire.link import Outbox
 
 
 def set_trap(traps: Path, step: str, fault: str, count: int = 1) -> None:
@@ -99,7 +100,7 @@ def _lay() -> None:
     """Meddle with the loop of this worker, or of all that are forked from here. With `spawn`, too late for "boot"."""
     plain = loop.Loop
     receive_boot, run, receive, serve = plain.receive_boot, plain._run, plain._receive, plain.serve
-    write_all, stamp_done = loop.write_all, Board.done
+    send, stamp_done = Outbox.send, Board.done
     running = ""  # the name of the task that this worker runs
 
     def meddled_receive_boot(self: loop.Loop) -> bytes | bytearray:
@@ -121,18 +122,18 @@ def _lay() -> None:
         serve(self)
         spring("leave")
 
-    def meddled_write_all(fd: int, header: bytes, payload: bytes) -> None:
+    def meddled_send(self: Outbox, header: bytes, payload: bytes) -> None:
         kind = messages.FRAME_TO_OWNER.unpack(header)[0]
         if kind == messages.READY:
             spring("ready")
         if kind in {messages.VALUE, messages.ERROR, messages.PARCEL} and running == "victim":
             frame = header + bytes(payload)
             half = len(frame) // 2
-            write_all(fd, frame[:half], b"")
+            send(self, frame[:half], b"")
             spring("send-victim")
-            write_all(fd, frame[half:], b"")
+            send(self, frame[half:], b"")
         else:
-            write_all(fd, header, payload)
+            send(self, header, payload)
 
     def meddled_done(self: Board, task_id: int) -> None:
         spring(f"sent-{running}")
@@ -145,7 +146,7 @@ def _lay() -> None:
         "serve": meddled_serve,
     }.items():
         setattr(loop.Loop, name, meddled)
-    loop.write_all = meddled_write_all  # type: ignore[assignment]
+    Outbox.send = meddled_send  # type: ignore[method-assign]
     Board.done = meddled_done  # type: ignore[method-assign]
 
 
