@@ -63,11 +63,11 @@ def _all_live() -> list[Lasting]:
 
 def _finish_all() -> None:
     """At exit: finish the work of every pool. One Ctrl-C ends that, for all of them."""
-    pools = _all_live()
     try:
-        for pool in pools:
+        for pool in _all_live():
             pool.at_exit()
     except KeyboardInterrupt:
+        pools = _all_live()
         for pool in pools:
             pool.stop_now()
         for pool in pools:
