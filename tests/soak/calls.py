@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -18,6 +19,8 @@ from chaos import faults
 from soak import jobs
 from support_gates import Journal
 
+logging.getLogger("soak").addHandler(logging.NullHandler())
+logging.getLogger("soak").propagate = False
 LONG = 20.0  # seconds: a limit that only what hangs must meet
 
 
@@ -163,6 +166,10 @@ def _sum(value: Any) -> int:
     return int(handle.array.sum())
 
 
+def logs(desk: Desk, token: int) -> Call:
+    return desk.act("log", token, jobs.log, token, is_right=lambda value: value == token)
+
+
 # ===== errors =====
 
 
@@ -254,6 +261,18 @@ def grows(desk: Desk, token: int) -> Call:
     return desk.act("grow", token, work.grow, 20_000_000, is_right=lambda value: value > 0)
 
 
+def grows_for_ever(desk: Desk, token: int) -> Call:
+    limit = 300_000_000
+    return desk.act(
+        "grow for ever",
+        token,
+        jobs.grow_for_ever,
+        errors=("MemoryLimitExceeded",),
+        is_right_error=lambda error: error.limit == limit < error.used,
+        options={"memory_limit": limit},
+    )
+
+
 EVERYWHERE: list[tuple[float, Maker]] = [
     (30, quick),
     (20, without_token),
@@ -266,6 +285,7 @@ EVERYWHERE: list[tuple[float, Maker]] = [
     (4, broadcast),
     (4, shared_array),
     (2, own_shared_array),
+    (1, logs),
     (8, raises),
     (0.5, endless),
 ]
@@ -278,5 +298,6 @@ IN_PROCESSES: list[tuple[float, Maker]] = [
     (2, bad_argument),
     (2, bad_result),
     (0.5, grows),
+    (0.3, grows_for_ever),
 ]
 ENDS_LOOPS: list[tuple[float, Maker]] = [(1, exits), (1, interrupts)]  # asyncio lets these through

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -55,6 +56,19 @@ def fill(shared: Any, number: int) -> int:
     """In place, which the owner sees; a second attempt does it again."""
     shared.array[:] = number
     return int(shared.array[0])
+
+
+def log(number: int) -> int:
+    """More than fits a pipe at once, in a few records."""
+    for part in range(5):
+        logging.getLogger("soak").warning("%d.%d %s", number, part, "." * 20_000)
+    return number
+
+
+def grow_for_ever() -> NoReturn:
+    kept = []
+    while True:
+        kept.append(bytearray(b"x") * 5_000_000)
 
 
 def sum_of(array: Any) -> int:
