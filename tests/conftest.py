@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,11 +25,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
-    """Fail a test that hangs, or leaves a thread, process, descriptor or shared memory behind."""
+    """Fail a test that hangs, or leaves a thread, process, descriptor, shared memory or signal handler behind."""
     before = support_leaks.snapshot()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with support.watchdog():
         yield
     leaks = support_leaks.find_leaks(before)
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            leaks.append(f"handler of {number.name}: {signal.getsignal(number)}")
+            signal.signal(number, handler)
     if leaks:
         pytest.fail("left behind:\n  " + "\n  ".join(leaks), pytrace=False)
 

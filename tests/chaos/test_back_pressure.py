@@ -8,6 +8,7 @@ import random
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -214,9 +215,11 @@ def test_an_interrupt_that_comes_with_the_place_in_the_line_gives_it_up(
     with faults.new_pool(1, max_queue=1) as pool:
         held, release = full(pool, new_gate, 1)
 
-        def interrupt(_before: object) -> None:
+        def interrupt(before: Any) -> None:
+            let_come(before)
             raise KeyboardInterrupt
 
+        let_come = poolkit._workforce.supervisor.let_come
         with monkeypatch.context() as patch:
             patch.setattr(poolkit._workforce.supervisor, "let_come", interrupt)
             with pytest.raises(KeyboardInterrupt):
