@@ -143,17 +143,13 @@ class FakeSupervisor(Supervisor):
     ) -> Future[None] | None:
         """Accept a task, and if eager, run all there is. A full queue makes room by itself, if it may wait for that."""
         with self._turn:
-            options = task.options
-            if wait and options.block and error is None and not getattr(publishing, "depth", 0):
+            if wait and task.options.block and error is None and not getattr(publishing, "depth", 0):
                 while self._scheduler.is_full() and self._happens():
                     pass
                 if self._scheduler.is_full():  # for ever: a real one would stand still
-                    task.options = options.changed(block=False)
+                    task.options = task.options.changed(block=False)
             call = task.call
-            try:
-                room = super().submit(task, error, wait=wait, called=called)
-            finally:
-                task.options = options
+            room = super().submit(task, error, wait=wait, called=called)
             if room is not None:  # it was not accepted
                 return room
             calls = Call.of(task, call)

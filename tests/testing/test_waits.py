@@ -137,17 +137,6 @@ def test_a_callback_that_hands_in_to_a_full_queue_is_refused() -> None:
     assert "a callback must not wait" in errors[0]
 
 
-def test_the_options_of_a_call_are_those_that_were_given() -> None:
-    pool = FakePool("manual", max_queue=1)
-    pool.when(work.square).hangs()
-    pool.submit(work.square, 1)
-    pool.run_next()
-    pool.submit(work.square, 2)
-    with pytest.raises(poolkit.QueueFull):
-        pool.submit(work.square, 3)
-    assert all(call.options.block for call in pool.calls)
-
-
 # ===== threads =====
 
 
