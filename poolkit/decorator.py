@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 _lock = threading.RLock()
 _defaults: dict[str, Pool] = {}  # guarded by: _lock
+_installed: list[Pool] = []  # guarded by: _lock
 _used: contextvars.ContextVar[Pool | PoolView | None] = contextvars.ContextVar("poolkit_pool", default=None)
 
 
@@ -42,7 +43,8 @@ def default_pool(kind: str = "process") -> Pool:
     """
     with _lock:
         pool = _defaults.get(kind)
-        if pool is None or not pool._supervisor.is_open():  # noqa: SLF001 -- of this library
+        is_open = pool is not None and pool._supervisor.is_open()  # noqa: SLF001 -- of this library
+        if pool is None or not (is_open or pool in _installed):
             pool = _defaults[kind] = Pool(kind=kind, name=f"default-{kind}")
         return pool
 
@@ -69,14 +71,19 @@ def set_default_pool(pool: Pool | None, kind: str | None = None) -> None:
 
 @contextmanager
 def installed(pool: Pool) -> Iterator[Pool]:
-    """Make `pool` the default pool of every kind, for all threads and coroutines, while the block runs."""
+    """Make `pool` the default pool of every kind, for all threads and coroutines, while the block runs.
+
+    Shut down meanwhile, it stays that: none of another kind takes its place.
+    """
     with _lock:
+        _installed.append(pool)
         before = dict(_defaults)
         _defaults.update(dict.fromkeys(KINDS, pool))
     try:
         yield pool
     finally:
         with _lock:
+            _installed.remove(pool)
             for kind in KINDS:
                 if kind in before:
                     _defaults[kind] = before[kind]
@@ -101,6 +108,7 @@ def _forget_in_child() -> None:
     global _lock  # noqa: PLW0603 -- another thread may have held it when the process forked
     _lock = threading.RLock()
     _defaults.clear()
+    _installed.clear()
 
 
 if hasattr(os, "register_at_fork"):

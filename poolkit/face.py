@@ -6,6 +6,7 @@ them, and not before the template process is started.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -226,12 +227,18 @@ class Face(Executor):
         loop = asyncio.get_running_loop()
         done = loop.create_future()
 
+        def tell(error: BaseException | None) -> None:
+            if not done.done():
+                done.set_result(None) if error is None else done.set_exception(error)
+
         def finish() -> None:
-            self.shutdown()
+            error: BaseException | None = None
             try:
-                loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(None))
-            except RuntimeError:  # the loop was closed meanwhile
-                return
+                self.shutdown()
+            except BaseException as failure:  # noqa: BLE001 -- raised below, or the loop would wait for ever
+                error = failure
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(tell, error)
 
         threading.Thread(target=finish, name=f"poolkit-{self._pool().name}-exit", daemon=True).start()
         try:
@@ -304,6 +311,7 @@ class Face(Executor):
             workers=self._pool().max_workers,
             ordered=ordered,
             timeout=checks.wait_seconds("timeout", timeout),
+            clock=self._supervisor.clock,
         )
 
 

@@ -142,13 +142,15 @@ class _Chunks(Generic[T]):
         workers: int,
         ordered: bool,
         timeout: float | None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._fn = fn
         self._items: Iterator[Any] | None = items  # None: exhausted
         self._starred = starred  # whether an item is a tuple of arguments
         self._ordered = ordered
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._clock = clock  # the pool's
+        self._deadline = None if timeout is None else clock() + timeout
         self._timeout = timeout
         self._adapt = chunksize is None
         self._chunk = chunksize or 1
@@ -238,7 +240,7 @@ class _Chunks(Generic[T]):
         return [self._tasks[0]] if self._ordered else list(self._tasks)
 
     def _left(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
 
     def _timed_out(self) -> None:
         self.close()

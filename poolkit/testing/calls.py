@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poolkit.decorator import plain_function
-from poolkit.testing.script import is_same
+from poolkit.testing.script import is_call_of
 
 if TYPE_CHECKING:
     from poolkit._core.options import CallOptions
@@ -113,10 +113,9 @@ class Call:
 
     def matches(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this is a call of `fn`, with exactly these arguments if there are any."""
-        fn = plain_function(fn)
-        if self.fn is not fn and self.fn != fn:
-            return False
-        return not (args or kwargs) or is_same((args, kwargs), self._arguments())
+        match = (args, kwargs) if args or kwargs else None
+        given = self._arguments() if match else ((), {})
+        return is_call_of(plain_function(fn), match, self.fn, *given)
 
     def __str__(self) -> str:
         """It as it is written in a program."""

@@ -6,40 +6,106 @@
 
 Whoever waits for a task drives the pool until it is done, as waiting in the only thread would never end otherwise.
 A task that uses its own pool may do so: what it waits for is run by the workers that are free.
-Owner: the thread that made the pool. Other threads may wait for tasks, but must not hand anything in.
+Guarded by: the workforce's `turn`: all of it. One thread drives at a time, and the others wait until it is done; the
+turn is taken before the pool's lock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures._base import _AsCompletedWaiter, _Waiter
+from typing import Any, TypeVar
 
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask
-from poolkit._workforce.desk import Settled
+from poolkit._workforce.desk import Settled, publishing
 from poolkit._workforce.supervisor import Supervisor
 from poolkit.errors import PoolkitError
 from poolkit.task import Task, WaitTimeout
 from poolkit.testing.calls import Call, Ending, Timeline
 from poolkit.testing.workforce import FakeWorkforce, VirtualClock, named
 
+T = TypeVar("T")
+
+
+class DrivingEvent(threading.Event):
+    """What `concurrent.futures.wait` and `as_completed` sleep on: its waiter drives the pools of the tasks.
+
+    The end of the first wait is that of all: `as_completed` waits for what is left, which it counts in real time.
+    """
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.pools: list[FakeSupervisor] = []
+        self._last = last  # after a wait that was in vain comes no other
+        self._ends: dict[FakeSupervisor, float] = {}
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Drive until it is set, for so many virtual seconds. Raises PoolkitError when it would never be."""
+        if timeout is not None and not self._last:
+            timeout = math.ceil(timeout * 100) / 100  # a little of it has passed in real time
+        for pool in self.pools:
+            self._ends.setdefault(pool, math.inf if timeout is None else pool.clock.now + timeout)
+        while not self.is_set() and any(pool.go_on(self._ends[pool]) for pool in self.pools):
+            pass
+        if self.is_set():
+            return True
+        if timeout is None:
+            msg = "what is waited for would never be done:\n" + "\n".join(str(pool.timeline) for pool in self.pools)
+            raise PoolkitError(msg)
+        for pool in self.pools:
+            pool.clock.now = max(pool.clock.now, self._ends[pool])
+        if self._last:
+            return False
+        msg = f"not all tasks were done {timeout} s of virtual time later"
+        raise WaitTimeout(msg)
+
+
+class Waiters(list[_Waiter]):
+    """Where `wait` and `as_completed` enlist with a task of a fake pool."""
+
+    def __init__(self, pool: FakeSupervisor) -> None:
+        super().__init__()
+        self._pool = pool
+
+    def append(self, waiter: _Waiter) -> None:
+        """Have the waiter drive the pool."""
+        event: threading.Event = waiter.event
+        if not isinstance(event, DrivingEvent):
+            event = waiter.event = DrivingEvent(last=not isinstance(waiter, _AsCompletedWaiter))
+        if self._pool not in event.pools:
+            event.pools.append(self._pool)
+        super().append(waiter)
+
 
 class FakeTask(Task):  # type: ignore[type-arg]
     """A task of a fake pool: `concurrent.futures.wait` and `as_completed`, too, drive the pool."""
 
+    def __init__(self, owner: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(owner, *args, **kwargs)
+        self._pool = weakref.ref(owner)
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Do what a task does; what `fn` hands in is run after it, or a chain of such calls would be a recursion."""
+        pool = self._pool()
+        with pool.accepting() if pool is not None and self.done() else contextlib.nullcontext():
+            super().add_done_callback(fn)
+
     @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
-        owner = self._owner
-        if isinstance(owner, FakeSupervisor):
-            owner.drive(self, math.inf)
-        return super()._condition
+    def _waiters(self) -> list[_Waiter]:  # type: ignore[override]
+        if self._waiting is None and isinstance(self._owner, FakeSupervisor):
+            self._waiting = Waiters(self._owner)
+        return super()._waiters
 
 
 class FakeSupervisor(Supervisor):
-    """See the file's header. Not thread-safe, unlike its base."""
+    """See the file's header."""
 
     new_task = FakeTask
     threaded = False
@@ -63,8 +129,9 @@ class FakeSupervisor(Supervisor):
         self._unended: dict[int, list[Call]] = {}  # by the id of their task
         self.timeline = timeline
         self._eager = eager
-        self._owner = threading.get_ident()
+        self._running_all = False
         self._depth = 0  # how many tasks are in the midst of their call, each in the one before
+        self._turn = workforce.turn
 
     def _start_thread(self) -> None:
         return
@@ -75,47 +142,51 @@ class FakeSupervisor(Supervisor):
         self, task: AnyTask, error: BaseException | None = None, *, wait: bool = True, called: bool = False
     ) -> Future[None] | None:
         """Accept a task, and if eager, run all there is. A full queue makes room by itself, if it may wait for that."""
-        while wait and task.options.block and error is None and self._scheduler.is_full() and self._happens():
-            pass
-        if wait and self._scheduler.is_full():
-            task.options = task.options.changed(block=False)
-        call = task.call
-        room = super().submit(task, error, wait=wait, called=called)
-        if room is not None:  # it was not accepted
-            return room
-        calls = Call.of(task, call)
-        self.calls += calls
-        if calls:
-            self._unended[task.id] = calls
-            self.timeline.note(named(task), "submitted:", *calls)
-        self.settle()
-        if self._eager and not self._depth:
-            self.run_all()
+        with self._turn:
+            if wait and task.options.block and error is None and not getattr(publishing, "depth", 0):
+                while self._scheduler.is_full() and self._happens():
+                    pass
+                if self._scheduler.is_full():  # for ever: a real one would stand still
+                    task.options = task.options.changed(block=False)
+            call = task.call
+            room = super().submit(task, error, wait=wait, called=called)
+            if room is not None:  # it was not accepted
+                return room
+            calls = Call.of(task, call)
+            self.calls += calls
+            if calls:
+                self._unended[task.id] = calls
+                self.timeline.note(named(task), "submitted:", *calls)
+            self.settle()
+            self._run_if_eager()
         return None
 
-    def cancel(self, task: AnyTask) -> bool:
-        """Cancel a task."""
-        cancelled = super().cancel(task)
-        self.settle()
-        return cancelled
+    def _run_if_eager(self) -> None:
+        if self._eager and not self._depth and not self._running_all:  # else who runs all comes to it
+            self.run_all()
 
-    def warm_up(self, timeout: float | None) -> None:
-        """Start all workers; they are up at once."""
-        with self._lock:
-            self._scheduler.check_open("warm up")
-            self._scheduler.warm_up(self.clock())
-        self.settle()
-        super().warm_up(timeout)
+    @contextlib.contextmanager
+    def accepting(self) -> Iterator[None]:
+        """Run what is handed in meanwhile afterwards, if eager."""
+        with self._turn:
+            before, self._running_all = self._running_all, True
+            try:
+                yield
+            finally:
+                self._running_all = before
+            self._run_if_eager()
 
-    def resize(self, size: int) -> None:
-        """Change the number of workers."""
-        super().resize(size)
-        self.settle()
+    def watch(self, task: AnyTask) -> tuple[int, Callable[[], bool]] | None:
+        """Somebody awaits `task`: within a task he drives, as nobody else can; else another coroutine may."""
+        if self._depth:
+            self.lead(task, None)
+        return super().watch(task)
 
-    def cancel_all(self) -> None:
-        """Cancel everything."""
-        super().cancel_all()
-        self.settle()
+    def _decide(self, step: Callable[[float], T]) -> T:
+        with self._turn:
+            result: T = super()._decide(step)
+            self.settle()
+        return result
 
     def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
         """Finish or cancel what was accepted; a waiting shutdown runs what is left, as a real one does.
@@ -123,16 +194,17 @@ class FakeSupervisor(Supervisor):
         Raises:
             PoolkitError: it would wait for ever, for a task that hangs.
         """
-        with self._lock:
-            self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=self.clock(), kill_after=timeout)
-            settled = self._decided()
-        self._publish(settled)
-        self.settle()
-        if wait and not self._depth:
-            self.run_all()
-            if left := self.pending():
-                msg = f"shutdown() would wait for ever, for {left[0]!r}: it hangs, and nothing will stop it"
-                raise PoolkitError(msg)
+
+        def step(now: float) -> None:
+            self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
+
+        with self._turn:
+            self._decide(step)
+            if wait and not self._depth:
+                self.run_all()
+                if left := self.pending():
+                    msg = f"shutdown() would wait for ever, for {left[0]!r}: it hangs, and nothing will stop it"
+                    raise PoolkitError(msg)
 
     def lead(self, task: AnyTask, timeout: float | None) -> None:
         """Drive the pool until `task` is done, for `timeout` virtual seconds at most.
@@ -141,8 +213,6 @@ class FakeSupervisor(Supervisor):
             TimeoutError: it is not done by then.
             PoolkitError: it would never be done.
         """
-        if threading.get_ident() != self._owner:
-            return  # another thread drives
         self.drive(task, math.inf if timeout is None else self.clock.now + timeout)
         if task.done():
             return
@@ -160,18 +230,19 @@ class FakeSupervisor(Supervisor):
 
     def settle(self) -> None:
         """Carry out what was ordered and take in what is reported, until nothing changes. Runs no task."""
-        while True:
-            with self._lock:
-                self._do_what_was_put_off(self.clock())
-                self._scheduler.tick(self.clock())
-                settled = self._decided()
-            self._publish(settled)
-            reports = self.workforce.act()
-            if not reports and not settled:
-                break
-            self.deliver(reports)
-        self._call_back()
-        self.tell()
+        with self._turn:
+            while True:
+                with self._lock:
+                    self._do_what_was_put_off(self.clock())
+                    self._scheduler.tick(self.clock())
+                    settled = self._decided()
+                self._publish(settled)
+                reports = self.workforce.act()
+                if not reports and not settled:
+                    break
+                self.deliver(reports)
+            self._call_back()
+            self.tell()
 
     def _publish(self, settled: Settled, *, call: bool = True) -> None:
         for task, outcome in settled:
@@ -214,6 +285,11 @@ class FakeSupervisor(Supervisor):
     def _is_busy(self) -> bool:
         return self.workforce.is_running() or bool(self._scheduler.waiting)
 
+    def go_on(self, end: float) -> bool:
+        """The same as `_happens`, for who does not have the turn."""
+        with self._turn:
+            return self._happens(end)
+
     def _happens(self, end: float = math.inf) -> bool:
         """One more thing happens, the clock being moved to it; False when nothing would, before `end`."""
         return self.step() or (self._is_busy() and self._move(end))
@@ -223,31 +299,38 @@ class FakeSupervisor(Supervisor):
 
         One that takes time is only begun, as long as others could begin beside it.
         """
-        return self.step() or (self.workforce.is_running() and self._move(math.inf))
+        with self._turn:
+            return self.step() or (self.workforce.is_running() and self._move(math.inf))
 
     def run_all(self) -> None:
         """Run tasks until none is left, or those that are left hang; the clock is moved as far as that takes."""
-        while self._happens():
-            pass
+        with self._turn:
+            before, self._running_all = self._running_all, True
+            try:
+                while self._happens():
+                    pass
+            finally:
+                self._running_all = before
 
     def drive(self, task: AnyTask, end: float) -> None:
         """Run tasks until `task` is done, the clock is at `end`, or nothing happens any more."""
-        if threading.get_ident() != self._owner:
-            return
-        while not task.done() and self._happens(end):
-            pass
-        if not task.done() and end < math.inf:
-            self.clock.now = max(self.clock.now, end)
+        with self._turn:
+            while not task.done() and self._happens(end):
+                pass
+            if not task.done() and end < math.inf:
+                self.clock.now = max(self.clock.now, end)
 
     def advance(self, seconds: float) -> None:
         """Let so much time pass: what a real pool would do in it is done, in order."""
-        end = self.clock.now + seconds
-        while self.step() or self._move(end):
-            pass
-        self.clock.now = end
-        self.settle()
+        with self._turn:
+            end = self.clock.now + seconds
+            while self.step() or self._move(end):
+                pass
+            self.clock.now = max(self.clock.now, end)
+            self.settle()
 
     def pending(self) -> list[AnyTask]:
         """The tasks that were accepted and are not settled, in the order of submission."""
+        self.settle()  # the results of a `map` that were dropped have it cancelled then
         with self._lock:
             return self._scheduler.unsettled_tasks()

@@ -1,18 +1,24 @@
 """FakePool: a pool that runs in this process and thread, on a virtual clock, by the rules of the real one.
 
 Both are one scheduler: priorities, retries, queue limits, cancellation and errors behave alike.
-Owner: the one thread that made it. Not thread-safe, unlike a real pool.
+Thread-safe, as one thread runs it at a time; the others wait meanwhile.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
 import random
 from collections.abc import Callable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
-from poolkit._workforce.settings import check_initializer, check_limits
+from poolkit._wire.inherit import pack_initializer
+from poolkit._workforce.settings import check_limits, check_settings
+from poolkit.errors import PoolkitError
 from poolkit.pool import Pool
 from poolkit.testing.calls import Call, Timeline, name_of, written
 from poolkit.testing.driver import FakeSupervisor
@@ -23,6 +29,10 @@ if TYPE_CHECKING:
     from poolkit.task import Task
 
 
+_SETTINGS = ("kind", "start_method", "initializer", "initargs", "preload", "env", "shm_threshold")
+_LIMITS = ("max_queue", "max_tasks_per_child", "max_memory_per_child", "min_workers", "idle_timeout")
+
+
 class FakePool(Pool):
     """A pool for tests: no process, no thread, no waiting.
 
@@ -31,58 +41,61 @@ class FakePool(Pool):
         seed: picks among the orders that a real pool of `max_workers` could show, and the jitter of back-offs.
         check_pickle: send calls and outcomes through the real codec, so that what would not travel fails here too,
             and a task cannot change the caller's objects.
-        max_workers, name, initializer, initargs, timeout, retries, max_queue, max_tasks_per_child, min_workers,
-            idle_timeout: as for `Pool`. The initializer runs here, once for each fake worker.
+        settings: those of `Pool`, by name and checked alike. `max_workers` is 1 unless it is given. The initializer
+            runs here, once for each fake worker. What only real workers can have is of no effect.
+
+    Raises: what `Pool` raises.
     """
 
     _supervisor: FakeSupervisor
 
-    def __init__(  # noqa: PLR0913 -- the contract, and the pool's own
-        self,
-        mode: str = "eager",
-        *,
-        seed: int = 0,
-        check_pickle: bool = True,
-        max_workers: int = 1,
-        name: str | None = None,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        timeout: float | None = None,
-        retries: int = 0,
-        max_queue: int | None = None,
-        max_tasks_per_child: int | None = None,
-        min_workers: int | None = None,
-        idle_timeout: float | None = None,
-    ) -> None:
+    def __init__(self, mode: str = "eager", seed: int = 0, check_pickle: bool = True, **settings: Any) -> None:
         # No super().__init__(): it would build a real workforce.
         if mode not in {"eager", "manual"}:
             msg = f"mode must be 'eager' or 'manual', was {mode!r}"
             raise ValueError(msg)
-        size = checks.whole("max_workers", max_workers)
-        limits = check_limits(
-            size,
-            max_queue=max_queue,
-            max_tasks_per_child=max_tasks_per_child,
-            min_workers=min_workers,
-            idle_timeout=idle_timeout,
-        )
-        check_initializer(initializer)
-        call = initializer
-        self._options = CallOptions().changed(timeout=timeout, retries=retries)
+        bound = inspect.signature(Pool).bind(**settings)
+        bound.apply_defaults()
+        given = bound.arguments
+        size = 1 if given["max_workers"] is None else checks.whole("max_workers", given["max_workers"])
+        checked = check_settings(size, **{name: given[name] for name in _SETTINGS})
+        limits = check_limits(size, **{name: given[name] for name in _LIMITS})
+        initializer, initargs = checked.initializer, checked.initargs
+        if initializer is not None and check_pickle and checked.start_method != "fork":
+            for fd in pack_initializer(initializer, initargs)[1]:
+                os.close(fd)
+        self._options = CallOptions().changed(timeout=given["timeout"], retries=given["retries"])
         self._max_workers = size
         self._kind = "fake"
-        self.name = checks.text_or_none("name", name) or "fake"
+        self.name = checks.text_or_none("name", given["name"]) or "fake"
         self._timeline = Timeline(VirtualClock())
         self._workforce = FakeWorkforce(
             self._timeline.clock,
             random.Random(seed),
             check_pickle=check_pickle,
-            initializer=None if call is None else lambda: call(*initargs),
+            initializer=None if initializer is None else functools.partial(initializer, *initargs),
             note=self._timeline.note,
         )
         self._supervisor = FakeSupervisor(
             self._workforce, limits, name=self.name, timeline=self._timeline, eager=mode == "eager", seed=seed
         )
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Do what a pool does; what hangs is killed, and hides no exception of the body."""
+        try:
+            super().__exit__(exc_type, exc, tb)
+        except PoolkitError:
+            self.shutdown(cancel_futures=True, kill=True)
+            if exc_type is None:
+                raise
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Do the same; it takes no time, so the event loop need not go on meanwhile."""
+        self.__exit__(exc_type, exc, tb)
 
     def __del__(self) -> None:
         """Say nothing: there is neither worker nor thread to be shut down."""
@@ -127,7 +140,7 @@ class FakePool(Pool):
 
     # ===== faults =====
 
-    def when(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> When:
+    def when(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> When:
         """Say what happens to the calls of `fn`: to all, or to those with exactly these arguments.
 
         For example `pool.when(fetch, "a").crashes().then.returns(b"")`. What was said last comes first. The items of a
@@ -154,8 +167,10 @@ class FakePool(Pool):
         """What happened so far, line by line, with the virtual time; failed assertions show it."""
         return str(self._timeline)
 
-    def assert_called(self, fn: Callable[..., Any], *args: Any, times: int | None = None, **kwargs: Any) -> None:
+    def assert_called(self, fn: Callable[..., Any], /, *args: Any, times: int | None = None, **kwargs: Any) -> None:
         """Check that `fn` was called: at all, or `times` times; with exactly these arguments, if there are any.
+
+        An argument that `fn` itself calls `times` is given by its position.
 
         Raises:
             AssertionError: it was not; the message shows the calls and the timeline.
@@ -168,6 +183,6 @@ class FakePool(Pool):
             msg = f"{what} {wanted}\ncalls:\n{calls}\ntimeline:\n{self.timeline()}"
             raise AssertionError(msg)
 
-    def assert_not_called(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def assert_not_called(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Check that `fn` was not called, or not with exactly these arguments. Raises AssertionError."""
         self.assert_called(fn, *args, times=0, **kwargs)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 _PROC = Path("/proc")
-_SHM = Path("/dev/shm")  # noqa: S108 -- looked at, never written to
 _STEP = 0.005  # seconds between two looks
 
 
@@ -44,8 +43,7 @@ class Snapshot:
     def __init__(self) -> None:
         self.threads = set(threading.enumerate())
         self.children = set(descendants())
-        self.fds = set(_open_fds())
-        self.shm = set(_shm_names())
+        self.fds = _open_fds()
 
     def leaks(self, grace: float) -> list[str]:
         """What is held now and was not then, in words. Waits for at most `grace` seconds for what is on its way out."""
@@ -73,10 +71,13 @@ class Snapshot:
     def _differences(self) -> list[str]:
         found = [f"thread {thread.name}" for thread in self.new_threads()]
         found += [f"process {describe_process(pid)}" for pid in self.new_children()]
-        for fd, target in sorted(set(_open_fds()) - self.fds):
+        before = {(fd, place) for (fd, _), place in self.fds.items()}
+        for (fd, target), place in sorted(_open_fds().items()):
+            if (fd, place) in before:
+                continue
             what = "shared memory" if target.startswith("/memfd:") else "descriptor"
             found.append(f"{what} {fd} -> {target}")
-        return found + [f"shared memory {name}" for name in sorted(set(_shm_names()) - self.shm)]
+        return found
 
 
 def descendants() -> list[int]:
@@ -107,20 +108,19 @@ def describe_process(pid: int) -> str:
     return " ".join(words) if len(words) > 1 else f"{pid} gone"
 
 
-def _open_fds() -> Iterator[tuple[int, str]]:
+def _open_fds() -> dict[tuple[int, str], str]:
+    """The descriptors and where they lead, and what that is whatever its name: a file may lose it."""
     own = {template._root.fileno() for template in idle_templates() if template._root is not None}  # noqa: SLF001 -- of this library
     own.add(_resource_tracker()[1])
+    found = {}
     for path in list((_PROC / "self/fd").iterdir()) if _PROC.is_dir() else []:
         with contextlib.suppress(OSError):  # the one that listed them is closed again
+            target = os.fspath(path.readlink())
+            place = path.stat()
             if int(path.name) not in own:
-                yield int(path.name), os.fspath(path.readlink())
-
-
-def _shm_names() -> list[str]:
-    """Segments with poolkit's name; other programs have theirs."""
-    with contextlib.suppress(OSError):
-        return [path.name for path in _SHM.iterdir() if path.name.startswith("poolkit")]
-    return []
+                kind = target if target.startswith("anon_inode:") else ""  # they have one number together
+                found[int(path.name), target] = f"{place.st_dev}:{place.st_ino}{kind}"
+    return found
 
 
 def _resource_tracker() -> tuple[Any, Any]:

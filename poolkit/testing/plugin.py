@@ -5,11 +5,12 @@
     poolkit_leaks  a check around the test for threads, processes, descriptors and shared memory left behind
 
 `@pytest.mark.poolkit(max_workers=4, ...)` sets what the pool is made with. A failed test shows the timeline of its fake
-pools. Imports nothing of poolkit before a test asks for it: pytest loads this in every project.
+pools. Imports nothing of poolkit before a test asks for it: pytest, 7 or later, loads this in every project.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from poolkit.testing import FakePool
 
 _FAKES = pytest.StashKey[list["FakePool"]]()
+_FAILED = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,9 +58,8 @@ def _fake(request: pytest.FixtureRequest, mode: str) -> Iterator[FakePool]:
 def process_pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     """A real pool of two process workers. What the test leaves running is killed; what it leaves behind fails it."""
     from poolkit import Pool  # noqa: PLC0415 -- see the file's header
-    from poolkit.testing import leaks  # noqa: PLC0415 -- see the file's header
 
-    with leaks():
+    with _leaks(request):
         pool = Pool(**{"max_workers": 2, **_options(request)})
         try:
             yield pool
@@ -68,12 +69,24 @@ def process_pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
 
 
 @pytest.fixture
-def poolkit_leaks() -> Iterator[None]:
+def poolkit_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test if it leaves a thread, child process, descriptor or shared memory behind."""
+    with _leaks(request):
+        yield
+
+
+class _FailedAnywayError(Exception):
+    """The test has failed: the traceback of that may hold what would seem to be left behind."""
+
+
+@contextlib.contextmanager
+def _leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     from poolkit.testing import leaks  # noqa: PLC0415 -- see the file's header
 
-    with leaks():
+    with contextlib.suppress(_FailedAnywayError), leaks():
         yield
+        if request.node.stash.get(_FAILED, False):
+            raise _FailedAnywayError
 
 
 def _options(request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -92,6 +105,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Show what happened in the fake pools of a failed test."""
     outcome = yield
     report = outcome.get_result()
-    if call.when == "call" and report.failed:
+    if report.failed and call.when != "teardown":
+        item.stash[_FAILED] = True
         for pool in item.stash.get(_FAKES, []):
             report.sections.append((f"timeline of the fake pool {pool.name!r}", pool.timeline()))

@@ -11,13 +11,18 @@ Owner: the thread that uses the pool.
 
 from __future__ import annotations
 
+import inspect
 import math
 import signal as signals
 from collections.abc import Callable
 from typing import Any
 
 from poolkit._core import options as checks
+from poolkit._wire import codec
 from poolkit.decorator import plain_function
+from poolkit.errors import SerializationError
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 RUNS, RETURNS, RAISES, CRASHES, HANGS = "runs", "returns", "raises", "crashes", "hangs"
 
@@ -40,7 +45,7 @@ class Step:
         if self.what == RETURNS:
             return self.payload
         if self.what == RAISES:
-            raise self.payload
+            raise self.payload if isinstance(self.payload, type) else self.payload.with_traceback(None)
         return fn(*args, **kwargs)
 
 
@@ -71,7 +76,7 @@ class When:
             raise TypeError(msg)
         return self._do(RAISES, error)
 
-    def crashes(self, signal: str | None = "SIGKILL", *, exitcode: int | None = None) -> When:
+    def crashes(self, signal: str = "SIGKILL", *, exitcode: int | None = None) -> When:
         """Have the worker die: by a signal, or with an exit code.
 
         Raises:
@@ -135,9 +140,7 @@ class When:
 
     def next_step(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step | None:
         """Use up a turn for this call; None when this is about other calls, or no turn is left."""
-        if fn is not self._fn and fn != self._fn:
-            return None
-        if self._match is not None and not is_same(self._match, (args, kwargs)):
+        if not is_call_of(self._fn, self._match, fn, args, kwargs):
             return None
         for step in self._steps:
             turns = (math.inf if step is self._steps[-1] else 1) if step.turns is None else step.turns
@@ -172,8 +175,35 @@ class Script:
         return UNSCRIPTED
 
 
+def is_call_of(
+    wanted: Callable[..., Any],
+    match: Arguments | None,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> bool:
+    """Whether this is a call of the function `wanted`, with the arguments of `match` if there is one.
+
+    A function of a class is also called through an object, which is its first argument then.
+    """
+    if fn is not wanted and fn != wanted:
+        if getattr(fn, "__func__", None) is not wanted:
+            return False
+        fn, args = wanted, (getattr(fn, "__self__", None), *args)
+    return match is None or is_same(_as_taken(wanted, *match), _as_taken(wanted, args, kwargs))
+
+
+def _as_taken(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Arguments as the function takes them, whether by name or by position."""
+    try:
+        bound = inspect.signature(fn).bind(*args, **kwargs)
+    except (TypeError, ValueError):  # it cannot be called so, or does not say how
+        return args, kwargs
+    return bound.args, bound.kwargs
+
+
 def is_same(expected: Any, given: Any) -> bool:
-    """Whether two arguments are equal. Those that cannot tell by one word, such as arrays, by being the same object."""
+    """Whether two arguments are equal. Those that do not say so, such as arrays, when they are pickled alike."""
     if expected is given:
         return True
     if type(expected) is type(given):
@@ -182,6 +212,11 @@ def is_same(expected: Any, given: Any) -> bool:
         if isinstance(expected, dict):
             return expected.keys() == given.keys() and all(is_same(expected[key], given[key]) for key in expected)
     try:
-        return bool(expected == given)
-    except Exception:  # noqa: BLE001 -- it is the user's class
+        if expected == given:
+            return True
+    except Exception:  # noqa: BLE001, S110 -- it is the user's class
+        pass
+    try:
+        return type(expected) is type(given) and bool(codec.pack_value(expected) == codec.pack_value(given))
+    except SerializationError:
         return False

@@ -3,11 +3,12 @@
 It obeys the same orders and gives the same reports as a real workforce, so the scheduler cannot tell. Nothing happens
 by itself: the driver has tasks begun and ended (`driver.py`).
 A call takes the virtual time that the script says, usually none; it really runs at the end of that.
-Owner: the one thread that uses the pool.
+Owner: the thread whose turn it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import math
 import random
@@ -15,7 +16,8 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from poolkit._child.chunk import run_chunk
@@ -28,10 +30,9 @@ from poolkit._workforce.references import by_reference
 from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
-from poolkit.testing.script import CRASHES, HANGS, RAISES, UNSCRIPTED, Script, Step
+from poolkit.testing.script import CRASHES, HANGS, RAISES, RUNS, UNSCRIPTED, Arguments, Script, Step
 
 Function = Callable[..., Any]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Whole = tuple[Function, tuple[Any, ...], dict[str, Any]]
 
 
@@ -44,6 +45,36 @@ class VirtualClock:
     def __call__(self) -> float:
         """Seconds since the pool was made."""
         return self.now
+
+
+class Turn:
+    """Whose turn it is to drive: one thread's at a time. Re-entrant; may be lent to a thread that is waited for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder = 0
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if self._holder != threading.get_ident():
+            self._lock.acquire()
+            self._holder = threading.get_ident()
+        self._depth += 1
+
+    def __exit__(self, *_exc: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._holder = 0
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Give it to this thread."""
+        before, self._holder = self._holder, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._holder = before
 
 
 class FakeCall:
@@ -92,12 +123,13 @@ class Run:
 class Member:
     """One worker in the books."""
 
-    __slots__ = ("begun", "claims", "done", "id", "run", "since")
+    __slots__ = ("begun", "claims", "context", "done", "id", "run", "since")
 
     def __init__(self, worker_id: int) -> None:
         self.id = worker_id
         self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent, not claimed
         self.run: Run | None = None
+        self.context = contextvars.Context()  # the caller's variables are not seen in a worker, nor the other way round
         self.begun, self.since, self.done = 0, 0.0, 0
 
 
@@ -121,6 +153,7 @@ class FakeWorkforce:
     ) -> None:
         mark_records()
         self.script = Script()
+        self.turn = Turn()
         self.by_reference = not check_pickle
         self._clock = clock
         self._rng = rng
@@ -142,10 +175,10 @@ class FakeWorkforce:
 
     def start(self, worker_id: int) -> None:
         """A worker comes up at once, unless the initializer raises."""
-        self._members[worker_id] = Member(worker_id)
+        member = self._members[worker_id] = Member(worker_id)
         try:
             if self._initializer is not None:
-                self._initializer()
+                member.context.run(self._initializer)
         except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
             self._reports += [BootFailed(worker_id, exc), Died(worker_id, exitcode=1)]
         else:
@@ -275,7 +308,7 @@ class FakeWorkforce:
             return Outcome.failure(run.failure or RuntimeError("no call"))
         fn, args, kwargs = run.call
         task = run.task
-        if run.steps:
+        if any(step.what != RUNS for step in run.steps):
             steps = iter(run.steps)
             if fn is run_chunk:
                 item = args[0]
@@ -286,7 +319,7 @@ class FakeWorkforce:
         limit = task.options.timeout
         deadline = None if limit is None else member.since + limit
         context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, None, member.id)
-        ok, value = run_call(context, _apart(fn), args, kwargs)
+        ok, value = member.context.run(run_call, context, self._apart(fn), args, kwargs)
         try:
             if self.by_reference:
                 return Outcome(value, ok=ok)
@@ -300,6 +333,25 @@ class FakeWorkforce:
             return Outcome(codec.pack_error(exc), ok=False, load=codec.load_error)
         finally:
             del value  # an exception's traceback holds this frame
+
+    def _apart(self, fn: Function) -> Function:
+        """Run coroutines in a thread of their own where an event loop runs in this one, which takes no second."""
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is None or asyncio._get_running_loop() is None:  # noqa: SLF001 -- get_running_loop() raises instead
+            return fn
+
+        def run_coroutine(coroutine: Any) -> Any:
+            with self.turn.lent():
+                return asyncio.run(coroutine)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            value = fn(*args, **kwargs)
+            if type(value) is not types.CoroutineType:
+                return value
+            with ThreadPoolExecutor(1, "poolkit-fake") as thread:
+                return thread.submit(contextvars.copy_context().run, run_coroutine, value).result()
+
+        return run
 
     # ===== what the supervisor asks =====
 
@@ -363,39 +415,6 @@ def _stack_of(fn: Function) -> str:
     """Where a call that hangs would be stuck, in the form in which real stacks come."""
     code = getattr(fn, "__code__", None)
     return "" if code is None else f'  File "{code.co_filename}", line {code.co_firstlineno} in {code.co_name}'
-
-
-def _apart(fn: Function) -> Function:
-    """Run coroutines in a thread of their own where an event loop runs in this one, which takes no second."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:  # noqa: SLF001 -- get_running_loop() raises instead
-        return fn
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        value = fn(*args, **kwargs)
-        return _run_apart(value) if type(value) is types.CoroutineType else value
-
-    return run
-
-
-def _run_apart(coroutine: Any) -> Any:
-    import asyncio  # noqa: PLC0415 -- there is a loop, so it is there
-
-    results: list[Any] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(asyncio.run(coroutine))
-        except BaseException as exc:  # noqa: BLE001 -- raised again below
-            errors.append(exc)
-
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="poolkit-fake")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 def _load_value(packed: tuple[bytes, object]) -> Any:

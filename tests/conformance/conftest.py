@@ -22,17 +22,18 @@ from support import WATCHDOG
 from support_gates import Gate
 
 REASONS = {
-    "background": "a task runs inside submit, so nothing can happen beside it",
+    "unattended": "it runs nothing unless somebody drives it or waits in a thread",
+    "background": "a task runs in the caller's thread, so it cannot be waited for while it runs",
     "by_reference": "calls and outcomes are pickled",
     "by_value": "calls and outcomes are not pickled",
-    "crash": "its workers cannot die",
+    "crash": "what a task does to its process is done to the test's own",
     "forks": "its workers are not forked from a process that is warm",
     "inherits": "its workers do not have the owner's memory",
-    "kill_running": "a running task cannot be stopped",
+    "kill_running": "a task that really runs cannot be stopped",
     "process": "its workers are not processes",
     "real_time": "its clock stands still",
 }
-_PROCESS = {"background", "by_value", "crash", "kill_running", "process", "real_time"}
+_PROCESS = {"unattended", "background", "by_value", "crash", "kill_running", "process", "real_time"}
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,14 @@ def _kind(name: str, make: Callable[..., Pool], settings: dict[str, Any], *capab
 FORKSERVER = _kind("forkserver", Pool, {}, *_PROCESS, "forks")
 SPAWN = _kind("spawn", Pool, {"start_method": "spawn"}, *_PROCESS)
 FORK = _kind("fork", Pool, {"start_method": "fork"}, *_PROCESS, "forks", "inherits")
-THREAD = _kind("thread", Pool, {"kind": "thread"}, "background", "by_reference", "kill_running", "real_time")
-FAKE = _kind("fake", FakePool, {}, "by_value")
+THREAD = _kind(
+    "thread", Pool, {"kind": "thread"}, "unattended", "background", "by_reference", "kill_running", "real_time"
+)
+FAKE = _kind("fake", FakePool, {}, "unattended", "by_value")
+MANUAL = _kind("manual", FakePool, {"mode": "manual"}, "by_value")
 
-ALL = [FORKSERVER, SPAWN, FORK, THREAD, FAKE]
-ONE_START_METHOD = [FORKSERVER, THREAD, FAKE]
+ALL = [FORKSERVER, SPAWN, FORK, THREAD, FAKE, MANUAL]
+ONE_START_METHOD = [FORKSERVER, THREAD, FAKE, MANUAL]
 
 
 def pytest_configure(config: pytest.Config) -> None:

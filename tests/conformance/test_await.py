@@ -12,7 +12,7 @@ import support_functions as work
 from poolkit import QueueFull, TaskCancelled
 from support import WATCHDOG
 
-pytestmark = pytest.mark.one_start_method
+pytestmark = [pytest.mark.one_start_method, pytest.mark.needs("unattended")]
 
 
 def test_a_task_can_be_awaited(pool):

@@ -10,7 +10,7 @@ import pytest
 import support_functions as work
 from support import WATCHDOG
 
-pytestmark = pytest.mark.one_start_method
+pytestmark = [pytest.mark.one_start_method, pytest.mark.needs("unattended")]
 
 
 def test_awaiting_one_quick_task_after_the_other_lets_others_have_their_turn(pool):

@@ -187,6 +187,7 @@ def test_shutdown_with_cancel_futures_finishes_what_runs(make_pool, hold):
     assert held.task.result() == "kept"
 
 
+@pytest.mark.needs("unattended")
 def test_wrap_future_awaits_a_task(executor):
     async def main():
         return await asyncio.wrap_future(executor.submit(work.add, 1, 2))
@@ -194,6 +195,7 @@ def test_wrap_future_awaits_a_task(executor):
     assert asyncio.run(main()) == 3
 
 
+@pytest.mark.needs("unattended")
 def test_run_in_executor(executor):
     async def main():
         loop = asyncio.get_running_loop()

@@ -119,6 +119,7 @@ def test_stats_count_the_bytes_on_links(make_pool):
 
 
 @pytest.mark.one_start_method
+@pytest.mark.needs("unattended")
 def test_listeners_hear_of_a_task_from_start_to_end(pool, recorder):
     for event in ("worker_started", "task_started", "task_done"):
         pool.on(event, recorder)

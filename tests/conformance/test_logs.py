@@ -68,6 +68,7 @@ def test_a_callback_sees_it_too(pool, keeper, recorder):
         keeper.records.clear()
 
 
+@pytest.mark.needs("unattended")
 @pytest.mark.needs("background")
 def test_a_coroutine_sees_it_too(pool, keeper):
     async def main():

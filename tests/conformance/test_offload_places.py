@@ -75,6 +75,7 @@ def test_a_pool_is_used_in_its_own_thread_only(pool):
     assert (pool.stats().submitted, default.stats().submitted) == (1, 1)
 
 
+@pytest.mark.needs("unattended")
 def test_coroutines_use_pools_of_their_own(make_pool):
     pools = [make_pool(), make_pool()]
 
@@ -143,6 +144,7 @@ def test_options_of_a_call_come_on_top():
 
 
 @pytest.mark.usefixtures("used")
+@pytest.mark.needs("unattended")
 def test_calls_can_be_awaited():
     async def main():
         return await asyncio.gather(*(offloaded.offloaded_square(number) for number in range(5)))

@@ -198,6 +198,7 @@ def test_what_a_chunk_gave_before_it_left_is_yielded(pool):
 # ===== asyncio =====
 
 
+@pytest.mark.needs("unattended")
 @pytest.mark.needs("background")
 def test_submit_async_goes_on_when_the_pool_grows(make_pool, hold):
     pool = make_pool(max_queue=1)
@@ -214,6 +215,7 @@ def test_submit_async_goes_on_when_the_pool_grows(make_pool, hold):
     held.release()
 
 
+@pytest.mark.needs("unattended")
 @pytest.mark.needs("kill_running")
 def test_a_with_block_in_a_cancelled_coroutine_stops_the_work(make_pool, hold):
     pool = make_pool()

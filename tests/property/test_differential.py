@@ -8,11 +8,13 @@ POOLKIT_PROGRAMS says how many; the default is a slice that fits a build.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import itertools
 import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +32,8 @@ pytestmark = pytest.mark.slow
 
 PROGRAMS = int(os.environ.get("POOLKIT_PROGRAMS", "60"))
 LIMIT = 0.03  # seconds; what has a limit hangs, so no ordinary task meets it
+MOMENT = 0.01  # seconds that a wait in vain lasts
+HELD = 1000.0  # virtual seconds, of which no program waits as many in vain
 
 
 def value(number: int) -> int:
@@ -83,6 +87,9 @@ STEPS = st.lists(
         st.tuples(st.just("submit"), CALLS),
         st.tuples(st.just("cancel"), st.integers(0, 20)),
         st.tuples(st.just("shrink"), st.just(1)),
+        st.tuples(st.just("wait"), st.sampled_from([FIRST_COMPLETED, ALL_COMPLETED])),
+        st.tuples(st.just("as_completed"), st.none()),
+        st.tuples(st.just("map"), st.booleans()),
     ),
     min_size=1,
     max_size=10,
@@ -93,8 +100,8 @@ ENDS = st.sampled_from(["wait", "wait", "wait", "grow", "cancel held", "cancel_a
 class Real:
     """A pool of processes, all held until they are let go."""
 
-    def __init__(self, size: int, max_queue: int | None, gates: Callable[[], Gate]) -> None:
-        self.pool = faults.new_pool(size, max_queue=max_queue, preload=["property.test_differential"])
+    def __init__(self, size: int, gates: Callable[[], Gate], **limits: int | None) -> None:
+        self.pool = faults.new_pool(size, preload=["property.test_differential"], **limits)
         arrived, self._release = gates(), gates()
         self.held = [self.pool.submit(work.arrive_and_wait, arrived, self._release) for _ in range(size)]
         arrived.wait(size)
@@ -110,20 +117,20 @@ def hold() -> None:
 class Fake:
     """The same in the books; what would end or keep a process is scripted."""
 
-    def __init__(self, size: int, max_queue: int | None, seed: int) -> None:
-        self.pool = FakePool("manual", max_workers=size, max_queue=max_queue, seed=seed)
+    def __init__(self, size: int, seed: int, **limits: int | None) -> None:
+        self.pool = FakePool("manual", max_workers=size, seed=seed, **limits)
         for fn in SORTS.values():  # a moment, so that one can tell which began earlier
             self.pool.when(fn).takes(0.0001)
         self.pool.when(crash).crashes("SIGKILL").takes(0.0001)
         self.pool.when(leave).crashes(exitcode=3).takes(0.0001)
         self.pool.when(hang).hangs()
-        self.pool.when(hold).takes(0.001)
+        self.pool.when(hold).takes(HELD)
         self.held = [self.pool.submit(hold) for _ in range(size)]
         for _ in range(size):
             self.pool.run_next()
 
     def let_go(self) -> None:
-        self.pool.advance(0.001)
+        self.pool.advance(HELD)
 
 
 def describe(task: poolkit.Task[Any]) -> tuple[Any, ...]:
@@ -135,35 +142,70 @@ def describe(task: poolkit.Task[Any]) -> tuple[Any, ...]:
         return ("succeeded", task.result(), task.attempts)
     facts: tuple[object, ...] = ()
     if isinstance(error, poolkit.WorkerCrashed):
-        facts = (error.signal, error.exitcode)
+        facts = (error.signal, error.exitcode, None if error.signal else error.hint)  # of a kill, the kernel knows more
     elif isinstance(error, LookupError):
         facts = error.args
     elif isinstance(error, poolkit.TaskTimeout):
-        facts = (error.timeout, bool(error.stack))
+        facts = (error.timeout,)  # a worker that is short of time dies without a stack
     return (type(error).__name__, *facts, task.attempts)
+
+
+def known(tasks: list[poolkit.Task[Any] | None]) -> list[poolkit.Task[Any]]:
+    return [task for task in tasks if task is not None]
+
+
+def those_completed(tasks: list[poolkit.Task[Any]]) -> list[poolkit.Task[Any]]:
+    done = []
+    with contextlib.suppress(concurrent.futures.TimeoutError):
+        for task in concurrent.futures.as_completed(tasks, timeout=MOMENT):
+            done.append(task)  # noqa: PERF402 -- what came before the error counts
+    return done
+
+
+def mapped(pool: poolkit.Pool, *, ordered: bool) -> object:
+    """What comes of a `map` while all workers are held."""
+    try:
+        return list(pool.options(block=False).map(value, range(3), timeout=MOMENT, chunksize=1, ordered=ordered))
+    except (poolkit.QueueFull, TimeoutError) as exc:
+        return type(exc).__name__
+
+
+def submit(pool: poolkit.Pool, options: dict[str, Any], number: int) -> poolkit.Task[Any] | None:
+    options = dict(options)
+    sort = options.pop("sort")
+    if sort == "hang":
+        options["timeout"] = LIMIT
+    argument = (None for _ in ()) if sort == "unpicklable argument" else number
+    try:
+        return pool.options(block=False, **options).submit(SORTS[sort], argument)
+    except poolkit.QueueFull:
+        return None
+
+
+def take(pool: poolkit.Pool, tasks: list[poolkit.Task[Any] | None], what: str, given: Any) -> object:
+    """Take one step of a program; returns what comes of it at once."""
+    if what == "submit":
+        tasks.append(submit(pool, given, len(tasks)))
+    elif what == "cancel":
+        victim = tasks[given % len(tasks)] if tasks else None
+        return victim is not None and victim.cancel()
+    elif what == "wait":
+        done, _ = concurrent.futures.wait(known(tasks), timeout=MOMENT, return_when=given)
+        return sorted(map(tasks.index, done))
+    elif what == "as_completed":
+        return sorted(map(tasks.index, those_completed(known(tasks))))
+    elif what == "map":
+        return mapped(pool, ordered=given)
+    else:
+        pool.resize(given)
+    return None
 
 
 def run(side: Real | Fake, steps: list[tuple[str, Any]], end: str) -> dict[str, Any]:
     """Run a program; returns what was seen."""
     pool = side.pool
     tasks: list[poolkit.Task[Any] | None] = []
-    answers: list[object] = []
-    for what, given in steps:
-        if what == "submit":
-            options = dict(given)
-            sort = options.pop("sort")
-            if sort == "hang":
-                options["timeout"] = LIMIT
-            argument = (None for _ in ()) if sort == "unpicklable argument" else len(tasks)
-            try:
-                tasks.append(pool.options(block=False, **options).submit(SORTS[sort], argument))
-            except poolkit.QueueFull:
-                tasks.append(None)
-        elif what == "cancel":
-            victim = tasks[given % len(tasks)] if tasks else None
-            answers.append(victim is not None and victim.cancel())
-        else:
-            pool.resize(given)
+    answers = [take(pool, tasks, what, given) for what, given in steps]
     if end == "grow":
         pool.resize(3)
     elif end == "cancel held":
@@ -197,13 +239,20 @@ def run(side: Real | Fake, steps: list[tuple[str, Any]], end: str) -> dict[str, 
 @hypothesis.given(
     size=st.integers(1, 2),
     max_queue=st.sampled_from([None, None, 2, 4]),
+    max_tasks_per_child=st.sampled_from([None, None, 1, 2]),
     seed=st.integers(0, 3),
     steps=STEPS,
     end=ENDS,
 )
 def test_programs_have_the_same_outcomes_on_fake_and_real_pools(
-    size: int, max_queue: int | None, seed: int, steps: list[tuple[str, Any]], end: str
+    size: int,
+    max_queue: int | None,
+    max_tasks_per_child: int | None,
+    seed: int,
+    steps: list[tuple[str, Any]],
+    end: str,
 ) -> None:
+    limits = {"max_queue": max_queue, "max_tasks_per_child": max_tasks_per_child}
     numbers = itertools.count()
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
 
@@ -212,6 +261,6 @@ def test_programs_have_the_same_outcomes_on_fake_and_real_pools(
             stack.callback(gate.close)
             return gate
 
-        real = run(Real(size, max_queue, gates), steps, end)
-        fake = run(Fake(size, max_queue, seed), steps, end)
+        real = run(Real(size, gates, **limits), steps, end)
+        fake = run(Fake(size, seed, **limits), steps, end)
     assert fake == real

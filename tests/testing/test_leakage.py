@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +71,9 @@ def test_the_blocks_own_exception_comes_first() -> None:
         raise LookupError
     os.close(read)
     os.close(write)
+
+
+def test_a_file_that_loses_its_name_in_the_block_is_no_leak(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("w"), leaks(grace=0.01):
+        path.unlink()

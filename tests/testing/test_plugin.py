@@ -164,10 +164,43 @@ def test_real_pools_fail_a_test_that_leaves_something_behind(run: Run) -> None:
 
         def test_leaky(poolkit_leaks):
             threading.Thread(target=threading.Event().wait, name="left-over", daemon=True).start()
+
+
+        def test_that_fails_is_told_once(process_pool, poolkit_leaks):
+            reader, writer = os.pipe()
+            assert reader == writer
         """
     )
-    result.assert_outcomes(passed=3, errors=2)
+    result.assert_outcomes(passed=3, failed=1, errors=2)
     result.stdout.fnmatch_lines(["*left behind:", "*descriptor*pipe*", "*thread left-over*"])
+
+
+def test_no_real_pool_takes_the_place_of_a_fake_that_was_shut_down(run: Run) -> None:
+    result = run(
+        """
+        import poolkit
+        import pytest
+        import service
+
+
+        def test_it(fake_pool):
+            poolkit.default_pool().shutdown()
+            with pytest.raises(poolkit.PoolClosed):
+                service.resize("a", 200)
+
+
+        @pytest.fixture
+        def broken(fake_pool):
+            service.thumbnails(["a"])
+            raise LookupError
+
+
+        def test_the_timeline_of_a_fixture_that_failed(broken):
+            pass
+        """
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*timeline of the fake pool 'fake'*"])
 
 
 def test_with_xdist_and_asyncio(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from unittest.mock import ANY
 
 import pytest
@@ -10,6 +11,13 @@ import poolkit
 import support_functions as work
 import support_offloaded as offloaded
 from poolkit.testing import FakePool
+
+
+class Plain:
+    """Equal to nothing but itself."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 @pytest.fixture
@@ -100,10 +108,53 @@ def test_calls_are_told_apart_by_their_arguments(pool: FakePool) -> None:
         assert pool.submit(work.collect, *args, **kwargs).result() == (args, kwargs)
 
 
-def test_arguments_that_cannot_be_compared_do_not_match(pool: FakePool) -> None:
+def test_arrays_match_when_they_hold_the_same(pool: FakePool) -> None:
     numpy = pytest.importorskip("numpy")
     pool.when(work.identity, numpy.arange(3)).returns(0)
-    assert pool.submit(work.identity, numpy.arange(3)).result().tolist() == [0, 1, 2]
+    assert pool.submit(work.identity, numpy.arange(3)).result() == 0
+    assert pool.submit(work.identity, numpy.arange(4)).result().tolist() == [0, 1, 2, 3]
+    pool.assert_called(work.identity, numpy.arange(4), times=1)
+
+
+def test_objects_that_compare_by_identity_match_their_copies(pool: FakePool) -> None:
+    plain = Plain(3)
+    pool.submit(work.identity, plain)
+    pool.assert_called(work.identity, plain)
+    pool.assert_not_called(work.identity, Plain(4))
+
+
+def test_arguments_match_whether_given_by_name_or_by_position(pool: FakePool) -> None:
+    pool.when(work.square, number=3).returns("by name")
+    assert pool.submit(work.square, 3).result() == "by name"
+    pool.assert_called(work.square, 3)
+    pool.when(work.square, 4).returns("by position")
+    assert pool.submit(work.square, number=4).result() == "by position"
+
+
+def test_a_method_is_known_by_its_class(pool: FakePool) -> None:
+    pool.when(offloaded.Account.times, ANY, 2).returns("scripted")
+    with poolkit.use_pool(pool):
+        assert offloaded.Account(3).times(2).result() == "scripted"
+        assert offloaded.Account(3).times(3).result() == 9
+    pool.assert_called(offloaded.Account.times, times=2)
+
+
+def test_an_exception_that_is_raised_often_does_not_grow() -> None:
+    pool = FakePool(check_pickle=False)
+    error = LookupError("gone")
+    pool.when(work.square).raises(error)
+    lengths = set()
+    for _ in range(3):
+        assert pool.submit(work.square, 3).exception() is error
+        lengths.add(len(traceback.extract_tb(error.__traceback__)))
+    assert len(lengths) == 1
+
+
+def test_a_call_that_really_runs_has_no_frames_of_the_script_in_its_traceback(pool: FakePool) -> None:
+    pool.when(work.raise_value_error).takes(1)
+    error = pool.submit(work.raise_value_error, "no").exception()
+    assert error is not None
+    assert "testing/script.py" not in "".join(traceback.format_exception(error))
 
 
 def test_what_was_said_last_comes_first(pool: FakePool) -> None:
