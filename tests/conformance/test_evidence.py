@@ -118,9 +118,27 @@ def test_a_task_stopped_at_its_deadline_tells_where_it_was(pool):
     submit = pool.options(deadline=0.5).submit
     error = retry_until(lambda: submit(work.spin).exception(), lambda error: "File " in str(error))
     assert type(error) is DeadlineExceeded
-    assert "(spin, attempt 1) was not done 0.5 s after its submit, its deadline" in str(error)
+    assert "(spin, attempt 1) was not done within its deadline of 0.5 s and was stopped" in str(error)
     assert "it was at (most recent call first):\n  File " in str(error)
     assert "in spin" in str(error)
+
+
+@pytest.mark.needs("kill_running", "process")
+@pytest.mark.parametrize("how", ["forked", "asked"])
+def test_a_stack_is_never_that_of_an_earlier_task_or_of_a_child_that_it_forked(pool, how):
+    """A child that a task forks and that crashes; somebody who asks a worker for its stack."""
+    earlier = tasks.fork_a_child_that_crashes if how == "forked" else tasks.ask_for_the_stack
+    assert pool.submit(earlier).result() in {None, "SIGSEGV"}
+    assert pool.submit(os._exit, 3).exception().stack == ""
+    pool.submit(earlier).result()
+    assert pool.submit(work.die).exception().stack == ""
+    pool.submit(earlier).result()
+    stack = pool.submit(tasks.crash).exception().stack
+    assert [line.rpartition(" in ")[2] for line in stack.splitlines()] == ["crash"]
+    pool.submit(earlier).result()
+    error = pool.options(timeout=0.3).submit(tasks.sleep).exception()
+    assert error.stack == "" or "in sleep" in error.stack  # on a busy machine it may take too long
+    assert earlier.__name__ not in error.stack
 
 
 # ===== why poolkit had to end a worker =====
