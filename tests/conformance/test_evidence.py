@@ -37,6 +37,14 @@ def test_only_what_the_task_itself_printed_in_its_own_run_is_shown(pool, journal
     assert pool.submit(tasks.close_streams_and_die).exception().output == ""
 
 
+@pytest.mark.needs("crash", "process")
+def test_a_line_that_a_task_printed_arrives_and_is_shown_whatever_ends_it(capfd, pool):
+    """Nobody flushes, and the standard output is no terminal."""
+    for call in ((work.die,), (os._exit, 3), (tasks.crash,)):
+        assert pool.submit(tasks.print_and, *call).exception().output == "important\n"
+        assert capfd.readouterr().out == "important\n"
+
+
 @pytest.mark.needs("crash")
 def test_a_worker_killed_in_the_midst_of_printing_shows_whole_lines_in_order(pool, new_gate):
     """Killed at any instruction: the lines shown are some that follow upon one another, the last one perhaps cut."""
