@@ -38,8 +38,9 @@ def test_only_what_the_task_itself_printed_in_its_own_run_is_shown(pool, journal
 
 
 @pytest.mark.needs("crash", "process")
-def test_a_line_that_a_task_printed_arrives_and_is_shown_whatever_ends_it(capfd, pool):
+def test_a_line_that_a_task_printed_arrives_and_is_shown_whatever_ends_it(make_pool, capfd):
     """Nobody flushes, and the standard output is no terminal."""
+    pool = make_pool()  # with "fork" it has the descriptors of this moment
     for call in ((work.die,), (os._exit, 3), (tasks.crash,)):
         assert pool.submit(tasks.print_and, *call).exception().output == "important\n"
         assert capfd.readouterr().out == "important\n"
