@@ -46,10 +46,7 @@ class OutOfMemory:
         if not in_group and not on_machine:
             return f"not killed by poolkit, but by {_OTHERS}; the kernel counted no out-of-memory kill"
         # One of them is told now. The rest is left for deaths that come together with this one.
-        told = [
-            old + 1 if old is not None and _more(old, new) else new for old, new in zip(before, counts, strict=True)
-        ]
-        self._looks = [(since, (told[0], told[1]))]
+        self._looks = [(since, (_one_more(before[0], counts[0]), _one_more(before[1], counts[1])))]
         what = f"in the {max(1.0, now - since):.0f} s before, the kernel's out-of-memory killer ended"
         likely = "most likely" if in_group and now - since <= FRESH else "perhaps"
         if not in_group:
@@ -99,6 +96,10 @@ class OutOfMemory:
 
 def _more(old: int | None, new: int | None) -> int:
     return 0 if old is None or new is None else max(0, new - old)
+
+
+def _one_more(old: int | None, new: int | None) -> int | None:
+    return old + 1 if old is not None and _more(old, new) else new
 
 
 def _processes(count: int) -> str:
