@@ -1,88 +1,82 @@
 """What the kernel tells of memory that ran out: limits, and the count of its out-of-memory kills. Linux; else nothing.
 
 A kill is counted in the control group of the process that was killed, and for the machine; both are looked at, as a
-worker may have been moved into a group of its own, and other groups are other people's.
+worker may have been moved into a group of its own. A count says how many and not whom: the program that a task started
+may have been meant. So counts are noted at every start and end of a worker, and what is told says since when.
 """
 
 from __future__ import annotations
 
+import os
 import time
 
 ROOT, PROC = "/sys/fs/cgroup", "/proc"
-TOGETHER = 1.0  # seconds in which kills that were counted at once may explain several deaths
+EVERY = 1.0  # seconds at least between two looks
+SETTLED = 5.0  # seconds that a kill may take until the death is known: a look that is younger may have counted it
+FRESH = 60.0  # seconds in which a kill and a death are most likely the same
 _NO_LIMIT = 1 << 60  # what version 1 of the control groups shows is near to that of a word
-_NEARLY = 0.9
+_OTHERS = "the task itself, another process or an operator"
 
 
 class OutOfMemory:
     """Whether the kernel's out-of-memory killer ended a worker. Owner: the supervisor thread."""
 
-    def __init__(self, root: str = ROOT, proc: str = PROC) -> None:
+    def __init__(self, root: str = ROOT, proc: str = PROC, now: float | None = None) -> None:
         """Begin to count."""
         self._root, self._proc = root, proc
-        self._seen = self._counts()
-        self._unexplained = [0, 0]  # kills, in our group and on the machine, that no death was put down to
-        self._until = 0.0  # they may explain one
+        # When, and the kills in our group and on the machine. The first is what deaths are compared with.
+        self._looks = [(time.monotonic() if now is None else now, self._counts())]
 
-    def explain(self, peak: int, now: float | None = None) -> str:
+    def look(self, now: float | None = None) -> None:
+        """Note what was counted by now."""
+        now = time.monotonic() if now is None else now
+        if now >= self._looks[-1][0] + EVERY:
+            self._looks.append((now, self._counts()))
+        while len(self._looks) > 1 and self._looks[1][0] <= now - SETTLED:
+            del self._looks[0]
+
+    def explain(self, now: float | None = None) -> str:
         """Why a worker was killed by a SIGKILL that was not ours, as far as it can be known; "" for not at all."""
         now = time.monotonic() if now is None else now
-        before, self._seen = self._seen, self._counts()
-        if now > self._until:
-            self._unexplained = [0, 0]
-        for which, (old, new) in enumerate(zip(before, self._seen, strict=True)):
-            if old is not None and new is not None and new > old:
-                self._unexplained[which] += new - old
-                self._until = now + TOGETHER
-        if not any(self._unexplained):
-            if self._seen == (None, None):
-                return ""
-            near = self.near_limit(peak)
-            return "killed from outside poolkit, by a SIGKILL; the kernel counted no out-of-memory kill" + (
-                f", though {near}" if near else ""
-            )
-        in_group = self._unexplained[0] > 0 or self._seen[0] is None
-        self._unexplained = [max(0, count - 1) for count in self._unexplained]
+        self.look(now)
+        (since, before), counts = self._looks[0], self._counts()
+        if counts == (None, None):
+            return ""
+        in_group, on_machine = map(_more, before, counts)
+        if not in_group and not on_machine:
+            return f"not killed by poolkit, but by {_OTHERS}; the kernel counted no out-of-memory kill"
+        # One of them is told now. The rest is left for deaths that come together with this one.
+        self._looks = [(since, (_one_more(before[0], counts[0]), _one_more(before[1], counts[1])))]
+        what = f"in the {max(1.0, now - since):.0f} s before, the kernel's out-of-memory killer ended"
+        likely = "most likely" if in_group and now - since <= FRESH else "perhaps"
         if not in_group:
-            return (
-                "the kernel's out-of-memory killer ended a process of another control group at that time: this worker, "
-                "if it was moved into one of its own"
-            )
+            return f"{what} {_processes(on_machine)} on the machine, {likely} this one; if not, {_OTHERS} did"
         limit = self._limit()
-        what = f"the {limit / 1e6:.0f} MB of its control group were" if limit else "the machine's memory was"
+        used = f"the {limit / 1e6:.0f} MB of the group were" if limit else "the machine's memory was"
         return (
-            f"the kernel's out-of-memory killer ended it, as {what} used up: allow more, let tasks need less, or let "
-            "fewer run at once"
+            f"{what} {_processes(in_group)} of its control group, {likely} this one: {used} used up; allow more, let "
+            "tasks need less, or let fewer run at once"
         )
 
-    def near_limit(self, peak: int) -> str:
-        """That a process whose resident memory was `peak` at most had nearly all that it may have; "" if it had not."""
-        limit, whose = self._limit() or _NO_LIMIT, "its control group"
-        for line in _read(f"{self._proc}/self/limits").splitlines():
-            words = line.split()
-            if words[:3] == ["Max", "address", "space"] and "".join(words[3:4]).isdigit() and int(words[3]) < limit:
-                limit, whose = int(words[3]), "RLIMIT_AS"
-        return f"it had nearly all of the {limit / 1e6:.0f} MB that {whose} allows" if peak >= _NEARLY * limit else ""
-
-    def _groups(self) -> list[str]:
-        """The folders of the control groups that may count and limit this process's memory, the innermost first."""
-        folders = []
+    def _groups(self) -> list[list[str]]:
+        """The folders of the control groups that may count and limit our memory, by hierarchy, the innermost first."""
+        hierarchies = []
         for line in _read(f"{self._proc}/self/cgroup").splitlines():
             _, controllers, path = [*line.split(":", 2), "", ""][:3]
             if controllers and "memory" not in controllers.split(","):
                 continue
             base = f"{self._root}/memory" if controllers else self._root  # version 1, version 2
-            parts = [
-                "",
-                *path.strip("/").split("/"),
-            ]  # in a container the path may not be there, but its end is the root
-            folders += [base + "/".join(parts[:depth]) for depth in range(len(parts), 0, -1)]
-        return folders
+            parts = ["", *path.strip("/").split("/")]
+            folders = (base + "/".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+            # In a container the path may not be there, but its end is the root.
+            hierarchies.append([folder for folder in folders if os.path.isdir(folder)])  # noqa: PTH112 -- see `_read`
+        return hierarchies
 
     def _counts(self) -> tuple[int | None, int | None]:
         counts = (
-            _number(_read(f"{group}/{name}"), "oom_kill")
-            for group in self._groups()
+            _number(_read(f"{folder}/{name}"), "oom_kill")
+            for folders in self._groups()
+            for folder in folders[:1]  # those above count what happens to others as well
             for name in ("memory.events", "memory.oom_control")
         )
         in_group = next((count for count in counts if count is not None), None)
@@ -92,11 +86,24 @@ class OutOfMemory:
         """The least that the control groups allow."""
         limits = (
             int(text)
-            for group in self._groups()
+            for folders in self._groups()
+            for folder in folders
             for name in ("memory.max", "memory.limit_in_bytes")
-            if (text := _read(f"{group}/{name}").strip()).isdigit()
+            if (text := _read(f"{folder}/{name}").strip()).isdigit()
         )
         return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
+
+
+def _more(old: int | None, new: int | None) -> int:
+    return 0 if old is None or new is None else max(0, new - old)
+
+
+def _one_more(old: int | None, new: int | None) -> int | None:
+    return old + 1 if old is not None and _more(old, new) else new
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def _read(path: str) -> str:

@@ -125,8 +125,9 @@ class Face(Executor):
         if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
             msg = f"starmap() needs an iterable of tuples, was given {iterable!r}"
             raise TypeError(msg)
-        items = map(tuple, iterable)
-        return self._results(fn, items, timeout, chunksize, buffersize, starred=True, ordered=ordered)
+        return self._results(
+            fn, map(_arguments, iterable), timeout, chunksize, buffersize, starred=True, ordered=ordered
+        )
 
     def options(  # noqa: PLR0913 -- the options of a call
         self,
@@ -315,6 +316,10 @@ class Face(Executor):
         )
 
 
+for _method in (Face.submit, Face.submit_async, Face.map, Face.starmap, Face.options, Face.shutdown):
+    _method.__qualname__ = f"Pool.{_method.__name__}"  # what a TypeError calls it
+
+
 class PoolView(Face):
     """A pool with other defaults for the calls made through it. Cheap; made by `options`, and views chain.
 
@@ -340,6 +345,13 @@ class PoolView(Face):
         plain = CallOptions().as_dict()
         changed = [f"{name}={value!r}" for name, value in self._options.as_dict().items() if value != plain[name]]
         return f"<poolkit.PoolView of {self._of.name!r} {' '.join(changed)}>"
+
+
+def _arguments(item: Iterable[Any]) -> tuple[Any, ...]:
+    if not hasattr(item, "__iter__") and not hasattr(item, "__getitem__"):
+        msg = f"starmap() needs an iterable of tuples of arguments, which had {item!r}"
+        raise TypeError(msg)
+    return tuple(item)
 
 
 def _name_of(fn: Callable[..., Any]) -> str:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from poolkit import _os
 from support_gates import Gate
 
 
@@ -31,6 +32,11 @@ def say(*lines: object, to: str = "stdout") -> None:
 def say_and_die(*lines: object) -> None:
     say(*lines)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def print_and(end: Callable[..., object], *args: object) -> None:
+    print("important", file=sys.__stdout__)
+    end(*args)
 
 
 def say_in_many_ways_and_die() -> None:
@@ -61,6 +67,21 @@ def say_for_ever(gate: Gate, when: int = 1000) -> NoReturn:
         print(f"line {number}", file=sys.__stdout__, flush=True)
         if number == when:
             gate.signal()
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def fork_a_child_that_crashes() -> str:
+    pid = os.fork()
+    if not pid:
+        crash()
+    return signal.Signals(os.WTERMSIG(os.waitpid(pid, 0)[1])).name
+
+
+def ask_for_the_stack() -> None:
+    os.kill(os.getpid(), _os.STACK_SIGNAL)
 
 
 def close_streams_and_die() -> None:

@@ -52,6 +52,7 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     link = WorkerFds(*fds[: len(WorkerFds._fields)])
     faulthandler.enable(file=link.evidence, all_threads=False)
     faulthandler.register(_os.STACK_SIGNAL, file=link.evidence, all_threads=False, chain=False)
+    os.register_at_fork(after_in_child=_give_no_evidence)
     board = Board(link.board)
     os.close(link.board)
     keep_output(board)
@@ -89,6 +90,12 @@ def _work(loop: Loop, initializers_fds: list[int], inherited_initializer: Callab
         loop.say(messages.READY, os.getpid())
         loop.serve()
     return 0
+
+
+def _give_no_evidence() -> None:
+    """In a child that a task forks: its crash is not the worker's."""
+    faulthandler.disable()
+    faulthandler.unregister(_os.STACK_SIGNAL)
 
 
 def leave(code: int) -> None:

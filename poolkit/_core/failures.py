@@ -13,19 +13,28 @@ from poolkit.errors import (
     WorkerCrashed,
 )
 
+_OTHERS = "not by poolkit, but by the task itself, another process or an operator"
 _HINTS = {
-    "SIGKILL": "killed from outside poolkit: most often the kernel's out-of-memory killer, or somebody's kill -9",
+    "SIGKILL": f"killed {_OTHERS}, or by the kernel's out-of-memory killer",
     "SIGSEGV": "a crash in C code: an extension module or ctypes touched memory that is not its own",
     "SIGBUS": "a mapped file or shared memory was cut short under the worker",
     "SIGABRT": "C code called abort(), as assertions and glibc's heap checks do",
     "SIGFPE": "an arithmetic fault in C code",
     "SIGILL": "an instruction that this CPU does not have: a library built for another one",
-    "SIGTERM": "terminated from outside poolkit",
+    "SIGTERM": f"terminated {_OTHERS}",
+    "SIGXCPU": "it used up the CPU time that RLIMIT_CPU allows",
+    "SIGXFSZ": "it wrote a file larger than RLIMIT_FSIZE allows",
+    "SIGALRM": "a timer that the task set, by alarm() or setitimer(), went off and it has no handler for it",
+    "SIGPIPE": "it wrote to a pipe or socket that nobody reads, and the task had set that to be deadly",
 }
 
 
 def _which(task: AnyTask) -> str:
     return f"task {task.id} ({task.name}, attempt {task.attempts})"
+
+
+def _worker(worker: Worker, death: Died) -> str:
+    return f"worker {worker.id} (pid {worker.pid or death.pid})"
 
 
 def how_it_died(death: Died) -> str:
@@ -38,14 +47,11 @@ def how_it_died(death: Died) -> str:
 
 
 def hint_for(death: Died) -> str:
-    """What most likely happened."""
-    if death.signal is not None:
-        usual = _HINTS.get(death.signal, "")
-        if death.signal == "SIGKILL":  # then the workforce has looked, or knows better
-            return death.hint or usual
-        return "; ".join(filter(None, (usual, death.hint)))
-    if death.hint:
+    """What most likely happened; of what may have been another process, no more than that."""
+    if death.hint:  # the workforce has looked, or knows better
         return death.hint
+    if death.signal is not None:
+        return _HINTS.get(death.signal, "")
     if death.exitcode is not None:
         return "the task ended its process: by os._exit(), by C code that calls exit(), or by exec of another program"
     return ""
@@ -54,24 +60,22 @@ def hint_for(death: Died) -> str:
 def crashed(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
     """The worker died while it ran `task`."""
     hint = hint_for(death)
-    pid = worker.pid or death.pid
-    text = f"worker {worker.id} (pid {pid}) {how_it_died(death)} while it ran {_which(task)}"
+    text = f"{_worker(worker, death)} {how_it_died(death)} while it ran {_which(task)}"
     if death.peak_rss:
         text += f"; it used up to {death.peak_rss / 1e6:.0f} MB"
     if hint:
         text += f"; {hint}"
-    return _worker_crashed(text, death, pid, worker.id, hint)
+    return _worker_crashed(text, death, worker.pid or death.pid, worker.id, hint)
 
 
 def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
     """Worker after worker died that was to begin `task`, and did not."""
     hint = "; ".join(filter(None, ("its arguments most likely need more memory than a worker may use", death.hint)))
-    pid = worker.pid or death.pid
     text = (
         f"{task.deaths} workers in a row died while they received task {task.id} ({task.name}), a call of "
-        f"{task.nbytes / 1e6:.1f} MB; the last one, worker {worker.id} (pid {pid}), {how_it_died(death)}; {hint}"
+        f"{task.nbytes / 1e6:.1f} MB; the last one, {_worker(worker, death)}, {how_it_died(death)}; {hint}"
     )
-    return _worker_crashed(text, death, pid, worker.id, hint)
+    return _worker_crashed(text, death, worker.pid or death.pid, worker.id, hint)
 
 
 def cannot_boot(death: Died, failures: int) -> WorkerCrashed:
@@ -107,7 +111,11 @@ def _worker_crashed(text: str, death: Died, pid: int | None, worker_id: int, hin
 
 def _last_lines(output: str) -> str:
     lines = output.rstrip().splitlines()[-5:]
-    return "\n".join(f"  {line[-300:]}" for line in lines)
+    return "\n".join("  " + "".join(map(_shown, line[-300:])) for line in lines)
+
+
+def _shown(char: str) -> str:
+    return char if char.isprintable() or char == "\t" else ascii(char)[1:-1]  # terminals obey what is not printable
 
 
 def sentenced(
@@ -138,17 +146,15 @@ def grew_too_large(task: AnyTask, worker: Worker, used: int) -> MemoryLimitExcee
 def timed_out(task: AnyTask, death: Died | None) -> TaskTimeout:
     """The task passed its run-time limit and was stopped."""
     limit = task.options.timeout
-    stack = death.stack if death is not None else ""
-    text = f"{_which(task)} ran longer than its timeout of {limit:g} s and was stopped"
+    text = f"{_which(task)} ran longer than its timeout of {limit:g} s{_what_was_done(death)}"
+    return TaskTimeout(text, timeout=limit, stack="" if death is None else death.stack)
+
+
+def _what_was_done(death: Died | None) -> str:
     if death is None:
-        text += " (its worker does not die: it is stuck inside the kernel)"
-    elif death.abandoned:
-        text = f"{_which(task)} ran longer than its timeout of {limit:g} s; its thread would not stop and was given up"
-    return TaskTimeout(text + _where(stack), timeout=limit, stack=stack)
-
-
-def _where(stack: str) -> str:
-    return f"; it was at (most recent call first):\n{stack}" if stack else ""
+        return " and was stopped (its worker does not die: it is stuck inside the kernel)"
+    done = "; its thread would not stop and was given up" if death.abandoned else " and was stopped"
+    return f"{done}; it was at (most recent call first):\n{death.stack}" if death.stack else done
 
 
 def queued_too_long(task: AnyTask) -> QueueTimeout:
@@ -161,13 +167,10 @@ def queued_too_long(task: AnyTask) -> QueueTimeout:
 
 def deadline_exceeded(task: AnyTask, death: Died | None = None) -> DeadlineExceeded:
     """The task's deadline passed: with the death of its worker if it was running."""
-    text = f"{_which(task)} was not done {task.options.deadline:g} s after its submit, its deadline"
+    within = f"within its deadline of {task.options.deadline:g} s"
     if task.attempts == 0:
-        text = f"task {task.id} ({task.name}) did not begin within its deadline of {task.options.deadline:g} s"
-    elif death is not None:
-        text += ", and was given up; its thread would not stop" if death.abandoned else ", and was stopped"
-        text += _where(death.stack)
-    return DeadlineExceeded(text)
+        return DeadlineExceeded(f"task {task.id} ({task.name}) did not begin {within}")
+    return DeadlineExceeded(f"{_which(task)} was not done {within}{'' if death is None else _what_was_done(death)}")
 
 
 def initializer_failed(cause: BaseException, text: str) -> InitializerFailed:

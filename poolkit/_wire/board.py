@@ -79,14 +79,18 @@ class Board:
         ids[_WRITTEN] = end
 
     def output(self) -> str:
-        """The last lines that were printed since the last task began; "" for none. The worker must be dead."""
+        """The last lines that were printed since the last task began; "" for none.
+
+        The worker should be dead; if it is just being killed, what it overwrites meanwhile is left out.
+        """
         ids = self._ids
-        start, written, claimed = ids[_FROM], ids[_WRITTEN], ids[_CLAIMED]
+        written, ring = ids[_WRITTEN], bytes(self._ring)
+        start, claimed = ids[_FROM], ids[_CLAIMED]  # read last: beyond them nothing was touched
         kept = max(start, claimed - RING)
         if self._times[_OUTPUT_OF] != self._times[_SINCE] or not kept < written <= claimed:
             return ""
         at = kept % RING
-        data = (bytes(self._ring) * 2)[at : at + written - kept]
+        data = (ring * 2)[at : at + written - kept]
         if kept > start:  # the first line is cut, perhaps within a character
             data = data.partition(b"\n")[2] or data.lstrip(bytes(range(0x80, 0xC0)))
         return data.decode("utf-8", "replace")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 
-_OWN = ("/poolkit/_child/", "\\poolkit\\_child\\")
-_PRINTING = "output.py"  # our one file there whose frames stand inside those of the user's code
+_OWN = "/poolkit/_child/"
+_PRINTING = _OWN + "output.py"  # our one file there whose frames stand inside those of the user's code
+_FATAL = "Fatal Python error"
+_FATAL_SIGNALS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"})
 
 
 def read_available(fd: int) -> str:
@@ -28,16 +30,27 @@ def is_complete(text: str) -> bool:
     return any(_is_own(line) or line.startswith("  ...") for line in lines[:-1])
 
 
+def of_death(signal: str | None, asked: str | None, rest: str) -> str:
+    """The stack of a worker that ended: of its fatal signal, or what it wrote since it was asked (None: it was not).
+
+    Anything else is older: somebody sent it the signal that asks, or a process that its tasks left behind crashed.
+    """
+    if signal in _FATAL_SIGNALS:
+        _, found, crash = ((asked or "") + rest).rpartition(_FATAL)
+        return tidy(crash) if found else ""
+    return "" if asked is None else tidy(asked + rest)
+
+
 def tidy(text: str) -> str:
     """The frames of the user's code, most recent first, of what faulthandler wrote; "" when there are none."""
     frames = []
     for line in text.splitlines():
         if _is_own(line):
             break
-        if line.startswith(("  File ", "  ...")) and not any(part + _PRINTING in line for part in _OWN):
+        if line.startswith(("  File ", "  ...")) and _PRINTING not in line:
             frames.append(line)
     return "\n".join(frames)
 
 
 def _is_own(line: str) -> bool:
-    return line.startswith("  File ") and any(part in line and part + _PRINTING not in line for part in _OWN)
+    return line.startswith("  File ") and _OWN in line and _PRINTING not in line

@@ -63,7 +63,7 @@ class Member:
         self.is_condemned = False  # to be killed by order; guarded by: the pool's one lock
         self.is_reaped = False  # its end was reported by whoever reaped it, or it never was
         self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
-        self.stack = ""
+        self.stack: str | None = None  # what it wrote since it was asked where it is; None: it was not
         self.hint = ""  # why poolkit had to end it
         self.kill_at: float | None = None  # until then it may write its stack
 

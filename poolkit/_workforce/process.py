@@ -243,7 +243,7 @@ class ProcessWorkforce:
             self.freight.tend(self._members.values())
         reports += self.read()
         for member in self._dying():
-            if (member.kill_at or 0.0) <= time.monotonic() or evidence.is_complete(member.stack):
+            if (member.kill_at or 0.0) <= time.monotonic() or evidence.is_complete(member.stack or ""):
                 self._kill(member, reports)
         return reports
 
@@ -335,6 +335,7 @@ class ProcessWorkforce:
         nursery.fork(member.id, theirs)
         if self._out_of_memory is None:
             self._out_of_memory = OutOfMemory()
+        self._out_of_memory.look()
 
     def _connect(self, member: Member) -> list[int]:
         """Open a worker's ends and send the first frame; returns the descriptors for the other side."""
@@ -387,6 +388,8 @@ class ProcessWorkforce:
         if self._nursery is None or member.evidence_fd < 0:
             self._kill(member, reports)
             return
+        evidence.read_available(member.evidence_fd)  # what is there already is not of this task
+        member.stack = ""
         member.kill_at = time.monotonic() + STACK_GRACE
         self._selector.register(member.evidence_fd, selectors.EVENT_READ, functools.partial(self._stack_came, member))
         self._nursery.signal(member.id, _os.STACK_SIGNAL, group=False)
@@ -395,7 +398,7 @@ class ProcessWorkforce:
         text = evidence.read_available(member.evidence_fd)
         if not text:
             self._unregister(member.evidence_fd)
-        member.stack += text
+        member.stack = (member.stack or "") + text
 
     def _kill_cut_off(self, member: Member, reports: Reports) -> None:
         """End a worker whose link is of no use. Mostly it has ended by itself, which is why."""
@@ -435,32 +438,23 @@ class ProcessWorkforce:
                 reports.append(Died(worker_id, hint=hint))
 
     def _ended(self, member: Member, reports: Reports, *, status: int, pid: int, peak: int) -> None:
-        self._drain(member, reports)
         member.is_reaped = True
         code = os.waitstatus_to_exitcode(status)
-        reports.append(
-            Died(
-                member.id,
-                exitcode=code if code >= 0 else None,
-                signal=_os.signal_name(-code) if code < 0 else None,
-                pid=pid,
-                peak_rss=peak,
-                stack=evidence.tidy(member.stack),
-                output=member.board.output() if member.board is not None else "",
-                hint=member.hint or ("" if member.is_condemned or code >= 0 else self._hint(-code, peak)),
-            )
-        )
+        name = _os.signal_name(-code) if code < 0 else None
+        hint, watch = member.hint, self._out_of_memory
+        if watch is not None and code == -signal.SIGKILL and not (hint or member.is_condemned):
+            hint = watch.explain()
+        elif watch is not None:
+            watch.look()
+        self._died(member, reports, name, exitcode=code if code >= 0 else None, pid=pid, peak_rss=peak, hint=hint)
 
-    def _hint(self, number: int, peak: int) -> str:
-        if self._out_of_memory is None:
-            return ""
-        return self._out_of_memory.explain(peak) if number == signal.SIGKILL else self._out_of_memory.near_limit(peak)
-
-    def _drain(self, member: Member, reports: Reports) -> None:
-        """Read what a dead worker left: outcomes that it sent, and its stack."""
+    def _died(self, member: Member, reports: Reports, name: str | None, **facts: Any) -> None:
+        """Report a death by that signal, after what the worker left: outcomes that it sent, stack and output."""
         drain(member, reports)
-        if member.evidence_fd >= 0:
-            member.stack += evidence.read_available(member.evidence_fd)
+        rest = evidence.read_available(member.evidence_fd) if member.evidence_fd >= 0 else ""
+        stack = evidence.of_death(name, member.stack, rest)
+        output = member.board.output() if member.board is not None else ""
+        reports.append(Died(member.id, signal=name, stack=stack, output=output, **facts))
 
     def _nursery_died(self, reports: Reports) -> None:
         """Every worker dies with the template: the kernel kills them. What their tasks started, we kill here."""
@@ -475,17 +469,8 @@ class ProcessWorkforce:
             if member.pid is not None:
                 # Its number was its own a moment ago, and numbers go round before they come again.
                 _os.kill_group(member.pid, signal.SIGKILL)
-            self._drain(member, reports)
-            reports.append(
-                Died(
-                    member.id,
-                    signal="SIGKILL" if member.pid is not None else None,
-                    pid=member.pid,
-                    stack=evidence.tidy(member.stack),
-                    output=member.board.output() if member.board is not None else "",
-                    hint=f"the template process that forks the workers {how}, and they ended with it",
-                )
-            )
+            hint = f"the template process that forks the workers {how}, and they ended with it"
+            self._died(member, reports, None if member.pid is None else "SIGKILL", pid=member.pid, hint=hint)
 
 
 def _nothing_yet(_events: int, _reports: Reports) -> None:

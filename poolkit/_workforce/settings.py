@@ -97,11 +97,16 @@ def check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
     """Check what the workforce is made from. Raises TypeError or ValueError."""
     if kind not in KINDS:
         msg = f"kind must be one of {', '.join(map(repr, KINDS))}, was {kind!r}"
+        if kind == "interpreter":
+            msg += ": this version of poolkit has no workers of that kind"
         raise ValueError(msg)
     if start_method is not None and start_method not in START_METHODS:
         msg = f"start_method must be one of {', '.join(map(repr, START_METHODS))} or None, was {start_method!r}"
         raise ValueError(msg)
     check_initializer(initializer)
+    if not hasattr(initargs, "__iter__"):
+        msg = f"initargs must be a tuple of arguments for the initializer, was {initargs!r}"
+        raise TypeError(msg)
     if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
         msg = f"preload must be a sequence of module names, was {preload!r}"
         raise TypeError(msg)

@@ -74,8 +74,13 @@ def test_options_without_sense_are_refused(pool, options, error):
 
 
 def test_unknown_options_are_refused(pool):
-    with pytest.raises(TypeError, match="speed"):
+    with pytest.raises(TypeError, match=r"Pool\.options\(\) .*speed"):
         pool.options(speed=3)
+
+
+def test_a_submit_of_nothing_is_refused_by_its_public_name(pool):
+    with pytest.raises(TypeError, match=r"Pool\.submit\(\) missing"):
+        pool.submit()
 
 
 @pytest.mark.parametrize("value", NOT_CALLABLE)
@@ -94,6 +99,8 @@ def test_map_needs_iterables(pool):
         pool.map(work.add, [1], 5)
     with pytest.raises(TypeError, match="iterable"):
         pool.starmap(work.add, 5)
+    with pytest.raises(TypeError, match=r"starmap\(\) needs an iterable of tuples of arguments, which had 5"):
+        list(pool.starmap(work.add, [5]))
 
 
 @pytest.mark.parametrize("name", ["chunksize", "buffersize"])
@@ -171,6 +178,7 @@ def test_the_name_of_a_pool_is_text(kind):
     ("settings", "error", "match"),
     [
         ({"kind": "goblin"}, ValueError, "kind must be one of 'process', 'thread'.*'goblin'"),
+        ({"kind": "interpreter"}, ValueError, "'interpreter': this version of poolkit has no workers of that kind"),
         ({"kind": None}, ValueError, "kind"),
         ({"start_method": "teleport"}, ValueError, "start_method must be one of .*'forkserver'.*'teleport'"),
         ({"preload": "json"}, TypeError, "preload"),
@@ -182,7 +190,7 @@ def test_the_name_of_a_pool_is_text(kind):
         ({"kind": "thread", "env": {"A": "1"}}, ValueError, "env"),
         ({"kind": "thread", "preload": ["json"]}, ValueError, "preload"),
         ({"kind": "thread", "start_method": "spawn"}, ValueError, "start_method"),
-        ({"initargs": 3, "initializer": print}, TypeError, None),
+        ({"initargs": 3, "initializer": print}, TypeError, "initargs must be a tuple of arguments .*, was 3"),
         ({"env": 3}, TypeError, None),
         ({"preload": 3}, TypeError, None),
     ],

@@ -37,6 +37,15 @@ def test_only_what_the_task_itself_printed_in_its_own_run_is_shown(pool, journal
     assert pool.submit(tasks.close_streams_and_die).exception().output == ""
 
 
+@pytest.mark.needs("crash", "process")
+def test_a_line_that_a_task_printed_arrives_and_is_shown_whatever_ends_it(make_pool, capfd):
+    """Nobody flushes, and the standard output is no terminal."""
+    pool = make_pool()  # with "fork" it has the descriptors of this moment
+    for call in ((work.die,), (os._exit, 3), (tasks.crash,)):
+        assert pool.submit(tasks.print_and, *call).exception().output == "important\n"
+        assert capfd.readouterr().out == "important\n"
+
+
 @pytest.mark.needs("crash")
 def test_a_worker_killed_in_the_midst_of_printing_shows_whole_lines_in_order(pool, new_gate):
     """Killed at any instruction: the lines shown are some that follow upon one another, the last one perhaps cut."""
@@ -118,9 +127,27 @@ def test_a_task_stopped_at_its_deadline_tells_where_it_was(pool):
     submit = pool.options(deadline=0.5).submit
     error = retry_until(lambda: submit(work.spin).exception(), lambda error: "File " in str(error))
     assert type(error) is DeadlineExceeded
-    assert "(spin, attempt 1) was not done 0.5 s after its submit, its deadline" in str(error)
+    assert "(spin, attempt 1) was not done within its deadline of 0.5 s and was stopped" in str(error)
     assert "it was at (most recent call first):\n  File " in str(error)
     assert "in spin" in str(error)
+
+
+@pytest.mark.needs("kill_running", "process")
+@pytest.mark.parametrize("how", ["forked", "asked"])
+def test_a_stack_is_never_that_of_an_earlier_task_or_of_a_child_that_it_forked(pool, how):
+    """A child that a task forks and that crashes; somebody who asks a worker for its stack."""
+    earlier = tasks.fork_a_child_that_crashes if how == "forked" else tasks.ask_for_the_stack
+    assert pool.submit(earlier).result() in {None, "SIGSEGV"}
+    assert pool.submit(os._exit, 3).exception().stack == ""
+    pool.submit(earlier).result()
+    assert pool.submit(work.die).exception().stack == ""
+    pool.submit(earlier).result()
+    stack = pool.submit(tasks.crash).exception().stack
+    assert [line.rpartition(" in ")[2] for line in stack.splitlines()] == ["crash"]
+    pool.submit(earlier).result()
+    error = pool.options(timeout=0.3).submit(tasks.sleep).exception()
+    assert error.stack == "" or "in sleep" in error.stack  # on a busy machine it may take too long
+    assert earlier.__name__ not in error.stack
 
 
 # ===== why poolkit had to end a worker =====

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -194,3 +195,25 @@ def test_a_worker_that_lies_about_its_output_is_read_without_harm(
     assert len(owner.output()) <= RING
     worker._times[4] = float("nan")
     assert owner.output() == ""
+
+
+def test_what_is_read_while_the_worker_still_prints_is_whole(boards: tuple[Board, Board]) -> None:
+    """As when the template process died, and the workers do in this moment."""
+    worker, owner = boards
+    worker.begin(1, 1.0)
+    pid = os.fork()
+    if not pid:
+        number = 0
+        while True:
+            number += 1
+            worker.keep_output(memoryview(b"line %07d\n" % number))
+    try:
+        while not owner.output():
+            pass
+        for _ in range(1000):
+            lines = owner.output().split()[1::2]
+            first = int(lines[0]) if lines else 0
+            assert [int(line) for line in lines] == list(range(first, first + len(lines)))
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

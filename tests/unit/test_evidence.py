@@ -17,12 +17,32 @@ Current thread 0x00007f0000000000 (most recent call first):
   File "/usr/lib/poolkit/_child/boot.py", line 60 in run_worker
 """
 FATAL = "Fatal Python error: Segmentation fault\n\n" + ASKED + "\nExtension modules: numpy (total: 1)\n"
+OTHERS = FATAL.replace("user/script", "other/child")
 USERS = '  File "/home/user/script.py", line 21 in spin\n  File "/home/user/script.py", line 30 in outer'
 
 
 @pytest.mark.parametrize("text", [ASKED, FATAL])
 def test_a_stack_is_told_without_our_own_frames(text: str) -> None:
     assert evidence.tidy(text) == USERS
+
+
+@pytest.mark.parametrize(
+    ("signal", "asked", "rest", "stack"),
+    [
+        ("SIGSEGV", None, FATAL, USERS),
+        ("SIGSEGV", None, OTHERS + FATAL, USERS),
+        ("SIGSEGV", OTHERS, FATAL, USERS),
+        ("SIGSEGV", None, OTHERS.partition("\n\n")[2], ""),
+        ("SIGKILL", ASKED[:90], ASKED[90:], USERS),
+        ("SIGKILL", None, OTHERS, ""),
+        (None, None, OTHERS, ""),
+    ],
+    ids=["fatal", "fatal after other", "fatal while asked", "asked by others", "asked", "killed", "exited"],
+)
+def test_only_the_stack_of_this_very_death_is_told(
+    signal: str | None, asked: str | None, rest: str, stack: str
+) -> None:
+    assert evidence.of_death(signal, asked, rest) == stack
 
 
 @pytest.mark.parametrize("text", ["", "Fatal Python error: Aborted\n", ASKED.split("\n", maxsplit=1)[0] + "\n"])

@@ -36,6 +36,13 @@ def test_a_crash_carries_its_evidence() -> None:
     assert pickle.loads(pickle.dumps(error)).signal == "SIGSEGV"
 
 
+def test_what_a_terminal_would_obey_is_shown_and_not_sent() -> None:
+    death = Died(3, exitcode=1, output="50 %\r\x1b[2J\x07gone\tcaf\xe9\x00\n")
+    error = failures.crashed(make(), Worker(3, None, 0.0), death)
+    assert str(error).endswith("printed:\n  50 %\n  \\x1b[2J\\x07gone\tcaf\xe9\\x00")
+    assert error.output == death.output
+
+
 def test_a_crash_is_told_whole() -> None:
     """What happened, to which task, with which figures, what it means, and the evidence behind it, longest last."""
     worker = Worker(3, None, 0.0)
@@ -46,14 +53,12 @@ def test_a_crash_is_told_whole() -> None:
         signal="SIGABRT",
         peak_rss=900_000_000,
         stack='  File "resize.py", line 8 in scale',
-        hint="it had nearly all of the 1000 MB that RLIMIT_AS allows",
         output=output,
     )
     error = failures.crashed(make(), worker, death)
     assert str(error) == (
         "worker 3 (pid 42) was killed by SIGABRT while it ran task 7 (resize, attempt 2); it used up to 900 MB; "
-        "C code called abort(), as assertions and glibc's heap checks do; "
-        "it had nearly all of the 1000 MB that RLIMIT_AS allows\n"
+        "C code called abort(), as assertions and glibc's heap checks do\n"
         "Python stack at the end (most recent call first):\n"
         '  File "resize.py", line 8 in scale\n'
         "the last that it printed:\n"
@@ -68,6 +73,11 @@ def test_a_crash_is_told_whole() -> None:
     [
         (Died(1, exitcode=3), "exited with code 3", "os._exit"),
         (Died(1, signal="SIGKILL"), "was killed by SIGKILL", "out-of-memory"),
+        (Died(1, signal="SIGTERM"), "was killed by SIGTERM", "by the task itself, another process or an operator"),
+        (Died(1, signal="SIGXCPU"), "was killed by SIGXCPU", "RLIMIT_CPU"),
+        (Died(1, signal="SIGXFSZ"), "was killed by SIGXFSZ", "RLIMIT_FSIZE"),
+        (Died(1, signal="SIGALRM"), "was killed by SIGALRM", "timer"),
+        (Died(1, signal="SIGPIPE"), "was killed by SIGPIPE", "nobody reads"),
         (Died(1, signal="SIGRTMIN"), "was killed by SIGRTMIN", ""),
         (Died(1), "disappeared", ""),
         (Died(1, signal="SIGKILL", hint="because"), "was killed by SIGKILL", "because"),
@@ -131,13 +141,13 @@ def test_the_other_limits_tell_theirs() -> None:
     text = str(failures.queued_too_long(make(queue_timeout=2.0)))
     assert text == "task 7 (resize) waited in the queue for 2 s, its queue_timeout, and did not begin"
     task = make(deadline=0.5)
-    text = "task 7 (resize, attempt 2) was not done 0.5 s after its submit, its deadline"
+    text = "task 7 (resize, attempt 2) was not done within its deadline of 0.5 s"
     assert str(failures.deadline_exceeded(task)) == text
     assert str(failures.deadline_exceeded(task, Died(1, stack="  File z"))) == (
-        text + ", and was stopped; it was at (most recent call first):\n  File z"
+        text + " and was stopped; it was at (most recent call first):\n  File z"
     )
     assert str(failures.deadline_exceeded(task, Died(1, abandoned=True))) == (
-        text + ", and was given up; its thread would not stop"
+        text + "; its thread would not stop and was given up"
     )
     task.attempts = 0
     assert str(failures.deadline_exceeded(task)) == "task 7 (resize) did not begin within its deadline of 0.5 s"

@@ -71,6 +71,7 @@ def test_a_stream_stays_the_object_that_it_is_with_all_it_is_set_to(
     stream = make_stdout(**settings)
     buffer = stream.buffer
     before = {name: getattr(stream, name) for name in FACTS.split()}
+    before["line_buffering"] |= not settings.get("unbuffered")
     output.keep_output(board)
     assert {name: getattr(stream, name) for name in FACTS.split()} == before
     assert (stream.fileno(), stream.isatty()) == (pipe[1], False)
@@ -94,6 +95,16 @@ def test_what_is_still_in_a_buffer_when_it_is_replaced_comes_out_once(
     stream.flush()
     assert os.read(pipe[0], 100) == b"before after"
     assert board.output() == "after"
+
+
+def test_a_line_that_was_printed_is_not_in_a_buffer(board: Board, pipe: tuple[int, int], make_stdout: Make) -> None:
+    stream = make_stdout()
+    output.keep_output(board)
+    print("important", file=stream)
+    assert os.read(pipe[0], 100) == b"important\n"
+    assert board.output() == "important\n"
+    print("not yet", end="", file=stream)
+    assert board.output() == "important\n"
 
 
 def test_a_stream_that_was_closed_afterwards_is_closed(board: Board, make_stdout: Make) -> None:
