@@ -23,7 +23,7 @@ from poolkit._core.workforce import AnyTask
 from poolkit._workforce import lifetime
 from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import deciding, let_come, put_off
-from poolkit._workforce.logs import MANY, STALL, Teller, log
+from poolkit._workforce.logs import LONGEST_END, Teller, log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
@@ -45,6 +45,7 @@ class Supervisor(Desk):
         """Take what `Desk` takes."""
         super().__init__(*args, **kwargs)
         self._thread: SupervisorThread | None = None
+        self._end_by = math.inf  # when the end is to wait for nothing any more; guarded by: the lock
         self._dropped = False  # the pool object was collected; set without the lock, from wherever that happened
         if self.threaded:
             lifetime.begin(self)
@@ -238,6 +239,8 @@ class Supervisor(Desk):
 
         def step(now: float) -> bool:
             self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
+            wait_for = 0.0 if kill else math.inf if timeout is None else timeout
+            self._end_by = min(self._end_by, now + wait_for)
             return self._thread is None
 
         if self._is_torn():
@@ -325,8 +328,8 @@ class Supervisor(Desk):
         with reader.lock:
             settled = self._handle(self.workforce.act())
         self._publish(settled)
-        if self._teller.held:
-            self._release(call=True, wait=len(self._teller.untold) > MANY)
+        if self._teller.untold:
+            self._publish(self._teller.take_due())
         return True
 
     def _wait(self) -> None:
@@ -339,8 +342,7 @@ class Supervisor(Desk):
             deadline = self._scheduler.next_deadline()
             self._sleeping_until = math.inf if deadline is None else deadline
         left = LONGEST_WAIT if deadline is None else max(0.0, deadline - self.clock())
-        if self._teller.held:
-            left = min(left, STALL)
+        left = min(left, self._teller.patience())
         self.workforce.wait(min(left, spared or LONGEST_WAIT), links=not spared)
 
     def _finish(self) -> None:
@@ -352,8 +354,7 @@ class Supervisor(Desk):
         try:
             with self._reader.lock:
                 self.workforce.close()
-            self._teller.close()
-            self._release(call=True)
+            self._teller.close(min(LONGEST_END, self._end_by - self.clock()))
         finally:
             lifetime.end(self)
             self._closed.set()
@@ -377,7 +378,7 @@ class Supervisor(Desk):
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
         self._reader = Reader(None, self.workforce.wake)
-        self._teller = Teller(self.name, self.workforce.wake)
+        self._teller = Teller(self.name, self._publish_told, self.workforce.wake, None)
         self._uncalled.clear()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()

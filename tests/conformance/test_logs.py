@@ -345,8 +345,7 @@ def test_a_ctrl_c_while_a_result_waits_for_a_handler_loses_nothing(pool, keeper,
     release = threading.Event()
 
     def press(_record):
-        # Once the leader has read the outcome too, and waits.
-        wait_until(lambda: any(settled for _, settled in pool._supervisor._teller.held), "an outcome waits")
+        wait_until(lambda: pool._supervisor._teller._held, "an outcome waits")
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         release.wait()
 
