@@ -29,7 +29,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from poolkit import _os
@@ -44,6 +43,7 @@ from poolkit._core.workforce import (
 )
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
+from poolkit._workforce.line import Line, Place
 from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.logs import Teller, log
 from poolkit._workforce.reader import Reader
@@ -88,7 +88,7 @@ class Desk:
         self._lock = lock
         self._changed = threading.Condition(lock)
         self._callers = 0  # threads that wait on _changed
-        self._line: deque[Future[None]] = deque()  # waits for room in the queue, each to be called in its turn
+        self._line = Line()
         self._scheduler = Scheduler(workforce, limits, rng or random.Random())
         self._listeners = Listeners(name)
         # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
@@ -204,29 +204,19 @@ class Desk:
             self._call_back()
 
     def _call_next(self) -> None:
-        """Call as many of those who wait as there is room for; nobody is called again before his time.
-
-        Who is called may be late, or never come. So the room is not kept for him: the next event calls the next.
-        """
+        """Call as many of those who wait as there is room for."""
         left = True
         while left:
             with self._lock:
                 line, scheduler = self._line, self._scheduler
                 count = min(len(line), max(0, scheduler.room())) if scheduler.phase is OPEN else len(line)
-                called = [line.popleft() for _ in range(count)]
-            left = sum(map(self._call_one, called)) < count
+                called = line.take(count)
+            left = sum(place.call() for place in called) < count
 
-    @staticmethod
-    def _call_one(room: Future[None]) -> bool:
-        """Tell one that there is room; false when he has left."""
-        if not room.set_running_or_notify_cancel():
-            return False
-        room.set_result(None)
-        return True
-
-    def leave_line(self, room: Future[None] | None) -> None:
+    def leave_line(self, place: Place) -> None:
         """Somebody does not wait any more. If he was called, the next is. From a finalizer too, so without the lock."""
-        if room is not None and not room.cancel():
+        place.gone = True
+        if place.called:
             self.workforce.wake()  # a step calls
 
     def deliver(self, reports: Sequence[Report]) -> None:

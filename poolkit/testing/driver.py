@@ -15,11 +15,11 @@ import math
 import random
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask
 from poolkit._workforce.desk import Settled
+from poolkit._workforce.line import Place
 from poolkit._workforce.supervisor import Supervisor
 from poolkit.errors import PoolkitError
 from poolkit.task import Task, WaitTimeout
@@ -71,18 +71,15 @@ class FakeSupervisor(Supervisor):
 
     # ===== what the pool asks =====
 
-    def submit(
-        self, task: AnyTask, error: BaseException | None = None, *, wait: bool = True, called: bool = False
-    ) -> Future[None] | None:
+    def submit(self, task: AnyTask, error: BaseException | None = None, place: Place | None = None) -> bool:
         """Accept a task, and if eager, run all there is. A full queue makes room by itself, if it may wait for that."""
-        while wait and task.options.block and error is None and self._scheduler.is_full() and self._happens():
+        while place is None and task.options.block and error is None and self._scheduler.is_full() and self._happens():
             pass
-        if wait and self._scheduler.is_full():
+        if place is None and self._scheduler.is_full():
             task.options = task.options.changed(block=False)
         call = task.call
-        room = super().submit(task, error, wait=wait, called=called)
-        if room is not None:  # it was not accepted
-            return room
+        if not super().submit(task, error, place):
+            return False
         calls = Call.of(task, call)
         self.calls += calls
         if calls:
@@ -91,7 +88,7 @@ class FakeSupervisor(Supervisor):
         self.settle()
         if self._eager and not self._depth:
             self.run_all()
-        return None
+        return True
 
     def cancel(self, task: AnyTask) -> bool:
         """Cancel a task."""
