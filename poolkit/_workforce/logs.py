@@ -2,7 +2,7 @@
 
     whoever reads a link      Logged reports, and outcomes ──> Teller.hold: the outcomes are kept behind the records,
                               but for those of a worker that has no untold ones
-    the teller's own thread   unpickles a record, hands it to its logger: handlers and filters are the user's code;
+    the teller's own thread   reads a record, hands it to its logger: handlers and filters are the user's code;
                               then publishes the outcomes behind it, but leaves their callbacks to the supervisor thread
     the supervisor thread     publishes what has waited for too long
 
@@ -19,10 +19,9 @@ a logger takes a lock of `logging`, and a thread that holds that may be waiting 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
+import marshal
 import math
-import pickle
 import threading
 import time
 from collections import Counter, deque
@@ -44,6 +43,7 @@ LONGEST_END = 30.0  # seconds that the end of a pool waits for handlers that get
 MANY = 1000  # untold records of one worker
 
 log = logging.getLogger("poolkit")
+_marking: Callable[..., logging.LogRecord] | None = None
 
 
 def log_levels() -> dict[str, int]:
@@ -55,10 +55,15 @@ def log_levels() -> dict[str, int]:
     return levels
 
 
-@functools.cache
 def mark_records() -> None:
-    """Have records that tasks in this process make say which worker and task made them."""
+    """Have records that tasks in this process make say which worker and task made them.
+
+    Done anew where somebody has set another factory since; one that wraps ours marks them twice, with the same marks.
+    """
+    global _marking  # noqa: PLW0603 -- a process has one factory
     make = logging.getLogRecordFactory()
+    if make is _marking:
+        return
 
     def make_marked(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
@@ -67,6 +72,7 @@ def mark_records() -> None:
             record.poolkit_worker, record.poolkit_task = task.worker_id, task.id
         return record
 
+    _marking = make_marked
     logging.setLogRecordFactory(make_marked)
 
 
@@ -251,7 +257,7 @@ class Teller:
 
     def _tell(self, logged: Logged) -> None:
         try:
-            record = logging.makeLogRecord(pickle.loads(logged.payload))
+            record = logging.makeLogRecord(marshal.loads(logged.payload))  # noqa: S302 -- as trusted as a result
             record.poolkit_worker, record.poolkit_task = logged.worker_id, logged.task_id or None
             logger = logging.getLogger(record.name)
             if logger.isEnabledFor(record.levelno):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import marshal
 import os
-import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -242,7 +242,7 @@ def release(keeper: Keeper, owner: Owner) -> Iterator[threading.Semaphore]:
 
 
 def logged(message: str, worker_id: int = 1, name: str = "support") -> Logged:
-    return Logged(worker_id, 2, pickle.dumps({"name": name, "msg": message, "levelno": 30, "levelname": "WARNING"}))
+    return Logged(worker_id, 2, marshal.dumps({"name": name, "msg": message, "levelno": 30, "levelname": "WARNING"}))
 
 
 def outcome_of(worker_id: int, attempts: int = 1) -> Any:
@@ -418,7 +418,7 @@ def test_closing_in_no_time_waits_for_no_handler(owner: Owner, release: threadin
     assert owner.published == OUTCOME
 
 
-@pytest.mark.parametrize("payload", [b"", b"no pickle", pickle.dumps(3), pickle.dumps({"name": 3, "levelno": 30})])
+@pytest.mark.parametrize("payload", [b"", b"no marshal", marshal.dumps(3), marshal.dumps({"name": 3, "levelno": 30})])
 def test_a_record_that_is_none_is_said(owner: Owner, keeper: Keeper, payload: bytes) -> None:
     for count in (1, 2):
         owner.teller.hold([Logged(1, 2, payload)], OUTCOME)
@@ -448,9 +448,24 @@ def test_the_factory_that_was_there_makes_the_records() -> None:
     before = logging.getLogRecordFactory()
     try:
         logging.setLogRecordFactory(Own)
-        logs.mark_records.__wrapped__()
+        logs.mark_records()
         record = logging.getLogger().makeRecord("name", 30, "file", 1, "message", (), None)
     finally:
         logging.setLogRecordFactory(before)
     assert type(record) is Own
     assert not hasattr(record, "poolkit_task")
+
+
+def test_records_are_marked_again_when_somebody_has_restored_the_factory() -> None:
+    before = logging.getLogRecordFactory()
+    try:
+        logging.setLogRecordFactory(logging.LogRecord)
+        logs.mark_records()
+        marking = logging.getLogRecordFactory()
+        logs.mark_records()
+        assert logging.getLogRecordFactory() is marking, "once is enough"
+        logging.setLogRecordFactory(logging.LogRecord)
+        logs.mark_records()
+        assert logging.getLogRecordFactory() is not logging.LogRecord
+    finally:
+        logging.setLogRecordFactory(before)
