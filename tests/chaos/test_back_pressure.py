@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -155,6 +157,67 @@ def test_a_coroutine_that_stops_waiting_leaves_no_task_and_no_gap(
         assert pool.stats().submitted == 3
         faults.check_serves(pool, new_gate)
     assert journal.lines() == ["2"]
+
+
+def test_an_async_map_beside_others_does_not_block_its_loop(new_gate: Callable[[], Gate]) -> None:
+    """They have filled the queue, and what lets go of them is done by the loop."""
+
+    async def main(pool: poolkit.Pool) -> list[int]:
+        results = pool.map(work.identity, range(6), chunksize=1, buffersize=1)
+        first = await results.__anext__()
+        release = await asyncio.to_thread(lambda: full(pool.options(block=True), new_gate, 1)[1])  # type: ignore[arg-type]
+        asyncio.get_running_loop().call_later(0.05, release.signal)
+        return [first, *[result async for result in results]]
+
+    with faults.new_pool(1, max_queue=1) as pool:
+        assert asyncio.run(main(pool)) == list(range(6))
+
+
+def test_what_an_async_iteration_held_back_a_plain_one_submits(new_gate: Callable[[], Gate]) -> None:
+    async def main(pool: poolkit.Pool) -> list[int]:
+        results = pool.map(work.identity, range(6), chunksize=1, buffersize=1)
+        release = await asyncio.to_thread(lambda: full(pool.options(block=True), new_gate, 1)[1])  # type: ignore[arg-type]
+        found = [await results.__anext__()]
+        release.signal()
+        return found + list(results)
+
+    with faults.new_pool(1, max_queue=1) as pool:
+        assert asyncio.run(main(pool)) == list(range(6))
+
+
+def test_a_fork_in_a_signal_handler_while_its_thread_waits_for_room(new_gate: Callable[[], Gate]) -> None:
+    """The child's copy of the wait ends."""
+    children: list[int] = []
+    parent = os.getpid()
+
+    def fork(_number: int, _frame: object) -> None:
+        if (child := os.fork()) != 0:
+            children.append(child)
+
+    before = signal.signal(signal.SIGUSR1, fork)
+    try:
+        with faults.new_pool(1, max_queue=1) as pool:
+            _, release = full(pool, new_gate, 1)
+
+            def press() -> None:
+                wait_for_line(pool, 1)
+                os.kill(parent, signal.SIGUSR1)
+                support.wait_until(lambda: children, "the fork")
+                assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+                release.signal()
+
+            thread = threading.Thread(target=press)
+            thread.start()
+            try:
+                task = pool.submit(work.identity, 3)
+            except poolkit.PoolClosed:
+                os._exit(7)
+            if os.getpid() != parent:
+                os._exit(8)
+            thread.join()
+            assert task.result() == 3
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_those_who_gave_up_are_not_kept(new_gate: Callable[[], Gate]) -> None:
