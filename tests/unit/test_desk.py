@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from poolkit import Pool
+from poolkit import Pool, PoolClosed, PoolkitError
 from poolkit._workforce.launch import NurserySettings
-from poolkit._workforce.line import Place, PoolClosed, PoolkitError
+from poolkit._workforce.line import Place
 from poolkit._workforce.member import Member
 from poolkit._workforce.process import ProcessWorkforce
 from poolkit._workforce.supervisor import Supervisor
