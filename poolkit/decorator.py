@@ -283,6 +283,10 @@ class _Here:
         ok, value = run_here(run_chunk, (fn, items), {"starred": starred})
         return settled_task(self._name, Outcome(value, ok=True) if ok else Outcome.failure(value))
 
+    async def submit_chunk_async(self, fn: Callable[..., Any], items: list[Any], *, starred: bool) -> Task[list[Any]]:
+        """Run `fn` for each item."""
+        return self.submit_chunk(fn, items, starred=starred, block=True)
+
     def cancel_soon(self, task: Task[Any]) -> None:
         """Nothing is pending."""
 

@@ -62,20 +62,27 @@ class Face(Executor):
     async def submit_async(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]:
         """Do the same as `submit`, but wait for room in the queue without blocking the event loop.
 
-        Raises: what `submit` raises, QueueFull only for `options(block=False)`.
+        Raises: what `submit` raises; QueueFull for `options(block=False)`, or in a callback.
         """
+        task, error = self._task(fn, args, kwargs, None)
+        await self._hand_in(task, error)
+        return task
+
+    async def _hand_in(self, task: poolkit.Task[Any], error: SerializationError | None) -> None:
+        """Submit a task once there is room."""
         import asyncio  # noqa: PLC0415 -- only where there is an event loop
 
-        task, error = self._task(fn, args, kwargs, None)
-        room = self._supervisor.submit(task, error, wait=False)
-        while room is not None:
-            try:
-                await asyncio.wrap_future(room)
-            except BaseException:
-                self._supervisor.leave_line(room)
-                raise
-            room = self._supervisor.submit(task, error, wait=False, called=True)
-        return task
+        from poolkit._workforce.line import Place  # noqa: PLC0415 -- see above
+
+        turn, loop = asyncio.Event(), asyncio.get_running_loop()
+        place = Place(lambda: loop.call_soon_threadsafe(turn.set))
+        try:
+            while not self._supervisor.submit(task, error, place):
+                await turn.wait()
+                turn.clear()
+        except BaseException:
+            self._supervisor.leave_line(place)
+            raise
 
     def map(
         self,
@@ -280,6 +287,14 @@ class Face(Executor):
         if not block and task.options.block:
             task.options = task.options.changed(block=False)
         self._supervisor.submit(task, error)
+        return task
+
+    async def submit_chunk_async(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool
+    ) -> poolkit.Task[list[Any]]:
+        """Do the same, but wait for room without blocking the event loop."""
+        task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({_name_of(fn)})")
+        await self._hand_in(task, error)
         return task
 
     def _results(  # noqa: PLR0913 -- what `map` was given

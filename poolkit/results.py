@@ -54,6 +54,9 @@ class Submits(Protocol):
     def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
         """Submit one task that calls `fn` for each item. Without `block`, raises QueueFull for a full queue."""
 
+    async def submit_chunk_async(self, fn: Callable[..., Any], items: list[Any], *, starred: bool) -> Task[list[Any]]:
+        """Submit one, and wait for room without blocking the event loop."""
+
 
 class Results(itertools.chain[T]):
     """The results of a `map`, as an iterator and an async iterator. `close()` cancels what is left.
@@ -166,17 +169,15 @@ class _Chunks(Generic[T]):
         self._to_take: Iterator[deque[T]] = iter(())  # says `_ready` once for each of them
         self._error: BaseException | None = None  # to be raised after what is at hand and submitted
         self._held: list[Any] = []  # items taken from the input, for which the queue had no room
-        try:
-            self._fill()
-        except BaseException:
-            self.close()
-            raise
+        self._fill()
 
     # ===== what comes next =====
 
     def wait(self) -> bool:
         """Wait until something is at hand; false at the end."""
         while not self._ready:
+            if self._held and not self._tasks:  # left there by `wait_async`
+                self._fill()
             if not self._tasks:
                 self._raise_error()
                 return False
@@ -194,6 +195,8 @@ class _Chunks(Generic[T]):
         import asyncio  # noqa: PLC0415 -- only where there is an event loop
 
         if not self._ready:
+            if self._held and not self._tasks:
+                await self._submit_held()
             if not self._tasks:
                 self._raise_error()
                 raise StopAsyncIteration
@@ -207,7 +210,16 @@ class _Chunks(Generic[T]):
                 future.add_done_callback(_retrieve)
             if not done:
                 self._timed_out()
-            self._collect()
+            self._collect(wait=False)
+
+    async def _submit_held(self) -> None:
+        """Submit what there was no room for, when there is: the others' tasks fill the queue."""
+        try:
+            task = await self._pool.submit_chunk_async(self._fn, self._held, starred=self._starred)
+        except BaseException:
+            self.close()
+            raise
+        self._add(task, self._held)
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
@@ -221,6 +233,7 @@ class _Chunks(Generic[T]):
     def close(self) -> None:
         """Cancel what has not been yielded, and take no more items. Idempotent; does not block."""
         items, self._items = self._items, None
+        self._held = []
         while self._tasks:
             self._tasks.popleft()[0].cancel()
         deque(self._to_take, maxlen=0)  # nobody takes what is at hand
@@ -263,7 +276,7 @@ class _Chunks(Generic[T]):
         except Exception:  # noqa: BLE001, S110 -- cancelled by somebody: `_collect` raises it
             pass
 
-    def _collect(self) -> None:
+    def _collect(self, *, wait: bool = True) -> None:
         """Take the results of one chunk that is done, and put new items in its place."""
         index = 0 if self._ordered else next(i for i, (task, _) in enumerate(self._tasks) if task.done())
         task, count = self._tasks[index]
@@ -281,7 +294,7 @@ class _Chunks(Generic[T]):
                 return
             self._learn(task, count)
             del task
-            self._fill()
+            self._fill(wait=wait)
         except BaseException:
             self.close()
             raise
@@ -298,26 +311,35 @@ class _Chunks(Generic[T]):
             fitting = CHUNK_SECONDS * count / max(task.run_time - CHUNK_COST, 1e-6)
             self._chunk = int(max(1, min(fitting, GROWTH * max(count, self._chunk), self._most)))
 
-    def _fill(self) -> None:
-        """Take items ahead, up to the bound, and submit them."""
-        while (self._items is not None or self._held) and len(self._tasks) < self._slots:
-            size = self._chunk
-            if self._bound is not None:
-                size = min(size, self._bound - self._taken - len(self._ready))
-                if size <= 0 and self._tasks:
-                    return
-                size = max(1, size)
-            chunk = self._take(size)
-            if chunk:
-                try:
-                    task = self._pool.submit_chunk(self._fn, chunk, starred=self._starred, block=not self._tasks)
-                except QueueFull:
-                    if not self._tasks:
-                        raise
-                    self._held = chunk  # there is something to wait for; then there will be room
-                    return
-                self._tasks.append((task, len(chunk)))
-                self._taken += len(chunk)
+    def _fill(self, *, wait: bool = True) -> None:
+        """Take items ahead, up to the bound, and submit them. Waits for room if it may, and for nothing else."""
+        try:
+            while (self._items is not None or self._held) and len(self._tasks) < self._slots:
+                size = self._chunk
+                if self._bound is not None:
+                    size = min(size, self._bound - self._taken - len(self._ready))
+                    if size <= 0 and self._tasks:
+                        return
+                    size = max(1, size)
+                chunk = self._take(size)
+                if chunk:
+                    try:
+                        block = wait and not self._tasks
+                        task = self._pool.submit_chunk(self._fn, chunk, starred=self._starred, block=block)
+                    except QueueFull:
+                        if block:
+                            raise
+                        self._held = chunk  # there is something to wait for; then there will be room
+                        return
+                    self._add(task, chunk)
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, task: Task[list[T]], chunk: list[Any]) -> None:
+        self._held = []
+        self._tasks.append((task, len(chunk)))
+        self._taken += len(chunk)
 
     def _take(self, size: int) -> list[Any]:
         """Take up to `size` items. What the input raises comes after the results of what it gave before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import logging.config
 import os
@@ -52,6 +53,26 @@ def say_an_exception(text: str) -> None:
 
 def say_what_does_not_pickle() -> None:
     log.warning("a %s", "lock", extra={"lock": threading.Lock(), "number": 7})
+
+
+class Unloadable(Exception):
+    """It pickles, and cannot be made again."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Level(enum.IntEnum):
+    HIGH = 45
+
+
+def say_what_cannot_be_loaded() -> None:
+    log.log(Level.HIGH, "order %d failed", 7, extra={"error": Unloadable(1, "no room"), "flag": True})
+
+
+def say_much_with_small_values(size: int) -> None:
+    log.warning("a" * size, extra={"flag": True, "user": {"id": 7}, "data": b"b" * size})
 
 
 def say_in_threads(threads: int, count: int) -> None:

@@ -1,16 +1,16 @@
 """Logs: what is logged in a worker goes to the owner, on the worker's link, before the outcome of its task.
 
 `logging` is not imported for that, as it takes milliseconds: the handler is installed when somebody imports it.
-Installed means that the root logger has this handler and no other logger has any, at the levels that the owner had when
-the worker was started: loggers which a preloaded module or the forked owner configured have those handlers there, and
-that is where the records go. What an initializer or a task configures afterwards stands.
+Installed means that the root logger has this handler, and no other logger has any, nor filters, at the levels that the
+owner had when the worker was started: loggers which a preloaded module or the forked owner configured have those there,
+and that is where the records go. What an initializer or a task configures afterwards stands.
 Owner: the worker's main thread sets it up; `handle` is for any thread. It may wait for the owner to read, no more.
 """
 
 from __future__ import annotations
 
+import marshal
 import os
-import pickle
 
 from poolkit._wire import messages
 from poolkit.context import current_task
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from poolkit._wire.link import Outbox
 
-MOST = 1 << 20  # bytes of a record, pickled
+MOST = 1 << 20  # bytes of a record
 MOST_TEXT = MOST // 4  # characters of each text of a record that has more
-PLAIN = (str, int, float, type(None))
+MOST_VALUE = 1000  # bytes of each other value of such a record
 
 
 def installer(outbox: Outbox, levels: dict[str, int], disabled: int) -> Callable[[Any], None]:
@@ -35,8 +35,9 @@ def installer(outbox: Outbox, levels: dict[str, int], disabled: int) -> Callable
         aside = []  # kept, as to let go of an open file is worth a warning
         for logger in (root, *root.manager.loggerDict.values()):
             if isinstance(logger, logging.Logger):  # else it only keeps a name's place
-                aside.append(logger.handlers)
-                logger.handlers, logger.propagate, logger.disabled, logger.level = [], True, False, logging.NOTSET
+                aside += [logger.handlers, logger.filters]
+                logger.handlers, logger.filters = [], []
+                logger.propagate, logger.disabled, logger.level = True, False, logging.NOTSET
         for name, level in levels.items():
             (logging.getLogger(name) if name else root).level = level
         logging.disable(disabled)  # and the levels are looked at anew
@@ -81,35 +82,37 @@ def _make_handler(logging: Any, outbox: Outbox, aside: list[Any]) -> Any:
 
 
 def _pack(record: Any, formatter: Any) -> bytes:
-    """A record's attributes, pickled: the message with its arguments, the exception as text, what else there is."""
+    """A record's attributes: the message with its arguments, the exception as text, what else there is.
+
+    By `marshal`, which knows plain values only, and runs no code of the user's here or in the owner.
+    """
     fields = {**record.__dict__, "msg": record.getMessage(), "args": None, "exc_info": None}
+    fields["name"], fields["levelno"] = str(record.name), int(record.levelno)  # may be enums
     fields.pop("message", None)
     if record.exc_info and not record.exc_text:
         fields["exc_text"] = formatter.formatException(record.exc_info)
     try:
-        payload = pickle.dumps(fields)
-    except Exception:  # noqa: BLE001 -- pickling runs the user's code
-        payload = pickle.dumps({name: _portable(value) for name, value in fields.items()})
+        payload = marshal.dumps(fields)
+    except ValueError:
+        payload = marshal.dumps({str(name): _plain(value) for name, value in fields.items()})
     if len(payload) > MOST:
         note = f" [a log record of {len(payload)} bytes, cut by poolkit]"
-        fields = {name: _short(value) for name, value in fields.items()}
+        fields = {str(name): _short(_plain(value)) for name, value in fields.items()}
         fields["msg"] += note
-        payload = pickle.dumps(fields)
+        payload = marshal.dumps(fields)
     return payload
 
 
-def _portable(value: Any) -> Any:
-    if type(value) in PLAIN:
-        return value
+def _plain(value: Any) -> Any:
     try:
-        pickle.dumps(value)
-    except Exception:  # noqa: BLE001 -- see above
+        marshal.dumps(value)
+    except ValueError:
         return repr(value)
     return value
 
 
 def _short(value: Any) -> Any:
-    """What is known to be small, and the beginning of a text; nothing of what else a record may carry."""
+    """What is small, and the beginning of a text; nothing of what else a record may carry."""
     if isinstance(value, str):
         return value[:MOST_TEXT]
-    return value if type(value) in PLAIN else "..."
+    return value if len(marshal.dumps(value)) <= MOST_VALUE else "..."

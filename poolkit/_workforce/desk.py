@@ -4,8 +4,8 @@
     hand in   while all workers are busy a new task is only left here, without the lock, for the next step
     leave     a worker thread's report is only left here where another thread has the lock, which looks afterwards
     publish   give tasks their outcomes, wake who waits; callbacks are called here, or left to the supervisor thread
-    take      read the links, by whoever waits or passes by, and the same
-    release   publish what was held until the records of tasks were told (`_workforce/logs.py`)
+    take      read the links, by whoever waits or passes by, and publish
+    hold      what was read behind records of tasks is published when they are told, see `_workforce/logs.py`
 
 Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block,
 no pickling and no code of the user runs under the last two. The main thread puts signals off while it decides, see
@@ -29,7 +29,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from poolkit import _os
@@ -44,6 +43,7 @@ from poolkit._core.workforce import (
 )
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
+from poolkit._workforce.line import Line, Place
 from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.logs import Teller, log
 from poolkit._workforce.reader import Reader
@@ -88,7 +88,7 @@ class Desk:
         self._lock = lock
         self._changed = threading.Condition(lock)
         self._callers = 0  # threads that wait on _changed
-        self._line: deque[Future[None]] = deque()  # waits for room in the queue, each to be called in its turn
+        self._line = Line()
         self._scheduler = Scheduler(workforce, limits, rng or random.Random())
         self._listeners = Listeners(name)
         # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
@@ -101,7 +101,7 @@ class Desk:
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake)
-        self._teller = Teller(name, workforce.wake)
+        self._teller = Teller(name, self._publish_told, workforce.wake, workforce.links)
         self._uncalled: Calls = deque()  # left by a leader for the supervisor thread to call
         self._closed = threading.Event()
         self.forked = False  # this is a copy in a forked child
@@ -204,29 +204,19 @@ class Desk:
             self._call_back()
 
     def _call_next(self) -> None:
-        """Call as many of those who wait as there is room for; nobody is called again before his time.
-
-        Who is called may be late, or never come. So the room is not kept for him: the next event calls the next.
-        """
+        """Call as many of those who wait as there is room for."""
         left = True
         while left:
             with self._lock:
                 line, scheduler = self._line, self._scheduler
                 count = min(len(line), max(0, scheduler.room())) if scheduler.phase is OPEN else len(line)
-                called = [line.popleft() for _ in range(count)]
-            left = sum(map(self._call_one, called)) < count
+                called = line.take(count)
+            left = sum(place.call() for place in called) < count
 
-    @staticmethod
-    def _call_one(room: Future[None]) -> bool:
-        """Tell one that there is room; false when he has left."""
-        if not room.set_running_or_notify_cancel():
-            return False
-        room.set_result(None)
-        return True
-
-    def leave_line(self, room: Future[None] | None) -> None:
+    def leave_line(self, place: Place) -> None:
         """Somebody does not wait any more. If he was called, the next is. From a finalizer too, so without the lock."""
-        if room is not None and not room.cancel():
+        place.gone = True
+        if place.called:
             self.workforce.wake()  # a step calls
 
     def deliver(self, reports: Sequence[Report]) -> None:
@@ -288,45 +278,12 @@ class Desk:
             settled = self._decided()
         return self._teller.hold(logged, settled) if logged or self._teller.untold else settled
 
+    @deciding
     def _take(self, ready: Sequence[int] | None = None) -> bool:
-        """Read the links and publish what comes of it, unless somebody else reads: False. Any thread.
+        """Read the links and publish what comes of it, unless somebody else reads: False. Any thread. Does not block.
 
-        With `ready`, only those that were found to have something a moment ago. Blocks for what tasks log alone.
+        With `ready`, only those that were found to have something a moment ago.
         """
-        try:
-            taken: bool = self._take_in(ready)
-            if taken and self._teller.held:
-                self._release(call=False)
-        except BaseException:
-            if self._teller.held:  # the supervisor thread goes on with that
-                self.workforce.wake()
-            raise
-        return taken
-
-    @deciding
-    def _release(self, *, call: bool, wait: bool = True) -> None:
-        """Publish outcomes once what was logged before them was told. May be interrupted while it waits.
-
-        Without `wait`, those that may be now; on the supervisor thread, which is woken for the others.
-        """
-        teller = self._teller
-        before = put_off()
-        try:
-            teller.attend()
-        finally:
-            let_come(before)
-        if wait:
-            teller.wait()
-        else:
-            teller.leave()
-        before = put_off()
-        try:
-            self._publish(teller.take_held(), call=call)
-        finally:
-            let_come(before)
-
-    @deciding
-    def _take_in(self, ready: Sequence[int] | None) -> bool:
         reader = self._reader
         before = put_off()
         try:
@@ -343,14 +300,17 @@ class Desk:
             let_come(before)
         return True
 
+    def _publish_told(self, settled: Settled) -> None:
+        """Publish outcomes on the teller's thread."""
+        self._publish(settled, call=False)
+
     def lead(self, task: AnyTask, timeout: float | None) -> None:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
         if self._is_torn():
             self._refuse_torn("wait for a task")
         if self._is_copy():
             self._refuse_copy()  # decided in the parent, and published there alone
-        if self._teller.is_here():  # a handler, which others must not wait for meanwhile
-            self._teller.let_pass()
+        self._teller.step_aside()
         self._reader.lead(task, timeout, self._take)
 
     def relinquish(self) -> None:

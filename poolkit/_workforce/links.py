@@ -1,12 +1,14 @@
 """Links: the owner's ends of all workers' links as one set, to be waited on and read.
 
 Who may read at a moment is for `_workforce/reader.py` to say; the set itself knows nobody.
-Owner: whoever holds the reader's lock: `read`, `drain`, `remove`. `poll` and `nudge` are for any thread.
+Owner: whoever holds the reader's lock: `read`, `drain`, `remove`, `pause`. `poll`, `nudge` and `resume` are for any
+thread.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from poolkit import _os
@@ -25,6 +27,8 @@ class Links:
     def __init__(self) -> None:
         self._poller = _os.LinkPoller()
         self._members: dict[int, Member] = {}  # by the descriptor of their outcomes
+        self._paused: dict[int, Member] = {}  # by their ids; not read until they are resumed
+        self._resumed: deque[int] = deque()  # of `_paused`, to be read again
         self._nudge = _os.Wakeup()
         self._poller.register(self._nudge.fileno())
         self.fileno = self._poller.fileno  # readable when a link is; None where there is no such thing
@@ -37,8 +41,25 @@ class Links:
 
     def remove(self, member: Member) -> None:
         """Read it no more. Idempotent."""
-        if self._members.pop(member.outcomes_fd, None) is not None:
+        is_read = self._paused.pop(member.id, None) is None
+        if self._members.pop(member.outcomes_fd, None) is not None and is_read:
             self._poller.unregister(member.outcomes_fd)
+
+    def pause(self, worker_id: int) -> bool:
+        """Leave a link alone until `resume`, so that its worker waits once it is full. False if it is not read.
+
+        Only where there is `fileno`: elsewhere, the supervisor thread waits for links in another way beside.
+        """
+        member = next((each for each in self._members.values() if each.id == worker_id), None)
+        if member is None or worker_id in self._paused or self.fileno is None:
+            return False
+        self._paused[worker_id] = member
+        self._poller.unregister(member.outcomes_fd)
+        return True
+
+    def resume(self, worker_id: int) -> None:
+        """Have a link read again, from the next `read` on."""
+        self._resumed.append(worker_id)
 
     def nudge(self) -> None:
         """Make whoever polls look up. From any thread."""
@@ -47,6 +68,10 @@ class Links:
     def read(self, reports: list[Report], ready: Sequence[int]) -> list[Member]:
         """Read once from every link that is `ready`; returns the workers whose link is of no use any more."""
         broken: list[Member] = []
+        while self._resumed:
+            resumed = self._paused.pop(self._resumed.popleft(), None)
+            if resumed is not None:  # else it is gone
+                self._poller.register(resumed.outcomes_fd)
         for fd in ready:
             member = self._members.get(fd)
             if member is None:
@@ -66,6 +91,7 @@ class Links:
     def close(self) -> None:
         """Close it. Idempotent."""
         self._members.clear()
+        self._paused.clear()
         self._poller.close()
         self._nudge.close()
 

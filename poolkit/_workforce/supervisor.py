@@ -15,7 +15,7 @@ import contextlib
 import math
 import os
 import threading
-from concurrent.futures import Future
+from _thread import allocate_lock
 from typing import Any
 
 from poolkit._core.scheduler import CLOSED, OPEN
@@ -23,7 +23,8 @@ from poolkit._core.workforce import AnyTask
 from poolkit._workforce import lifetime
 from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import deciding, let_come, put_off
-from poolkit._workforce.logs import MANY, STALL, Teller, log
+from poolkit._workforce.line import Line, Place
+from poolkit._workforce.logs import LONGEST_END, Teller, log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
@@ -45,18 +46,17 @@ class Supervisor(Desk):
         """Take what `Desk` takes."""
         super().__init__(*args, **kwargs)
         self._thread: SupervisorThread | None = None
+        self._end_by = math.inf  # when the end is to wait for nothing any more; guarded by: the lock
         self._dropped = False  # the pool object was collected; set without the lock, from wherever that happened
         if self.threaded:
             lifetime.begin(self)
 
     # ===== what the pool asks =====
 
-    def submit(
-        self, task: AnyTask, error: BaseException | None = None, *, wait: bool = True, called: bool = False
-    ) -> Future[None] | None:
+    def submit(self, task: AnyTask, error: BaseException | None = None, place: Place | None = None) -> bool:
         """Accept a task; with `error` it fails at once. Blocks while the queue is full, if its options say so.
 
-        Without `wait` it returns instead what is done when its turn has come, to try again as one who was `called`.
+        With a `place` it does not block: false says that the place is in the line, to try again when it is called.
 
         Raises:
             PoolClosed, InitializerFailed, QueueFull: it was not accepted.
@@ -70,32 +70,35 @@ class Supervisor(Desk):
             if self._all_busy:  # still: see the header of `desk.py`
                 if not task.id & PASSES_BY and not self._is_torn() and not self._reader.pass_by(self._take):
                     self._decide(lambda _now: None)  # lest too many are left here
-                return None
-        room: Future[None] | None = self._submit(task, error, called=called)
+                return True
+        if place is not None or not self._bounded:
+            return bool(self._submit(task, error, place))
+        turn = allocate_lock()  # a Condition is one that an interrupted waiter may keep, and who calls him needs
+        turn.acquire()
+        place = Place(turn.release)
         try:
-            while room is not None and wait:
-                room.result()
-                room = self._submit(task, error, called=True)
+            while not self._submit(task, error, place):
+                self._teller.step_aside()
+                turn.acquire()
         except BaseException:
-            self.leave_line(room)
+            self.leave_line(place)
             raise
-        return room
+        return True
 
     @deciding
-    def _submit(self, task: AnyTask, error: BaseException | None, *, called: bool) -> Future[None] | None:
-        """Accept a task in a step; or returns what its caller is to wait for."""
+    def _submit(self, task: AnyTask, error: BaseException | None, place: Place | None) -> bool:
+        """Accept a task in a step; false when its caller has to wait at his place."""
         if self._is_torn():
             self._do_later(lambda now: self._submit_late(task, error, now))
-            return None
+            return True
         if self._thread is None:
             self._start_thread()
-        room = None
         before = put_off()
         try:
             with self._lock:
                 now = self._enter()
-                room = self._line_up(task, called=called) if self._bounded and error is None else None
-                if room is None:
+                accepted = place is None or error is not None or not self._lines_up(task, place)
+                if accepted:
                     self._accept(task, error, now)
                 settled = self._decided()
             self._publish(settled)
@@ -104,12 +107,8 @@ class Supervisor(Desk):
             if not task.id & PASSES_BY:
                 self._reader.pass_by(self._take)
         finally:
-            try:
-                let_come(before)
-            except BaseException:  # a Ctrl-C: nobody will wait
-                self.leave_line(room)
-                raise
-        return room
+            let_come(before)
+        return accepted
 
     def _accept(self, task: AnyTask, error: BaseException | None, now: float) -> None:
         """Hand a task to the scheduler.
@@ -134,28 +133,23 @@ class Supervisor(Desk):
             task.phase = SETTLED
             self._scheduler.settled.append((task, Outcome.failure(exc)))
 
-    def _line_up(self, task: AnyTask, *, called: bool) -> Future[None] | None:
-        """A place in the line for room; None when the task is to be accepted, or refused for good.
-
-        Nobody passes those who wait. Who was called and found his room taken, by one who does not wait, is the first.
-        """
+    def _lines_up(self, task: AnyTask, place: Place) -> bool:
+        """Whether a caller has to wait for room, at his place in the line. Nobody passes those who wait."""
         full = self._scheduler.is_full()
-        if self._scheduler.phase is not OPEN or not task.options.block or not (full or (self._line and not called)):
-            return None
+        waits = task.options.block and self._bounded and self._scheduler.phase is OPEN
+        if not waits or not (full or self._line.precedes(place)):
+            return False
         if getattr(publishing, "depth", 0) or threading.current_thread() is self._thread:
             if not full:
-                return None
+                return False
             msg = (
                 f"cannot submit {task.name}: the queue is full, and a callback must not wait for room: "
                 "it runs on a thread that makes the room"
             )
             raise QueueFull(msg)
-        while self._line and self._line[-1].cancelled():
-            self._line.pop()
-        room: Future[None] = Future()
-        (self._line.appendleft if called else self._line.append)(room)
+        self._line.stand(place)
         self._reader.relinquish()
-        return room
+        return True
 
     def cancel(self, task: AnyTask) -> bool:
         """Cancel a task; False when it was settled already."""
@@ -238,6 +232,8 @@ class Supervisor(Desk):
 
         def step(now: float) -> bool:
             self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
+            wait_for = 0.0 if kill else math.inf if timeout is None else timeout
+            self._end_by = min(self._end_by, now + wait_for)
             return self._thread is None
 
         if self._is_torn():
@@ -325,8 +321,8 @@ class Supervisor(Desk):
         with reader.lock:
             settled = self._handle(self.workforce.act())
         self._publish(settled)
-        if self._teller.held:
-            self._release(call=True, wait=len(self._teller.untold) > MANY)
+        if self._teller.untold:
+            self._publish(self._teller.take_due())
         return True
 
     def _wait(self) -> None:
@@ -339,8 +335,7 @@ class Supervisor(Desk):
             deadline = self._scheduler.next_deadline()
             self._sleeping_until = math.inf if deadline is None else deadline
         left = LONGEST_WAIT if deadline is None else max(0.0, deadline - self.clock())
-        if self._teller.held:
-            left = min(left, STALL)
+        left = min(left, self._teller.patience())
         self.workforce.wait(min(left, spared or LONGEST_WAIT), links=not spared)
 
     def _finish(self) -> None:
@@ -352,8 +347,7 @@ class Supervisor(Desk):
         try:
             with self._reader.lock:
                 self.workforce.close()
-            self._teller.close()
-            self._release(call=True)
+            self._teller.close(min(LONGEST_END, self._end_by - self.clock()))
         finally:
             lifetime.end(self)
             self._closed.set()
@@ -377,12 +371,13 @@ class Supervisor(Desk):
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
         self._reader = Reader(None, self.workforce.wake)
-        self._teller = Teller(self.name, self.workforce.wake)
+        self._teller = Teller(self.name, self._publish_told, self.workforce.wake, None)
         self._uncalled.clear()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
         self._left.clear()  # of tasks that are not settled here
         self._enter()
+        line, self._line = self._line, Line()
         for task in self._scheduler.give_up():
             task.leave_parent()
             why = (
@@ -390,6 +385,8 @@ class Supervisor(Desk):
                 "its outcome is to be had there alone"
             )
             task.publish(Outcome.failure(PoolClosed(why)))
+        for place in line.take(len(line)):  # a signal handler may have forked while its thread, which is here, waited
+            place.call()
         self._closed.set()
 
     def hold(self) -> None:

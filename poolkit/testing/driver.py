@@ -18,13 +18,13 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from concurrent.futures._base import _AsCompletedWaiter, _Waiter
 from typing import Any, TypeVar
 
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask
 from poolkit._workforce.desk import Settled, publishing
+from poolkit._workforce.line import Place
 from poolkit._workforce.supervisor import Supervisor
 from poolkit.errors import PoolkitError
 from poolkit.task import Task, WaitTimeout
@@ -138,20 +138,17 @@ class FakeSupervisor(Supervisor):
 
     # ===== what the pool asks =====
 
-    def submit(
-        self, task: AnyTask, error: BaseException | None = None, *, wait: bool = True, called: bool = False
-    ) -> Future[None] | None:
+    def submit(self, task: AnyTask, error: BaseException | None = None, place: Place | None = None) -> bool:
         """Accept a task, and if eager, run all there is. A full queue makes room by itself, if it may wait for that."""
         with self._turn:
-            if wait and task.options.block and error is None and not getattr(publishing, "depth", 0):
+            if place is None and task.options.block and error is None and not getattr(publishing, "depth", 0):
                 while self._scheduler.is_full() and self._happens():
                     pass
                 if self._scheduler.is_full():  # for ever: a real one would stand still
                     task.options = task.options.changed(block=False)
             call = task.call
-            room = super().submit(task, error, wait=wait, called=called)
-            if room is not None:  # it was not accepted
-                return room
+            if not super().submit(task, error, place):
+                return False
             calls = Call.of(task, call)
             self.calls += calls
             if calls:
@@ -159,7 +156,7 @@ class FakeSupervisor(Supervisor):
                 self.timeline.note(named(task), "submitted:", *calls)
             self.settle()
             self._run_if_eager()
-        return None
+        return True
 
     def _run_if_eager(self) -> None:
         if self._eager and not self._depth and not self._running_all:  # else who runs all comes to it

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import signal
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ import poolkit
 import support
 import support_functions as work
 from chaos import faults
+from poolkit._workforce.line import Place
 from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
@@ -92,13 +95,14 @@ def test_threads_and_coroutines_stand_in_one_line(
     journal: Journal, new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First come, first called; there is room for two, so the second called may come before the first."""
+    called: list[Place] = []
+    call = Place.call
 
-    class Line(deque[object]):
-        def popleft(self) -> object:
-            called.append(super().popleft())
-            return called[-1]
+    def note(place: Place) -> bool:
+        called.append(place)
+        return call(place)
 
-    called: list[object] = []
+    monkeypatch.setattr(Place, "call", note)
     with faults.new_pool(1, max_queue=1) as pool:
         _, release = full(pool, new_gate, 1)
         threads = []
@@ -112,22 +116,21 @@ def test_threads_and_coroutines_stand_in_one_line(
                     threads.append(threading.Thread(target=pool.submit, args=(work.write_line, journal, number)))
                     threads[-1].start()
                     wait_for_line(pool, number + 1)
-            line.extend(pool._supervisor._line)
+            line.extend(pool._supervisor._line._places)
             release.signal()
             for waiting in coroutines:
                 await waiting
 
-        line: list[object] = []
-        monkeypatch.setattr(pool._supervisor, "_line", Line())
+        line: list[Place] = []
         asyncio.run(main())
         for thread in threads:
             thread.join()
-    assert [room for room in called if room in line] == line
+    assert list(dict.fromkeys(called)) == line
     assert sorted(map(int, journal.lines())) == list(range(10))
 
 
 def test_a_coroutine_that_stops_waiting_leaves_no_task_and_no_gap(
-    journal: Journal, new_gate: Callable[[], Gate]
+    journal: Journal, new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled while it waits, and in the moment in which it was called and has not come yet."""
     with faults.new_pool(1, max_queue=1) as pool:
@@ -136,14 +139,13 @@ def test_a_coroutine_that_stops_waiting_leaves_no_task_and_no_gap(
         async def main() -> None:
             first, second, third = [await join_line(pool, number, journal) for number in range(3)]
             second.cancel()
-            call = pool._supervisor._call_one
+            call, loop = Place.call, asyncio.get_running_loop()
 
-            def call_and_cancel(room: object) -> bool:
-                called = call(room)
-                first.cancel()
-                return called
+            def call_and_cancel(place: Place) -> bool:
+                loop.call_soon_threadsafe(first.cancel)
+                return call(place)
 
-            pool._supervisor._call_one = call_and_cancel
+            monkeypatch.setattr(Place, "call", call_and_cancel)
             release.signal()
             assert await (await third) == 2
             for waiting in (first, second):
@@ -151,11 +153,72 @@ def test_a_coroutine_that_stops_waiting_leaves_no_task_and_no_gap(
                     await waiting
 
         asyncio.run(main())
-        del pool._supervisor._call_one
+        monkeypatch.undo()
         assert line_of(pool) == 0
         assert pool.stats().submitted == 3
         faults.check_serves(pool, new_gate)
     assert journal.lines() == ["2"]
+
+
+def test_an_async_map_beside_others_does_not_block_its_loop(new_gate: Callable[[], Gate]) -> None:
+    """They have filled the queue, and what lets go of them is done by the loop."""
+
+    async def main(pool: poolkit.Pool) -> list[int]:
+        results = pool.map(work.identity, range(6), chunksize=1, buffersize=1)
+        first = await results.__anext__()
+        release = await asyncio.to_thread(lambda: full(pool.options(block=True), new_gate, 1)[1])  # type: ignore[arg-type]
+        asyncio.get_running_loop().call_later(0.05, release.signal)
+        return [first, *[result async for result in results]]
+
+    with faults.new_pool(1, max_queue=1) as pool:
+        assert asyncio.run(main(pool)) == list(range(6))
+
+
+def test_what_an_async_iteration_held_back_a_plain_one_submits(new_gate: Callable[[], Gate]) -> None:
+    async def main(pool: poolkit.Pool) -> list[int]:
+        results = pool.map(work.identity, range(6), chunksize=1, buffersize=1)
+        release = await asyncio.to_thread(lambda: full(pool.options(block=True), new_gate, 1)[1])  # type: ignore[arg-type]
+        found = [await results.__anext__()]
+        release.signal()
+        return found + list(results)
+
+    with faults.new_pool(1, max_queue=1) as pool:
+        assert asyncio.run(main(pool)) == list(range(6))
+
+
+def test_a_fork_in_a_signal_handler_while_its_thread_waits_for_room(new_gate: Callable[[], Gate]) -> None:
+    """The child's copy of the wait ends."""
+    children: list[int] = []
+    parent = os.getpid()
+
+    def fork(_number: int, _frame: object) -> None:
+        if (child := os.fork()) != 0:
+            children.append(child)
+
+    before = signal.signal(signal.SIGUSR1, fork)
+    try:
+        with faults.new_pool(1, max_queue=1) as pool:
+            _, release = full(pool, new_gate, 1)
+
+            def press() -> None:
+                wait_for_line(pool, 1)
+                os.kill(parent, signal.SIGUSR1)
+                support.wait_until(lambda: children, "the fork")
+                assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+                release.signal()
+
+            thread = threading.Thread(target=press)
+            thread.start()
+            try:
+                task = pool.submit(work.identity, 3)
+            except poolkit.PoolClosed:
+                os._exit(7)
+            if os.getpid() != parent:
+                os._exit(8)
+            thread.join()
+            assert task.result() == 3
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_those_who_gave_up_are_not_kept(new_gate: Callable[[], Gate]) -> None:
@@ -182,10 +245,17 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
         _, release = full(pool, new_gate, 1)
         found: list[object] = []
 
-        class Interrupted(poolkit._workforce.supervisor.Future):  # type: ignore[name-defined, misc]
-            def result(self, timeout: float | None = None) -> None:
-                super().result(timeout)
-                raise KeyboardInterrupt
+        class Interrupted:
+            """A lock whose second `acquire`, which waits, raises when it has it."""
+
+            def __init__(self) -> None:
+                self._lock = threading.Lock()
+                self.release = self._lock.release
+
+            def acquire(self) -> None:
+                if not self._lock.acquire(blocking=False):
+                    self._lock.acquire()
+                    raise KeyboardInterrupt
 
         def submit() -> None:
             try:
@@ -193,7 +263,7 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
             except KeyboardInterrupt as exc:
                 found.append(exc)
 
-        monkeypatch.setattr(poolkit._workforce.supervisor, "Future", Interrupted)
+        monkeypatch.setattr(poolkit._workforce.supervisor, "allocate_lock", Interrupted)
         first = threading.Thread(target=submit)
         first.start()
         wait_for_line(pool, 1)
@@ -224,7 +294,7 @@ def test_an_interrupt_that_comes_with_the_place_in_the_line_gives_it_up(
             patch.setattr(poolkit._workforce.supervisor, "let_come", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pool.submit(work.none_of_it)
-        assert all(room.cancelled() for room in pool._supervisor._line)
+        assert all(place.gone for place in pool._supervisor._line._places)
         release.signal()
         held.result()
         faults.check_serves(pool, new_gate)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 import threading
+import time
 
 import pytest
 
 import support_functions as work
 import support_logs as logs
-from poolkit import WorkerCrashed
+from poolkit import TaskTimeout, WorkerCrashed
 from support import wait_until
 from support_logs import Keeper
 
@@ -139,6 +139,23 @@ def test_what_else_a_record_carries_comes_along(pool, keeper):
     assert "lock" in str(keeper.records[0].lock)
 
 
+@pytest.mark.needs("by_value")
+def test_a_record_is_there_whatever_else_it_carries(pool, keeper):
+    pool.submit(logs.say_what_cannot_be_loaded).result()
+    record = keeper.records[0]
+    assert record.getMessage() == "order 7 failed"
+    assert (record.levelno, record.flag) == (45, True)
+    assert "no room" in str(record.error)
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_a_record_that_is_cut_keeps_its_small_values(pool, keeper):
+    pool.submit(logs.say_much_with_small_values, 2_000_000).result()
+    record = keeper.records[0]
+    assert (record.flag, record.user, record.data) == (True, {"id": 7}, "...")
+
+
 def test_several_threads_of_a_task_may_log(pool, keeper):
     pool.submit(logs.say_in_threads, 4, 500).result()
     found = [tuple(map(int, message.split())) for message in keeper.messages]
@@ -181,6 +198,7 @@ def test_what_a_preloaded_module_configures_is_for_the_owner_to_configure(
         "own = logging.getLogger('support.preloaded')\n"
         "own.addHandler(logging.StreamHandler())\n"
         "own.propagate = False\n"
+        "own.addFilter(lambda record: False)\n"
         "own.setLevel(logging.CRITICAL)\n"
         "def say(message):\n"
         "    own.warning(message)\n"
@@ -346,8 +364,7 @@ def test_a_ctrl_c_while_a_result_waits_for_a_handler_loses_nothing(pool, keeper,
     release = threading.Event()
 
     def press(_record):
-        # Once the leader has read the outcome too, and waits.
-        wait_until(lambda: any(settled for _, settled in pool._supervisor._teller.held), "an outcome waits")
+        wait_until(lambda: pool._supervisor._teller._held, "an outcome waits")
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         release.wait()
 
@@ -362,21 +379,96 @@ def test_a_ctrl_c_while_a_result_waits_for_a_handler_loses_nothing(pool, keeper,
     assert pool.submit(work.square, 3).result() == 9
 
 
+# ===== while a handler takes its time =====
+
+
+@pytest.fixture
+def held_up(make_pool, keeper):
+    """A pool of two, with a noisy task, the first record of which is being told and will be for long."""
+    release = threading.Event()
+    keeper.action = lambda _record: release.wait()
+    pool = make_pool(2, max_queue=100)
+    pool.warm_up()
+    pool.noisy = pool.submit(logs.say_many, 3000)
+    wait_until(lambda: pool._supervisor._teller._paused, "its worker is not read any more")
+    yield pool
+    release.set()
+
+
 @pytest.mark.needs("process")
 @pytest.mark.one_start_method
-def test_what_cannot_be_unpickled_here_is_said_and_nothing_else_is_lost(make_pool, keeper, tmp_path, monkeypatch):
-    (tmp_path / "poolkit_logs_only_there.py").write_text(
-        "import logging, os\n"
-        "class There:\n"
-        "    def __reduce__(self): return int, ('no number',)\n"
-        "def say(): logging.warning('lost', extra={'there': There()})\n"
-    )
+def test_others_have_their_results_limits_and_timeouts(held_up):
+    assert held_up.submit(work.square, 3).result(logs.PATIENCE / 2) == 9
+    with pytest.raises(TaskTimeout):
+        held_up.options(timeout=0.05).submit(signal.pause).result(logs.PATIENCE / 2)
+    assert list(held_up.map(work.square, range(200), timeout=logs.PATIENCE / 2)) == [n * n for n in range(200)]
+    with pytest.raises(TimeoutError):
+        held_up.noisy.result(timeout=0.01)
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_an_event_loop_goes_on(held_up):
+    async def main():
+        noisy = asyncio.ensure_future(asyncio.wrap_future(held_up.noisy))
+        for number in range(50):
+            assert await asyncio.wait_for(held_up.submit(work.square, number), logs.PATIENCE / 2) == number**2
+        noisy.cancel()
+
+    asyncio.run(main())
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_submitting_goes_on_and_memory_does_not_grow(held_up):
+    tasks = [held_up.submit(logs.say, "once") for _ in range(96)]
+    wait_until(lambda: held_up.stats().succeeded >= 50, "the other worker runs them")
+    assert len(held_up._supervisor._teller.untold) < 2500
+    assert not any(task.done() for task in tasks[-5:])
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+@pytest.mark.parametrize("how", [{"kill": True}, {"timeout": 0.1}])
+def test_a_shutdown_that_is_to_be_quick_does_not_wait_for_it(held_up, how):
+    began = time.monotonic()
+    held_up.shutdown(**how)
+    assert time.monotonic() - began < logs.PATIENCE / 2
+    assert held_up.noisy.done()
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_a_worker_is_read_again_when_half_of_its_records_are_told(make_pool, keeper):
+    """None is lost, and none comes twice."""
+    pool = make_pool(2)
+    most = 0
+
+    def look(_record):
+        nonlocal most
+        most = max(most, len(pool._supervisor._teller.untold))
+
+    keeper.action = look
+    assert pool.submit(logs.say_many, 20_000).result() == 20_000
+    assert [int(message) for message in keeper.messages] == list(range(20_000))
+    assert most < 2500
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_a_handler_may_wait_for_a_task_of_the_worker_that_logs_too_much(make_pool, keeper):
     pool = make_pool()
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    pool.submit(eval, "__import__('poolkit_logs_only_there').say()").result()
-    pool.submit(logs.say, "kept").result()
-    assert "could not hand on" in keeper.messages[0]
-    assert keeper.messages[1:] == ["kept"]
+    answers = []
+
+    def ask(record):
+        if record.getMessage() == "0":
+            wait_until(lambda: pool._supervisor._teller._paused, "the worker is not read")
+            answers.append(pool.submit(work.square, 3).result())
+
+    keeper.action = ask
+    pool.submit(logs.say_many, 3000).result()
+    wait_until(lambda: len(keeper.records) == 3000, "all are told: outcomes went ahead of them")
+    assert answers == [9]
 
 
 @pytest.mark.needs("process")

@@ -10,6 +10,7 @@ import pytest
 
 from poolkit import Pool, PoolClosed, PoolkitError
 from poolkit._workforce.launch import NurserySettings
+from poolkit._workforce.line import Place
 from poolkit._workforce.member import Member
 from poolkit._workforce.process import ProcessWorkforce
 from poolkit._workforce.supervisor import Supervisor
@@ -125,10 +126,10 @@ def test_who_waits_for_something_else_than_a_task_gets_the_standby_at_once(monke
         pool.submit(release.wait)
         pool.submit(abs, -1)
         del relinquished[:]
-        room = desk.submit(pool._task(abs, (-2,), {}, None)[0], wait=False)
-        assert room is not None
+        called = threading.Event()
+        assert not desk.submit(pool._task(abs, (-2,), {}, None)[0], place=Place(called.set))
         assert relinquished
         del relinquished[:]
         release.set()
-        room.result()
+        called.wait()
     assert relinquished

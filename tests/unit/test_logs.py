@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import marshal
 import os
-import pickle
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from poolkit._wire import link
 from poolkit._wire.link import Outbox
 from poolkit._workforce import logs
 from poolkit._workforce.logs import Teller
+from poolkit.task import Task
 from support import wait_until
 from support_logs import Keeper
 
@@ -190,73 +193,192 @@ def keeper() -> Iterator[Keeper]:
     logging.root.removeHandler(handler)
 
 
+class Owner:
+    """A teller, what it has published, and how often it woke the supervisor thread."""
+
+    def __init__(self) -> None:
+        self.links = SomeLinks()
+        self.published: list[Any] = []
+        self.woken = 0
+        self.teller = Teller("test", self.published.extend, self.wake, self.links)  # type: ignore[arg-type]
+
+    def wake(self) -> None:
+        self.woken += 1
+
+
+class SomeLinks:
+    """Which workers are not read."""
+
+    def __init__(self) -> None:
+        self.paused: set[int] = set()
+
+    def pause(self, worker_id: int) -> bool:
+        self.paused.add(worker_id)
+        return True
+
+    def resume(self, worker_id: int) -> None:
+        self.paused.remove(worker_id)
+
+
 @pytest.fixture
-def teller() -> Iterator[Teller]:
-    made = Teller("test", lambda: None)
+def owner() -> Iterator[Owner]:
+    made = Owner()
     yield made
-    made.close()
+    made.teller.close(30.0)
 
 
-def logged(message: str, name: str = "support") -> Logged:
-    return Logged(1, 2, pickle.dumps({"name": name, "msg": message, "levelno": 30, "levelname": "WARNING"}))
+@pytest.fixture
+def teller(owner: Owner) -> Teller:
+    return owner.teller
 
 
-OUTCOME: Any = [("task", "outcome")]
+@pytest.fixture
+def release(keeper: Keeper, owner: Owner) -> Iterator[threading.Semaphore]:
+    """Handlers wait until they are let go of, one release a record."""
+    semaphore = threading.Semaphore(0)
+    keeper.action = lambda _: semaphore.acquire()
+    yield semaphore
+    semaphore.release(1000)
+
+
+def logged(message: str, worker_id: int = 1, name: str = "support") -> Logged:
+    return Logged(worker_id, 2, marshal.dumps({"name": name, "msg": message, "levelno": 30, "levelname": "WARNING"}))
+
+
+def outcome_of(worker_id: int, attempts: int = 1) -> Any:
+    task = Task(None, "name", None, None)
+    task.worker_id, task.attempts = worker_id, attempts
+    return [(task, "outcome")]
+
+
+OUTCOME = outcome_of(1)
 
 
 def test_outcomes_do_not_wait_where_nothing_was_logged(teller: Teller) -> None:
-    assert teller.hold([], OUTCOME) is OUTCOME
+    assert teller.hold([], OUTCOME) == OUTCOME
 
 
-def test_outcomes_wait_until_what_was_logged_before_is_told(teller: Teller, keeper: Keeper) -> None:
-    release = threading.Event()
-    keeper.action = lambda _: release.wait()
+def test_outcomes_are_published_when_what_was_logged_before_is_told(
+    owner: Owner, keeper: Keeper, release: threading.Semaphore
+) -> None:
+    teller = owner.teller
     assert teller.hold([logged("one")], []) == []
     assert teller.hold([logged("two")], OUTCOME) == []
-    teller.attend()
-    wait_until(lambda: keeper.records, "the first is being told")
-    assert teller.take_held() == []
-    release.set()
-    teller.wait()
-    assert teller.take_held() == OUTCOME
+    release.release()
+    wait_until(lambda: len(keeper.records) == 2, "the second is being told")
+    assert teller.take_due() == owner.published == []
+    release.release()
+    wait_until(lambda: owner.published == OUTCOME, "it is published")
     assert keeper.messages == ["one", "two"]
-    assert teller.hold([], OUTCOME) is OUTCOME
+    assert teller.hold([], OUTCOME) == OUTCOME
 
 
 def test_outcomes_do_not_wait_for_a_handler_that_hangs(
-    teller: Teller, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+    owner: Owner, release: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    teller = owner.teller
     monkeypatch.setattr(logs, "STALL", 0.01)
-    release = threading.Event()
-    keeper.action = lambda _: release.wait()
     assert teller.hold([logged("one")], OUTCOME) == []
-    teller.attend()
-    teller.wait()
-    assert teller.take_held() == OUTCOME
-    assert teller.hold([logged("two")], OUTCOME) is OUTCOME, "from now on, until it has caught up"
-    release.set()
-    wait_until(lambda: not teller.untold, "all is told")
+    assert owner.woken, "the supervisor thread is to look"
+    assert 0.0 <= teller.patience() <= 0.01
+    wait_until(lambda: teller.take_due() == OUTCOME, "it is due")
+    assert teller.hold([logged("two")], OUTCOME) == OUTCOME, "from now on, until the first is told"
+    monkeypatch.setattr(logs, "STALL", 30.0)
+    release.release()
+    wait_until(lambda: len(teller.untold) == 1, "the first is told")
     assert teller.hold([logged("three")], OUTCOME) == []
+    assert owner.published == []
 
 
-def test_who_reads_more_than_can_be_told_waits(teller: Teller, keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "MANY", 2)
-    release = threading.Event()
-    keeper.action = lambda _: release.wait()
-    teller.hold([logged("one")], [])
-    teller.attend()
-    teller.take_held()
-    wait_until(lambda: keeper.records, "the first is being told")
-    held = len(teller.held)
-    teller.hold([logged("two")], [])
-    assert len(teller.held) == held
-    teller.hold([logged("three")], [])
-    assert len(teller.held) == held + 1
-    release.set()
+def test_outcomes_wait_under_any_load_where_each_waits_for_a_moment_only(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch, release: threading.Semaphore
+) -> None:
+    """Records come for longer than an outcome may wait, and there is always one that is untold."""
+    teller = owner.teller
+    monkeypatch.setattr(logs, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(logs, "STALL", 30.0)
+    teller.hold([logged("first")], [])
+    began = time.monotonic()
+    times = [began] * 3
+    for count in itertools.count():
+        times = [*times[1:], time.monotonic()]
+        early = teller.hold([logged("next")], OUTCOME) + teller.take_due()
+        assert not early or time.monotonic() > times[0] + 0.1, "it has not waited for long"
+        release.release()
+        wait_until(lambda least=count: len(owner.published) >= least, "those before are published")  # type: ignore[misc]
+        if time.monotonic() > began + 0.4:
+            return
 
 
-def test_without_a_thread_records_are_told_by_who_read_them(
-    teller: Teller, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+def test_outcomes_of_workers_that_log_nothing_wait_for_nobody(owner: Owner, release: threading.Semaphore) -> None:
+    teller, quiet = owner.teller, outcome_of(2)
+    assert teller.hold([logged("one", 1)], quiet + OUTCOME) == quiet
+    assert teller.hold([], quiet) == quiet
+    assert teller.hold([], outcome_of(2, attempts=2)) == [], "what it logged in another worker may be untold"
+
+
+def test_each_outcome_waits_for_so_long_at_most_whatever_the_others_do(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch, release: threading.Semaphore
+) -> None:
+    monkeypatch.setattr(logs, "LONGEST_WAIT", 0.01)
+    teller = owner.teller
+    teller.hold([logged("one")], OUTCOME)
+    wait_until(lambda: teller.take_due() == OUTCOME, "it has waited for that long")
+    monkeypatch.setattr(logs, "LONGEST_WAIT", 30.0)
+    assert teller.hold([logged("two")], OUTCOME) == []
+
+
+def test_the_supervisor_thread_is_not_woken_for_each_outcome_that_is_held(teller: Teller, owner: Owner) -> None:
+    for _ in range(50):
+        teller.hold([logged("one")], OUTCOME)
+        teller.patience()
+        wait_until(lambda: not teller.untold, "it is told")
+    assert owner.woken < 10
+
+
+def test_a_worker_that_logs_more_than_can_be_told_is_not_read_until_half_of_it_is(
+    owner: Owner, release: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MANY", 4)
+    teller, paused = owner.teller, owner.links.paused
+    teller.hold([logged("quiet", 2)] * 4, [])
+    teller.hold([logged("noisy", 1)] * 4, [])
+    assert paused == set()
+    teller.hold([logged("noisy", 1)], [])
+    assert paused == {1}
+    release.release(6)
+    wait_until(lambda: len(teller.untold) == 3, "two of it are told")
+    assert paused == {1}
+    release.release()
+    wait_until(lambda: paused == set(), "two of it are left")
+    assert owner.woken
+
+
+def test_a_handler_that_waits_for_the_pool_has_all_workers_read(
+    owner: Owner, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may wait for a task of the one that logs so much."""
+    monkeypatch.setattr(logs, "MANY", 1)
+    asked, release = threading.Event(), threading.Semaphore(0)
+
+    def ask(_record: object) -> None:
+        asked.wait()
+        owner.teller.step_aside()
+        release.acquire()
+
+    keeper.action = ask
+    owner.teller.hold([logged("one")] * 2, OUTCOME)
+    assert owner.links.paused == {1}
+    asked.set()
+    wait_until(lambda: owner.links.paused == set(), "it is read again")
+    assert owner.teller.take_due() == OUTCOME
+    assert owner.teller.hold([logged("two")], OUTCOME) == OUTCOME
+    assert owner.links.paused == set()
+    release.release(3)
+
+
+def test_without_a_thread_outcomes_do_not_wait_and_records_are_told_at_the_end(
+    owner: Owner, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the end of the interpreter no thread can be started."""
 
@@ -264,36 +386,43 @@ def test_without_a_thread_records_are_told_by_who_read_them(
         raise RuntimeError
 
     monkeypatch.setattr("poolkit._workforce.logs.TellerThread.start", refuse)
-    for number in range(2):
-        assert teller.hold([logged(str(number))], OUTCOME) == []
-        teller.attend()
-        teller.wait()
-        assert teller.take_held() == OUTCOME
-    assert keeper.messages == ["0", "1"]
+    monkeypatch.setattr(logs, "MANY", 1)
+    for number in range(3):
+        assert owner.teller.hold([logged(str(number))], OUTCOME) == OUTCOME
+    assert owner.links.paused == set()
+    assert not keeper.records
+    owner.teller.close(30.0)
+    assert keeper.messages == ["0", "1", "2"]
 
 
 def test_closing_tells_what_is_left_but_does_not_wait_for_a_handler_that_hangs(
-    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+    owner: Owner, keeper: Keeper, release: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "STALL", 0.01)
-    release = threading.Event()
-    keeper.action = lambda _: release.wait()
-    teller = Teller("test", lambda: None)
-    teller.hold([logged("one"), logged("two")], [])
-    teller.attend()
-    teller.close()
-    release.set()
+    owner.teller.hold([logged("one"), logged("two")], OUTCOME)
+    owner.teller.close(30.0)
+    assert owner.published == OUTCOME
+    assert owner.teller.hold([], OUTCOME) == OUTCOME
+    release.release(2)
     monkeypatch.setattr(logs, "STALL", 30.0)
-    teller.close()
+    owner.teller.close(30.0)
     assert keeper.messages == ["one", "two"]
+    assert owner.published == OUTCOME
 
 
-@pytest.mark.parametrize("payload", [b"", b"no pickle", pickle.dumps(3), pickle.dumps({"name": 3, "levelno": 30})])
-def test_a_record_that_is_none_is_said(teller: Teller, keeper: Keeper, payload: bytes) -> None:
-    for _ in range(2):
-        teller.hold([Logged(1, 2, payload)], OUTCOME)
-        teller.attend()
-        teller.wait()
+def test_closing_in_no_time_waits_for_no_handler(owner: Owner, release: threading.Semaphore) -> None:
+    owner.teller.hold([logged("one"), logged("two")], OUTCOME)
+    began = time.monotonic()
+    owner.teller.close(0.0)
+    assert time.monotonic() - began < logs.STALL
+    assert owner.published == OUTCOME
+
+
+@pytest.mark.parametrize("payload", [b"", b"no marshal", marshal.dumps(3), marshal.dumps({"name": 3, "levelno": 30})])
+def test_a_record_that_is_none_is_said(owner: Owner, keeper: Keeper, payload: bytes) -> None:
+    for count in (1, 2):
+        owner.teller.hold([Logged(1, 2, payload)], OUTCOME)
+        wait_until(lambda least=count: len(owner.published) == least, "it was tried")  # type: ignore[misc]
     assert [record.name for record in keeper.records] == ["poolkit"]
 
 
@@ -319,9 +448,24 @@ def test_the_factory_that_was_there_makes_the_records() -> None:
     before = logging.getLogRecordFactory()
     try:
         logging.setLogRecordFactory(Own)
-        logs.mark_records.__wrapped__()
+        logs.mark_records()
         record = logging.getLogger().makeRecord("name", 30, "file", 1, "message", (), None)
     finally:
         logging.setLogRecordFactory(before)
     assert type(record) is Own
     assert not hasattr(record, "poolkit_task")
+
+
+def test_records_are_marked_again_when_somebody_has_restored_the_factory() -> None:
+    before = logging.getLogRecordFactory()
+    try:
+        logging.setLogRecordFactory(logging.LogRecord)
+        logs.mark_records()
+        marking = logging.getLogRecordFactory()
+        logs.mark_records()
+        assert logging.getLogRecordFactory() is marking, "once is enough"
+        logging.setLogRecordFactory(logging.LogRecord)
+        logs.mark_records()
+        assert logging.getLogRecordFactory() is not logging.LogRecord
+    finally:
+        logging.setLogRecordFactory(before)

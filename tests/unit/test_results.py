@@ -31,6 +31,9 @@ class Here:
         task.publish(Outcome(run_chunk(fn, items, starred=starred), ok=True))
         return task
 
+    async def submit_chunk_async(self, fn: Callable[..., Any], items: list[Any], *, starred: bool) -> Task[list[Any]]:
+        return self.submit_chunk(fn, items, starred=starred, block=True)
+
     def cancel_soon(self, task: Task[Any]) -> None:
         self.cancelled.append(task)
 
