@@ -72,23 +72,32 @@ class Dispatcher:
         """Send what waits to whoever is idle; start workers if there are too few."""
         queue, roster = self.queue, self.roster
         while queue.size:
-            worker = roster.take_idle()
+            limit = queue.peek().options.memory_limit
+            worker = roster.take_idle() if limit is None else self._take_light(limit, now)
             if worker is None:
                 if queue.urgency() > self._least_sent:
                     self._make_way()
                 roster.grow(queue.size, now)
                 return
-            limit = queue.peek().options.memory_limit
-            if limit is None or self._suits(worker, limit, now):
-                self._send(worker, now)
+            self._send(worker, now)
 
-    def _suits(self, worker: Worker, limit: int, now: float) -> bool:
-        """Weigh an idle worker. One that other tasks left beyond the limit goes: the next is not to pay for them."""
-        worker.had = self.workforce.memory(worker.id) or 0
-        if worker.had <= limit or not worker.tasks_done:
-            return True
-        self.roster.exchange(worker, now)
-        return False
+    def _take_light(self, limit: int, now: float) -> Worker | None:
+        """The warmest idle worker that other tasks did not leave beyond the limit: the next is not to pay for them.
+
+        When there is none, one of them is exchanged, unless another is on its way or there is a place for one.
+        """
+
+        def suits(worker: Worker) -> bool:
+            worker.had = self.workforce.memory(worker.id) or 0
+            return worker.had <= limit or not worker.tasks_done
+
+        roster = self.roster
+        worker = roster.take_idle(suits)
+        if worker is None and roster.idle and roster.busy < roster.size and not roster.starting:
+            if roster.counted >= roster.size:
+                roster.exchange(next(worker for worker in roster.idle if worker.counted), now)
+            roster.grow(self.queue.size + len(roster.idle), now)
+        return worker
 
     def _send(self, worker: Worker, now: float, ahead: float = 0.0) -> None:
         most = self.workforce.max_batch
