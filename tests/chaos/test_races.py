@@ -225,7 +225,7 @@ def test_two_thousand_rounds_of_death_against_completion(journal: Journal, new_g
     """A task whose outcome was sent has it, whatever happens to its worker then; else it crashed. None runs twice."""
     rng = faults.new_rng()
     outcomes = Outcomes()
-    numbers = rounds("process", 150)
+    numbers = rounds("process", 100)
     with faults.new_pool(1) as pool:
         aim = Aim(0.001, rng)
         for number in numbers:
