@@ -175,11 +175,6 @@ def pause(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def run_and_write(seconds: float, journal: Journal, line: int) -> object:
-    """Work for about so long, and write that down."""
-    return work.write_line(journal, faults.run_for(seconds, line))
-
-
 @KINDS
 def test_two_thousand_rounds_of_cancel_against_completion(kind: str, new_gate: Callable[[], Gate]) -> None:
     rng = faults.new_rng()
@@ -225,13 +220,13 @@ def test_two_thousand_rounds_of_death_against_completion(journal: Journal, new_g
     """A task whose outcome was sent has it, whatever happens to its worker then; else it crashed. None runs twice."""
     rng = faults.new_rng()
     outcomes = Outcomes()
-    numbers = rounds("process", 100)
+    numbers = rounds("process", 150)
     with faults.new_pool(1) as pool:
         aim = Aim(0.001, rng)
         for number in numbers:
             assert pool.submit(work.identity, number).result() == number
             (pid,) = faults.worker_pids(pool, tasks_done=1)  # one that has done nothing is not killed twice in a row
-            tasks = [pool.submit(run_and_write, 0.0005, journal, 2 * number + index) for index in range(2)]
+            tasks = [pool.submit(faults.run_and_write, 0.0005, journal, 2 * number + index) for index in range(2)]
             for task in tasks:
                 outcomes.watch(task)
             pause(aim.take())
