@@ -303,6 +303,18 @@ def test_a_worker_that_does_not_even_drop_what_was_taken_back_is_killed() -> Non
     pool.end()
 
 
+def test_what_has_ended_counts_as_begun() -> None:
+    """Its outcome is in the pipe."""
+    pool = up(2)
+    worker = pool.runner(pool.submit())
+    pool.claim(worker)
+    pool.finish(worker, deliver=False)
+    pool.tick(BEGIN_WITHIN * 3)
+    assert pool.workforce.reclaims == 0
+    pool.deliver(worker)
+    pool.end()
+
+
 def test_a_large_call_may_take_its_time_to_arrive() -> None:
     pool = up(2)
     task = pool.task()

@@ -179,10 +179,11 @@ def test_a_limit_below_what_a_new_worker_needs_is_told_as_that() -> None:
     pool.end()
 
 
-def test_a_task_with_a_limit_is_sent_alone_to_an_idle_worker() -> None:
-    """What its worker had before is known then."""
+@pytest.mark.parametrize("seconds", [1e-6, 0.0])
+def test_a_task_with_a_limit_is_sent_alone_to_an_idle_worker(seconds: float) -> None:
+    """What its worker had before is known then; also where the others take no time that could be measured."""
     pool = up(1)
-    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    pool.scheduler._dispatcher.times.measured("work", seconds)
     held = pool.submit()
     tasks = [pool.submit(), pool.submit(memory_limit=100), pool.submit(memory_limit=100), pool.submit()]
     worker = pool.runner(held)
@@ -193,6 +194,20 @@ def test_a_task_with_a_limit_is_sent_alone_to_an_idle_worker() -> None:
     assert [task.phase for task in tasks[1:]] == [TaskPhase.SENT] + [TaskPhase.QUEUED] * 2
     pool.run_to_rest()
     assert all(outcome.ok for outcome in pool.outcomes.values())
+    pool.end()
+
+
+def test_a_task_that_has_not_begun_is_not_laid_what_its_worker_takes() -> None:
+    """Nor is it taken back for that."""
+    pool = up(1)
+    worker = pool.runner(pool.submit(memory_limit=100))
+    worker.memory = 101
+    pool.tick(WEIGH_FAR * 4)
+    assert not worker.killed
+    assert worker.unclaimed
+    assert pool.workforce.reclaims == 0
+    worker.memory = 0
+    pool.run_to_rest()
     pool.end()
 
 
