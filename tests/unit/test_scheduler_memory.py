@@ -179,11 +179,10 @@ def test_a_limit_below_what_a_new_worker_needs_is_told_as_that() -> None:
     pool.end()
 
 
-@pytest.mark.parametrize("seconds", [1e-6, 0.0])
-def test_a_task_with_a_limit_is_sent_alone_to_an_idle_worker(seconds: float) -> None:
-    """What its worker had before is known then; also where the others take no time that could be measured."""
+def test_a_task_with_a_limit_is_sent_alone_to_an_idle_worker() -> None:
+    """What its worker had before is known then."""
     pool = up(1)
-    pool.scheduler._dispatcher.times.measured("work", seconds)
+    pool.scheduler._dispatcher.times.measured("work", 1e-6)
     held = pool.submit()
     tasks = [pool.submit(), pool.submit(memory_limit=100), pool.submit(memory_limit=100), pool.submit()]
     worker = pool.runner(held)
@@ -194,6 +193,22 @@ def test_a_task_with_a_limit_is_sent_alone_to_an_idle_worker(seconds: float) -> 
     assert [task.phase for task in tasks[1:]] == [TaskPhase.SENT] + [TaskPhase.QUEUED] * 2
     pool.run_to_rest()
     assert all(outcome.ok for outcome in pool.outcomes.values())
+    pool.end()
+
+
+def test_none_is_sent_ahead_behind_tasks_that_take_no_time() -> None:
+    """None that could be measured."""
+    pool = up(1)
+    pool.scheduler._dispatcher.times.measured("work", 0.0)
+    worker = pool.runner(pool.submit())
+    others = [pool.submit(), pool.submit()]
+    limited = pool.submit(memory_limit=100)
+    pool.run(worker)
+    assert [task.phase for task in others] == [TaskPhase.SENT] * 2
+    pool.run(worker)
+    assert limited.phase is TaskPhase.QUEUED
+    pool.run_to_rest()
+    assert pool.outcomes[limited].ok
     pool.end()
 
 
