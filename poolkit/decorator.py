@@ -19,6 +19,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from poolkit._child.chunk import run_chunk
 from poolkit._child.loop import run_here
 from poolkit._core.options import UNSET, CallOptions
+from poolkit._wire.pickles import SCRIPTS
 from poolkit._workforce.settings import KINDS
 from poolkit.context import current_task
 from poolkit.face import PoolView
@@ -302,7 +303,7 @@ def _again(module: str, name: str, given: dict[str, Any]) -> Any:
 def _named(offloaded: Offloaded[Any, Any]) -> Offloaded[Any, Any] | None:
     """What another process that imports the module finds by the name: this object, or the one it is a variant of."""
     module = getattr(offloaded, "__module__", None)
-    if module in {None, "__main__"}:
+    if module is None or module in SCRIPTS:
         return None
     found: Any = sys.modules.get(module)
     for part in getattr(offloaded, "__qualname__", "").split("."):

@@ -149,9 +149,10 @@ def limit_descriptors(number: int) -> int:
     return soft
 
 
-def open_memory() -> int:
-    """How many shared segments this process has mapped."""
-    return Path("/proc/self/maps").read_text(encoding="ascii").count("poolkit-memory")
+def open_memory() -> set[str]:
+    """The shared segments that this process has mapped: the number of the file of each."""
+    lines = Path("/proc/self/maps").read_text(encoding="ascii").splitlines()
+    return {line.split()[4] for line in lines if "poolkit-memory" in line}
 
 
 def open_descriptors() -> int:

@@ -15,13 +15,14 @@ from poolkit._core.batch import BATCH_SECONDS, RunTimes, take_batch
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Action, Timers
-from poolkit._core.workforce import BUSY, DOOMED, Worker, Workforce
+from poolkit._core.workforce import BUSY, DOOMED, Sentence, Worker, Workforce
 from poolkit.task import QUEUED, SENT
 
 STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it to who is idle
 UNBLOCK_AFTER = 0.01  # seconds; and after that to whoever comes next: it is older than what is queued
 LOOK_EVERY = 0.005  # seconds between two looks at who is slow while something is queued
 BEGIN_WITHIN = 0.5  # seconds; what is found unbegun twice, so far apart, is taken back: its worker is stopped, or stuck
+DRAIN_WITHIN = 5.0  # seconds; a worker that has nothing and did not say so since then is killed
 
 
 class Dispatcher:
@@ -72,23 +73,32 @@ class Dispatcher:
         """Send what waits to whoever is idle; start workers if there are too few."""
         queue, roster = self.queue, self.roster
         while queue.size:
-            worker = roster.take_idle()
+            limit = queue.peek().options.memory_limit
+            worker = roster.take_idle() if limit is None else self._take_light(limit, now)
             if worker is None:
                 if queue.urgency() > self._least_sent:
                     self._make_way()
                 roster.grow(queue.size, now)
                 return
-            limit = queue.peek().options.memory_limit
-            if limit is None or self._suits(worker, limit, now):
-                self._send(worker, now)
+            self._send(worker, now)
 
-    def _suits(self, worker: Worker, limit: int, now: float) -> bool:
-        """Weigh an idle worker. One that other tasks left beyond the limit goes: the next is not to pay for them."""
-        worker.had = self.workforce.memory(worker.id) or 0
-        if worker.had <= limit or not worker.tasks_done:
-            return True
-        self.roster.exchange(worker, now)
-        return False
+    def _take_light(self, limit: int, now: float) -> Worker | None:
+        """The warmest idle worker that other tasks did not leave beyond the limit: the next is not to pay for them.
+
+        When there is none, one of them is exchanged, unless another is on its way or there is a place for one.
+        """
+
+        def suits(worker: Worker) -> bool:
+            worker.had = self.workforce.memory(worker.id) or 0
+            return worker.had <= limit or not worker.tasks_done
+
+        roster = self.roster
+        worker = roster.take_idle(suits)
+        if worker is None and roster.idle and roster.busy < roster.size and not roster.starting:
+            if roster.counted >= roster.size:
+                roster.exchange(next(worker for worker in roster.idle if worker.counted), now)
+            roster.grow(self.queue.size + len(roster.idle), now)
+        return worker
 
     def _send(self, worker: Worker, now: float, ahead: float = 0.0) -> None:
         most = self.workforce.max_batch
@@ -112,8 +122,7 @@ class Dispatcher:
         if worker.limit is not None:
             self.roster.near_its_limit(worker)
         self.workforce.send(worker_id, batch, announce=self.announce)
-        if not self._is_looking:
-            self._look_later(now)
+        self._look_later(now)
         self._watch(worker, now)
         if worker.leave is not None:
             self.roster.grow(self.queue.size, now)  # its replacement warms up meanwhile
@@ -124,6 +133,7 @@ class Dispatcher:
             if not worker.draining:
                 self.roster.rest(worker, now)
         elif worker.state is BUSY:
+            self._look_later(now)
             self._watch(worker, now)
             if self.queue.size and self.workforce.max_batch > 1 and self.roster.can_take(worker):
                 # Send more before it has finished, so that it need not wait for the next message.
@@ -196,8 +206,10 @@ class Dispatcher:
         found = []
         for worker in self.roster:
             if len(worker.sent) > 1 and not worker.draining and worker.state is BUSY:
-                since = self.workforce.glance(worker.id).running_since(worker.sent[0].id, now)
-                found.append((worker, now if since is None else since))
+                task = worker.sent[0]
+                since = self.workforce.glance(worker.id).running_since(task.id, now)
+                if since is not None or worker.unbegun != task.id:  # else `_look_for_unbegun` sees to it
+                    found.append((worker, now if since is None else since))
         return found
 
     def _steal(self, _: None, now: float) -> None:
@@ -217,9 +229,19 @@ class Dispatcher:
                 continue  # it may need as long to arrive, everywhere
             if worker.unbegun == task.id and self.roster.has_room(now):
                 self.reclaim(worker)
+                self.timers.add(now + DRAIN_WITHIN, self._give_up, worker)
             else:
                 worker.unbegun = task.id
                 self._look_later(now)
+
+    def _give_up(self, worker: Worker, now: float) -> None:
+        """What a worker did not begin was taken back from it, and it does not answer: it is stopped, or stuck.
+
+        At worst it did answer, and has just been found so again: it has no task, so nobody suffers.
+        """
+        if worker.draining and not worker.sent:
+            self.roster.doom(worker, Sentence(None, "unresponsive"), want_stack=False)
+            self.roster.grow(self.queue.size, now)
 
     def _look_later(self, now: float) -> None:
         if not self._is_looking and self.workforce.max_batch > 1 and self.roster.size > 1:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from poolkit._core import policy
 from poolkit._core.options import PoolLimits
@@ -122,11 +122,18 @@ class Roster:
             return self.busy < self.size
         return self._missing() > 0 and self.hiring is not Hiring.NONE and now >= self.boot_at
 
-    def take_idle(self) -> Worker | None:
-        """The warmest idle worker, to be sent something now; None when there is none, or `size` workers are busy."""
+    def take_idle(self, suits: Callable[[Worker], bool] | None = None) -> Worker | None:
+        """The warmest idle worker, to be sent something now; None when none suits, or `size` workers are busy."""
         if not self.idle or self.busy >= self.size:
             return None
-        worker = self.idle.pop()
+        if suits is None:
+            worker = self.idle.pop()
+        else:
+            found = next(filter(suits, reversed(self.idle)), None)
+            if found is None:
+                return None
+            worker = found
+            self.idle.remove(worker)
         worker.state = BUSY
         self.busy += 1
         return worker
@@ -195,11 +202,9 @@ class Roster:
         self.recycled += 1
 
     def exchange(self, worker: Worker, now: float) -> None:
-        """Let a worker go that does not suit what it was to be sent; another is started when one is needed."""
-        if worker.leave is None:
-            self._recycle(worker)
-        worker.replaced = True
-        self.rest(worker, now)
+        """Let an idle worker go, to make room for a new one."""
+        self._recycle(worker)
+        self.leave(worker, "recycled", now)
 
     def leave(self, worker: Worker, why: str, now: float) -> None:
         """Let a worker leave without waiting for a replacement: now if it is idle, else when it has finished."""

@@ -24,7 +24,7 @@ import types
 from collections import namedtuple
 
 from poolkit._wire.buffers import Found
-from poolkit._wire.pickles import PROTOCOL, REUSABLE, dumps, dumps_plainly, is_by_value_requested, loads
+from poolkit._wire.pickles import PROTOCOL, REUSABLE, SCRIPTS, dumps, dumps_plainly, is_by_value_requested, loads
 from poolkit._wire.remote import load_error, pack_error
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -68,8 +68,8 @@ def pack_call(
         name = _name_bytes(fn)
         if name is not None:
             return name, dumps((args, kwargs), found) if args or kwargs else _NO_ARGUMENTS
-        # what is known to belong to __main__ is not worth pickling large arguments for in vain
-        body = None if fn.__module__ == "__main__" else dumps_plainly((fn, args, kwargs), found)
+        # what is known to belong to the script is not worth pickling large arguments for in vain
+        body = None if fn.__module__ in SCRIPTS else dumps_plainly((fn, args, kwargs), found)
         if body is not None:
             return b"", body
         from poolkit._wire.functions import pack_function  # noqa: PLC0415 -- only senders need it
@@ -122,7 +122,7 @@ def _keep(fn_bytes: bytes, fn: Callable[..., Any]) -> None:
 def _name_bytes(fn: types.FunctionType) -> bytes | None:
     """The pickle of a function that is what its name means at the top of a module that a worker can import."""
     module, name = fn.__module__, fn.__name__
-    if module == "__main__" or fn.__qualname__ != name or is_by_value_requested():
+    if module in SCRIPTS or fn.__qualname__ != name or is_by_value_requested():
         return None
     namespace = getattr(sys.modules.get(module), "__dict__", None)
     if namespace is None or namespace.get(name) is not fn:

@@ -32,7 +32,7 @@ import types
 from _weakref import ref  # the module weakref would be one more import in every worker
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from poolkit._wire.pickles import BY_VALUE, REUSABLE, dumps_by_value, dumps_plainly, is_by_value_requested
+from poolkit._wire.pickles import BY_VALUE, REUSABLE, SCRIPTS, dumps_by_value, dumps_plainly, is_by_value_requested
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -273,13 +273,13 @@ def _is_fixed(value: object) -> bool:
 def _is_named(value: object) -> bool:
     """Whether the other process finds the very same thing by its name, as pickle would write it."""
     if isinstance(value, types.ModuleType):
-        return value.__name__ != "__main__" and sys.modules.get(value.__name__) is value
+        return value.__name__ not in SCRIPTS and sys.modules.get(value.__name__) is value
     if not isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
         return False
     if value is type(None):  # in hints; cloudpickle knows it, though no module has it under its name
         return True
     module_name = value.__module__
-    if type(module_name) is not str or module_name == "__main__":
+    if type(module_name) is not str or module_name in SCRIPTS:
         return False
     found: object = sys.modules.get(module_name, _MISSING)
     for part in value.__qualname__.split("."):

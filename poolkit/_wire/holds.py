@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import mmap
 import os
-from _thread import get_ident
+from _thread import allocate_lock, get_ident
 from _weakref import ref  # the module weakref would be one more import in every worker
 from collections.abc import Callable
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-_pins: list[
-    tuple[int, list[Any]]
-] = []  # what a forked child may see, and the end of a pipe that it has the other end of
+# What a forked child may see, and the end of a pipe that it has the other end of; a pin stays here until it is gone.
+_pins: list[tuple[int, list[Any]]] = []
+_looking = allocate_lock()  # held by who reads and closes these: a number that another thread closed may be anybody's
 _pipes: dict[int, tuple[int, int]] = {}  # during a fork, by thread; two may fork at once
 _pipe_wanted: list[bool] = []  # not empty once anything was ever seen here
 
@@ -154,6 +154,8 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _looking  # noqa: PLW0603 -- another thread may have held it when the process forked
+    _looking = allocate_lock()
     own = _pipes.pop(get_ident(), (-1, -1))  # its other end tells the parent when this process is gone
     for fd in [own[0], *itertools.chain(*_pipes.values()), *(fd for fd, _ in _pins)]:
         _os.close_fd(fd)
@@ -168,21 +170,16 @@ def has_pins() -> bool:
 
 def release_pins() -> bool:
     """Let go of what children saw that are gone; whether any is left."""
-    for _ in range(len(_pins)):
-        try:
-            pin = _pins.pop(
-                0
-            )  # this thread's alone: the number of a descriptor that another one closed may be anybody's
-        except IndexError:
-            break
-        try:
-            gone = pin[0] >= 0 and not os.read(pin[0], 1)
-        except OSError:  # nothing to read: the child is there
-            gone = False
-        if gone:
-            os.close(pin[0])
-        else:
-            _pins.append(pin)
+    if not _looking.locked():  # else somebody looks: maybe this thread, below a signal handler or a finalizer
+        with _looking:
+            for pin in list(_pins):
+                try:
+                    gone = pin[0] >= 0 and not os.read(pin[0], 1)
+                except OSError:  # nothing to read: the child is there
+                    gone = False
+                if gone:
+                    _pins.remove(pin)
+                    os.close(pin[0])
     return bool(_pins)
 
 

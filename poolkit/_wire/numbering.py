@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 
-from poolkit._wire.pickles import BY_VALUE, PROTOCOL, ClassKeepingUnpickler, is_by_value_requested
+from poolkit._wire.pickles import BY_VALUE, PROTOCOL, SCRIPT_MARK, ClassKeepingUnpickler, is_by_value_requested
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def dumps_numbered(value: object, number_of: NumberOf) -> bytes:
             pass
         else:
             data = buffer.getvalue()
-            if b"__main__" not in data:
+            if SCRIPT_MARK not in data:
                 return data
     buffer = io.BytesIO()
     _numbering_by_value()(buffer, number_of).dump(value)

@@ -1,7 +1,7 @@
 """Pickles: one value to bytes and back, by reference where that is enough and by value where it is not.
 
 Plain pickle writes a function or a class as "module, name". That is fast, and right for whatever the other process
-can import. It is wrong for things of `__main__`, which workers never import, and for modules that the user registered
+can import. It is wrong for things of the script, which workers never import, and for modules that the user registered
 with `cloudpickle.register_pickle_by_value`; those go through cloudpickle, which writes them out in full.
 
 A plain pickle ends with the STOP opcode, a full stop. What goes by value carries one more byte, a mark, behind it:
@@ -27,6 +27,8 @@ __all__ = [
     "BY_VALUE",
     "PROTOCOL",
     "REUSABLE",
+    "SCRIPTS",
+    "SCRIPT_MARK",
     "ClassKeepingUnpickler",
     "dumps",
     "dumps_by_value",
@@ -40,18 +42,23 @@ BY_VALUE = b"v"
 REUSABLE = b"r"
 """Mark behind the bytes of a function that a worker may load once and call many times."""
 
+SCRIPTS = ("__main__", "__mp_main__")
+"""What the script is called: itself, and in children of multiprocessing. Workers import it under neither name."""
+SCRIPT_MARK = b"_main__"
+"""Stands in every plain pickle that names something of the script."""
+
 _STOP = pickle.STOP[0]
 
 
 def is_by_value_requested() -> bool:
-    """Whether the user registered modules to go by value, so that plain pickle cannot be trusted."""
+    """Whether the user registered modules to go by value, so that plain pickle cannot be trusted: not the script."""
     # Only a cloudpickle that somebody imported can have modules registered; the attribute is missing while
     # another thread is half way through that import.
     cloudpickle = sys.modules.get("cloudpickle")
     if cloudpickle is None:
         return False
     list_registered = getattr(cloudpickle, "list_registry_pickle_by_value", None)
-    return list_registered is not None and bool(list_registered())
+    return list_registered is not None and not list_registered().issubset(SCRIPTS)
 
 
 def dumps_plainly(value: object, found: Found | None = None) -> Any:
@@ -67,7 +74,7 @@ def dumps_plainly(value: object, found: Found | None = None) -> Any:
         if found is None or not found.large:
             data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
             if found is None or not found.has_read_only:
-                return None if b"__main__" in data else data
+                return None if SCRIPT_MARK in data else data
         return _dump_in_parts(value, found)
     except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
         return None
@@ -82,7 +89,7 @@ def _dump_in_parts(value: object, found: Found) -> Any:
         found.again()
         parts.clear()
         _WritablePickler(parts, found).dump(value)
-    if found.may_name(b"__main__", parts):
+    if found.may_name(SCRIPT_MARK, parts):
         return None
     return parts if found.large else b"".join(parts)
 

@@ -12,6 +12,7 @@ from poolkit._child.session import MOST_FDS
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit
+from poolkit._wire.pickles import SCRIPTS
 from poolkit._workforce.launch import nursery_settings
 from poolkit._workforce.logs import TellerThread
 from poolkit._workforce.settings import PoolSettings
@@ -64,10 +65,10 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
     if not _os.SUPPORTED:
         msg = "process workers need a POSIX system; on Windows use kind='thread'"
         raise RuntimeError(msg)
-    if (script := sys.modules.get("__mp_main__")) is not None:  # the name of `__main__` in children of multiprocessing
+    if (script := sys.modules.get(SCRIPTS[1])) is not None:
         import cloudpickle  # noqa: PLC0415 -- there only
 
-        cloudpickle.register_pickle_by_value(script)  # workers import it under neither name
+        cloudpickle.register_pickle_by_value(script)  # the other name it knows itself
     forks = settings.start_method == "fork"
     if forks:
         _refuse_threads()

@@ -283,6 +283,11 @@ def run_for(seconds: float, value: Any) -> Any:
     return value
 
 
+def run_and_write(seconds: float, journal: Journal, line: int) -> object:
+    """Work for about so long, and write that down."""
+    return work.write_line(journal, run_for(seconds, line))
+
+
 def make_bytes(count: int) -> bytearray:
     return bytearray(count)
 

@@ -94,13 +94,16 @@ def test_deaths_under_callers_whose_threads_take_turns_all_the_time(
     rng = faults.new_rng()
     crashed = 0
     with faults.new_pool(2) as pool:
-        with faults.Killer(pool, rng, every=0.05):
-            for turn in range(faults.scaled(20)):
-                tasks = [pool.submit(work.identity, turn + number) for number in range(50)]
+        with faults.Killer(pool, rng, "busy", every=0.01) as killer:
+            turn = 0
+            while turn < faults.scaled(20) or killer.kills < faults.scaled(5) or not crashed:  # its turns come seldom
+                tasks = [pool.submit(faults.run_for, 0.001, turn + number) for number in range(50)]
                 for number, task in enumerate(tasks):
                     error = task.exception()
                     crashed += error is not None
                     assert isinstance(error, poolkit.WorkerCrashed) or task.result() == turn + number
+                turn += 1
+        assert 0 < crashed <= killer.kills
         stats = pool.stats()
         assert (stats.failed, stats.crashed) == (crashed, crashed)
         faults.check_serves(pool, new_gate)

@@ -150,6 +150,7 @@ def test_an_idle_worker_does_nothing_any_more(fault: str, traps: Path, journal: 
         ledger.submit(pool, 100, journal)
         assert ledger.settle() == []
     assert len(faults.check_ran_once(journal)) == 105
+    assert trapping.unsprung(traps) == []
 
 
 @pytest.mark.parametrize("fault", HANGS)
@@ -164,6 +165,7 @@ def test_a_worker_that_is_to_leave_does_not(
         ledger.submit(pool, 200, journal)
         assert ledger.settle() == []
     assert len(faults.check_ran_once(journal)) == 200
+    assert trapping.unsprung(traps) == []
 
 
 @pytest.mark.parametrize("step", [*LIFE, *WITHIN, *BEFORE])

@@ -197,7 +197,7 @@ def test_a_forked_child_keeps_nothing_of_the_arena(pool: poolkit.Pool) -> None:
         pool.submit(work.checksum, np.zeros(size, "u1")).result()
     pid = os.fork()
     if pid == 0:
-        os._exit(work.open_memory() + work.open_descriptors())
+        os._exit(len(work.open_memory()) + work.open_descriptors())
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
@@ -297,13 +297,13 @@ def test_a_shared_array_works_in_initargs(make_pool: MakePool) -> None:
 def test_a_worker_lets_go_of_shared_memory_when_the_owner_has(pool: poolkit.Pool) -> None:
     if not support.PROC.is_dir() or "POOLKIT_PORTABLE" in os.environ:
         pytest.skip("looks at the names of mappings")
-    none = pool.submit(work.open_memory).result()
+    before = pool.submit(work.open_memory).result()
     shared = poolkit.SharedArray(1000)
     pool.submit(work.fill, shared, 1).result()
     pool.submit(work.fill, shared, 2).result()
-    assert pool.submit(work.open_memory).result() == none + 1
+    (region,) = pool.submit(work.open_memory).result() - before
     shared.close()
-    support.wait_until(lambda: pool.submit(work.open_memory).result() == none, "the worker to let go")
+    support.wait_until(lambda: region not in pool.submit(work.open_memory).result(), "the worker to let go")
 
 
 def test_a_handle_that_is_dropped_right_after_submit_arrives(pool: poolkit.Pool) -> None:
@@ -510,13 +510,13 @@ def test_a_broadcast_object_is_there_in_workers_that_came_later(pool: poolkit.Po
 def test_a_broadcast_object_is_freed_in_the_workers_when_its_handle_is_gone(pool: poolkit.Pool) -> None:
     if not support.PROC.is_dir() or "POOLKIT_PORTABLE" in os.environ:
         pytest.skip("looks at the names of mappings")
-    none = pool.submit(work.open_memory).result()
-    shared = pool.broadcast([work.numbered(3)])
-    pool.submit(work.echo, shared).result()
-    assert pool.submit(work.open_memory).result() > none
+    before = pool.submit(work.open_memory).result()  # with what a forked one inherits
+    shared = pool.broadcast(work.numbered(3))
+    pool.submit(work.checksum, shared).result()  # no large result: memory that is kept for those is another matter
+    (region,) = pool.submit(work.open_memory).result() - before
     with shared:
         pass
-    support.wait_until(lambda: pool.submit(work.open_memory).result() == none, "the worker to let go")
+    support.wait_until(lambda: region not in pool.submit(work.open_memory).result(), "the worker to let go")
     assert isinstance(pool.submit(work.echo, shared).exception(), poolkit.SerializationError)
 
 

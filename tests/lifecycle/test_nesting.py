@@ -107,6 +107,7 @@ def test_what_the_script_defines_travels_from_a_multiprocessing_process_too(meth
     """There, the script goes by the name `__mp_main__`, which workers import as little as `__main__`."""
     source = f"""
         import dataclasses
+        from poolkit._wire.pickles import is_by_value_requested
 
         @dataclasses.dataclass
         class Point:
@@ -115,8 +116,25 @@ def test_what_the_script_defines_travels_from_a_multiprocessing_process_too(meth
         def move(point, by=1):
             return Point(point.x + by)
 
+        @poolkit.offload
+        def twice(number):
+            return 2 * number
+
+        def call(offloaded, number):
+            return offloaded.local(number) + twice.local(number)
+
+        class Doubler:
+            @poolkit.offload(timeout=60)
+            def twice(self, number):
+                return 2 * number
+
         def work():
+            assert not is_by_value_requested()
             with poolkit.Pool(2) as pool:
+                assert not is_by_value_requested(), "the script alone does not slow all calls down"
+                print([pool.submit(call, given, 1).result() for given in (twice, twice.options(timeout=60))])
+                with poolkit.use_pool(pool):
+                    print(twice(2).result(), Doubler().twice(3).result(), list(twice.map([4, 5])))
                 print(sorted(point.x for point in pool.map(move, [Point(1), Point(2)])))
                 moved = pool.submit(move, Point(5), by=2).result()
                 print(moved == Point(7), type(moved) is Point, flush=True)
@@ -129,7 +147,7 @@ def test_what_the_script_defines_travels_from_a_multiprocessing_process_too(meth
     path = tmp_path / "script.py"
     path.write_text(INNER + text_of(source), encoding="utf-8")
     with Script(python(str(path))) as script:
-        assert script.finish().check() == ["[2, 3]", "True True"]
+        assert script.finish().check() == ["[4, 4]", "4 6 [8, 10]", "[2, 3]", "True True"]
         script.wait_until_gone()
 
 

@@ -280,7 +280,13 @@ class ScriptedPool:
                 assert least >= queued[0].options.priority, "something less urgent was sent ahead"
         if queued:
             assert roster.hiring is not Hiring.NONE
-            assert not (roster.idle and roster.busy < roster.size), "a worker is idle and a task is queued"
+            limit = queued[0].options.memory_limit
+            fits = [
+                record
+                for record in roster.idle
+                if limit is None or not record.tasks_done or (self.workforce.memory(record.id) or 0) <= limit
+            ]
+            assert not (fits and roster.busy < roster.size), "a worker is idle and a task is queued"
             assert roster.busy or roster.starting or self.now < roster.boot_at, "nobody will run what is queued"
         assert (scheduler.phase is PoolPhase.CLOSED) == (
             scheduler.phase > PoolPhase.OPEN and not scheduler.unsettled and not roster.workers

@@ -346,6 +346,25 @@ def test_what_a_forked_child_sees_stays_unchanged_until_the_child_is_gone(ends: 
     assert ends.arena.lent_blocks() == 0
 
 
+def test_an_interrupt_while_children_are_looked_for_lets_go_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does who comes meanwhile, as a signal handler may, take it that there is nothing."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    monkeypatch.setattr(holds, "_pins", [(ours, [])])
+
+    def interrupt(_fd: int, _count: int) -> bytes:
+        assert holds.has_pins()
+        assert holds.release_pins()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "read", interrupt)
+        holds.release_pins()
+    assert holds.release_pins(), "the child is there"
+    os.close(theirs)
+    assert not holds.release_pins()
+
+
 def test_without_views_a_fork_costs_no_descriptor(ends: Pair) -> None:
     ends.trip(np.arange(20_000.0))
     gc.collect()

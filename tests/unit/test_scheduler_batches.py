@@ -5,7 +5,7 @@ from __future__ import annotations
 from unit.quick_tasks import finish_all, occupied, sent_ahead, up
 from unit.scripted import ScriptedPool
 
-from poolkit._core.dispatch import BEGIN_WITHIN, UNBLOCK_AFTER
+from poolkit._core.dispatch import BEGIN_WITHIN, DRAIN_WITHIN, UNBLOCK_AFTER
 from poolkit._core.policy import LARGE_CALL
 from poolkit._core.workforce import NAMES
 from poolkit.task import TaskPhase
@@ -244,6 +244,74 @@ def test_what_a_worker_does_not_begin_waits_until_another_one_has_room() -> None
     pool.tick(BEGIN_WITHIN)
     assert pool.runner(task) is other
     pool.run_to_rest()
+    pool.end()
+
+
+def test_what_a_worker_does_not_begin_after_a_long_task_goes_to_another_one() -> None:
+    """It had been found running; and nobody looks a thousand times a second meanwhile."""
+    pool = up(2)
+    other = occupied(pool)
+    worker = pool.runner(held := pool.submit())
+    pool.claim(worker)
+    tasks = [pool.submit() for _ in range(8)]
+    pool.finish(worker)
+    while len(worker.unclaimed) > 3:
+        pool.run(worker)
+    assert not pool.scheduler.queue.size
+    pool.claim(worker)
+    pool.tick(BEGIN_WITHIN * 3)
+    assert len(worker.unclaimed) == 2, "nobody else is free"
+    pool.finish(worker)
+    pool.finish(other)
+    assert pool.outcomes[held].ok
+    looks = 0
+    end = pool.now + BEGIN_WITHIN * 4
+    while (due := pool.scheduler.next_deadline()) is not None and due <= end:
+        pool.tick(due - pool.now)
+        looks += 1
+        while other.unclaimed:
+            pool.run(other)
+    assert not worker.unclaimed
+    assert all(pool.outcomes[task].ok for task in tasks)
+    assert looks < 1000 * BEGIN_WITHIN + 10
+    pool.run_to_rest()
+    pool.end()
+
+
+def test_a_worker_that_does_not_even_drop_what_was_taken_back_is_killed() -> None:
+    """It has nothing, so no task suffers; its place is filled. One that answers is not."""
+    pool = up(2)
+    stuck = pool.runner(task := pool.submit())
+    pool.tick(BEGIN_WITHIN * 2)
+    (other,) = (worker for worker in pool.alive() if worker is not stuck)
+    assert pool.run(other) is task
+    pool.tick(DRAIN_WITHIN - 0.01)
+    assert not stuck.killed
+    pool.tick(0.01)
+    assert stuck.killed
+    assert len(pool.alive()) == 3, "another one is started at once"
+    pool.die(stuck)
+    assert pool.outcomes[task].ok
+    assert pool.scheduler.counters.crashed == 0
+    pool.end()
+    pool = up(2)
+    stuck = pool.runner(pool.submit())
+    pool.tick(BEGIN_WITHIN * 2)
+    pool.drain(stuck)
+    pool.tick(DRAIN_WITHIN * 2)
+    assert not stuck.killed
+    pool.end()
+
+
+def test_what_has_ended_counts_as_begun() -> None:
+    """Its outcome is in the pipe."""
+    pool = up(2)
+    worker = pool.runner(pool.submit())
+    pool.claim(worker)
+    pool.finish(worker, deliver=False)
+    pool.tick(BEGIN_WITHIN * 3)
+    assert pool.workforce.reclaims == 0
+    pool.deliver(worker)
     pool.end()
 
 

@@ -70,20 +70,85 @@ def test_a_worker_that_cannot_be_weighed_just_now_is_looked_at_again() -> None:
 
 def test_a_worker_that_an_earlier_task_left_too_large_is_exchanged_first() -> None:
     """Neither the task that left it so nor the next one fails for it."""
-    pool = up(2)
-    big, fat = pool.submit(), pool.alive()[1]
+    pool = up(1)
+    big, fat = pool.submit(), pool.alive()[0]
     assert pool.runner(big) is fat
     pool.claim(fat)
     fat.memory = 500
     pool.finish(fat, "big")
     task = pool.submit(memory_limit=100)
     assert fat.stopped
-    assert pool.runner(task) is not fat
     pool.run_to_rest()
     assert pool.outcomes[big].ok
     assert pool.outcomes[task].ok
     assert pool.scheduler.counters.failed == 0
     assert pool.scheduler.roster.recycled == 1
+    pool.end()
+
+
+def idle_workers(size: int, memory: int) -> ScriptedPool:
+    """A pool whose workers have all run something that left them so large."""
+    pool = up(size)
+    for task in [pool.submit() for _ in range(size)]:
+        worker = pool.runner(task)
+        worker.memory = memory
+        pool.claim(worker)
+    for worker in pool.alive():
+        pool.finish(worker)
+    return pool
+
+
+def test_one_task_with_a_limit_costs_one_worker_at_most() -> None:
+    """However many others were left too large; and none while one of them was not."""
+    pool = idle_workers(6, 500)
+    first = pool.submit(memory_limit=100)
+    assert first.phase is TaskPhase.QUEUED
+    assert (sum(worker.stopped for worker in pool.alive()), len(pool.alive())) == (1, 7)
+    second = pool.submit(memory_limit=100)
+    pool.tick(1.0)
+    assert sum(worker.stopped for worker in pool.alive()) == 1, "one is on its way"
+    pool.run_to_rest()
+    assert pool.outcomes[first].ok
+    assert pool.outcomes[second].ok
+    assert pool.scheduler.roster.recycled <= 2
+    before = pool.scheduler.roster.recycled
+    third = pool.submit(memory_limit=100)
+    assert pool.runner(third).memory == 0
+    assert pool.scheduler.roster.recycled == before
+    pool.end()
+
+
+def test_a_worker_is_started_for_it_also_where_idle_ones_would_do_for_others() -> None:
+    """While the pool finishes, and while workers that died are waited for."""
+    pool = idle_workers(3, 500)
+    held = pool.submit()
+    pool.claim(pool.runner(held))
+    task = pool.submit(memory_limit=100)
+    pool.shutdown()
+    (new,) = (worker for worker in pool.alive() if not worker.up)
+    pool.die(new)
+    assert pool.scheduler.roster.recycled == 1, "there is a place, so no other one goes"
+    pool.tick(1.0)
+    (new,) = (worker for worker in pool.alive() if not worker.up)
+    pool.boot(new)
+    assert pool.runner(task) is new
+    pool.run_to_rest()
+    assert pool.outcomes[task].ok
+    assert pool.scheduler.roster.recycled == 1
+    pool.end()
+
+
+def test_a_place_that_is_free_is_taken_before_a_worker_goes() -> None:
+    """Two of at most three are up."""
+    pool = ScriptedPool(3)
+    task = pool.submit()
+    pool.boot(pool.alive()[0])
+    pool.runner(task).memory = 500
+    pool.run(pool.runner(task))
+    task = pool.submit(memory_limit=100)
+    pool.run_to_rest()
+    assert pool.outcomes[task].ok
+    assert (pool.scheduler.roster.recycled, len(pool.alive())) == (0, 2)
     pool.end()
 
 
@@ -128,6 +193,36 @@ def test_a_task_with_a_limit_is_sent_alone_to_an_idle_worker() -> None:
     assert [task.phase for task in tasks[1:]] == [TaskPhase.SENT] + [TaskPhase.QUEUED] * 2
     pool.run_to_rest()
     assert all(outcome.ok for outcome in pool.outcomes.values())
+    pool.end()
+
+
+def test_none_is_sent_ahead_behind_tasks_that_take_no_time() -> None:
+    """None that could be measured."""
+    pool = up(1)
+    pool.scheduler._dispatcher.times.measured("work", 0.0)
+    worker = pool.runner(pool.submit())
+    others = [pool.submit(), pool.submit()]
+    limited = pool.submit(memory_limit=100)
+    pool.run(worker)
+    assert [task.phase for task in others] == [TaskPhase.SENT] * 2
+    pool.run(worker)
+    assert limited.phase is TaskPhase.QUEUED
+    pool.run_to_rest()
+    assert pool.outcomes[limited].ok
+    pool.end()
+
+
+def test_a_task_that_has_not_begun_is_not_laid_what_its_worker_takes() -> None:
+    """Nor is it taken back for that."""
+    pool = up(1)
+    worker = pool.runner(pool.submit(memory_limit=100))
+    worker.memory = 101
+    pool.tick(WEIGH_FAR * 4)
+    assert not worker.killed
+    assert worker.unclaimed
+    assert pool.workforce.reclaims == 0
+    worker.memory = 0
+    pool.run_to_rest()
     pool.end()
 
 
