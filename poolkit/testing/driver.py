@@ -18,6 +18,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from concurrent.futures._base import _AsCompletedWaiter, _Waiter
 from typing import Any, TypeVar
 
