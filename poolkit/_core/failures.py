@@ -138,6 +138,8 @@ def grew_too_large(task: AnyTask, worker: Worker, used: int) -> MemoryLimitExcee
     )
     if worker.had > limit:
         text += "the limit is below what any worker needs, with what it imports: raise it"
+    elif worker.had > limit / 2:
+        text += "most of that was there before, imported or left by other tasks: raise the limit, or recycle workers"
     else:
         text += "give the task less at a time, or raise the limit"
     return MemoryLimitExceeded(text, limit=limit, used=used)

@@ -160,6 +160,23 @@ class Hostile(Exception):
         raise RuntimeError
 
 
+@pytest.mark.parametrize(
+    ("had", "advice"),
+    [
+        (20_000_000, "give the task less at a time, or raise the limit"),
+        (80_000_000, "imported or left by other tasks: raise the limit, or recycle workers"),
+        (120_000_000, "the limit is below what any worker needs, with what it imports: raise it"),
+    ],
+)
+def test_a_limit_on_memory_tells_what_was_there_before(had: int, advice: str) -> None:
+    worker = Worker(3, None, 0.0)
+    worker.pid, worker.had = 42, had
+    error = failures.grew_too_large(make(memory_limit=100_000_000), worker, 130_000_000)
+    assert (error.limit, error.used) == (100_000_000, 130_000_000)
+    assert f"had grown to 130.0 MB, beyond the task's memory_limit of 100.0 MB; it had {had / 1e6:.1f} MB" in str(error)
+    assert str(error).endswith(advice)
+
+
 def test_an_initializers_error_is_put_into_words_before_it_is_needed() -> None:
     """Its own `__str__` is the user's code: it may raise, and is not called under the pool's lock."""
     good, bad = BootFailed(1, OSError("no disk")), BootFailed(1, Hostile())
