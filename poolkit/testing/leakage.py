@@ -87,10 +87,11 @@ def descendants() -> list[int]:
     except (ChildProcessError, AttributeError):  # most often: no child, so nothing behind one
         return []
     children: dict[int, list[int]] = {}
-    for path in _PROC.glob("[0-9]*/stat"):
+    for path in list(_PROC.iterdir()) if _PROC.is_dir() else []:  # not `glob`: a process that ends just now breaks it
         with contextlib.suppress(OSError, IndexError, ValueError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(path.parent.name))
+            pid = int(path.name)
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(pid)
     found = [os.getpid()]
     for pid in found:  # grows while we go through it
         found += children.get(pid, ())

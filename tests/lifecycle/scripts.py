@@ -145,10 +145,11 @@ class Script:
         """Every process that it started and that still runs, itself included."""
         mark = f"{_MARK}={self.mark}".encode()
         found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if mark in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
+        for path in list(Path("/proc").iterdir()):  # not `glob`: a process that ends just now breaks it
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(path.name)
+                if mark in (path / "environ").read_bytes().split(b"\0"):
+                    found.append(pid)
         return [pid for pid in found if support.is_alive(pid)]
 
     def wait_until_gone(self, *but: int) -> None:

@@ -36,10 +36,11 @@ LEAVING = {"crash", "bad-exception", "bad-result", "bad-argument", "recycle", "a
 def family(mark: str) -> list[int]:
     """The processes that carry a mark in their environment."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
+    for path in list(Path("/proc").iterdir()):  # not `glob`: a process that ends just now breaks it
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(path.name)
+            if mark.encode() in (path / "environ").read_bytes().split(b"\0"):
+                found.append(pid)
     return [pid for pid in found if runs(pid)]
 
 
