@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from poolkit.task import Task
 
 
+_DEFAULTS = {name: each.default for name, each in inspect.signature(Pool).parameters.items()}
 _SETTINGS = ("kind", "start_method", "initializer", "initargs", "preload", "env", "shm_threshold")
 _LIMITS = ("max_queue", "max_tasks_per_child", "max_memory_per_child", "min_workers", "idle_timeout")
 
@@ -54,9 +55,10 @@ class FakePool(Pool):
         if mode not in {"eager", "manual"}:
             msg = f"mode must be 'eager' or 'manual', was {mode!r}"
             raise ValueError(msg)
-        bound = inspect.signature(Pool).bind(**settings)
-        bound.apply_defaults()
-        given = bound.arguments
+        given = _DEFAULTS | settings
+        if len(given) > len(_DEFAULTS):
+            msg = f"a pool has no setting {', '.join(map(repr, settings.keys() - _DEFAULTS.keys()))}"
+            raise TypeError(msg)
         size = 1 if given["max_workers"] is None else checks.whole("max_workers", given["max_workers"])
         checked = check_settings(size, **{name: given[name] for name in _SETTINGS})
         limits = check_limits(size, **{name: given[name] for name in _LIMITS})

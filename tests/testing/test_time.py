@@ -287,3 +287,8 @@ def recorded() -> Callable[[FakePool], list[str]]:
 def test_times_without_sense_are_refused(seconds: float, expected: type[Exception]) -> None:
     with FakePool("manual") as pool, pytest.raises(expected, match="seconds"):
         pool.advance(seconds)
+
+
+def test_settings_that_no_pool_has_are_refused() -> None:
+    with pytest.raises(TypeError, match="a pool has no setting 'max_wrokers'"):
+        FakePool(max_wrokers=2)
