@@ -166,7 +166,8 @@ async def _await_one(stage: Stage, rng: random.Random) -> None:
     task = entry.task
     if task is None:
         return
-    entry.may_be_cancelled = patience is not None
+    if patience is not None:  # else somebody may have cancelled it by now, and noted that
+        entry.may_be_cancelled = True
     with contextlib.suppress(Exception, asyncio.CancelledError):  # judged by the ledger
         await asyncio.wait_for(task, patience)
     stage.ledger.close(entry)  # done, or cancelled by then
