@@ -2,6 +2,7 @@
 
 Every method is thread-safe. The annotations say `poolkit.Task` and the like, as that is imported when somebody looks at
 them, and not before the template process is started.
+Longer than most: half of it are the signatures and promises that users read.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ It obeys the same orders and gives the same reports as a real workforce, so the 
 by itself: the driver has tasks begun and ended (`driver.py`).
 A call takes the virtual time that the script says, usually none; it really runs at the end of that.
 Owner: the thread whose turn it is.
+Longer than most: it answers all that a scheduler and a supervisor can ask, much of it with nothing.
 """
 
 from __future__ import annotations

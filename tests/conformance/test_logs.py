@@ -1,4 +1,7 @@
-"""What tasks log reaches the owner's loggers: at the owner's levels, in order, and before the outcome of the task."""
+"""What tasks log reaches the owner's loggers: at the owner's levels, in order, and before the outcome of the task.
+
+Longer than most: one promise a test, of records on their way and of handlers that are slow, raise or wait.
+"""
 
 from __future__ import annotations
 

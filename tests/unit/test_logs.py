@@ -1,4 +1,7 @@
-"""Frames of several writers in one outbox; records and outcomes at the teller; the marks of threads' records."""
+"""Frames of several writers in one outbox; records and outcomes at the teller; the marks of threads' records.
+
+Longer than most: each order in which records, outcomes and interrupts can come is one case.
+"""
 
 from __future__ import annotations
 
@@ -66,11 +69,7 @@ class MeddlingOs:
         return os.write(fd, bytes(data[:3]))
 
 
-def test_what_is_left_in_the_midst_of_a_write_comes_whole_behind_it(
-    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As by a finalizer or a signal handler."""
-    outbox = Outbox(pipe.write_fd)
+def _leave_two_in_a_write(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter([b"<one>", b"<two>"])
 
     def leave() -> None:
@@ -78,6 +77,14 @@ def test_what_is_left_in_the_midst_of_a_write_comes_whole_behind_it(
             outbox.leave(frame)
 
     monkeypatch.setattr(link, "os", MeddlingOs(leave))
+
+
+def test_what_is_left_in_the_midst_of_a_write_comes_whole_behind_it(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a finalizer or a signal handler."""
+    outbox = Outbox(pipe.write_fd)
+    _leave_two_in_a_write(outbox, monkeypatch)
     outbox.leave(b"<frame>")
     outbox.send(b"<header", b" payload>")
     assert pipe.close() == b"<frame><one><two><header payload>"
@@ -87,13 +94,7 @@ def test_what_is_left_while_the_main_threads_frame_is_written_comes_behind_it(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outbox = Outbox(pipe.write_fd)
-    left = iter([b"<one>", b"<two>"])
-
-    def leave() -> None:
-        for frame in left:
-            outbox.leave(frame)
-
-    monkeypatch.setattr(link, "os", MeddlingOs(leave))
+    _leave_two_in_a_write(outbox, monkeypatch)
     outbox.send(b"<header", b" payload>")
     assert pipe.close() == b"<header payload><one><two>"
 

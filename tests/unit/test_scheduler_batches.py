@@ -1,4 +1,7 @@
-"""Scheduler: batches, stealing and priorities."""
+"""Scheduler: batches, stealing and priorities.
+
+Longer than most: what is sent ahead may be taken back for many reasons, each a case.
+"""
 
 from __future__ import annotations
 
