@@ -246,6 +246,9 @@ class Supervisor(Desk):
             thread = self._thread
             if thread is not None:
                 thread.join()
+                # Gone at once, not when the collector comes by: `threading` watches its threads with a weak reference,
+                # and a Ctrl-C that arrives during a collection is raised in that one's callback, where it is lost.
+                self._thread = None
 
     def _may_wait(self) -> bool:
         """Whether this thread may wait for the pool's end: not one that the end itself waits for."""

@@ -221,14 +221,17 @@ def test_interrupts_at_any_moment_of_a_busy_submitter_tear_nothing() -> None:
 
         rng = random.Random(1)
         main = threading.main_thread().ident
-        go = threading.Event()
+        go, seen = threading.Event(), threading.Event()
 
         def interrupt():
             while True:
                 go.wait()
                 go.clear()
+                seen.clear()
                 threading.Event().wait(rng.uniform(0, 0.01))
                 signal.pthread_kill(main, signal.SIGINT)
+                while not seen.wait(5):  # it came inside some finalizer, where Python drops it
+                    signal.pthread_kill(main, signal.SIGINT)
 
         threading.Thread(target=interrupt, daemon=True).start()
         for _ in range(10):
@@ -243,19 +246,35 @@ def test_interrupts_at_any_moment_of_a_busy_submitter_tear_nothing() -> None:
                                 if len(tasks) % 500 == 0:
                                     tasks[-100].cancel()
                         except KeyboardInterrupt:
-                            pass
+                            seen.set()
                         assert pool.submit(abs, -1).result() == 1
                     assert all(task.done() or task.result() is not None for task in tasks)
                     go.set()
                     while True:
                         tasks.append(pool.submit(abs, -len(tasks)))
             except KeyboardInterrupt:
-                pass
+                seen.set()
             for number, task in enumerate(tasks):
                 assert task.cancelled() or task.result() >= 0
         print("whole")
         """
     assert run(source) == ["whole"]
+
+
+def test_a_shut_down_pool_leaves_nothing_that_would_swallow_an_interrupt() -> None:
+    """What Python raises in the callback of a weak reference is lost; `threading` has one for each of its threads."""
+    source = """
+        import gc, threading, weakref
+        import poolkit
+
+        gc.disable()
+        with poolkit.Pool(1) as pool:
+            assert pool.submit(abs, -1).result() == 1
+            threads = [weakref.ref(one) for one in threading.enumerate() if one.name.startswith("poolkit-")]
+        assert threads
+        print([ref() for ref in threads])
+        """
+    assert run(source) == ["[None]"]
 
 
 def test_alarms_that_raise_at_any_moment_tear_nothing() -> None:
