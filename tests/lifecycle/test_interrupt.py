@@ -216,44 +216,39 @@ def test_a_program_of_a_task_is_stopped_without_its_own_interrupt() -> None:
 def test_interrupts_at_any_moment_of_a_busy_submitter_tear_nothing() -> None:
     """Without a terminal, and very often: every task that was accepted ends, the pool serves on, and can be left."""
     source = """
-        import random, signal, sys, threading
+        import random, signal
         import poolkit
 
         rng = random.Random(1)
-        main = threading.main_thread().ident
-        go, seen = threading.Event(), threading.Event()
+        signal.signal(signal.SIGALRM, signal.default_int_handler)  # a thread that sends SIGINT would wait for the GIL
 
-        def interrupt():
-            while True:
-                go.wait()
-                go.clear()
-                seen.clear()
-                threading.Event().wait(rng.uniform(0, 0.01))
-                signal.pthread_kill(main, signal.SIGINT)
-                while not seen.wait(5):  # it came inside some finalizer, where Python drops it
-                    signal.pthread_kill(main, signal.SIGINT)
+        def interrupt_soon():
+            # Again later, should it come inside a finalizer or a callback of the collector: there Python drops it.
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.01), 5)
 
-        threading.Thread(target=interrupt, daemon=True).start()
+        def interrupted():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
         for _ in range(10):
             tasks = []
             try:
                 with poolkit.Pool(2) as pool:
                     for _ in range(2):
                         try:
-                            go.set()
+                            interrupt_soon()
                             while True:
                                 tasks.append(pool.submit(abs, -len(tasks)))
                                 if len(tasks) % 500 == 0:
                                     tasks[-100].cancel()
                         except KeyboardInterrupt:
-                            seen.set()
+                            interrupted()
                         assert pool.submit(abs, -1).result() == 1
                     assert all(task.done() or task.result() is not None for task in tasks)
-                    go.set()
+                    interrupt_soon()
                     while True:
                         tasks.append(pool.submit(abs, -len(tasks)))
             except KeyboardInterrupt:
-                seen.set()
+                interrupted()
             for number, task in enumerate(tasks):
                 assert task.cancelled() or task.result() >= 0
         print("whole")
