@@ -3,8 +3,8 @@
 Guarantees: a sent task goes to exactly one of its worker and a reclaim (a deque hands out each item once); a task that
 is to stop is asked by `current_task().cancelled` and by an asynchronous exception; a thread that does not stop within
 STOP_GRACE seconds is abandoned: reported dead, replaced, and silent whenever it does end.
-Guarded by: the pool's one lock: `_members`, `_orders`. By each member's own lock, taken inside nothing but itself and
-held for a few instructions: `running`, `doomed`, `ended`: the asynchronous exception may only be raised while the
+Guarded by: the pool's one lock: `_members`, `_condemned`. By each member's own lock, taken inside nothing but itself
+and held for a few instructions: `running`, `doomed`, `ended`: the asynchronous exception may only be raised while the
 task it is meant for runs, and the thread takes back one that came too late.
 Owner: the supervisor thread: `_dying`.
 """
@@ -56,7 +56,7 @@ class ThreadWorkforce:
         self._clock = clock
         self._members: dict[int, Member] = {}
         self.unstarted: deque[Member] = deque()
-        self._orders: deque[tuple[Callable[..., None], Member]] = deque()
+        self._condemned: deque[tuple[Member, bool]] = deque()
         self._wakeup = threading.Event()
         self._dying: list[tuple[float, Member]] = []
         self._ending: list[threading.Thread] = []  # reported their end and about to return; guarded by the pool's lock
@@ -111,7 +111,8 @@ class ThreadWorkforce:
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the supervisor thread stop what the thread runs, or give it up."""
-        self._order(self._stop_by_force if want_stack else self._stop_quietly, self._members[worker_id])
+        self._condemned.append((self._members[worker_id], want_stack))
+        self.wake()
 
     def forget(self, worker_id: int) -> None:
         """Let go of a thread that ended, or was given up."""
@@ -128,7 +129,13 @@ class ThreadWorkforce:
                 member = self.unstarted.popleft()
             except IndexError:  # another thread was faster
                 break
-            self._start(member, reports)
+            member.thread = thread = threading.Thread(
+                target=self._main, args=(member,), name=f"poolkit-{self._name}-{member.id}", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as exc:  # no more threads to be had
+                reports.append(Died(member.id, hint=f"its thread could not be started: {exc}"))
         return reports
 
     def is_own_thread(self) -> bool:
@@ -152,10 +159,6 @@ class ThreadWorkforce:
         """Make `wait` return. From any thread."""
         self._wakeup.set()
 
-    def _order(self, what: Callable[..., None], member: Member) -> None:
-        self._orders.append((what, member))
-        self._wakeup.set()
-
     # ===== the supervisor thread =====
 
     def wait(self, timeout: float, *, links: bool) -> bool:  # noqa: ARG002 -- there are none
@@ -168,9 +171,8 @@ class ThreadWorkforce:
         """Carry out the orders, and give those up that do not stop."""
         reports: list[Report] = []
         self._wakeup.clear()
-        while self._orders:
-            what, member = self._orders.popleft()
-            what(member, reports)
+        while self._condemned:
+            self._stop(*self._condemned.popleft())
         now = self._clock()
         for at, member in self._dying:
             if at <= now and self._end(member):
@@ -192,21 +194,9 @@ class ThreadWorkforce:
     def close_in_forked_child(self) -> None:
         """Nothing is shared with the parent."""
 
-    def _start(self, member: Member, reports: list[Report]) -> None:
-        thread = threading.Thread(
-            target=self._main, args=(member,), name=f"poolkit-{self._name}-{member.id}", daemon=True
-        )
-        member.thread = thread
-        try:
-            thread.start()
-        except RuntimeError as exc:  # no more threads to be had
-            reports.append(Died(member.id, hint=f"its thread could not be started: {exc}"))
-
-    def _stop_by_force(self, member: Member, reports: list[Report]) -> None:
-        member.stack = _stack_of(member.thread)
-        self._stop_quietly(member, reports)
-
-    def _stop_quietly(self, member: Member, _reports: list[Report]) -> None:
+    def _stop(self, member: Member, want_stack: bool) -> None:
+        if want_stack:
+            member.stack = _stack_of(member.thread)
         context, thread = member.context, member.thread
         if context is not None:
             context.request_stop()
