@@ -21,6 +21,7 @@ from typing import Any
 
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.logs import mark_records
 from poolkit._workforce.references import by_reference
 from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
@@ -31,12 +32,12 @@ STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval,
 _GO, _DROPPED, _STOP = "go", "dropped", "stop"
 
 
-class ThreadWorkforce:
+class ThreadWorkforce(DrivenWorkforce):
     """Threads behind the Workforce protocol. `deliver` is set by the supervisor that drives it."""
 
     kind = "thread"
-    links = None
     by_reference = True
+    why_not_weighed = "threads share the memory of their process"
     max_batch = 1  # threads may wait for each other's tasks, so these begin in the order of the queue
 
     def __init__(
@@ -46,22 +47,18 @@ class ThreadWorkforce:
         initializer: Callable[[], object] | None,
         deliver: Callable[[Sequence[Report]], None],
         leave: Callable[[Report], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         mark_records()
         self._name = name
         self._initializer = initializer
         self._deliver = deliver  # hands reports in, and waits for the pool's lock if need be
         self._leave = leave  # hands a report in without waiting; another thread takes it in if need be
-        self._clock = clock
         self._members: dict[int, Member] = {}
         self.unstarted: deque[Member] = deque()
         self._condemned: deque[tuple[Member, bool]] = deque()
         self._wakeup = threading.Event()
         self._dying: list[tuple[float, Member]] = []
         self._ending: list[threading.Thread] = []  # reported their end and about to return; guarded by the pool's lock
-
-    why_not_weighed = "threads share the memory of their process"
 
     @staticmethod
     def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
@@ -143,18 +140,6 @@ class ThreadWorkforce:
         current = threading.current_thread()
         return any(member.thread is current for member in list(self._members.values()))
 
-    def link_bytes(self) -> tuple[int, int]:
-        """Nothing goes over links."""
-        return 0, 0
-
-    def memory_use(self) -> tuple[int, int, int, int, int]:
-        """There is no shared memory."""
-        return 0, 0, 0, 0, 0
-
-    def resident_bytes(self, _worker_id: int) -> None:
-        """Threads have no memory of their own."""
-        return
-
     def wake(self) -> None:
         """Make `wait` return. From any thread."""
         self._wakeup.set()
@@ -164,7 +149,7 @@ class ThreadWorkforce:
     def wait(self, timeout: float, *, links: bool) -> bool:  # noqa: ARG002 -- there are none
         """Wait to be woken, for at most `timeout` seconds. Threads report by themselves."""
         if self._dying:
-            timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - self._clock()))
+            timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - time.monotonic()))
         return self._wakeup.wait(timeout) or bool(self._dying)
 
     def act(self) -> list[Report]:
@@ -173,7 +158,7 @@ class ThreadWorkforce:
         self._wakeup.clear()
         while self._condemned:
             self._stop(*self._condemned.popleft())
-        now = self._clock()
+        now = time.monotonic()
         for at, member in self._dying:
             if at <= now and self._end(member):
                 member.abandoned = True
@@ -181,18 +166,11 @@ class ThreadWorkforce:
         self._dying = [(at, member) for at, member in self._dying if not member.ended]
         return reports
 
-    def read(self, ready: Sequence[int] | None = None) -> list[Report]:  # noqa: ARG002
-        """There are no links."""
-        return []
-
     def close(self) -> None:
         """Wait for the threads that are about to end; abandoned ones are left alone."""
         for thread in self._ending:
             if thread is not threading.current_thread():
                 thread.join()
-
-    def close_in_forked_child(self) -> None:
-        """Nothing is shared with the parent."""
 
     def _stop(self, member: Member, want_stack: bool) -> None:
         if want_stack:
@@ -205,7 +183,7 @@ class ThreadWorkforce:
             if member.running and not member.held and thread is not None and thread.ident is not None:
                 raise_in_thread(thread.ident, StopTask)
         member.inbox.put(_STOP)
-        self._dying.append((self._clock() + STOP_GRACE, member))
+        self._dying.append((time.monotonic() + STOP_GRACE, member))
 
     @staticmethod
     def _end(member: Member) -> bool:
@@ -269,10 +247,10 @@ class ThreadWorkforce:
         if call is None:  # cancelled since it was claimed, and forgotten
             return None
         fn, args, kwargs = call
-        started = self._clock()
+        started = time.monotonic()
         limit = task.options.timeout
         deadline = None if limit is None else started + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, member, member.id)
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, time.monotonic, member, member.id)
         member.context = context
         member.since = started
         member.done = 0  # it may have been this very task, in an earlier run
@@ -301,7 +279,7 @@ class ThreadWorkforce:
             return None
         member.done = task.id
         try:
-            return Finished(member.id, task.id, started, self._clock(), 0, value, ok)
+            return Finished(member.id, task.id, started, time.monotonic(), 0, value, ok)
         finally:
             del task, value  # an exception's traceback holds this frame, and must not find itself or its task in it
 
