@@ -366,7 +366,7 @@ class Supervisor(Desk):
             settled = self._decided()
         self._publish(settled)
 
-    # ===== fork and exit =====
+    # ===== forks =====
 
     def after_fork_in_child(self) -> None:
         """This copy of the pool has no thread and no workers: fail what was pending, close what was copied."""
@@ -399,11 +399,3 @@ class Supervisor(Desk):
     def let_go(self) -> None:
         """Release the lock after a fork, in the parent."""
         self._lock.release()
-
-    def at_exit(self) -> None:
-        """Finish what was accepted, as the standard library's executors do."""
-        self.shutdown(wait=True, cancel_queued=False, kill=False, timeout=None)
-
-    def stop_now(self) -> None:
-        """Stop everything, without waiting."""
-        self.shutdown(wait=False, cancel_queued=True, kill=True, timeout=None)
