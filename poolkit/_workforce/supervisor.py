@@ -61,14 +61,14 @@ class Supervisor(Desk):
         Raises:
             PoolClosed, InitializerFailed, QueueFull: it was not accepted.
         """
-        if self.forked or os.getpid() != self.pid:
-            self._refuse_copy()
+        if self.forked or os.getpid() != self.pid:  # as `_is_copy` does, without a call for each task
+            self._check_owner()
         if self._all_busy and error is None and task.options.unhurried:
             task.id = next(self._scheduler.numbers)
             task.submitted_at = self.clock()
             self._handed_in.append(task)
             if self._all_busy:  # still: see the header of `desk.py`
-                if not task.id & PASSES_BY and not self._is_torn() and not self._reader.pass_by(self._take):
+                if not task.id & PASSES_BY and not self._is_torn() and not self._reader.pass_by():
                     self._decide(lambda _now: None)  # lest too many are left here
                 return True
         if place is not None or not self._bounded:
@@ -105,7 +105,7 @@ class Supervisor(Desk):
             if self._left:
                 self._take_left(call=False)
             if not task.id & PASSES_BY:
-                self._reader.pass_by(self._take)
+                self._reader.pass_by()
         finally:
             let_come(before)
         return accepted
@@ -373,7 +373,7 @@ class Supervisor(Desk):
         self.forked = True
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
-        self._reader = Reader(None, self.workforce.wake)
+        self._reader = Reader(None, self.workforce.wake, self._take)
         self._teller = Teller(self.name, self._publish_told, self.workforce.wake, None)
         self._uncalled.clear()
         with contextlib.suppress(Exception):
