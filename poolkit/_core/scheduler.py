@@ -285,10 +285,6 @@ class Scheduler:
         if free:
             self._go_on(free, now)
 
-    def handle(self, report: Report, now: float) -> None:
-        """Take one report into account."""
-        self.handle_all([report], now)
-
     def _go_on(self, free: dict[Worker, None], now: float) -> None:
         """Let workers that finished something go on, and empty `free`."""
         for worker in free:

@@ -103,7 +103,7 @@ class ScriptedPool:
         """Hand in the next `count` reports that a worker wrote, or all."""
         left = len(worker.pipe) if count is None else count
         for _ in range(left):
-            self.scheduler.handle(worker.pipe.popleft(), self.now)
+            self.scheduler.handle_all([worker.pipe.popleft()], self.now)
             self.collect()
 
     def boot(self, worker: ScriptedWorker, *, deliver: bool = True) -> None:
