@@ -156,7 +156,7 @@ class Worker:
         self.pid: int | None = None
         self.had = 0  # bytes of memory, when it was sent its last task with a limit on that
         self.since = now
-        self.idle_since = now
+        self.idle_since = now  # or since it starts
 
     def runs_first(self, name: str) -> None:
         """Take down that it ran a function: the first run may have had to import, and says little about the next."""

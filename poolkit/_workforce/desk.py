@@ -120,7 +120,8 @@ class Desk:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
         self._all_busy = HANDING_IN and self.threaded and scheduler.all_busy()
-        settled = scheduler.take_settled()
+        settled = [*scheduler.settled]  # a list of its own, also when it is empty
+        scheduler.settled.clear()
         if scheduler.events:
             self._listeners.untold.extend(scheduler.events)
             scheduler.events.clear()
@@ -392,11 +393,13 @@ class Desk:
 
     def workers(self) -> list[WorkerInfo]:
         """A snapshot of the workers."""
+        import dataclasses  # noqa: PLC0415 -- see above
+
         from poolkit._workforce import snapshots  # noqa: PLC0415 -- see above
 
         with self._lock:
             found = snapshots.workers(self._scheduler, self.clock())
-        return [snapshots.with_rss(info, self.workforce.resident_bytes(info.id)) for info in found]
+        return [dataclasses.replace(info, rss=self.workforce.resident_bytes(info.id)) for info in found]
 
     def queued(self) -> int:
         """How many tasks wait in the queue."""
@@ -412,10 +415,6 @@ class Desk:
         """Undo one `listen`. Raises ValueError when it was not listening."""
         with self._lock:
             self._scheduler.listened = self._listeners.remove(name, listener)
-
-    def tell(self) -> None:
-        """Call the listeners. On the supervisor thread, without the lock."""
-        self._listeners.tell()
 
     def has_begun(self, task: AnyTask) -> bool:
         """Whether a worker runs this task."""

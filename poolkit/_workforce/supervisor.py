@@ -317,7 +317,7 @@ class Supervisor(Desk):
         self._publish(settled)
         del settled  # nothing is kept alive while it waits
         self._call_back()
-        self.tell()
+        self._listeners.tell()
         if closed:
             return False
         self._wait()
@@ -335,11 +335,9 @@ class Supervisor(Desk):
             if left <= 0.0 or self.workforce.wait(min(spared, left), links=False):
                 return
         with self._lock:
-            deadline = self._scheduler.next_deadline()
-            self._sleeping_until = math.inf if deadline is None else deadline
-        left = LONGEST_WAIT if deadline is None else max(0.0, deadline - self.clock())
-        left = min(left, self._teller.patience())
-        self.workforce.wait(min(left, spared or LONGEST_WAIT), links=not spared)
+            due = self._sleeping_until = self._due
+        left = min(max(0.0, due - self.clock()), self._teller.patience(), spared or math.inf, LONGEST_WAIT)
+        self.workforce.wait(left, links=not spared)
 
     def _finish(self) -> None:
         """Release everything. Once; by the thread, or by `shutdown` when there never was one."""

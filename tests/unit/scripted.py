@@ -77,7 +77,8 @@ class ScriptedPool:
 
     def collect(self) -> None:
         """Take what was decided, as a supervisor does; no task is ever settled twice."""
-        settled = self.scheduler.take_settled()
+        settled = [*self.scheduler.settled]
+        self.scheduler.settled.clear()
         for task, outcome in settled:
             assert task not in self.outcomes, f"{task} was settled twice"
             assert task.phase is TaskPhase.SETTLED
