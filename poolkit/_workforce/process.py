@@ -49,7 +49,6 @@ Reports = list[Report]
 class ProcessWorkforce(DrivenWorkforce):
     """Processes behind the Workforce protocol."""
 
-    kind = "process"
     max_batch = MAX_BATCH
     why_not_weighed = None if _os.own_bytes(os.getpid()) else "this system does not tell the memory of other processes"
 

@@ -35,7 +35,6 @@ _GO, _DROPPED, _STOP = "go", "dropped", "stop"
 class ThreadWorkforce(DrivenWorkforce):
     """Threads behind the Workforce protocol. `deliver` is set by the supervisor that drives it."""
 
-    kind = "thread"
     by_reference = True
     why_not_weighed = "threads share the memory of their process"
     max_batch = 1  # threads may wait for each other's tasks, so these begin in the order of the queue
@@ -256,7 +255,7 @@ class ThreadWorkforce(DrivenWorkforce):
         member.done = 0  # it may have been this very task, in an earlier run
         member.begun = task.id
         if announce:
-            self._deliver([Begun(member.id, task.id, started)])
+            self._deliver([Begun(member.id, task.id)])
         ok, value = False, None
         try:
             with member.lock:

@@ -138,7 +138,6 @@ class Member:
 class FakeWorkforce(DrivenWorkforce):
     """Workers of the fake kind behind the Workforce protocol."""
 
-    kind = "fake"
     max_batch = 1
 
     def __init__(
@@ -236,7 +235,7 @@ class FakeWorkforce(DrivenWorkforce):
         task, announce = member.claims.popleft()
         member.begun, member.since, member.done = task.id, self._clock(), 0
         if announce:
-            self._reports.append(Begun(member.id, task.id, member.since))
+            self._reports.append(Begun(member.id, task.id))
         self._note(named(task), "begins on worker", member.id)
         member.run = self._planned(task)
         if member.run.ends_at <= self._clock():

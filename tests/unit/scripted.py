@@ -137,7 +137,7 @@ class ScriptedPool:
         assert worker.running is not None
         worker.glance = Glance(worker.running.id, self.now, 0)
         if worker.announce:
-            worker.pipe.append(Begun(worker.id, worker.running.id, self.now))
+            worker.pipe.append(Begun(worker.id, worker.running.id))
 
     def is_stamped(self, worker: ScriptedWorker) -> bool:
         return worker.running is not None and worker.glance.begun == worker.running.id and worker.glance.done == 0

@@ -286,7 +286,7 @@ def test_the_beginning_of_a_task_that_is_settled_is_not_told() -> None:
     pool.claim(worker)
     pool.cancel(task)
     pool.deliver(worker)
-    pool.scheduler.handle_all([Begun(worker.id, 99, pool.now)], pool.now)
+    pool.scheduler.handle_all([Begun(worker.id, 99)], pool.now)
     pool.collect()
     assert "TaskStarted" not in [type(event).__name__ for event in pool.events]
     pool.end()
