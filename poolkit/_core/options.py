@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-from poolkit._core.records import record
-
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
     from typing import Any
@@ -167,13 +165,23 @@ def _flag(name: str, value: object) -> bool:
     return value
 
 
-@record(frozen=True)
 class PoolLimits:
-    """What the scheduler has to know of a pool, checked. Times in seconds, sizes in bytes, None for no limit."""
+    """What the scheduler has to know of a pool. Times in seconds, sizes in bytes, None for no limit. Never changed."""
 
-    max_workers: int
-    max_queue: int | None = None
-    max_tasks_per_child: int | None = None
-    max_memory_per_child: int | None = None
-    min_workers: int = 0
-    idle_timeout: float | None = None
+    def __init__(
+        self,
+        max_workers: int,
+        *,
+        max_queue: int | None = None,
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child: int | None = None,
+        min_workers: int = 0,
+        idle_timeout: float | None = None,
+    ) -> None:
+        """Take what was checked."""
+        self.max_workers = max_workers
+        self.max_queue = max_queue
+        self.max_tasks_per_child = max_tasks_per_child
+        self.max_memory_per_child = max_memory_per_child
+        self.min_workers = min_workers
+        self.idle_timeout = idle_timeout
