@@ -64,7 +64,7 @@ def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ah
         room_bytes -= task.nbytes
         alone = task.options.memory_limit is not None  # what its worker has is known when it is sent to an idle one
         if (alone or work > BATCH_SECONDS or room_bytes < 0) and (batch or ahead):
-            queue.undo_pop(task)
+            queue.put_back([task])
             break
         batch.append(task)
         if alone:

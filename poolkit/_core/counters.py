@@ -63,20 +63,7 @@ class Histogram:
 
 
 class Counters:
-    """What happened to the tasks and workers of a pool."""
-
-    __slots__ = (
-        "abandoned",
-        "cancelled",
-        "crashed",
-        "failed",
-        "retried",
-        "run_time",
-        "submitted",
-        "succeeded",
-        "timed_out",
-        "wait_time",
-    )
+    """What happened to the tasks and workers of a pool; see `PoolStats`."""
 
     def __init__(self) -> None:
         self.submitted = 0

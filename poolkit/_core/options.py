@@ -168,15 +168,6 @@ def _flag(name: str, value: object) -> bool:
 class PoolLimits:
     """What the scheduler has to know of a pool. Times in seconds, sizes in bytes, None for no limit. Never changed."""
 
-    __slots__ = (
-        "idle_timeout",
-        "max_memory_per_child",
-        "max_queue",
-        "max_tasks_per_child",
-        "max_workers",
-        "min_workers",
-    )
-
     def __init__(
         self,
         max_workers: int,

@@ -87,10 +87,6 @@ class TaskQueue:
         for priority in sorted(self._levels, reverse=True):
             yield from self._levels[priority]
 
-    def __contains__(self, task: AnyTask) -> bool:
-        level = self._levels.get(task.options.priority)
-        return level is not None and (task in level.came_in or level.came_back.get(task.seq) is task)
-
     def push(self, task: AnyTask) -> None:
         """Add `task` behind the others of its priority; its `seq` must be the largest yet."""
         self._level(task.options.priority).came_in[task] = None
@@ -122,13 +118,6 @@ class TaskQueue:
         task = level.first()
         level.remove(task)
         return task
-
-    def undo_pop(self, task: AnyTask) -> None:
-        """Put the task that was popped last, and just now, back at the head."""
-        level = self._level(task.options.priority)
-        level.came_in[task] = None
-        level.came_in.move_to_end(task, last=False)
-        self.size += 1
 
     def peek(self) -> AnyTask:
         """The task that `pop` would give. Raises IndexError when empty."""

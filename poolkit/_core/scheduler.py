@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolkit._core import failures, policy
@@ -85,7 +85,9 @@ class Scheduler:
         self._enforcer = Enforcer(workforce, self.roster, self._dispatcher, self._outcomes, self.timers)
         self.counters = self._outcomes.counters
         self.waiting = self._outcomes.waiting  # failed, to be retried after their back-off
+        self.settled = self._outcomes.settled  # outcomes that were decided: to be published, and cleared
         self.events = self._outcomes.events  # to be told to listeners, and cleared
+        self.numbers = self._outcomes.numbers  # the ids for tasks that are handed in; any thread may take the next
         self.phase = OPEN
         self.broken: BootFailed | None = None  # what the initializer raised
         self.boots_failed = 0  # how often starting workers was given up, and why
@@ -97,17 +99,6 @@ class Scheduler:
         return self._outcomes.unsettled
 
     @property
-    def settled(self) -> list[tuple[AnyTask, Outcome]]:
-        """The outcomes that were decided and are to be published."""
-        return self._outcomes.settled
-
-    def take_settled(self) -> list[tuple[AnyTask, Outcome]]:
-        """The same, handed over: whoever asks is to publish them."""
-        outcomes = self._outcomes
-        settled, outcomes.settled = outcomes.settled, []  # a list of its own, also when it is empty
-        return settled
-
-    @property
     def listened(self) -> frozenset[type]:
         """The kinds of events that somebody listens to."""
         return self._outcomes.listened
@@ -116,11 +107,6 @@ class Scheduler:
     def listened(self, kinds: frozenset[type]) -> None:
         self._outcomes.listened = kinds
         self._dispatcher.announce = TaskStarted in kinds
-
-    @property
-    def numbers(self) -> Iterator[int]:
-        """The ids for tasks that are handed in; any thread may take the next."""
-        return self._outcomes.numbers
 
     # ===== what callers ask =====
 
@@ -284,10 +270,6 @@ class Scheduler:
                 self._advance(now)
         if free:
             self._go_on(free, now)
-
-    def handle(self, report: Report, now: float) -> None:
-        """Take one report into account."""
-        self.handle_all([report], now)
 
     def _go_on(self, free: dict[Worker, None], now: float) -> None:
         """Let workers that finished something go on, and empty `free`."""

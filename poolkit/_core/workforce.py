@@ -20,7 +20,6 @@ AnyTask = Task[Any]
 class Workforce(Protocol):
     """All workers of one kind. Workers are named by numbers that the scheduler gives and never gives twice."""
 
-    kind: str
     max_batch: int  # the most tasks of one message; 1 where sending ahead gains nothing
 
     def start(self, worker_id: int) -> None:
@@ -117,27 +116,6 @@ class Sentence:
 class Worker:
     """The scheduler's record of one worker. Guarded by: the pool's one lock."""
 
-    __slots__ = (
-        "check_at",
-        "counted",
-        "draining",
-        "had",
-        "has_run",
-        "id",
-        "idle_since",
-        "leave",
-        "limit",
-        "pid",
-        "replaced",
-        "sent",
-        "sent_count",
-        "sentence",
-        "since",
-        "state",
-        "tasks_done",
-        "unbegun",
-    )
-
     def __init__(self, worker_id: int, limit: int | None, now: float) -> None:
         self.id = worker_id
         self.state = STARTING
@@ -156,7 +134,7 @@ class Worker:
         self.pid: int | None = None
         self.had = 0  # bytes of memory, when it was sent its last task with a limit on that
         self.since = now
-        self.idle_since = now
+        self.idle_since = now  # or since it starts
 
     def runs_first(self, name: str) -> None:
         """Take down that it ran a function: the first run may have had to import, and says little about the next."""
@@ -200,7 +178,6 @@ class Begun:
 
     worker_id: int
     task_id: int
-    at: float
 
 
 class Finished(Outcome):

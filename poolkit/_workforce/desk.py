@@ -29,7 +29,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from poolkit import _os
 from poolkit._core.options import PoolLimits
@@ -100,7 +100,7 @@ class Desk:
         self._all_busy = False  # the scheduler's word, between two steps
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
-        self._reader = Reader(workforce.links, workforce.wake)
+        self._reader = Reader(workforce.links, workforce.wake, self._take)
         self._teller = Teller(name, self._publish_told, workforce.wake, workforce.links)
         self._uncalled: Calls = deque()  # left by a leader for the supervisor thread to call
         self._closed = threading.Event()
@@ -120,7 +120,8 @@ class Desk:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
         self._all_busy = HANDING_IN and self.threaded and scheduler.all_busy()
-        settled = scheduler.take_settled()
+        settled = [*scheduler.settled]  # a list of its own, also when it is empty
+        scheduler.settled.clear()
         if scheduler.events:
             self._listeners.untold.extend(scheduler.events)
             scheduler.events.clear()
@@ -306,12 +307,10 @@ class Desk:
 
     def lead(self, task: AnyTask, timeout: float | None) -> None:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
-        if self._is_torn():
-            self._refuse_torn("wait for a task")
-        if self._is_copy():
-            self._refuse_copy()  # decided in the parent, and published there alone
+        self._refuse_if_torn("wait for a task")
+        self._check_owner()  # decided in the parent, and published there alone
         self._teller.step_aside()
-        self._reader.lead(task, timeout, self._take)
+        self._reader.lead(task, timeout)
 
     def relinquish(self) -> None:
         """Somebody wants to be called back, and does not wait."""
@@ -319,7 +318,7 @@ class Desk:
 
     def watch(self, task: AnyTask) -> tuple[int, Callable[[], bool]] | None:
         """For an event loop: the descriptor of the links, and what reads them; None where there is no such thing."""
-        fd = None if self._is_copy() else self._reader.watch(task, self._take)
+        fd = None if self._is_copy() else self._reader.watch(task)
         if fd is None:
             self._reader.relinquish()
             return None
@@ -327,7 +326,7 @@ class Desk:
 
     def _look_in(self) -> bool:
         """Take in what is on the links, on an event loop's thread; false when there are none any more."""
-        self._reader.look_in(self._take)
+        self._reader.look_in()
         return not self._reader.closed
 
     def _read_error(self, report: Finished) -> None:
@@ -361,23 +360,16 @@ class Desk:
 
     def _refuse_if_torn(self, what: str) -> None:
         if self._is_torn():
-            self._refuse_torn(what)
-
-    @staticmethod
-    def _refuse_torn(what: str) -> NoReturn:
-        msg = f"cannot {what} here: a signal handler or finalizer that interrupted the pool itself must not wait"
-        raise PoolkitError(msg)
+            msg = f"cannot {what} here: a signal handler or finalizer that interrupted the pool itself must not wait"
+            raise PoolkitError(msg)
 
     def _check_owner(self) -> None:
         if self._is_copy():
-            self._refuse_copy()
-
-    def _refuse_copy(self) -> NoReturn:
-        msg = (
-            f"pool {self.name} belongs to process {self.pid}; this is process {os.getpid()}, forked from it: "
-            "make a pool of its own here"
-        )
-        raise PoolClosed(msg)
+            msg = (
+                f"pool {self.name} belongs to process {self.pid}; this is process {os.getpid()}, forked from it: "
+                "make a pool of its own here"
+            )
+            raise PoolClosed(msg)
 
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait on `_changed`, under the lock, until `condition` holds."""
@@ -401,11 +393,13 @@ class Desk:
 
     def workers(self) -> list[WorkerInfo]:
         """A snapshot of the workers."""
+        import dataclasses  # noqa: PLC0415 -- see above
+
         from poolkit._workforce import snapshots  # noqa: PLC0415 -- see above
 
         with self._lock:
             found = snapshots.workers(self._scheduler, self.clock())
-        return [snapshots.with_rss(info, self.workforce.resident_bytes(info.id)) for info in found]
+        return [dataclasses.replace(info, rss=self.workforce.resident_bytes(info.id)) for info in found]
 
     def queued(self) -> int:
         """How many tasks wait in the queue."""
@@ -421,10 +415,6 @@ class Desk:
         """Undo one `listen`. Raises ValueError when it was not listening."""
         with self._lock:
             self._scheduler.listened = self._listeners.remove(name, listener)
-
-    def tell(self) -> None:
-        """Call the listeners. On the supervisor thread, without the lock."""
-        self._listeners.tell()
 
     def has_begun(self, task: AnyTask) -> bool:
         """Whether a worker runs this task."""

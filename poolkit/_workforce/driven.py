@@ -1,57 +1,64 @@
-"""What a supervisor asks of the workforce that it drives, beside the orders that the scheduler gives."""
+"""What a supervisor asks of the workforce that it drives, beside the orders that the scheduler gives.
+
+What has an answer here need not be answered by a kind that has no such thing: no links, no memory of its own.
+"""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from poolkit._core.workforce import Report, Workforce
 from poolkit._workforce.links import Links
 
 
-class DrivenWorkforce(Workforce, Protocol):
-    """A workforce that the supervisor thread waits on. `unstarted` is true when `start_now` is to be called."""
+class DrivenWorkforce(Workforce):
+    """A workforce that the supervisor thread waits on.
 
-    @property
-    def unstarted(self) -> Sequence[object]:
-        """Workers that were ordered and are to be started by whoever ordered them."""
+    Attributes:
+        links: what a waiting thread may read itself; None where there is no such thing.
+        unstarted: workers that were ordered and are to be started by whoever ordered them, in `start_now`.
+        why_not_weighed: why nobody can tell the memory of its workers; None where `memory` does, or where they cannot
+            use any.
+        by_reference: whether its workers get the caller's own objects.
+    """
 
-    @property
-    def why_not_weighed(self) -> str | None:
-        """Why nobody can tell the memory of its workers; None where `memory` does, or where they cannot use any."""
+    links: Links | None = None
+    unstarted: Sequence[object] = ()
+    why_not_weighed: str | None = None
+    by_reference = False
 
-    @property
-    def by_reference(self) -> bool:
-        """Whether its workers get the caller's own objects."""
-
+    @abc.abstractmethod
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """Turn a call into what `send` takes, and its size in bytes. On the caller's thread, without the lock."""
 
-    @property
-    def links(self) -> Links | None:
-        """What a waiting thread may read itself; None where there is no such thing."""
-
+    @abc.abstractmethod
     def wait(self, timeout: float, *, links: bool) -> bool:
         """Wait until there is something to do, for at most `timeout` seconds; false when there was nothing.
 
         Without `links`, not for those.
         """
 
+    @abc.abstractmethod
     def act(self) -> list[Report]:
         """Carry out what was ordered and take in what happened.
 
         On the supervisor thread, by whoever holds the reader's lock. Blocks only to start what workers are forked from.
         """
 
-    def read(self, ready: Sequence[int] | None = None) -> list[Report]:
+    def read(self, ready: Sequence[int] | None = None) -> list[Report]:  # noqa: ARG002
         """Read what is on the links, or on those that were found `ready`. Does not block.
 
         By whoever holds the reader's lock.
         """
+        return []
 
+    @abc.abstractmethod
     def wake(self) -> None:
         """Make `wait` return soon. From any thread."""
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Release everything; workers that are left are ended. Blocks."""
 
@@ -60,15 +67,20 @@ class DrivenWorkforce(Workforce, Protocol):
 
     def start_now(self) -> list[Report]:
         """Start what is in `unstarted`. Without the lock, on the thread that held it."""
+        return []
 
     def is_own_thread(self) -> bool:
         """Whether the calling thread is one of the workers."""
+        return False
 
     def link_bytes(self) -> tuple[int, int]:
         """Bytes sent to and received from the workers over links."""
+        return 0, 0
 
     def memory_use(self) -> tuple[int, int, int, int, int]:
         """Of shared memory: bytes sent and received, blocks that somebody sees, bytes in all, bytes that are free."""
+        return 0, 0, 0, 0, 0
 
-    def resident_bytes(self, worker_id: int) -> int | None:
+    def resident_bytes(self, worker_id: int) -> int | None:  # noqa: ARG002
         """Resident memory of a worker; None when not known."""
+        return None

@@ -19,65 +19,53 @@ from poolkit._workforce.launch import FORKING
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from typing import Any
 
-    class Lasting(Protocol):
-        """A pool, as far as its lifetime goes."""
+    from poolkit._workforce.supervisor import Supervisor
 
-        def at_exit(self) -> None:
-            """Finish what was accepted. Blocks."""
-
-        def stop_now(self) -> None:
-            """Stop everything, without waiting."""
-
-        def hold(self) -> None:
-            """Be between two steps until `let_go`."""
-
-        def let_go(self) -> None:
-            """Go on, in the parent of a fork."""
-
-        def after_fork_in_child(self) -> None:
-            """Be a copy in a forked child."""
-
-
-_live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
+_live: weakref.WeakSet[Supervisor] = weakref.WeakSet()  # those with anything to release
 _live_lock = threading.RLock()  # re-entrant for finalizers that a collection runs while it is held
 
 
-def begin(pool: Lasting) -> None:
+def begin(pool: Supervisor) -> None:
     """From now on `pool` is told of forks and of the end."""
     with _live_lock:
         _live.add(pool)
 
 
-def end(pool: Lasting) -> None:
+def end(pool: Supervisor) -> None:
     """`pool` has nothing to release any more."""
     with _live_lock:
         _live.discard(pool)
 
 
-def _all_live() -> list[Lasting]:
+def _all_live() -> list[Supervisor]:
     with _live_lock:
         return sorted(_live, key=id)
+
+
+def _finish(pool: Supervisor) -> None:
+    """Finish what was accepted, as the standard library's executors do. Blocks."""
+    pool.shutdown(wait=True, cancel_queued=False, kill=False, timeout=None)
 
 
 def _finish_all() -> None:
     """At exit: finish the work of every pool. One Ctrl-C ends that, for all of them."""
     try:
         for pool in _all_live():
-            pool.at_exit()
+            _finish(pool)
     except KeyboardInterrupt:
         pools = _all_live()
         for pool in pools:
-            pool.stop_now()
+            pool.shutdown(wait=False, cancel_queued=True, kill=True, timeout=None)
         for pool in pools:
-            pool.at_exit()
+            _finish(pool)
     finally:
         with contextlib.suppress(KeyboardInterrupt):  # they end with us in any case
             templates.end_all(nursery.END_GRACE)
 
 
-_held: list[Lasting] = []  # guarded by: FORKING
+_held: list[Supervisor] = []  # guarded by: FORKING
 
 
 def _before_fork() -> None:

@@ -7,7 +7,6 @@ thread.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -128,6 +127,6 @@ def receive(member: Member, reports: list[Report]) -> None:
             member.pid = task_id
             reports.append(Ready(worker_id, task_id))
         elif kind == messages.BEGUN:
-            reports.append(Begun(worker_id, task_id, time.monotonic()))
+            reports.append(Begun(worker_id, task_id))
         elif kind == messages.BOOT_FAILED:
             reports.append(BootFailed(worker_id, codec.load_error(payload)))

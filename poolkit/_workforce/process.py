@@ -33,6 +33,7 @@ from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions:
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
 from poolkit._workforce import evidence, templates
+from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.freight import Freight
 from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.links import Links, drain
@@ -45,14 +46,11 @@ STACK_GRACE = 0.2  # seconds a worker gets to write its stack before it is kille
 Reports = list[Report]
 
 
-class ProcessWorkforce:
+class ProcessWorkforce(DrivenWorkforce):
     """Processes behind the Workforce protocol."""
 
-    kind = "process"
-    by_reference = False
     max_batch = MAX_BATCH
     why_not_weighed = None if _os.own_bytes(os.getpid()) else "this system does not tell the memory of other processes"
-    unstarted = ()  # nothing is left to be started by whoever held the lock
 
     def __init__(
         self,
@@ -74,7 +72,7 @@ class ProcessWorkforce:
         self._wakeup = _os.Wakeup()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, _nothing_yet)
-        self.links = Links()
+        self.links: Links = Links()
         self._both: select.poll | None = None  # what the selector and the links wait for; None where they are one
         if self.links.fileno is not None:
             self._both = select.poll()
@@ -170,10 +168,6 @@ class ProcessWorkforce:
             self.freight.dies(member)
         member.close()
 
-    def start_now(self) -> Reports:
-        """Processes are started by the supervisor thread."""
-        return []
-
     def link_bytes(self) -> tuple[int, int]:
         """Bytes sent to and received from workers, over the links, so far."""
         sent, received = self._closed_bytes
@@ -191,10 +185,6 @@ class ProcessWorkforce:
         """Resident memory of a worker."""
         member = self._members.get(worker_id)
         return None if member is None or member.pid is None else _os.resident_bytes(member.pid)
-
-    def is_own_thread(self) -> bool:
-        """No thread of this process is a worker."""
-        return False
 
     def wake(self) -> None:
         """Make `wait` return. From any thread."""

@@ -48,13 +48,14 @@ CLOSE_GRACE = 0.1  # seconds that the end of the pool waits for a leader to leav
 class Reader:
     """Who reads the links of one pool.
 
-    `take`, which some methods are given, reads once what is there, or the links that it is given, and publishes what
-    they say, without waiting; false when another thread is reading.
+    `wake` wakes the supervisor thread. `take` reads once what is there, or the links that it is given, and publishes
+    what they say, without waiting; false when another thread is reading.
     """
 
-    def __init__(self, links: Links | None, wake: Callable[[], None]) -> None:
+    def __init__(self, links: Links | None, wake: Callable[[], None], take: Callable[..., bool]) -> None:
         self._links = links if LEADING and links is not None and links.fileno is not None else None
-        self._wake = wake  # wakes the supervisor thread
+        self._wake = wake
+        self._take = take
         self._spin = Spin()  # owner: the leader
         self._loop_spin = Spin()  # for event loops; several in one process may spoil each other's guess, no more
         self._watched_at = 0.0  # when one began to wait for the task that it awaits; 0: it has something since
@@ -90,14 +91,14 @@ class Reader:
 
     # ===== the others =====
 
-    def pass_by(self, take: Callable[..., bool]) -> bool:
+    def pass_by(self) -> bool:
         """Take in what is there; false if somebody else reads, or there are no links. Does not block."""
         if self._links is None:
             return False
         self._until = max(self._until, time.monotonic() + LEASE)
-        return take()
+        return self._take()
 
-    def watch(self, task: Task[Any], take: Callable[..., bool]) -> int | None:
+    def watch(self, task: Task[Any]) -> int | None:
         """The descriptor that an event loop is to watch from now on, after a spin; None where there is none."""
         links = self._links
         if links is None or not WATCHING:
@@ -110,7 +111,7 @@ class Reader:
                 ready = links.poll(0.0)
                 if not ready:
                     _os.yield_cpu()
-                elif take(ready) and task.done():
+                elif self._take(ready) and task.done():
                     self._loop_spin.paid()
                 now = time.monotonic()
         except ValueError:  # what a closed epoll raises
@@ -119,12 +120,12 @@ class Reader:
         self._until = max(self._until, now + LEASE)
         return links.fileno
 
-    def look_in(self, take: Callable[..., bool]) -> None:
+    def look_in(self) -> None:
         """Take in what is there, on the thread of an event loop that was told so."""
         if self._watched_at:
             self._loop_spin.slept(time.monotonic() - self._watched_at)
             self._watched_at = 0.0
-        if not self.pass_by(take):
+        if not self.pass_by():
             self._never.wait(PAUSE)  # somebody reads: the loop must not spin until that is over
 
     def published(self) -> None:
@@ -133,7 +134,7 @@ class Reader:
         if awaited is not None and awaited.done() and self._links is not None:
             self._links.nudge()
 
-    def lead(self, task: Task[Any], timeout: float | None, take: Callable[..., bool]) -> None:
+    def lead(self, task: Task[Any], timeout: float | None) -> None:
         """Read until `task` is done, for at most `timeout` seconds; returns at once where another thread leads.
 
         Blocks; may be interrupted by what a signal handler raises.
@@ -141,7 +142,7 @@ class Reader:
         if self._links is None or not self._leader.acquire(blocking=False):
             return
         try:
-            self._lead(task, math.inf if timeout is None else time.monotonic() + timeout, take)
+            self._lead(task, math.inf if timeout is None else time.monotonic() + timeout)
         except ValueError:  # what a closed epoll raises
             if self._links is not None:
                 raise
@@ -152,14 +153,14 @@ class Reader:
                 self._has_long_lease = False
                 self._wake()
 
-    def _lead(self, task: Task[Any], give_up: float, take: Callable[..., bool]) -> None:
+    def _lead(self, task: Task[Any], give_up: float) -> None:
         now = looked_up = time.monotonic()  # the latter: when something came last
         while (links := self._links) is not None and not task.done():
             self._until = now + LEASE
             if ready := links.poll(0.0):
                 if now < looked_up + self._spin.seconds:
                     self._spin.paid()
-                if not take(ready):
+                if not self._take(ready):
                     self._never.wait(PAUSE)
                 now = looked_up = time.monotonic()
                 continue

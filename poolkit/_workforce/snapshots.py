@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from poolkit._core.scheduler import Scheduler
 from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import AnyTask, Glance, Worker, WorkerState
@@ -54,7 +52,7 @@ def workers(scheduler: Scheduler, now: float) -> list[WorkerInfo]:
     for worker in scheduler.roster:
         glance = scheduler.workforce.glance(worker.id)
         task = _current(worker, glance)
-        since = glance.since if task is not None else max(worker.since, worker.idle_since)
+        since = glance.since if task is not None else worker.idle_since
         found.append(
             WorkerInfo(
                 id=worker.id,
@@ -63,15 +61,10 @@ def workers(scheduler: Scheduler, now: float) -> list[WorkerInfo]:
                 task=task,
                 since=max(0.0, now - since),
                 tasks_done=worker.tasks_done,
-                rss=None,
+                rss=None,  # to be read without the lock
             )
         )
     return found
-
-
-def with_rss(info: WorkerInfo, rss: int | None) -> WorkerInfo:
-    """The same, with the resident memory, which is read without the lock."""
-    return dataclasses.replace(info, rss=rss)
 
 
 def _current(worker: Worker, glance: Glance) -> AnyTask | None:

@@ -61,14 +61,14 @@ class Supervisor(Desk):
         Raises:
             PoolClosed, InitializerFailed, QueueFull: it was not accepted.
         """
-        if self.forked or os.getpid() != self.pid:
-            self._refuse_copy()
+        if self.forked or os.getpid() != self.pid:  # as `_is_copy` does, without a call for each task
+            self._check_owner()
         if self._all_busy and error is None and task.options.unhurried:
             task.id = next(self._scheduler.numbers)
             task.submitted_at = self.clock()
             self._handed_in.append(task)
             if self._all_busy:  # still: see the header of `desk.py`
-                if not task.id & PASSES_BY and not self._is_torn() and not self._reader.pass_by(self._take):
+                if not task.id & PASSES_BY and not self._is_torn() and not self._reader.pass_by():
                     self._decide(lambda _now: None)  # lest too many are left here
                 return True
         if place is not None or not self._bounded:
@@ -105,7 +105,7 @@ class Supervisor(Desk):
             if self._left:
                 self._take_left(call=False)
             if not task.id & PASSES_BY:
-                self._reader.pass_by(self._take)
+                self._reader.pass_by()
         finally:
             let_come(before)
         return accepted
@@ -317,7 +317,7 @@ class Supervisor(Desk):
         self._publish(settled)
         del settled  # nothing is kept alive while it waits
         self._call_back()
-        self.tell()
+        self._listeners.tell()
         if closed:
             return False
         self._wait()
@@ -335,11 +335,9 @@ class Supervisor(Desk):
             if left <= 0.0 or self.workforce.wait(min(spared, left), links=False):
                 return
         with self._lock:
-            deadline = self._scheduler.next_deadline()
-            self._sleeping_until = math.inf if deadline is None else deadline
-        left = LONGEST_WAIT if deadline is None else max(0.0, deadline - self.clock())
-        left = min(left, self._teller.patience())
-        self.workforce.wait(min(left, spared or LONGEST_WAIT), links=not spared)
+            due = self._sleeping_until = self._due
+        left = min(max(0.0, due - self.clock()), self._teller.patience(), spared or math.inf, LONGEST_WAIT)
+        self.workforce.wait(left, links=not spared)
 
     def _finish(self) -> None:
         """Release everything. Once; by the thread, or by `shutdown` when there never was one."""
@@ -366,14 +364,14 @@ class Supervisor(Desk):
             settled = self._decided()
         self._publish(settled)
 
-    # ===== fork and exit =====
+    # ===== forks =====
 
     def after_fork_in_child(self) -> None:
         """This copy of the pool has no thread and no workers: fail what was pending, close what was copied."""
         self.forked = True
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
-        self._reader = Reader(None, self.workforce.wake)
+        self._reader = Reader(None, self.workforce.wake, self._take)
         self._teller = Teller(self.name, self._publish_told, self.workforce.wake, None)
         self._uncalled.clear()
         with contextlib.suppress(Exception):
@@ -399,11 +397,3 @@ class Supervisor(Desk):
     def let_go(self) -> None:
         """Release the lock after a fork, in the parent."""
         self._lock.release()
-
-    def at_exit(self) -> None:
-        """Finish what was accepted, as the standard library's executors do."""
-        self.shutdown(wait=True, cancel_queued=False, kill=False, timeout=None)
-
-    def stop_now(self) -> None:
-        """Stop everything, without waiting."""
-        self.shutdown(wait=False, cancel_queued=True, kill=True, timeout=None)

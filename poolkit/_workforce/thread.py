@@ -3,8 +3,8 @@
 Guarantees: a sent task goes to exactly one of its worker and a reclaim (a deque hands out each item once); a task that
 is to stop is asked by `current_task().cancelled` and by an asynchronous exception; a thread that does not stop within
 STOP_GRACE seconds is abandoned: reported dead, replaced, and silent whenever it does end.
-Guarded by: the pool's one lock: `_members`, `_orders`. By each member's own lock, taken inside nothing but itself and
-held for a few instructions: `running`, `doomed`, `ended`: the asynchronous exception may only be raised while the
+Guarded by: the pool's one lock: `_members`, `_condemned`. By each member's own lock, taken inside nothing but itself
+and held for a few instructions: `running`, `doomed`, `ended`: the asynchronous exception may only be raised while the
 task it is meant for runs, and the thread takes back one that came too late.
 Owner: the supervisor thread: `_dying`.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.logs import mark_records
 from poolkit._workforce.references import by_reference
 from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
@@ -31,12 +32,11 @@ STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval,
 _GO, _DROPPED, _STOP = "go", "dropped", "stop"
 
 
-class ThreadWorkforce:
+class ThreadWorkforce(DrivenWorkforce):
     """Threads behind the Workforce protocol. `deliver` is set by the supervisor that drives it."""
 
-    kind = "thread"
-    links = None
     by_reference = True
+    why_not_weighed = "threads share the memory of their process"
     max_batch = 1  # threads may wait for each other's tasks, so these begin in the order of the queue
 
     def __init__(
@@ -46,22 +46,18 @@ class ThreadWorkforce:
         initializer: Callable[[], object] | None,
         deliver: Callable[[Sequence[Report]], None],
         leave: Callable[[Report], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         mark_records()
         self._name = name
         self._initializer = initializer
         self._deliver = deliver  # hands reports in, and waits for the pool's lock if need be
         self._leave = leave  # hands a report in without waiting; another thread takes it in if need be
-        self._clock = clock
         self._members: dict[int, Member] = {}
         self.unstarted: deque[Member] = deque()
-        self._orders: deque[tuple[Callable[..., None], Member]] = deque()
+        self._condemned: deque[tuple[Member, bool]] = deque()
         self._wakeup = threading.Event()
         self._dying: list[tuple[float, Member]] = []
         self._ending: list[threading.Thread] = []  # reported their end and about to return; guarded by the pool's lock
-
-    why_not_weighed = "threads share the memory of their process"
 
     @staticmethod
     def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
@@ -111,7 +107,8 @@ class ThreadWorkforce:
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the supervisor thread stop what the thread runs, or give it up."""
-        self._order(self._stop_by_force if want_stack else self._stop_quietly, self._members[worker_id])
+        self._condemned.append((self._members[worker_id], want_stack))
+        self.wake()
 
     def forget(self, worker_id: int) -> None:
         """Let go of a thread that ended, or was given up."""
@@ -128,7 +125,13 @@ class ThreadWorkforce:
                 member = self.unstarted.popleft()
             except IndexError:  # another thread was faster
                 break
-            self._start(member, reports)
+            member.thread = thread = threading.Thread(
+                target=self._main, args=(member,), name=f"poolkit-{self._name}-{member.id}", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as exc:  # no more threads to be had
+                reports.append(Died(member.id, hint=f"its thread could not be started: {exc}"))
         return reports
 
     def is_own_thread(self) -> bool:
@@ -136,24 +139,8 @@ class ThreadWorkforce:
         current = threading.current_thread()
         return any(member.thread is current for member in list(self._members.values()))
 
-    def link_bytes(self) -> tuple[int, int]:
-        """Nothing goes over links."""
-        return 0, 0
-
-    def memory_use(self) -> tuple[int, int, int, int, int]:
-        """There is no shared memory."""
-        return 0, 0, 0, 0, 0
-
-    def resident_bytes(self, _worker_id: int) -> None:
-        """Threads have no memory of their own."""
-        return
-
     def wake(self) -> None:
         """Make `wait` return. From any thread."""
-        self._wakeup.set()
-
-    def _order(self, what: Callable[..., None], member: Member) -> None:
-        self._orders.append((what, member))
         self._wakeup.set()
 
     # ===== the supervisor thread =====
@@ -161,17 +148,16 @@ class ThreadWorkforce:
     def wait(self, timeout: float, *, links: bool) -> bool:  # noqa: ARG002 -- there are none
         """Wait to be woken, for at most `timeout` seconds. Threads report by themselves."""
         if self._dying:
-            timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - self._clock()))
+            timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - time.monotonic()))
         return self._wakeup.wait(timeout) or bool(self._dying)
 
     def act(self) -> list[Report]:
         """Carry out the orders, and give those up that do not stop."""
         reports: list[Report] = []
         self._wakeup.clear()
-        while self._orders:
-            what, member = self._orders.popleft()
-            what(member, reports)
-        now = self._clock()
+        while self._condemned:
+            self._stop(*self._condemned.popleft())
+        now = time.monotonic()
         for at, member in self._dying:
             if at <= now and self._end(member):
                 member.abandoned = True
@@ -179,34 +165,15 @@ class ThreadWorkforce:
         self._dying = [(at, member) for at, member in self._dying if not member.ended]
         return reports
 
-    def read(self, ready: Sequence[int] | None = None) -> list[Report]:  # noqa: ARG002
-        """There are no links."""
-        return []
-
     def close(self) -> None:
         """Wait for the threads that are about to end; abandoned ones are left alone."""
         for thread in self._ending:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def close_in_forked_child(self) -> None:
-        """Nothing is shared with the parent."""
-
-    def _start(self, member: Member, reports: list[Report]) -> None:
-        thread = threading.Thread(
-            target=self._main, args=(member,), name=f"poolkit-{self._name}-{member.id}", daemon=True
-        )
-        member.thread = thread
-        try:
-            thread.start()
-        except RuntimeError as exc:  # no more threads to be had
-            reports.append(Died(member.id, hint=f"its thread could not be started: {exc}"))
-
-    def _stop_by_force(self, member: Member, reports: list[Report]) -> None:
-        member.stack = _stack_of(member.thread)
-        self._stop_quietly(member, reports)
-
-    def _stop_quietly(self, member: Member, _reports: list[Report]) -> None:
+    def _stop(self, member: Member, want_stack: bool) -> None:
+        if want_stack:
+            member.stack = _stack_of(member.thread)
         context, thread = member.context, member.thread
         if context is not None:
             context.request_stop()
@@ -215,7 +182,7 @@ class ThreadWorkforce:
             if member.running and not member.held and thread is not None and thread.ident is not None:
                 raise_in_thread(thread.ident, StopTask)
         member.inbox.put(_STOP)
-        self._dying.append((self._clock() + STOP_GRACE, member))
+        self._dying.append((time.monotonic() + STOP_GRACE, member))
 
     @staticmethod
     def _end(member: Member) -> bool:
@@ -279,16 +246,16 @@ class ThreadWorkforce:
         if call is None:  # cancelled since it was claimed, and forgotten
             return None
         fn, args, kwargs = call
-        started = self._clock()
+        started = time.monotonic()
         limit = task.options.timeout
         deadline = None if limit is None else started + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, member, member.id)
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, time.monotonic, member, member.id)
         member.context = context
         member.since = started
         member.done = 0  # it may have been this very task, in an earlier run
         member.begun = task.id
         if announce:
-            self._deliver([Begun(member.id, task.id, started)])
+            self._deliver([Begun(member.id, task.id)])
         ok, value = False, None
         try:
             with member.lock:
@@ -311,7 +278,7 @@ class ThreadWorkforce:
             return None
         member.done = task.id
         try:
-            return Finished(member.id, task.id, started, self._clock(), 0, value, ok)
+            return Finished(member.id, task.id, started, time.monotonic(), 0, value, ok)
         finally:
             del task, value  # an exception's traceback holds this frame, and must not find itself or its task in it
 

@@ -29,25 +29,6 @@ def raise_in_thread(ident: int, error: type[BaseException] | None) -> None:
 class Member:
     """One worker thread."""
 
-    __slots__ = (
-        "abandoned",
-        "begun",
-        "claims",
-        "context",
-        "done",
-        "doomed",
-        "ended",
-        "held",
-        "id",
-        "inbox",
-        "lock",
-        "resting",
-        "running",
-        "since",
-        "stack",
-        "thread",
-    )
-
     def __init__(self, worker_id: int) -> None:
         self.id = worker_id
         self.thread: threading.Thread | None = None  # owner: the supervisor thread

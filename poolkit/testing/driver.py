@@ -240,7 +240,7 @@ class FakeSupervisor(Supervisor):
                     break
                 self.deliver(reports)
             self._call_back()
-            self.tell()
+            self._listeners.tell()
 
     def _publish(self, settled: Settled, *, call: bool = True) -> None:
         for task, outcome in settled:

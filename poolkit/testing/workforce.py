@@ -4,7 +4,7 @@ It obeys the same orders and gives the same reports as a real workforce, so the 
 by itself: the driver has tasks begun and ended (`driver.py`).
 A call takes the virtual time that the script says, usually none; it really runs at the end of that.
 Owner: the thread whose turn it is.
-Longer than most: it answers all that a scheduler and a supervisor can ask, much of it with nothing.
+Longer than most: it answers all that a scheduler can ask, and plays the worker half too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import codec
 from poolkit._wire.buffers import Found
+from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.logs import mark_records
 from poolkit._workforce.references import by_reference
 from poolkit.context import TaskContext
@@ -134,14 +135,10 @@ class Member:
         self.begun, self.since, self.done = 0, 0.0, 0
 
 
-class FakeWorkforce:
+class FakeWorkforce(DrivenWorkforce):
     """Workers of the fake kind behind the Workforce protocol."""
 
-    kind = "fake"
     max_batch = 1
-    links = None
-    why_not_weighed = None
-    unstarted = ()
 
     def __init__(
         self,
@@ -238,7 +235,7 @@ class FakeWorkforce:
         task, announce = member.claims.popleft()
         member.begun, member.since, member.done = task.id, self._clock(), 0
         if announce:
-            self._reports.append(Begun(member.id, task.id, member.since))
+            self._reports.append(Begun(member.id, task.id))
         self._note(named(task), "begins on worker", member.id)
         member.run = self._planned(task)
         if member.run.ends_at <= self._clock():
@@ -365,39 +362,12 @@ class FakeWorkforce:
         reports, self._reports = self._reports, []
         return reports
 
-    def read(self, ready: Sequence[int] | None = None) -> list[Report]:  # noqa: ARG002
-        """There are no links."""
-        return []
-
-    def start_now(self) -> list[Report]:
-        """Fake workers start at once."""
-        return []
-
-    def is_own_thread(self) -> bool:
-        """There are no threads."""
-        return False
-
     def wake(self) -> None:
         """Nobody waits."""
 
     def close(self) -> None:
         """Strike all workers out."""
         self._members.clear()
-
-    def close_in_forked_child(self) -> None:
-        """Nothing is shared with the parent."""
-
-    def link_bytes(self) -> tuple[int, int]:
-        """Nothing goes over links."""
-        return 0, 0
-
-    def memory_use(self) -> tuple[int, int, int, int, int]:
-        """There is no shared memory."""
-        return 0, 0, 0, 0, 0
-
-    def resident_bytes(self, _worker_id: int) -> None:
-        """Fake workers have no memory."""
-        return
 
 
 def each_call(fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Arguments]:

@@ -77,7 +77,8 @@ class ScriptedPool:
 
     def collect(self) -> None:
         """Take what was decided, as a supervisor does; no task is ever settled twice."""
-        settled = self.scheduler.take_settled()
+        settled = [*self.scheduler.settled]
+        self.scheduler.settled.clear()
         for task, outcome in settled:
             assert task not in self.outcomes, f"{task} was settled twice"
             assert task.phase is TaskPhase.SETTLED
@@ -103,7 +104,7 @@ class ScriptedPool:
         """Hand in the next `count` reports that a worker wrote, or all."""
         left = len(worker.pipe) if count is None else count
         for _ in range(left):
-            self.scheduler.handle(worker.pipe.popleft(), self.now)
+            self.scheduler.handle_all([worker.pipe.popleft()], self.now)
             self.collect()
 
     def boot(self, worker: ScriptedWorker, *, deliver: bool = True) -> None:
@@ -136,7 +137,7 @@ class ScriptedPool:
         assert worker.running is not None
         worker.glance = Glance(worker.running.id, self.now, 0)
         if worker.announce:
-            worker.pipe.append(Begun(worker.id, worker.running.id, self.now))
+            worker.pipe.append(Begun(worker.id, worker.running.id))
 
     def is_stamped(self, worker: ScriptedWorker) -> bool:
         return worker.running is not None and worker.glance.begun == worker.running.id and worker.glance.done == 0

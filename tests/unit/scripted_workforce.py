@@ -40,8 +40,6 @@ class ScriptedWorker:
 class ScriptedWorkforce:
     """Workers that do what the test says, behind the Workforce protocol."""
 
-    kind = "scripted"
-
     def __init__(self, max_batch: int = 64) -> None:
         self.max_batch = max_batch
         self.workers: dict[int, ScriptedWorker] = {}

@@ -52,7 +52,7 @@ class Desk:
         self.wakes = 0
         self.busy = 0  # so many takes find another thread reading
         self.to_settle: Task[Any] | None = None
-        self.reader = Reader(self.links, self.wake)  # type: ignore[arg-type]
+        self.reader = Reader(self.links, self.wake, self.take)  # type: ignore[arg-type]
 
     def take(self, ready: object = None) -> bool:
         self.takes += 1
@@ -67,7 +67,7 @@ class Desk:
         self.wakes += 1
 
     def lead(self, task: Task[Any], timeout: float | None = None) -> None:
-        self.reader.lead(task, timeout, self.take)
+        self.reader.lead(task, timeout)
 
 
 @pytest.fixture
@@ -140,21 +140,21 @@ def test_a_task_that_another_thread_settles_ends_the_sleep_of_its_leader(desk: D
 
 
 def test_a_passer_by_takes_what_is_there(desk: Desk) -> None:
-    desk.reader.pass_by(desk.take)
+    desk.reader.pass_by()
     assert desk.takes == 1
     assert desk.reader.spared() > 0.0
 
 
 def test_a_passer_by_leaves_a_sleeping_leader_alone(desk: Desk) -> None:
     desk.reader._until = time.monotonic() + 1000.0
-    desk.reader.pass_by(desk.take)
+    desk.reader.pass_by()
     assert desk.reader.spared() > 900.0
 
 
 def test_who_is_to_be_called_back_gets_the_standby_at_once(desk: Desk) -> None:
     desk.reader.relinquish()
     assert desk.wakes == 0, "it was not spared"
-    desk.reader.pass_by(desk.take)
+    desk.reader.pass_by()
     desk.reader.relinquish()
     assert desk.wakes == 1
     assert desk.reader.spared() == 0.0
@@ -162,9 +162,9 @@ def test_who_is_to_be_called_back_gets_the_standby_at_once(desk: Desk) -> None:
 
 def test_nobody_leads_where_there_are_no_links() -> None:
     desk = Desk()
-    reader = Reader(None, desk.wake)
-    reader.lead(new_task(), None, desk.take)
-    reader.pass_by(desk.take)
+    reader = Reader(None, desk.wake, desk.take)
+    reader.lead(new_task(), None)
+    reader.pass_by()
     reader.published()
     reader.close()
     assert desk.takes == 0
@@ -229,7 +229,8 @@ def test_spinning_that_does_not_pay_is_given_up_until_a_sleep_was_short(monkeypa
 
 def test_a_loop_that_looks_in_while_another_thread_reads_waits_for_it() -> None:
     """Its descriptor stays readable all the while; looking again at once would take a whole CPU."""
-    reader = Reader(ScriptedLinks(), lambda: None)  # type: ignore[arg-type]
+    takes = iter([False, True])
+    reader = Reader(ScriptedLinks(), lambda: None, lambda: next(takes))  # type: ignore[arg-type]
     waits: list[float] = []
 
     class Watching:
@@ -237,7 +238,7 @@ def test_a_loop_that_looks_in_while_another_thread_reads_waits_for_it() -> None:
             waits.append(seconds)
 
     reader._never = Watching()  # type: ignore[assignment]
-    reader.look_in(lambda: False)
+    reader.look_in()
     assert waits == [module.PAUSE]
-    reader.look_in(lambda: True)
+    reader.look_in()
     assert len(waits) == 1

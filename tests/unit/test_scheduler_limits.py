@@ -323,7 +323,7 @@ def test_a_thread_that_would_not_stop_is_counted() -> None:
     task, worker = running(pool, timeout=1.0)
     pool.tick(1.0)
     worker.dead = True
-    pool.scheduler.handle(Died(worker.id, abandoned=True), pool.now)
+    pool.scheduler.handle_all([Died(worker.id, abandoned=True)], pool.now)
     pool.collect()
     assert "given up" in str(error_of(pool, task))
     assert pool.scheduler.counters.abandoned == 1
