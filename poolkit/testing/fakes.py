@@ -18,8 +18,9 @@ from poolkit._core.options import PoolLimits
 from poolkit._wire.inherit import pack_initializer
 from poolkit._workforce.settings import PoolSettings
 from poolkit.errors import PoolkitError
+from poolkit.face import name_of
 from poolkit.pool import Pool
-from poolkit.testing.calls import Call, Timeline, name_of, written
+from poolkit.testing.calls import Call, Timeline, written
 from poolkit.testing.driver import FakeSupervisor
 from poolkit.testing.script import When
 from poolkit.testing.workforce import FakeWorkforce, VirtualClock
