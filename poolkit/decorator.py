@@ -19,7 +19,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from poolkit._child.chunk import run_chunk
 from poolkit._child.loop import run_here
-from poolkit._core.options import UNSET, CallOptions
+from poolkit._core.options import CallOptions
 from poolkit._wire.pickles import SCRIPTS
 from poolkit._workforce.settings import KINDS
 from poolkit.context import current_task
@@ -133,6 +133,9 @@ class Offloaded(Generic[P, T]):
         if pool is not None and not isinstance(pool, (Pool, PoolView)):
             msg = f"pool must be a Pool, a view of one or None, was {pool!r}"
             raise TypeError(msg)
+        if unknown := sorted(given.keys() - {*CallOptions.NAMES}):
+            msg = f"there is no option {', '.join(unknown)}; there are {', '.join(CallOptions.NAMES)}"
+            raise TypeError(msg)
         CallOptions().changed(**given)
         functools.update_wrapper(self, fn)
         self._fn = fn
@@ -177,10 +180,6 @@ class Offloaded(Generic[P, T]):
 
     def options(self, **given: Any) -> Offloaded[P, T]:
         """The same function with other options, as for `Pool.options`."""
-        unknown = sorted(given.keys() - {*CallOptions.NAMES})
-        if unknown:
-            msg = f"there is no option {', '.join(unknown)}; there are {', '.join(CallOptions.NAMES)}"
-            raise TypeError(msg)
         return Offloaded(self._fn, self._kind, self._target, {**self._given, **given})
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -316,43 +315,24 @@ def offload(
     kind: str = ...,
     pool: Pool | PoolView | None = ...,
 ) -> Callable[[Callable[P, T]], Offloaded[P, T]]: ...
-def offload(  # noqa: PLR0913 -- the contract
+def offload(
     fn: Callable[..., Any] | None = None,
     /,
     *,
-    timeout: float | None = UNSET,
-    queue_timeout: float | None = UNSET,
-    deadline: float | None = UNSET,
-    memory_limit: float | None = UNSET,
-    priority: int = UNSET,
-    retries: int = UNSET,
-    retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
-    block: bool = UNSET,
-    name: str | None = UNSET,
     kind: str = "process",
     pool: Pool | PoolView | None = None,
+    **given: Any,
 ) -> Any:
     """Make the calls of a function run on a pool, and return a `Task`.
 
     They run on `pool`, else on the innermost `with use_pool(pool):`, else on the default pool of `kind`. The options
-    are those of `Pool.options`. The decorated function keeps `.local(...)`, which runs here, `.map(...)` and
+    are those of `Pool.options`: `timeout`, `queue_timeout`, `deadline`, `memory_limit`, `priority`, `retries`,
+    `retry_on`, `block` and `name`. The decorated function keeps `.local(...)`, which runs here, `.map(...)` and
     `.options(...)(...)`. Works on methods too.
 
     Raises:
         TypeError, ValueError: an option has no sense.
     """
-    given = {
-        "timeout": timeout,
-        "queue_timeout": queue_timeout,
-        "deadline": deadline,
-        "memory_limit": memory_limit,
-        "priority": priority,
-        "retries": retries,
-        "retry_on": retry_on,
-        "block": block,
-        "name": name,
-    }
-    given = {key: value for key, value in given.items() if value is not UNSET}
 
     def decorate(function: Callable[..., Any]) -> Any:
         if not callable(function) and not isinstance(function, (classmethod, staticmethod)):
