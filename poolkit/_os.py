@@ -28,6 +28,7 @@ PORTABLE = os.environ.get("POOLKIT_PORTABLE") == "1"
 SWITCHED_OFF = frozenset(os.environ.get("POOLKIT_WITHOUT", "").split(","))
 LINUX = sys.platform == "linux" and not PORTABLE
 SUPPORTED = os.name == "posix"
+CGROUPS = "/sys/fs/cgroup"
 
 # Asks a worker for its stack. A real-time signal, as programs use SIGUSR1 and SIGUSR2 themselves.
 STACK_SIGNAL: int = (signal.SIGRTMIN + 11) if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
@@ -314,60 +315,67 @@ def usable_cpus() -> int:
     return max(1, cpus)
 
 
-def _cgroup_quota(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> float | None:
+def _cgroup_quota(root: str = CGROUPS, proc: str = "/proc") -> float | None:
     """CPUs' worth of run time that the control groups of this process allow; None without a limit.
 
     A group's limit holds for all below it, so the least one on the way up counts.
     """
-    groups = [""]
-    try:
-        with open(membership, encoding="ascii") as file:  # noqa: PTH123 -- pathlib costs a worker half an import
-            for line in file:
-                number, _, path = line.rstrip("\n").split(":", 2)
-                if number == "0":  # version 2; version 1 is looked at in its root only, as containers show it
-                    parts = path.strip("/").split("/")
-                    groups += ["/" + "/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-    except (OSError, ValueError):
-        pass
-    quotas = [_quota_in([f"{root}{group}/cpu.max"]) for group in groups]
-    quotas.append(_quota_in([f"{root}/cpu/cpu.cfs_quota_us", f"{root}/cpu/cpu.cfs_period_us"]))
+    folders = [folder for hierarchy in control_groups("cpu", root, proc) for folder in hierarchy]
+    quotas = [_quota_in(read_text(f"{folder}/cpu.max")) for folder in folders]
+    quotas += [
+        _quota_in(" ".join(read_text(f"{folder}/cpu.cfs_{it}_us") for it in ("quota", "period"))) for folder in folders
+    ]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quota_in(paths: list[str]) -> float | None:
-    words: list[str] = []
+def _quota_in(text: str) -> float | None:
     try:
-        for path in paths:
-            with open(path, encoding="ascii") as file:  # noqa: PTH123 -- see above
-                words += file.read().split()
-        quota, period = float(words[0]), float(words[1])
-    except (OSError, ValueError, IndexError):  # not there, or "max"
+        quota, period = map(float, text.split())
+    except ValueError:  # not there, or "max"
         return None
     return quota / period if quota > 0 and period > 0 else None
 
 
+def control_groups(controller: str, root: str, proc: str) -> list[list[str]]:
+    """The folders of the control groups that this process is in, by hierarchy, the innermost first."""
+    hierarchies = []
+    for line in (read_text(f"{proc}/self/cgroup") or f"0::/\n1:{controller}:/").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = f"{root}/{controller}" if controllers else root  # version 1, version 2
+        parts = ["", *filter(None, path.split("/"))]
+        folders = (base + "/".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+        # In a container the path may not be there, but its end is the root.
+        hierarchies.append([folder for folder in folders if os.path.isdir(folder)])  # noqa: PTH112 -- see `read_text`
+    return hierarchies
+
+
+def read_text(path: str) -> str:
+    """What the kernel tells in a file; "" where it is not there, or not for us."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 -- pathlib costs a worker half an import
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def resident_bytes(pid: int | None = None) -> int | None:
     """Resident memory of a process (None: this one) in bytes; None when it cannot be known."""
-    try:
-        with open(f"/proc/{pid or 'self'}/statm", "rb") as file:  # noqa: PTH123
-            return int(file.read().split()[1]) * _PAGE
-    except (OSError, IndexError, ValueError):
-        if pid is not None:
-            return None
-        import resource  # noqa: PLC0415 -- the fallback: the peak, as the present size is not to be had
+    words = read_text(f"/proc/{pid or 'self'}/statm").split()
+    if words:
+        return int(words[1]) * _PAGE
+    if pid is not None:
+        return None
+    import resource  # noqa: PLC0415 -- the fallback: the peak, as the present size is not to be had
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+    return peak_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def own_bytes(pid: int) -> int | None:
     """Resident memory that a process shares with no file or block; None when it cannot be known. Never waits."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb", 0) as file:  # noqa: PTH123
-            _, resident, shared, *_ = file.read(200).split()
-            return (int(resident) - int(shared)) * _PAGE
-    except (OSError, ValueError):
-        return None
+    words = read_text(f"/proc/{pid}/statm").split()
+    return (int(words[1]) - int(words[2])) * _PAGE if words else None
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if SUPPORTED else 4096
@@ -376,18 +384,14 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if SUPPORTED else 4096
 def is_ending(pid: int) -> bool:
     """Whether a process is on its way out, or gone; True also where that cannot be known."""
     pf_exiting = 4
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            return bool(int(file.read().rpartition(b")")[2].split()[6]) & pf_exiting)
-    except (OSError, IndexError, ValueError):
-        return True
+    words = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return not words or bool(int(words[6]) & pf_exiting)
 
 
 def resident_shared_bytes() -> int:
     """What of this process's resident memory is shared memory; 0 when that cannot be known."""
-    with contextlib.suppress(OSError, IndexError, ValueError), open("/proc/self/status", "rb") as file:  # noqa: PTH123
-        return next((int(line.split()[1]) * 1024 for line in file if line.startswith(b"RssShmem:")), 0)
-    return 0
+    lines = read_text("/proc/self/status").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:")), 0)
 
 
 def peak_bytes(maxrss: int) -> int:
