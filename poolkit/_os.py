@@ -36,20 +36,36 @@ STACK_SIGNAL: int = (signal.SIGRTMIN + 11) if hasattr(signal, "SIGRTMIN") else s
 _HAS_EVENTFD = LINUX and hasattr(os, "eventfd")
 
 
-class Wakeup:
-    """Wakes one thread that polls `fileno()`. Thread-safe, signal-safe, never blocks."""
+class _Counter:
+    """A counter in the kernel: an eventfd, or a pipe with a byte for each that is added."""
 
     __slots__ = ("_read", "_write")
 
-    def __init__(self) -> None:
+    def __init__(self, flags: int = 0) -> None:
+        """Make one; an eventfd with these flags."""
         if _HAS_EVENTFD:
-            self._read = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._read = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | flags)
         else:
-            self._read, self._write = _nonblocking_pipe()
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._read, False)
+            os.set_blocking(self._write, False)
 
     def fileno(self) -> int:
-        """The descriptor that becomes readable."""
+        """The descriptor that is readable while there is something in it."""
         return self._read
+
+    def close(self) -> None:
+        """Close it. Idempotent. Forgets the numbers first: who comes late must not write to whoever gets them next."""
+        fds = {self._read, self._write}
+        self._read = self._write = -1
+        for fd in fds:
+            close_fd(fd)
+
+
+class Wakeup(_Counter):
+    """Wakes one thread that polls `fileno()`. Thread-safe, signal-safe, never blocks."""
+
+    __slots__ = ()
 
     def set(self) -> None:
         """Wake the poller; once is enough for many calls. A closed one is ignored."""
@@ -62,34 +78,22 @@ class Wakeup:
             while len(os.read(self._read, 4096)) == 4096:  # noqa: PLR2004
                 pass
 
-    def close(self) -> None:
-        """Close it. Idempotent. Forgets the numbers first: a late `set` must not write to whoever gets them next."""
-        read, write = self._read, self._write
-        self._read = self._write = -1
-        _close_pair(read, write)
 
-
-class Tokens:
+class Tokens(_Counter):
     """A worker's claim counter: the owner adds tokens, and each goes to the one process that takes it.
 
     The kernel hands out each token once, without a lock that a killed process could hold: an eventfd in semaphore
     mode, or a pipe with one byte a token. The worker's side has `fd` only, and takes.
     """
 
-    __slots__ = ("_read", "_unit", "_write")
+    __slots__ = ("_unit",)
 
     def __init__(self, fd: int | None = None) -> None:
         self._unit = 8 if _HAS_EVENTFD else 1  # bytes that one token reads as
-        if fd is not None:
-            self._read, self._write = fd, -1
-        elif _HAS_EVENTFD:
-            self._read = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        if fd is None:
+            super().__init__(os.EFD_SEMAPHORE if _HAS_EVENTFD else 0)
         else:
-            self._read, self._write = _nonblocking_pipe()
-
-    def fileno(self) -> int:
-        """The descriptor to take from, for the other process."""
-        return self._read
+            self._read, self._write = fd, -1
 
     def add(self, count: int) -> None:
         """Add `count` tokens."""
@@ -114,24 +118,6 @@ class Tokens:
         while self.take():
             count += 1
         return count
-
-    def close(self) -> None:
-        """Close it. Idempotent."""
-        read, write = self._read, self._write
-        self._read = self._write = -1
-        _close_pair(read, write)
-
-
-def _nonblocking_pipe() -> tuple[int, int]:
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    os.set_blocking(write, False)
-    return read, write
-
-
-def _close_pair(read: int, write: int) -> None:
-    for fd in {read, write}:
-        close_fd(fd)
 
 
 def close_fd(fd: int) -> None:
