@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 import random
 import sys
@@ -84,20 +85,16 @@ class FakeCall:
     Attributes:
         fn: what a test knows it by: the caller's own function, of which pickling may make a copy.
         count: how many calls it is: several for a chunk of `map`.
+        load: gives what is called, anew each time if it was packed. Raises whatever unpickling raises.
     """
 
-    __slots__ = ("_itself", "_packed", "_regions", "count", "fn")
+    __slots__ = ("_regions", "count", "fn", "load")
 
-    def __init__(self, fn: Function, count: int, itself: Whole | None, packed: Any, regions: Any = ()) -> None:
+    def __init__(self, fn: Function, count: int, load: Callable[[], Whole], regions: Any = ()) -> None:
         self.fn = fn
         self.count = count
-        self._itself = itself
-        self._packed = packed
+        self.load = load
         self._regions = regions  # shared memory that the arguments refer to
-
-    def load(self) -> Whole:
-        """What is called, anew each time if it was packed. Raises whatever unpickling raises."""
-        return codec.load_call(*self._packed) if self._itself is None else self._itself
 
     def arguments(self) -> list[Arguments]:
         """The arguments of each of its calls. Raises as `load`."""
@@ -105,7 +102,7 @@ class FakeCall:
 
     def kept(self) -> FakeCall:
         """The same for a record, which keeps no shared memory."""
-        return FakeCall(self.fn, self.count, self._itself, self._packed)
+        return FakeCall(self.fn, self.count, self.load)
 
 
 class Run:
@@ -169,10 +166,13 @@ class FakeWorkforce:
         """Send a call through the real codec, so that what would not travel fails here too."""
         known, count = (args[0], len(args[1])) if fn is run_chunk else (fn, 1)
         if self.by_reference:
-            return FakeCall(known, count, by_reference(fn, args, kwargs), None), 0
+            whole = by_reference(fn, args, kwargs)
+            return FakeCall(known, count, lambda: whole), 0
         with Found() as found:  # handles and read-only arrays go as they would to a worker
             call = codec.pack_call(fn, args, kwargs, found)
-        return FakeCall(known, count, None, call, found.regions), len(call[0]) + len(call[1])
+        return FakeCall(known, count, functools.partial(codec.load_call, *call), found.regions), len(call[0]) + len(
+            call[1]
+        )
 
     def start(self, worker_id: int) -> None:
         """A worker comes up at once, unless the initializer raises."""
