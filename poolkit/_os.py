@@ -20,6 +20,7 @@ import sys
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 PORTABLE = os.environ.get("POOLKIT_PORTABLE") == "1"
@@ -280,13 +281,8 @@ class LinkPoller:
             self._poller.close()
 
 
-def yield_cpu() -> None:
-    """Let others run on this CPU, if any wait for it."""
-    if _sched_yield is not None:
-        _sched_yield()
-
-
-_sched_yield = getattr(os, "sched_yield", None)
+# Lets others run on this CPU, if any wait for it.
+yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 
 
 def usable_cpus() -> int:

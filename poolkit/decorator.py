@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import importlib
+import operator
 import os
 import sys
 import threading
@@ -280,10 +281,7 @@ class _Here:
 
 def _again(module: str, name: str, given: dict[str, Any]) -> Any:
     """Unpickle: a function that is found by its name, with other options, or made anew each time it is looked up."""
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found.options(**given)
+    return operator.attrgetter(name)(importlib.import_module(module)).options(**given)
 
 
 def _named(offloaded: Offloaded[Any, Any]) -> Offloaded[Any, Any] | None:
