@@ -197,12 +197,11 @@ class FakeSupervisor(Supervisor):
         Raises:
             PoolkitError: it would wait for ever, for a task that hangs.
         """
-
-        def step(now: float) -> None:
-            self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
-
+        scheduler = self._scheduler
         with self._turn:
-            self._decide(step)
+            self._decide(
+                lambda now: scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
+            )
             if wait and not self._depth:
                 self.run_all()
                 if left := self.pending():
@@ -259,31 +258,23 @@ class FakeSupervisor(Supervisor):
                 each.end(task, ending)
         super()._publish(settled, call=call)
 
-    def _steps(self, what: Callable[[], bool]) -> bool:
+    def step(self) -> bool:
+        """One thing that can happen now: a run that is over ends, else a task begins; False when there is none."""
         self._depth += 1
         try:
-            happened = what()
+            happened = self.workforce.end_one() or self.workforce.begin_one()
         finally:
             self._depth -= 1
         if happened:
             self.settle()
         return happened
 
-    def step(self) -> bool:
-        """One thing that can happen now: a run that is over ends, else a task begins; False when there is none."""
-        return self._steps(self.workforce.end_one) or self._steps(self.workforce.begin_one)
-
-    def next_due(self) -> float | None:
-        """When something happens by itself; None: never."""
-        with self._lock:
-            deadline = self._scheduler.next_deadline()
-        end = self.workforce.next_end()
-        return deadline if end is None else end if deadline is None else min(end, deadline)
-
     def _move(self, end: float) -> bool:
         """Move the clock to what is due next, not beyond `end`; False when nothing is."""
-        due = self.next_due()
-        if due is None or due > end:
+        with self._lock:
+            deadline = self._scheduler.next_deadline()
+        due = min(self.workforce.next_end(), math.inf if deadline is None else deadline)
+        if due > end or due == math.inf:
             return False
         self.clock.now = max(self.clock.now, due)
         self.settle()

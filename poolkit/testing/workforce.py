@@ -252,10 +252,9 @@ class FakeWorkforce:
             self._end(self._rng.choice(over))
         return bool(over)
 
-    def next_end(self) -> float | None:
-        """When the next run ends by itself; None when none does."""
-        ends = [member.run.ends_at for member in self._running() if member.run]
-        return min((end for end in ends if end < math.inf), default=None)
+    def next_end(self) -> float:
+        """When the next run ends by itself; infinity when none does."""
+        return min((member.run.ends_at for member in self._running() if member.run), default=math.inf)
 
     def is_running(self) -> bool:
         """Whether a worker runs a task."""
