@@ -247,22 +247,20 @@ class FakeWorkforce:
 
     def end_one(self) -> bool:
         """End one run whose time has come; False when there is none."""
-        over = [member for member in self._running() if member.run and member.run.ends_at <= self._clock()]
+        now = self._clock()
+        over = [member for member in self._members.values() if member.run is not None and member.run.ends_at <= now]
         if over:
             self._end(self._rng.choice(over))
         return bool(over)
 
     def next_end(self) -> float:
         """When the next run ends by itself; infinity when none does."""
-        return min((member.run.ends_at for member in self._running() if member.run), default=math.inf)
+        runs = (member.run for member in self._members.values())
+        return min((run.ends_at for run in runs if run is not None), default=math.inf)
 
     def is_running(self) -> bool:
         """Whether a worker runs a task."""
-        return bool(self._running())
-
-    def _running(self) -> list[Member]:
-        # One whose call runs in this very moment, and uses the pool, is at its end already.
-        return [member for member in self._members.values() if member.run is not None and member.done != member.begun]
+        return any(member.run is not None for member in self._members.values())
 
     def _planned(self, task: AnyTask) -> Run:
         """What this run of a task will be."""
