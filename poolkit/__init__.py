@@ -38,23 +38,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_HOMES = {  # of what is no error
     "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
     "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
-    "poolkit.errors": (
-        "DeadlineExceeded",
-        "InitializerFailed",
-        "MemoryLimitExceeded",
-        "PoolClosed",
-        "PoolkitError",
-        "QueueFull",
-        "QueueTimeout",
-        "RemoteError",
-        "SerializationError",
-        "TaskCancelled",
-        "TaskTimeout",
-        "WorkerCrashed",
-    ),
     "poolkit.decorator": ("Offloaded", "default_pool", "offload", "set_default_pool", "use_pool"),
     "poolkit.face": ("PoolView",),
     "poolkit.pool": ("Pool",),
@@ -106,13 +92,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
-    home = _HOME.get(name)
-    if home is None:
+    if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     import importlib  # noqa: PLC0415 -- keeps this module empty
 
-    value = getattr(importlib.import_module(home), name)
+    value = getattr(importlib.import_module(_HOME.get(name, "poolkit.errors")), name)
     globals()[name] = value
     return value
 

@@ -20,6 +20,7 @@ import sys
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 PORTABLE = os.environ.get("POOLKIT_PORTABLE") == "1"
@@ -28,6 +29,7 @@ PORTABLE = os.environ.get("POOLKIT_PORTABLE") == "1"
 SWITCHED_OFF = frozenset(os.environ.get("POOLKIT_WITHOUT", "").split(","))
 LINUX = sys.platform == "linux" and not PORTABLE
 SUPPORTED = os.name == "posix"
+CGROUPS = "/sys/fs/cgroup"
 
 # Asks a worker for its stack. A real-time signal, as programs use SIGUSR1 and SIGUSR2 themselves.
 STACK_SIGNAL: int = (signal.SIGRTMIN + 11) if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
@@ -35,20 +37,36 @@ STACK_SIGNAL: int = (signal.SIGRTMIN + 11) if hasattr(signal, "SIGRTMIN") else s
 _HAS_EVENTFD = LINUX and hasattr(os, "eventfd")
 
 
-class Wakeup:
-    """Wakes one thread that polls `fileno()`. Thread-safe, signal-safe, never blocks."""
+class _Counter:
+    """A counter in the kernel: an eventfd, or a pipe with a byte for each that is added."""
 
     __slots__ = ("_read", "_write")
 
-    def __init__(self) -> None:
+    def __init__(self, flags: int = 0) -> None:
+        """Make one; an eventfd with these flags."""
         if _HAS_EVENTFD:
-            self._read = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._read = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | flags)
         else:
-            self._read, self._write = _nonblocking_pipe()
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._read, False)
+            os.set_blocking(self._write, False)
 
     def fileno(self) -> int:
-        """The descriptor that becomes readable."""
+        """The descriptor that is readable while there is something in it."""
         return self._read
+
+    def close(self) -> None:
+        """Close it. Idempotent. Forgets the numbers first: who comes late must not write to whoever gets them next."""
+        fds = {self._read, self._write}
+        self._read = self._write = -1
+        for fd in fds:
+            close_fd(fd)
+
+
+class Wakeup(_Counter):
+    """Wakes one thread that polls `fileno()`. Thread-safe, signal-safe, never blocks."""
+
+    __slots__ = ()
 
     def set(self) -> None:
         """Wake the poller; once is enough for many calls. A closed one is ignored."""
@@ -61,34 +79,22 @@ class Wakeup:
             while len(os.read(self._read, 4096)) == 4096:  # noqa: PLR2004
                 pass
 
-    def close(self) -> None:
-        """Close it. Idempotent. Forgets the numbers first: a late `set` must not write to whoever gets them next."""
-        read, write = self._read, self._write
-        self._read = self._write = -1
-        _close_pair(read, write)
 
-
-class Tokens:
+class Tokens(_Counter):
     """A worker's claim counter: the owner adds tokens, and each goes to the one process that takes it.
 
     The kernel hands out each token once, without a lock that a killed process could hold: an eventfd in semaphore
     mode, or a pipe with one byte a token. The worker's side has `fd` only, and takes.
     """
 
-    __slots__ = ("_read", "_unit", "_write")
+    __slots__ = ("_unit",)
 
     def __init__(self, fd: int | None = None) -> None:
         self._unit = 8 if _HAS_EVENTFD else 1  # bytes that one token reads as
-        if fd is not None:
-            self._read, self._write = fd, -1
-        elif _HAS_EVENTFD:
-            self._read = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        if fd is None:
+            super().__init__(os.EFD_SEMAPHORE if _HAS_EVENTFD else 0)
         else:
-            self._read, self._write = _nonblocking_pipe()
-
-    def fileno(self) -> int:
-        """The descriptor to take from, for the other process."""
-        return self._read
+            self._read, self._write = fd, -1
 
     def add(self, count: int) -> None:
         """Add `count` tokens."""
@@ -113,24 +119,6 @@ class Tokens:
         while self.take():
             count += 1
         return count
-
-    def close(self) -> None:
-        """Close it. Idempotent."""
-        read, write = self._read, self._write
-        self._read = self._write = -1
-        _close_pair(read, write)
-
-
-def _nonblocking_pipe() -> tuple[int, int]:
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    os.set_blocking(write, False)
-    return read, write
-
-
-def _close_pair(read: int, write: int) -> None:
-    for fd in {read, write}:
-        close_fd(fd)
 
 
 def close_fd(fd: int) -> None:
@@ -293,13 +281,8 @@ class LinkPoller:
             self._poller.close()
 
 
-def yield_cpu() -> None:
-    """Let others run on this CPU, if any wait for it."""
-    if _sched_yield is not None:
-        _sched_yield()
-
-
-_sched_yield = getattr(os, "sched_yield", None)
+# Lets others run on this CPU, if any wait for it.
+yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 
 
 def usable_cpus() -> int:
@@ -314,60 +297,67 @@ def usable_cpus() -> int:
     return max(1, cpus)
 
 
-def _cgroup_quota(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> float | None:
+def _cgroup_quota(root: str = CGROUPS, proc: str = "/proc") -> float | None:
     """CPUs' worth of run time that the control groups of this process allow; None without a limit.
 
     A group's limit holds for all below it, so the least one on the way up counts.
     """
-    groups = [""]
-    try:
-        with open(membership, encoding="ascii") as file:  # noqa: PTH123 -- pathlib costs a worker half an import
-            for line in file:
-                number, _, path = line.rstrip("\n").split(":", 2)
-                if number == "0":  # version 2; version 1 is looked at in its root only, as containers show it
-                    parts = path.strip("/").split("/")
-                    groups += ["/" + "/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-    except (OSError, ValueError):
-        pass
-    quotas = [_quota_in([f"{root}{group}/cpu.max"]) for group in groups]
-    quotas.append(_quota_in([f"{root}/cpu/cpu.cfs_quota_us", f"{root}/cpu/cpu.cfs_period_us"]))
+    folders = [folder for hierarchy in control_groups("cpu", root, proc) for folder in hierarchy]
+    quotas = [_quota_in(read_text(f"{folder}/cpu.max")) for folder in folders]
+    quotas += [
+        _quota_in(" ".join(read_text(f"{folder}/cpu.cfs_{it}_us") for it in ("quota", "period"))) for folder in folders
+    ]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quota_in(paths: list[str]) -> float | None:
-    words: list[str] = []
+def _quota_in(text: str) -> float | None:
     try:
-        for path in paths:
-            with open(path, encoding="ascii") as file:  # noqa: PTH123 -- see above
-                words += file.read().split()
-        quota, period = float(words[0]), float(words[1])
-    except (OSError, ValueError, IndexError):  # not there, or "max"
+        quota, period = map(float, text.split())
+    except ValueError:  # not there, or "max"
         return None
     return quota / period if quota > 0 and period > 0 else None
 
 
+def control_groups(controller: str, root: str, proc: str) -> list[list[str]]:
+    """The folders of the control groups that this process is in, by hierarchy, the innermost first."""
+    hierarchies = []
+    for line in (read_text(f"{proc}/self/cgroup") or f"0::/\n1:{controller}:/").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = f"{root}/{controller}" if controllers else root  # version 1, version 2
+        parts = ["", *filter(None, path.split("/"))]
+        folders = (base + "/".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+        # In a container the path may not be there, but its end is the root.
+        hierarchies.append([folder for folder in folders if os.path.isdir(folder)])  # noqa: PTH112 -- see `read_text`
+    return hierarchies
+
+
+def read_text(path: str) -> str:
+    """What the kernel tells in a file; "" where it is not there, or not for us."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 -- pathlib costs a worker half an import
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def resident_bytes(pid: int | None = None) -> int | None:
     """Resident memory of a process (None: this one) in bytes; None when it cannot be known."""
-    try:
-        with open(f"/proc/{pid or 'self'}/statm", "rb") as file:  # noqa: PTH123
-            return int(file.read().split()[1]) * _PAGE
-    except (OSError, IndexError, ValueError):
-        if pid is not None:
-            return None
-        import resource  # noqa: PLC0415 -- the fallback: the peak, as the present size is not to be had
+    words = read_text(f"/proc/{pid or 'self'}/statm").split()
+    if words:
+        return int(words[1]) * _PAGE
+    if pid is not None:
+        return None
+    import resource  # noqa: PLC0415 -- the fallback: the peak, as the present size is not to be had
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+    return peak_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def own_bytes(pid: int) -> int | None:
     """Resident memory that a process shares with no file or block; None when it cannot be known. Never waits."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb", 0) as file:  # noqa: PTH123
-            _, resident, shared, *_ = file.read(200).split()
-            return (int(resident) - int(shared)) * _PAGE
-    except (OSError, ValueError):
-        return None
+    words = read_text(f"/proc/{pid}/statm").split()
+    return (int(words[1]) - int(words[2])) * _PAGE if words else None
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if SUPPORTED else 4096
@@ -376,18 +366,14 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if SUPPORTED else 4096
 def is_ending(pid: int) -> bool:
     """Whether a process is on its way out, or gone; True also where that cannot be known."""
     pf_exiting = 4
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            return bool(int(file.read().rpartition(b")")[2].split()[6]) & pf_exiting)
-    except (OSError, IndexError, ValueError):
-        return True
+    words = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return not words or bool(int(words[6]) & pf_exiting)
 
 
 def resident_shared_bytes() -> int:
     """What of this process's resident memory is shared memory; 0 when that cannot be known."""
-    with contextlib.suppress(OSError, IndexError, ValueError), open("/proc/self/status", "rb") as file:  # noqa: PTH123
-        return next((int(line.split()[1]) * 1024 for line in file if line.startswith(b"RssShmem:")), 0)
-    return 0
+    lines = read_text("/proc/self/status").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:")), 0)
 
 
 def peak_bytes(maxrss: int) -> int:

@@ -7,10 +7,10 @@ may have been meant. So counts are noted at every start and end of a worker, and
 
 from __future__ import annotations
 
-import os
 import time
 
-ROOT, PROC = "/sys/fs/cgroup", "/proc"
+from poolkit._os import CGROUPS, control_groups, read_text
+
 EVERY = 1.0  # seconds at least between two looks
 SETTLED = 5.0  # seconds that a kill may take until the death is known: a look that is younger may have counted it
 FRESH = 60.0  # seconds in which a kill and a death are most likely the same
@@ -21,7 +21,7 @@ _OTHERS = "the task itself, another process or an operator"
 class OutOfMemory:
     """Whether the kernel's out-of-memory killer ended a worker. Owner: the supervisor thread."""
 
-    def __init__(self, root: str = ROOT, proc: str = PROC, now: float | None = None) -> None:
+    def __init__(self, root: str = CGROUPS, proc: str = "/proc", now: float | None = None) -> None:
         """Begin to count."""
         self._root, self._proc = root, proc
         # When, and the kills in our group and on the machine. The first is what deaths are compared with.
@@ -58,38 +58,24 @@ class OutOfMemory:
             "tasks need less, or let fewer run at once"
         )
 
-    def _groups(self) -> list[list[str]]:
-        """The folders of the control groups that may count and limit our memory, by hierarchy, the innermost first."""
-        hierarchies = []
-        for line in _read(f"{self._proc}/self/cgroup").splitlines():
-            _, controllers, path = [*line.split(":", 2), "", ""][:3]
-            if controllers and "memory" not in controllers.split(","):
-                continue
-            base = f"{self._root}/memory" if controllers else self._root  # version 1, version 2
-            parts = ["", *path.strip("/").split("/")]
-            folders = (base + "/".join(parts[:depth]) for depth in range(len(parts), 0, -1))
-            # In a container the path may not be there, but its end is the root.
-            hierarchies.append([folder for folder in folders if os.path.isdir(folder)])  # noqa: PTH112 -- see `_read`
-        return hierarchies
-
     def _counts(self) -> tuple[int | None, int | None]:
         counts = (
-            _number(_read(f"{folder}/{name}"), "oom_kill")
-            for folders in self._groups()
+            _number(read_text(f"{folder}/{name}"), "oom_kill")
+            for folders in control_groups("memory", self._root, self._proc)
             for folder in folders[:1]  # those above count what happens to others as well
             for name in ("memory.events", "memory.oom_control")
         )
         in_group = next((count for count in counts if count is not None), None)
-        return in_group, _number(_read(f"{self._proc}/vmstat"), "oom_kill")
+        return in_group, _number(read_text(f"{self._proc}/vmstat"), "oom_kill")
 
     def _limit(self) -> int | None:
         """The least that the control groups allow."""
         limits = (
             int(text)
-            for folders in self._groups()
+            for folders in control_groups("memory", self._root, self._proc)
             for folder in folders
             for name in ("memory.max", "memory.limit_in_bytes")
-            if (text := _read(f"{folder}/{name}").strip()).isdigit()
+            if (text := read_text(f"{folder}/{name}").strip()).isdigit()
         )
         return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
 
@@ -104,14 +90,6 @@ def _one_more(old: int | None, new: int | None) -> int | None:
 
 def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count} processes"
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 -- as in `_os.py`
-            return file.read().decode("utf-8", "replace")
-    except OSError:  # not there, or not for us
-        return ""
 
 
 def _number(text: str, name: str) -> int | None:

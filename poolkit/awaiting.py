@@ -18,9 +18,10 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from typing import Any, Protocol
 
-_Pair = tuple["asyncio.Future[Any]", "Awaited"]
+_Pair = tuple[asyncio.Future[Any], Future[Any]]
 
 
 class Watched(Protocol):
@@ -37,25 +38,6 @@ class Watched(Protocol):
         """See to it that outcomes are published without anybody reading."""
 
 
-class Awaited(Protocol):
-    """A future that tells the mailbox by itself."""
-
-    def add_waker(self, waker: Callable[[Any], object]) -> Watched | None:
-        """Call `waker(self)` when it is done, at once if it is. Returns the pool whose links may be read till then."""
-
-    def cancel(self) -> bool:
-        """Cancel it."""
-
-    def cancelled(self) -> bool:
-        """Tell whether it was cancelled."""
-
-    def exception(self) -> BaseException | None:
-        """Return what it raised."""
-
-    def result(self) -> Any:
-        """Return its value."""
-
-
 class _Mailbox:
     """What was settled for one event loop, and the pools that it watches."""
 
@@ -68,7 +50,7 @@ class _Mailbox:
         self._awaiting: dict[Watched, int] = {}  # how many tasks of each are awaited
         self._dropping = False
 
-    def put(self, waiting: asyncio.Future[Any], task: Awaited) -> None:
+    def put(self, waiting: asyncio.Future[Any], task: Future[Any]) -> None:
         """`task` is done; have `waiting` know."""
         self._settled.append((waiting, task))
         if not self._reading and not self._told:
@@ -103,7 +85,7 @@ class _Mailbox:
 
     # ===== watching links =====
 
-    def attend(self, pool: Watched, task: Awaited) -> None:
+    def attend(self, pool: Watched, task: Future[Any]) -> None:
         """One more task of `pool` is awaited."""
         count = self._awaiting[pool] = self._awaiting.get(pool, 0) + 1
         if count > 1:
@@ -182,7 +164,7 @@ class _Mailbox:
     __del__ = close
 
 
-def _hand_over(waiting: asyncio.Future[Any], task: Awaited) -> None:
+def _hand_over(waiting: asyncio.Future[Any], task: Future[Any]) -> None:
     if task.cancelled():
         waiting.cancel()
         return
@@ -201,8 +183,10 @@ def _hand_over(waiting: asyncio.Future[Any], task: Awaited) -> None:
 _mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()
 
 
-def wait_for(task: Awaited) -> Generator[Any, None, Any]:
-    """Wait for `task` in a coroutine; cancelling the coroutine cancels it."""
+def wait_for(
+    task: Future[Any], add_waker: Callable[[Callable[[Any], object]], Watched | None]
+) -> Generator[Any, None, Any]:
+    """Wait for `task` in a coroutine; cancelling the coroutine cancels it. For `add_waker` see `Task`."""
     loop = asyncio.get_running_loop()
     mailbox = _mailboxes.get(loop)
     if mailbox is None:
@@ -218,7 +202,7 @@ def wait_for(task: Awaited) -> Generator[Any, None, Any]:
             task.cancel()
 
     waiting.add_done_callback(pass_on)
-    pool = task.add_waker(functools.partial(mailbox.put, waiting))
+    pool = add_waker(functools.partial(mailbox.put, waiting))
     if pool is None:
         return (yield from waiting)
     try:

@@ -77,19 +77,10 @@ class TaskContext:
         return f"<poolkit.TaskContext {self.id} {self.name!r} attempt={self.attempt}>"
 
 
-_current: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("poolkit_task", default=None)
+# Set by the worker half around a call.
+CURRENT: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("poolkit_task", default=None)
 
 
 def current_task() -> TaskContext | None:
     """The context of the task that runs here; None outside a task. Does not block."""
-    return _current.get()
-
-
-def enter_task(context: TaskContext) -> contextvars.Token[TaskContext | None]:
-    """Make `context` the current one. Called by the worker half around a call."""
-    return _current.set(context)
-
-
-def leave_task(token: contextvars.Token[TaskContext | None]) -> None:
-    """Undo `enter_task`."""
-    _current.reset(token)
+    return CURRENT.get()

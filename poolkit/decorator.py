@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import importlib
+import operator
 import os
 import sys
 import threading
@@ -19,7 +20,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from poolkit._child.chunk import run_chunk
 from poolkit._child.loop import run_here
-from poolkit._core.options import UNSET, CallOptions
+from poolkit._core.options import CallOptions
 from poolkit._wire.pickles import SCRIPTS
 from poolkit._workforce.settings import KINDS
 from poolkit.context import current_task
@@ -133,6 +134,9 @@ class Offloaded(Generic[P, T]):
         if pool is not None and not isinstance(pool, (Pool, PoolView)):
             msg = f"pool must be a Pool, a view of one or None, was {pool!r}"
             raise TypeError(msg)
+        if unknown := sorted(given.keys() - {*CallOptions.NAMES}):
+            msg = f"there is no option {', '.join(unknown)}; there are {', '.join(CallOptions.NAMES)}"
+            raise TypeError(msg)
         CallOptions().changed(**given)
         functools.update_wrapper(self, fn)
         self._fn = fn
@@ -143,7 +147,7 @@ class Offloaded(Generic[P, T]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """Submit a call; blocks and raises as `Pool.submit` does."""
         if current_task() is not None:
-            return self._in_place(args, kwargs)
+            return _run_in_place(self._given.get("name") or self.__qualname__, self._fn, args, kwargs)
         return self._pool().submit(self._sent(), *args, **kwargs)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -177,10 +181,6 @@ class Offloaded(Generic[P, T]):
 
     def options(self, **given: Any) -> Offloaded[P, T]:
         """The same function with other options, as for `Pool.options`."""
-        unknown = sorted(given.keys() - {*CallOptions.NAMES})
-        if unknown:
-            msg = f"there is no option {', '.join(unknown)}; there are {', '.join(CallOptions.NAMES)}"
-            raise TypeError(msg)
         return Offloaded(self._fn, self._kind, self._target, {**self._given, **given})
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -214,11 +214,13 @@ class Offloaded(Generic[P, T]):
         """What goes to the worker: the plain function, unless another process would find it decorated by its name."""
         named = _named(self)
         if named is not None:
-            return _Sent(named.local, self.__qualname__)
-        method = self._method()
-        if method is not None:
-            return _Sent(functools.partial(_call_method, *method), self.__qualname__)
-        return self._fn
+            sent = _Sent(named.local)
+        elif (method := self._method()) is not None:
+            sent = _Sent(_call_method, *method)
+        else:
+            return self._fn
+        sent.__qualname__ = self.__qualname__
+        return sent
 
     def _method(self) -> tuple[Any, str] | None:
         """The object or class and the attribute of it that this is, when it is a method: its name leads here too."""
@@ -226,38 +228,17 @@ class Offloaded(Generic[P, T]):
         name = getattr(self._fn, "__name__", "")
         return (owner, name) if owner is not None and isinstance(getattr(owner, name, None), Offloaded) else None
 
-    def _in_place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task[T]:
-        ok, value = run_here(self._fn, args, kwargs)
-        outcome: Outcome = Outcome(value, ok=True) if ok else Outcome.failure(value)
-        return settled_task(self._given.get("name") or self.__qualname__, outcome)
 
+class _Sent(functools.partial[Any]):
+    """A call under the name of the function that the user knows."""
 
-class _Sent:
-    """A call under the name of the function that the user knows; pickles as what it calls."""
-
-    def __init__(self, call: Callable[..., Any], name: str) -> None:
-        self._call = call
-        self.__qualname__ = name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it. By threads; other workers have what it calls."""
-        return self._call(*args, **kwargs)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travel as what is called."""
-        return _itself, (self._call,)
-
-
-def _itself(call: Callable[..., Any]) -> Callable[..., Any]:
-    return call
+    __qualname__: str
 
 
 def plain_function(fn: Any) -> Any:
     """What a user means by a function, or by what was sent for it: of one that is offloaded, the plain one."""
     if isinstance(fn, _Sent):
-        fn = fn._call  # noqa: SLF001 -- of this file
-    if isinstance(fn, functools.partial) and fn.func is _call_method:
-        fn = getattr(*fn.args)
+        fn = getattr(*fn.args) if fn.func is _call_method else fn.func
     owner = getattr(fn, "__self__", None)
     if isinstance(owner, Offloaded):  # its method `local`
         fn = owner
@@ -273,8 +254,14 @@ def _call_method(owner: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     return getattr(owner, name).local(*args, **kwargs)
 
 
+def _run_in_place(name: str, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task[T]:
+    """Run a call at once: inside a worker, waiting for other workers could wait for ever."""
+    ok, value = run_here(fn, args, kwargs)
+    return settled_task(name, Outcome(value, ok=ok))
+
+
 class _Here:
-    """Runs the chunks of a `map` at once: inside a worker, waiting for other workers could wait for ever."""
+    """Runs the chunks of a `map` in place."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -282,8 +269,7 @@ class _Here:
     def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
         """Run `fn` for each item."""
         del block
-        ok, value = run_here(run_chunk, (fn, items), {"starred": starred})
-        return settled_task(self._name, Outcome(value, ok=True) if ok else Outcome.failure(value))
+        return _run_in_place(self._name, run_chunk, (fn, items), {"starred": starred})
 
     async def submit_chunk_async(self, fn: Callable[..., Any], items: list[Any], *, starred: bool) -> Task[list[Any]]:
         """Run `fn` for each item."""
@@ -295,10 +281,7 @@ class _Here:
 
 def _again(module: str, name: str, given: dict[str, Any]) -> Any:
     """Unpickle: a function that is found by its name, with other options, or made anew each time it is looked up."""
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found.options(**given)
+    return operator.attrgetter(name)(importlib.import_module(module)).options(**given)
 
 
 def _named(offloaded: Offloaded[Any, Any]) -> Offloaded[Any, Any] | None:
@@ -330,43 +313,24 @@ def offload(
     kind: str = ...,
     pool: Pool | PoolView | None = ...,
 ) -> Callable[[Callable[P, T]], Offloaded[P, T]]: ...
-def offload(  # noqa: PLR0913 -- the contract
+def offload(
     fn: Callable[..., Any] | None = None,
     /,
     *,
-    timeout: float | None = UNSET,
-    queue_timeout: float | None = UNSET,
-    deadline: float | None = UNSET,
-    memory_limit: float | None = UNSET,
-    priority: int = UNSET,
-    retries: int = UNSET,
-    retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
-    block: bool = UNSET,
-    name: str | None = UNSET,
     kind: str = "process",
     pool: Pool | PoolView | None = None,
+    **given: Any,
 ) -> Any:
     """Make the calls of a function run on a pool, and return a `Task`.
 
     They run on `pool`, else on the innermost `with use_pool(pool):`, else on the default pool of `kind`. The options
-    are those of `Pool.options`. The decorated function keeps `.local(...)`, which runs here, `.map(...)` and
+    are those of `Pool.options`: `timeout`, `queue_timeout`, `deadline`, `memory_limit`, `priority`, `retries`,
+    `retry_on`, `block` and `name`. The decorated function keeps `.local(...)`, which runs here, `.map(...)` and
     `.options(...)(...)`. Works on methods too.
 
     Raises:
         TypeError, ValueError: an option has no sense.
     """
-    given = {
-        "timeout": timeout,
-        "queue_timeout": queue_timeout,
-        "deadline": deadline,
-        "memory_limit": memory_limit,
-        "priority": priority,
-        "retries": retries,
-        "retry_on": retry_on,
-        "block": block,
-        "name": name,
-    }
-    given = {key: value for key, value in given.items() if value is not UNSET}
 
     def decorate(function: Callable[..., Any]) -> Any:
         if not callable(function) and not isinstance(function, (classmethod, staticmethod)):

@@ -7,7 +7,6 @@ Longer than most: half of it are the signatures and promises that users read.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
@@ -15,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import poolkit
 from poolkit._child.chunk import run_chunk
@@ -112,9 +111,7 @@ class Face(Executor):
             PoolClosed, InitializerFailed: as `submit`.
         """
         for position, iterable in enumerate(iterables, 1):
-            if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
-                msg = f"argument {position} of map() after the function cannot be iterated over: {iterable!r}"
-                raise TypeError(msg)
+            _check_iterable(iterable, f"argument {position} of map() after the function cannot be iterated over:")
         starred = len(iterables) != 1
         items = zip(*iterables) if starred else iterables[0]  # noqa: B905 -- the shortest ends it, as in `map`
         return self._results(fn, items, timeout, chunksize, buffersize, starred=starred, ordered=ordered)
@@ -130,9 +127,7 @@ class Face(Executor):
         ordered: bool = True,
     ) -> poolkit.Results[T]:
         """Do the same as `map`, with an iterable of argument tuples."""
-        if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
-            msg = f"starmap() needs an iterable of tuples, was given {iterable!r}"
-            raise TypeError(msg)
+        _check_iterable(iterable, "starmap() needs an iterable of tuples, was given")
         return self._results(
             fn, map(_arguments, iterable), timeout, chunksize, buffersize, starred=True, ordered=ordered
         )
@@ -228,31 +223,26 @@ class Face(Executor):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         """Do the same as `__exit__`, without blocking the event loop; when the body was cancelled, stop the work."""
-        import asyncio  # noqa: PLC0415 -- only where there is an event loop
+        from poolkit.outcome import Outcome  # noqa: PLC0415 -- see the file's header
+        from poolkit.task import Task  # noqa: PLC0415 -- see the file's header
 
-        stopped = exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, asyncio.CancelledError))
+        stopped = exc_type is not None and issubclass(exc_type, _interruptions())
         self.shutdown(wait=False, cancel_futures=stopped, kill=stopped)
         # A thread of its own: the loop's default executor may be full of calls that wait for this pool.
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-
-        def tell(error: BaseException | None) -> None:
-            if not done.done():
-                done.set_result(None) if error is None else done.set_exception(error)
+        end: Task[None] = Task(None, "the end of the pool", None, None)
 
         def finish() -> None:
-            error: BaseException | None = None
+            outcome = Outcome(None, ok=True)
             try:
                 self.shutdown()
             except BaseException as failure:  # noqa: BLE001 -- raised below, or the loop would wait for ever
-                error = failure
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(tell, error)
+                outcome = Outcome.failure(failure)
+            end.publish(outcome)
 
-        threading.Thread(target=finish, name=f"poolkit-{self._pool().name}-exit", daemon=True).start()
+        threading.Thread(target=finish, name=f"poolkit-{self.name}-exit", daemon=True).start()
         try:
-            await done
-        except asyncio.CancelledError:
+            await end
+        except _interruptions():
             self.shutdown(wait=False, cancel_futures=True, kill=True)
             raise
 
@@ -265,10 +255,9 @@ class Face(Executor):
     ) -> tuple[poolkit.Task[T], SerializationError | None]:
         """Serialise a call, on this thread; with what went wrong, if it did."""
         if not callable(fn):
-            msg = f"the first argument must be something to call, was {fn!r}"
-            raise TypeError(msg)
+            _refuse(fn)
         options = self._options
-        name = options.name or name or _name_of(fn)
+        name = options.name or name or name_of(fn)
         try:
             call, nbytes = self._supervisor.workforce.pack(fn, args, kwargs)
         except SerializationError as exc:
@@ -284,7 +273,7 @@ class Face(Executor):
         self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool
     ) -> poolkit.Task[list[Any]]:
         """Submit one task that calls `fn` for each of `items`; what `map` is made of."""
-        task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({_name_of(fn)})")
+        task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})")
         if not block and task.options.block:
             task.options = task.options.changed(block=False)
         self._supervisor.submit(task, error)
@@ -294,7 +283,7 @@ class Face(Executor):
         self, fn: Callable[..., Any], items: list[Any], *, starred: bool
     ) -> poolkit.Task[list[Any]]:
         """Do the same, but wait for room without blocking the event loop."""
-        task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({_name_of(fn)})")
+        task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})")
         await self._hand_in(task, error)
         return task
 
@@ -310,8 +299,7 @@ class Face(Executor):
         ordered: bool,
     ) -> poolkit.Results[T]:
         if not callable(fn):
-            msg = f"the first argument must be something to call, was {fn!r}"
-            raise TypeError(msg)
+            _refuse(fn)
         from poolkit.results import Results  # noqa: PLC0415 -- see above
 
         chunksize = checks.whole_or_none("chunksize", chunksize) or self._supervisor.chunksize
@@ -325,7 +313,7 @@ class Face(Executor):
             starred=starred,
             chunksize=chunksize,
             buffersize=checks.whole_or_none("buffersize", buffersize),
-            workers=self._pool().max_workers,
+            workers=self.max_workers,
             ordered=ordered,
             timeout=checks.wait_seconds("timeout", timeout),
             clock=self._supervisor.clock,
@@ -364,13 +352,23 @@ class PoolView(Face):
 
 
 def _arguments(item: Iterable[Any]) -> tuple[Any, ...]:
-    if not hasattr(item, "__iter__") and not hasattr(item, "__getitem__"):
-        msg = f"starmap() needs an iterable of tuples of arguments, which had {item!r}"
-        raise TypeError(msg)
+    _check_iterable(item, "starmap() needs an iterable of tuples of arguments, which had")
     return tuple(item)
 
 
-def _name_of(fn: Callable[..., Any]) -> str:
+def _check_iterable(value: object, complaint: str) -> None:
+    if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
+        msg = f"{complaint} {value!r}"
+        raise TypeError(msg)
+
+
+def _refuse(fn: object) -> NoReturn:
+    msg = f"the first argument must be something to call, was {fn!r}"
+    raise TypeError(msg)
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """What a function is called."""
     return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
 
 

@@ -14,11 +14,15 @@ from typing import Any, TypeVar
 import poolkit
 from poolkit import _os
 from poolkit._core import options as checks
-from poolkit._core.options import CallOptions
+from poolkit._core.options import CallOptions, PoolLimits
 from poolkit._workforce import logs  # noqa: F401 -- see there
-from poolkit._workforce.settings import check_limits, check_settings
+from poolkit._workforce.settings import PoolSettings, check_limits, check_settings
 from poolkit.broadcast import Shared, broadcast
 from poolkit.face import Face
+
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
+if TYPE_CHECKING:
+    from poolkit._workforce.supervisor import Supervisor
 
 T = TypeVar("T")
 
@@ -91,7 +95,11 @@ class Pool(Face):
         self._kind = kind
         self.name = checks.text_or_none("name", name) or f"{kind}-{next(_numbers)}"
         self._initargs = initargs  # multiprocessing's locks end with the owner's objects, and workers come later too
-        if kind == "process" and _os.SUPPORTED:
+        self._supervisor = self._build(settings, limits)
+
+    def _build(self, settings: PoolSettings, limits: PoolLimits) -> Supervisor:
+        """Make what drives the pool; of what was checked."""
+        if settings.kind == "process" and _os.SUPPORTED:
             # The hooks of forks, before anything is there that a forked child must not have; not for threads.
             from poolkit._workforce import lifetime, templates  # noqa: F401, PLC0415
 
@@ -99,7 +107,7 @@ class Pool(Face):
         # While the template process starts, all the rest is imported.
         from poolkit._workforce.build import build  # noqa: PLC0415 -- see above
 
-        self._supervisor = build(settings, limits, self.name)
+        return build(settings, limits, self.name)
 
     def _pool(self) -> Pool:
         return self

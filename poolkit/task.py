@@ -98,11 +98,7 @@ class TaskOwner(Protocol):
         """What an event loop may watch and call to read results; see `poolkit/awaiting.py`."""
 
 
-class _Unread:
-    """Marks an outcome that another thread is unpickling right now."""
-
-
-_READING = _Unread()
+_READING: Any = object()  # marks an outcome that another thread is unpickling right now
 
 
 class Task(Future[T]):
@@ -150,7 +146,7 @@ class Task(Future[T]):
         self._wakers: list[Callable[[Any], object]] | None = None
         self._result: Any = None
         self._exception: BaseException | None = None
-        self._load: Callable[[Any], Any] | _Unread | None = None
+        self._load: Callable[[Any], Any] | None = None
         self._ok = False
         self._owner = owner
         self.id = 0
@@ -266,16 +262,13 @@ class Task(Future[T]):
         another task. What they raise is logged and harms nothing.
         """
         with _LOCK:
-            if self._state is _PENDING:
+            owner, pending = self._owner, self._state is _PENDING
+            if pending:
                 if self._callbacks is None:
                     self._callbacks = []
                 self._callbacks.append(fn)
-                owner = self._owner
-                pending = True
-            else:
-                pending = False
         if not pending:
-            self._call_back(fn)
+            self.call_back([fn])
         elif owner is not None:
             owner.relinquish()
 
@@ -294,7 +287,7 @@ class Task(Future[T]):
         """Wait under asyncio; cancelling the awaiting coroutine cancels the task."""
         from poolkit import awaiting  # noqa: PLC0415 -- a worker half that never awaits should not pay for asyncio
 
-        return awaiting.wait_for(self)
+        return awaiting.wait_for(self, self.add_waker)
 
     def __repr__(self) -> str:
         """Show id, name and state."""
@@ -323,34 +316,34 @@ class Task(Future[T]):
         with _LOCK:
             cond = self._cond
             if cond is None:
-                callbacks = self._settle(outcome)
-                wakers, self._wakers = self._wakers, None
+                callbacks, wakers = self._settle(outcome)
         if cond is not None:
-            callbacks = self._publish_to(cond, outcome)
-            with _LOCK:  # it is settled, so nobody adds one
-                wakers, self._wakers = self._wakers, None
+            with cond:
+                with _LOCK:
+                    callbacks, wakers = self._settle(outcome)
+                for waiter in self._waiting or ():
+                    if outcome.cancelled:
+                        waiter.add_cancelled(self)
+                    elif outcome.ok:
+                        waiter.add_result(self)
+                    else:
+                        waiter.add_exception(self)
+                cond.notify_all()
         for waker in wakers or ():
             waker(self)
-        return callbacks
-
-    def _publish_to(self, cond: threading.Condition, outcome: Outcome) -> Callbacks | None:
-        with cond:
-            with _LOCK:
-                callbacks = self._settle(outcome)
-            for waiter in self._waiting or ():
-                if outcome.cancelled:
-                    waiter.add_cancelled(self)
-                elif outcome.ok:
-                    waiter.add_result(self)
-                else:
-                    waiter.add_exception(self)
-            cond.notify_all()
         return callbacks
 
     def call_back(self, callbacks: Callbacks) -> None:
         """Call what was added by `add_done_callback`, in that order."""
         for callback in callbacks:
-            self._call_back(callback)
+            try:
+                callback(self)
+            except BaseException as exc:
+                if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                    raise  # it is for the program, not for the callback
+                import logging  # noqa: PLC0415 -- only when something is wrong
+
+                logging.getLogger("poolkit").exception("a done callback of %r raised", self)
 
     def forget_result(self) -> None:
         """Drop a result that was read, for a reader who has the only handle."""
@@ -362,7 +355,8 @@ class Task(Future[T]):
         if self._cond is not None:
             self._cond = threading.Condition()
 
-    def _settle(self, outcome: Outcome) -> Callbacks | None:
+    def _settle(self, outcome: Outcome) -> tuple[Callbacks | None, list[Callable[[Any], object]] | None]:
+        """Become done; returns what is to be called for it. Under the locks, so nobody enlists afterwards."""
         self._ok = outcome.ok
         if outcome.ok or outcome.load is not None:
             self._result = outcome.payload
@@ -372,18 +366,9 @@ class Task(Future[T]):
         outcome.payload = None  # handed over: whoever publishes must not keep it alive
         self._state = _CANCELLED if outcome.cancelled else _FINISHED
         self._owner = None  # a result that is kept does not keep the pool
-        callbacks, self._callbacks = self._callbacks, None
-        return callbacks
-
-    def _call_back(self, fn: Callable[[Future[T]], object]) -> None:
-        try:
-            fn(self)
-        except BaseException as exc:
-            if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise  # it is for the program, not for the callback
-            import logging  # noqa: PLC0415 -- only when something is wrong
-
-            logging.getLogger("poolkit").exception("a done callback of %r raised", self)
+        enlisted = self._callbacks, self._wakers
+        self._callbacks = self._wakers = None
+        return enlisted
 
     # ===== the future's own parts =====
 
@@ -462,7 +447,7 @@ class Task(Future[T]):
                 return
             if load is not _READING:  # only who owns the mark may set it: `_read_done` takes no lock
                 self._load = _READING
-        if isinstance(load, _Unread):
+        if load is _READING:
             cond = self._new_condition()
             with cond:
                 if not cond.wait_for(lambda: self._load is not _READING, timeout):

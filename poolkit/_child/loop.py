@@ -21,7 +21,7 @@ from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
 from poolkit._wire.link import FrameReader, Outbox
 from poolkit._wire.spin import Spin
-from poolkit.context import TaskContext, enter_task, leave_task
+from poolkit.context import CURRENT, TaskContext
 from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -35,11 +35,11 @@ def run_call(
     context: TaskContext, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[bool, Any]:
     """Run one call in its context; (True, value) or (False, exception). Lets no exception of the call out."""
-    token = enter_task(context)
+    token = CURRENT.set(context)
     try:
         return run_here(fn, args, kwargs)
     finally:
-        leave_task(token)
+        CURRENT.reset(token)
 
 
 def run_here(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:

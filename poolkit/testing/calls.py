@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poolkit.decorator import plain_function
+from poolkit.face import name_of
 from poolkit.testing.script import is_call_of
 
 if TYPE_CHECKING:
@@ -133,11 +134,6 @@ def written(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     """A call as it is written in a program."""
     given = [_short(value) for value in args] + [f"{name}={_short(value)}" for name, value in kwargs.items()]
     return f"{name_of(fn)}({', '.join(given)})"
-
-
-def name_of(fn: Callable[..., Any]) -> str:
-    """What a function is called."""
-    return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
 
 
 def _short(value: object) -> str:

@@ -143,7 +143,7 @@ class FakeSupervisor(Supervisor):
         """Accept a task, and if eager, run all there is. A full queue makes room by itself, if it may wait for that."""
         with self._turn:
             if place is None and task.options.block and error is None and not getattr(publishing, "depth", 0):
-                while self._scheduler.is_full() and self._happens():
+                while self._scheduler.is_full() and self.go_on():
                     pass
                 if self._scheduler.is_full():  # for ever: a real one would stand still
                     task.options = task.options.changed(block=False)
@@ -167,12 +167,17 @@ class FakeSupervisor(Supervisor):
     def accepting(self) -> Iterator[None]:
         """Run what is handed in meanwhile afterwards, if eager."""
         with self._turn:
-            before, self._running_all = self._running_all, True
-            try:
+            with self._runs_all():
                 yield
-            finally:
-                self._running_all = before
             self._run_if_eager()
+
+    @contextlib.contextmanager
+    def _runs_all(self) -> Iterator[None]:
+        before, self._running_all = self._running_all, True
+        try:
+            yield
+        finally:
+            self._running_all = before
 
     def watch(self, task: AnyTask) -> tuple[int, Callable[[], bool]] | None:
         """Somebody awaits `task`: within a task he drives, as nobody else can; else another coroutine may."""
@@ -192,12 +197,11 @@ class FakeSupervisor(Supervisor):
         Raises:
             PoolkitError: it would wait for ever, for a task that hangs.
         """
-
-        def step(now: float) -> None:
-            self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
-
+        scheduler = self._scheduler
         with self._turn:
-            self._decide(step)
+            self._decide(
+                lambda now: scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
+            )
             if wait and not self._depth:
                 self.run_all()
                 if left := self.pending():
@@ -211,12 +215,16 @@ class FakeSupervisor(Supervisor):
             TimeoutError: it is not done by then.
             PoolkitError: it would never be done.
         """
-        self.drive(task, math.inf if timeout is None else self.clock.now + timeout)
-        if task.done():
-            return
-        if timeout is not None:
-            msg = f"{task!r} is not done after {timeout} s of virtual time"
-            raise WaitTimeout(msg)
+        with self._turn:
+            end = math.inf if timeout is None else self.clock.now + timeout
+            while not task.done() and self.go_on(end):
+                pass
+            if task.done():
+                return
+            if timeout is not None:
+                self.clock.now = max(self.clock.now, end)
+                msg = f"{task!r} is not done after {timeout} s of virtual time"
+                raise WaitTimeout(msg)
         if self._depth:
             why = "it needs a worker, and a task that waits has the last one: a real pool would stand still"
         else:
@@ -250,47 +258,32 @@ class FakeSupervisor(Supervisor):
                 each.end(task, ending)
         super()._publish(settled, call=call)
 
-    def _steps(self, what: Callable[[], bool]) -> bool:
+    def step(self) -> bool:
+        """One thing that can happen now: a run that is over ends, else a task begins; False when there is none."""
         self._depth += 1
         try:
-            happened = what()
+            happened = self.workforce.end_one() or self.workforce.begin_one()
         finally:
             self._depth -= 1
         if happened:
             self.settle()
         return happened
 
-    def step(self) -> bool:
-        """One thing that can happen now: a run that is over ends, else a task begins; False when there is none."""
-        return self._steps(self.workforce.end_one) or self._steps(self.workforce.begin_one)
-
-    def next_due(self) -> float | None:
-        """When something happens by itself; None: never."""
-        with self._lock:
-            deadline = self._scheduler.next_deadline()
-        end = self.workforce.next_end()
-        return deadline if end is None else end if deadline is None else min(end, deadline)
-
     def _move(self, end: float) -> bool:
         """Move the clock to what is due next, not beyond `end`; False when nothing is."""
-        due = self.next_due()
-        if due is None or due > end:
+        with self._lock:
+            deadline = self._scheduler.next_deadline()
+        due = min(self.workforce.next_end(), math.inf if deadline is None else deadline)
+        if due > end or due == math.inf:
             return False
         self.clock.now = max(self.clock.now, due)
         self.settle()
         return True
 
-    def _is_busy(self) -> bool:
-        return self.workforce.is_running() or bool(self._scheduler.waiting)
-
-    def go_on(self, end: float) -> bool:
-        """The same as `_happens`, for who does not have the turn."""
-        with self._turn:
-            return self._happens(end)
-
-    def _happens(self, end: float = math.inf) -> bool:
+    def go_on(self, end: float = math.inf) -> bool:
         """One more thing happens, the clock being moved to it; False when nothing would, before `end`."""
-        return self.step() or (self._is_busy() and self._move(end))
+        with self._turn:
+            return self.step() or ((self.workforce.is_running() or bool(self._scheduler.waiting)) and self._move(end))
 
     def run_next(self) -> bool:
         """Run one task that a real pool could run next; False when none is queued or running.
@@ -302,21 +295,9 @@ class FakeSupervisor(Supervisor):
 
     def run_all(self) -> None:
         """Run tasks until none is left, or those that are left hang; the clock is moved as far as that takes."""
-        with self._turn:
-            before, self._running_all = self._running_all, True
-            try:
-                while self._happens():
-                    pass
-            finally:
-                self._running_all = before
-
-    def drive(self, task: AnyTask, end: float) -> None:
-        """Run tasks until `task` is done, the clock is at `end`, or nothing happens any more."""
-        with self._turn:
-            while not task.done() and self._happens(end):
+        with self._turn, self._runs_all():
+            while self.go_on():
                 pass
-            if not task.done() and end < math.inf:
-                self.clock.now = max(self.clock.now, end)
 
     def advance(self, seconds: float) -> None:
         """Let so much time pass: what a real pool would do in it is done, in order."""

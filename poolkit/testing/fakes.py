@@ -7,7 +7,6 @@ Thread-safe, as one thread runs it at a time; the others wait meanwhile.
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import random
 from collections.abc import Callable
@@ -15,23 +14,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from poolkit._core import options as checks
-from poolkit._core.options import CallOptions
+from poolkit._core.options import PoolLimits
 from poolkit._wire.inherit import pack_initializer
-from poolkit._workforce.settings import check_limits, check_settings
+from poolkit._workforce.settings import PoolSettings
 from poolkit.errors import PoolkitError
+from poolkit.face import name_of
 from poolkit.pool import Pool
-from poolkit.testing.calls import Call, Timeline, name_of, written
+from poolkit.testing.calls import Call, Timeline, written
 from poolkit.testing.driver import FakeSupervisor
 from poolkit.testing.script import When
 from poolkit.testing.workforce import FakeWorkforce, VirtualClock
 
 if TYPE_CHECKING:
     from poolkit.task import Task
-
-
-_DEFAULTS = {name: each.default for name, each in inspect.signature(Pool).parameters.items()}
-_SETTINGS = ("kind", "start_method", "initializer", "initargs", "preload", "env", "shm_threshold")
-_LIMITS = ("max_queue", "max_tasks_per_child", "max_memory_per_child", "min_workers", "idle_timeout")
 
 
 class FakePool(Pool):
@@ -51,36 +46,33 @@ class FakePool(Pool):
     _supervisor: FakeSupervisor
 
     def __init__(self, mode: str = "eager", seed: int = 0, check_pickle: bool = True, **settings: Any) -> None:
-        # No super().__init__(): it would build a real workforce.
         if mode not in {"eager", "manual"}:
             msg = f"mode must be 'eager' or 'manual', was {mode!r}"
             raise ValueError(msg)
-        given = _DEFAULTS | settings
-        if len(given) > len(_DEFAULTS):
-            msg = f"a pool has no setting {', '.join(map(repr, settings.keys() - _DEFAULTS.keys()))}"
-            raise TypeError(msg)
-        size = 1 if given["max_workers"] is None else checks.whole("max_workers", given["max_workers"])
-        checked = check_settings(size, **{name: given[name] for name in _SETTINGS})
-        limits = check_limits(size, **{name: given[name] for name in _LIMITS})
-        initializer, initargs = checked.initializer, checked.initargs
-        if initializer is not None and check_pickle and checked.start_method != "fork":
+        self._eager = mode == "eager"
+        self._seed = seed
+        self._check_pickle = check_pickle
+        for setting, default in (("max_workers", 1), ("name", "fake")):
+            if settings.get(setting) is None:
+                settings[setting] = default
+        super().__init__(**settings)
+        self._kind = "fake"
+
+    def _build(self, settings: PoolSettings, limits: PoolLimits) -> FakeSupervisor:
+        """Make a supervisor without a thread, of workers that are none."""
+        initializer, initargs = settings.initializer, settings.initargs
+        if initializer is not None and self._check_pickle and settings.start_method != "fork":
             for fd in pack_initializer(initializer, initargs)[1]:
                 os.close(fd)
-        self._options = CallOptions().changed(timeout=given["timeout"], retries=given["retries"])
-        self._max_workers = size
-        self._kind = "fake"
-        self.name = checks.text_or_none("name", given["name"]) or "fake"
-        self._timeline = Timeline(VirtualClock())
-        self._workforce = FakeWorkforce(
-            self._timeline.clock,
-            random.Random(seed),
-            check_pickle=check_pickle,
+        timeline = Timeline(VirtualClock())
+        workforce = FakeWorkforce(
+            timeline.clock,
+            random.Random(self._seed),
+            check_pickle=self._check_pickle,
             initializer=None if initializer is None else functools.partial(initializer, *initargs),
-            note=self._timeline.note,
+            note=timeline.note,
         )
-        self._supervisor = FakeSupervisor(
-            self._workforce, limits, name=self.name, timeline=self._timeline, eager=mode == "eager", seed=seed
-        )
+        return FakeSupervisor(workforce, limits, name=self.name, timeline=timeline, eager=self._eager, seed=self._seed)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -107,7 +99,7 @@ class FakePool(Pool):
     @property
     def now(self) -> float:
         """The virtual time, in seconds since the pool was made."""
-        return self._timeline.clock.now
+        return self._supervisor.clock.now
 
     def run_next(self) -> bool:
         """Run one task that a real pool could run next; False when none is queued or running.
@@ -151,7 +143,7 @@ class FakePool(Pool):
         if not callable(fn):
             msg = f"the first argument must be the function that is called, was {fn!r}"
             raise TypeError(msg)
-        return self._workforce.script.add(fn, args, kwargs)
+        return self._supervisor.workforce.script.add(fn, args, kwargs)
 
     # ===== what happened =====
 
@@ -167,7 +159,7 @@ class FakePool(Pool):
 
     def timeline(self) -> str:
         """What happened so far, line by line, with the virtual time; failed assertions show it."""
-        return str(self._timeline)
+        return str(self._supervisor.timeline)
 
     def assert_called(self, fn: Callable[..., Any], /, *args: Any, times: int | None = None, **kwargs: Any) -> None:
         """Check that `fn` was called: at all, or `times` times; with exactly these arguments, if there are any.

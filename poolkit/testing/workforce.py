@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 import random
 import sys
@@ -85,20 +86,16 @@ class FakeCall:
     Attributes:
         fn: what a test knows it by: the caller's own function, of which pickling may make a copy.
         count: how many calls it is: several for a chunk of `map`.
+        load: gives what is called, anew each time if it was packed. Raises whatever unpickling raises.
     """
 
-    __slots__ = ("_itself", "_packed", "_regions", "count", "fn")
+    __slots__ = ("_regions", "count", "fn", "load")
 
-    def __init__(self, fn: Function, count: int, itself: Whole | None, packed: Any, regions: Any = ()) -> None:
+    def __init__(self, fn: Function, count: int, load: Callable[[], Whole], regions: Any = ()) -> None:
         self.fn = fn
         self.count = count
-        self._itself = itself
-        self._packed = packed
+        self.load = load
         self._regions = regions  # shared memory that the arguments refer to
-
-    def load(self) -> Whole:
-        """What is called, anew each time if it was packed. Raises whatever unpickling raises."""
-        return codec.load_call(*self._packed) if self._itself is None else self._itself
 
     def arguments(self) -> list[Arguments]:
         """The arguments of each of its calls. Raises as `load`."""
@@ -106,7 +103,7 @@ class FakeCall:
 
     def kept(self) -> FakeCall:
         """The same for a record, which keeps no shared memory."""
-        return FakeCall(self.fn, self.count, self._itself, self._packed)
+        return FakeCall(self.fn, self.count, self.load)
 
 
 class Run:
@@ -166,10 +163,13 @@ class FakeWorkforce(DrivenWorkforce):
         """Send a call through the real codec, so that what would not travel fails here too."""
         known, count = (args[0], len(args[1])) if fn is run_chunk else (fn, 1)
         if self.by_reference:
-            return FakeCall(known, count, by_reference(fn, args, kwargs), None), 0
+            whole = by_reference(fn, args, kwargs)
+            return FakeCall(known, count, lambda: whole), 0
         with Found() as found:  # handles and read-only arrays go as they would to a worker
             call = codec.pack_call(fn, args, kwargs, found)
-        return FakeCall(known, count, None, call, found.regions), len(call[0]) + len(call[1])
+        return FakeCall(known, count, functools.partial(codec.load_call, *call), found.regions), len(call[0]) + len(
+            call[1]
+        )
 
     def start(self, worker_id: int) -> None:
         """A worker comes up at once, unless the initializer raises."""
@@ -244,23 +244,20 @@ class FakeWorkforce(DrivenWorkforce):
 
     def end_one(self) -> bool:
         """End one run whose time has come; False when there is none."""
-        over = [member for member in self._running() if member.run and member.run.ends_at <= self._clock()]
+        now = self._clock()
+        over = [member for member in self._members.values() if member.run is not None and member.run.ends_at <= now]
         if over:
             self._end(self._rng.choice(over))
         return bool(over)
 
-    def next_end(self) -> float | None:
-        """When the next run ends by itself; None when none does."""
-        ends = [member.run.ends_at for member in self._running() if member.run]
-        return min((end for end in ends if end < math.inf), default=None)
+    def next_end(self) -> float:
+        """When the next run ends by itself; infinity when none does."""
+        runs = (member.run for member in self._members.values())
+        return min((run.ends_at for run in runs if run is not None), default=math.inf)
 
     def is_running(self) -> bool:
         """Whether a worker runs a task."""
-        return bool(self._running())
-
-    def _running(self) -> list[Member]:
-        # One whose call runs in this very moment, and uses the pool, is at its end already.
-        return [member for member in self._members.values() if member.run is not None and member.done != member.begun]
+        return any(member.run is not None for member in self._members.values())
 
     def _planned(self, task: AnyTask) -> Run:
         """What this run of a task will be."""

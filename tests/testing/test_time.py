@@ -290,5 +290,5 @@ def test_times_without_sense_are_refused(seconds: float, expected: type[Exceptio
 
 
 def test_settings_that_no_pool_has_are_refused() -> None:
-    with pytest.raises(TypeError, match="a pool has no setting 'max_wrokers'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_wrokers'"):
         FakePool(max_wrokers=2)

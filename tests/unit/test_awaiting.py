@@ -25,7 +25,7 @@ class Awaitable:
         self._future = future
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return awaiting.wait_for(self._future)
+        return awaiting.wait_for(self._future, self._future.add_waker)
 
 
 async def value_of(future: Waited) -> Any:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from poolkit.context import TaskContext, current_task, enter_task, leave_task
+from poolkit.context import CURRENT, TaskContext, current_task
 
 
 def test_the_context_is_there_while_the_task_runs() -> None:
     assert current_task() is None
     outer, inner = TaskContext(1, "outer", 1, None), TaskContext(2, "inner", 1, None)
-    first = enter_task(outer)
-    second = enter_task(inner)
+    first = CURRENT.set(outer)
+    second = CURRENT.set(inner)
     assert current_task() is inner
-    leave_task(second)
+    CURRENT.reset(second)
     assert current_task() is outer
-    leave_task(first)
+    CURRENT.reset(first)
     assert current_task() is None
 
 

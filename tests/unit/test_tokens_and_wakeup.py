@@ -157,7 +157,10 @@ def quota(tmp_path: Path, files: dict[str, str]) -> float | None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="ascii")
-    return _os._cgroup_quota(str(tmp_path))
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text("1:cpuacct,cpu:/a/b\n0::/a/b\n", encoding="ascii")
+    return _os._cgroup_quota(str(tmp_path), str(proc))
 
 
 @pytest.mark.parametrize(
