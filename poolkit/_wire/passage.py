@@ -73,7 +73,7 @@ class Passage:
         news.update((region.number, region.fd) for region in regions if region.number not in told)
         if not news:
             return
-        gone = self._stale + [number for number in told if not number & REGION and number not in arena.ids]
+        gone = self._stale + [number for number in told if not number & REGION and number not in arena.segments]
         told.difference_update(gone)
         try:
             self._post(_GONE, gone, [])

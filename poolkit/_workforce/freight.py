@@ -230,7 +230,7 @@ class Freight:
 
     def use(self, members: Iterable[Member]) -> tuple[int, int, int, int, int]:
         """Bytes sent and received, blocks that somebody sees, bytes of memory in all, bytes of it that are free."""
-        blocks, lent, reserved = self.arena.lent_blocks(), self.arena.lent_bytes(), self.arena.reserved
+        (blocks, lent), reserved = self.arena.lent(), self.arena.reserved
         for member in members:
             if member.passage is not None and member.board is not None:
                 theirs = member.passage.lent()
