@@ -110,7 +110,7 @@ class Arrived:
 
     __slots__ = ("__weakref__", "_behind", "_buffers", "_copies", "_pickle", "_regions", "nbytes")
 
-    def __init__(self, data: bytes | bytearray | memoryview, passage: Passage, *, keep: bool, copies: bool) -> None:
+    def __init__(self, data: bytes | bytearray | memoryview, passage: Passage, *, copies: bool) -> None:
         """Take a parcel in; with `copies`, its blocks stay the writer's.
 
         Raises:
@@ -134,10 +134,10 @@ class Arrived:
                         Hold(passage.mapping(number), index, offset, nbytes, frees=not copies) if number else nbytes
                     )
                 for number in numbers:
-                    self._regions.append(passage.region(number, keep=keep))
+                    self._regions.append(passage.region(number))
             except OSError:
                 lost = [] if copies else [entry[:2] for entry in table[len(self._buffers) :] if entry[0]]
-                passage.renounce(lost, [] if keep else numbers[len(self._regions) :])
+                passage.renounce(lost, numbers[len(self._regions) :])
                 raise
             self.nbytes = sum(entry[3] for entry in table if entry[0])
             behind = sum(entry[3] for entry in table if not entry[0])

@@ -30,16 +30,15 @@ class Region:
     """One piece of such memory.
 
     Known in a process by its random number as long as somebody there holds it; so it is mapped once, and never
-    mistaken for another. `kept` is what was made of it here, where that `is_kept`: in a worker, while the owner has it.
+    mistaken for another. `kept` is what was made of it here: its mapping, or in a worker the object of a broadcast.
     """
 
-    __slots__ = ("__weakref__", "fd", "is_kept", "is_unlinked", "kept", "nbytes", "number")
+    __slots__ = ("__weakref__", "fd", "is_unlinked", "kept", "nbytes", "number")
 
     def __init__(self, fd: int, number: int, nbytes: int) -> None:
         self.fd = fd
         self.number = number
         self.nbytes = nbytes
-        self.is_kept = False
         self.is_unlinked = False  # no further handle is passed on
         self.kept: Any = None
         known = _regions[number] = _Known(self, _forget_region)
@@ -55,12 +54,10 @@ class Region:
         return cls(fd, int.from_bytes(os.urandom(8), "little") | REGION, nbytes)
 
     def mapping(self) -> mmap.mmap:
-        """All of it; mapped once, where the region is kept. Raises OSError."""
+        """All of it; mapped once. Raises OSError."""
         kept = self.kept
         if kept is None:
-            kept = mmap.mmap(self.fd, 0, **_os.UNTRACKED)
-            if self.is_kept:
-                self.kept = kept
+            kept = self.kept = mmap.mmap(self.fd, 0, **_os.UNTRACKED)
         return kept  # type: ignore[no-any-return]
 
     def __reduce__(self) -> Any:

@@ -173,7 +173,7 @@ class Freight:
         """Take a result in; returns what an outcome is made of. Raises EOFError: the worker sent nonsense."""
         assert member.passage is not None  # noqa: S101 -- as its reader
         try:
-            arrived = Arrived(payload, member.passage, keep=False, copies=False)
+            arrived = Arrived(payload, member.passage, copies=False)
         except OSError as exc:  # no room for a descriptor here
             return exc, False, None
         self.received += arrived.nbytes

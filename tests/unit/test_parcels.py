@@ -18,7 +18,7 @@ from unit.memory_pair import Pair, pair
 
 from poolkit import shared
 from poolkit._wire import codec, holds, passage
-from poolkit._wire.parcels import Parcel
+from poolkit._wire.parcels import Arrived, Parcel
 from poolkit._wire.regions import Region
 
 
@@ -249,13 +249,16 @@ def test_a_process_without_room_for_a_descriptor_gets_an_error_until_it_has_room
 
 @pytest.mark.skipif(not passage._PEEK, reason="the link ends")
 def test_regions_that_could_not_be_received_are_not_kept(ends: Pair) -> None:
+    """By an owner: a worker keeps those that were sent with other calls, too."""
     parcel = parcel_of(ends, [shared.SharedBuffer(10) for _ in range(3)])
-    parcel.hand_over(ends.out, ends.arena)
+    parcel.hand_over(ends.into, ends.arena)
     with no_room_for_descriptors(), pytest.raises(OSError, match="could not be received"):
-        ends.send(parcel, keep=False)
-    del parcel
-    assert len(ends.trip([shared.SharedBuffer(10)])) == 1
-    assert len(ends.into._regions) == 1
+        Arrived(parcel.body, ends.out, copies=False)
+    parcel = parcel_of(ends, [shared.SharedBuffer(10)])
+    parcel.hand_over(ends.into, ends.arena)
+    assert len(Arrived(parcel.body, ends.out, copies=False).load(codec.load_value)) == 1
+    assert not ends.out._owed
+    assert not ends.out._regions
 
 
 @pytest.mark.parametrize("peeks", [True, False])
@@ -279,14 +282,14 @@ def test_a_worker_that_has_more_to_hand_over_than_there_is_room_for_gets_an_erro
             ends.into.tell([], [region], ends.arena)
             told += 1
     for _ in range(told):
-        ends.out.region(region.number, keep=False)
+        ends.out.region(region.number)
     ends.into.tell([], [region], ends.arena)
-    assert ends.out.region(region.number, keep=False) is region
+    assert ends.out.region(region.number) is region
     assert not ends.out._regions
 
 
 def test_what_no_parcel_looks_like_breaks_the_link_and_nothing_else(ends: Pair) -> None:
-    from poolkit._wire.parcels import _BLOCK, _HEAD, Arrived
+    from poolkit._wire.parcels import _BLOCK, _HEAD
 
     parcel = parcel_of(ends, np.zeros(20_000))
     parcel.hand_over(ends.out, ends.arena)
@@ -294,9 +297,9 @@ def test_what_no_parcel_looks_like_breaks_the_link_and_nothing_else(ends: Pair) 
     ends.into.mapping(number)
     for entry in [(number, 0, 0, 10), (number, 10**6, 4096, 10), (number, 0, 4096, 1 << 40)]:
         with pytest.raises(EOFError):
-            Arrived(_HEAD.pack(1, 0, False) + _BLOCK.pack(*entry), ends.into, keep=True, copies=False)
+            Arrived(_HEAD.pack(1, 0, False) + _BLOCK.pack(*entry), ends.into, copies=False)
     with pytest.raises(EOFError):
-        Arrived(b"", ends.into, keep=True, copies=False)
+        Arrived(b"", ends.into, copies=False)
     assert ends.arena.lent()[0] == 1
 
 
