@@ -55,8 +55,7 @@ class Parcel:
     def reclaim(self) -> None:
         """The reader never got to see it."""
         for lease in self.leases:
-            if lease.is_lent:
-                lease.reclaim()
+            lease.reclaim()
 
 
 def pack(body: bytes | Parts, found: Found, arena: Arena) -> bytes | Parcel:
