@@ -54,7 +54,6 @@ class Shared(_Base[T]):
 
     def __init__(self, region: Region | None, value: Any, inner: tuple[Region, ...] = ()) -> None:
         global in_threads  # noqa: PLW0603 -- goes one way
-        buffers.use_regions()
         if region is None:
             in_threads = True
         self._region = region
@@ -122,7 +121,6 @@ def broadcast(value: T) -> Shared[T]:
         SerializationError: it cannot be pickled; the message names the part.
         OSError: there is no memory for it.
     """
-    buffers.use_regions()
     found = _Frozen()
     try:
         with found:

@@ -41,6 +41,7 @@ class Region:
         self.nbytes = nbytes
         self.is_unlinked = False  # no further handle is passed on
         self.kept: Any = None
+        buffers.regions_in_use = True
         known = _regions[number] = _Known(self, _forget_region)
         known.number = number
 
