@@ -37,7 +37,7 @@ from poolkit._wire.pickles import BY_VALUE, REUSABLE, SCRIPTS, dumps_by_value, d
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["pack_function"]
+__all__ = ["pack_function", "scan_code"]
 
 _KEPT_NBYTES = 1 << 20
 """Longer bytes are not kept: the sender's memory matters more than the time to write them again."""
@@ -204,7 +204,7 @@ class _Walk:
                 return
 
     def _visit(self, function: types.FunctionType) -> None:
-        scan = _scan_code(function.__code__)
+        scan = scan_code(function.__code__)
         self.leaves_traces |= scan.rebinds
         self._sets_attributes |= scan.sets_attributes
         self.snapshots.append(_Snapshot(function, scan, self))
@@ -282,7 +282,8 @@ class _Scan(NamedTuple):
     sets_attributes: bool
 
 
-def _scan_code(code: types.CodeType) -> _Scan:
+def scan_code(code: types.CodeType) -> _Scan:
+    """Return what a function's code does to names. Thread-safe."""
     scan = _scans.get(ref(code))
     if scan is None:
         scan = _scans[ref(code, _forget_scan)] = _scan_code_anew(code)
