@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from unit.memory_pair import Pair, pair
 
-from poolkit import shared
+from poolkit import _os, shared
 from poolkit._wire import codec, holds, passage
 from poolkit._wire.parcels import Arrived, Parcel
-from poolkit._wire.regions import Region
+from poolkit._wire.regions import Region, known_region
 
 
 @pytest.fixture
@@ -301,6 +301,21 @@ def test_what_no_parcel_looks_like_breaks_the_link_and_nothing_else(ends: Pair) 
     with pytest.raises(EOFError):
         Arrived(b"", ends.into, copies=False)
     assert ends.arena.lent()[0] == 1
+
+
+def test_nobody_finds_a_region_whose_descriptor_is_being_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another thread would that takes in a handle on the same one."""
+    region = Region.create(10)
+    number, found = region.number, []
+    real = _os.close_fd
+
+    def look_and_close(fd: int) -> None:
+        found.append(known_region(number))
+        real(fd)
+
+    monkeypatch.setattr(_os, "close_fd", look_and_close)
+    del region
+    assert found == [None]
 
 
 def test_descriptors_that_the_socket_has_no_room_for_are_sent_later_in_order(ends: Pair) -> None:
