@@ -297,7 +297,7 @@ def test_what_no_parcel_looks_like_breaks_the_link_and_nothing_else(ends: Pair) 
     ends.into.mapping(number)
     for entry in [(number, 0, 0, 10), (number, 10**6, 4096, 10), (number, 0, 4096, 1 << 40)]:
         with pytest.raises(EOFError):
-            Arrived(_HEAD.pack(1, 0, False) + _BLOCK.pack(*entry), ends.into, copies=False)
+            Arrived(_HEAD.pack(1, 0) + _BLOCK.pack(*entry), ends.into, copies=False)
     with pytest.raises(EOFError):
         Arrived(b"", ends.into, copies=False)
     assert ends.arena.lent()[0] == 1
