@@ -39,8 +39,7 @@ else:
 
 in_threads = False  # whether a handle on an object itself was ever made; else nobody looks for one
 
-_SIZES = struct.Struct("<QQ")  # buffers, bytes of the pickle
-_SIZE = struct.Struct("<Q")
+_COUNT = struct.Struct("<Q")  # how many parts: the pickle and its buffers; behind it, the size of each
 _ALIGN = 64  # bytes; what NumPy's and Arrow's loops like best
 
 
@@ -54,7 +53,6 @@ class Shared(_Base[T]):
 
     def __init__(self, region: Region | None, value: Any, inner: tuple[Region, ...] = ()) -> None:
         global in_threads  # noqa: PLW0603 -- goes one way
-        buffers.use_regions()
         if region is None:
             in_threads = True
         self._region = region
@@ -86,9 +84,7 @@ class Shared(_Base[T]):
 
     def __reduce__(self) -> Any:
         """What is loaded in the worker."""
-        if self._closed:
-            msg = "this broadcast object is closed"
-            raise ValueError(msg)
+        self._itself()  # refuses, if it is closed
         region = self._region
         if region is None or not buffers.attach(region):
             msg = "a broadcast object can be passed only as an argument of a call to a pool of the kind that made it"
@@ -122,7 +118,6 @@ def broadcast(value: T) -> Shared[T]:
         SerializationError: it cannot be pickled; the message names the part.
         OSError: there is no memory for it.
     """
-    buffers.use_regions()
     found = _Frozen()
     try:
         with found:
@@ -131,15 +126,15 @@ def broadcast(value: T) -> Shared[T]:
         from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
 
         raise serialization_error("the broadcast object", [("obj", value)], error) from error
-    views = [buffer.raw() for buffer in found]
-    head = b"".join([_SIZES.pack(len(views), len(data)), *(_SIZE.pack(view.nbytes) for view in views), data])
-    sizes = [len(head), *(view.nbytes for view in views)]
-    region = Region.create(sum(_aligned(size) for size in sizes))
+    parts = [memoryview(data), *(buffer.raw() for buffer in found)]
+    sizes = [part.nbytes for part in parts]
+    head = _COUNT.pack(len(parts)) + struct.pack(f"<{len(parts)}Q", *sizes)
+    region = Region.create(sum(map(_aligned, [len(head), *sizes])))
     with mmap.mmap(region.fd, region.nbytes) as mapping:
         start = 0
-        for part, size in zip([head, *views], sizes, strict=True):
-            mapping[start : start + size] = part
-            start += _aligned(size)
+        for part in [memoryview(head), *parts]:
+            mapping[start : start + part.nbytes] = part
+            start += _aligned(part.nbytes)
     return Shared(region, None, found.regions)
 
 
@@ -152,13 +147,11 @@ def _load(number: int) -> Any:
     region = expected_region(number)
     if type(region.kept) is not tuple:
         view = memoryview(mmap.mmap(region.fd, 0, prot=mmap.PROT_READ))
-        count, size = _SIZES.unpack_from(view)
-        sizes = [_SIZE.unpack_from(view, _SIZES.size + _SIZE.size * index)[0] for index in range(count)]
-        begin = _SIZES.size + _SIZE.size * count
-        start = _aligned(begin + size)
-        found = []
-        for nbytes in sizes:
-            found.append(pickle.PickleBuffer(view[start : start + nbytes]))
+        (count,) = _COUNT.unpack_from(view)
+        start = _aligned(_COUNT.size * (1 + count))
+        parts = []
+        for nbytes in struct.unpack_from(f"<{count}Q", view, _COUNT.size):
+            parts.append(view[start : start + nbytes])
             start += _aligned(nbytes)
-        region.kept = (pickle.loads(view[begin : begin + size], buffers=found),)
+        region.kept = (pickle.loads(parts[0], buffers=map(pickle.PickleBuffer, parts[1:])),)
     return region.kept[0]

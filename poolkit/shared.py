@@ -58,7 +58,6 @@ class SharedBuffer(mmap.mmap):
 
     @classmethod
     def _of(cls, region: Region, nbytes: int) -> Self:
-        buffers.use_regions()
         self = super().__new__(cls, region.fd, nbytes, **_os.UNTRACKED)
         self._region = region
         return self
@@ -142,7 +141,6 @@ class SharedArray:
         self._hold(Region.create(max(1, model.size * model.dtype.itemsize)))
 
     def _hold(self, region: Region) -> None:
-        buffers.use_regions()
         self._region = region
         self._mapping = region.mapping()
 

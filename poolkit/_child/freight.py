@@ -42,7 +42,7 @@ class Freight:
     def load_call(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Unpickle a call that came as a parcel; whatever that raises propagates."""
         release_pins()
-        arrived = Arrived(call.body, self.passage, keep=True, copies=bool(call.flags & FLAG_COPIES))
+        arrived = Arrived(call.body, self.passage, copies=bool(call.flags & FLAG_COPIES))
         return arrived.load(lambda data, found: codec.load_call(call.fn, data, found))  # type: ignore[no-any-return]
 
     def pack_value(self, value: object) -> bytes | Parcel:

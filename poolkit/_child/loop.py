@@ -145,7 +145,7 @@ class Loop:
     def _run(self, call: messages.Call) -> None:
         started = time.monotonic()
         self._board.begin(call.task_id, started)
-        if call.announce:
+        if call.flags & messages.FLAG_ANNOUNCE:
             self.say(messages.BEGUN, call.task_id)
         kind, payload = self._outcome(call, started)
         _flush(sys.stdout)

@@ -141,12 +141,10 @@ class Arena:
         self._keep = keep  # bytes of free memory that are kept
         self._clock = clock
         self._pid = os.getpid()
-        self._classes: dict[int, list[Segment]] = {}
         self._next_id = 1
-        self.ids: set[int] = set()  # of the segments that there are; read by anybody
+        self.segments: dict[int, Segment] = {}  # by id, which anybody may look for
         self._look_after = IDLE / 4  # seconds until the next look at what is lent
         self.reserved = 0  # bytes of memory in all blocks
-        self.most_reserved = 0
         self.idle_at: float | None = None  # when `trim` is to be called next; None: nothing is kept, and nothing lent
         self.is_short = False  # there was no memory, once
 
@@ -165,7 +163,6 @@ class Arena:
                 with self._lock:
                     segment.reserved[index] = 1
                     self.reserved += block
-                    self.most_reserved = max(self.most_reserved, self.reserved)
         except (OSError, ValueError, OverflowError):  # no memory, no descriptors, no address space; closed meanwhile
             if lease is not None:
                 _os.give_back(lease.segment.mapping, lease.offset, block)  # of which there may have been a part
@@ -178,16 +175,18 @@ class Arena:
             msg = "the arena is closed"
             raise ValueError(msg)
         self._bury()
-        segments = self._classes.setdefault(block, [])
-        for segment in segments:
-            index = segment.mapping.find(b"\0", 0, segment.count)
-            if index >= 0:
-                break
+        segments = self.segments
+        alike = 0
+        for segment in segments.values():
+            if segment.block == block:
+                index = segment.mapping.find(b"\0", 0, segment.count)
+                if index >= 0:
+                    break
+                alike += 1
         else:
-            segment = Segment(self._next_id, block, min(SEGMENT, FIRST_SEGMENT << len(segments)))
+            segment = Segment(self._next_id, block, min(SEGMENT, FIRST_SEGMENT << alike))
             self._next_id += 1
-            self.ids.add(segment.id)
-            segments.append(segment)
+            segments[segment.id] = segment
             index = 0
         if not segment.reserved[index]:
             self._make_room(block, segment)
@@ -204,91 +203,72 @@ class Arena:
     def take_back(self, borrower: int) -> None:
         """Free whatever was lent to a worker that is dead; if the lock is held, its next owner does."""
         self._dead.append(borrower)
-        if not self._try_lock():
-            self.idle_at = self._clock() + SOON
-            return
-        try:
-            self._bury()
-        finally:
-            self._lock.release()
-
-    def _try_lock(self) -> bool:
-        """Get the lock unless somebody has it, be it this thread."""
-        return not self._lock._is_owned() and self._lock.acquire(blocking=False)  # type: ignore[attr-defined]  # noqa: SLF001
+        self.trim()
 
     def _bury(self) -> None:
         while self._dead:
             borrower = self._dead.popleft()
-            for segments in self._classes.values():
-                for segment in segments:
-                    for index in [index for index, who in segment.borrowers.items() if who == borrower]:
-                        del segment.borrowers[index]
-                        segment.mapping[index] = 0
+            for segment in self.segments.values():
+                for index in [index for index, who in segment.borrowers.items() if who == borrower]:
+                    del segment.borrowers[index]
+                    segment.mapping[index] = 0
 
     # ===== giving back =====
 
     def _make_room(self, wanted: int, spared: Segment) -> None:
         """Keep the free memory under the limit: give back the longest unused, until `wanted` bytes more would fit."""
-        surplus = self.reserved - self.lent_bytes() + wanted - self._keep
+        surplus = self.reserved - self.lent()[1] + wanted - self._keep
         if surplus <= 0:
             return
-        for segment in sorted(self._segments(), key=lambda each: each.used):
-            surplus -= self._strip(segment, surplus)
+        for segment in sorted(self.segments.values(), key=lambda each: each.used):
+            surplus -= self._strip(segment, surplus, spared)
             if surplus <= 0:
                 break
-        self._retire(math.inf if surplus > 0 else -math.inf, spared)
 
-    def _strip(self, segment: Segment, wanted: float) -> int:
-        """Give the memory of free blocks back, up to about `wanted` bytes; returns how many."""
+    def _strip(self, segment: Segment, wanted: float, spared: Segment | None = None) -> int:
+        """Give the memory of free blocks back, up to about `wanted` bytes; returns how many.
+
+        With the last of it, and where that cannot be had by block, the segment goes, unless it is spared.
+        """
         freed = 0
         index = segment.count
         while freed < wanted and (index := segment.reserved.rfind(1, 0, index)) >= 0:
             if segment.mapping[index] == 0 and _os.give_back(segment.mapping, segment.at(index), segment.block):
                 segment.reserved[index] = 0
                 freed += segment.block
+        left = segment.reserved.count(1)
+        if segment is not spared and not segment.lent() and (freed < wanted or not left):
+            self.segments.pop(segment.id, None)
+            freed += left * segment.block
         self.reserved -= freed
         return freed
-
-    def _retire(self, used_before: float, spared: Segment | None = None) -> None:
-        """Let go of segments in which nothing is lent and that have no memory, or were last used before then."""
-        for block, segments in list(self._classes.items()):
-            for segment in list(segments):
-                held = segment.reserved.count(1)
-                if segment is spared:
-                    continue
-                if segment.mapping.find(b"\1", 0, segment.count) < 0 and (not held or segment.used <= used_before):
-                    self.reserved -= held * segment.block
-                    segments.remove(segment)
-                    self.ids.discard(segment.id)
-            if not segments:
-                self._classes.pop(block, None)
 
     def trim(self) -> None:
         """Give back what was not used for IDLE seconds; `idle_at` says when to look again, at most once a second."""
         now = self._clock()
-        if os.getpid() != self._pid or (not self._dead and (self.idle_at is None or now < self.idle_at)):
+        is_due = self.idle_at is not None and now >= self.idle_at
+        if os.getpid() != self._pid or not (self._dead or is_due):
             return
-        if not self._try_lock():
+        if self._lock._is_owned() or not self._lock.acquire(blocking=False):  # type: ignore[attr-defined]  # noqa: SLF001
             self.idle_at = now + SOON
             return
         try:
             self._bury()
-            self._trim(now)
+            if is_due:
+                self._trim(now)
         finally:
             self._lock.release()
 
     def _trim(self, now: float) -> None:
         kept: list[float] = []
-        for segments in self._classes.values():
-            for segment in segments:
-                if segment.used + IDLE <= now:
-                    self._strip(segment, self.reserved)
-                elif segment.reserved.count(1) > segment.lent():
-                    kept.append(segment.used + IDLE)
-        self._retire(now - IDLE)
+        for segment in list(self.segments.values()):
+            if segment.used + IDLE <= now:
+                self._strip(segment, math.inf)
+            elif segment.reserved.count(1) > segment.lent():
+                kept.append(segment.used + IDLE)
         if kept:
             self.idle_at = max(min(kept), now + 1.0)
-        elif self._classes:  # the rest is lent; nobody will say when it comes back
+        elif self.segments:  # the rest is lent; nobody will say when it comes back
             self._look_after = min(LONGEST_LOOK, self._look_after * 2)
             self.idle_at = now + self._look_after
         else:
@@ -297,19 +277,13 @@ class Arena:
     def close(self) -> None:
         """Let go of everything, without the lock. Memory that somebody still sees stays until he does not."""
         self._pid = -1  # it gives nothing more
-        self._classes, self.ids = {}, set()  # who is in the midst of `_take` goes on with the old ones
+        self.segments = {}  # who is in the midst of `_take` goes on with the old one
         self.reserved = 0
         self.idle_at = None
 
     # ===== looking =====
 
-    def lent_bytes(self) -> int:
-        """Bytes of blocks that somebody may see."""
-        return sum(segment.lent() * segment.block for segment in self._segments())
-
-    def lent_blocks(self) -> int:
-        """Blocks that somebody may see."""
-        return sum(segment.lent() for segment in self._segments())
-
-    def _segments(self) -> list[Segment]:
-        return [segment for segments in list(self._classes.values()) for segment in list(segments)]
+    def lent(self) -> tuple[int, int]:
+        """Blocks that somebody may see: how many, and their bytes."""
+        lent = [(segment.lent(), segment.block) for segment in list(self.segments.values())]
+        return sum(count for count, _ in lent), sum(count * block for count, block in lent)

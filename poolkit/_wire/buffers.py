@@ -29,7 +29,7 @@ _LARGE = (bytes, bytearray)
 PLAIN = frozenset({int, float, bool, type(None), str, complex})
 
 _packing: dict[int, Found] = {}  # by thread, what is being packed for another process
-regions_in_use = False  # whether this process has met a region at all; else nobody asks for `_packing`
+regions_in_use = False  # set by the first region of this process; until then, nobody need enter `_packing`
 
 
 class Parts(list):  # type: ignore[type-arg]
@@ -111,30 +111,21 @@ class Found(list):  # type: ignore[type-arg]
 
     def __enter__(self) -> Self:
         """What this thread pickles from now on is for another process, which is handed the regions in it."""
-        if regions_in_use:
-            self._before = _packing.get(get_ident())
-            _packing[get_ident()] = self
-        else:
-            self._before = self
+        self._before = _packing.get(get_ident())
+        _packing[get_ident()] = self
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave."""
         if self._before is None:
             _packing.pop(get_ident(), None)
-        elif self._before is not self:
+        else:
             _packing[get_ident()] = self._before
 
 
 def found_from(threshold: float) -> type[Found]:
     """The class for values whose buffers are large from this threshold on."""
     return type("Found", (Found,), {"threshold": threshold})
-
-
-def use_regions() -> None:
-    """From now on there are regions in this process."""
-    global regions_in_use  # noqa: PLW0603 -- goes one way
-    regions_in_use = True
 
 
 def attach(region: Region) -> bool:

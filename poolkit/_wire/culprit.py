@@ -14,11 +14,13 @@ import functools
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from poolkit._wire.functions import scan_code
 from poolkit._wire.pickles import PROTOCOL
+from poolkit._wire.remote import type_name
 from poolkit.errors import SerializationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["serialization_error"]
 
@@ -56,7 +58,7 @@ def serialization_error(
         except caught:  # an object so odd that even looking at it raises
             pass
         else:
-            place = f"{path}: {_type_name(value)} " if path else ""
+            place = f"{path}: {type_name(value)} " if path else ""
     return SerializationError(f"cannot pickle {subject}: {place}({type(reason).__name__}: {_text_of(reason, caught)})")
 
 
@@ -69,11 +71,6 @@ def _text_of(error: BaseException, caught: type[BaseException]) -> str:
         return str(error)
     except caught:
         return "its message cannot be shown"
-
-
-def _type_name(value: object) -> str:
-    kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 class _Nowhere:
@@ -137,7 +134,7 @@ class _Search:
 
     def _parts_of(self, value: Any) -> Iterable[_Parts]:
         if isinstance(value, type):
-            return [_named(**vars(value))]
+            return [_named(vars(value))]
         split = _SPLITTERS.get(type(value))
         return self._parts_of_reduced(value) if split is None else split(value)
 
@@ -165,7 +162,7 @@ class _Search:
         groups = [_Parts(arguments, label_argument)]
         for mapping in state if type(state) is tuple else (state,):  # (of __dict__, of __slots__)
             if type(mapping) is dict:
-                groups.append(_Parts(list(mapping.values()), [f".{name}" for name in mapping].__getitem__))
+                groups.append(_named(mapping))
             else:
                 groups.append(_Parts([mapping], lambda _: " state"))
         groups.append(_Parts(list(items or ()), "[{}]".format))
@@ -176,8 +173,8 @@ class _Search:
 _HARMLESS = frozenset({int, str, bytes, float, complex, bool, type(None)})
 
 
-def _named(**parts: object) -> _Parts:
-    return _Parts(list(parts.values()), [f".{name}" for name in parts].__getitem__)
+def _named(parts: Mapping[Any, object], label: str = ".{}") -> _Parts:
+    return _Parts(list(parts.values()), [label.format(name) for name in parts].__getitem__)
 
 
 def _parts_of_mapping(mapping: dict[Any, Any]) -> list[_Parts]:
@@ -187,7 +184,7 @@ def _parts_of_mapping(mapping: dict[Any, Any]) -> list[_Parts]:
         key = keys[index]
         if type(key) is str:
             return f'["{key[:_MAX_REPR]}"]'
-        return f"[{key!r}]" if type(key) in _HARMLESS else f"[{_type_name(key)}]"
+        return f"[{key!r}]" if type(key) in _HARMLESS else f"[{type_name(key)}]"
 
     return [_Parts(list(mapping.values()), label), _Parts(keys, lambda _: " key")]
 
@@ -196,20 +193,14 @@ def _parts_of_function(function: types.FunctionType) -> list[_Parts]:
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     contents = {name: cell.cell_contents for name, cell in cells.items() if cell != types.CellType()}  # not the empty
     namespace = function.__globals__
-    pending = [function.__code__]
-    names: dict[str, None] = {}
-    for code in pending:  # grows while we go through it
-        pending.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
-        names.update(dict.fromkeys(name for name in code.co_names if name in namespace))
-    groups = [
-        _Parts(list(contents.values()), [f' closure "{name}"' for name in contents].__getitem__),
+    names = scan_code(function.__code__).global_names
+    return [
+        _named(contents, ' closure "{}"'),
         _Parts(function.__defaults__ or (), " default {}".format),
+        _named(function.__kwdefaults__ or {}, ' default "{}"'),
+        _named({name: namespace[name] for name in names if name in namespace}, ' global "{}"'),
+        _named(function.__dict__),
     ]
-    defaults = function.__kwdefaults__ or {}
-    groups.append(_Parts(list(defaults.values()), [f' default "{name}"' for name in defaults].__getitem__))
-    groups.append(_Parts([namespace[name] for name in names], [f' global "{name}"' for name in names].__getitem__))
-    groups.append(_named(**function.__dict__))
-    return groups
 
 
 _SPLITTERS: dict[type, Callable[[Any], list[_Parts]]] = {
@@ -219,6 +210,6 @@ _SPLITTERS: dict[type, Callable[[Any], list[_Parts]]] = {
     frozenset: lambda value: [_Parts(list(value), lambda _: " item")],
     dict: _parts_of_mapping,
     types.FunctionType: _parts_of_function,
-    types.MethodType: lambda value: [_named(__self__=value.__self__, __func__=value.__func__)],
-    functools.partial: lambda value: [_named(func=value.func, args=value.args, keywords=value.keywords)],
+    types.MethodType: lambda value: [_named({"__self__": value.__self__, "__func__": value.__func__})],
+    functools.partial: lambda value: [_named({"func": value.func, "args": value.args, "keywords": value.keywords})],
 }

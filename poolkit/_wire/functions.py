@@ -37,7 +37,7 @@ from poolkit._wire.pickles import BY_VALUE, REUSABLE, SCRIPTS, dumps_by_value, d
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["pack_function"]
+__all__ = ["pack_function", "scan_code"]
 
 _KEPT_NBYTES = 1 << 20
 """Longer bytes are not kept: the sender's memory matters more than the time to write them again."""
@@ -71,19 +71,6 @@ class _Bindings(NamedTuple):
                 return False
         return True
 
-    def hold_in_cells(self, cells: tuple[types.CellType, ...]) -> bool:
-        try:
-            for index, value in self.values:
-                if cells[index].cell_contents is not value:
-                    return False
-            for index, reference in self.references:
-                found = cells[index].cell_contents
-                if found is None or reference() is not found:
-                    return False
-        except ValueError:  # the cell was emptied by `del`
-            return False
-        return True
-
 
 _NOTHING = _Bindings(0, (), ())
 
@@ -105,7 +92,7 @@ class _Snapshot:
         self.keyword_defaults = walk.bind((function.__kwdefaults__ or {}).items())
         self.attributes = walk.bind(function.__dict__.items())
         self.annotations = walk.bind(function.__annotations__.items())
-        self.cells = walk.bind(enumerate(map(_cell_contents, function.__closure__ or ())))
+        self.cells = walk.bind(_contents_of_cells(function).items())
         namespace = function.__globals__
         self.global_names = walk.bind((name, namespace.get(name, _MISSING)) for name in scan.global_names)
 
@@ -121,7 +108,7 @@ class _Snapshot:
             and function.__module__ is self.module
             and function.__doc__ is self.doc
             and self.global_names.hold_in(function.__globals__)
-            and (self.cells is _NOTHING or self.cells.hold_in_cells(function.__closure__ or ()))
+            and (self.cells is _NOTHING or self.cells.hold_in(_contents_of_cells(function)))
             and _is_same(self.attributes, function.__dict__)
             and _is_same(self.annotations, function.__annotations__)
             and _is_same(self.keyword_defaults, function.__kwdefaults__)
@@ -217,7 +204,7 @@ class _Walk:
                 return
 
     def _visit(self, function: types.FunctionType) -> None:
-        scan = _scan_code(function.__code__)
+        scan = scan_code(function.__code__)
         self.leaves_traces |= scan.rebinds
         self._sets_attributes |= scan.sets_attributes
         self.snapshots.append(_Snapshot(function, scan, self))
@@ -295,7 +282,8 @@ class _Scan(NamedTuple):
     sets_attributes: bool
 
 
-def _scan_code(code: types.CodeType) -> _Scan:
+def scan_code(code: types.CodeType) -> _Scan:
+    """Return what a function's code does to names. Thread-safe."""
     scan = _scans.get(ref(code))
     if scan is None:
         scan = _scans[ref(code, _forget_scan)] = _scan_code_anew(code)
@@ -327,8 +315,11 @@ def _scan_code_anew(code: types.CodeType) -> _Scan:
     return _Scan(tuple(names), rebinds, sets_attributes)
 
 
-def _cell_contents(cell: types.CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet; what it will hold is unknown, so it counts as loose
-        return cell
+def _contents_of_cells(function: types.FunctionType) -> dict[int, Any]:
+    contents: dict[int, Any] = {}
+    for index, cell in enumerate(function.__closure__ or ()):
+        try:
+            contents[index] = cell.cell_contents
+        except ValueError:  # not filled yet, or emptied by `del`; what it will hold is unknown, so it counts as loose
+            contents[index] = cell
+    return contents

@@ -37,7 +37,7 @@ _pipe_wanted: list[bool] = []  # not empty once anything was ever seen here
 
 
 class _Watch(ref):  # type: ignore[type-arg]
-    """A reference to a view that keeps its hold until the view is gone. Told apart by identity: views have no hash."""
+    """A reference to what sees a hold, and keeps it until that is gone. Told apart by identity: views have no hash."""
 
     __slots__ = ("hold",)
     __hash__ = object.__hash__
@@ -103,11 +103,7 @@ class Hold:
         if isinstance(self._mapping, Unmapped):
             return memoryview(self.copy())
         view = memoryview(self._mapping)[self._offset : self._offset + self._nbytes]
-        watch = _Watch(view, _forget_watch)
-        watch.hold = self
-        _watches.add(watch)
-        if not _pipe_wanted:
-            _pipe_wanted.append(True)
+        watch(view, self)
         return view
 
     def copy(self) -> bytearray:
@@ -123,10 +119,10 @@ class Hold:
             self._mapping[self._index] = 0
 
 
-def watch(seer: object, holds: list[Hold]) -> None:
-    """Have a fork pin these holds while `seer`, which has them, lives."""
+def watch(seer: object, hold: Hold | list[Hold]) -> None:
+    """Keep a hold, or several, while `seer` lives, and have a fork pin them."""
     watched = _Watch(seer, _forget_watch)
-    watched.hold = holds
+    watched.hold = hold
     _watches.add(watched)
     if not _pipe_wanted:
         _pipe_wanted.append(True)

@@ -58,9 +58,8 @@ _MOST_ATTEMPTS = 0xFFFF
 
 
 # One call as a worker sees it. Not a typing.NamedTuple: importing that would cost each template process 6 ms.
-#     task_id: int, attempt: int, announce: bool, name: str, timeout: float | None, fn: bytes, body: bytes | memoryview,
-#     flags: int, of which `announce` is one
-Call = namedtuple("Call", "task_id attempt announce name timeout fn body flags", defaults=(0,))  # noqa: PYI024
+#     task_id: int, attempt: int, flags: int, name: str, timeout: float | None, fn: bytes, body: bytes | memoryview
+Call = namedtuple("Call", "task_id attempt flags name timeout fn body")  # noqa: PYI024
 
 
 def call_parts(  # noqa: PLR0913, PLR0917 -- a message record
@@ -93,4 +92,4 @@ def unpack_calls(payload: bytes | bytearray, count: int) -> Iterator[Call]:
         pos += fn_size
         body = view[pos : pos + body_size]
         pos += body_size
-        yield new(Call, (task_id, attempt, flags & FLAG_ANNOUNCE == 1, name, timeout or None, fn, body, flags))
+        yield new(Call, (task_id, attempt, flags, name, timeout or None, fn, body))

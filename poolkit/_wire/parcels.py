@@ -2,10 +2,10 @@
 
 What travels on the link in place of the pickle:
 
-    HEAD      how many blocks and regions, and whether the first block holds the pickle itself
-    BLOCK     for each: where it lies, or that its content stands behind the pickle, as there was no memory for it
+    HEAD      how many parts and regions
+    BLOCK     for the pickle and then each buffer: the block in which it lies, or none: it is small, or memory was short
     NUMBER    of each region
-    the pickle, then the contents that have no block
+    the contents that have no block
 
 Opened, the buffers are views of the blocks: nothing is copied. Of what stands in the pickle, unpickling makes copies.
 A task that may run again gets copies of the buffers too, and frees no block: each run is to see the same input.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_HEAD = struct.Struct("<II?")  # blocks, regions, whether the first block is the pickle
+_HEAD = struct.Struct("<II")  # parts, regions
 _BLOCK = struct.Struct("<QQQQ")  # segment (0: no block), index, offset, bytes
 _NUMBER = struct.Struct("<Q")
 
@@ -55,8 +55,7 @@ class Parcel:
     def reclaim(self) -> None:
         """The reader never got to see it."""
         for lease in self.leases:
-            if lease.is_lent:
-                lease.reclaim()
+            lease.reclaim()
 
 
 def pack(body: bytes | Parts, found: Found, arena: Arena) -> bytes | Parcel:
@@ -66,51 +65,31 @@ def pack(body: bytes | Parts, found: Found, arena: Arena) -> bytes | Parcel:
         return body  # type: ignore[return-value]
     leases: list[Lease] = []
     table: list[bytes] = []
+    behind: list[Any] = []
     pickled: list[Any] = [body] if parts is None else parts
-    sizes = [len(part) for part in pickled]
-    total = sum(sizes)
-    lease = _put(pickled, sizes, arena) if total >= found.threshold else None
-    if lease is not None:
-        table.append(_entry(lease))
-        leases.append(lease)
-        pickled = []
-    elif parts is not None:
-        pickled = [b"".join(parts)]
-    in_block = lease is not None
-    behind: list[bytes] = []
-    for buffer in found:
-        with buffer.raw() as view:
-            lease = _put([view], [view.nbytes], arena)
-            if lease is None:
-                table.append(_BLOCK.pack(0, 0, 0, view.nbytes))
-                behind.append(view.tobytes())
-            else:
-                table.append(_entry(lease))
-                leases.append(lease)
-    if not table and not found.regions:
+    for pieces in [pickled, *([buffer.raw()] for buffer in found)]:
+        sizes = [len(piece) for piece in pieces]
+        total = sum(sizes)
+        lease = arena.take(total) if total >= found.threshold else None
+        if lease is None:
+            table.append(_BLOCK.pack(0, 0, 0, total))
+            behind += pieces
+        else:
+            lease.write(pieces, sizes)
+            table.append(_BLOCK.pack(lease.segment.id, lease.index, lease.offset, total))
+            leases.append(lease)
+    if not leases and not found and not found.regions:
         return b"".join(pickled)
-    head = _HEAD.pack(len(table), len(found.regions), in_block)
     numbers = [_NUMBER.pack(region.number) for region in found.regions]
-    return Parcel(leases, found.regions, b"".join([head, *table, *numbers, *pickled, *behind]))
-
-
-def _put(parts: list[Any], sizes: list[int], arena: Arena) -> Lease | None:
-    lease = arena.take(sum(sizes))
-    if lease is not None:
-        lease.write(parts, sizes)
-    return lease
-
-
-def _entry(lease: Lease) -> bytes:
-    return _BLOCK.pack(lease.segment.id, lease.index, lease.offset, lease.nbytes)
+    return Parcel(leases, found.regions, b"".join([_HEAD.pack(len(table), len(numbers)), *table, *numbers, *behind]))
 
 
 class Arrived:
     """A parcel as its reader holds it: it, and every view of it that is still seen, keep its blocks."""
 
-    __slots__ = ("__weakref__", "_behind", "_buffers", "_copies", "_pickle", "_regions", "nbytes")
+    __slots__ = ("__weakref__", "_copies", "_parts", "_regions", "nbytes")
 
-    def __init__(self, data: bytes | bytearray | memoryview, passage: Passage, *, keep: bool, copies: bool) -> None:
+    def __init__(self, data: bytes | bytearray | memoryview, passage: Passage, *, copies: bool) -> None:
         """Take a parcel in; with `copies`, its blocks stay the writer's.
 
         Raises:
@@ -118,55 +97,47 @@ class Arrived:
             OSError: what it sent could not be received.
         """
         try:
-            blocks, regions, in_block = _HEAD.unpack_from(data)
+            parts, regions = _HEAD.unpack_from(data)
             at = _HEAD.size
             self._copies = copies
-            self._buffers: list[Hold | int] = []  # a size, where the content stands behind the pickle
-            table = list(_BLOCK.iter_unpack(data[at : at + blocks * _BLOCK.size]))
-            at += blocks * _BLOCK.size
+            self._parts: list[Hold | memoryview] = []  # the pickle, and the buffers
+            table = list(_BLOCK.iter_unpack(data[at : at + parts * _BLOCK.size]))
+            at += parts * _BLOCK.size
             numbers = [number for (number,) in _NUMBER.iter_unpack(data[at : at + regions * _NUMBER.size])]
             at += regions * _NUMBER.size
             self._regions: list[Region] = []
             passage.settle()
+            view = memoryview(data)
             try:
                 for number, index, offset, nbytes in table:
-                    self._buffers.append(
-                        Hold(passage.mapping(number), index, offset, nbytes, frees=not copies) if number else nbytes
-                    )
+                    if number:
+                        self._parts.append(Hold(passage.mapping(number), index, offset, nbytes, frees=not copies))
+                    else:
+                        self._parts.append(view[at : at + nbytes])
+                        at += nbytes
                 for number in numbers:
-                    self._regions.append(passage.region(number, keep=keep))
+                    self._regions.append(passage.region(number))
             except OSError:
-                lost = [] if copies else [entry[:2] for entry in table[len(self._buffers) :] if entry[0]]
-                passage.renounce(lost, [] if keep else numbers[len(self._regions) :])
+                lost = [] if copies else [entry[:2] for entry in table[len(self._parts) :] if entry[0]]
+                passage.renounce(lost, numbers[len(self._regions) :])
                 raise
             self.nbytes = sum(entry[3] for entry in table if entry[0])
-            behind = sum(entry[3] for entry in table if not entry[0])
-            view = memoryview(data)
-            self._pickle: memoryview | Hold = view[at : len(view) - behind]
-            self._behind = view[len(view) - behind :]
-            if in_block:
-                first = self._buffers.pop(0)
-                if isinstance(first, int):
-                    raise EOFError
-                self._pickle = first
-        except (struct.error, ValueError, IndexError) as exc:
+        except (struct.error, ValueError) as exc:
             raise EOFError from exc
-        if table and not copies:
-            watch(self, [hold for hold in [*self._buffers, self._pickle] if isinstance(hold, Hold)])
+        if self.nbytes and not copies:
+            watch(self, [part for part in self._parts if isinstance(part, Hold)])
 
     def load(self, load: Callable[[Any, list[Any]], Any]) -> Any:
         """Unpickle: `load` gets the pickle and its buffers. May be repeated; whatever it raises propagates."""
+        pickled, *parts = self._parts
         buffers: list[Any] = []
-        start = 0
-        for each in self._buffers:
-            if isinstance(each, int):
-                buffers.append(bytearray(self._behind[start : start + each]))
-                start += each
+        for part in parts:
+            if not isinstance(part, Hold):
+                buffers.append(bytearray(part))
             elif self._copies:
-                buffers.append(each.copy())
+                buffers.append(part.copy())
             else:
-                buffers.append(pickle.PickleBuffer(each.view()))
-        data = self._pickle
-        if isinstance(data, Hold):
-            data = memoryview(data.copy()) if self._copies else data.view()
-        return load(data, buffers)
+                buffers.append(pickle.PickleBuffer(part.view()))
+        if not isinstance(pickled, Hold):
+            return load(pickled, buffers)
+        return load(pickled.copy() if self._copies else pickled.view(), buffers)

@@ -73,7 +73,7 @@ class Passage:
         news.update((region.number, region.fd) for region in regions if region.number not in told)
         if not news:
             return
-        gone = self._stale + [number for number in told if not number & REGION and number not in arena.ids]
+        gone = self._stale + [number for number in told if not number & REGION and number not in arena.segments]
         told.difference_update(gone)
         try:
             self._post(_GONE, gone, [])
@@ -146,12 +146,11 @@ class Passage:
             self._receive()
         return found
 
-    def region(self, number: int, *, keep: bool) -> Region:
-        """A region that the other side has told of, or is about to: to be kept, or taken once. Raises as `mapping`."""
+    def region(self, number: int) -> Region:
+        """A region that the other side has told of, or is about to; an owner takes it out. Raises as `mapping`."""
         while (found := self._regions.get(number)) is None:
             self._receive()
-        found.is_kept = keep
-        if not keep:
+        if not self._waits:
             del self._regions[number]
         return found
 
@@ -162,7 +161,7 @@ class Passage:
                 self._maps[number][index] = 0
             else:
                 self._owed.setdefault(number, []).append(index)
-        for number in regions:
+        for number in () if self._waits else regions:  # a worker keeps them
             if self._regions.pop(number, None) is None:
                 self._owed.setdefault(number, []).append(0)
 
@@ -227,7 +226,7 @@ class Passage:
             self._owed.pop(number, None)
             region = self._regions.pop(number, None)
             if region is not None:
-                region.is_kept, region.kept = False, None
+                region.kept = None
 
     def _keep(self, number: int, fd: int) -> None:
         if not _CLOEXEC:

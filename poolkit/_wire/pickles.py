@@ -75,58 +75,52 @@ def dumps_plainly(value: object, found: Found | None = None) -> Any:
             data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
             if found is None or not found.has_read_only:
                 return None if SCRIPT_MARK in data else data
-        return _dump_in_parts(value, found)
+        parts = _dump(pickle.Pickler, value, found)
+        if found.may_name(SCRIPT_MARK, parts):
+            return None
+        return parts if found.large else b"".join(parts)
     except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
         return None
-
-
-def _dump_in_parts(value: object, found: Found) -> Any:
-    """As `dumps_plainly`, for values with large bytes or read-only arrays."""
-    parts = Parts()
-    if not found.has_read_only:
-        pickle.Pickler(parts, PROTOCOL, buffer_callback=found).dump(value)
-    if found.has_read_only:
-        found.again()
-        parts.clear()
-        _WritablePickler(parts, found).dump(value)
-    if found.may_name(SCRIPT_MARK, parts):
-        return None
-    return parts if found.large else b"".join(parts)
-
-
-class _WritablePickler(pickle.Pickler):
-    """A pickler to which read-only arrays are writable ones."""
-
-    def __init__(self, file: Any, found: Found) -> None:
-        super().__init__(file, PROTOCOL, buffer_callback=found)
-        self._found = found
-
-    def reducer_override(self, obj: Any) -> Any:
-        """How an object is pickled."""
-        return self._found.reduce(obj)
 
 
 def dumps_by_value(value: object, mark: bytes = BY_VALUE, found: Found | None = None) -> Any:
     """Return the cloudpickle of `value` with `mark` behind it; whatever cloudpickle raises propagates."""
     import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
 
-    buffer: Any = Parts() if found is not None and found.large else io.BytesIO()
-    cloudpickle.Pickler(buffer, protocol=PROTOCOL, buffer_callback=found).dump(value)
+    parts = _dump(cloudpickle.Pickler, value, found)
+    parts.append(mark)
+    return parts if found is not None and found.large else b"".join(parts)
+
+
+def _dump(base: Any, value: object, found: Found | None) -> Parts:
+    """Pickle with a class of picklers; once more, with read-only arrays as writable ones, where there are any."""
+    parts = Parts()
+    if found is None or not found.has_read_only:
+        base(parts, protocol=PROTOCOL, buffer_callback=found).dump(value)
     if found is not None and found.has_read_only:
         found.again()
-        buffer = Parts() if found.large else io.BytesIO()
-        _writable_by_value(cloudpickle.Pickler, found)(buffer, protocol=PROTOCOL, buffer_callback=found).dump(value)
-    buffer.write(mark)
-    return buffer if type(buffer) is Parts else buffer.getvalue()
+        parts.clear()
+        (_WritablePickler if base is pickle.Pickler else _writable(base))(parts, found).dump(value)
+    return parts
 
 
-def _writable_by_value(base: Any, found: Found) -> Any:
+def _writable(base: Any) -> Any:
+    """A class of picklers to which read-only arrays are writable ones."""
+    inherited = getattr(base, "reducer_override", lambda _self, _obj: NotImplemented)
+
     class Pickler(base):  # type: ignore[misc]
+        def __init__(self, file: Any, found: Found) -> None:
+            super().__init__(file, protocol=PROTOCOL, buffer_callback=found)
+            self._found = found
+
         def reducer_override(self, obj: Any) -> Any:
-            reduced = found.reduce(obj)
-            return super().reducer_override(obj) if reduced is NotImplemented else reduced
+            reduced = self._found.reduce(obj)
+            return inherited(self, obj) if reduced is NotImplemented else reduced
 
     return Pickler
+
+
+_WritablePickler = _writable(pickle.Pickler)
 
 
 def dumps(value: object, found: Found | None = None) -> Any:

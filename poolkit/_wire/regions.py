@@ -3,8 +3,7 @@
 Pickled, a region is a handle that the other process opens: it is sent along (in a call or a result), inherited (in
 `initargs`) or, on Linux, taken from this process by its number. Where it was unlinked, that is refused.
 Owner: whoever has a reference; the descriptor is closed with the last one, and not before, as another thread may be
-sending it. `_regions` takes one atomic operation at a
-time, from any thread.
+sending it. `_regions` takes one atomic operation at a time, from any thread.
 """
 
 from __future__ import annotations
@@ -26,22 +25,36 @@ if TYPE_CHECKING:
 REGION = 1 << 63  # bit of the number of a region, which is random; segments are counted from 1
 
 
+class _Closer:
+    """Closes a region's descriptor. A finalizer of the region itself would run while others can still find it."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __del__(self) -> None:
+        """Close it."""
+        _os.close_fd(self._fd)
+
+
 class Region:
     """One piece of such memory.
 
     Known in a process by its random number as long as somebody there holds it; so it is mapped once, and never
-    mistaken for another. `kept` is what was made of it here, where that `is_kept`: in a worker, while the owner has it.
+    mistaken for another. `kept` is what was made of it here: its mapping, or in a worker the object of a broadcast.
     """
 
-    __slots__ = ("__weakref__", "fd", "is_kept", "is_unlinked", "kept", "nbytes", "number")
+    __slots__ = ("__weakref__", "_closer", "fd", "is_unlinked", "kept", "nbytes", "number")
 
     def __init__(self, fd: int, number: int, nbytes: int) -> None:
         self.fd = fd
+        self._closer = _Closer(fd)
         self.number = number
         self.nbytes = nbytes
-        self.is_kept = False
         self.is_unlinked = False  # no further handle is passed on
         self.kept: Any = None
+        buffers.regions_in_use = True
         known = _regions[number] = _Known(self, _forget_region)
         known.number = number
 
@@ -55,12 +68,10 @@ class Region:
         return cls(fd, int.from_bytes(os.urandom(8), "little") | REGION, nbytes)
 
     def mapping(self) -> mmap.mmap:
-        """All of it; mapped once, where the region is kept. Raises OSError."""
+        """All of it; mapped once. Raises OSError."""
         kept = self.kept
         if kept is None:
-            kept = mmap.mmap(self.fd, 0, **_os.UNTRACKED)
-            if self.is_kept:
-                self.kept = kept
+            kept = self.kept = mmap.mmap(self.fd, 0, **_os.UNTRACKED)
         return kept  # type: ignore[no-any-return]
 
     def __reduce__(self) -> Any:
@@ -80,10 +91,6 @@ class Region:
             raise pickle.PicklingError(msg)
         status = os.fstat(self.fd)
         return _from_process, (self.number, self.nbytes, os.getpid(), self.fd, status.st_dev, status.st_ino)
-
-    def __del__(self) -> None:
-        """Close the descriptor."""
-        _os.close_fd(self.fd)
 
 
 def _reserved(make: Callable[[int], int], nbytes: int) -> int:

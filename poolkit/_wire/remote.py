@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-__all__ = ["load_error", "pack_error"]
+__all__ = ["load_error", "pack_error", "type_name"]
 
 
 # One exception. Packed as a plain tuple, so that the packet is made of builtin types only.
@@ -52,8 +52,8 @@ def pack_error(error: BaseException) -> bytes:
     try:
         return pickle.dumps(_Graph(error).records(), PROTOCOL)
     except BaseException as failure:  # noqa: BLE001 -- out of memory or of stack: the worker goes on all the same
-        text = f"not sent: {_type_name(failure)}"
-        record = _Record(_type_name(error), text, None, [], None, None, "", None, None, False)
+        text = f"not sent: {type_name(failure)}"
+        record = _Record(type_name(error), text, None, [], None, None, "", None, None, False)
         return pickle.dumps([tuple(record)], PROTOCOL)
 
 
@@ -96,7 +96,7 @@ class _Graph:
         except BaseException as failure:  # noqa: BLE001 -- whatever a user's class does
             reason = _describe(failure)
         return _Record(
-            type_name=_type_name(error),
+            type_name=type_name(error),
             message=_message_of(error),
             notes=_notes_of(error),
             frames=capture(error.__traceback__),
@@ -136,7 +136,7 @@ class _Graph:
         if packed is None:
             for name, value in state.items():
                 if self._survivor(value) is None:
-                    state[name] = f"<{_type_name(value)} that cannot be pickled>"
+                    state[name] = f"<{type_name(value)} that cannot be pickled>"
             packed = self._dumps(state)
         return packed
 
@@ -243,7 +243,7 @@ def _make(loaded: Any) -> BaseException:
         function, arguments = loaded
         loaded = function(*arguments)
     if not isinstance(loaded, BaseException):
-        msg = f"its pickle makes {_type_name(loaded)}, not an exception"
+        msg = f"its pickle makes {type_name(loaded)}, not an exception"
         raise TypeError(msg)
     return loaded
 
@@ -290,7 +290,8 @@ def _stand_in(record: _Record, reason: str) -> RemoteError:
     return error
 
 
-def _type_name(value: object) -> str:
+def type_name(value: object) -> str:
+    """Return the full name of a value's type, or a substitute; whatever a metaclass does, it never raises."""
     kind = type(value)
     try:
         name, module = f"{kind.__qualname__}", f"{kind.__module__}"
@@ -307,7 +308,7 @@ def _message_of(error: BaseException) -> str:
 
 
 def _describe(failure: BaseException) -> str:
-    return f"{_type_name(failure)}: {_message_of(failure)}"
+    return f"{type_name(failure)}: {_message_of(failure)}"
 
 
 def _notes_of(error: BaseException) -> list[str] | None:

@@ -173,7 +173,7 @@ class Freight:
         """Take a result in; returns what an outcome is made of. Raises EOFError: the worker sent nonsense."""
         assert member.passage is not None  # noqa: S101 -- as its reader
         try:
-            arrived = Arrived(payload, member.passage, keep=False, copies=False)
+            arrived = Arrived(payload, member.passage, copies=False)
         except OSError as exc:  # no room for a descriptor here
             return exc, False, None
         self.received += arrived.nbytes
@@ -230,7 +230,7 @@ class Freight:
 
     def use(self, members: Iterable[Member]) -> tuple[int, int, int, int, int]:
         """Bytes sent and received, blocks that somebody sees, bytes of memory in all, bytes of it that are free."""
-        blocks, lent, reserved = self.arena.lent_blocks(), self.arena.lent_bytes(), self.arena.reserved
+        (blocks, lent), reserved = self.arena.lent(), self.arena.reserved
         for member in members:
             if member.passage is not None and member.board is not None:
                 theirs = member.passage.lent()

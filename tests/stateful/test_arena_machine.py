@@ -93,7 +93,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @invariant()
     def leases_balance(self) -> None:
-        assert self.arena.lent_blocks() == len(self.seen)
+        assert self.arena.lent()[0] == len(self.seen)
 
     @invariant()
     def nobody_wrote_to_what_another_sees(self) -> None:
@@ -103,7 +103,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_lent_has_memory(self) -> None:
-        assert self.arena.reserved >= self.arena.lent_bytes()
+        assert self.arena.reserved >= self.arena.lent()[1]
 
 
 ArenaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -33,11 +33,11 @@ class Pair:
             body = codec.pack_value(value, found)
         return pack(body, found, self.arena)
 
-    def send(self, parcel: Parcel, *, copies: bool = False, keep: bool = True) -> Arrived:
+    def send(self, parcel: Parcel, *, copies: bool = False) -> Arrived:
         parcel.hand_over(self.out, self.arena)
         if not copies:
             parcel.lend(1)
-        return Arrived(parcel.body, self.into, keep=keep, copies=copies)
+        return Arrived(parcel.body, self.into, copies=copies)
 
     def trip(self, value: Any, *, copies: bool = False) -> Any:
         packed = self.pack(value)

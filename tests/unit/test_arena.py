@@ -67,7 +67,7 @@ def test_a_block_is_at_most_an_eighth_larger_than_asked_for_apart_from_whole_pag
 def test_a_block_belongs_to_one_lease_until_it_is_freed(arena: Arena) -> None:
     leases = [take(arena, 100_000) for _ in range(1500)]  # more than one segment has
     assert len({place(lease) for lease in leases}) == 1500
-    assert arena.lent_blocks() == 1500
+    assert arena.lent()[0] == 1500
     freed = place(leases.pop(700))
     assert place(take(arena, 100_000)) == freed
 
@@ -101,7 +101,7 @@ def test_a_lease_whose_reader_was_faster_does_not_free_the_next_one(arena: Arena
     other = take(arena, 70_000)
     assert place(other) == place(lease)
     del lease
-    assert arena.lent_blocks() == 1
+    assert arena.lent()[0] == 1
 
 
 def test_what_was_taken_back_is_the_leases_own_again(arena: Arena) -> None:
@@ -109,9 +109,9 @@ def test_what_was_taken_back_is_the_leases_own_again(arena: Arena) -> None:
     lease.lend(1)
     lease.reclaim()
     arena.take_back(1)
-    assert arena.lent_blocks() == 1
+    assert arena.lent()[0] == 1
     del lease
-    assert arena.lent_blocks() == 0
+    assert arena.lent()[0] == 0
 
 
 def test_the_death_of_a_worker_frees_what_it_had_and_nothing_else(arena: Arena) -> None:
@@ -167,15 +167,15 @@ def test_only_taking_waits_for_another_thread(arena: Arena, clock: Clock) -> Non
     locked.wait()
     arena.trim()
     arena.take_back(1)
-    assert arena.lent_blocks() == 1
-    assert arena.lent_bytes() == class_of(70_000)
+    assert arena.lent()[0] == 1
+    assert arena.lent()[1] == class_of(70_000)
     assert arena.idle_at is not None
     assert arena.idle_at <= clock.now + 0.1
     done.set()
     thread.join()
     clock.now = arena.idle_at
     arena.trim()
-    assert arena.lent_blocks() == 0
+    assert arena.lent()[0] == 0
 
 
 def test_what_is_left_by_a_call_in_the_midst_of_taking_is_done_by_the_taker(arena: Arena) -> None:
@@ -184,7 +184,7 @@ def test_what_is_left_by_a_call_in_the_midst_of_taking_is_done_by_the_taker(aren
     with arena._lock:
         arena.take_back(1)
         arena.trim()
-    assert arena.lent_blocks() == 1
+    assert arena.lent()[0] == 1
     assert place(take(arena, 70_000)) == place(lease)
 
 
@@ -219,7 +219,7 @@ def test_an_interrupt_in_the_midst_of_taking_loses_no_block(
         with pytest.raises(KeyboardInterrupt):
             arena.take(70_000)
     del held
-    assert arena.lent_blocks() == 0
+    assert arena.lent()[0] == 0
     assert not arena._lock._is_owned()  # type: ignore[attr-defined]
     assert take(arena, 70_000)
 
@@ -258,7 +258,7 @@ def test_idle_memory_is_given_back_and_then_nothing_is_due(arena: Arena, clock: 
         looks += 1
     assert looks <= 2
     assert arena.reserved == 0
-    assert not arena.ids
+    assert not arena.segments
 
 
 def test_looks_at_what_is_lent_for_long_become_rare(arena: Arena, clock: Clock) -> None:
@@ -320,7 +320,7 @@ def test_a_forked_child_frees_nothing_and_gets_nothing(arena: Arena) -> None:
         del lease
         os._exit(0 if refused else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    assert arena.lent_blocks() == 1
+    assert arena.lent()[0] == 1
 
 
 def test_a_closed_arena_gives_nothing_and_its_leases_stay_harmless(clock: Clock) -> None:
