@@ -47,7 +47,7 @@ boot.leave(boot.run_worker(fds, parent))
 """
 
 
-def main(root_fd: int, start_method: str, preload: list[str]) -> None:
+def main(root_fd: int, start_method: str, preload: tuple[str, ...]) -> None:
     """Serve the owner until it is gone. Called in a process of its own; never returns."""
     os.set_inheritable(root_fd, False)  # a program started by a preloaded module would hide the owner's end
     nursery = Nursery(_socket.socket(fileno=root_fd), start_method)
@@ -79,7 +79,7 @@ class Nursery:
             self._poller.register(root, select.POLLIN)
             self._set_aside()
 
-    def prepare(self, preload: list[str]) -> None:
+    def prepare(self, preload: tuple[str, ...]) -> None:
         """Set up signals and import what the workers need; each pool is told if that fails. In its own process only."""
         _child.is_here = True
         boot.reset_signals()

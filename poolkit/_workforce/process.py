@@ -34,10 +34,10 @@ from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
 from poolkit._workforce import evidence, templates
 from poolkit._workforce.freight import Freight
-from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.links import Links, drain
 from poolkit._workforce.member import Member, boot_settings
 from poolkit._workforce.nursery import Nursery
+from poolkit._workforce.settings import PoolSettings
 
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 STACK_GRACE = 0.2  # seconds a worker gets to write its stack before it is killed without; most take one thousandth
@@ -57,7 +57,7 @@ class ProcessWorkforce:
     def __init__(
         self,
         lock: threading.RLock,
-        settings: NurserySettings,
+        settings: PoolSettings,
         *,
         initializer: bytes | None,
         inherited_fds: Sequence[int] = (),

@@ -6,7 +6,6 @@ Thread-safe, as one thread runs it at a time; the others wait meanwhile.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import random
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._wire.inherit import pack_initializer
-from poolkit._workforce.settings import check_limits, check_settings
+from poolkit._workforce.settings import PoolSettings, check_limits
 from poolkit.errors import PoolkitError
 from poolkit.pool import Pool
 from poolkit.testing.calls import Call, Timeline, name_of, written
@@ -60,11 +59,10 @@ class FakePool(Pool):
             msg = f"a pool has no setting {', '.join(map(repr, settings.keys() - _DEFAULTS.keys()))}"
             raise TypeError(msg)
         size = 1 if given["max_workers"] is None else checks.whole("max_workers", given["max_workers"])
-        checked = check_settings(size, **{name: given[name] for name in _SETTINGS})
+        checked = PoolSettings(size, **{name: given[name] for name in _SETTINGS})
         limits = check_limits(size, **{name: given[name] for name in _LIMITS})
-        initializer, initargs = checked.initializer, checked.initargs
-        if initializer is not None and check_pickle and checked.start_method != "fork":
-            for fd in pack_initializer(initializer, initargs)[1]:
+        if checked.initializer is not None and check_pickle and checked.start_method != "fork":
+            for fd in pack_initializer(checked.initializer, checked.initargs)[1]:
                 os.close(fd)
         self._options = CallOptions().changed(timeout=given["timeout"], retries=given["retries"])
         self._max_workers = size
@@ -75,7 +73,7 @@ class FakePool(Pool):
             self._timeline.clock,
             random.Random(seed),
             check_pickle=check_pickle,
-            initializer=None if initializer is None else functools.partial(initializer, *initargs),
+            initializer=checked.bound_initializer(),
             note=self._timeline.note,
         )
         self._supervisor = FakeSupervisor(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from poolkit import Pool, PoolClosed, PoolkitError
-from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.line import Place
 from poolkit._workforce.member import Member
 from poolkit._workforce.process import ProcessWorkforce
+from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor
 
 
@@ -30,7 +30,7 @@ def test_an_order_that_is_given_while_others_are_carried_out_is_not_left_lying(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever clears the wake-up must look at the orders after that."""
-    settings = NurserySettings(start_method="forkserver", preload=(), env={}, late_env={})
+    settings = PoolSettings(1, "process", None, None, (), (), None, None)
     workforce = ProcessWorkforce(threading.RLock(), settings, initializer=None, measure_rss=False)
     carried_out: list[Member] = []
 
