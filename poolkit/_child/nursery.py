@@ -25,7 +25,6 @@ import os
 import select
 import signal
 import sys
-import time
 import types
 from collections.abc import Callable
 
@@ -36,7 +35,6 @@ from poolkit._wire import codec, messages
 
 FDS_OF_A_POOL = 3  # its control socket, its standard output and errors
 FDS_OF_A_WORKER = 8  # while it is forked: its link's six, and a few
-REAP_GRACE = 3.0  # seconds killed workers of a pool get to end; then its owner waits no longer
 
 SPAWN_CODE = """\
 import sys, os, marshal
@@ -115,7 +113,7 @@ class Nursery:
         """Carry out orders and report exits until the owner is gone."""
         try:
             while self._root is not None or self._sessions:
-                for fd, events in self._poller.poll(self._patience()):
+                for fd, events in self._poller.poll():
                     if fd == self._wakeup_read:
                         with contextlib.suppress(BlockingIOError):
                             os.read(self._wakeup_read, 4096)
@@ -125,7 +123,6 @@ class Nursery:
                             return
                     elif fd in self._sessions:
                         self._attend(self._sessions[fd], events)
-                self._give_up()
         except BaseException:
             for session in self._sessions.values():  # somebody is to see it
                 for fd, stream in session.streams.items():
@@ -133,11 +130,6 @@ class Nursery:
             raise
         finally:
             self._kill_all()
-
-    def _patience(self) -> float | None:
-        """Milliseconds until the next pool must be let go of; None: there is none to be."""
-        due = [session.give_up_at for session in self._sessions.values() if session.give_up_at is not None]
-        return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
 
     # ===== pools =====
 
@@ -202,31 +194,27 @@ class Nursery:
             return
         if events & select.POLLOUT and session.send(b""):
             self._poller.modify(session.control, select.POLLIN)
-        if events & ~select.POLLOUT and session.give_up_at is None:
+        if events & ~select.POLLOUT:
             if not session.receive():
                 self._end(session)
             elif len(session.inbox) == messages.ORDER.size:
                 self._order(session)
 
     def _end(self, session: Session) -> None:
-        """Nobody has this pool any more: kill its workers. Once they are reaped it is closed."""
+        """Nobody has this pool any more: kill its workers. Once they are reaped it is closed.
+
+        Where the kernel keeps one, the owner waits for that as long as it likes.
+        """
         self._poller.unregister(session.control)
         for pid in session.pids.values():
             _os.kill_group(pid, signal.SIGKILL)
-        session.give_up_at = time.monotonic() + REAP_GRACE
+        session.is_over = True
         if not session.pids:
             self._close(session)
 
-    def _give_up(self) -> None:
-        """Let go of pools whose killed workers do not end: the kernel keeps them. They are reaped when they do."""
-        now = time.monotonic()
-        for session in list(self._sessions.values()):
-            if session.give_up_at is not None and session.give_up_at <= now:
-                self._close(session)
-
     def _close(self, session: Session) -> None:
-        if self._sessions.pop(session.control.fileno(), None) is not None:
-            session.close()
+        del self._sessions[session.control.fileno()]
+        session.close()
 
     # ===== orders =====
 
@@ -292,18 +280,13 @@ class Nursery:
         """Become a new interpreter, which takes the same descriptors."""
         import marshal  # noqa: PLC0415 -- start_method="spawn" only
         import subprocess  # noqa: PLC0415
-        import tempfile  # noqa: PLC0415
 
-        for fd in fds:
-            os.set_inheritable(fd, True)
-        with tempfile.TemporaryFile() as file:
-            entries: list[object] = [*sys.path]
-            paths = [path for path in entries if isinstance(path, str)]
-            marshal.dump((paths, fds, parent), file)
-            file.flush()
-            file.seek(0)
-            fd = os.dup(file.fileno())
-        os.set_inheritable(fd, True)
+        entries: list[object] = [*sys.path]
+        data = marshal.dumps(([path for path in entries if isinstance(path, str)], fds, parent))
+        fd = _os.shared_page(len(data))
+        os.pwrite(fd, data, 0)
+        for each in (*fds, fd):
+            os.set_inheritable(each, True)
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
         os.execv(sys.executable, [sys.executable, *flags, "-c", SPAWN_CODE, str(fd)])  # noqa: S606
 
@@ -326,7 +309,7 @@ class Nursery:
             if found is not None:
                 session, worker_id = found
                 del session.pids[worker_id]
-                if session.give_up_at is None:
+                if not session.is_over:
                     peak = _os.peak_bytes(usage.ru_maxrss)
                     self._notice(session, messages.EXITED, worker_id, status=status, pid=pid, peak=peak)
                 elif not session.pids:

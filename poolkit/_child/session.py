@@ -17,7 +17,7 @@ MOST_FDS = 64  # descriptors with one order: the link's six and those of `initar
 class Session:
     """One pool: its control socket, its standard streams, its workers."""
 
-    __slots__ = ("control", "fds", "give_up_at", "inbox", "is_refused", "pids", "streams", "unsent")
+    __slots__ = ("control", "fds", "inbox", "is_over", "is_refused", "pids", "streams", "unsent")
 
     def __init__(self, control: _socket.socket, streams: dict[int, int]) -> None:
         control.setblocking(False)
@@ -28,7 +28,7 @@ class Session:
         self.fds: list[int] = []  # that came with it
         self.unsent = b""  # notices that the socket did not take yet
         self.is_refused = False  # it is not served, and closed once it is told why
-        self.give_up_at: float | None = None  # the pool is gone, and its workers killed
+        self.is_over = False  # the pool is gone, and its workers killed; closed once they are reaped
 
     def send(self, data: bytes) -> bool:
         """Send what is left and this, as far as it goes; True when nothing is left."""
