@@ -46,7 +46,7 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     _os.die_with_parent(parent)
     with contextlib.suppress(OSError):  # the parent does it too, whoever comes first
         os.setpgid(0, 0)
-    _own_signals()
+    own_signals(signal.SIGINT)  # the owner alone decides what a Ctrl-C means
     for fd in fds:  # a new interpreter had to inherit them; programs that a task starts are not to
         os.set_inheritable(fd, False)
     link = WorkerFds(*fds[: len(WorkerFds._fields)])
@@ -112,20 +112,15 @@ def leave(code: int) -> None:
         os._exit(code)
 
 
-def _own_signals() -> None:
-    """Undo what the template process set, and leave Ctrl-C to the owner, which alone decides what it means."""
-    reset_signals()
-    # A handler that does nothing, not SIG_IGN: programs that a task starts would inherit that one.
-    signal.signal(signal.SIGINT, _ignore)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-
-
-def reset_signals() -> None:
-    """Take back every handler that the forked process had set."""
+def own_signals(*left_alone: int) -> None:
+    """Take back every handler that the forked process had set, block no signal, and do nothing at these."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
+    for each in left_alone:  # by a handler, not SIG_IGN: programs that a task starts would inherit that one
+        signal.signal(each, _ignore)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _ignore(_number: int, _frame: types.FrameType | None) -> None:

@@ -25,7 +25,6 @@ import os
 import select
 import signal
 import sys
-import types
 from collections.abc import Callable
 
 from poolkit import _child, _os
@@ -80,13 +79,10 @@ class Nursery:
     def prepare(self, preload: tuple[str, ...]) -> None:
         """Set up signals and import what the workers need; each pool is told if that fails. In its own process only."""
         _child.is_here = True
-        boot.reset_signals()
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the owner decides what they mean
-            signal.signal(number, _no_op)  # not SIG_IGN, which programs that a task starts would inherit
+        # The owner decides what the first three mean; the last has the wake-up written to.
+        boot.own_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
         for fd in (self._wakeup_read, self._wakeup_write):
             os.set_blocking(fd, False)
-        signal.signal(signal.SIGCHLD, _no_op)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
 
         try:
@@ -325,7 +321,3 @@ class Nursery:
         for pid in self._workers:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-
-
-def _no_op(_number: int, _frame: types.FrameType | None) -> None:
-    return
