@@ -105,11 +105,16 @@ def leave(code: int) -> None:
     try:
         if code == 0:
             atexit._run_exitfuncs()  # noqa: SLF001 -- os._exit does not, and a return would run the template's code
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        flush_streams()
     finally:
         os._exit(code)
+
+
+def flush_streams() -> None:
+    """Write what is buffered, lest a fork of this process writes it, too."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(Exception):
+            stream.flush()  # type: ignore[union-attr]
 
 
 def own_signals(*left_alone: int) -> None:

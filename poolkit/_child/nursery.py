@@ -93,10 +93,7 @@ class Nursery:
         if self._root is not None:
             with contextlib.suppress(OSError):  # the owner is gone, as `serve` finds
                 self._root.send(messages.PREPARED if self._failure is None else messages.UNPREPARED)
-        # What is buffered here each worker would write.
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            with contextlib.suppress(Exception):
-                stream.flush()  # type: ignore[union-attr]
+        boot.flush_streams()
         gc.collect()
         gc.freeze()  # what is here lives for ever: no collection in a worker needs to touch, and so copy, its pages
 
@@ -278,7 +275,7 @@ class Nursery:
         import subprocess  # noqa: PLC0415
 
         entries: list[object] = [*sys.path]
-        data = marshal.dumps(([path for path in entries if isinstance(path, str)], fds, parent))
+        data = marshal.dumps(([str(path) for path in entries if isinstance(path, str)], fds, parent))
         fd = _os.shared_page(len(data))
         os.pwrite(fd, data, 0)
         for each in (*fds, fd):

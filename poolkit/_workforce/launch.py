@@ -144,11 +144,10 @@ def _inheritable() -> list[int]:
 
 def fork(theirs: _socket.socket, ours: _socket.socket, settings: PoolSettings) -> int:
     """Fork this process into a template process for one pool; returns its number. FORKING is not held."""
-    from poolkit._child import nursery as child  # noqa: PLC0415 -- for this start method alone
+    from poolkit._child import boot  # noqa: PLC0415 -- for this start method alone
+    from poolkit._child import nursery as child  # noqa: PLC0415 -- as above
 
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):  # what is buffered must not come twice
-        with contextlib.suppress(Exception):
-            stream.flush()  # type: ignore[union-attr]
+    boot.flush_streams()
     theirs_fd = theirs.detach()  # what the pool knows of it, the hooks of this very fork close in the child
     pid = os.fork()
     if pid:
