@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -51,6 +52,7 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
 
 def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
     from poolkit._workforce.freight import Freight  # noqa: PLC0415 -- see above
+    from poolkit._workforce.member import boot_settings  # noqa: PLC0415 -- see above
     from poolkit._workforce.process import ProcessWorkforce  # noqa: PLC0415 -- see above
 
     if not _os.SUPPORTED:
@@ -71,15 +73,15 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
                 os.close(fd)
             msg = f"initargs need {len(fds)} descriptors in each worker; {MOST_INHERITED} can be handed over"
             raise SerializationError(msg)
-    lock = threading.RLock()
-    workforce = ProcessWorkforce(
-        lock,
+    lock, freight = threading.RLock(), Freight(settings.shm_threshold, name)
+    boot = functools.partial(
+        boot_settings,
         settings,
         initializer=packed,
-        inherited_fds=fds,
         measure_rss=limits.max_memory_per_child is not None,
-        freight=Freight(settings.shm_threshold, name),
+        shm_threshold=freight.threshold,
     )
+    workforce = ProcessWorkforce(lock, settings, boot=boot, inherited_fds=fds, freight=freight)
     return Supervisor(lock, workforce, limits, name=name)
 
 

@@ -16,7 +16,6 @@ registry: the templates of its parent are none of its business.
 Guarded by: FORKING: `_templates`, `_living`, `_owner`; of each template `users`, `awaited_by` and the root.
 Several supervisor threads ask at once: the first one starts what the others then find. By a template's `_lock`: whether
 it was killed or waited for, as only until then its number is its own. Lock order: FORKING, a template's `_lock`.
-Longer than most: what one template is and what the registry does with it share those two locks.
 """
 
 from __future__ import annotations
