@@ -37,8 +37,9 @@ FDS_OF_A_WORKER = 8  # while it is forked: its link's six, and a few
 
 SPAWN_CODE = """\
 import sys, os, marshal
-with os.fdopen(int(sys.argv[1]), 'rb') as file:
-    sys.path[:], fds, parent = marshal.load(file)
+fd = int(sys.argv[1])
+sys.path[:], fds, parent = marshal.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+os.close(fd)
 from poolkit._child import boot
 boot.leave(boot.run_worker(fds, parent))
 """
@@ -79,6 +80,9 @@ class Nursery:
     def prepare(self, preload: tuple[str, ...]) -> None:
         """Set up signals and import what the workers need; each pool is told if that fails. In its own process only."""
         _child.is_here = True
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
         # The owner decides what the first three mean; the last has the wake-up written to.
         boot.own_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
         for fd in (self._wakeup_read, self._wakeup_write):

@@ -14,6 +14,8 @@ import signal
 import sys
 import threading
 
+from poolkit import _os
+
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
     from typing import Any
@@ -23,29 +25,29 @@ if TYPE_CHECKING:
 
 FORKING = threading.Lock()  # held by whoever forks this process, or starts another; taken before a pool's lock
 NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
-READ_GRACE = 5.0  # seconds a new process gets to read what it is to be, where that does not fit the socket
 
 _START_CODE = """\
 import sys, os, marshal
-fd, size, data = int(sys.argv[1]), int(sys.argv[2]), b''
-while len(data) < size:
-    data += os.read(fd, size - len(data)) or sys.exit(1)
-sys.path[:], start_method, preload = marshal.loads(data)
+sys.path[:], start_method, preload = marshal.loads(os.pread(0, os.fstat(0).st_size, 0))
 from poolkit._child.nursery import main
-main(fd, start_method, preload)
+main(int(sys.argv[1]), start_method, preload)
 """
 
 
 def socket_pair() -> tuple[_socket.socket, _socket.socket]:
     """A pair, with numbers above those of the standard streams: one of these may be closed in the owner."""
+    one, other = (_socket.socket(fileno=_above_streams(end.detach())) for end in _socket.socketpair())
+    return one, other
+
+
+def _above_streams(fd: int) -> int:
+    """The same descriptor, under a number above those of the standard streams."""
     import fcntl  # noqa: PLC0415 -- not on Windows, where importing poolkit must work
 
-    pair = []
-    for end in _socket.socketpair():
-        fd = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)
-        end.close()
-        pair.append(_socket.socket(fileno=fd))
-    return pair[0], pair[1]
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
 
 
 def search_path() -> tuple[str, ...]:
@@ -81,33 +83,34 @@ def execute(theirs: _socket.socket, ours: _socket.socket, start: Start) -> int:
     Raises:
         OSError: there are no more processes, or descriptors, or no such program.
     """
-    data = marshal.dumps((start.paths, start.start_method, start.preload))
-    argv = [*start.command, "-c", _START_CODE]
-    pid = _spawn(theirs.fileno(), ours.fileno(), argv, str(len(data)), start)
-    ours.settimeout(READ_GRACE)
-    with contextlib.suppress(OSError):  # it died at once, or hangs: whoever wants something of it will see
-        ours.sendall(data, NO_SIGNAL)
     ours.setblocking(False)
-    return pid
+    data = marshal.dumps((start.paths, start.start_method, start.preload))
+    told = _above_streams(_os.shared_page(len(data)))
+    try:
+        os.pwrite(told, data, 0)
+        return _spawn(told, theirs.fileno(), ours.fileno(), start)
+    finally:
+        os.close(told)
 
 
-def _spawn(fd: int, number: int, argv: list[str], size: str, start: Start) -> int:
+def _spawn(told: int, fd: int, number: int, start: Start) -> int:
     """Start a program in a session of its own: a Ctrl-C on the terminal is the owner's alone.
 
-    It gets nothing but the standard streams, its input empty, and `fd`, under the `number` of a descriptor of ours that
-    programs do not inherit. Importing subprocess takes 4 ms, so where it can be done without that, it is.
+    It gets nothing but the standard streams, what it is told as its input, and `fd`, under the `number` of a descriptor
+    of ours that programs do not inherit. Importing subprocess takes 4 ms, so where it can be done without that, it is.
     """
+    argv = [*start.command, "-c", _START_CODE]
     try:
         if not start.directory:  # CPython 3.13.0 cannot start in one that is gone
             raise FileNotFoundError
         actions: list[tuple[Any, ...]] = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, told, 0),
             (os.POSIX_SPAWN_DUP2, fd, number),
             *((os.POSIX_SPAWN_CLOSE, stray) for stray in _inheritable() if stray not in {0, 1, 2, number}),
         ]
         return os.posix_spawn(
             argv[0],
-            [*argv, str(number), size],
+            [*argv, str(number)],
             start.env,
             file_actions=actions,
             setsid=True,
@@ -121,8 +124,8 @@ def _spawn(fd: int, number: int, argv: list[str], size: str, start: Start) -> in
     import subprocess  # noqa: PLC0415 -- see above
 
     process = subprocess.Popen(
-        [*argv, str(fd), size],
-        stdin=subprocess.DEVNULL,
+        [*argv, str(fd)],
+        stdin=told,
         pass_fds=[fd],
         env=start.env,
         cwd=None if start.directory else "/",
@@ -157,9 +160,6 @@ def fork(theirs: _socket.socket, ours: _socket.socket, settings: PoolSettings) -
         theirs = _socket.socket(fileno=theirs_fd)
         ours.close()
         os.setsid()
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
         os.environ.update({**settings.shares, **settings.env})
         process = child.Nursery(None, "fork", settings.bound_initializer())
         process.prepare(settings.preload)
