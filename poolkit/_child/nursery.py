@@ -25,7 +25,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from poolkit import _child, _os
 from poolkit._child import boot
@@ -50,7 +50,6 @@ def main(root_fd: int, start_method: str, preload: tuple[str, ...]) -> None:
     os.set_inheritable(root_fd, False)  # a program started by a preloaded module would hide the owner's end
     nursery = Nursery(_socket.socket(fileno=root_fd), start_method)
     nursery.prepare(preload)
-    nursery.let_go_of_streams()
     nursery.serve()
     os._exit(0)
 
@@ -68,7 +67,6 @@ class Nursery:
         self._initializer = initializer  # inherited, with start_method="fork"
         self._failure: bytes | None = None  # why there will be no workers, packed
         self._sessions: dict[int, Session] = {}  # descriptor of the control socket -> session
-        self._workers: dict[int, tuple[Session, int]] = {}  # process id -> whose worker, and its id
         self._wakeup_read, self._wakeup_write = os.pipe()
         self._poller = select.poll()
         self._poller.register(self._wakeup_read, select.POLLIN)
@@ -94,17 +92,14 @@ class Nursery:
                 importlib.import_module(name)
         except BaseException as exc:  # noqa: BLE001 -- reported to the pools, whatever it is
             self._failure = codec.pack_error(exc)
+        boot.flush_streams()
         if self._root is not None:
             with contextlib.suppress(OSError):  # the owner is gone, as `serve` finds
                 self._root.send(messages.PREPARED if self._failure is None else messages.UNPREPARED)
-        boot.flush_streams()
+            for fd in (1, 2):  # each pool brings the streams that its workers are to have
+                os.dup2(self._spares[0], fd)
         gc.collect()
         gc.freeze()  # what is here lives for ever: no collection in a worker needs to touch, and so copy, its pages
-
-    def let_go_of_streams(self) -> None:
-        """Keep none of the owner's standard streams; each pool brings those that its workers are to have."""
-        for fd in (1, 2):
-            os.dup2(self._spares[0], fd)
 
     def serve(self) -> None:
         """Carry out orders and report exits until the owner is gone."""
@@ -247,7 +242,6 @@ class Nursery:
         if pid > 0:
             with contextlib.suppress(OSError):  # the worker does it too, whoever comes first
                 os.setpgid(pid, pid)
-            self._workers[pid] = session, worker_id
             session.pids[worker_id] = pid
 
     def _become_worker(self, session: Session, fds: list[int], parent: int) -> None:
@@ -299,7 +293,7 @@ class Nursery:
             if ended is None:
                 return
             pid = ended.si_pid
-            found = self._workers.pop(pid, None)
+            found = next(((each, number) for each, number, of in self._workers() if of == pid), None)
             if found is not None:
                 _os.kill_group(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)
@@ -316,9 +310,15 @@ class Nursery:
         if not session.send(messages.NOTICE.pack(kind, status, worker_id, pid, peak, 0)):
             self._poller.modify(session.control, select.POLLIN | select.POLLOUT)
 
+    def _workers(self) -> Iterator[tuple[Session, int, int]]:
+        """Whose, id and process id of each that is not reaped: until then its pool's session stays."""
+        for session in self._sessions.values():
+            for worker_id, pid in session.pids.items():
+                yield session, worker_id, pid
+
     def _kill_all(self) -> None:
-        for pid in self._workers:
+        for *_, pid in self._workers():
             _os.kill_group(pid, signal.SIGKILL)
-        for pid in self._workers:
+        for *_, pid in self._workers():
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
