@@ -11,6 +11,7 @@ Owner: the worker's main thread, before it serves.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import importlib
@@ -100,8 +101,6 @@ def _give_no_evidence() -> None:
 
 def leave(code: int) -> None:
     """End this process as a program ends: exit handlers that the tasks registered, then the streams."""
-    import atexit  # noqa: PLC0415 -- not needed before the end
-
     try:
         if code == 0:
             atexit._run_exitfuncs()  # noqa: SLF001 -- os._exit does not, and a return would run the template's code
@@ -141,9 +140,8 @@ def _settle_in(settings: dict[str, Any]) -> None:
     _set_authkey(settings["authkey"])
     if "numpy.random" in sys.modules:  # preloaded: every fork would draw the same numbers
         sys.modules["numpy.random"].seed()
-    import atexit  # noqa: PLC0415 -- handlers of the process this one was forked from are not ours to run
-
-    atexit._clear()  # noqa: SLF001 -- multiprocessing's children avoid them in the same way
+    # Those of the process this one was forked from are not ours to run; multiprocessing's children avoid them alike.
+    atexit._clear()  # noqa: SLF001
 
 
 def _set_authkey(key: bytes) -> None:

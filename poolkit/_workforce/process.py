@@ -321,13 +321,10 @@ class ProcessWorkforce:
             self._nursery.refused.clear()
 
     def _spawn(self, member: Member, reports: Reports) -> None:
-        theirs: list[int] = []
         try:
             nursery = self._nursery or self._start_nursery()
             theirs = self._connect(member)
         except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
-            for fd in theirs:
-                _os.close_fd(fd)
             reports.append(Died(member.id, hint=f"it could not be started: {exc!r}"))
             return
         nursery.fork(member.id, theirs)
