@@ -20,7 +20,6 @@ import pickle
 import signal
 import sys
 import types
-from collections import namedtuple
 from collections.abc import Callable
 
 from poolkit import _child, _os
@@ -37,10 +36,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# A worker's descriptors, in the order in which they are handed over.
-WorkerFds = namedtuple("WorkerFds", "calls outcomes tokens board evidence passage")  # noqa: PYI024
-
-
 def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], object] | None = None) -> int:
     """Be a worker until told to stop; returns the exit code. Called in a process of its own."""
     _child.is_here = True
@@ -50,17 +45,16 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     own_signals(signal.SIGINT)  # the owner alone decides what a Ctrl-C means
     for fd in fds:  # a new interpreter had to inherit them; programs that a task starts are not to
         os.set_inheritable(fd, False)
-    link = WorkerFds(*fds[: len(WorkerFds._fields)])
-    faulthandler.enable(file=link.evidence, all_threads=False)
-    faulthandler.register(_os.STACK_SIGNAL, file=link.evidence, all_threads=False, chain=False)
+    calls, outcomes, tokens, page, evidence, passage, *initializers_fds = fds  # as `Member.open` has them
+    faulthandler.enable(file=evidence, all_threads=False)
+    faulthandler.register(_os.STACK_SIGNAL, file=evidence, all_threads=False, chain=False)
     os.register_at_fork(after_in_child=_give_no_evidence)
-    board = Board(link.board)
-    os.close(link.board)
+    board = Board(page)
+    os.close(page)
     keep_output(board)
-    tokens = _os.Tokens(link.tokens)
-    loop = Loop(link.calls, link.outcomes, tokens, board, Freight(link.passage))
+    loop = Loop(calls, outcomes, _os.Tokens(tokens), board, Freight(passage))
     try:
-        return _work(loop, fds[len(WorkerFds._fields) :], inherited_initializer)
+        return _work(loop, initializers_fds, inherited_initializer)
     finally:
         with contextlib.suppress(OSError):  # a task has closed it
             loop.freight.passage.close()  # else it warns that it was not

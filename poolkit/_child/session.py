@@ -17,8 +17,6 @@ MOST_FDS = 64  # descriptors with one order: the link's six and those of `initar
 class Session:
     """One pool: its control socket, its standard streams, its workers."""
 
-    __slots__ = ("control", "fds", "inbox", "is_over", "is_refused", "pids", "streams", "unsent")
-
     def __init__(self, control: _socket.socket, streams: dict[int, int]) -> None:
         control.setblocking(False)
         self.control = control

@@ -27,8 +27,6 @@ _VOLATILE = ("PYTEST_CURRENT_TEST",)
 class Start:
     """What a new template process is told, and how it is started. Two pools with the same `key` may share one."""
 
-    __slots__ = ("command", "directory", "env", "key", "paths", "preload", "start_method")
-
     def __init__(self, settings: PoolSettings) -> None:
         """Look at this process, too.
 

@@ -29,27 +29,6 @@ from poolkit._workforce.settings import PoolSettings
 class Member:
     """One worker process, as the owner holds it."""
 
-    __slots__ = (
-        "board",
-        "calls_fd",
-        "calls_read_fd",
-        "evidence_fd",
-        "freight",
-        "hint",
-        "id",
-        "is_condemned",
-        "is_reaped",
-        "kill_at",
-        "outcomes_fd",
-        "passage",
-        "pid",
-        "reader",
-        "stack",
-        "tokens",
-        "waybill",
-        "writer",
-    )
-
     def __init__(self, worker_id: int) -> None:
         self.id = worker_id
         self.pid: int | None = None

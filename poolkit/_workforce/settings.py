@@ -32,18 +32,6 @@ _THREAD_VARIABLES = (
 class PoolSettings:
     """What a workforce is made from. Never changed once made."""
 
-    __slots__ = (
-        "__weakref__",  # by which a template process is held ready for the pool
-        "env",
-        "initargs",
-        "initializer",
-        "kind",
-        "preload",
-        "shares",
-        "shm_threshold",
-        "start_method",
-    )
-
     def __init__(  # noqa: PLR0913, PLR0917 -- what the pool was given
         self,
         size: int,
@@ -103,7 +91,7 @@ def check_limits(
     *,
     max_queue: int | None,
     max_tasks_per_child: int | None,
-    max_memory_per_child: int | None = None,
+    max_memory_per_child: int | None,
     min_workers: int | None,
     idle_timeout: float | None,
 ) -> PoolLimits:
