@@ -93,13 +93,13 @@ class Nursery:
         except BaseException as exc:  # noqa: BLE001 -- reported to the pools, whatever it is
             self._failure = codec.pack_error(exc)
         boot.flush_streams()
+        gc.collect()
+        gc.freeze()  # what is here lives for ever: no collection in a worker needs to touch, and so copy, its pages
         if self._root is not None:
             with contextlib.suppress(OSError):  # the owner is gone, as `serve` finds
                 self._root.send(messages.PREPARED if self._failure is None else messages.UNPREPARED)
             for fd in (1, 2):  # each pool brings the streams that its workers are to have
                 os.dup2(self._spares[0], fd)
-        gc.collect()
-        gc.freeze()  # what is here lives for ever: no collection in a worker needs to touch, and so copy, its pages
 
     def serve(self) -> None:
         """Carry out orders and report exits until the owner is gone."""

@@ -6,6 +6,7 @@ Owner: whoever calls; nothing is kept here but FORKING.
 from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
+import array
 import contextlib
 import errno
 import marshal
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 
 from poolkit import _os
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from poolkit._workforce.settings import PoolSettings
 
 FORKING = threading.Lock()  # held by whoever forks this process, or starts another; taken before a pool's lock
-NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
+_NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
 
 _START_CODE = """\
 import sys, os, marshal
@@ -48,6 +50,16 @@ def _above_streams(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     finally:
         os.close(fd)
+
+
+def send_order(to: _socket.socket, order: bytes, fds: Sequence[int]) -> int:
+    """Send an order with descriptors, or what is left of one; returns how much of it went.
+
+    Raises:
+        OSError: as `sendmsg`.
+    """
+    attached = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return to.sendmsg([order], attached, _NO_SIGNAL)
 
 
 def search_path() -> tuple[str, ...]:

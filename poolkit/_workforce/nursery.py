@@ -13,7 +13,6 @@ happens while `start` runs (FORKING): a copy of Popen's own pipes would keep it 
 from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
-import array
 import contextlib
 import errno
 import math
@@ -24,7 +23,7 @@ from collections.abc import Sequence
 
 from poolkit._wire import messages
 from poolkit._workforce import launch, templates
-from poolkit._workforce.launch import NO_SIGNAL, socket_pair
+from poolkit._workforce.launch import socket_pair
 from poolkit._workforce.templates import ANSWER_GRACE, Template
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
@@ -120,7 +119,7 @@ class Nursery:
         while self._orders:
             data, fds = self._orders[0]
             try:
-                count = self._send(data, fds)
+                count = launch.send_order(self._control, data, fds)
             except BlockingIOError:
                 return False
             except OSError as exc:
@@ -134,10 +133,6 @@ class Nursery:
             else:
                 self._orders.popleft()
         return True
-
-    def _send(self, data: bytes, fds: list[int]) -> int:
-        attached = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        return self._control.sendmsg([data], attached, NO_SIGNAL)
 
     def receive(self) -> list[tuple[tuple[int, ...], bytes]]:
         """The notices that are here: (kind, status, worker, pid, peak rss, size) and payload.

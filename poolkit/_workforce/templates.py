@@ -21,7 +21,6 @@ it was killed or waited for, as only until then its number is its own. Lock orde
 from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
-import array
 import contextlib
 import os
 import signal
@@ -33,7 +32,7 @@ from poolkit import _child, _os
 from poolkit._wire import messages
 from poolkit._workforce import launch
 from poolkit._workforce.interrupts import deciding, let_come, put_off
-from poolkit._workforce.launch import FORKING, NO_SIGNAL
+from poolkit._workforce.launch import FORKING
 from poolkit._workforce.likeness import Key, Start, is_open
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
@@ -81,7 +80,7 @@ class Template:
                 flags |= flag
         order = messages.ORDER.pack(messages.OPEN, flags, len(fds), 0, 0)
         try:
-            self._root.sendmsg([order], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))], NO_SIGNAL)
+            launch.send_order(self._root, order, fds)
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return False
         return True
