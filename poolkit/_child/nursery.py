@@ -173,14 +173,14 @@ class Nursery:
 
     def _refuse(self, session: Session, kind: int, payload: bytes) -> None:
         """Tell a pool why it is not served, as fast as it reads, then close its session."""
-        session.is_refused = True
+        session.is_over = True
         self._poller.register(session.control, select.POLLOUT)
         if session.send(messages.NOTICE.pack(kind, 0, 0, 0, 0, len(payload)) + payload):
             self._end(session)
 
     def _attend(self, session: Session, events: int) -> None:
         """A control socket has an order, room, or an end."""
-        if session.is_refused:
+        if session.is_over:  # one that is refused: the others are waited on no more
             if session.send(b""):
                 self._end(session)
             return

@@ -25,8 +25,9 @@ class Session:
         self.inbox = b""  # half an order
         self.fds: list[int] = []  # that came with it
         self.unsent = b""  # notices that the socket did not take yet
-        self.is_refused = False  # it is not served, and closed once it is told why
-        self.is_over = False  # the pool is gone, and its workers killed; closed once they are reaped
+        # No order of the pool is taken: it is not served, and closed once it is told why, or is gone and its workers
+        # killed, and closed once they are reaped.
+        self.is_over = False
 
     def send(self, data: bytes) -> bool:
         """Send what is left and this, as far as it goes; True when nothing is left."""
