@@ -16,7 +16,7 @@ from poolkit import _os
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions, PoolLimits
 from poolkit._workforce import logs  # noqa: F401 -- see there
-from poolkit._workforce.settings import PoolSettings, check_limits, check_settings
+from poolkit._workforce.settings import PoolSettings, check_limits
 from poolkit.broadcast import Shared, broadcast
 from poolkit.face import Face
 
@@ -81,7 +81,7 @@ class Pool(Face):
             RuntimeError: start_method="fork" while other threads run, or a platform without process workers.
         """
         size = _os.usable_cpus() if max_workers is None else checks.whole("max_workers", max_workers)
-        settings = check_settings(size, kind, start_method, initializer, initargs, preload, env, shm_threshold)
+        settings = PoolSettings(size, kind, start_method, initializer, initargs, preload, env, shm_threshold)
         limits = check_limits(
             size,
             max_queue=max_queue,

@@ -11,6 +11,7 @@ Owner: the worker's main thread, before it serves.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import importlib
@@ -19,7 +20,6 @@ import pickle
 import signal
 import sys
 import types
-from collections import namedtuple
 from collections.abc import Callable
 
 from poolkit import _child, _os
@@ -36,30 +36,25 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# A worker's descriptors, in the order in which they are handed over.
-WorkerFds = namedtuple("WorkerFds", "calls outcomes tokens board evidence passage")  # noqa: PYI024
-
-
 def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], object] | None = None) -> int:
     """Be a worker until told to stop; returns the exit code. Called in a process of its own."""
     _child.is_here = True
     _os.die_with_parent(parent)
     with contextlib.suppress(OSError):  # the parent does it too, whoever comes first
         os.setpgid(0, 0)
-    _own_signals()
+    own_signals(signal.SIGINT)  # the owner alone decides what a Ctrl-C means
     for fd in fds:  # a new interpreter had to inherit them; programs that a task starts are not to
         os.set_inheritable(fd, False)
-    link = WorkerFds(*fds[: len(WorkerFds._fields)])
-    faulthandler.enable(file=link.evidence, all_threads=False)
-    faulthandler.register(_os.STACK_SIGNAL, file=link.evidence, all_threads=False, chain=False)
+    calls, outcomes, tokens, page, evidence, passage, *initializers_fds = fds  # as `Member.open` has them
+    faulthandler.enable(file=evidence, all_threads=False)
+    faulthandler.register(_os.STACK_SIGNAL, file=evidence, all_threads=False, chain=False)
     os.register_at_fork(after_in_child=_give_no_evidence)
-    board = Board(link.board)
-    os.close(link.board)
+    board = Board(page)
+    os.close(page)
     keep_output(board)
-    tokens = _os.Tokens(link.tokens)
-    loop = Loop(link.calls, link.outcomes, tokens, board, Freight(link.passage))
+    loop = Loop(calls, outcomes, _os.Tokens(tokens), board, Freight(passage))
     try:
-        return _work(loop, fds[len(WorkerFds._fields) :], inherited_initializer)
+        return _work(loop, initializers_fds, inherited_initializer)
     finally:
         with contextlib.suppress(OSError):  # a task has closed it
             loop.freight.passage.close()  # else it warns that it was not
@@ -100,32 +95,30 @@ def _give_no_evidence() -> None:
 
 def leave(code: int) -> None:
     """End this process as a program ends: exit handlers that the tasks registered, then the streams."""
-    import atexit  # noqa: PLC0415 -- not needed before the end
-
     try:
         if code == 0:
             atexit._run_exitfuncs()  # noqa: SLF001 -- os._exit does not, and a return would run the template's code
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        flush_streams()
     finally:
         os._exit(code)
 
 
-def _own_signals() -> None:
-    """Undo what the template process set, and leave Ctrl-C to the owner, which alone decides what it means."""
-    reset_signals()
-    # A handler that does nothing, not SIG_IGN: programs that a task starts would inherit that one.
-    signal.signal(signal.SIGINT, _ignore)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+def flush_streams() -> None:
+    """Write what is buffered, lest a fork of this process writes it, too."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(Exception):
+            stream.flush()  # type: ignore[union-attr]
 
 
-def reset_signals() -> None:
-    """Take back every handler that the forked process had set."""
+def own_signals(*left_alone: int) -> None:
+    """Take back every handler that the forked process had set, block no signal, and do nothing at these."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
+    for each in left_alone:  # by a handler, not SIG_IGN: programs that a task starts would inherit that one
+        signal.signal(each, _ignore)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _ignore(_number: int, _frame: types.FrameType | None) -> None:
@@ -141,9 +134,8 @@ def _settle_in(settings: dict[str, Any]) -> None:
     _set_authkey(settings["authkey"])
     if "numpy.random" in sys.modules:  # preloaded: every fork would draw the same numbers
         sys.modules["numpy.random"].seed()
-    import atexit  # noqa: PLC0415 -- handlers of the process this one was forked from are not ours to run
-
-    atexit._clear()  # noqa: SLF001 -- multiprocessing's children avoid them in the same way
+    # Those of the process this one was forked from are not ours to run; multiprocessing's children avoid them alike.
+    atexit._clear()  # noqa: SLF001
 
 
 def _set_authkey(key: bytes) -> None:

@@ -23,15 +23,16 @@ def when_imported(name: str, call: Callable[[Any], object]) -> None:
     if name in sys.modules:
         call(sys.modules[name])
     else:
-        sys.meta_path.insert(0, _Finder(name, call))
+        sys.meta_path.insert(0, _Watch(name, call))
 
 
-class _Finder:
-    """Finds one module, once."""
+class _Watch:
+    """Finds one module, once. Loads it as its own loader does, which then takes its place again, and calls."""
 
     def __init__(self, name: str, call: Callable[[Any], object]) -> None:
         self._name = name
         self._call = call
+        self._loader: Any = None  # its own
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Find it as it would be found without this."""
@@ -41,19 +42,10 @@ class _Finder:
             find: Any = getattr(finder, "find_spec", None)  # very old ones have something else
             spec: ModuleSpec | None = None if finder is self or find is None else find(name, path, target)
             if spec is not None:
-                loader: Any = _Loader(spec.loader, self, self._call)
-                spec.loader = loader
+                loader: Any = self
+                self._loader, spec.loader = spec.loader, loader
                 return spec
         return None
-
-
-class _Loader:
-    """Loads the module as its own loader does, which then takes its place again, and calls."""
-
-    def __init__(self, loader: Any, finder: _Finder, call: Callable[[Any], object]) -> None:
-        self._loader = loader
-        self._finder = finder
-        self._call = call
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Make it."""
@@ -64,5 +56,5 @@ class _Loader:
         """Run it."""
         module.__loader__ = module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self._finder]
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         self._call(module)

@@ -25,9 +25,7 @@ import os
 import select
 import signal
 import sys
-import time
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from poolkit import _child, _os
 from poolkit._child import boot
@@ -36,23 +34,22 @@ from poolkit._wire import codec, messages
 
 FDS_OF_A_POOL = 3  # its control socket, its standard output and errors
 FDS_OF_A_WORKER = 8  # while it is forked: its link's six, and a few
-REAP_GRACE = 3.0  # seconds killed workers of a pool get to end; then its owner waits no longer
 
 SPAWN_CODE = """\
 import sys, os, marshal
-with os.fdopen(int(sys.argv[1]), 'rb') as file:
-    sys.path[:], fds, parent = marshal.load(file)
+fd = int(sys.argv[1])
+sys.path[:], fds, parent = marshal.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+os.close(fd)
 from poolkit._child import boot
 boot.leave(boot.run_worker(fds, parent))
 """
 
 
-def main(root_fd: int, start_method: str, preload: list[str]) -> None:
+def main(root_fd: int, start_method: str, preload: tuple[str, ...]) -> None:
     """Serve the owner until it is gone. Called in a process of its own; never returns."""
     os.set_inheritable(root_fd, False)  # a program started by a preloaded module would hide the owner's end
     nursery = Nursery(_socket.socket(fileno=root_fd), start_method)
     nursery.prepare(preload)
-    nursery.let_go_of_streams()
     nursery.serve()
     os._exit(0)
 
@@ -70,7 +67,6 @@ class Nursery:
         self._initializer = initializer  # inherited, with start_method="fork"
         self._failure: bytes | None = None  # why there will be no workers, packed
         self._sessions: dict[int, Session] = {}  # descriptor of the control socket -> session
-        self._workers: dict[int, tuple[Session, int]] = {}  # process id -> whose worker, and its id
         self._wakeup_read, self._wakeup_write = os.pipe()
         self._poller = select.poll()
         self._poller.register(self._wakeup_read, select.POLLIN)
@@ -79,16 +75,16 @@ class Nursery:
             self._poller.register(root, select.POLLIN)
             self._set_aside()
 
-    def prepare(self, preload: list[str]) -> None:
+    def prepare(self, preload: tuple[str, ...]) -> None:
         """Set up signals and import what the workers need; each pool is told if that fails. In its own process only."""
         _child.is_here = True
-        boot.reset_signals()
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the owner decides what they mean
-            signal.signal(number, _no_op)  # not SIG_IGN, which programs that a task starts would inherit
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        # The owner decides what the first three mean; the last has the wake-up written to.
+        boot.own_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
         for fd in (self._wakeup_read, self._wakeup_write):
             os.set_blocking(fd, False)
-        signal.signal(signal.SIGCHLD, _no_op)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
 
         try:
@@ -96,26 +92,20 @@ class Nursery:
                 importlib.import_module(name)
         except BaseException as exc:  # noqa: BLE001 -- reported to the pools, whatever it is
             self._failure = codec.pack_error(exc)
+        boot.flush_streams()
+        gc.collect()
+        gc.freeze()  # what is here lives for ever: no collection in a worker needs to touch, and so copy, its pages
         if self._root is not None:
             with contextlib.suppress(OSError):  # the owner is gone, as `serve` finds
                 self._root.send(messages.PREPARED if self._failure is None else messages.UNPREPARED)
-        # What is buffered here each worker would write.
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            with contextlib.suppress(Exception):
-                stream.flush()  # type: ignore[union-attr]
-        gc.collect()
-        gc.freeze()  # what is here lives for ever: no collection in a worker needs to touch, and so copy, its pages
-
-    def let_go_of_streams(self) -> None:
-        """Keep none of the owner's standard streams; each pool brings those that its workers are to have."""
-        for fd in (1, 2):
-            os.dup2(self._spares[0], fd)
+            for fd in (1, 2):  # each pool brings the streams that its workers are to have
+                os.dup2(self._spares[0], fd)
 
     def serve(self) -> None:
         """Carry out orders and report exits until the owner is gone."""
         try:
             while self._root is not None or self._sessions:
-                for fd, events in self._poller.poll(self._patience()):
+                for fd, events in self._poller.poll():
                     if fd == self._wakeup_read:
                         with contextlib.suppress(BlockingIOError):
                             os.read(self._wakeup_read, 4096)
@@ -125,7 +115,6 @@ class Nursery:
                             return
                     elif fd in self._sessions:
                         self._attend(self._sessions[fd], events)
-                self._give_up()
         except BaseException:
             for session in self._sessions.values():  # somebody is to see it
                 for fd, stream in session.streams.items():
@@ -133,11 +122,6 @@ class Nursery:
             raise
         finally:
             self._kill_all()
-
-    def _patience(self) -> float | None:
-        """Milliseconds until the next pool must be let go of; None: there is none to be."""
-        due = [session.give_up_at for session in self._sessions.values() if session.give_up_at is not None]
-        return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
 
     # ===== pools =====
 
@@ -189,44 +173,40 @@ class Nursery:
 
     def _refuse(self, session: Session, kind: int, payload: bytes) -> None:
         """Tell a pool why it is not served, as fast as it reads, then close its session."""
-        session.is_refused = True
+        session.is_over = True
         self._poller.register(session.control, select.POLLOUT)
         if session.send(messages.NOTICE.pack(kind, 0, 0, 0, 0, len(payload)) + payload):
             self._end(session)
 
     def _attend(self, session: Session, events: int) -> None:
         """A control socket has an order, room, or an end."""
-        if session.is_refused:
+        if session.is_over:  # one that is refused: the others are waited on no more
             if session.send(b""):
                 self._end(session)
             return
         if events & select.POLLOUT and session.send(b""):
             self._poller.modify(session.control, select.POLLIN)
-        if events & ~select.POLLOUT and session.give_up_at is None:
+        if events & ~select.POLLOUT:
             if not session.receive():
                 self._end(session)
             elif len(session.inbox) == messages.ORDER.size:
                 self._order(session)
 
     def _end(self, session: Session) -> None:
-        """Nobody has this pool any more: kill its workers. Once they are reaped it is closed."""
+        """Nobody has this pool any more: kill its workers. Once they are reaped it is closed.
+
+        Where the kernel keeps one, the owner waits for that as long as it likes.
+        """
         self._poller.unregister(session.control)
         for pid in session.pids.values():
             _os.kill_group(pid, signal.SIGKILL)
-        session.give_up_at = time.monotonic() + REAP_GRACE
+        session.is_over = True
         if not session.pids:
             self._close(session)
 
-    def _give_up(self) -> None:
-        """Let go of pools whose killed workers do not end: the kernel keeps them. They are reaped when they do."""
-        now = time.monotonic()
-        for session in list(self._sessions.values()):
-            if session.give_up_at is not None and session.give_up_at <= now:
-                self._close(session)
-
     def _close(self, session: Session) -> None:
-        if self._sessions.pop(session.control.fileno(), None) is not None:
-            session.close()
+        del self._sessions[session.control.fileno()]
+        session.close()
 
     # ===== orders =====
 
@@ -262,7 +242,6 @@ class Nursery:
         if pid > 0:
             with contextlib.suppress(OSError):  # the worker does it too, whoever comes first
                 os.setpgid(pid, pid)
-            self._workers[pid] = session, worker_id
             session.pids[worker_id] = pid
 
     def _become_worker(self, session: Session, fds: list[int], parent: int) -> None:
@@ -292,18 +271,13 @@ class Nursery:
         """Become a new interpreter, which takes the same descriptors."""
         import marshal  # noqa: PLC0415 -- start_method="spawn" only
         import subprocess  # noqa: PLC0415
-        import tempfile  # noqa: PLC0415
 
-        for fd in fds:
-            os.set_inheritable(fd, True)
-        with tempfile.TemporaryFile() as file:
-            entries: list[object] = [*sys.path]
-            paths = [path for path in entries if isinstance(path, str)]
-            marshal.dump((paths, fds, parent), file)
-            file.flush()
-            file.seek(0)
-            fd = os.dup(file.fileno())
-        os.set_inheritable(fd, True)
+        entries: list[object] = [*sys.path]
+        data = marshal.dumps(([str(path) for path in entries if isinstance(path, str)], fds, parent))
+        fd = _os.shared_page(len(data))
+        os.pwrite(fd, data, 0)
+        for each in (*fds, fd):
+            os.set_inheritable(each, True)
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
         os.execv(sys.executable, [sys.executable, *flags, "-c", SPAWN_CODE, str(fd)])  # noqa: S606
 
@@ -319,14 +293,14 @@ class Nursery:
             if ended is None:
                 return
             pid = ended.si_pid
-            found = self._workers.pop(pid, None)
+            found = next(((each, number) for each, number, of in self._workers() if of == pid), None)
             if found is not None:
                 _os.kill_group(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)
             if found is not None:
                 session, worker_id = found
                 del session.pids[worker_id]
-                if session.give_up_at is None:
+                if not session.is_over:
                     peak = _os.peak_bytes(usage.ru_maxrss)
                     self._notice(session, messages.EXITED, worker_id, status=status, pid=pid, peak=peak)
                 elif not session.pids:
@@ -336,13 +310,15 @@ class Nursery:
         if not session.send(messages.NOTICE.pack(kind, status, worker_id, pid, peak, 0)):
             self._poller.modify(session.control, select.POLLIN | select.POLLOUT)
 
+    def _workers(self) -> Iterator[tuple[Session, int, int]]:
+        """Whose, id and process id of each that is not reaped: until then its pool's session stays."""
+        for session in self._sessions.values():
+            for worker_id, pid in session.pids.items():
+                yield session, worker_id, pid
+
     def _kill_all(self) -> None:
-        for pid in self._workers:
+        for *_, pid in self._workers():
             _os.kill_group(pid, signal.SIGKILL)
-        for pid in self._workers:
+        for *_, pid in self._workers():
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-
-
-def _no_op(_number: int, _frame: types.FrameType | None) -> None:
-    return

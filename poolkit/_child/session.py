@@ -17,8 +17,6 @@ MOST_FDS = 64  # descriptors with one order: the link's six and those of `initar
 class Session:
     """One pool: its control socket, its standard streams, its workers."""
 
-    __slots__ = ("control", "fds", "give_up_at", "inbox", "is_refused", "pids", "streams", "unsent")
-
     def __init__(self, control: _socket.socket, streams: dict[int, int]) -> None:
         control.setblocking(False)
         self.control = control
@@ -27,8 +25,9 @@ class Session:
         self.inbox = b""  # half an order
         self.fds: list[int] = []  # that came with it
         self.unsent = b""  # notices that the socket did not take yet
-        self.is_refused = False  # it is not served, and closed once it is told why
-        self.give_up_at: float | None = None  # the pool is gone, and its workers killed
+        # No order of the pool is taken: it is not served, and closed once it is told why, or is gone and its workers
+        # killed, and closed once they are reaped.
+        self.is_over = False
 
     def send(self, data: bytes) -> bool:
         """Send what is left and this, as far as it goes; True when nothing is left."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from poolkit import _os
 from poolkit._child.session import MOST_FDS
@@ -13,7 +14,6 @@ from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit
 from poolkit._wire.pickles import SCRIPTS
-from poolkit._workforce.launch import nursery_settings
 from poolkit._workforce.logs import TellerThread
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
@@ -34,14 +34,6 @@ def build(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
     return _build_processes(settings, limits, name)
 
 
-def _initialize_later(settings: PoolSettings) -> Callable[[], object] | None:
-    fn, args = settings.initializer, settings.initargs
-    if fn is None:
-        return None
-    call = fn
-    return lambda: call(*args)
-
-
 def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
     from poolkit._workforce.thread import ThreadWorkforce  # noqa: PLC0415 -- most programs use one kind
 
@@ -53,13 +45,14 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
     def leave(report: Report) -> None:
         supervisor.leave(report)
 
-    workforce = ThreadWorkforce(name=name, initializer=_initialize_later(settings), deliver=deliver, leave=leave)
+    workforce = ThreadWorkforce(name=name, initializer=settings.bound_initializer(), deliver=deliver, leave=leave)
     supervisor = Supervisor(threading.RLock(), workforce, limits, name=name)
     return supervisor
 
 
 def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
     from poolkit._workforce.freight import Freight  # noqa: PLC0415 -- see above
+    from poolkit._workforce.member import boot_settings  # noqa: PLC0415 -- see above
     from poolkit._workforce.process import ProcessWorkforce  # noqa: PLC0415 -- see above
 
     if not _os.SUPPORTED:
@@ -69,28 +62,26 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
         import cloudpickle  # noqa: PLC0415 -- there only
 
         cloudpickle.register_pickle_by_value(script)  # the other name it knows itself
-    forks = settings.start_method == "fork"
-    if forks:
-        _refuse_threads()
     packed: bytes | None = None
     fds: list[int] = []
-    if settings.initializer is not None and not forks:
+    if settings.start_method == "fork":
+        _refuse_threads()
+    elif settings.initializer is not None:
         packed, fds = inherit.pack_initializer(settings.initializer, settings.initargs)
         if len(fds) > MOST_INHERITED:
             for fd in fds:
                 os.close(fd)
             msg = f"initargs need {len(fds)} descriptors in each worker; {MOST_INHERITED} can be handed over"
             raise SerializationError(msg)
-    nursery = nursery_settings(settings, _initialize_later(settings) if forks else None)
-    lock = threading.RLock()
-    workforce = ProcessWorkforce(
-        lock,
-        nursery,
+    lock, freight = threading.RLock(), Freight(settings.shm_threshold, name)
+    boot = functools.partial(
+        boot_settings,
+        settings,
         initializer=packed,
-        inherited_fds=fds,
         measure_rss=limits.max_memory_per_child is not None,
-        freight=Freight(settings.shm_threshold, name),
+        shm_threshold=freight.threshold,
     )
+    workforce = ProcessWorkforce(lock, settings, boot=boot, inherited_fds=fds, freight=freight)
     return Supervisor(lock, workforce, limits, name=name)
 
 

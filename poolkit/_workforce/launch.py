@@ -6,6 +6,7 @@ Owner: whoever calls; nothing is kept here but FORKING.
 from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
+import array
 import contextlib
 import errno
 import marshal
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 
 from poolkit import _os
 
@@ -21,92 +22,44 @@ TYPE_CHECKING = False  # what is imported here is imported before the template p
 if TYPE_CHECKING:
     from typing import Any
 
+    from poolkit._workforce.likeness import Start
     from poolkit._workforce.settings import PoolSettings
 
 FORKING = threading.Lock()  # held by whoever forks this process, or starts another; taken before a pool's lock
-NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
-READ_GRACE = 5.0  # seconds a new process gets to read what it is to be, where that does not fit the socket
-
-# Thread counts of the numerical libraries, which read them when they are first imported.
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
+_NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
 
 _START_CODE = """\
 import sys, os, marshal
-fd, size, data = int(sys.argv[1]), int(sys.argv[2]), b''
-while len(data) < size:
-    data += os.read(fd, size - len(data)) or sys.exit(1)
-sys.path[:], start_method, preload = marshal.loads(data)
+sys.path[:], start_method, preload = marshal.loads(os.pread(0, os.fstat(0).st_size, 0))
 from poolkit._child.nursery import main
-main(fd, start_method, preload)
+main(int(sys.argv[1]), start_method, preload)
 """
-
-
-class NurserySettings:
-    """How the template process is made. Never changed. `initializer` is inherited, and for start_method "fork" only.
-
-    `env` is set for the whole of it, `late_env` in each worker, before anything of the user's is imported there.
-    `pool` stands for the pool that it is for.
-    """
-
-    __slots__ = ("env", "initializer", "late_env", "pool", "preload", "start_method")
-
-    def __init__(
-        self,
-        *,
-        start_method: str,
-        preload: tuple[str, ...],
-        env: Mapping[str, str],
-        late_env: Mapping[str, str],
-        initializer: Callable[[], object] | None = None,
-        pool: PoolSettings | None = None,
-    ) -> None:
-        """Take what was checked."""
-        self.pool = pool
-        self.start_method = start_method
-        self.preload = preload
-        self.env = env
-        self.late_env = late_env
-        self.initializer = initializer
-
-
-def nursery_settings(settings: PoolSettings, initializer: Callable[[], object] | None = None) -> NurserySettings:
-    """What the template process of a pool is made from."""
-    shares = _fair_shares(settings)
-    # What is imported in the template reads them there. Else pools of different sizes may have one in common.
-    at_once = settings.start_method == "fork" or bool(settings.preload)
-    return NurserySettings(
-        start_method=settings.start_method,
-        preload=settings.preload,
-        env={**shares, **settings.env} if at_once else settings.env,
-        late_env={} if at_once else shares,
-        initializer=initializer,
-        pool=settings,
-    )
-
-
-def _fair_shares(settings: PoolSettings) -> dict[str, str]:
-    """A fair share of the CPUs for libraries that make threads, unless the environment says something else."""
-    share = str(max(1, _os.usable_cpus() // settings.size))
-    return {name: share for name in _THREAD_VARIABLES if name not in os.environ and name not in settings.env}
 
 
 def socket_pair() -> tuple[_socket.socket, _socket.socket]:
     """A pair, with numbers above those of the standard streams: one of these may be closed in the owner."""
+    one, other = (_socket.socket(fileno=_above_streams(end.detach())) for end in _socket.socketpair())
+    return one, other
+
+
+def _above_streams(fd: int) -> int:
+    """The same descriptor, under a number above those of the standard streams."""
     import fcntl  # noqa: PLC0415 -- not on Windows, where importing poolkit must work
 
-    pair = []
-    for end in _socket.socketpair():
-        fd = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)
-        end.close()
-        pair.append(_socket.socket(fileno=fd))
-    return pair[0], pair[1]
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def send_order(to: _socket.socket, order: bytes, fds: Sequence[int]) -> int:
+    """Send an order with descriptors, or what is left of one; returns how much of it went.
+
+    Raises:
+        OSError: as `sendmsg`.
+    """
+    attached = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return to.sendmsg([order], attached, _NO_SIGNAL)
 
 
 def search_path() -> tuple[str, ...]:
@@ -136,67 +89,46 @@ def interpreter() -> tuple[str, ...]:
     return (sys.executable, *flags)
 
 
-class Start:
-    """What a new template process is told, and how it is started."""
-
-    __slots__ = ("command", "env", "paths", "preload", "start_method")
-
-    def __init__(self, settings: NurserySettings, env: dict[str, str]) -> None:
-        """Look at this process, too.
-
-        Raises:
-            RuntimeError: there is no interpreter.
-        """
-        self.command = interpreter()
-        self.env = env
-        self.paths = search_path()
-        self.start_method = settings.start_method
-        # With "spawn" each worker has imports of its own.
-        self.preload = () if settings.start_method == "spawn" else settings.preload
-
-    def key(self) -> tuple[object, ...]:
-        """All of it but the environment."""
-        return self.command, self.paths, self.start_method, self.preload
-
-
 def execute(theirs: _socket.socket, ours: _socket.socket, start: Start) -> int:
     """Start a template process; returns its number. FORKING is held.
 
     Raises:
         OSError: there are no more processes, or descriptors, or no such program.
     """
-    data = marshal.dumps((list(start.paths), start.start_method, list(start.preload)))
-    argv = [*start.command, "-c", _START_CODE]
-    pid = _spawn(theirs.fileno(), ours.fileno(), argv, str(len(data)), start.env)
-    ours.settimeout(READ_GRACE)
-    with contextlib.suppress(OSError):  # it died at once, or hangs: whoever wants something of it will see
-        ours.sendall(data, NO_SIGNAL)
     ours.setblocking(False)
-    return pid
+    data = marshal.dumps((start.paths, start.start_method, start.preload))
+    told = _above_streams(_os.shared_page(len(data)))
+    try:
+        os.pwrite(told, data, 0)
+        return _spawn(told, theirs.fileno(), ours.fileno(), start)
+    finally:
+        os.close(told)
 
 
-def _spawn(fd: int, number: int, argv: list[str], size: str, env: Mapping[str, str]) -> int:
+def _spawn(told: int, fd: int, number: int, start: Start) -> int:
     """Start a program in a session of its own: a Ctrl-C on the terminal is the owner's alone.
 
-    It gets nothing but the standard streams, its input empty, and `fd`, under the `number` of a descriptor of ours that
-    programs do not inherit. Importing subprocess takes 4 ms, so where it can be done without that, it is.
+    It gets nothing but the standard streams, what it is told as its input, and `fd`, under the `number` of a descriptor
+    of ours that programs do not inherit. Importing subprocess takes 4 ms, so where it can be done without that, it is.
     """
+    argv = [*start.command, "-c", _START_CODE]
     try:
-        os.getcwd()  # noqa: PTH109 -- only to see whether it is there
+        if not start.directory:  # CPython 3.13.0 cannot start in one that is gone
+            raise FileNotFoundError
         actions: list[tuple[Any, ...]] = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, told, 0),
             (os.POSIX_SPAWN_DUP2, fd, number),
             *((os.POSIX_SPAWN_CLOSE, stray) for stray in _inheritable() if stray not in {0, 1, 2, number}),
         ]
         return os.posix_spawn(
             argv[0],
-            [*argv, str(number), size],
-            env,
+            [*argv, str(number)],
+            start.env,
             file_actions=actions,
             setsid=True,
             setsigdef=[getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)],
         )
-    except (AttributeError, NotImplementedError, FileNotFoundError):  # the directory is gone, or the system is old
+    except (AttributeError, NotImplementedError, FileNotFoundError):  # the last: its name may be found on the path
         pass
     except OSError as exc:
         if exc.errno != errno.EBADF:  # one of the strays has a number above a limit that was lowered since
@@ -204,11 +136,11 @@ def _spawn(fd: int, number: int, argv: list[str], size: str, env: Mapping[str, s
     import subprocess  # noqa: PLC0415 -- see above
 
     process = subprocess.Popen(
-        [*argv, str(fd), size],
-        stdin=subprocess.DEVNULL,
+        [*argv, str(fd)],
+        stdin=told,
         pass_fds=[fd],
-        env=env,
-        cwd=_directory(),
+        env=start.env,
+        cwd=None if start.directory else "/",
         start_new_session=True,
     )
     process.returncode = 0  # we wait for it ourselves; without this, Popen warns that it still runs
@@ -225,22 +157,12 @@ def _inheritable() -> list[int]:
     return found
 
 
-def _directory() -> str | None:
-    """Where to start it: here, or at the root when this directory is gone, which CPython 3.13.0 cannot start in."""
-    try:
-        os.getcwd()  # noqa: PTH109 -- see above
-    except OSError:
-        return "/"
-    return None
-
-
-def fork(theirs: _socket.socket, ours: _socket.socket, settings: NurserySettings) -> int:
+def fork(theirs: _socket.socket, ours: _socket.socket, settings: PoolSettings) -> int:
     """Fork this process into a template process for one pool; returns its number. FORKING is not held."""
-    from poolkit._child import nursery as child  # noqa: PLC0415 -- for this start method alone
+    from poolkit._child import boot  # noqa: PLC0415 -- for this start method alone
+    from poolkit._child import nursery as child  # noqa: PLC0415 -- as above
 
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):  # what is buffered must not come twice
-        with contextlib.suppress(Exception):
-            stream.flush()  # type: ignore[union-attr]
+    boot.flush_streams()
     theirs_fd = theirs.detach()  # what the pool knows of it, the hooks of this very fork close in the child
     pid = os.fork()
     if pid:
@@ -250,12 +172,9 @@ def fork(theirs: _socket.socket, ours: _socket.socket, settings: NurserySettings
         theirs = _socket.socket(fileno=theirs_fd)
         ours.close()
         os.setsid()
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-        os.environ.update(settings.env)
-        process = child.Nursery(None, "fork", settings.initializer)
-        process.prepare(list(settings.preload))
+        os.environ.update({**settings.shares, **settings.env})
+        process = child.Nursery(None, "fork", settings.bound_initializer())
+        process.prepare(settings.preload)
         process.open(theirs)
         process.serve()
     except BaseException:  # noqa: BLE001 -- the owner's code must not go on in its copy

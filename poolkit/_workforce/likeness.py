@@ -10,36 +10,43 @@ from __future__ import annotations
 import contextlib
 import os
 
-from poolkit._workforce import launch
-from poolkit._workforce.launch import NurserySettings
+from poolkit._workforce.launch import interpreter, search_path
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
     from typing import Any
 
+    from poolkit._workforce.settings import PoolSettings
+
+Key = tuple[object, ...]
+
 # What changes all the time and nothing reads at its start: each worker is told by itself.
 _VOLATILE = ("PYTEST_CURRENT_TEST",)
 
 
-class Key(tuple[object, ...]):
-    """What a template process is made from. Two pools with the same may share one."""
+class Start:
+    """What a new template process is told, and how it is started. Two pools with the same `key` may share one."""
 
-    __slots__ = ()
+    def __init__(self, settings: PoolSettings) -> None:
+        """Look at this process, too.
 
-
-def look_around(settings: NurserySettings) -> tuple[Key, launch.Start]:
-    """What a template process would be made from now.
-
-    Raises:
-        RuntimeError: there is no interpreter to be started.
-    """
-    env = {**os.environ, **settings.env}
-    for name in _VOLATILE:
-        env.pop(name, None)
-    start = launch.Start(settings, env)
-    streams = map(_stream_kind, (1, 2))
-    files = tuple(map(_files_of, start.preload))
-    return Key((*start.key(), files, frozenset(env.items()), _directory(), _surroundings(), *streams)), start
+        Raises:
+            RuntimeError: there is no interpreter to be started.
+        """
+        self.command = interpreter()
+        self.paths = search_path()
+        self.start_method = settings.start_method
+        # With "spawn" each worker has imports of its own.
+        self.preload = () if settings.start_method == "spawn" else settings.preload
+        # What is imported in the template reads the shares there. Else pools of different sizes may have one in common.
+        self.env = {**os.environ, **(settings.shares if self.preload else {}), **settings.env}
+        for name in _VOLATILE:
+            self.env.pop(name, None)
+        self.directory = _directory()
+        files = tuple(map(_files_of, self.preload))
+        told = self.command, self.paths, self.start_method, self.preload, files
+        streams = map(_stream_kind, (1, 2))
+        self.key = (*told, frozenset(self.env.items()), self.directory, _surroundings(), *streams)
 
 
 def volatile_env() -> dict[str, str]:
@@ -69,7 +76,7 @@ def _files_of(name: str) -> tuple[object, ...]:
 
 
 def _directory() -> tuple[Any, ...]:
-    """This directory; another one of the same name is not the same."""
+    """This directory, empty if it is gone; another one of the same name is not the same."""
     try:
         found = os.stat(".")  # noqa: PTH116 -- importing pathlib takes 6 ms
         return (os.getcwd(), found.st_dev, found.st_ino)  # noqa: PTH109

@@ -21,34 +21,13 @@ from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
 from poolkit._wire.passage import Passage
 from poolkit._workforce.freight import Freight, Waybill
-from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.likeness import volatile_env
 from poolkit._workforce.logs import log_levels
+from poolkit._workforce.settings import PoolSettings
 
 
 class Member:
     """One worker process, as the owner holds it."""
-
-    __slots__ = (
-        "board",
-        "calls_fd",
-        "calls_read_fd",
-        "evidence_fd",
-        "freight",
-        "hint",
-        "id",
-        "is_condemned",
-        "is_reaped",
-        "kill_at",
-        "outcomes_fd",
-        "passage",
-        "pid",
-        "reader",
-        "stack",
-        "tokens",
-        "waybill",
-        "writer",
-    )
 
     def __init__(self, worker_id: int) -> None:
         self.id = worker_id
@@ -116,7 +95,7 @@ class Member:
 
 
 def boot_settings(
-    settings: NurserySettings, *, initializer: bytes | None, measure_rss: bool, shm_threshold: float
+    settings: PoolSettings, *, initializer: bytes | None, measure_rss: bool, shm_threshold: float
 ) -> bytes:
     """What a worker is told first, pickled; see `_child/boot.py`."""
     from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
@@ -131,10 +110,10 @@ def boot_settings(
             "argv": list(sys.argv),
             "cwd": cwd,
             "authkey": bytes(process.current_process().authkey),
-            "env": {**settings.late_env, **volatile_env(), **settings.env},
+            "env": {**settings.shares, **volatile_env(), **settings.env},
             "measure_rss": measure_rss,
             "shm_threshold": shm_threshold,
-            "preload": list(settings.preload),
+            "preload": settings.preload,
             "initializer": initializer,
             "log_levels": log_levels(),
             "log_disabled": logging.root.manager.disable,

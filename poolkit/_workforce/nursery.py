@@ -13,7 +13,6 @@ happens while `start` runs (FORKING): a copy of Popen's own pipes would keep it 
 from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
-import array
 import contextlib
 import errno
 import math
@@ -23,9 +22,13 @@ from collections import deque
 from collections.abc import Sequence
 
 from poolkit._wire import messages
-from poolkit._workforce import templates
-from poolkit._workforce.launch import NO_SIGNAL, NurserySettings, socket_pair
+from poolkit._workforce import launch, templates
+from poolkit._workforce.launch import socket_pair
 from poolkit._workforce.templates import ANSWER_GRACE, Template
+
+TYPE_CHECKING = False  # what is imported here is imported before the template process is started
+if TYPE_CHECKING:
+    from poolkit._workforce.settings import PoolSettings
 
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 _REFUSALS = {
@@ -40,7 +43,8 @@ class Nursery:
     """A pool's handle on its template process."""
 
     def __init__(self) -> None:
-        self._template: Template | None = None  # once it is started
+        self.pid = -1  # of the template process, once it is started
+        self._template: Template  # from then on
         self._control, self._theirs = socket_pair()
         self._control.setblocking(False)
         self._buffer = b""
@@ -51,7 +55,7 @@ class Nursery:
         self._opened = False  # the template has begun with our orders
         self._refusal = ""  # why it does not serve this pool, in words
 
-    def start(self, settings: NurserySettings) -> None:
+    def start(self, settings: PoolSettings) -> None:
         """Get a template process; start one where there is none that fits. Blocks for that.
 
         Raises:
@@ -59,7 +63,7 @@ class Nursery:
         """
         try:
             if settings.start_method == "fork":
-                self._template = templates.fork(self._theirs, self._control, settings)
+                self._template = Template(launch.fork(self._theirs, self._control, settings))
             else:
                 self._template = templates.join(self._theirs, settings)
         except BaseException:
@@ -67,12 +71,8 @@ class Nursery:
             raise
         finally:
             self._theirs.close()
-        self._unanswered.append(time.monotonic() if self._template.prepared else math.inf)
-
-    @property
-    def pid(self) -> int:
-        """The template process; -1 before it is started."""
-        return -1 if self._template is None else self._template.pid
+        self.pid = self._template.pid
+        self._unanswered.append(math.inf if self._template.is_importing() else time.monotonic())
 
     def fileno(self) -> int:
         """The control socket's descriptor, to wait for notices."""
@@ -94,7 +94,7 @@ class Nursery:
 
     def is_importing(self) -> bool:
         """Whether the template is not yet prepared, so that no order of ours was carried out."""
-        return self._template is not None and not self._opened and self._template.is_importing()
+        return not self._opened and self._template.is_importing()
 
     def answer_due(self) -> float | None:
         """When it must have carried out what it was told first; None when nothing is due."""
@@ -112,15 +112,14 @@ class Nursery:
             self._unanswered = deque(max(asked, later) for asked in self._unanswered)
         else:
             self._unanswered.clear()
-            if self._template is not None:
-                self._template.kill(hangs=True)
+            self._template.kill(hangs=True)
 
     def flush(self) -> bool:
         """Send what is pending, as far as it goes. True when nothing is left."""
         while self._orders:
             data, fds = self._orders[0]
             try:
-                count = self._send(data, fds)
+                count = launch.send_order(self._control, data, fds)
             except BlockingIOError:
                 return False
             except OSError as exc:
@@ -134,10 +133,6 @@ class Nursery:
             else:
                 self._orders.popleft()
         return True
-
-    def _send(self, data: bytes, fds: list[int]) -> int:
-        attached = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        return self._control.sendmsg([data], attached, NO_SIGNAL)
 
     def receive(self) -> list[tuple[tuple[int, ...], bytes]]:
         """The notices that are here: (kind, status, worker, pid, peak rss, size) and payload.
@@ -173,8 +168,7 @@ class Nursery:
         if self._unanswered:
             self._unanswered.popleft()
         self._hangs = False
-        if kind == messages.OPENED and self._template is not None:
-            self._opened = self._template.prepared = True
+        self._opened = self._opened or kind == messages.OPENED
 
     def close(self) -> None:
         """Let go of it: it kills this pool's workers. Blocks until it has, unless it imports and there are none.
@@ -186,15 +180,14 @@ class Nursery:
         with contextlib.suppress(OSError):
             self._control.shutdown(_socket.SHUT_WR)
         self._control.settimeout(END_GRACE)
+        is_over = False
         try:
             while not self.is_importing() and self._control.recv(65536):
                 pass
         except OSError:  # a timeout too
-            if self._template is not None:
-                templates.retire(self._template)
+            is_over = True
         self._control.close()
-        if self._template is not None:
-            templates.leave(self._template)
+        templates.leave(self._template, is_over=is_over)
 
     def bury(self) -> str:
         """Let go of it after an EOFError; returns what became of it, in words.
@@ -203,12 +196,8 @@ class Nursery:
         """
         self._drop_orders()
         self._control.close()
-        how = "is gone"
-        if self._template is not None:
-            templates.retire(self._template)
-            how = self._refusal or self._template.end()
-            templates.leave(self._template)
-        return how
+        templates.leave(self._template, is_over=True)
+        return self._refusal or self._template.end()
 
     def _drop_orders(self) -> None:
         for _, fds in self._orders:

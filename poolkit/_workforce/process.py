@@ -35,10 +35,10 @@ from poolkit._wire.messages import call_parts
 from poolkit._workforce import evidence, templates
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.freight import Freight
-from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.links import Links, drain
-from poolkit._workforce.member import Member, boot_settings
+from poolkit._workforce.member import Member
 from poolkit._workforce.nursery import Nursery
+from poolkit._workforce.settings import PoolSettings
 
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 STACK_GRACE = 0.2  # seconds a worker gets to write its stack before it is killed without; most take one thousandth
@@ -55,18 +55,16 @@ class ProcessWorkforce(DrivenWorkforce):
     def __init__(
         self,
         lock: threading.RLock,
-        settings: NurserySettings,
+        settings: PoolSettings,
         *,
-        initializer: bytes | None,
-        inherited_fds: Sequence[int] = (),
-        measure_rss: bool,
-        freight: Freight | None = None,
+        boot: Callable[[], bytes],
+        inherited_fds: Sequence[int],
+        freight: Freight,
     ) -> None:
         self._lock = lock
         self._settings = settings
-        self._initializer = initializer
+        self._boot = boot  # what a worker is told first, as things are now
         self._inherited_fds = tuple(inherited_fds)
-        self._measure_rss = measure_rss
         self._members: dict[int, Member] = {}
         self._orders: deque[tuple[Callable[..., None], Any]] = deque()  # for the supervisor thread to carry out
         self._wakeup = _os.Wakeup()
@@ -80,7 +78,7 @@ class ProcessWorkforce(DrivenWorkforce):
             self._both.register(self.links.fileno, select.POLLIN)
         self._nursery: Nursery | None = None
         self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
-        self.freight = freight or Freight(None, "")
+        self.freight = freight
         self.freight.gone, self.freight.wake = self._region_gone, self.wake
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
@@ -252,7 +250,7 @@ class ProcessWorkforce(DrivenWorkforce):
             self._unregister(self._nursery.fileno())
             self._nursery.close()
             self._nursery = None
-        elif self._settings.start_method != "fork":
+        else:
             templates.forgo(self._settings)
         with self._lock:
             members = list(self._members.values())
@@ -313,13 +311,10 @@ class ProcessWorkforce(DrivenWorkforce):
             self._nursery.refused.clear()
 
     def _spawn(self, member: Member, reports: Reports) -> None:
-        theirs: list[int] = []
         try:
             nursery = self._nursery or self._start_nursery()
             theirs = self._connect(member)
         except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
-            for fd in theirs:
-                _os.close_fd(fd)
             reports.append(Died(member.id, hint=f"it could not be started: {exc!r}"))
             return
         nursery.fork(member.id, theirs)
@@ -329,12 +324,7 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def _connect(self, member: Member) -> list[int]:
         """Open a worker's ends and send the first frame; returns the descriptors for the other side."""
-        settings = boot_settings(
-            self._settings,
-            initializer=self._initializer,
-            measure_rss=self._measure_rss,
-            shm_threshold=self.freight.threshold,
-        )
+        told = self._boot()
         member.freight = self.freight
         theirs = member.open(self._inherited_fds)
         try:
@@ -343,7 +333,7 @@ class ProcessWorkforce(DrivenWorkforce):
                 self._selector.register(member.outcomes_fd, selectors.EVENT_READ, _nothing_yet)
             with self._lock:
                 member.writer = FrameWriter(member.calls_fd)
-                self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(settings)), settings])
+                self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)), told])
         except BaseException:
             for fd in theirs:
                 _os.close_fd(fd)
@@ -412,7 +402,7 @@ class ProcessWorkforce(DrivenWorkforce):
         try:
             notices = self._nursery.receive()
         except EOFError:
-            self._nursery_died(reports)
+            self._nursery_died(self._nursery, reports)
             return
         for (kind, status, worker_id, pid, peak, _), payload in notices:
             member = self._members.get(worker_id)
@@ -446,13 +436,11 @@ class ProcessWorkforce(DrivenWorkforce):
         output = member.board.output() if member.board is not None else ""
         reports.append(Died(member.id, signal=name, stack=stack, output=output, **facts))
 
-    def _nursery_died(self, reports: Reports) -> None:
+    def _nursery_died(self, nursery: Nursery, reports: Reports) -> None:
         """Every worker dies with the template: the kernel kills them. What their tasks started, we kill here."""
-        nursery, self._nursery = self._nursery, None
-        how = ""
-        if nursery is not None:
-            self._unregister(nursery.fileno())
-            how = nursery.bury()
+        self._nursery = None
+        self._unregister(nursery.fileno())
+        how = nursery.bury()
         for member in list(self._members.values()):
             if member.reader is None:  # not ordered yet: the order stands, for the next nursery
                 continue

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 
+from poolkit import _os
 from poolkit._core import options as checks
 from poolkit._core.options import PoolLimits
 
@@ -15,42 +18,72 @@ KINDS = ("process", "thread")
 START_METHODS = ("forkserver", "spawn", "fork")
 
 
+# Thread counts of the numerical libraries, which read them when they are first imported.
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
 class PoolSettings:
-    """What a workforce is made from; checked. Never changed once made."""
+    """What a workforce is made from. Never changed once made."""
 
-    __slots__ = (
-        "__weakref__",  # by which a template process is held ready for the pool
-        "env",
-        "initargs",
-        "initializer",
-        "kind",
-        "preload",
-        "shm_threshold",
-        "size",
-        "start_method",
-    )
-
-    def __init__(  # noqa: PLR0913 -- what the pool was given
+    def __init__(  # noqa: PLR0913, PLR0917 -- what the pool was given
         self,
-        *,
-        kind: str,
         size: int,
+        kind: str,
+        start_method: str | None,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
-        start_method: str,
-        preload: tuple[str, ...],
-        env: Mapping[str, str],
-        shm_threshold: int | None = None,
+        preload: Sequence[str],
+        env: Mapping[str, str] | None,
+        shm_threshold: int | None,
     ) -> None:
-        """Take what was checked."""
+        """Check what the pool was given. Raises TypeError or ValueError."""
+        if kind not in KINDS:
+            msg = f"kind must be one of {', '.join(map(repr, KINDS))}, was {kind!r}"
+            if kind == "interpreter":
+                msg += ": this version of poolkit has no workers of that kind"
+            raise ValueError(msg)
+        if start_method is not None and start_method not in START_METHODS:
+            msg = f"start_method must be one of {', '.join(map(repr, START_METHODS))} or None, was {start_method!r}"
+            raise ValueError(msg)
+        check_initializer(initializer)
+        if not hasattr(initargs, "__iter__"):
+            msg = f"initargs must be a tuple of arguments for the initializer, was {initargs!r}"
+            raise TypeError(msg)
+        if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
+            msg = f"preload must be a sequence of module names, was {preload!r}"
+            raise TypeError(msg)
+        variables: dict[Any, Any] = dict(env or {})
+        for name, value in variables.items():
+            if not (isinstance(name, str) and isinstance(value, str)):
+                msg = f"env must map strings to strings, had {name!r}: {value!r}"
+                raise TypeError(msg)
+            if not name or "=" in name or "\0" in name + value:
+                msg = f"env has what no system takes as an environment variable: {name!r}: {value!r}"
+                raise ValueError(msg)
+        if kind != "process" and (start_method or preload or variables):
+            msg = f"start_method, preload and env are for kind='process', not for kind={kind!r}"
+            raise ValueError(msg)
         self.kind = kind
-        self.size = size
         self.initializer = initializer
-        self.initargs = initargs
-        self.start_method = start_method
-        self.preload = preload
-        self.env = env
-        self.shm_threshold = shm_threshold
+        self.initargs = tuple(initargs)
+        self.start_method = start_method or "forkserver"
+        self.preload = tuple(preload)
+        self.env: Mapping[str, str] = variables
+        self.shm_threshold = checks.whole_or_none("shm_threshold", shm_threshold)
+        # A fair share of the CPUs for libraries that make threads, unless the environment says something else.
+        share = str(max(1, _os.usable_cpus() // size))
+        self.shares = {name: share for name in _THREAD_VARIABLES if name not in os.environ and name not in variables}
+
+    def bound_initializer(self) -> Callable[[], object] | None:
+        """The initializer with its arguments."""
+        return None if self.initializer is None else functools.partial(self.initializer, *self.initargs)
 
 
 def check_limits(
@@ -58,7 +91,7 @@ def check_limits(
     *,
     max_queue: int | None,
     max_tasks_per_child: int | None,
-    max_memory_per_child: int | None = None,
+    max_memory_per_child: int | None,
     min_workers: int | None,
     idle_timeout: float | None,
 ) -> PoolLimits:
@@ -82,52 +115,3 @@ def check_initializer(initializer: object) -> None:
     if initializer is not None and not callable(initializer):
         msg = f"initializer must be something to call or None, was {initializer!r}"
         raise TypeError(msg)
-
-
-def check_settings(  # noqa: PLR0913, PLR0917 -- what the pool was given
-    size: int,
-    kind: str,
-    start_method: str | None,
-    initializer: Callable[..., object] | None,
-    initargs: tuple[Any, ...],
-    preload: Sequence[str],
-    env: Mapping[str, str] | None,
-    shm_threshold: int | None,
-) -> PoolSettings:
-    """Check what the workforce is made from. Raises TypeError or ValueError."""
-    if kind not in KINDS:
-        msg = f"kind must be one of {', '.join(map(repr, KINDS))}, was {kind!r}"
-        if kind == "interpreter":
-            msg += ": this version of poolkit has no workers of that kind"
-        raise ValueError(msg)
-    if start_method is not None and start_method not in START_METHODS:
-        msg = f"start_method must be one of {', '.join(map(repr, START_METHODS))} or None, was {start_method!r}"
-        raise ValueError(msg)
-    check_initializer(initializer)
-    if not hasattr(initargs, "__iter__"):
-        msg = f"initargs must be a tuple of arguments for the initializer, was {initargs!r}"
-        raise TypeError(msg)
-    if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
-        msg = f"preload must be a sequence of module names, was {preload!r}"
-        raise TypeError(msg)
-    variables: dict[Any, Any] = dict(env or {})
-    for name, value in variables.items():
-        if not (isinstance(name, str) and isinstance(value, str)):
-            msg = f"env must map strings to strings, had {name!r}: {value!r}"
-            raise TypeError(msg)
-        if not name or "=" in name or "\0" in name + value:
-            msg = f"env has what no system takes as an environment variable: {name!r}: {value!r}"
-            raise ValueError(msg)
-    if kind != "process" and (start_method or preload or variables):
-        msg = f"start_method, preload and env are for kind='process', not for kind={kind!r}"
-        raise ValueError(msg)
-    return PoolSettings(
-        kind=kind,
-        size=size,
-        initializer=initializer,
-        initargs=tuple(initargs),
-        start_method=start_method or "forkserver",
-        preload=tuple(preload),
-        env=dict(env or {}),
-        shm_threshold=checks.whole_or_none("shm_threshold", shm_threshold),
-    )

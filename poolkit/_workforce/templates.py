@@ -13,16 +13,14 @@ registry.
 The root socket must have no copies, as its end is what ends a template: it is made while FORKING is held, which every
 fork takes, and is in the registry before that is let go of. A forked child closes its copies and begins with an empty
 registry: the templates of its parent are none of its business.
-Guarded by: FORKING: `_templates`, `_living`, `_owner`; of each template `users`, `awaited_by`, `retired` and the root.
+Guarded by: FORKING: `_templates`, `_living`, `_owner`; of each template `users`, `awaited_by` and the root.
 Several supervisor threads ask at once: the first one starts what the others then find. By a template's `_lock`: whether
 it was killed or waited for, as only until then its number is its own. Lock order: FORKING, a template's `_lock`.
-Longer than most: what one template is and what the registry does with it share those two locks.
 """
 
 from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
-import array
 import contextlib
 import os
 import signal
@@ -34,8 +32,8 @@ from poolkit import _child, _os
 from poolkit._wire import messages
 from poolkit._workforce import launch
 from poolkit._workforce.interrupts import deciding, let_come, put_off
-from poolkit._workforce.launch import FORKING, NO_SIGNAL, NurserySettings
-from poolkit._workforce.likeness import Key, is_open, look_around
+from poolkit._workforce.launch import FORKING
+from poolkit._workforce.likeness import Key, Start, is_open
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
@@ -47,22 +45,24 @@ ANSWER_GRACE = 2.0  # seconds one gets to carry out a signal; one that is stoppe
 
 
 class Template:
-    """One template process. `users`, `awaited_by`, `retired`: guarded by FORKING."""
+    """One template process. `users`, `awaited_by`: guarded by FORKING."""
 
-    def __init__(self, pid: int, root: _socket.socket | None) -> None:
+    def __init__(self, pid: int, root: _socket.socket | None = None, key: Key = ()) -> None:
         """Take a process that was just started; without a root it has one pool, and no other gets it."""
         self.pid = pid
+        self.key = key  # frozen
         self.users = 0  # pools that have it
         self.awaited_by: weakref.WeakSet[PoolSettings] = weakref.WeakSet()  # pools that are there, and will want it
-        self.private = root is None  # frozen
-        self.retired = False  # no other pool gets it
-        self.prepared = False  # it has answered, so it imports nothing any more; set by any pool, and never taken back
         self._root = root
         self._started = time.monotonic()  # frozen
         self._lock = threading.Lock()
         self._ending = ""  # how it ended, in words, once it was waited for
-        self._killed = False  # by us
-        self._hung = False  # for that
+        self._hangs = False  # so it was killed by us
+
+    @property
+    def is_private(self) -> bool:
+        """Whether no other pool gets it: it is none of the registry's."""
+        return self._root is None
 
     def open(self, control: _socket.socket) -> bool:
         """Hand it a pool's control socket, with the present standard streams. FORKING is held.
@@ -80,7 +80,7 @@ class Template:
                 flags |= flag
         order = messages.ORDER.pack(messages.OPEN, flags, len(fds), 0, 0)
         try:
-            self._root.sendmsg([order], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))], NO_SIGNAL)
+            launch.send_order(self._root, order, fds)
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return False
         return True
@@ -91,14 +91,14 @@ class Template:
         Nor is it too long about that: whatever it waits for, a new one may not have to.
         """
         with self._lock:
-            if self._killed or not self._is_ours() or self._look(os.WEXITED | os.WSTOPPED) is not None:
+            if self._hangs or not self._is_unchanged(os.WEXITED | os.WSTOPPED):
                 return False
         word = self._word()
         return word == messages.PREPARED or (word is None and time.monotonic() < self._started + PREPARE_GRACE)
 
     def is_importing(self) -> bool:
-        """Whether it has not said that it is prepared."""
-        return not self.prepared and self._word() is None
+        """Whether it has not said how its imports went. A private one never says."""
+        return self._word() is None
 
     def _word(self) -> bytes | None:
         """What it says of its imports, see `messages`; None: nothing yet; empty: nothing, as it is gone."""
@@ -112,28 +112,26 @@ class Template:
     def kill(self, *, hangs: bool = False) -> None:
         """Kill it, if it still runs; its workers die with it. Call `end` afterwards."""
         with self._lock:
-            if self._is_ours() and self._look(os.WEXITED) is None:
-                self._killed = True
-                self._hung = self._hung or hangs
+            if self._is_unchanged(os.WEXITED):
+                self._hangs = self._hangs or hangs
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
 
-    def _is_ours(self) -> bool:
-        """Whether it is our child and nobody waited for it, so that its number cannot mean anybody else."""
-        if not self._ending:
-            self._look(os.WEXITED)
-        return not self._ending
+    def _is_unchanged(self, changes: int) -> bool:
+        """Whether it is our child, so that its number cannot mean anybody else, and none of this has become of it.
 
-    def _look(self, changes: int) -> os.waitid_result | None:
-        """What became of it, without reaping it; where somebody else has done so, that is noted as its end."""
+        It is not reaped by that. Where somebody else has done so, that is noted as its end.
+        """
+        if self._ending:
+            return False
         try:
-            return os.waitid(os.P_PID, self.pid, changes | os.WNOHANG | os.WNOWAIT)
+            return os.waitid(os.P_PID, self.pid, changes | os.WNOHANG | os.WNOWAIT) is None
         except ChildProcessError:
             self._ending = "ended"
-            return None
+            return False
 
     def end(self) -> str:
-        """End one that is retired or private, if it still runs; how it ended, in words.
+        """End one that the registry has no more, if it still runs; how it ended, in words.
 
         Blocks until it has, and holds no lock meanwhile.
         """
@@ -153,7 +151,7 @@ class Template:
             code: int | None = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:  # somebody else waited for it
             code = None
-        if self._hung:
+        if self._hangs:
             return f"did not answer for {ANSWER_GRACE:g} s and was killed"
         if code is None:
             return "ended"
@@ -181,31 +179,23 @@ _living: weakref.WeakSet[Template] = weakref.WeakSet()  # all that have a root: 
 _owner = os.getpid()
 
 
-def join(control: _socket.socket, settings: NurserySettings) -> Template:
+def join(control: _socket.socket, settings: PoolSettings) -> Template:
     """Have a template process serve a pool on this socket. Blocks while one is started.
 
     Raises:
         Exception: none could be started.
     """
-    key, start = look_around(settings)
+    start = Start(settings)
     over: list[Template] = []
     try:
         with FORKING:
-            _forget_parents()
             _await_no_more(settings)
-            template = _templates.get(key)
-            if template is not None and template.is_fit() and template.open(control):
-                template.users += 1
-                return template
-            over += _retire(key)
-            template = _templates[key] = _start(start)
-            try:
+            for _ in range(2):  # one that was there may go at this moment
+                template = _find_or_start(start, over)
                 if template.open(control):
                     template.users += 1
                     return template
-            finally:
-                if not template.users:
-                    over += _retire(key)
+                over += _take_out(template)
     finally:
         for one in over:
             how = one.end()
@@ -226,32 +216,25 @@ def prepare(settings: PoolSettings) -> None:
     before = put_off()  # a handler that forks would wait for FORKING for ever
     try:
         with contextlib.suppress(Exception):
-            key, start = look_around(launch.nursery_settings(settings))
-            _prepare(key, start, settings)
+            _prepare(Start(settings), settings)
     finally:
         let_come(before)
 
 
-def _prepare(key: Key, start: launch.Start, pool: PoolSettings) -> None:
+def _prepare(start: Start, pool: PoolSettings) -> None:
     if not FORKING.acquire(blocking=False):  # this thread may have it: a finalizer makes pools, too
         return
+    over: list[Template] = []
     try:
-        _forget_parents()
-        template = _templates.get(key)
-        if template is not None and template.is_fit():
-            template.awaited_by.add(pool)
-            return
-        over = _retire(key)
-        template = _templates[key] = _start(start)
-        template.awaited_by.add(pool)
+        _find_or_start(start, over).awaited_by.add(pool)
         over += _take_out_idle()
     finally:
         FORKING.release()
-    for one in over:
-        one.end()
+        for one in over:
+            one.end()
 
 
-def forgo(settings: NurserySettings) -> None:
+def forgo(settings: PoolSettings) -> None:
     """A pool that never joined ends."""
     if not FORKING.acquire(blocking=False):  # see above; the pool is forgotten soon, and with it that it was waited for
         return
@@ -264,34 +247,24 @@ def forgo(settings: NurserySettings) -> None:
         one.end()
 
 
-def fork(control: _socket.socket, ours: _socket.socket, settings: NurserySettings) -> Template:
-    """A template process that is a fork of this one, for one pool."""
-    return Template(launch.fork(control, ours, settings), None)
+def leave(template: Template, *, is_over: bool = False) -> None:
+    """A pool is done with it, and its control socket is closed; no other pool gets it if it is over.
 
-
-def retire(template: Template) -> None:
-    """Give it to no other pool."""
-    if template.private:
-        return
-    with FORKING:
-        _take_out(template)
-
-
-def leave(template: Template) -> None:
-    """A pool is done with it, and its control socket is closed. May block until a process has ended."""
-    if template.private:  # also by a finalizer, which may run while its thread holds FORKING
+    May block until a process has ended.
+    """
+    if template.is_private:  # also by a finalizer, which may run while its thread holds FORKING
         template.end()
         return
     with FORKING:
         template.users -= 1
-        over = []
+        over: list[Template] = []
         # One that was left while it imported may do so for ever.
-        if not template.retired and not (template.is_fit() and (template.users or not template.is_importing())):
-            _take_out(template)
-        if template.retired:
-            over += [template] * (not template.users)
+        is_of_use = not is_over and template.is_fit() and (template.users or not template.is_importing())
+        if not is_of_use or _templates.get(template.key) is not template:
+            over = _take_out(template)
         elif not template.users:
-            over += _put_last(template)
+            _templates[template.key] = _templates.pop(template.key)
+            over = _take_out_idle()
     for one in over:
         one.end()
 
@@ -328,42 +301,39 @@ def _forget_parents() -> None:
         after_fork_in_child()
 
 
-def _take_out(template: Template) -> None:
-    template.retired = True
-    for key in [key for key, one in _templates.items() if one is template]:
-        del _templates[key]
+def _find_or_start(start: Start, over: list[Template]) -> Template:
+    """One that can be had for this; what stood in its place is to be ended if it is put into `over`."""
+    _forget_parents()
+    template = _templates.get(start.key)
+    if template is not None:
+        if template.is_fit():
+            return template
+        over += _take_out(template)
+    template = _templates[start.key] = _start(start)
+    return template
 
 
-def _retire(key: Key) -> list[Template]:
-    """Take out the one that stands there, if any; returned if no pool has it."""
-    template = _templates.get(key)
-    if template is None:
-        return []
-    _take_out(template)
+def _take_out(template: Template) -> list[Template]:
+    """Give it to no other pool. Returned if no pool has it, so that it is to be ended."""
+    if _templates.get(template.key) is template:
+        del _templates[template.key]
     return [] if template.users else [template]
 
 
-def _await_no_more(settings: NurserySettings) -> None:
-    if settings.pool is not None:
-        for template in _templates.values():
-            template.awaited_by.discard(settings.pool)
-
-
-def _put_last(template: Template) -> list[Template]:
-    """It has become idle. Returns those that are too many now; they stand in the registry no more."""
-    for key in [key for key, one in _templates.items() if one is template]:
-        _templates[key] = _templates.pop(key)
-    return _take_out_idle()
+def _await_no_more(settings: PoolSettings) -> None:
+    for template in _templates.values():
+        template.awaited_by.discard(settings)
 
 
 def _take_out_idle() -> list[Template]:
+    """Those that no pool has, and that are too many."""
     over = [one for one in _templates.values() if not one.users and not one.awaited_by][:-MOST_IDLE]
     for one in over:
         _take_out(one)
     return over
 
 
-def _start(start: launch.Start) -> Template:
+def _start(start: Start) -> Template:
     ours, theirs = launch.socket_pair()
     try:
         pid = launch.execute(theirs, ours, start)
@@ -372,6 +342,6 @@ def _start(start: launch.Start) -> Template:
         raise
     finally:
         theirs.close()
-    template = Template(pid, ours)
+    template = Template(pid, ours, start.key)
     _living.add(template)
     return template

@@ -6,7 +6,6 @@ Thread-safe, as one thread runs it at a time; the others wait meanwhile.
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 from collections.abc import Callable
@@ -60,16 +59,15 @@ class FakePool(Pool):
 
     def _build(self, settings: PoolSettings, limits: PoolLimits) -> FakeSupervisor:
         """Make a supervisor without a thread, of workers that are none."""
-        initializer, initargs = settings.initializer, settings.initargs
-        if initializer is not None and self._check_pickle and settings.start_method != "fork":
-            for fd in pack_initializer(initializer, initargs)[1]:
+        if settings.initializer is not None and self._check_pickle and settings.start_method != "fork":
+            for fd in pack_initializer(settings.initializer, settings.initargs)[1]:
                 os.close(fd)
         timeline = Timeline(VirtualClock())
         workforce = FakeWorkforce(
             timeline.clock,
             random.Random(self._seed),
             check_pickle=self._check_pickle,
-            initializer=None if initializer is None else functools.partial(initializer, *initargs),
+            initializer=settings.bound_initializer(),
             note=timeline.note,
         )
         return FakeSupervisor(workforce, limits, name=self.name, timeline=timeline, eager=self._eager, seed=self._seed)

@@ -90,7 +90,7 @@ def _know_the_link() -> None:
     def meddled(self: loop.Loop, calls: int, outcomes: int, tokens: Tokens, *others: Any) -> None:
         make(self, calls, outcomes, tokens, *others)
         passage = self.freight.passage._socket.fileno()
-        # In the order of WorkerFds, where the last two stand side by side.
+        # In the order of `Member.open`, where the last two stand side by side.
         _link.update(calls=calls, outcomes=outcomes, tokens=tokens.fileno(), evidence=passage - 1, passage=passage)
 
     loop.Loop.__init__ = meddled  # type: ignore[method-assign,assignment]

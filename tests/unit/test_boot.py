@@ -9,8 +9,8 @@ import pytest
 
 from poolkit._child import boot
 from poolkit._wire import inherit, messages
-from poolkit._workforce.launch import NurserySettings
 from poolkit._workforce.member import Member, boot_settings
+from poolkit._workforce.settings import PoolSettings
 from support_functions import fail_to_initialize, none_of_it
 
 
@@ -19,7 +19,7 @@ def test_a_worker_that_nobody_waits_for_any_more_ends_without_a_word(
     initializer: Callable[..., object], code: int
 ) -> None:
     """Its pool has let go of the link while it started; it writes to a pipe that nobody reads."""
-    settings = NurserySettings(start_method="forkserver", preload=(), env={}, late_env={})
+    settings = PoolSettings(1, "process", None, None, (), (), None, None)
     packed, _ = inherit.pack_initializer(initializer, ())
     told = boot_settings(settings, initializer=packed, measure_rss=False, shm_threshold=1e9)
     member = Member(1)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from poolkit import Pool, PoolClosed, PoolkitError
-from poolkit._workforce.launch import NurserySettings
+from poolkit._workforce.freight import Freight
 from poolkit._workforce.line import Place
 from poolkit._workforce.member import Member
 from poolkit._workforce.process import ProcessWorkforce
+from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor
 
 
@@ -30,8 +31,8 @@ def test_an_order_that_is_given_while_others_are_carried_out_is_not_left_lying(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever clears the wake-up must look at the orders after that."""
-    settings = NurserySettings(start_method="forkserver", preload=(), env={}, late_env={})
-    workforce = ProcessWorkforce(threading.RLock(), settings, initializer=None, measure_rss=False)
+    settings = PoolSettings(1, "process", None, None, (), (), None, None)
+    workforce = ProcessWorkforce(threading.RLock(), settings, boot=bytes, inherited_fds=(), freight=Freight(None, ""))
     carried_out: list[Member] = []
 
     def carry_out(member: Member, _reports: list[Any]) -> None:

@@ -166,6 +166,21 @@ def test_a_forked_child_closes_both_ends(owner: Nursery) -> None:
             os.fstat(fd)
 
 
+def test_workers_that_do_not_end_keep_the_owner_waiting_no_longer_than_that(
+    owner: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And their template gets no other pool."""
+    left = []
+    monkeypatch.setattr("poolkit._workforce.nursery.END_GRACE", 0.01)
+    monkeypatch.setattr(templates, "leave", lambda template, *, is_over: left.append((template, is_over)))
+    owner._template = templates.Template(12345)
+    peer(owner).sendall(NOTICE.pack(messages.OPENED, 0, 0, 0, 0, 0))
+    owner.receive()
+    owner.close()
+    assert peer(owner).recv(1) == b""
+    assert left == [(owner._template, True)]
+
+
 # ===== the template's side =====
 
 
@@ -188,7 +203,7 @@ class Served:
     def attend(self, session: Session) -> bool:
         """Look at a pool's socket once; whether the pool is served on."""
         self.nursery._attend(session, select.POLLIN)
-        return session.give_up_at is None
+        return not session.is_over
 
     def close(self) -> None:
         for end in self._ends:
@@ -320,21 +335,6 @@ def test_a_worker_whose_descriptors_found_no_room_is_refused(served: Served) -> 
     assert notice(ours) == (messages.FORK_FAILED, errno.EMFILE, 8, 0, 0, 0)
     assert os.read(read, 1) == b""
     os.close(read)
-
-
-def test_workers_that_do_not_end_keep_the_owner_waiting_no_longer_than_that(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(template, "REAP_GRACE", 0.0)
-    monkeypatch.setattr(_os, "kill_group", lambda _pid, _number: None)
-    session, ours = served.open()
-    session.pids[5] = 12345
-    ours.shutdown(socket.SHUT_WR)
-    assert not served.attend(session)
-    assert served.nursery._patience() is not None
-    served.nursery._give_up()
-    assert ours.recv(1) == b""
-    assert served.nursery._patience() is None
 
 
 def test_a_long_reason_is_told_as_fast_as_it_is_read(served: Served) -> None:
