@@ -2,7 +2,6 @@
 
 The module is not called `offload`: importing a submodule binds its name in the package, where the function stands.
 Guarded by: `_lock`: the default pools. `use_pool` is a context variable, so each thread and coroutine has its own.
-Longer than most: how a decorated function travels depends on how it is found by its name, which is known here alone.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ class Face(Executor):
         if changed.memory_limit is not None and why_not is not None:
             msg = f"memory_limit={memory_limit!r} cannot be kept: {why_not}"
             raise ValueError(msg)
-        return PoolView(self._pool(), changed)
+        return PoolView(self, changed)
 
     def shutdown(
         self,
@@ -245,10 +245,6 @@ class Face(Executor):
         except _interruptions():
             self.shutdown(wait=False, cancel_futures=True, kill=True)
             raise
-
-    @abstractmethod
-    def _pool(self) -> Face:
-        """The pool itself."""
 
     def _task(
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
@@ -331,7 +327,7 @@ class PoolView(Face):
     """
 
     def __init__(self, pool: Face, options: CallOptions) -> None:
-        self._of = pool
+        self._of: Face = pool._of if isinstance(pool, PoolView) else pool  # noqa: SLF001 -- of this class
         self.name = pool.name
         self._options = options
         self._supervisor = pool._supervisor  # noqa: SLF001 -- its other half
@@ -340,9 +336,6 @@ class PoolView(Face):
     def max_workers(self) -> int:
         """How many workers the pool may have."""
         return self._of.max_workers
-
-    def _pool(self) -> Face:
-        return self._of
 
     def __repr__(self) -> str:
         """Show the pool and what differs from the defaults."""

@@ -109,9 +109,6 @@ class Pool(Face):
 
         return build(settings, limits, self.name)
 
-    def _pool(self) -> Pool:
-        return self
-
     @property
     def max_workers(self) -> int:
         """How many workers there may be."""

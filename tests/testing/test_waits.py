@@ -227,7 +227,7 @@ def test_leaving_an_async_block_with_a_task_that_hangs_is_an_error() -> None:
 
     async def main_with_a_view() -> None:
         async with FakePool().options(name="view") as view:
-            view._pool().when(work.square).hangs()  # type: ignore[attr-defined]
+            view._of.when(work.square).hangs()  # type: ignore[attr-defined]
             view.submit(work.square, 1)
 
     for coroutine in (main(), main_with_a_view()):
