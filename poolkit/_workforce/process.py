@@ -70,6 +70,7 @@ class ProcessWorkforce:
         self._members: dict[int, Member] = {}
         self._orders: deque[tuple[Callable[..., None], Any]] = deque()  # for the supervisor thread to carry out
         self._wakeup = _os.Wakeup()
+        self.wake = self._wakeup.set  # makes `wait` return; for any thread
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, _nothing_yet)
         self.links = Links()
@@ -81,6 +82,7 @@ class ProcessWorkforce:
         self._nursery: Nursery | None = None
         self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
         self.freight = freight
+        self.pack = freight.pack  # on the caller's thread, a call becomes bytes, and blocks of shared memory
         self.freight.gone, self.freight.wake = self._region_gone, self.wake
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
@@ -89,10 +91,6 @@ class ProcessWorkforce:
             except BaseException:
                 self._close_own()
                 raise
-
-    def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
-        """A call becomes bytes on the caller's thread, and blocks of shared memory. Raises SerializationError."""
-        return self.freight.pack(fn, args, kwargs)
 
     # ===== orders, given under the pool's lock =====
 
@@ -193,10 +191,6 @@ class ProcessWorkforce:
     def is_own_thread(self) -> bool:
         """No thread of this process is a worker."""
         return False
-
-    def wake(self) -> None:
-        """Make `wait` return. From any thread."""
-        self._wakeup.set()
 
     def _region_gone(self, number: int) -> None:
         """Have workers let go of it. From a finalizer, in any thread."""
