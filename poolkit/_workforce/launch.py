@@ -62,10 +62,15 @@ def send_order(to: _socket.socket, order: bytes, fds: Sequence[int]) -> int:
     return to.sendmsg([order], attached, _NO_SIGNAL)
 
 
+def own_path() -> list[str]:
+    """Where this interpreter looks for modules."""
+    entries: list[object] = [*sys.path]
+    return [str(path) for path in entries if isinstance(path, str)]  # marshal takes no subclasses
+
+
 def search_path() -> tuple[str, ...]:
     """Where a new interpreter is to look for modules, this package included."""
-    entries: list[object] = [*sys.path]
-    paths = [str(path) for path in entries if isinstance(path, str)]  # marshal takes no subclasses
+    paths = own_path()
     home = os.path.realpath(os.path.join(__file__, "..", "..", ".."))  # noqa: PTH118 -- importing pathlib takes 6 ms
     if home not in paths:
         paths.append(home)

@@ -13,7 +13,6 @@ import pickle
 import socket
 import sys
 from collections.abc import Sequence
-from typing import cast
 
 from poolkit import _os
 from poolkit._wire import messages
@@ -21,6 +20,7 @@ from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
 from poolkit._wire.passage import Passage
 from poolkit._workforce.freight import Freight, Waybill
+from poolkit._workforce.launch import own_path
 from poolkit._workforce.likeness import volatile_env
 from poolkit._workforce.logs import log_levels
 from poolkit._workforce.settings import PoolSettings
@@ -106,7 +106,7 @@ def boot_settings(
         cwd = "/"
     return pickle.dumps(
         {
-            "sys_path": [str(path) for path in cast("list[object]", sys.path) if isinstance(path, str)],
+            "sys_path": own_path(),
             "argv": list(sys.argv),
             "cwd": cwd,
             "authkey": bytes(process.current_process().authkey),

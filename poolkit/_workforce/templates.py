@@ -175,7 +175,7 @@ class Template:
 
 
 _templates: dict[Key, Template] = {}  # those that were left last stand last
-_living: weakref.WeakSet[Template] = weakref.WeakSet()  # all that have a root: of retired ones, too
+_living: weakref.WeakSet[Template] = weakref.WeakSet()  # all that have a root: of those taken out, too
 _owner = os.getpid()
 
 
