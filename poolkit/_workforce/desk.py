@@ -242,18 +242,21 @@ class Desk:
             self.workforce.wake()  # whoever has it may have looked already
             return
         try:
-            now = self._enter()
-            self._scheduler.handle_all(self._what_was_left(), now)
-            if self._due <= now:
-                self._scheduler.tick(now)
-            settled = self._decided()
+            settled = self._take_in(())
         finally:
             self._lock.release()
         self._publish(settled, call=call)
 
-    def _what_was_left(self) -> list[Report]:
-        left = self._left
-        return [left.popleft() for _ in range(len(left))]  # under the lock, so nobody else takes any
+    def _take_in(self, reports: Sequence[Report]) -> Settled:
+        """Hand the scheduler what was left, and these reports, and have it do what is due. Under the lock."""
+        now = self._enter()
+        scheduler, left = self._scheduler, self._left
+        if left:
+            scheduler.handle_all([left.popleft() for _ in range(len(left))], now)  # nobody else takes any
+        scheduler.handle_all(reports, now)
+        if self._due <= now:
+            scheduler.tick(now)
+        return self._decided()
 
     def _handle(self, reports: Sequence[Report]) -> Settled:
         """Hand reports of workers to the scheduler; returns what is to be published at once."""
@@ -270,13 +273,7 @@ class Desk:
         if logged:
             reports = [report for report in reports if type(report) is not Logged]
         with self._lock:
-            now = self._enter()
-            if self._left:
-                self._scheduler.handle_all(self._what_was_left(), now)
-            self._scheduler.handle_all(reports, now)
-            if self._due <= now:
-                self._scheduler.tick(now)
-            settled = self._decided()
+            settled = self._take_in(reports)
         return self._teller.hold(logged, settled) if logged or self._teller.untold else settled
 
     @deciding

@@ -72,7 +72,7 @@ class Supervisor(Desk):
                     self._decide(lambda _now: None)  # lest too many are left here
                 return True
         if place is not None or not self._bounded:
-            return bool(self._submit(task, error, place))
+            return self._submit(task, error, place)
         turn = allocate_lock()  # a Condition is one that an interrupted waiter may keep, and who calls him needs
         turn.acquire()
         place = Place(turn.release)
@@ -87,7 +87,10 @@ class Supervisor(Desk):
 
     @deciding
     def _submit(self, task: AnyTask, error: BaseException | None, place: Place | None) -> bool:
-        """Accept a task in a step; false when its caller has to wait at his place."""
+        """Accept a task in a step; false when its caller has to wait at his place.
+
+        Written out, as `_decide` for each task would cost a twentieth of what handing it in does.
+        """
         if self._is_torn():
             self._do_later(lambda now: self._submit_late(task, error, now))
             return True
@@ -158,7 +161,7 @@ class Supervisor(Desk):
         if self._is_torn():
             self.cancel_soon(task)
             return task.phase is not SETTLED
-        return bool(self._decide(lambda now: self._scheduler.cancel(task, now)))
+        return self._decide(lambda now: self._scheduler.cancel(task, now))
 
     def cancel_soon(self, task: AnyTask) -> None:
         """Have the supervisor thread cancel a task. For finalizers, which should not wait for a lock."""
@@ -357,12 +360,11 @@ class Supervisor(Desk):
                 self._changed.notify_all()
 
     def _abandon_tasks(self, why: str) -> None:
-        with self._lock:
-            self._enter()
+        def step(_now: float) -> None:
             for task in self._scheduler.give_up():
                 self._scheduler.settled.append((task, Outcome.failure(PoolkitError(why))))
-            settled = self._decided()
-        self._publish(settled)
+
+        self._decide(step)
 
     # ===== forks =====
 
