@@ -95,7 +95,7 @@ def test_a_death_is_told_in_words(death: Died, words: str, hint: str) -> None:
 @pytest.mark.parametrize(("hint", "stack"), [("", ""), ("no memory", "  File y")])
 def test_boots_that_fail_say_where_to_look(hint: str, stack: str) -> None:
     """The last death stands for all of them."""
-    error = failures.cannot_boot(Died(9, exitcode=1, pid=5, hint=hint, stack=stack), 3)
+    error = failures.cannot_boot(Died(9, exitcode=1, pid=5, hint=hint, stack=stack))
     assert "3 workers in a row died before they were ready" in str(error)
     assert hint in str(error)
     assert "look at the initializer" in str(error)
@@ -117,7 +117,7 @@ def test_boots_that_fail_say_where_to_look(hint: str, stack: str) -> None:
     ],
 )
 def test_boots_that_fail_are_told_whole(death: Died, told: str) -> None:
-    text = str(failures.cannot_boot(death, 3))
+    text = str(failures.cannot_boot(death))
     assert text == f"3 workers in a row died before they were ready; the last one (pid {death.pid}) {told}"
 
 
