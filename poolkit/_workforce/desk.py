@@ -10,7 +10,7 @@
 Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block,
 no pickling and no code of the user runs under the last two. The main thread puts signals off while it decides, see
 `_workforce/interrupts.py`.
-Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_callers`, `_line`, the listeners.
+Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_line`, the listeners.
 `_due` and `_all_busy` are written under it and read by anybody. `_later`, `_uncalled`, `_handed_in` and `_left` are
 appended to by anybody.
 
@@ -86,8 +86,7 @@ class Desk:
         self.workforce = workforce
         self.clock = clock
         self._lock = lock
-        self._changed = threading.Condition(lock)
-        self._callers = 0  # threads that wait on _changed
+        self._changed = threading.Condition(lock)  # for callers of `warm_up`, whom the roster counts
         self._line = Line()
         self._scheduler = Scheduler(workforce, limits, rng or random.Random())
         self._listeners = Listeners(name)
@@ -131,7 +130,7 @@ class Desk:
         if self._due < self._sleeping_until or scheduler.phase is CLOSED:
             self._sleeping_until = -math.inf  # once is enough
             self.workforce.wake()
-        if self._callers:
+        if scheduler.roster.warming:
             self._changed.notify_all()
         return settled
 
@@ -367,15 +366,6 @@ class Desk:
                 "make a pool of its own here"
             )
             raise PoolClosed(msg)
-
-    def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait on `_changed`, under the lock, until `condition` holds."""
-        self._callers += 1
-        self._reader.relinquish()
-        try:
-            return self._changed.wait_for(condition, timeout)
-        finally:
-            self._callers -= 1
 
     # ===== looking =====
 

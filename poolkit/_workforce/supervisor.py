@@ -47,7 +47,6 @@ class Supervisor(Desk):
         super().__init__(*args, **kwargs)
         self._thread: SupervisorThread | None = None
         self._end_by = math.inf  # when the end is to wait for nothing any more; guarded by: the lock
-        self._dropped = False  # the pool object was collected; set without the lock, from wherever that happened
         if self.threaded:
             lifetime.begin(self)
 
@@ -218,7 +217,8 @@ class Supervisor(Desk):
 
         with self._lock:
             try:
-                up = self._wait_until(over, timeout)
+                self._reader.relinquish()
+                up = self._changed.wait_for(over, timeout)
             finally:
                 scheduler.roster.warming -= 1
             if not up:
@@ -265,12 +265,11 @@ class Supervisor(Desk):
 
     def drop(self) -> None:
         """The pool object is gone: finish what was accepted, then end. From a finalizer, so without the lock."""
-        self._dropped = True
         if self._thread is None and not self.forked:  # nobody but the finalizer knows this pool
             self.workforce.close()
             self._closed.set()
         else:
-            self.workforce.wake()
+            self._do_later(lambda now: self._scheduler.shutdown(cancel_queued=False, kill=False, now=now))
 
     # ===== the thread =====
 
@@ -310,8 +309,6 @@ class Supervisor(Desk):
         reader = self._reader
         with reader.lock, self._lock:
             now = self._enter()
-            if self._dropped:
-                self._scheduler.shutdown(cancel_queued=False, kill=False, now=now)
             self._do_what_was_put_off(now)
             self._scheduler.tick(now)
             self._sleeping_until = -math.inf
@@ -356,8 +353,6 @@ class Supervisor(Desk):
             lifetime.end(self)
             self._closed.set()
             self._call_back()
-            with self._lock:
-                self._changed.notify_all()
 
     def _abandon_tasks(self, why: str) -> None:
         def step(_now: float) -> None:
