@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from poolkit import _os
 from poolkit._child.session import MOST_FDS
@@ -47,13 +47,10 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
 
     supervisor: Supervisor
 
-    def deliver(reports: Sequence[Report]) -> None:
-        supervisor.deliver(reports)
-
     def leave(report: Report) -> None:
         supervisor.leave(report)
 
-    workforce = ThreadWorkforce(name=name, initializer=_initialize_later(settings), deliver=deliver, leave=leave)
+    workforce = ThreadWorkforce(name=name, initializer=_initialize_later(settings), leave=leave)
     supervisor = Supervisor(threading.RLock(), workforce, limits, name=name)
     return supervisor
 

@@ -34,13 +34,7 @@ from typing import TYPE_CHECKING, TypeVar
 from poolkit import _os
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
-from poolkit._core.workforce import (
-    AnyTask,
-    BootFailed,
-    Finished,
-    Logged,
-    Report,
-)
+from poolkit._core.workforce import AnyTask, Finished, Logged, Report
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
@@ -267,8 +261,6 @@ class Desk:
                 logged.append(report)
             elif type(report) is Finished and not report.ok and report.load is not None:
                 self._read_error(report)
-            elif type(report) is BootFailed:
-                report.describe()
         if logged:
             reports = [report for report in reports if type(report) is not Logged]
         with self._lock:

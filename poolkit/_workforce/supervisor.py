@@ -5,7 +5,7 @@
     either, afterwards publish what was decided -- without the lock
 
 Owner: the supervisor thread: `workforce.wait` and `act`. What is guarded by the lock is said in `desk.py`.
-A kind whose workers report from their own threads calls `deliver` from there; a fake has no thread at all.
+A kind whose workers report from their own threads calls `leave` from there; a fake has no thread at all.
 Longer than most, as it has one method for whatever a pool can be asked, beside the thread.
 """
 

@@ -180,8 +180,6 @@ def test_a_limit_on_memory_tells_what_was_there_before(had: int, advice: str) ->
 def test_an_initializers_error_is_put_into_words_before_it_is_needed() -> None:
     """Its own `__str__` is the user's code: it may raise, and is not called under the pool's lock."""
     good, bad = BootFailed(1, OSError("no disk")), BootFailed(1, Hostile())
-    good.describe()
-    bad.describe()
     assert good.text == "OSError: no disk"
     assert bad.text == "Hostile (its str() raises too)"
     assert "Hostile" in str(failures.initializer_failed(bad.error, bad.text))
