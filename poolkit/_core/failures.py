@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from poolkit._core.policy import BOOT_FAILURES
 from poolkit._core.queue import AnyTask
 from poolkit._core.workforce import Died, Sentence, Worker
 from poolkit.errors import (
@@ -65,7 +66,7 @@ def crashed(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
         text += f"; it used up to {death.peak_rss / 1e6:.0f} MB"
     if hint:
         text += f"; {hint}"
-    return _worker_crashed(text, death, worker.pid or death.pid, worker.id, hint)
+    return _worker_crashed(text, death, worker.pid or death.pid, hint)
 
 
 def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
@@ -75,23 +76,23 @@ def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
         f"{task.deaths} workers in a row died while they received task {task.id} ({task.name}), a call of "
         f"{task.nbytes / 1e6:.1f} MB; the last one, {_worker(worker, death)}, {how_it_died(death)}; {hint}"
     )
-    return _worker_crashed(text, death, worker.pid or death.pid, worker.id, hint)
+    return _worker_crashed(text, death, worker.pid or death.pid, hint)
 
 
-def cannot_boot(death: Died, failures: int) -> WorkerCrashed:
+def cannot_boot(death: Died) -> WorkerCrashed:
     """Workers die before they are ready, again and again."""
     look = "look at the initializer, `preload`, `env`, and what importing them does"
     hint = hint_for(death) if death.signal is not None else death.hint
     if death.signal is not None or death.exitcode is not None or not hint:  # else it was not even started
         hint = f"{hint}; {look}" if hint else look
     text = (
-        f"{failures} workers in a row died before they were ready; the last one (pid {death.pid}) "
+        f"{BOOT_FAILURES} workers in a row died before they were ready; the last one (pid {death.pid}) "
         f"{how_it_died(death)}; {hint}"
     )
-    return _worker_crashed(text, death, death.pid, death.worker_id, hint)
+    return _worker_crashed(text, death, death.pid, hint)
 
 
-def _worker_crashed(text: str, death: Died, pid: int | None, worker_id: int, hint: str) -> WorkerCrashed:
+def _worker_crashed(text: str, death: Died, pid: int | None, hint: str) -> WorkerCrashed:
     if death.stack:
         text += f"\nPython stack at the end (most recent call first):\n{death.stack}"
     if death.output.strip():
@@ -101,7 +102,7 @@ def _worker_crashed(text: str, death: Died, pid: int | None, worker_id: int, hin
         exitcode=death.exitcode,
         signal=death.signal,
         pid=pid,
-        worker_id=worker_id,
+        worker_id=death.worker_id,
         stack=death.stack,
         peak_rss=death.peak_rss,
         output=death.output,

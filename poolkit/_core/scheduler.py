@@ -355,8 +355,8 @@ class Scheduler:
         self._outcomes.tell(WorkerExited(worker.id, worker.pid or death.pid, death.exitcode, death.signal, cause))
         if hopeless:
             self.boots_failed += 1
-            self.last_boot_error = failures.cannot_boot(death, policy.BOOT_FAILURES)
-            self._end_unbegun(lambda: failures.cannot_boot(death, policy.BOOT_FAILURES))
+            self.last_boot_error = failures.cannot_boot(death)
+            self._end_unbegun(lambda: failures.cannot_boot(death))
 
     # ===== time =====
 

@@ -155,17 +155,11 @@ class Ready:
 
 
 class BootFailed:
-    """The initializer, or a module to preload, raised. `text` describes it, once `describe` was called."""
+    """The initializer, or a module to preload, raised. `text` describes it, now: its `__str__` is the user's code."""
 
-    __slots__ = ("error", "text", "worker_id")
-
-    def __init__(self, worker_id: int, error: BaseException, text: str = "") -> None:
+    def __init__(self, worker_id: int, error: BaseException) -> None:
         self.worker_id = worker_id
         self.error = error
-        self.text = text
-
-    def describe(self) -> None:
-        """Put the error into words. Calls its `__str__`, so not under the pool's lock."""
         try:
             self.text = f"{type(self.error).__name__}: {self.error}"
         except Exception:  # noqa: BLE001 -- it is the user's class

@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Sequence
 
 from poolkit import _os
 from poolkit._child.session import MOST_FDS
@@ -39,13 +38,10 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
 
     supervisor: Supervisor
 
-    def deliver(reports: Sequence[Report]) -> None:
-        supervisor.deliver(reports)
-
     def leave(report: Report) -> None:
         supervisor.leave(report)
 
-    workforce = ThreadWorkforce(name=name, initializer=settings.bound_initializer(), deliver=deliver, leave=leave)
+    workforce = ThreadWorkforce(name=name, initializer=settings.bound_initializer(), leave=leave)
     supervisor = Supervisor(threading.RLock(), workforce, limits, name=name)
     return supervisor
 

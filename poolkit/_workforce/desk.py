@@ -10,7 +10,7 @@
 Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block,
 no pickling and no code of the user runs under the last two. The main thread puts signals off while it decides, see
 `_workforce/interrupts.py`.
-Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_callers`, `_line`, the listeners.
+Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_line`, the listeners.
 `_due` and `_all_busy` are written under it and read by anybody. `_later`, `_uncalled`, `_handed_in` and `_left` are
 appended to by anybody.
 
@@ -34,13 +34,7 @@ from typing import TYPE_CHECKING, TypeVar
 from poolkit import _os
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
-from poolkit._core.workforce import (
-    AnyTask,
-    BootFailed,
-    Finished,
-    Logged,
-    Report,
-)
+from poolkit._core.workforce import AnyTask, Finished, Logged, Report
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
@@ -86,8 +80,7 @@ class Desk:
         self.workforce = workforce
         self.clock = clock
         self._lock = lock
-        self._changed = threading.Condition(lock)
-        self._callers = 0  # threads that wait on _changed
+        self._changed = threading.Condition(lock)  # for callers of `warm_up`, whom the roster counts
         self._line = Line()
         self._scheduler = Scheduler(workforce, limits, rng or random.Random())
         self._listeners = Listeners(name)
@@ -131,7 +124,7 @@ class Desk:
         if self._due < self._sleeping_until or scheduler.phase is CLOSED:
             self._sleeping_until = -math.inf  # once is enough
             self.workforce.wake()
-        if self._callers:
+        if scheduler.roster.warming:
             self._changed.notify_all()
         return settled
 
@@ -242,18 +235,21 @@ class Desk:
             self.workforce.wake()  # whoever has it may have looked already
             return
         try:
-            now = self._enter()
-            self._scheduler.handle_all(self._what_was_left(), now)
-            if self._due <= now:
-                self._scheduler.tick(now)
-            settled = self._decided()
+            settled = self._take_in(())
         finally:
             self._lock.release()
         self._publish(settled, call=call)
 
-    def _what_was_left(self) -> list[Report]:
-        left = self._left
-        return [left.popleft() for _ in range(len(left))]  # under the lock, so nobody else takes any
+    def _take_in(self, reports: Sequence[Report]) -> Settled:
+        """Hand the scheduler what was left, and these reports, and have it do what is due. Under the lock."""
+        now = self._enter()
+        scheduler, left = self._scheduler, self._left
+        if left:
+            scheduler.handle_all([left.popleft() for _ in range(len(left))], now)  # nobody else takes any
+        scheduler.handle_all(reports, now)
+        if self._due <= now:
+            scheduler.tick(now)
+        return self._decided()
 
     def _handle(self, reports: Sequence[Report]) -> Settled:
         """Hand reports of workers to the scheduler; returns what is to be published at once."""
@@ -265,18 +261,10 @@ class Desk:
                 logged.append(report)
             elif type(report) is Finished and not report.ok and report.load is not None:
                 self._read_error(report)
-            elif type(report) is BootFailed:
-                report.describe()
         if logged:
             reports = [report for report in reports if type(report) is not Logged]
         with self._lock:
-            now = self._enter()
-            if self._left:
-                self._scheduler.handle_all(self._what_was_left(), now)
-            self._scheduler.handle_all(reports, now)
-            if self._due <= now:
-                self._scheduler.tick(now)
-            settled = self._decided()
+            settled = self._take_in(reports)
         return self._teller.hold(logged, settled) if logged or self._teller.untold else settled
 
     @deciding
@@ -370,15 +358,6 @@ class Desk:
                 "make a pool of its own here"
             )
             raise PoolClosed(msg)
-
-    def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait on `_changed`, under the lock, until `condition` holds."""
-        self._callers += 1
-        self._reader.relinquish()
-        try:
-            return self._changed.wait_for(condition, timeout)
-        finally:
-            self._callers -= 1
 
     # ===== looking =====
 

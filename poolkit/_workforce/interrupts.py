@@ -32,9 +32,11 @@ from poolkit.context import current_task
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeVar
 
     from poolkit.context import Shield
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 Handler = Callable[[int, "FrameType | None"], object]
 Handlers = tuple[tuple[int, Handler], ...]
@@ -60,7 +62,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work
     os.register_at_fork(after_in_child=_main_in_child)
 
 
-def deciding(function: Any) -> Any:
+def deciding(function: F) -> F:
     """Mark a function that calls `put_off`, so that the note-taker knows it on the stack."""
     _deciding.add(function.__code__)
     return function

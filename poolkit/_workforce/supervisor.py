@@ -5,7 +5,7 @@
     either, afterwards publish what was decided -- without the lock
 
 Owner: the supervisor thread: `workforce.wait` and `act`. What is guarded by the lock is said in `desk.py`.
-A kind whose workers report from their own threads calls `deliver` from there; a fake has no thread at all.
+A kind whose workers report from their own threads calls `leave` from there; a fake has no thread at all.
 Longer than most, as it has one method for whatever a pool can be asked, beside the thread.
 """
 
@@ -47,7 +47,6 @@ class Supervisor(Desk):
         super().__init__(*args, **kwargs)
         self._thread: SupervisorThread | None = None
         self._end_by = math.inf  # when the end is to wait for nothing any more; guarded by: the lock
-        self._dropped = False  # the pool object was collected; set without the lock, from wherever that happened
         if self.threaded:
             lifetime.begin(self)
 
@@ -72,7 +71,7 @@ class Supervisor(Desk):
                     self._decide(lambda _now: None)  # lest too many are left here
                 return True
         if place is not None or not self._bounded:
-            return bool(self._submit(task, error, place))
+            return self._submit(task, error, place)
         turn = allocate_lock()  # a Condition is one that an interrupted waiter may keep, and who calls him needs
         turn.acquire()
         place = Place(turn.release)
@@ -87,7 +86,10 @@ class Supervisor(Desk):
 
     @deciding
     def _submit(self, task: AnyTask, error: BaseException | None, place: Place | None) -> bool:
-        """Accept a task in a step; false when its caller has to wait at his place."""
+        """Accept a task in a step; false when its caller has to wait at his place.
+
+        Written out, as `_decide` for each task would cost a twentieth of what handing it in does.
+        """
         if self._is_torn():
             self._do_later(lambda now: self._submit_late(task, error, now))
             return True
@@ -158,7 +160,7 @@ class Supervisor(Desk):
         if self._is_torn():
             self.cancel_soon(task)
             return task.phase is not SETTLED
-        return bool(self._decide(lambda now: self._scheduler.cancel(task, now)))
+        return self._decide(lambda now: self._scheduler.cancel(task, now))
 
     def cancel_soon(self, task: AnyTask) -> None:
         """Have the supervisor thread cancel a task. For finalizers, which should not wait for a lock."""
@@ -215,7 +217,8 @@ class Supervisor(Desk):
 
         with self._lock:
             try:
-                up = self._wait_until(over, timeout)
+                self._reader.relinquish()
+                up = self._changed.wait_for(over, timeout)
             finally:
                 scheduler.roster.warming -= 1
             if not up:
@@ -262,12 +265,11 @@ class Supervisor(Desk):
 
     def drop(self) -> None:
         """The pool object is gone: finish what was accepted, then end. From a finalizer, so without the lock."""
-        self._dropped = True
         if self._thread is None and not self.forked:  # nobody but the finalizer knows this pool
             self.workforce.close()
             self._closed.set()
         else:
-            self.workforce.wake()
+            self._do_later(lambda now: self._scheduler.shutdown(cancel_queued=False, kill=False, now=now))
 
     # ===== the thread =====
 
@@ -307,8 +309,6 @@ class Supervisor(Desk):
         reader = self._reader
         with reader.lock, self._lock:
             now = self._enter()
-            if self._dropped:
-                self._scheduler.shutdown(cancel_queued=False, kill=False, now=now)
             self._do_what_was_put_off(now)
             self._scheduler.tick(now)
             self._sleeping_until = -math.inf
@@ -353,16 +353,13 @@ class Supervisor(Desk):
             lifetime.end(self)
             self._closed.set()
             self._call_back()
-            with self._lock:
-                self._changed.notify_all()
 
     def _abandon_tasks(self, why: str) -> None:
-        with self._lock:
-            self._enter()
+        def step(_now: float) -> None:
             for task in self._scheduler.give_up():
                 self._scheduler.settled.append((task, Outcome.failure(PoolkitError(why))))
-            settled = self._decided()
-        self._publish(settled)
+
+        self._decide(step)
 
     # ===== forks =====
 

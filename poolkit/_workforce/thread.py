@@ -33,25 +33,21 @@ _GO, _DROPPED, _STOP = "go", "dropped", "stop"
 
 
 class ThreadWorkforce(DrivenWorkforce):
-    """Threads behind the Workforce protocol. `deliver` is set by the supervisor that drives it."""
+    """Threads behind the Workforce protocol.
+
+    `leave` hands in what a worker reports, in the order in which it is called, without waiting: another thread takes it
+    in if need be.
+    """
 
     by_reference = True
     why_not_weighed = "threads share the memory of their process"
     max_batch = 1  # threads may wait for each other's tasks, so these begin in the order of the queue
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        initializer: Callable[[], object] | None,
-        deliver: Callable[[Sequence[Report]], None],
-        leave: Callable[[Report], None],
-    ) -> None:
+    def __init__(self, *, name: str, initializer: Callable[[], object] | None, leave: Callable[[Report], None]) -> None:
         mark_records()
         self._name = name
         self._initializer = initializer
-        self._deliver = deliver  # hands reports in, and waits for the pool's lock if need be
-        self._leave = leave  # hands a report in without waiting; another thread takes it in if need be
+        self._leave = leave
         self._members: dict[int, Member] = {}
         self.unstarted: deque[Member] = deque()
         self._condemned: deque[tuple[Member, bool]] = deque()
@@ -203,16 +199,16 @@ class ThreadWorkforce(DrivenWorkforce):
             pass
         finally:
             if self._end(member):
-                self._deliver([Died(member.id, stack=member.stack)])
+                self._leave(Died(member.id, stack=member.stack))
 
     def _boot(self, member: Member) -> bool:
         if self._initializer is not None:
             try:
                 self._initializer()
             except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
-                self._deliver([BootFailed(member.id, exc)])
+                self._leave(BootFailed(member.id, exc))
                 return False
-        self._deliver([Ready(member.id, threading.get_native_id())])
+        self._leave(Ready(member.id, threading.get_native_id()))
         return True
 
     def _serve(self, member: Member) -> None:
@@ -237,7 +233,7 @@ class ThreadWorkforce(DrivenWorkforce):
         word = _GO if member.claims else member.inbox.get()  # who sends looks at `resting` after that
         member.resting = False
         if word is _DROPPED:
-            self._deliver([Drained(member.id)])
+            self._leave(Drained(member.id))
         return word is not _STOP
 
     def _run(self, member: Member, task: AnyTask, *, announce: bool) -> Finished | None:
@@ -255,7 +251,7 @@ class ThreadWorkforce(DrivenWorkforce):
         member.done = 0  # it may have been this very task, in an earlier run
         member.begun = task.id
         if announce:
-            self._deliver([Begun(member.id, task.id)])
+            self._leave(Begun(member.id, task.id))
         ok, value = False, None
         try:
             with member.lock:

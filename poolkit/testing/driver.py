@@ -187,7 +187,7 @@ class FakeSupervisor(Supervisor):
 
     def _decide(self, step: Callable[[float], T]) -> T:
         with self._turn:
-            result: T = super()._decide(step)
+            result = super()._decide(step)
             self.settle()
         return result
 

@@ -114,9 +114,7 @@ class ScriptedPool:
             self.deliver(worker)
 
     def fail_boot(self, worker: ScriptedWorker, error: BaseException, *, deliver: bool = True) -> None:
-        report = BootFailed(worker.id, error)
-        report.describe()
-        worker.pipe.append(report)
+        worker.pipe.append(BootFailed(worker.id, error))
         self.die(worker, exitcode=1, deliver=deliver)
 
     def claim(self, worker: ScriptedWorker, *, stamp: bool = True) -> AnyTask:

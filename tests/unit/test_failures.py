@@ -95,7 +95,7 @@ def test_a_death_is_told_in_words(death: Died, words: str, hint: str) -> None:
 @pytest.mark.parametrize(("hint", "stack"), [("", ""), ("no memory", "  File y")])
 def test_boots_that_fail_say_where_to_look(hint: str, stack: str) -> None:
     """The last death stands for all of them."""
-    error = failures.cannot_boot(Died(9, exitcode=1, pid=5, hint=hint, stack=stack), 3)
+    error = failures.cannot_boot(Died(9, exitcode=1, pid=5, hint=hint, stack=stack))
     assert "3 workers in a row died before they were ready" in str(error)
     assert hint in str(error)
     assert "look at the initializer" in str(error)
@@ -117,7 +117,7 @@ def test_boots_that_fail_say_where_to_look(hint: str, stack: str) -> None:
     ],
 )
 def test_boots_that_fail_are_told_whole(death: Died, told: str) -> None:
-    text = str(failures.cannot_boot(death, 3))
+    text = str(failures.cannot_boot(death))
     assert text == f"3 workers in a row died before they were ready; the last one (pid {death.pid}) {told}"
 
 
@@ -180,8 +180,6 @@ def test_a_limit_on_memory_tells_what_was_there_before(had: int, advice: str) ->
 def test_an_initializers_error_is_put_into_words_before_it_is_needed() -> None:
     """Its own `__str__` is the user's code: it may raise, and is not called under the pool's lock."""
     good, bad = BootFailed(1, OSError("no disk")), BootFailed(1, Hostile())
-    good.describe()
-    bad.describe()
     assert good.text == "OSError: no disk"
     assert bad.text == "Hostile (its str() raises too)"
     assert "Hostile" in str(failures.initializer_failed(bad.error, bad.text))
