@@ -374,7 +374,6 @@ class ProcessWorkforce:
                 if member.passage is not None and member.passage.forget(number):
                     payload = number.to_bytes(8, "little")
                     self._write(member, [messages.FRAME_TO_WORKER.pack(messages.FORGET, 0, 8), payload])
-                    self.freight.flush(member.passage)
 
     def _writable(self, member: Member, _events: int, _reports: Reports) -> None:
         with self._lock:

@@ -303,6 +303,26 @@ def test_what_no_parcel_looks_like_breaks_the_link_and_nothing_else(ends: Pair) 
     assert ends.arena.lent()[0] == 1
 
 
+@pytest.mark.skipif(not passage._PEEK, reason="the link ends")
+def test_a_region_that_is_gone_is_let_go_of_whether_or_not_it_was_taken_in(ends: Pair) -> None:
+    taken, unread, no_room = (Region.create(10) for _ in range(3))
+    for region in (taken, unread, no_room):
+        ends.out.tell([], [region], ends.arena)
+        assert ends.out.forget(region.number)
+        assert not ends.out.forget(region.number)
+    assert ends.into.region(taken.number) is taken
+    taken.kept = "an object"
+    ends.into.let_go(taken.number)
+    assert taken.kept is None
+    ends.into.let_go(unread.number)
+    with no_room_for_descriptors():
+        ends.into.let_go(no_room.number)
+    ends.out.tell([], [no_room], ends.arena)  # somebody has it again
+    assert ends.into.region(no_room.number) is no_room
+    assert list(ends.into._regions) == [no_room.number]
+    assert not ends.into._owed
+
+
 def test_nobody_finds_a_region_whose_descriptor_is_being_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As another thread would that takes in a handle on the same one."""
     region = Region.create(10)
