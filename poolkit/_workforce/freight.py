@@ -18,6 +18,7 @@ import time
 from _weakref import ref
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +150,7 @@ class Freight:
         parcel.hand_over(member.passage, self.arena)
         for region in parcel.regions:
             if region.number not in self._watched:
-                self._watched[region.number] = ref(region, self._region_gone(region.number))
+                self._watched[region.number] = ref(region, partial(self._region_gone, region.number))
         self.sent += parcel.nbytes
         self.flush(member.passage)
         return parcel.body, flags
@@ -160,12 +161,9 @@ class Freight:
             self.due_at = 0.0
             self.wake()
 
-    def _region_gone(self, number: int) -> Callable[[ref[Region]], None]:
-        def forget(_: ref[Region]) -> None:
-            self._watched.pop(number, None)
-            self.gone(number)
-
-        return forget
+    def _region_gone(self, number: int, _region: ref[Region]) -> None:
+        self._watched.pop(number, None)
+        self.gone(number)
 
     # ===== in =====
 
