@@ -27,7 +27,7 @@ from poolkit._core.workforce import AnyTask
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
 from poolkit._wire.buffers import PLAIN, found_from
-from poolkit._wire.holds import has_pins, release_pins
+from poolkit._wire.holds import release_pins
 from poolkit._wire.messages import FLAG_COPIES, FLAG_PARCEL
 from poolkit._wire.parcels import Arrived, Parcel, pack
 from poolkit._wire.passage import Passage
@@ -200,8 +200,7 @@ class Freight:
         """Do what is due now and then: send what sockets had no room for, give back what is idle. Under the lock."""
         if self._dying:
             self._look_at_dying()
-        if self._pins_at is not None or has_pins():
-            self._pins_at = time.monotonic() + LOOK_AT_CHILDREN if release_pins() else None
+        self._pins_at = time.monotonic() + LOOK_AT_CHILDREN if release_pins() else None
         if self.due_at is not None:
             self.due_at = None
             for member in members:

@@ -391,7 +391,7 @@ def test_an_interrupt_while_children_are_looked_for_lets_go_of_nothing(monkeypat
     monkeypatch.setattr(holds, "_pins", [(ours, [])])
 
     def interrupt(_fd: int, _count: int) -> bytes:
-        assert holds.has_pins()
+        assert holds._pins
         assert holds.release_pins()
         raise KeyboardInterrupt
 
@@ -411,7 +411,7 @@ def test_without_views_a_fork_costs_no_descriptor(ends: Pair) -> None:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    assert not holds.has_pins()
+    assert not holds._pins
 
 
 def test_arrow_buffers_are_views_too(ends: Pair) -> None:
