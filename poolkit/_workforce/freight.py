@@ -31,7 +31,7 @@ from poolkit._wire.holds import release_pins
 from poolkit._wire.messages import FLAG_COPIES, FLAG_PARCEL
 from poolkit._wire.parcels import Arrived, Parcel, pack
 from poolkit._wire.passage import Passage
-from poolkit._wire.regions import Region
+from poolkit._wire.regions import Region, known_region
 from poolkit._workforce.logs import log
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ class Freight:
         member.waybill.add(place, parcel)
         parcel.hand_over(member.passage, self.arena)
         for region in parcel.regions:
-            if region.number not in self._watched:
-                self._watched[region.number] = ref(region, partial(self._region_gone, region.number))
+            self._watch(region)
         self.sent += parcel.nbytes
         self.flush(member.passage)
         return parcel.body, flags
@@ -161,9 +160,25 @@ class Freight:
             self.due_at = 0.0
             self.wake()
 
-    def _region_gone(self, number: int, _region: ref[Region]) -> None:
-        self._watched.pop(number, None)
+    def _watch(self, region: Region) -> None:
+        known = self._watched.get(region.number)
+        if known is None or known() is None:
+            self._watched[region.number] = ref(region, partial(self._region_gone, region.number))
+
+    def _region_gone(self, number: int, known: ref[Region]) -> None:
+        if self._watched.get(number) is known:
+            self._watched.pop(number, None)
         self.gone(number)
+
+    def is_gone(self, number: int) -> bool:
+        """Whether a region that was gone still is: a worker that kept a handle may have sent it back, to be used again.
+
+        Then it is not said, as a call may have been sent that needs what the worker has; but when it is gone again.
+        """
+        region = known_region(number)
+        if region is not None:
+            self._watch(region)
+        return region is None
 
     # ===== in =====
 

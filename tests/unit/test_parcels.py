@@ -20,6 +20,7 @@ from poolkit import _os, shared
 from poolkit._wire import codec, holds, passage
 from poolkit._wire.parcels import Arrived, Parcel
 from poolkit._wire.regions import Region, known_region
+from poolkit._workforce.freight import Freight
 
 
 @pytest.fixture
@@ -321,6 +322,23 @@ def test_a_region_that_is_gone_is_let_go_of_whether_or_not_it_was_taken_in(ends:
     assert ends.into.region(no_room.number) is no_room
     assert list(ends.into._regions) == [no_room.number]
     assert not ends.into._owed
+
+
+def test_a_region_that_came_back_is_not_said_to_be_gone_before_it_is_gone_again() -> None:
+    """From a worker that kept a handle: a call may be on its way that needs what the worker has."""
+    freight, gone = Freight(65_536, "pool"), []
+    freight.gone = gone.append
+    region = Region.create(10)
+    number, fd = region.number, os.dup(region.fd)
+    freight._watch(region)
+    del region
+    assert gone == [number]
+    region = Region(fd, number, 10)
+    assert not freight.is_gone(number)
+    del region
+    assert gone == [number, number]
+    assert freight.is_gone(number)
+    freight.close()
 
 
 def test_nobody_finds_a_region_whose_descriptor_is_being_closed(monkeypatch: pytest.MonkeyPatch) -> None:
