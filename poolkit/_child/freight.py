@@ -5,11 +5,9 @@ Owner: the worker's main thread. Views of arguments may be dropped in any thread
 
 from __future__ import annotations
 
-import math
-
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
-from poolkit._wire.buffers import PLAIN, found_from
+from poolkit._wire.buffers import PLAIN, Found, found_from
 from poolkit._wire.holds import release_pins
 from poolkit._wire.messages import FLAG_COPIES, Call
 from poolkit._wire.parcels import Arrived, Parcel, pack
@@ -31,12 +29,10 @@ class Freight:
     def __init__(self, passage_fd: int) -> None:
         self.passage = Passage(passage_fd, waits=True)
         self.arena = Arena(KEEP)
-        self.threshold = math.inf
-        self._found = found_from(math.inf)
+        self._found = Found
 
     def begin(self, threshold: float) -> None:
         """Take the pool's word for what is large."""
-        self.threshold = threshold
         self._found = found_from(threshold)
 
     def load_call(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
@@ -53,13 +49,13 @@ class Freight:
         """
         if type(value) in PLAIN:
             body = codec.pack_value(value)
-            if len(body) < self.threshold:
+            if len(body) < self._found.threshold:
                 return body  # type: ignore[no-any-return]
         found = self._found()
         found.look((value,))
         if not buffers.regions_in_use:
             body = codec.pack_value(value, found)
-            if not found and not found.large and len(body) < self.threshold:
+            if not found and not found.large and len(body) < found.threshold:
                 return body  # type: ignore[no-any-return]
         else:
             with found:

@@ -129,7 +129,7 @@ class Loop:
             if kind == messages.CALLS:
                 self._inbox.extend(messages.unpack_calls(payload, count))
             elif kind == messages.FORGET:
-                self.freight.passage.take_in(int.from_bytes(payload, "little"))
+                self.freight.passage.let_go(int.from_bytes(payload, "little"))
             else:
                 self._inbox.append(kind)
 

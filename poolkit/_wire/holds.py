@@ -159,11 +159,6 @@ def _after_fork_in_child() -> None:
     _pins.clear()
 
 
-def has_pins() -> bool:
-    """Whether a forked child may see blocks."""
-    return bool(_pins)
-
-
 def release_pins() -> bool:
     """Let go of what children saw that are gone; whether any is left."""
     if not _looking.locked():  # else somebody looks: maybe this thread, below a signal handler or a finalizer

@@ -4,7 +4,7 @@ Owner to worker, on the worker's link      FRAME_TO_WORKER header + payload
     BOOT    payload: pickled dict, see `_child/boot.py`      first frame, once
     CALLS   `count` calls, each CALL header + name + fn + body; one token a call was added before
     DROP    what stands before it was reclaimed: drop the rest of it and say DRAINED
-    FORGET  payload: the number of a region that is gone in the owner; it says so on the passage, too
+    FORGET  payload: the number of a region that is gone in the owner
     STOP    leave
 Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     READY        booted and initialised; the task field holds the process id

@@ -4,8 +4,8 @@
 
 Memory without a name is handed over by its descriptor, before the first frame that refers to it. The reader maps it
 once, closes the descriptor, and keeps the mapping until its writer says that the segment is gone, which comes along
-with the next descriptor: by then its memory was given back. A region is kept by a worker until the owner says that it
-is gone, with a frame that has it look; an owner takes one out for each parcel that refers to it.
+with the next descriptor: by then its memory was given back. A region is kept by a worker until a frame on the link says
+that it is gone; an owner takes one out for each parcel that refers to it.
 
 Sending never blocks, as the other side reads only when it meets a number that it does not know. What has no room is
 kept by the owner for `flush`, and an error for a worker, which has a task to tell. A reader without room for
@@ -85,12 +85,10 @@ class Passage:
         told.update(number for number in news if not (self._waits and number & REGION))
 
     def forget(self, number: int) -> bool:
-        """Say that a region is gone here; whether the other side was told of it before."""
-        if number not in self._told:
-            return False
+        """A region is gone here; whether the other side was told of it, and is to let go of it."""
+        was_told = number in self._told
         self._told.discard(number)
-        self._post(_GONE, [number], [])
-        return True
+        return was_told
 
     def _post(self, kind: int, numbers: list[int], fds: list[int]) -> None:
         """Send records, or keep them for `flush`; on a worker's side, raise OSError."""
@@ -173,21 +171,19 @@ class Passage:
         except (EOFError, OSError):
             return
 
-    def take_in(self, number: int) -> None:
-        """Let go of a region of which the other side says that it is gone. Blocks until that has come."""
+    def let_go(self, number: int) -> None:
+        """Let go of a region that is gone on the other side, which told of it before. Blocks until it has come."""
         try:
-            while True:
-                kind, numbers = self._receive()
-                if kind == _GONE and number in numbers:
-                    return
-        except OSError:  # no room for what comes before it: then with that
-            return
+            self.region(number).kept = None
+            del self._regions[number]
+        except OSError:  # no room for it, or for what comes before it
+            self._owed.setdefault(number, []).append(0)
 
-    def _receive(self, flags: int = 0) -> tuple[int, list[int]]:
+    def _receive(self, flags: int = 0) -> None:
         """Take in one record; raises OSError, and leaves it there, while there is no room for its descriptors."""
         fds = array.array("i")
         try:
-            return self._take(fds, flags)
+            self._take(fds, flags)
         except struct.error as exc:  # its end, or nonsense
             self.is_broken = True
             raise EOFError from exc
@@ -195,7 +191,7 @@ class Passage:
             for fd in fds:
                 os.close(fd)
 
-    def _take(self, fds: array.array[int], flags: int) -> tuple[int, list[int]]:
+    def _take(self, fds: array.array[int], flags: int) -> None:
         most = _HEAD.size + 8 * _MOST if _PEEK else _HEAD.size
         try:
             data, ancillary, _, _ = self._socket.recvmsg(most, _ROOM, flags | _PEEK | _CLOEXEC)
@@ -213,20 +209,13 @@ class Passage:
             raise OSError(errno.EMFILE, "shared memory could not be received") if _PEEK else EOFError
         if _PEEK:
             self._socket.recv(_HEAD.size + 8 * count)
-        if kind == _GONE:
-            self._let_go(numbers)
-        else:
-            for number in numbers:
-                self._keep(number, fds.pop(0))
-        return kind, numbers
-
-    def _let_go(self, numbers: list[int]) -> None:
         for number in numbers:
-            self._maps.pop(number, None)
-            self._owed.pop(number, None)
-            region = self._regions.pop(number, None)
-            if region is not None:
-                region.kept = None
+            if kind == _HERE:
+                self._keep(number, fds.pop(0))
+            else:
+                self._maps.pop(number, None)
+                self._regions.pop(number, None)
+                self._owed.pop(number, None)
 
     def _keep(self, number: int, fd: int) -> None:
         if not _CLOEXEC:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+from functools import partial
 
 from poolkit._wire.buffers import Found, Parts
 
@@ -147,42 +148,33 @@ class ClassKeepingUnpickler(pickle.Unpickler):
     from the copy: methods would from now on see the copied globals of the worker, and class attributes its values.
     """
 
+    def __init__(self, file: io.BytesIO, buffers: Iterable[Any] = ()) -> None:
+        super().__init__(file, buffers=buffers)
+        self._kept_classes: set[type] = set()  # owner: the thread that calls load()
+
     def find_class(self, module_name: str, name: str) -> Any:
         """Return the global, with the makers of by-value classes guarded."""
         found = super().find_class(module_name, name)
         if module_name == "cloudpickle.cloudpickle":
+            # The guards stand in the unpickler's memo: they must not hold it, or a result would live in that cycle.
             if name in ("_make_skeleton_class", "_make_skeleton_enum"):
-                return self._guarded_maker(found)
+                return partial(_make_or_keep, found, self._kept_classes)
             if name == "_class_setstate":
-                return self._guarded_setter(found)
+                return partial(_set_or_keep, found, self._kept_classes)
         return found
 
-    # The guards stand in the unpickler's memo: they must not hold the unpickler, or a result would live in that cycle.
 
-    def _guarded_maker(self, make: Callable[..., type]) -> Callable[..., type]:
-        # cloudpickle's table of the classes that it has met, in either direction. Should a later version rename it,
-        # nothing is known, and classes are overwritten again: its own behaviour.
-        known = getattr(sys.modules["cloudpickle.cloudpickle"], "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
-        kept = self._kept_classes
+def _make_or_keep(make: Callable[..., type], kept: set[type], *args: Any) -> type:
+    # cloudpickle's table of the classes that it has met, in either direction. Should a later version rename it,
+    # nothing is known, and classes are overwritten again: its own behaviour.
+    known = getattr(sys.modules["cloudpickle.cloudpickle"], "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
+    tracker_id = args[-2]
+    mine: type | None = known.get(tracker_id)
+    if mine is None:
+        return make(*args)
+    kept.add(mine)
+    return mine
 
-        def make_or_keep(*args: Any) -> type:
-            tracker_id = args[-2]
-            mine: type | None = known.get(tracker_id)
-            if mine is None:
-                return make(*args)
-            kept.add(mine)
-            return mine
 
-        return make_or_keep
-
-    def _guarded_setter(self, set_state: Callable[[type, object], type]) -> Callable[[type, object], type]:
-        kept = self._kept_classes
-
-        def set_or_keep(made: type, state: object) -> type:
-            return made if made in kept else set_state(made, state)
-
-        return set_or_keep
-
-    def __init__(self, file: io.BytesIO, buffers: Iterable[Any] = ()) -> None:
-        super().__init__(file, buffers=buffers)
-        self._kept_classes: set[type] = set()  # owner: the thread that calls load()
+def _set_or_keep(set_state: Callable[[type, object], type], kept: set[type], made: type, state: object) -> type:
+    return made if made in kept else set_state(made, state)

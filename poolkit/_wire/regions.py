@@ -14,6 +14,7 @@ import pickle
 import sys
 from _weakref import ref  # the module weakref would be one more import in every worker
 from collections.abc import Callable
+from functools import partial
 
 from poolkit import _os
 from poolkit._wire import buffers
@@ -55,8 +56,7 @@ class Region:
         self.is_unlinked = False  # no further handle is passed on
         self.kept: Any = None
         buffers.regions_in_use = True
-        known = _regions[number] = _Known(self, _forget_region)
-        known.number = number
+        _regions[number] = ref(self, partial(_forget_region, number))
 
     @classmethod
     def create(cls, nbytes: int) -> Region:
@@ -103,19 +103,12 @@ def _reserved(make: Callable[[int], int], nbytes: int) -> int:
     return fd
 
 
-class _Known(ref):  # type: ignore[type-arg]
-    """A reference to a region that knows its number."""
-
-    __slots__ = ("number",)
-    number: int
+def _forget_region(number: int, known: ref[Region]) -> None:
+    if _regions.get(number) is known:
+        _regions.pop(number, None)
 
 
-def _forget_region(known: _Known) -> None:
-    if _regions.get(known.number) is known:
-        _regions.pop(known.number, None)
-
-
-_regions: dict[int, _Known] = {}  # one atomic operation at a time, from any thread
+_regions: dict[int, ref[Region]] = {}  # one atomic operation at a time, from any thread
 
 
 def known_region(number: int) -> Region | None:

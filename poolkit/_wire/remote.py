@@ -168,21 +168,22 @@ class _Graph:
 class _Receiver:
     """The receiver's half. Local to one call."""
 
-    __slots__ = ("_made", "_making", "_records", "_replaced")
+    __slots__ = ("_made", "_making", "_records")
 
     def __init__(self, records: list[_Record]) -> None:
         self._records = records
         self._made: list[BaseException | None] = [None] * len(records)
         self._making: set[int] = set()
-        self._replaced: set[int] = set()
 
     def run(self) -> BaseException:
         # what an exception is made of was numbered after it, so going backwards seldom has to recurse
         for index in reversed(range(len(self._records))):
             self._get(index)
         for index, record in enumerate(self._records):
-            self._set_state(index)
-            _hang_on(self._get(index), record, self._at(record.cause), self._at(record.context))
+            error = self._get(index)
+            if record.state is not None:
+                self._set_state(error, record.state)
+            _hang_on(error, record, self._at(record.cause), self._at(record.context))
         return self._get(0)
 
     def _at(self, index: int | None) -> BaseException | None:
@@ -206,19 +207,16 @@ class _Receiver:
                 return _make(self._loads(record.makers))
             except BaseException as failure:  # noqa: BLE001 -- whatever a user's class does
                 reason = _describe(failure)
-        self._replaced.add(index)
+        self._records[index] = record._replace(state=None)
         return _stand_in(record, reason)
 
-    def _set_state(self, index: int) -> None:
-        packed = self._records[index].state
-        if packed is None or index in self._replaced:
-            return
+    def _set_state(self, error: BaseException, packed: bytes) -> None:
         try:
             state = self._loads(packed)
         except BaseException:  # noqa: BLE001 -- an attribute's class is missing here; the exception itself stands
             return
         for name, value in state.items():
-            _set(self._get(index), name, value)
+            _set(error, name, value)
 
     def _loads(self, packed: bytes) -> Any:
         return loads_numbered(packed, self._get)

@@ -16,13 +16,7 @@ from poolkit import _os
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
-    from typing import Protocol
-
-    class Poller(Protocol):
-        """What is waited on."""
-
-        def poll(self, timeout: float | None = None) -> object:
-            """True in a condition when there is something to read; waits for `timeout` milliseconds, None: for ever."""
+    from select import poll
 
 
 SPIN = 100e-6 if "spinning" not in _os.SWITCHED_OFF else 0.0  # seconds
@@ -51,7 +45,7 @@ class Spin:
         """It took a sleep, after so many seconds in all."""
         self._in_vain = 0 if seconds < WORTH else self._in_vain + 1
 
-    def wait(self, poller: Poller, seconds: float | None = None) -> None:
+    def wait(self, poller: poll, seconds: float | None = None) -> None:
         """Return when there is something to read, or after about so many seconds. Blocks."""
         started = time.monotonic()
         end = started + self.seconds

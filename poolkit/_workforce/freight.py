@@ -18,6 +18,7 @@ import time
 from _weakref import ref
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,11 @@ from poolkit._core.workforce import AnyTask
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
 from poolkit._wire.buffers import PLAIN, found_from
-from poolkit._wire.holds import has_pins, release_pins
+from poolkit._wire.holds import release_pins
 from poolkit._wire.messages import FLAG_COPIES, FLAG_PARCEL
 from poolkit._wire.parcels import Arrived, Parcel, pack
 from poolkit._wire.passage import Passage
-from poolkit._wire.regions import Region
+from poolkit._wire.regions import Region, known_region
 from poolkit._workforce.logs import log
 
 if TYPE_CHECKING:
@@ -148,8 +149,7 @@ class Freight:
         member.waybill.add(place, parcel)
         parcel.hand_over(member.passage, self.arena)
         for region in parcel.regions:
-            if region.number not in self._watched:
-                self._watched[region.number] = ref(region, self._region_gone(region.number))
+            self._watch(region)
         self.sent += parcel.nbytes
         self.flush(member.passage)
         return parcel.body, flags
@@ -160,12 +160,25 @@ class Freight:
             self.due_at = 0.0
             self.wake()
 
-    def _region_gone(self, number: int) -> Callable[[ref[Region]], None]:
-        def forget(_: ref[Region]) -> None:
-            self._watched.pop(number, None)
-            self.gone(number)
+    def _watch(self, region: Region) -> None:
+        known = self._watched.get(region.number)
+        if known is None or known() is None:
+            self._watched[region.number] = ref(region, partial(self._region_gone, region.number))
 
-        return forget
+    def _region_gone(self, number: int, known: ref[Region]) -> None:
+        if self._watched.get(number) is known:
+            self._watched.pop(number, None)
+        self.gone(number)
+
+    def is_gone(self, number: int) -> bool:
+        """Whether a region that was gone still is: a worker that kept a handle may have sent it back, to be used again.
+
+        Then it is not said, as a call may have been sent that needs what the worker has; but when it is gone again.
+        """
+        region = known_region(number)
+        if region is not None:
+            self._watch(region)
+        return region is None
 
     # ===== in =====
 
@@ -202,8 +215,7 @@ class Freight:
         """Do what is due now and then: send what sockets had no room for, give back what is idle. Under the lock."""
         if self._dying:
             self._look_at_dying()
-        if self._pins_at is not None or has_pins():
-            self._pins_at = time.monotonic() + LOOK_AT_CHILDREN if release_pins() else None
+        self._pins_at = time.monotonic() + LOOK_AT_CHILDREN if release_pins() else None
         if self.due_at is not None:
             self.due_at = None
             for member in members:

@@ -350,11 +350,12 @@ class ProcessWorkforce(DrivenWorkforce):
     def _forget_region(self, number: int, _reports: Reports) -> None:
         """A region is gone here: workers that were told of it are to let go of it."""
         with self._lock:
+            if not self.freight.is_gone(number):
+                return
             for member in self._members.values():
                 if member.passage is not None and member.passage.forget(number):
                     payload = number.to_bytes(8, "little")
                     self._write(member, [messages.FRAME_TO_WORKER.pack(messages.FORGET, 0, 8), payload])
-                    self.freight.flush(member.passage)
 
     def _writable(self, member: Member, _events: int, _reports: Reports) -> None:
         with self._lock:

@@ -20,6 +20,7 @@ from poolkit import _os, shared
 from poolkit._wire import codec, holds, passage
 from poolkit._wire.parcels import Arrived, Parcel
 from poolkit._wire.regions import Region, known_region
+from poolkit._workforce.freight import Freight
 
 
 @pytest.fixture
@@ -303,6 +304,43 @@ def test_what_no_parcel_looks_like_breaks_the_link_and_nothing_else(ends: Pair) 
     assert ends.arena.lent()[0] == 1
 
 
+@pytest.mark.skipif(not passage._PEEK, reason="the link ends")
+def test_a_region_that_is_gone_is_let_go_of_whether_or_not_it_was_taken_in(ends: Pair) -> None:
+    taken, unread, no_room = (Region.create(10) for _ in range(3))
+    for region in (taken, unread, no_room):
+        ends.out.tell([], [region], ends.arena)
+        assert ends.out.forget(region.number)
+        assert not ends.out.forget(region.number)
+    assert ends.into.region(taken.number) is taken
+    taken.kept = "an object"
+    ends.into.let_go(taken.number)
+    assert taken.kept is None
+    ends.into.let_go(unread.number)
+    with no_room_for_descriptors():
+        ends.into.let_go(no_room.number)
+    ends.out.tell([], [no_room], ends.arena)  # somebody has it again
+    assert ends.into.region(no_room.number) is no_room
+    assert list(ends.into._regions) == [no_room.number]
+    assert not ends.into._owed
+
+
+def test_a_region_that_came_back_is_not_said_to_be_gone_before_it_is_gone_again() -> None:
+    """From a worker that kept a handle: a call may be on its way that needs what the worker has."""
+    freight, gone = Freight(65_536, "pool"), []
+    freight.gone = gone.append
+    region = Region.create(10)
+    number, fd = region.number, os.dup(region.fd)
+    freight._watch(region)
+    del region
+    assert gone == [number]
+    region = Region(fd, number, 10)
+    assert not freight.is_gone(number)
+    del region
+    assert gone == [number, number]
+    assert freight.is_gone(number)
+    freight.close()
+
+
 def test_nobody_finds_a_region_whose_descriptor_is_being_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As another thread would that takes in a handle on the same one."""
     region = Region.create(10)
@@ -371,7 +409,7 @@ def test_an_interrupt_while_children_are_looked_for_lets_go_of_nothing(monkeypat
     monkeypatch.setattr(holds, "_pins", [(ours, [])])
 
     def interrupt(_fd: int, _count: int) -> bytes:
-        assert holds.has_pins()
+        assert holds._pins
         assert holds.release_pins()
         raise KeyboardInterrupt
 
@@ -391,7 +429,7 @@ def test_without_views_a_fork_costs_no_descriptor(ends: Pair) -> None:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    assert not holds.has_pins()
+    assert not holds._pins
 
 
 def test_arrow_buffers_are_views_too(ends: Pair) -> None:
