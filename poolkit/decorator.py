@@ -19,7 +19,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from poolkit._child.chunk import run_chunk
 from poolkit._child.loop import run_here
-from poolkit._core.options import CallOptions
+from poolkit._core.options import UNSET, CallOptions
 from poolkit._wire.pickles import SCRIPTS
 from poolkit._workforce.settings import KINDS
 from poolkit.context import current_task
@@ -312,24 +312,32 @@ def offload(
     kind: str = ...,
     pool: Pool | PoolView | None = ...,
 ) -> Callable[[Callable[P, T]], Offloaded[P, T]]: ...
-def offload(
+def offload(  # noqa: PLR0913 -- the contract
     fn: Callable[..., Any] | None = None,
     /,
     *,
+    timeout: float | None = UNSET,
+    queue_timeout: float | None = UNSET,
+    deadline: float | None = UNSET,
+    memory_limit: float | None = UNSET,
+    priority: int = UNSET,
+    retries: int = UNSET,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
+    block: bool = UNSET,
+    name: str | None = UNSET,
     kind: str = "process",
     pool: Pool | PoolView | None = None,
-    **given: Any,
 ) -> Any:
     """Make the calls of a function run on a pool, and return a `Task`.
 
     They run on `pool`, else on the innermost `with use_pool(pool):`, else on the default pool of `kind`. The options
-    are those of `Pool.options`: `timeout`, `queue_timeout`, `deadline`, `memory_limit`, `priority`, `retries`,
-    `retry_on`, `block` and `name`. The decorated function keeps `.local(...)`, which runs here, `.map(...)` and
+    are those of `Pool.options`. The decorated function keeps `.local(...)`, which runs here, `.map(...)` and
     `.options(...)(...)`. Works on methods too.
 
     Raises:
         TypeError, ValueError: an option has no sense.
     """
+    given = {option: value for option, value in locals().items() if option in CallOptions.NAMES and value is not UNSET}
 
     def decorate(function: Callable[..., Any]) -> Any:
         if not callable(function) and not isinstance(function, (classmethod, staticmethod)):

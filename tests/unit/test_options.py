@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 import pytest
 
+import poolkit
 from poolkit._core import options
 from poolkit._core.options import UNSET, CallOptions
 
@@ -110,3 +112,8 @@ def test_each_option_is_checked(option: str, value: Any, error: type[Exception])
     """With its own name in the message."""
     with pytest.raises(error, match=option):
         CallOptions().changed(**{option: value})
+
+
+@pytest.mark.parametrize("taker", [poolkit.Pool.options, poolkit.offload], ids=["Pool.options", "offload"])
+def test_whoever_asks_for_help_sees_every_option(taker: Any) -> None:
+    assert {*CallOptions.NAMES} <= inspect.signature(taker).parameters.keys()
