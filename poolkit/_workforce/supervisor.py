@@ -197,14 +197,15 @@ class Supervisor(Desk):
         if self._thread is None:
             self._start_thread()
         scheduler = self._scheduler
+        boots, counted = 0, False
 
-        def step(now: float) -> int:
+        def step(now: float) -> None:
+            nonlocal boots, counted
             scheduler.check_open("warm up")
             scheduler.warm_up(now)
+            boots = scheduler.boots_failed
             scheduler.roster.warming += 1
-            return scheduler.boots_failed
-
-        boots = self._decide(step)
+            counted = True
 
         def over() -> bool:
             roster = scheduler.roster
@@ -215,12 +216,15 @@ class Supervisor(Desk):
                 or scheduler.boots_failed > boots
             )
 
-        with self._lock:
-            try:
+        try:
+            self._decide(step)
+            with self._lock:
                 self._reader.relinquish()
                 up = self._changed.wait_for(over, timeout)
-            finally:
-                scheduler.roster.warming -= 1
+        finally:
+            with self._lock:
+                scheduler.roster.warming -= counted
+        with self._lock:
             if not up:
                 msg = f"{scheduler.roster.ready_count()} of {scheduler.roster.size} workers are up after {timeout} s"
                 raise WaitTimeout(msg)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import threading
+from typing import Any
 
 import pytest
 
+from poolkit import Pool
 from poolkit._workforce.desk import publishing
 from poolkit.outcome import Outcome
 from poolkit.task import Task
@@ -98,6 +100,22 @@ def test_warm_up_keeps_idle_workers_until_all_are_up() -> None:
         roster.warming -= 1
         pool.advance(10)
         assert roster.counted == 0
+
+
+def test_an_interrupted_warm_up_keeps_no_idle_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come the moment after it was counted as waiting."""
+    with Pool(1, kind="thread") as pool:
+        decide = pool._supervisor._decide
+
+        def interrupted(step: Any) -> None:
+            decide(step)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pool._supervisor, "_decide", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pool.warm_up()
+        assert pool._supervisor._scheduler.roster.warming == 0
 
 
 def test_what_an_argument_does_when_it_is_dropped_counts_as_done_in_a_callback() -> None:
