@@ -62,38 +62,6 @@ def send_order(to: _socket.socket, order: bytes, fds: Sequence[int]) -> int:
     return to.sendmsg([order], attached, _NO_SIGNAL)
 
 
-def own_path() -> list[str]:
-    """Where this interpreter looks for modules."""
-    entries: list[object] = [*sys.path]
-    return [str(path) for path in entries if isinstance(path, str)]  # marshal takes no subclasses
-
-
-def search_path() -> tuple[str, ...]:
-    """Where a new interpreter is to look for modules, this package included."""
-    paths = own_path()
-    home = os.path.realpath(os.path.join(__file__, "..", "..", ".."))  # noqa: PTH118 -- importing pathlib takes 6 ms
-    if home not in paths:
-        paths.append(home)
-    return tuple(paths)
-
-
-def interpreter() -> tuple[str, ...]:
-    """The interpreter and its flags.
-
-    Raises:
-        RuntimeError: there is none.
-    """
-    if not sys.executable:
-        msg = "poolkit cannot start worker processes: sys.executable is empty, as in an embedded interpreter"
-        raise RuntimeError(msg)
-    flags: list[str] = []
-    if len(sys.orig_argv) > 1 and sys.orig_argv[1].startswith("-") and sys.orig_argv[1] not in {"-c", "-m"}:
-        import subprocess  # noqa: PLC0415 -- what was set by variables comes with the environment
-
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-    return (sys.executable, *flags)
-
-
 def execute(theirs: _socket.socket, ours: _socket.socket, start: Start) -> int:
     """Start a template process; returns its number. FORKING is held.
 

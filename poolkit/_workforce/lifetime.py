@@ -19,32 +19,46 @@ from poolkit._workforce.launch import FORKING
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
-    from poolkit._workforce.supervisor import Supervisor
+    class Lasting(Protocol):
+        """A pool, as far as its lifetime goes; see `Supervisor`, which imports this file."""
 
-_live: weakref.WeakSet[Supervisor] = weakref.WeakSet()  # those with anything to release
+        def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
+            """End."""
+
+        def hold(self) -> None:
+            """Be between two steps until `let_go`."""
+
+        def let_go(self) -> None:
+            """Go on, in the parent of a fork."""
+
+        def after_fork_in_child(self) -> None:
+            """Be a copy in a forked child."""
+
+
+_live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
 _live_lock = threading.RLock()  # re-entrant for finalizers that a collection runs while it is held
 
 
-def begin(pool: Supervisor) -> None:
+def begin(pool: Lasting) -> None:
     """From now on `pool` is told of forks and of the end."""
     with _live_lock:
         _live.add(pool)
 
 
-def end(pool: Supervisor) -> None:
+def end(pool: Lasting) -> None:
     """`pool` has nothing to release any more."""
     with _live_lock:
         _live.discard(pool)
 
 
-def _all_live() -> list[Supervisor]:
+def _all_live() -> list[Lasting]:
     with _live_lock:
         return sorted(_live, key=id)
 
 
-def _finish(pool: Supervisor) -> None:
+def _finish(pool: Lasting) -> None:
     """Finish what was accepted, as the standard library's executors do. Blocks."""
     pool.shutdown(wait=True, cancel_queued=False, kill=False, timeout=None)
 
@@ -65,7 +79,7 @@ def _finish_all() -> None:
             templates.end_all(nursery.END_GRACE)
 
 
-_held: list[Supervisor] = []  # guarded by: FORKING
+_held: list[Lasting] = []  # guarded by: FORKING
 
 
 def _before_fork() -> None:

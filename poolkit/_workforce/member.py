@@ -20,8 +20,7 @@ from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
 from poolkit._wire.passage import Passage
 from poolkit._workforce.freight import Freight, Waybill
-from poolkit._workforce.launch import own_path
-from poolkit._workforce.likeness import volatile_env
+from poolkit._workforce.likeness import own_path, volatile_env
 from poolkit._workforce.logs import log_levels
 from poolkit._workforce.settings import PoolSettings
 
