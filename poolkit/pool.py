@@ -103,6 +103,7 @@ class Pool(Face):
             # The hooks of forks, before anything is there that a forked child must not have; not for threads.
             from poolkit._workforce import lifetime, templates  # noqa: F401, PLC0415
 
+            settings.share_cpus()
             templates.prepare(settings)
         # While the template process starts, all the rest is imported.
         from poolkit._workforce.build import build  # noqa: PLC0415 -- see above

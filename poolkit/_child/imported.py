@@ -43,7 +43,8 @@ class _Watch:
             spec: ModuleSpec | None = None if finder is self or find is None else find(name, path, target)
             if spec is not None:
                 loader: Any = self
-                self._loader, spec.loader = spec.loader, loader
+                if spec.loader is not loader:  # a finder may have handed out the same one before
+                    self._loader, spec.loader = spec.loader, loader
                 return spec
         return None
 

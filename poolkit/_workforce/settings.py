@@ -30,7 +30,7 @@ _THREAD_VARIABLES = (
 
 
 class PoolSettings:
-    """What a workforce is made from. Never changed once made, but for the shares, which are counted when asked for."""
+    """What a workforce is made from. Never changed once the pool is made."""
 
     def __init__(  # noqa: PLR0913, PLR0917 -- what the pool was given
         self,
@@ -77,13 +77,16 @@ class PoolSettings:
         self.preload = tuple(preload)
         self.env: Mapping[str, str] = variables
         self.shm_threshold = checks.whole_or_none("shm_threshold", shm_threshold)
+        self.shares: Mapping[str, str] = {}  # variables for workers that are processes; see `share_cpus`
         self._size = size
 
-    @functools.cached_property
-    def shares(self) -> dict[str, str]:
-        """A fair share of the CPUs for libraries that make threads, unless the environment says something else."""
+    def share_cpus(self) -> None:
+        """Give libraries that make threads a fair share of the CPUs, unless the environment says something else.
+
+        For processes alone, as to count CPUs takes longer than all the rest; before anything reads the settings.
+        """
         share = str(max(1, _os.usable_cpus() // self._size))
-        return {name: share for name in _THREAD_VARIABLES if name not in os.environ and name not in self.env}
+        self.shares = {name: share for name in _THREAD_VARIABLES if name not in os.environ and name not in self.env}
 
     def bound_initializer(self) -> Callable[[], object] | None:
         """The initializer with its arguments."""

@@ -220,17 +220,16 @@ class Supervisor(Desk):
             self._decide(step)
             with self._lock:
                 self._reader.relinquish()
-                up = self._changed.wait_for(over, timeout)
+                if not self._changed.wait_for(over, timeout):
+                    ready, size = scheduler.roster.ready_count(), scheduler.roster.size
+                    msg = f"{ready} of {size} workers are up after {timeout} s"
+                    raise WaitTimeout(msg)
+                scheduler.check_open("warm up")
+                if scheduler.boots_failed > boots and scheduler.last_boot_error is not None:
+                    raise scheduler.last_boot_error
         finally:
             with self._lock:
                 scheduler.roster.warming -= counted
-        with self._lock:
-            if not up:
-                msg = f"{scheduler.roster.ready_count()} of {scheduler.roster.size} workers are up after {timeout} s"
-                raise WaitTimeout(msg)
-            scheduler.check_open("warm up")
-            if scheduler.boots_failed > boots and scheduler.last_boot_error is not None:
-                raise scheduler.last_boot_error
 
     def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
         """Accept nothing more, and end; see `Pool.shutdown`."""

@@ -147,6 +147,14 @@ def test_numerical_libraries_get_their_share_of_the_cpus(make_pool, monkeypatch)
 
 
 @pytest.mark.needs("process")
+def test_the_share_is_that_of_the_moment_when_the_pool_is_made(make_pool, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    pool = make_pool(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    assert pool.submit(work.environment, "OMP_NUM_THREADS").result() == str(_os.usable_cpus())
+
+
+@pytest.mark.needs("process")
 @pytest.mark.one_start_method
 def test_the_environment_decides_on_the_share_before_the_pool_does(make_pool, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

@@ -230,3 +230,21 @@ pool.shutdown()
 """
     )
     assert lines == ["closed True", "1"]
+
+
+def test_a_pool_of_forks_is_made_while_another_starts() -> None:
+    """The supervisor of that one may hold any lock at that moment, but none that its copy in the fork would want."""
+    lines = run(
+        """
+        import poolkit
+
+        for _ in range(40):
+            with poolkit.Pool(1) as one:
+                first = one.submit(abs, -1)
+                with poolkit.Pool(1, start_method="fork") as other:
+                    assert other.submit(abs, -2).result(10) == 2
+                assert first.result() == 1
+        print("whole")
+        """
+    )
+    assert lines == ["whole"]

@@ -38,6 +38,24 @@ def test_finders_of_the_old_kind_are_passed_by() -> None:
     run("class Old:\n def find_module(self, *_): return None\nsys.meta_path.insert(0, Old())")
 
 
+def test_a_finder_may_hand_out_the_same_spec_twice() -> None:
+    script = """
+import importlib.machinery, importlib.util, sys
+from poolkit._child.imported import when_imported
+spec = importlib.machinery.PathFinder.find_spec("colorsys")
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        return spec if name == "colorsys" else None
+sys.meta_path.insert(0, Finder())
+calls = []
+when_imported("colorsys", calls.append)
+assert importlib.util.find_spec("colorsys") is spec
+import colorsys
+assert calls == [colorsys]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_the_key_is_set_when_the_module_is_there() -> None:
     run("import multiprocessing.process")
 
