@@ -302,7 +302,9 @@ def _cgroup_quota(root: str = CGROUPS, proc: str = "/proc") -> float | None:
 
     A group's limit holds for all below it, so the least one on the way up counts.
     """
-    folders = [folder for hierarchy in control_groups("cpu", root, proc) for folder in hierarchy]
+    # The root's, too, should this process be in none that is listed: what imitates a kernel does not list all.
+    hierarchies = [*control_groups("cpu", root, proc), [root], [f"{root}/cpu"]]
+    folders = {folder: None for hierarchy in hierarchies for folder in hierarchy}
     quotas = [_quota_in(read_text(f"{folder}/cpu.max")) for folder in folders]
     quotas += [
         _quota_in(" ".join(read_text(f"{folder}/cpu.cfs_{it}_us") for it in ("quota", "period"))) for folder in folders

@@ -82,7 +82,7 @@ class Found(list):  # type: ignore[type-arg]
         self.regions = ()
         self._stand_ins = None
 
-    def may_name(self, name: bytes, parts: Parts) -> bool:
+    def may_name(self, name: bytes, parts: Iterable[Any]) -> bool:
         """Whether a name stands in a pickle; not looked for in large bytes, which are nobody's name."""
         return any(name in part for part in parts if not any(part is large for large in self.large))
 

@@ -124,6 +124,8 @@ class Arrived:
             self.nbytes = sum(entry[3] for entry in table if entry[0])
         except (struct.error, ValueError) as exc:
             raise EOFError from exc
+        if not self._parts:
+            raise EOFError
         if self.nbytes and not copies:
             watch(self, [part for part in self._parts if isinstance(part, Hold)])
 

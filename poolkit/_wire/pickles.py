@@ -76,10 +76,8 @@ def dumps_plainly(value: object, found: Found | None = None) -> Any:
             data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
             if found is None or not found.has_read_only:
                 return None if SCRIPT_MARK in data else data
-        parts = _dump(pickle.Pickler, value, found)
-        if found.may_name(SCRIPT_MARK, parts):
-            return None
-        return parts if found.large else b"".join(parts)
+        data = _dump(pickle.Pickler, value, found)
+        return None if found.may_name(SCRIPT_MARK, data if type(data) is Parts else [data]) else data
     except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
         return None
 
@@ -88,21 +86,24 @@ def dumps_by_value(value: object, mark: bytes = BY_VALUE, found: Found | None = 
     """Return the cloudpickle of `value` with `mark` behind it; whatever cloudpickle raises propagates."""
     import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
 
-    parts = _dump(cloudpickle.Pickler, value, found)
-    parts.append(mark)
-    return parts if found is not None and found.large else b"".join(parts)
+    return _dump(cloudpickle.Pickler, value, found, mark)
 
 
-def _dump(base: Any, value: object, found: Found | None) -> Parts:
-    """Pickle with a class of picklers; once more, with read-only arrays as writable ones, where there are any."""
-    parts = Parts()
+def _dump(base: Any, value: object, found: Found | None, mark: bytes = b"") -> Any:
+    """Pickle with a class of picklers; once more, with read-only arrays as writable ones, where there are any.
+
+    In parts only where large contents are known: they are kept as they are, all others are copied at once, as what is
+    pickled later may change them.
+    """
+    file: Any = Parts() if found is not None and found.large else io.BytesIO()
     if found is None or not found.has_read_only:
-        base(parts, protocol=PROTOCOL, buffer_callback=found).dump(value)
+        base(file, protocol=PROTOCOL, buffer_callback=found).dump(value)
     if found is not None and found.has_read_only:
         found.again()
-        parts.clear()
-        (_WritablePickler if base is pickle.Pickler else _writable(base))(parts, found).dump(value)
-    return parts
+        file = Parts() if found.large else io.BytesIO()
+        (_WritablePickler if base is pickle.Pickler else _writable(base))(file, found).dump(value)
+    file.write(mark)
+    return file if type(file) is Parts else file.getvalue()
 
 
 def _writable(base: Any) -> Any:

@@ -51,10 +51,9 @@ class FakePool(Pool):
         self._eager = mode == "eager"
         self._seed = seed
         self._check_pickle = check_pickle
-        for setting, default in (("max_workers", 1), ("name", "fake")):
-            if settings.get(setting) is None:
-                settings[setting] = default
-        super().__init__(**settings)
+        if settings.get("max_workers") is None:
+            settings["max_workers"] = 1
+        super().__init__(**{**settings, "name": settings.get("name") or "fake"})
         self._kind = "fake"
 
     def _build(self, settings: PoolSettings, limits: PoolLimits) -> FakeSupervisor:

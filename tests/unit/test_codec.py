@@ -198,6 +198,23 @@ def test_text_that_looks_like_main_is_harmless() -> None:
     assert (fn, args, kwargs) == (operator.eq, ("__main__",), {"k": b"__main__"})
 
 
+def test_what_is_pickled_later_does_not_tear_what_was_pickled_before() -> None:
+    """A pickler hands out large contents as they are, not a copy."""
+    content = bytearray(200_000)
+    tries: list[int] = []  # the lambda makes two of it
+
+    class Shrinks:
+        def __reduce__(self) -> Any:
+            if tries:
+                del content[100:]
+            tries.append(len(content))
+            return int, ()
+
+    found, zero, one = load_value(pack_value([content, Shrinks(), lambda: 1]))
+    assert (len(found), zero, one()) == (200_000, 0, 1)
+    assert tries == [200_000, 100]
+
+
 def test_modules_registered_by_value_are_not_pickled_by_name() -> None:
     """After cloudpickle.register_pickle_by_value, functions and results of the module travel whole."""
     module = sys.modules[__name__]

@@ -152,14 +152,14 @@ def test_a_page_is_zeroed_and_has_no_name(linux: bool, monkeypatch: pytest.Monke
 # ===== facts =====
 
 
-def quota(tmp_path: Path, files: dict[str, str]) -> float | None:
+def quota(tmp_path: Path, files: dict[str, str], listed: str = "1:cpuacct,cpu:/a/b\n0::/a/b\n") -> float | None:
     for name, text in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="ascii")
     proc = tmp_path / "proc"
     (proc / "self").mkdir(parents=True)
-    (proc / "self" / "cgroup").write_text("1:cpuacct,cpu:/a/b\n0::/a/b\n", encoding="ascii")
+    (proc / "self" / "cgroup").write_text(listed, encoding="ascii")
     return _os._cgroup_quota(str(tmp_path), str(proc))
 
 
@@ -179,6 +179,16 @@ def quota(tmp_path: Path, files: dict[str, str]) -> float | None:
 )
 def test_the_control_groups_quota(tmp_path: Path, files: dict[str, str], expected: float | None) -> None:
     assert quota(tmp_path, files) == expected
+
+
+@pytest.mark.parametrize("listed", ["", "4:memory:/x\n", "1:name=systemd:/\n"])
+@pytest.mark.parametrize(
+    "files",
+    [{"cpu.max": "150000 100000\n"}, {"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}],
+    ids=["version 2", "version 1"],
+)
+def test_the_roots_quota_counts_whatever_is_listed(tmp_path: Path, files: dict[str, str], listed: str) -> None:
+    assert quota(tmp_path, files, listed) == 1.5
 
 
 @pytest.mark.parametrize(("allowed", "expected"), [(None, 8), (2.0, 2), (0.3, 1), (100.0, 8), (2.6, 3)])
