@@ -264,7 +264,8 @@ class Supervisor(Desk):
 
     def is_open(self) -> bool:
         """Whether tasks are accepted."""
-        return not self._is_copy() and self._scheduler.phase is OPEN
+        # In this order: the finalizer of a pool that was ended asks, too, when modules have lost their globals.
+        return self._scheduler.phase is OPEN and not self._is_copy()
 
     def drop(self) -> None:
         """The pool object is gone: finish what was accepted, then end. From a finalizer, so without the lock."""

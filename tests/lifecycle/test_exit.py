@@ -57,6 +57,45 @@ def test_pending_work_of_a_pool_that_nobody_holds_is_finished_at_exit(tmp_path: 
     assert numbers(tmp_path / "notes") == list(range(40))
 
 
+@pytest.mark.parametrize("kind", ["process", "thread"])
+def test_default_pools_end_without_a_word(kind: str) -> None:
+    """They live until modules lose their globals."""
+    source = """
+        import sys
+        import poolkit
+
+        @poolkit.offload(kind=sys.argv[1])
+        def double(number):
+            return 2 * number
+
+        print(double(4).result())
+        """
+    assert run(source, kind) == ["8"]
+
+
+@pytest.mark.parametrize("holder", ["sys", "sys.modules['__main__']"])
+def test_whatever_a_program_holds_ends_without_a_word(holder: str) -> None:
+    source = """
+        import asyncio, sys
+        import poolkit
+        from poolkit.testing import FakePool
+
+        kept = eval(sys.argv[1]).kept = []
+        for pool in (poolkit.Pool(1), poolkit.Pool(1, kind="thread"), FakePool()):
+            buffer, view, shared = poolkit.SharedBuffer(100_000), pool.options(timeout=5), pool.broadcast([1])
+            results = pool.map(abs, range(1000))
+            kept += [pool, buffer, view, shared, results, next(results), pool.submit(bytes, 1 << 20).result()]
+            kept += [pool.submit(len, "ab"), pool.submit(len, shared)]
+
+            async def awaited():
+                return await pool.submit(abs, -1)
+
+            kept.append(asyncio.run(awaited()))
+        print("kept")
+        """
+    assert run(source, holder) == ["kept"]
+
+
 def test_what_pending_work_logs_is_told_at_exit() -> None:
     """With tasks that begin to log only then, when no thread may be started any more."""
     script = """
