@@ -22,6 +22,14 @@ def manual(max_workers: int = 1) -> FakePool:
     return FakePool("manual", max_workers=max_workers)
 
 
+def pool_of_slower_and_faster_calls() -> FakePool:
+    """Calls of `square` with 0, 1 and 2, at the same time, take 3, 2 and 1 seconds."""
+    pool = manual(3)
+    for number in range(3):
+        pool.when(work.square, number).takes(3 - number)
+    return pool
+
+
 # ===== concurrent.futures =====
 
 
@@ -36,18 +44,14 @@ def test_wait_with_a_timeout_lasts_so_long_on_the_virtual_clock() -> None:
 
 
 def test_wait_for_the_first_leaves_the_others() -> None:
-    pool = manual(3)
-    for number in range(3):
-        pool.when(work.square, number).takes(3 - number)
+    pool = pool_of_slower_and_faster_calls()
     tasks = [pool.submit(work.square, number) for number in range(3)]
     assert concurrent.futures.wait(tasks, return_when=FIRST_COMPLETED).done == {tasks[2]}
     assert pool.now == 1
 
 
 def test_as_completed_goes_by_the_virtual_clock() -> None:
-    pool = manual(3)
-    for number in range(3):
-        pool.when(work.square, number).takes(3 - number)
+    pool = pool_of_slower_and_faster_calls()
     tasks = [pool.submit(work.square, number) for number in range(3)]
     assert list(concurrent.futures.as_completed(tasks)) == tasks[::-1]
     tasks = [pool.submit(work.square, number) for number in range(3)]
