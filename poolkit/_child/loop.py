@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from poolkit._child.freight import Freight
 from poolkit._os import Tokens, resident_bytes, resident_shared_bytes
+from poolkit._os_processes import reap_adopted
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
 from poolkit._wire.link import FrameReader, Outbox
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from poolkit._wire.link import Frame
+
+
+REAP_EVERY = 256  # waits for calls; a task may leave a few programs behind, and no system has room for a million
 
 
 def run_call(
@@ -78,6 +82,7 @@ class Loop:
         self._poller.register(calls_fd, select.POLLIN)
         self._spin = Spin()
         self._pid = os.getpid()
+        self._waits = 0  # how often there was nothing to read
         self.measure_rss = False
 
     def receive_boot(self) -> bytes | bytearray:
@@ -115,6 +120,9 @@ class Loop:
         try:
             return self._reader.receive()
         except BlockingIOError:
+            self._waits += 1
+            if not self._waits % REAP_EVERY:
+                reap_adopted()
             arena = self.freight.arena
             if arena.idle_at is None:
                 self._spin.wait(self._poller)

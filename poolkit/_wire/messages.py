@@ -25,6 +25,7 @@ Nursery to owner, on a control socket      NOTICE records, then `nbytes` of payl
     EXITED          a worker ended: its wait status and peak memory
     FORK_FAILED     no process could be had: the status holds the errno
     PRELOAD_FAILED  payload: the pickled exception of the import
+    THREADED        payload: names of modules whose import has started threads
     REFUSED         too few descriptors are left to serve one more pool
     SIGNALLED       a SIGNAL order was carried out; an owner that hears nothing gives the template process up
 """
@@ -38,7 +39,7 @@ from collections.abc import Iterator
 BOOT, CALLS, DROP, STOP, FORGET = 1, 2, 3, 4, 5
 READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, PARCEL, LOG = 11, 12, 13, 14, 15, 16, 17, 18
 FORK, SIGNAL, OPEN = 21, 22, 23
-EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED, OPENED, REFUSED = 31, 32, 33, 34, 35, 36
+EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED, OPENED, REFUSED, THREADED = 31, 32, 33, 34, 35, 36, 37
 
 FRAME_TO_WORKER = struct.Struct("<BxxxIQ")  # kind, count, payload bytes
 FRAME_TO_OWNER = struct.Struct("<BxxxxxxxQddQQ")  # kind, task, started, ended, rss, payload bytes

@@ -3,7 +3,7 @@
 At exit the accepted work of each is finished, then the template processes end; one Ctrl-C ends that, for all of them.
 A fork waits until every pool is between two steps, so that the child sees a whole state, and there each copy is closed.
 Lock order: FORKING, each pool's lock, `_live_lock`.
-Guarded by: `_live_lock`: `_live`. By FORKING: `_held`.
+Guarded by: `_live_lock`: `_live`, `_registered`. By FORKING: `_held`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,18 @@ if TYPE_CHECKING:
 
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
+_registered = -1  # the process that is to finish the work of its pools at its end; guarded by: _live_lock
 _live_lock = threading.RLock()  # re-entrant for finalizers that a collection runs while it is held
 
 
 def begin(pool: Lasting) -> None:
     """From now on `pool` is told of forks and of the end."""
+    global _registered  # noqa: PLW0603 -- guarded by: _live_lock
     with _live_lock:
+        if _registered != os.getpid():  # a worker that was forked from a process with pools has forgotten what was
+            atexit.unregister(_finish_all)
+            atexit.register(_finish_all)
+            _registered = os.getpid()
         _live.add(pool)
 
 
@@ -110,6 +116,5 @@ def _after_fork_in_child() -> None:
     _live.clear()
 
 
-atexit.register(_finish_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -99,6 +99,7 @@ def boot_settings(
     """What a worker is told first, pickled; see `_child/boot.py`."""
     from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
 
+    me = process.current_process()
     try:
         cwd = os.getcwd()  # noqa: PTH109 -- a string is what travels
     except OSError:
@@ -108,7 +109,9 @@ def boot_settings(
             "sys_path": own_path(),
             "argv": list(sys.argv),
             "cwd": cwd,
-            "authkey": bytes(process.current_process().authkey),
+            "authkey": bytes(me.authkey),
+            "owner": os.getpid(),
+            "owner_name": me.name,
             "env": {**settings.shares, **volatile_env(), **settings.env},
             "measure_rss": measure_rss,
             "shm_threshold": shm_threshold,

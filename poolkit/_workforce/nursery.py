@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from poolkit._wire import messages
 from poolkit._workforce import launch, templates
 from poolkit._workforce.launch import socket_pair
+from poolkit._workforce.logs import log
 from poolkit._workforce.templates import ANSWER_GRACE, Template
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
@@ -169,6 +170,18 @@ class Nursery:
             self._unanswered.popleft()
         self._hangs = False
         self._opened = self._opened or kind == messages.OPENED
+
+    def warn_of_threads(self, names: str, *, is_forked: bool) -> None:
+        """Log that these modules have started threads in the template; once for each."""
+        if self._template.is_first_warning():
+            log.warning(
+                "preload: threads run since %s was imported, and a forked worker has none of them, while what they "
+                "hold stays locked there; %s; best leave that out of `preload`",
+                names,
+                "with start_method='fork' workers are forked all the same"
+                if is_forked
+                else "so each worker is a new interpreter, which imports it by itself",
+            )
 
     def close(self) -> None:
         """Let go of it: it kills this pool's workers. Blocks until it has, unless it imports and there are none.

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolkit import _os
+from poolkit import _os, _os_processes
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
 from poolkit._os_memory import OutOfMemory
 from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions: before a fork, or a lack of files
@@ -315,7 +315,8 @@ class ProcessWorkforce(DrivenWorkforce):
             nursery = self._nursery or self._start_nursery()
             theirs = self._connect(member)
         except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
-            reports.append(Died(member.id, hint=f"it could not be started: {exc!r}"))
+            what = str(exc) if isinstance(exc, RuntimeError) else repr(exc)  # which are our own words
+            reports.append(Died(member.id, hint=f"it could not be started: {what}"))
             return
         nursery.fork(member.id, theirs)
         if self._out_of_memory is None:
@@ -410,6 +411,8 @@ class ProcessWorkforce(DrivenWorkforce):
             if kind == messages.PRELOAD_FAILED:
                 error = codec.load_error(payload)
                 reports += [BootFailed(each, error) for each in list(self._members)[:1]]
+            elif kind == messages.THREADED:
+                self._nursery.warn_of_threads(payload.decode(), is_forked=self._settings.start_method == "fork")
             elif member is None:
                 continue
             elif kind == messages.EXITED:
@@ -447,8 +450,8 @@ class ProcessWorkforce(DrivenWorkforce):
                 continue
             if member.pid is not None:
                 # Its number was its own a moment ago, and numbers go round before they come again.
-                _os.kill_group(member.pid, signal.SIGKILL)
-            hint = f"the template process that forks the workers {how}, and they ended with it"
+                _os_processes.kill_group(member.pid, signal.SIGKILL)
+            hint = f"the workers ended with the template process that forks them, which {how}"
             self._died(member, reports, None if member.pid is None else "SIGKILL", pid=member.pid, hint=hint)
 
 
