@@ -85,8 +85,8 @@ def cannot_boot(death: Died) -> WorkerCrashed:
     hint = hint_for(death) if death.signal is not None else death.hint
     if death.signal is not None or death.exitcode is not None or not hint:  # else it was not even started
         hint = f"{hint}; {look}" if hint else look
-    ended = f" (pid {death.pid}) {how_it_died(death)}" if death.pid is not None else ""
-    text = f"{BOOT_FAILURES} workers in a row died before they were ready; the last one{ended or ' was not there yet'}; {hint}"
+    last = f"the last one (pid {death.pid}) {how_it_died(death)}; " if death.pid is not None else ""
+    text = f"{BOOT_FAILURES} workers in a row died before they were ready; {last}{hint}"
     return _worker_crashed(text, death, death.pid, hint)
 
 

@@ -18,7 +18,7 @@ Either way, beside the link, on the passage  records with descriptors: see `_wir
 Owner to nursery, on its root socket       ORDER records
     OPEN    a pool's control socket is attached, then the owner's standard output and error as the flags say
 Owner to nursery, on a control socket      ORDER records, FORK with descriptors attached
-    FORK    start a worker                  SIGNAL   send a signal to a worker, or to its whole group
+    FORK    start a worker                  SIGNAL   send a signal to a worker, or kill it with all that it started
 Nursery to owner, on its root socket       one byte, when it has imported what it was to: PREPARED or UNPREPARED
 Nursery to owner, on a control socket      NOTICE records, then `nbytes` of payload
     OPENED          an OPEN was carried out, so nothing is being imported any more
@@ -51,7 +51,7 @@ NOTICE = struct.Struct("<BxxxiQQQQ")  # kind, status, worker, pid, peak rss, pay
 FLAG_ANNOUNCE = 1  # say BEGUN
 FLAG_PARCEL = 2  # the body is a parcel
 FLAG_COPIES = 4  # of which the worker is to make copies, as the call may have to run again
-GROUP = 1  # flag of a SIGNAL: to the whole group
+GROUP = 1  # flag of a SIGNAL: kill the worker with its group and all that descends from it
 HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of an OPEN: which standard streams are open in the owner
 PREPARED, UNPREPARED = b"\1", b"\0"
 

@@ -85,7 +85,7 @@ class Nursery:
         self.flush()
 
     def signal(self, worker_id: int, number: int, *, group: bool, up: bool = True) -> None:
-        """Order a signal to a worker, or to its whole process group.
+        """Order a signal to a worker; `group`: SIGKILL to it, its process group, and all that it started.
 
         Where the worker is not up yet the template may be importing, and takes its time to answer.
         """
