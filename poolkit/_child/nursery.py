@@ -59,6 +59,8 @@ def main(root_fd: int, output: int, errors: int, start_method: str, preload: tup
 
     `output` and `errors` are the owner's streams, -1 where they are closed, to take the place of ours.
     """
+    with contextlib.suppress(OSError):  # it leads one, unless CPython 3.10 has started it by way of subprocess
+        os.setpgid(0, 0)
     os.set_inheritable(root_fd, False)  # a program started by a preloaded module would hide the owner's end
     _take_streams({1: output, 2: errors})
     nursery = Nursery(_socket.socket(fileno=root_fd), start_method)

@@ -130,6 +130,8 @@ def _spawn(told: int, said: int, fd: int, number: int, start: Start) -> int:
             raise
     import subprocess  # noqa: PLC0415 -- see above
 
+    # In older ones the template makes its group: a function to be called in the child would call our hooks for forks.
+    group: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {}
     copies = {stream: os.dup(stream) for stream in streams}
     try:
         process = subprocess.Popen(
@@ -140,7 +142,7 @@ def _spawn(told: int, said: int, fd: int, number: int, start: Start) -> int:
             pass_fds=[fd, *copies.values()],
             env=env,
             cwd=None if start.directory else "/",
-            **({"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}),
+            **group,
         )
     finally:
         for copy in copies.values():
