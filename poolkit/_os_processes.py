@@ -97,8 +97,24 @@ def _descendants(roots: Collection[int], spared: Collection[int]) -> set[int]:
     return found
 
 
-def count_threads() -> int:
-    """The threads of this process, those of C libraries included; where that cannot be known, those of Python."""
+def count_lasting_threads() -> int:
+    """Return how many threads are there after a fork of this process: libraries end theirs for that, if they can.
+
+    Those of C libraries included; where that cannot be known, those of Python. Forks only if there are several.
+    """
+    if _count_threads() > 1:
+        import warnings  # noqa: PLC0415 -- there only
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it has threads
+            pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    return _count_threads()
+
+
+def _count_threads() -> int:
     try:
         return len(os.listdir("/proc/self/task"))  # noqa: PTH208 -- see above
     except OSError:

@@ -146,7 +146,7 @@ class Nursery:
         threads = 1
         for name in preload:
             importlib.import_module(name)
-            if (count := _count_lasting_threads()) > threads:
+            if (count := _os_processes.count_lasting_threads()) > threads:
                 self._threaded.append(name)
                 threads = count
         self._generators = reseed.generators_in([name for name in sys.modules if name not in before] if preload else ())
@@ -398,17 +398,3 @@ class Nursery:
                 os.waitpid(pid, 0)
         if pids:
             self._kill_adopted()
-
-
-def _count_lasting_threads() -> int:
-    """Return how many threads are there after a fork of this process: libraries end theirs for that, if they can."""
-    if _os_processes.count_threads() > 1:
-        import warnings  # noqa: PLC0415 -- see above
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it has threads
-            pid = os.fork()
-        if not pid:
-            os._exit(0)
-        os.waitpid(pid, 0)
-    return _os_processes.count_threads()
