@@ -103,6 +103,7 @@ class _Frozen(Found):
 
     threshold = 0
     has_read_only = True  # ask `reduce`
+    is_loaded_once = False
 
     def reduce(self, array: Any) -> Any:
         """How an array is pickled, if it has no buffer."""

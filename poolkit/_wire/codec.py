@@ -76,7 +76,8 @@ def pack_call(
 
         if found is not None:
             found.again()
-        return pack_function(fn), dumps((args, kwargs), found)
+        body = dumps((args, kwargs), found)  # first, as it may forget what was found before
+        return pack_function(fn), body
     except Exception as error:
         from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
 

@@ -14,6 +14,8 @@ import functools
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from poolkit._wire import handover
+from poolkit._wire.buffers import Found
 from poolkit._wire.functions import scan_code
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.remote import type_name
@@ -126,7 +128,8 @@ class _Search:
         import cloudpickle  # noqa: PLC0415 -- loaded by now: it failed just before
 
         try:
-            cloudpickle.Pickler(_Nowhere(), protocol=PROTOCOL).dump(value)
+            with Found():  # a descriptor in it is handed over to nobody
+                handover.by_value_pickler(cloudpickle.Pickler)(_Nowhere(), protocol=PROTOCOL).dump(value)
         except self._caught as error:
             # its traceback would keep the frames of this search, and the values in them, alive
             return error.with_traceback(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 
+from poolkit._wire import handover
 from poolkit._wire.pickles import BY_VALUE, PROTOCOL, SCRIPT_MARK, ClassKeepingUnpickler, is_by_value_requested
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -21,7 +22,7 @@ def dumps_numbered(value: object, number_of: NumberOf) -> bytes:
     """Pickle plainly if possible, else by value; `number_of` gives an exception's number, None for anything else."""
     if not is_by_value_requested():
         try:
-            data = _dump(_Pickler, value, number_of)
+            data = _dump(_Pickler, value, number_of, handover.plain_table())
         except Exception:  # noqa: BLE001, S110 -- cloudpickle has the last word
             pass
         else:
@@ -29,7 +30,7 @@ def dumps_numbered(value: object, number_of: NumberOf) -> bytes:
                 return data
     import cloudpickle  # noqa: PLC0415 -- slow to import
 
-    return _dump(cloudpickle.Pickler, value, number_of) + BY_VALUE
+    return _dump(handover.by_value_pickler(cloudpickle.Pickler), value, number_of) + BY_VALUE
 
 
 def loads_numbered(data: bytes, error_at: Callable[[int], BaseException]) -> Any:
@@ -43,9 +44,12 @@ class _Pickler(pickle.Pickler):
     """One that can be given a `persistent_id`, as cloudpickle's can."""
 
 
-def _dump(make_pickler: Any, value: object, number_of: NumberOf) -> bytes:
+def _dump(make_pickler: Any, value: object, number_of: NumberOf, table: Any = None) -> bytes:
     buffer = io.BytesIO()
     pickler = make_pickler(buffer, protocol=PROTOCOL)
     pickler.persistent_id = number_of
-    pickler.dump(value)
+    if table is not None:
+        pickler.dispatch_table = table
+    with handover.Guard():
+        pickler.dump(value)
     return buffer.getvalue()

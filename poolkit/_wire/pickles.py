@@ -14,8 +14,9 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from functools import partial
+from functools import cache, partial
 
+from poolkit._wire import handover
 from poolkit._wire.buffers import Found, Parts
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -72,57 +73,70 @@ def dumps_plainly(value: object, found: Found | None = None) -> Any:
     # By reference, the name of the module stands in the stream. Text that happens to contain it costs a needless
     # second try, never a wrong result. The scan costs about half as much as copying the bytes once.
     try:
-        if found is None or not found.large:
+        # without `found`, the value is made of atoms, or is a function that goes by name
+        table = None if found is None else handover.plain_table()
+        if table is None and (found is None or not found.large):
             data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
             if found is None or not found.has_read_only:
                 return None if SCRIPT_MARK in data else data
-        data = _dump(pickle.Pickler, value, found)
-        return None if found.may_name(SCRIPT_MARK, data if type(data) is Parts else [data]) else data
+        data = _dump(pickle.Pickler, value, found, table=table)
     except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
         return None
+    if found is not None and type(data) is Parts:
+        return None if found.may_name(SCRIPT_MARK, data) else data
+    return None if SCRIPT_MARK in data else data
 
 
 def dumps_by_value(value: object, mark: bytes = BY_VALUE, found: Found | None = None) -> Any:
     """Return the cloudpickle of `value` with `mark` behind it; whatever cloudpickle raises propagates."""
     import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
 
-    return _dump(cloudpickle.Pickler, value, found, mark)
+    base = handover.by_value_pickler(cloudpickle.Pickler)
+    if found is not None:
+        return _dump(base, value, found, mark)
+    with handover.Guard():
+        return _dump(base, value, found, mark)
 
 
-def _dump(base: Any, value: object, found: Found | None, mark: bytes = b"") -> Any:
+def _dump(base: Any, value: object, found: Found | None, mark: bytes = b"", table: Any = None) -> Any:
     """Pickle with a class of picklers; once more, with read-only arrays as writable ones, where there are any.
 
     In parts only where large contents are known: they are kept as they are, all others are copied at once, as what is
     pickled later may change them.
     """
-    file: Any = Parts() if found is not None and found.large else io.BytesIO()
     if found is None or not found.has_read_only:
-        base(file, protocol=PROTOCOL, buffer_callback=found).dump(value)
+        file = _dump_once(base, value, found, table)
     if found is not None and found.has_read_only:
         found.again()
-        file = Parts() if found.large else io.BytesIO()
-        (_WritablePickler if base is pickle.Pickler else _writable(base))(file, found).dump(value)
+        file = _dump_once(_writable(base), value, found, table)
     file.write(mark)
     return file if type(file) is Parts else file.getvalue()
 
 
+def _dump_once(base: Any, value: object, found: Found | None, table: Any) -> Any:
+    file: Any = Parts() if found is not None and found.large else io.BytesIO()
+    pickler = base(file, protocol=PROTOCOL, buffer_callback=found)
+    if table is not None:
+        pickler.dispatch_table = table
+    pickler.dump(value)
+    return file
+
+
+@cache
 def _writable(base: Any) -> Any:
     """A class of picklers to which read-only arrays are writable ones."""
     inherited = getattr(base, "reducer_override", lambda _self, _obj: NotImplemented)
 
     class Pickler(base):  # type: ignore[misc]
-        def __init__(self, file: Any, found: Found) -> None:
-            super().__init__(file, protocol=PROTOCOL, buffer_callback=found)
-            self._found = found
+        def __init__(self, file: Any, protocol: int, buffer_callback: Found) -> None:
+            super().__init__(file, protocol=protocol, buffer_callback=buffer_callback)
+            self._found = buffer_callback
 
         def reducer_override(self, obj: Any) -> Any:
             reduced = self._found.reduce(obj)
             return inherited(self, obj) if reduced is NotImplemented else reduced
 
     return Pickler
-
-
-_WritablePickler = _writable(pickle.Pickler)
 
 
 def dumps(value: object, found: Found | None = None) -> Any:

@@ -1,5 +1,7 @@
 """Regions: shared memory that belongs to nobody's arena: of a SharedBuffer, or of an object that was broadcast.
 
+Other descriptors are handed over in the same way, without a mapping (`_wire/handover.py`).
+
 Pickled, a region is a handle that the other process opens: it is sent along (in a call or a result), inherited (in
 `initargs`) or, on Linux, taken from this process by its number. Where it was unlinked, that is refused.
 Owner: whoever has a reference; the descriptor is closed with the last one, and not before, as another thread may be
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 REGION = 1 << 63  # bit of the number of a region, which is random; segments are counted from 1
+ONCE = 1 << 62  # a second one: a descriptor of no memory, for one loading only
 
 
 class _Closer:
@@ -65,7 +68,7 @@ class Region:
             fd = _reserved(_os.shared_memory, nbytes)
         except OSError:
             fd = _reserved(_os.file_memory, nbytes)
-        return cls(fd, int.from_bytes(os.urandom(8), "little") | REGION, nbytes)
+        return cls(fd, new_number(), nbytes)
 
     def mapping(self) -> mmap.mmap:
         """All of it; mapped once. Raises OSError."""
@@ -91,6 +94,12 @@ class Region:
             raise pickle.PicklingError(msg)
         status = os.fstat(self.fd)
         return _from_process, (self.number, self.nbytes, os.getpid(), self.fd, status.st_dev, status.st_ino)
+
+
+def new_number(*, once: bool = False) -> int:
+    """A number that no other region has."""
+    number = int.from_bytes(os.urandom(8), "little") | REGION | ONCE
+    return number if once else number ^ ONCE
 
 
 def _reserved(make: Callable[[int], int], nbytes: int) -> int:

@@ -13,6 +13,7 @@ Guarded by: the pool's lock: the waybills, `_dead`. The arena guards itself. `pa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from _weakref import ref
@@ -27,12 +28,14 @@ from poolkit._core.workforce import AnyTask
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
 from poolkit._wire.buffers import PLAIN, found_from
+from poolkit._wire.handover import is_loaded
 from poolkit._wire.holds import release_pins
-from poolkit._wire.messages import FLAG_COPIES, FLAG_PARCEL
+from poolkit._wire.messages import FLAG_ANNOUNCE, FLAG_COPIES, FLAG_PARCEL
 from poolkit._wire.parcels import Arrived, Parcel, pack
 from poolkit._wire.passage import Passage
 from poolkit._wire.regions import Region, known_region
 from poolkit._workforce.logs import log
+from poolkit.errors import SerializationError
 
 if TYPE_CHECKING:
     from poolkit._workforce.member import Member
@@ -64,6 +67,13 @@ class Waybill:
         self.sent -= count
         while self.parcels and self.parcels[-1][0] > self.sent:
             self.parcels.pop()[1].reclaim()
+
+    def begin(self) -> None:
+        """The next task has begun. By whoever holds the reader's lock."""
+        with contextlib.suppress(IndexError):  # there is none, or what was left was taken back just now
+            place, parcel = self.parcels[0]
+            if place == self.finished + 1 and parcel.goes_once:
+                parcel.part_with_descriptors()
 
     def finish(self) -> None:
         """The next outcome is here. By whoever holds the reader's lock; only `take_back` takes from the other end."""
@@ -99,7 +109,9 @@ class Freight:
 
     # ===== out =====
 
-    def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+    def pack(  # noqa: C901, PLR0912 -- each function that it would be divided by costs every small call 60 ns
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, int]:
         """Pickle a call, with what is large in blocks. Raises SerializationError."""
         if type(fn) is FunctionType and not kwargs:
             for value in args:
@@ -108,21 +120,25 @@ class Freight:
                 ):
                     break
             else:
-                call = codec.pack_call(fn, args, kwargs)
-                size = len(call[1])
-                if size < self.threshold:
-                    return call, len(call[0]) + size
+                try:
+                    call = codec.pack_call(fn, args, kwargs)
+                    size = len(call[1])
+                    if size < self.threshold:
+                        return call, len(call[0]) + size
+                except SerializationError:  # what goes by value with the function may have to be handed over
+                    if not is_loaded():
+                        raise
         found = self._found()
         found.look(args)
         if kwargs:
             found.look(kwargs.values())
-        if not buffers.regions_in_use:
+        if not (buffers.regions_in_use or is_loaded()):
             fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
-            if not found and not found.large and len(body) < self.threshold:
-                return (fn_bytes, body), len(fn_bytes) + len(body)
         else:
             with found:
                 fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
+        if not (found or found.large or found.regions) and len(body) < self.threshold:
+            return (fn_bytes, body), len(fn_bytes) + len(body)
         was_idle = self.arena.idle_at is None
         packed = pack(body, found, self.arena)
         if was_idle and self.arena.idle_at is not None:
@@ -146,6 +162,9 @@ class Freight:
             flags |= FLAG_COPIES
         else:
             parcel.lend(member.id)
+            if parcel.has_descriptors():  # which are let go of when the task begins: the other end may wait for that
+                flags |= FLAG_ANNOUNCE
+                parcel.goes_once = True
         member.waybill.add(place, parcel)
         parcel.hand_over(member.passage, self.arena)
         for region in parcel.regions:

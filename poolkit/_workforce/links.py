@@ -127,6 +127,7 @@ def receive(member: Member, reports: list[Report]) -> None:
             member.pid = task_id
             reports.append(Ready(worker_id, task_id))
         elif kind == messages.BEGUN:
+            member.waybill.begin()
             reports.append(Begun(worker_id, task_id))
         elif kind == messages.BOOT_FAILED:
             reports.append(BootFailed(worker_id, codec.load_error(payload)))
