@@ -10,11 +10,14 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import reduction, shared_memory
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import poolkit
 from support_gates import Gate
 
 
@@ -233,3 +236,40 @@ def children() -> list[str]:
     """The command lines of this process's children."""
     text = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
     return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in text.split()]
+
+
+def make_blocks_in_threads(count: int) -> list[str]:
+    """New blocks, each made in a thread of its own, all at once; their names."""
+    with ThreadPoolExecutor(count) as threads:
+        together = threading.Barrier(count)
+
+        def make() -> str:
+            together.wait()
+            return make_block(10).name
+
+        made = [threads.submit(make) for _ in range(count)]
+        return [each.result() for each in made]
+
+
+def count_up_within(block: shared_memory.SharedMemory) -> tuple[int, list[str]]:
+    """Change a block in a worker of a worker; and what that has started."""
+    with poolkit.Pool(1) as pool:
+        return pool.submit(count_up, block).result(), pool.submit(children).result()
+
+
+def count_up_in_a_process(block: shared_memory.SharedMemory) -> None:
+    """Change a block in a new interpreter."""
+    process = multiprocessing.get_context("spawn").Process(target=count_up, args=(block,))
+    process.start()
+    process.join()
+
+
+def keep_block(nbytes: int) -> None:
+    """As an initializer: make a block."""
+    kept[:] = [make_block(nbytes)]
+
+
+def name_of_kept() -> str:
+    """The name of that."""
+    name: str = kept[0].name
+    return name

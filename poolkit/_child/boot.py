@@ -28,6 +28,7 @@ from poolkit._child.freight import Freight
 from poolkit._child.imported import when_imported
 from poolkit._child.loop import Loop
 from poolkit._child.output import keep_output
+from poolkit._child.tracking import share_tracker
 from poolkit._wire import codec, inherit, messages
 from poolkit._wire.board import Board
 
@@ -70,6 +71,7 @@ def _work(loop: Loop, initializers_fds: list[int], inherited_initializer: Callab
     loop.freight.begin(settings["shm_threshold"])
     install = logs.installer(loop.outbox, settings["log_levels"], settings["log_disabled"])
     when_imported("logging", install)
+    share_tracker(loop.freight.passage, loop.outbox)
     try:
         for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
             importlib.import_module(name)

@@ -13,6 +13,7 @@ Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     VALUE        a task's pickled value          ERROR    a task's pickled exception
     PARCEL       a task's value, as a parcel: see `_wire/parcels.py`
     DRAINED      all that was reclaimed is dropped
+    TRACKER      payload: the number of a socket on the passage, to which the resource tracker is to be sent
     LOG          payload: a log record's pickled attributes; the task field: which task logged it, 0 for none
 Either way, beside the link, on the passage  records with descriptors: see `_wire/passage.py`
 Owner to nursery, on its root socket       ORDER records
@@ -36,7 +37,7 @@ from collections import namedtuple
 from collections.abc import Iterator
 
 BOOT, CALLS, DROP, STOP, FORGET = 1, 2, 3, 4, 5
-READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, PARCEL, LOG = 11, 12, 13, 14, 15, 16, 17, 18
+READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, PARCEL, LOG, TRACKER = 11, 12, 13, 14, 15, 16, 17, 18, 19
 FORK, SIGNAL, OPEN = 21, 22, 23
 EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED, OPENED, REFUSED = 31, 32, 33, 34, 35, 36
 

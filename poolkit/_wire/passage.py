@@ -27,7 +27,7 @@ from collections import deque
 from poolkit import _os
 from poolkit._wire.arena import HEADER, SIZE_AT, Arena, Segment
 from poolkit._wire.holds import Unmapped
-from poolkit._wire.regions import ONCE, REGION, Region, known_region
+from poolkit._wire.regions import ONCE, REGION, Region, known_region, new_number
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -95,6 +95,12 @@ class Passage:
             self._stale += news
             raise
         told.update(number for number in news if not (self._waits and number & REGION))
+
+    def hand(self, fd: int) -> int:
+        """Hand over a descriptor of any kind; returns its number. On a worker's side. Raises OSError: no room."""
+        number = new_number(once=True)
+        self._post(_HERE, [number], [fd])
+        return number
 
     def forget(self, number: int) -> bool:
         """A region is gone here; whether the other side was told of it, and is to let go of it."""

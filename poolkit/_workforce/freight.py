@@ -96,10 +96,11 @@ class Freight:
         self._found = found_from(self.threshold)
         self.arena = Arena(KEEP)
         self._name = name
-        # Set by the workforce: called, from finalizers, when a region is gone that a worker was told of; and what wakes
-        # the supervisor thread.
+        # Set by the workforce: called, from finalizers, when a region is gone that a worker was told of; what wakes the
+        # supervisor thread, and what it does for a worker.
         self.gone: Callable[[int], None] = lambda _: None
         self.wake: Callable[[], None] = lambda: None
+        self.lend_tracker: Callable[[Region], None] = lambda _: None  # by the supervisor thread
         self._watched: dict[int, ref[Region]] = {}
         self._is_told = False  # that memory is short
         self._dying: list[tuple[int, int]] = []  # workers that may still run, and a copy of their link's descriptor
@@ -210,6 +211,15 @@ class Freight:
             return exc, False, None
         self.received += arrived.nbytes
         return arrived, True, load_value
+
+    def wants_tracker(self, member: Member, payload: bytes | bytearray) -> None:
+        """A worker asks for this process's resource tracker. Raises EOFError: it sent nonsense."""
+        assert member.passage is not None  # noqa: S101 -- as its reader
+        number = int.from_bytes(payload, "little")
+        try:
+            self.lend_tracker(member.passage.region(number))
+        except OSError:  # no room for a descriptor here
+            member.passage.renounce([], [number])
 
     # ===== ends =====
 

@@ -14,12 +14,14 @@ Longer than most, since starting, sending and ending a worker share all of that.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 import select
 import selectors
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -32,6 +34,7 @@ from poolkit._os_memory import OutOfMemory
 from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions: before a fork, or a lack of files
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
+from poolkit._wire.regions import Region
 from poolkit._workforce import evidence, templates
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.freight import Freight
@@ -80,6 +83,7 @@ class ProcessWorkforce(DrivenWorkforce):
         self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
         self.freight = freight
         self.freight.gone, self.freight.wake = self._region_gone, self.wake
+        self.freight.lend_tracker = functools.partial(self._order, self._lend_tracker)
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
             try:
@@ -356,6 +360,14 @@ class ProcessWorkforce(DrivenWorkforce):
                 if member.passage is not None and member.passage.forget(number):
                     payload = number.to_bytes(8, "little")
                     self._write(member, [messages.FRAME_TO_WORKER.pack(messages.FORGET, 0, 8), payload])
+
+    def _lend_tracker(self, asked: Region, _reports: Reports) -> None:
+        """Send the resource tracker of this process to a worker, which waits for it, or for the end of the socket."""
+        from multiprocessing import resource_tracker  # noqa: PLC0415 -- few need it
+
+        with contextlib.suppress(Exception), socket.socket(fileno=os.dup(asked.fd)) as there:
+            tracker: Any = resource_tracker.getfd()
+            socket.send_fds(there, [b"t"], [tracker])
 
     def _writable(self, member: Member, _events: int, _reports: Reports) -> None:
         with self._lock:
