@@ -139,17 +139,24 @@ class _Refusing(Found):
 
 
 class Guard:
-    """A context in which nothing is left to multiprocessing's thread: unless this thread packs, it is refused."""
+    """A context in which nothing is left to multiprocessing's thread: unless it packs, this thread packs, or refuses.
 
-    __slots__ = ("_refusing",)
+    It packs what `found` is for; without that, it refuses.
+    """
+
+    __slots__ = ("_entered", "_found")
+
+    def __init__(self, found: Found | None = None) -> None:
+        self._found = found
+        self._entered: Found | None = None
 
     def __enter__(self) -> None:
-        """Refuse, unless this thread packs."""
-        self._refusing = _Refusing() if buffers.packing() is None else None
-        if self._refusing is not None:
-            self._refusing.__enter__()
+        """Begin, unless this thread packs."""
+        if buffers.packing() is None:
+            self._entered = _Refusing() if self._found is None else self._found
+            self._entered.__enter__()
 
     def __exit__(self, *_: object) -> None:
         """Go on as before."""
-        if self._refusing is not None:
-            self._refusing.__exit__()
+        if self._entered is not None:
+            self._entered.__exit__()

@@ -92,10 +92,18 @@ def dumps_by_value(value: object, mark: bytes = BY_VALUE, found: Found | None = 
     import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
 
     base = handover.by_value_pickler(cloudpickle.Pickler)
+    try:
+        with handover.Guard(found):
+            return _dump(base, value, found, mark)
+    except Exception:
+        if base is not cloudpickle.Pickler:
+            raise
+    import multiprocessing.reduction  # noqa: F401, PLC0415 -- with this, it may be a socket that was refused
+
     if found is not None:
-        return _dump(base, value, found, mark)
-    with handover.Guard():
-        return _dump(base, value, found, mark)
+        found.again()
+    with handover.Guard(found):
+        return _dump(handover.by_value_pickler(cloudpickle.Pickler), value, found, mark)
 
 
 def _dump(base: Any, value: object, found: Found | None, mark: bytes = b"", table: Any = None) -> Any:

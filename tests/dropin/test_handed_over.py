@@ -436,3 +436,47 @@ def test_it_is_as_with_the_standard_library(tmp_path: Path) -> None:
             seen.append(running.finish().check())
     assert seen[0] == seen[1]
     assert seen[1][-1] == "refused"
+
+
+ALONE = text_of(
+    """
+    import socket, sys
+    import poolkit
+
+    def answer(connection):
+        connection.sendall(b"hello")
+        return connection
+
+    def loaded():
+        return "multiprocessing" in sys.modules
+
+    pairs = [socket.socketpair() for _ in range(3)]
+    with poolkit.Pool(1) as pool:
+        if sys.argv[1] == "argument":
+            print(pool.submit(answer, pairs[0][1]).result().getsockname() == "")
+            print(pairs[0][0].recv(10))
+        elif sys.argv[1] == "closure":
+            pool.submit(lambda number: pairs[0][1].sendall(b"hello"), 5).result()
+            print(pairs[0][0].recv(10))
+        else:
+            print(pool.submit(loaded).result())
+            def make():
+                ours, theirs = socket.socketpair()
+                ours.sendall(b"hello")
+                return theirs
+            print(pool.submit(make).result().recv(10))
+    """
+)
+
+
+@pytest.mark.parametrize(
+    ("what", "lines"),
+    [
+        ("argument", ["True", "b'hello'"]),
+        ("closure", ["b'hello'"]),
+        ("result", ["False", "b'hello'"]),
+    ],
+)
+def test_a_socket_arrives_where_nobody_has_imported_multiprocessing(what: str, lines: list[str]) -> None:
+    with Script(python("-c", ALONE, what)) as script:
+        assert script.finish().check() == lines
