@@ -200,6 +200,14 @@ class Face(Executor):
             wait=wait, cancel_queued=cancel_futures, kill=kill, timeout=checks.wait_seconds("timeout", timeout)
         )
 
+    def kill_workers(self) -> None:
+        """Stop all that runs, cancel the rest and release everything: `shutdown(kill=True)`, by CPython 3.14's name."""
+        self.shutdown(kill=True)
+
+    def terminate_workers(self) -> None:
+        """Do the same as `kill_workers`: `shutdown(kill=True)`, by CPython 3.14's other name."""
+        self.shutdown(kill=True)
+
     def __enter__(self: SomeFace) -> SomeFace:  # noqa: PYI019 -- see there
         """Use the pool as a context manager."""
         return self

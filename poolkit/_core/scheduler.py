@@ -300,6 +300,11 @@ class Scheduler:
         worker = self.roster.workers.get(worker_id)
         return worker is not None and any(task.id == task_id and task.options.retries for task in worker.sent)
 
+    def may_break(self, worker_id: int) -> bool:
+        """Whether the death of this worker may be told as a crash."""
+        worker = self.roster.workers.get(worker_id)
+        return worker is not None and worker.sentence is None and (bool(worker.sent) or worker.state is STARTING)
+
     def _finished(self, worker: Worker, report: Finished, now: float) -> bool:
         """Take an outcome in; whether the worker may go on."""
         if not worker.sent or worker.sent[0].id != report.task_id:

@@ -41,7 +41,9 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
     def leave(report: Report) -> None:
         supervisor.leave(report)
 
-    workforce = ThreadWorkforce(name=name, initializer=settings.bound_initializer(), leave=leave)
+    workforce = ThreadWorkforce(
+        name=name, prefix=settings.thread_name_prefix, initializer=settings.bound_initializer(), leave=leave
+    )
     supervisor = Supervisor(threading.RLock(), workforce, limits, name=name)
     return supervisor
 

@@ -31,10 +31,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from poolkit import _os
+from poolkit import _os, errors
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
-from poolkit._core.workforce import AnyTask, Finished, Logged, Report
+from poolkit._core.workforce import AnyTask, BootFailed, Died, Finished, Logged, Report
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
@@ -261,6 +261,8 @@ class Desk:
                 logged.append(report)
             elif type(report) is Finished and not report.ok and report.load is not None:
                 self._read_error(report)
+            elif type(report) is BootFailed or type(report) is Died:
+                self._prepare_errors(report)
         if logged:
             reports = [report for report in reports if type(report) is not Logged]
         with self._lock:
@@ -323,6 +325,13 @@ class Desk:
             wanted = self._scheduler.wants_error(report.worker_id, report.task_id)
         if wanted:
             report.error()
+
+    def _prepare_errors(self, report: BootFailed | Died) -> None:
+        """Import what a crash is told with. Not under the lock: who imports it just now may be about to want that."""
+        with self._lock:
+            wanted = type(report) is BootFailed or self._scheduler.may_break(report.worker_id)
+        if wanted:
+            errors.WorkerCrashed  # noqa: B018 -- made at its first use
 
     def _call_back(self) -> None:
         """Call the callbacks that were left to this thread."""

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from poolkit import errors
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._workforce.driven import DrivenWorkforce
@@ -43,9 +44,12 @@ class ThreadWorkforce(DrivenWorkforce):
     why_not_weighed = "threads share the memory of their process"
     max_batch = 1  # threads may wait for each other's tasks, so these begin in the order of the queue
 
-    def __init__(self, *, name: str, initializer: Callable[[], object] | None, leave: Callable[[Report], None]) -> None:
+    def __init__(
+        self, *, name: str, prefix: str, initializer: Callable[[], object] | None, leave: Callable[[Report], None]
+    ) -> None:
         mark_records()
         self._name = name
+        self._prefix = prefix
         self._initializer = initializer
         self._leave = leave
         self._members: dict[int, Member] = {}
@@ -121,9 +125,9 @@ class ThreadWorkforce(DrivenWorkforce):
                 member = self.unstarted.popleft()
             except IndexError:  # another thread was faster
                 break
-            member.thread = thread = threading.Thread(
-                target=self._main, args=(member,), name=f"poolkit-{self._name}-{member.id}", daemon=True
-            )
+            # with a prefix, as the standard library names its threads
+            name = f"{self._prefix}_{member.id - 1}" if self._prefix else f"poolkit-{self._name}-{member.id}"
+            member.thread = thread = threading.Thread(target=self._main, args=(member,), name=name, daemon=True)
             try:
                 thread.start()
             except RuntimeError as exc:  # no more threads to be had
@@ -206,6 +210,7 @@ class ThreadWorkforce(DrivenWorkforce):
             try:
                 self._initializer()
             except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
+                errors.InitializerFailed  # noqa: B018 -- made at its first use, which is not to be under the pool's lock
                 self._leave(BootFailed(member.id, exc))
                 return False
         self._leave(Ready(member.id, threading.get_native_id()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import concurrent.futures.process
 import copy
 import os
 import pickle
@@ -119,7 +119,7 @@ def test_a_crash_by_signal_tells_the_facts(pool):
     task = pool.submit(work.die)
     error = error_of(task)
     assert type(error) is WorkerCrashed
-    assert isinstance(error, concurrent.futures.BrokenExecutor)
+    assert isinstance(error, concurrent.futures.process.BrokenProcessPool)
     assert (error.signal, error.exitcode, error.pid, error.worker_id) == ("SIGKILL", None, pid, task.worker_id)
     assert error.peak_rss > 1_000_000
     assert "out-of-memory" in error.hint
@@ -233,8 +233,8 @@ def test_errors_are_what_their_users_catch():
         poolkit.QueueTimeout: TimeoutError,
         poolkit.DeadlineExceeded: TimeoutError,
         poolkit.MemoryLimitExceeded: MemoryError,
-        WorkerCrashed: concurrent.futures.BrokenExecutor,
-        poolkit.InitializerFailed: concurrent.futures.BrokenExecutor,
+        WorkerCrashed: concurrent.futures.process.BrokenProcessPool,
+        poolkit.InitializerFailed: concurrent.futures.process.BrokenProcessPool,
         poolkit.TaskCancelled: concurrent.futures.CancelledError,
         SerializationError: pickle.PicklingError,
         poolkit.PoolClosed: RuntimeError,
