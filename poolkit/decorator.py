@@ -93,17 +93,24 @@ def installed(pool: Pool) -> Iterator[Pool]:
                     _defaults.pop(kind, None)
 
 
-@contextmanager
-def use_pool(pool: Pool | PoolView) -> Iterator[Pool | PoolView]:
+class use_pool:  # noqa: N801 -- used like a function, and a class lets every exception pass as it is: frozen ones, too
     """Run the offloaded calls made inside on `pool`, in this context (thread or coroutine) only."""
-    if not isinstance(pool, (Pool, PoolView)):
-        msg = f"use_pool needs a Pool or a view of one, was given {pool!r}"
-        raise TypeError(msg)
-    token = _used.set(pool)
-    try:
-        yield pool
-    finally:
-        _used.reset(token)
+
+    def __init__(self, pool: Pool | PoolView) -> None:
+        if not isinstance(pool, (Pool, PoolView)):
+            msg = f"use_pool needs a Pool or a view of one, was given {pool!r}"
+            raise TypeError(msg)
+        self._pool = pool
+        self._tokens: list[contextvars.Token[Pool | PoolView | None]] = []  # owner: the context that enters it
+
+    def __enter__(self) -> Pool | PoolView:
+        """Begin."""
+        self._tokens.append(_used.set(self._pool))
+        return self._pool
+
+    def __exit__(self, *_exc: object) -> None:
+        """End."""
+        _used.reset(self._tokens.pop())
 
 
 def _forget_in_child() -> None:

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ _PROC = Path("/proc")
 _STEP = 0.005  # seconds between two looks
 
 
-@contextlib.contextmanager
-def leaks(grace: float = 2.0) -> Iterator[None]:
+class leaks:  # noqa: N801 -- used like a function, and a class lets every exception pass as it is: frozen ones, too
     """Fail if the block leaves a thread, child process, descriptor or shared memory behind; the error names them.
 
     What is on its way out gets `grace` seconds. Nothing is said when the block itself raises. Blocks while it waits.
@@ -29,12 +27,20 @@ def leaks(grace: float = 2.0) -> Iterator[None]:
     Raises:
         AssertionError: there is something.
     """
-    before = Snapshot()
-    yield
-    found = before.leaks(grace)
-    if found:
-        msg = "left behind:\n  " + "\n  ".join(found)
-        raise AssertionError(msg)
+
+    def __init__(self, grace: float = 2.0) -> None:
+        self._grace = grace
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._before = Snapshot()
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_exc: object) -> None:
+        """End, and look."""
+        found = self._before.leaks(self._grace) if exc_type is None else []
+        if found:
+            msg = "left behind:\n  " + "\n  ".join(found)
+            raise AssertionError(msg)
 
 
 class Snapshot:

@@ -88,13 +88,21 @@ def test_an_error_of_the_library_raised_by_a_task_is_its_own(pool):
     assert (error.args, error.timeout, error.stack) == (("mine",), 3.0, "here")
 
 
-@pytest.mark.needs("by_value")
-def test_an_exception_that_cannot_be_rebuilt_is_stood_in_for(pool):
+def test_an_exception_whose_init_wants_other_arguments_arrives_as_itself(pool):
     error = error_of(pool.submit(work.raise_unbuildable))
+    assert type(error) is work.UnbuildableError
+    assert error.args == ("this and that",)
+    assert traceback.extract_tb(error.__traceback__)[-1].name == "raise_unbuildable"
+    assert pool.submit(work.add, 1, 2).result() == 3
+
+
+@pytest.mark.needs("process")
+def test_an_exception_whose_class_cannot_be_found_here_is_stood_in_for(pool):
+    error = error_of(pool.submit(work.raise_lost))
     assert type(error) is RemoteError
-    assert error.type_name == "support_functions.UnbuildableError"
+    assert error.type_name == "only_in_the_worker.LostError"
     assert error.message == "this and that"
-    assert "in raise_unbuildable" in error.traceback_text
+    assert "in raise_lost" in error.traceback_text
     assert pool.submit(work.add, 1, 2).result() == 3
 
 
