@@ -180,6 +180,38 @@ def _hand_over(waiting: asyncio.Future[Any], task: Future[Any]) -> None:
         waiting.set_exception(exc)
 
 
+class Scheduled:
+    """A callback of asyncio's own, as that of `asyncio.wait`: it is for its loop's thread alone."""
+
+    __slots__ = ("_fn", "_loop")
+
+    def __init__(self, fn: Callable[[Any], object], loop: asyncio.AbstractEventLoop) -> None:
+        self._fn = fn
+        self._loop = loop
+
+    def __call__(self, task: Future[Any]) -> None:
+        """Have the loop call it. From any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._fn, task)
+        except RuntimeError:
+            if not self._loop.is_closed():  # else nobody waits any more
+                raise
+
+    def __eq__(self, other: object) -> bool:
+        """Whether `other` is what was added."""
+        return other is self or other == self._fn
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def scheduled(fn: Callable[[Any], object]) -> Callable[[Any], object]:
+    """What is to be called in place of a callback of asyncio's own; itself where no event loop runs."""
+    try:
+        return Scheduled(fn, asyncio.get_running_loop())
+    except RuntimeError:
+        return fn
+
+
 _mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()
 
 

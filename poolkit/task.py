@@ -259,8 +259,12 @@ class Task(Future[T]):
         """Call `fn(task)` when the task is done, or now if it is. Thread-safe; blocks only for `fn` itself.
 
         Callbacks run on a thread of the pool, or on the one whose call ended the task; never on one that waits for
-        another task. What they raise is logged and harms nothing.
+        another task. What they raise is logged and harms nothing. Those of `asyncio.wait` run in its loop.
         """
+        if getattr(fn, "__module__", None) == "asyncio.tasks":  # `asyncio.futures` knows that it is called elsewhere
+            from poolkit import awaiting  # noqa: PLC0415 -- see below
+
+            fn = awaiting.scheduled(fn)
         with _LOCK:
             owner, pending = self._owner, self._state is _PENDING
             if pending:
@@ -272,6 +276,21 @@ class Task(Future[T]):
         elif owner is not None:
             owner.relinquish()
 
+    def remove_done_callback(self, fn: Callable[[Future[T]], object]) -> int:
+        """Take back what `add_done_callback` was given; returns how often it was there. Thread-safe; does not block.
+
+        As asyncio's futures have it, which is what `asyncio.wait` relies on.
+        """
+        with _LOCK:
+            callbacks = list(self._callbacks or ())
+        removed = [callback for callback in callbacks if callback == fn]  # without the lock: it is the user's code
+        with _LOCK:
+            callbacks = self._callbacks or []
+            kept = [callback for callback in callbacks if not any(callback is each for each in removed)]
+            count = len(callbacks) - len(kept)
+            callbacks[:] = kept
+        return count
+
     def add_waker(self, waker: Callable[[Any], object]) -> TaskOwner | None:
         """Call `waker(task)` when the task is done, at once if it is; on any thread, so it must not block or raise.
 
@@ -282,6 +301,15 @@ class Task(Future[T]):
             return owner
         waker(self)
         return None
+
+    def _get_snapshot(self) -> tuple[bool, bool, T | None, BaseException | None]:
+        """Whether it is done, or cancelled, result and exception: what asyncio copies from CPython 3.15 on."""
+        if self._state is _PENDING:
+            return False, False, None, None
+        if self._state == _CANCELLED:
+            return True, True, None, None
+        error = self.exception()
+        return True, False, None if error is not None else self.result(), error
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait under asyncio; cancelling the awaiting coroutine cancels the task."""
