@@ -15,6 +15,7 @@ import types
 from collections import deque
 from collections.abc import Callable
 
+from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.freight import Freight
 from poolkit._os import Tokens, resident_bytes, resident_shared_bytes
 from poolkit._wire import codec, messages
@@ -47,20 +48,11 @@ def run_here(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     try:
         value = fn(*args, **kwargs)
         if type(value) is types.CoroutineType:
-            value = _run_coroutine(value)
+            value = run_coroutine(value)
     except BaseException as exc:  # noqa: BLE001 -- SystemExit and KeyboardInterrupt are the task's exceptions too
         return False, exc
     else:
         return True, value
-
-
-def _run_coroutine(coroutine: Any) -> Any:
-    import asyncio  # noqa: PLC0415 -- only for those who submit `async def` functions
-
-    try:
-        return asyncio.run(coroutine)
-    finally:
-        coroutine.close()  # where a loop runs already, asyncio.run() has refused to begin it
 
 
 class Loop:
@@ -94,6 +86,8 @@ class Loop:
     def serve(self) -> None:
         """Run calls until STOP, or until the owner is gone."""
         inbox = self._inbox
+        coroutines = Coroutines()
+        coroutines.keep()
         try:
             while True:
                 while not inbox:
@@ -109,6 +103,8 @@ class Loop:
                     self._drop()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return  # the owner is gone
+        finally:
+            coroutines.close()
 
     def _frames(self) -> list[Frame]:
         """What is on the link, after waiting for it."""

@@ -181,6 +181,7 @@ class ThreadWorkforce(DrivenWorkforce):
             member.doomed = True
             if member.running and not member.held and thread is not None and thread.ident is not None:
                 raise_in_thread(thread.ident, StopTask)
+        member.coroutines.wake()  # or an event loop would see it when its next timer is due
         member.inbox.put(_STOP)
         self._dying.append((time.monotonic() + STOP_GRACE, member))
 
@@ -196,12 +197,14 @@ class ThreadWorkforce(DrivenWorkforce):
     # ===== the worker threads =====
 
     def _main(self, member: Member) -> None:
+        member.coroutines.keep()
         try:
             if self._boot(member):
                 self._serve(member)
         except StopTask:  # it came too late for the task it was meant for
             pass
         finally:
+            member.coroutines.close()
             if self._end(member):
                 self._leave(Died(member.id, stack=member.stack))
 

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from poolkit._child.chunk import run_chunk
+from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import codec
@@ -129,6 +130,7 @@ class Member:
         self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent, not claimed
         self.run: Run | None = None
         self.context = contextvars.Context()  # the caller's variables are not seen in a worker, nor the other way round
+        self.context.run(Coroutines().keep)
         self.begun, self.since, self.done = 0, 0.0, 0
 
 
@@ -335,16 +337,16 @@ class FakeWorkforce(DrivenWorkforce):
         if asyncio is None or asyncio._get_running_loop() is None:  # noqa: SLF001 -- get_running_loop() raises instead
             return fn
 
-        def run_coroutine(coroutine: Any) -> Any:
+        def run_lent(coroutine: Any) -> Any:
             with self.turn.lent():
-                return asyncio.run(coroutine)
+                return run_coroutine(coroutine)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             value = fn(*args, **kwargs)
             if type(value) is not types.CoroutineType:
                 return value
             with ThreadPoolExecutor(1, "poolkit-fake") as thread:
-                return thread.submit(contextvars.copy_context().run, run_coroutine, value).result()
+                return thread.submit(contextvars.copy_context().run, run_lent, value).result()
 
         return run
 
