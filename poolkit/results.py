@@ -21,13 +21,13 @@ All that can raise, raises inside one of those two, which a chain keeps; what fe
 from __future__ import annotations
 
 import itertools
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from poolkit._child.chunk import ChunkStopped
+from poolkit._clock import monotonic
 from poolkit.errors import QueueFull
 from poolkit.task import Task, WaitTimeout
 
@@ -146,7 +146,7 @@ class _Chunks(Generic[T]):
         workers: int,
         ordered: bool,
         timeout: float | None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._pool = pool
         self._fn = fn

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import select
 import sys
-import time
 import types
 from collections import deque
 from collections.abc import Callable
 
 from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.freight import Freight
+from poolkit._clock import monotonic
 from poolkit._os import Tokens, resident_bytes, resident_shared_bytes
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
@@ -115,7 +115,7 @@ class Loop:
             if arena.idle_at is None:
                 self._spin.wait(self._poller)
             else:
-                self._spin.wait(self._poller, max(0.0, arena.idle_at - time.monotonic()))
+                self._spin.wait(self._poller, max(0.0, arena.idle_at - monotonic()))
                 arena.trim()
                 self._board.stamp_memory(arena.reserved)
             return []
@@ -139,7 +139,7 @@ class Loop:
         self.say(messages.DRAINED)
 
     def _run(self, call: messages.Call) -> None:
-        started = time.monotonic()
+        started = monotonic()
         self._board.begin(call.task_id, started)
         if call.flags & messages.FLAG_ANNOUNCE:
             self.say(messages.BEGUN, call.task_id)
@@ -151,7 +151,7 @@ class Loop:
         rss = 0
         if self.measure_rss:  # what others see too is nothing that a new worker would not have
             rss = max(0, (resident_bytes() or 0) - resident_shared_bytes())
-        header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, time.monotonic(), rss, len(payload))
+        header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, monotonic(), rss, len(payload))
         self.outbox.send(header, payload)
         self._board.done(call.task_id)
 

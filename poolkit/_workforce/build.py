@@ -13,11 +13,13 @@ from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit
 from poolkit._wire.pickles import SCRIPTS
+from poolkit._workforce.callbacks import CallbackThread
 from poolkit._workforce.logs import TellerThread
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit.errors import SerializationError
 
+_OWN = (SupervisorThread, TellerThread, CallbackThread)
 MOST_INHERITED = MOST_FDS - 8  # the rest is for the worker's own link
 
 
@@ -88,7 +90,7 @@ def _refuse_threads() -> None:
     others = [
         thread.name
         for thread in threading.enumerate()
-        if thread is not threading.current_thread() and not isinstance(thread, (SupervisorThread, TellerThread))
+        if thread is not threading.current_thread() and not isinstance(thread, _OWN)
     ]
     if others:
         msg = (

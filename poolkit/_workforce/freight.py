@@ -14,7 +14,6 @@ Guarded by: the pool's lock: the waybills, `_dead`. The arena guards itself. `pa
 from __future__ import annotations
 
 import os
-import time
 from _weakref import ref
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from poolkit import _os
+from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
@@ -207,7 +207,7 @@ class Freight:
 
     def due(self) -> float | None:
         """When `tend` is to be called next; None when there is no need."""
-        dying_at = time.monotonic() + LOOK_AT_DYING if self._dying else None
+        dying_at = monotonic() + LOOK_AT_DYING if self._dying else None
         times = (self.due_at, self._pins_at, dying_at, self.arena.idle_at)
         return min((due for due in times if due is not None), default=None)
 
@@ -215,12 +215,12 @@ class Freight:
         """Do what is due now and then: send what sockets had no room for, give back what is idle. Under the lock."""
         if self._dying:
             self._look_at_dying()
-        self._pins_at = time.monotonic() + LOOK_AT_CHILDREN if release_pins() else None
+        self._pins_at = monotonic() + LOOK_AT_CHILDREN if release_pins() else None
         if self.due_at is not None:
             self.due_at = None
             for member in members:
                 if member.passage is not None and not member.passage.flush():
-                    self.due_at = time.monotonic() + RETRY
+                    self.due_at = monotonic() + RETRY
         if self.arena.idle_at is not None:
             self.arena.trim()
 

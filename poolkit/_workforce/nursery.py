@@ -17,10 +17,10 @@ import contextlib
 import errno
 import math
 import os
-import time
 from collections import deque
 from collections.abc import Sequence
 
+from poolkit._clock import monotonic
 from poolkit._wire import messages
 from poolkit._workforce import launch, templates
 from poolkit._workforce.launch import socket_pair
@@ -72,7 +72,7 @@ class Nursery:
         finally:
             self._theirs.close()
         self.pid = self._template.pid
-        self._unanswered.append(math.inf if self._template.is_importing() else time.monotonic())
+        self._unanswered.append(math.inf if self._template.is_importing() else monotonic())
 
     def fileno(self) -> int:
         """The control socket's descriptor, to wait for notices."""
@@ -89,7 +89,7 @@ class Nursery:
         Where the worker is not up yet the template may be importing, and takes its time to answer.
         """
         self._orders.append((messages.ORDER.pack(messages.SIGNAL, group, 0, number, worker_id), []))
-        self._unanswered.append(time.monotonic() if up else math.inf)
+        self._unanswered.append(monotonic() if up else math.inf)
         self.flush()
 
     def is_importing(self) -> bool:
@@ -103,7 +103,7 @@ class Nursery:
 
     def kill_if_it_hangs(self) -> None:
         """Kill the process if an answer is overdue; its workers die with it. Call this when all notices were read."""
-        due, now = self.answer_due(), time.monotonic()
+        due, now = self.answer_due(), monotonic()
         if due is None or due > now:
             return
         if not self._hangs:

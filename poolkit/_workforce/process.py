@@ -21,12 +21,12 @@ import select
 import selectors
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolkit import _os
+from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
 from poolkit._os_memory import OutOfMemory
 from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions: before a fork, or a lack of files
@@ -210,7 +210,7 @@ class ProcessWorkforce(DrivenWorkforce):
         if (tend_at := self.freight.due()) is not None:
             due.append(tend_at)
         if due:
-            timeout = min(timeout, max(0.0, min(due) - time.monotonic()))
+            timeout = min(timeout, max(0.0, min(due) - monotonic()))
         if links and self._both is not None:
             return bool(self._both.poll(math.ceil(timeout * 1000)) or due)
         return bool(self._selector.select(timeout) or due)
@@ -231,7 +231,7 @@ class ProcessWorkforce(DrivenWorkforce):
             self.freight.tend(self._members.values())
         reports += self.read()
         for member in self._dying():
-            if (member.kill_at or 0.0) <= time.monotonic() or evidence.is_complete(member.stack or ""):
+            if (member.kill_at or 0.0) <= monotonic() or evidence.is_complete(member.stack or ""):
                 self._kill(member, reports)
         return reports
 
@@ -371,7 +371,7 @@ class ProcessWorkforce(DrivenWorkforce):
             return
         evidence.read_available(member.evidence_fd)  # what is there already is not of this task
         member.stack = ""
-        member.kill_at = time.monotonic() + STACK_GRACE
+        member.kill_at = monotonic() + STACK_GRACE
         self._selector.register(member.evidence_fd, selectors.EVENT_READ, functools.partial(self._stack_came, member))
         self._nursery.signal(member.id, _os.STACK_SIGNAL, group=False)
 

@@ -18,9 +18,11 @@ import threading
 from _thread import allocate_lock
 from typing import Any
 
+from poolkit._clock import wait_for
 from poolkit._core.scheduler import CLOSED, OPEN
 from poolkit._core.workforce import AnyTask
 from poolkit._workforce import lifetime
+from poolkit._workforce.callbacks import Caller
 from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
@@ -47,6 +49,7 @@ class Supervisor(Desk):
         super().__init__(*args, **kwargs)
         self._thread: SupervisorThread | None = None
         self._end_by = math.inf  # when the end is to wait for nothing any more; guarded by: the lock
+        self._call_by = math.inf  # when it is to wait for no callback any more; guarded by: the lock
         if self.threaded:
             lifetime.begin(self)
 
@@ -105,7 +108,7 @@ class Supervisor(Desk):
                 settled = self._decided()
             self._publish(settled)
             if self._left:
-                self._take_left(call=False)
+                self._take_left()
             if not task.id & PASSES_BY:
                 self._reader.pass_by()
         finally:
@@ -220,7 +223,7 @@ class Supervisor(Desk):
             self._decide(step)
             with self._lock:
                 self._reader.relinquish()
-                if not self._changed.wait_for(over, timeout):
+                if not wait_for(self._changed, over, timeout):
                     ready, size = scheduler.roster.ready_count(), scheduler.roster.size
                     msg = f"{ready} of {size} workers are up after {timeout} s"
                     raise WaitTimeout(msg)
@@ -240,6 +243,8 @@ class Supervisor(Desk):
             self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
             wait_for = 0.0 if kill else math.inf if timeout is None else timeout
             self._end_by = min(self._end_by, now + wait_for)
+            if timeout is not None:
+                self._call_by = min(self._call_by, now + timeout)
             return self._thread is None
 
         if self._is_torn():
@@ -318,18 +323,19 @@ class Supervisor(Desk):
             self._sleeping_until = -math.inf
             settled = self._decided()
             closed = self._scheduler.phase is CLOSED
-        self._publish(settled)
+        self._publish(settled, call=False)
         del settled  # nothing is kept alive while it waits
-        self._call_back()
+        if self._uncalled and not self._caller.start():
+            self._call_back()
         self._listeners.tell()
         if closed:
             return False
         self._wait()
         with reader.lock:
             settled = self._handle(self.workforce.act())
-        self._publish(settled)
+        self._publish(settled, call=False)
         if self._teller.untold:
-            self._publish(self._teller.take_due())
+            self._publish(self._teller.take_due(), call=False)
         return True
 
     def _wait(self) -> None:
@@ -353,6 +359,7 @@ class Supervisor(Desk):
             with self._reader.lock:
                 self.workforce.close()
             self._teller.close(min(LONGEST_END, self._end_by - self.clock()))
+            self._caller.close(self._call_by - self.clock())
         finally:
             lifetime.end(self)
             self._closed.set()
@@ -375,6 +382,7 @@ class Supervisor(Desk):
         self._reader = Reader(None, self.workforce.wake, self._take)
         self._teller = Teller(self.name, self._publish_told, self.workforce.wake, None)
         self._uncalled.clear()
+        self._caller = Caller(self.name, self._call_back)
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
         self._left.clear()  # of tasks that are not settled here

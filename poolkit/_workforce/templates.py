@@ -25,10 +25,10 @@ import contextlib
 import os
 import signal
 import threading
-import time
 import weakref
 
 from poolkit import _child, _os
+from poolkit._clock import monotonic
 from poolkit._wire import messages
 from poolkit._workforce import launch
 from poolkit._workforce.interrupts import deciding, let_come, put_off
@@ -54,7 +54,7 @@ class Template:
         self.users = 0  # pools that have it
         self.awaited_by: weakref.WeakSet[PoolSettings] = weakref.WeakSet()  # pools that are there, and will want it
         self._root = root
-        self._started = time.monotonic()  # frozen
+        self._started = monotonic()  # frozen
         self._lock = threading.Lock()
         self._ending = ""  # how it ended, in words, once it was waited for
         self._hangs = False  # so it was killed by us
@@ -94,7 +94,7 @@ class Template:
             if self._hangs or not self._is_unchanged(os.WEXITED | os.WSTOPPED):
                 return False
         word = self._word()
-        return word == messages.PREPARED or (word is None and time.monotonic() < self._started + PREPARE_GRACE)
+        return word == messages.PREPARED or (word is None and monotonic() < self._started + PREPARE_GRACE)
 
     def is_importing(self) -> bool:
         """Whether it has not said how its imports went. A private one never says."""

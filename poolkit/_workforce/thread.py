@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from poolkit import errors
 from poolkit._child.loop import run_call
+from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.logs import mark_records
@@ -148,7 +148,7 @@ class ThreadWorkforce(DrivenWorkforce):
     def wait(self, timeout: float, *, links: bool) -> bool:  # noqa: ARG002 -- there are none
         """Wait to be woken, for at most `timeout` seconds. Threads report by themselves."""
         if self._dying:
-            timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - time.monotonic()))
+            timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - monotonic()))
         return self._wakeup.wait(timeout) or bool(self._dying)
 
     def act(self) -> list[Report]:
@@ -157,7 +157,7 @@ class ThreadWorkforce(DrivenWorkforce):
         self._wakeup.clear()
         while self._condemned:
             self._stop(*self._condemned.popleft())
-        now = time.monotonic()
+        now = monotonic()
         for at, member in self._dying:
             if at <= now and self._end(member):
                 member.abandoned = True
@@ -183,7 +183,7 @@ class ThreadWorkforce(DrivenWorkforce):
                 raise_in_thread(thread.ident, StopTask)
         member.coroutines.wake()  # or an event loop would see it when its next timer is due
         member.inbox.put(_STOP)
-        self._dying.append((time.monotonic() + STOP_GRACE, member))
+        self._dying.append((monotonic() + STOP_GRACE, member))
 
     @staticmethod
     def _end(member: Member) -> bool:
@@ -250,10 +250,10 @@ class ThreadWorkforce(DrivenWorkforce):
         if call is None:  # cancelled since it was claimed, and forgotten
             return None
         fn, args, kwargs = call
-        started = time.monotonic()
+        started = monotonic()
         limit = task.options.timeout
         deadline = None if limit is None else started + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, time.monotonic, member, member.id)
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, monotonic, member, member.id)
         member.context = context
         member.since = started
         member.done = 0  # it may have been this very task, in an earlier run
@@ -282,7 +282,7 @@ class ThreadWorkforce(DrivenWorkforce):
             return None
         member.done = task.id
         try:
-            return Finished(member.id, task.id, started, time.monotonic(), 0, value, ok)
+            return Finished(member.id, task.id, started, monotonic(), 0, value, ok)
         finally:
             del task, value  # an exception's traceback holds this frame, and must not find itself or its task in it
 

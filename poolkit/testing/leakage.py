@@ -11,9 +11,10 @@ import gc
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
+
+from poolkit._clock import monotonic
 
 _PROC = Path("/proc")
 _STEP = 0.005  # seconds between two looks
@@ -53,14 +54,14 @@ class Snapshot:
 
     def leaks(self, grace: float) -> list[str]:
         """What is held now and was not then, in words. Waits for at most `grace` seconds for what is on its way out."""
-        give_up = time.monotonic() + grace
+        give_up = monotonic() + grace
         for thread in self.new_threads():
             if thread is not threading.current_thread():
-                thread.join(max(0.0, give_up - time.monotonic()))
+                thread.join(max(0.0, give_up - monotonic()))
         collected = False
-        while (found := self._differences()) and time.monotonic() < give_up:
+        while (found := self._differences()) and monotonic() < give_up:
             if collected:
-                time.sleep(_STEP)  # noqa: TID251 -- descriptors have no event
+                threading.Event().wait(_STEP)  # descriptors have no event, and `time.sleep` may be patched
             else:
                 collected = True
                 gc.collect()
