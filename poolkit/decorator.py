@@ -154,7 +154,7 @@ class Offloaded(Generic[P, T]):
         """Submit a call; blocks and raises as `Pool.submit` does."""
         if current_task() is not None:
             return _run_in_place(self._given.get("name") or self.__qualname__, self._fn, args, kwargs)
-        return self._pool().submit(self._sent(), *args, **kwargs)
+        return self._pool().submit(self._poolkit_sent(), *args, **kwargs)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function here and now."""
@@ -182,7 +182,12 @@ class Offloaded(Generic[P, T]):
                 timeout=None,
             )
         return self._pool().map(
-            self._sent(), *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize, ordered=ordered
+            self._poolkit_sent(),
+            *iterables,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
         )
 
     def options(self, **given: Any) -> Offloaded[P, T]:
@@ -216,8 +221,11 @@ class Offloaded(Generic[P, T]):
         pool = self._target or _used.get() or default_pool(self._kind)
         return pool.options(**self._given) if self._given else pool
 
-    def _sent(self) -> Callable[..., T]:
-        """What goes to the worker: the plain function, unless another process would find it decorated by its name."""
+    def _poolkit_sent(self) -> Callable[..., T]:
+        """What goes to the worker: the plain function, unless another process would find it decorated by its name.
+
+        Also when somebody hands this to a pool: there the pool's own options count.
+        """
         named = _named(self)
         if named is not None:
             sent = _Sent(named.local)

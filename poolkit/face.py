@@ -7,14 +7,15 @@ Longer than most: half of it are the signatures and promises that users read.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from types import TracebackType
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from types import FunctionType, TracebackType
+from typing import Any, ParamSpec, TypeVar
 
 import poolkit
 from poolkit._child.chunk import run_chunk
@@ -258,8 +259,8 @@ class Face(Executor):
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
     ) -> tuple[poolkit.Task[T], SerializationError | None]:
         """Serialise a call, on this thread; with what went wrong, if it did."""
-        if not callable(fn):
-            _refuse(fn)
+        if type(fn) is not FunctionType:
+            fn = to_be_sent(fn)
         options = self._options
         name = options.name or name or name_of(fn)
         try:
@@ -302,8 +303,7 @@ class Face(Executor):
         starred: bool,
         ordered: bool,
     ) -> poolkit.Results[T]:
-        if not callable(fn):
-            _refuse(fn)
+        fn = to_be_sent(fn)
         from poolkit.results import Results  # noqa: PLC0415 -- see above
 
         chunksize = checks.whole_or_none("chunksize", chunksize) or self._supervisor.chunksize
@@ -363,9 +363,21 @@ def _check_iterable(value: object, complaint: str) -> None:
         raise TypeError(msg)
 
 
-def _refuse(fn: object) -> NoReturn:
-    msg = f"the first argument must be something to call, was {fn!r}"
-    raise TypeError(msg)
+def to_be_sent(fn: Any) -> Any:
+    """What is to run in a worker for `fn`: of one that is offloaded, also within a partial object, the function itself.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if not callable(fn):
+        msg = f"the first argument must be something to call, was {fn!r}"
+        raise TypeError(msg)
+    send = getattr(type(fn), "_poolkit_sent", None)  # of its class, as some objects have an attribute of any name
+    if send is not None:
+        return send(fn)
+    if type(fn) is functools.partial and hasattr(type(fn.func), "_poolkit_sent"):
+        return functools.partial(to_be_sent(fn.func), *fn.args, **fn.keywords)
+    return fn
 
 
 def name_of(fn: Callable[..., Any]) -> str:

@@ -17,6 +17,7 @@ import sys
 from functools import partial
 
 from poolkit._wire.buffers import Found, Parts
+from poolkit._wire.cloud import cloudpickle_module
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -84,9 +85,7 @@ def dumps_plainly(value: object, found: Found | None = None) -> Any:
 
 def dumps_by_value(value: object, mark: bytes = BY_VALUE, found: Found | None = None) -> Any:
     """Return the cloudpickle of `value` with `mark` behind it; whatever cloudpickle raises propagates."""
-    import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
-
-    return _dump(cloudpickle.Pickler, value, found, mark)
+    return _dump(cloudpickle_module().Pickler, value, found, mark)
 
 
 def _dump(base: Any, value: object, found: Found | None, mark: bytes = b"") -> Any:
