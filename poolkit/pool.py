@@ -134,6 +134,7 @@ class Pool(Face):
             TimeoutError: some are not up after `timeout` seconds; they go on starting.
             InitializerFailed: the initializer raised; its exception is the cause.
             WorkerCrashed: workers die before they are ready.
+            OSError: with EMFILE: there are not enough descriptors for all of them; some may be up.
             PoolClosed: after shutdown.
         """
         self._supervisor.warm_up(checks.wait_seconds("timeout", timeout))

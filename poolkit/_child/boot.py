@@ -5,6 +5,7 @@ The settings come as the first frame (BOOT), a pickled dict:
     authkey               multiprocessing's key         measure_rss  whether outcomes carry the resident memory
     shm_threshold         see `_wire/buffers.py`
     initializer           packed call, or None          preload    names of modules to import
+    open_files            the soft limit to have, or None: the one that it has
     log_levels, log_disabled   see `_child/logs.py`
 Owner: the worker's main thread, before it serves.
 """
@@ -132,6 +133,12 @@ def _settle_in(settings: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
         os.chdir(settings["cwd"])
     _set_authkey(settings["authkey"])
+    if settings["open_files"] is not None:  # the owner has raised its own
+        import resource  # noqa: PLC0415 -- there only
+
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (settings["open_files"], resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
     if "numpy.random" in sys.modules:  # preloaded: every fork would draw the same numbers
         sys.modules["numpy.random"].seed()
     # Those of the process this one was forked from are not ours to run; multiprocessing's children avoid them alike.

@@ -11,6 +11,8 @@ import contextlib
 import os
 import sys
 
+from poolkit._workforce import descriptors
+
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
     from typing import Any
@@ -146,7 +148,10 @@ def _surroundings() -> tuple[object, ...]:
                     found.append(int(line[7:], 16) & ~_OF_THREADS)
                 elif line.startswith(_INHERITED):
                     found.append(line)
-        for name in ("limits", "cgroup", "oom_score_adj"):
+        with open("/proc/thread-self/limits", "rb") as file:  # noqa: PTH123
+            found += [line for line in file if not line.startswith(b"Max open files")]
+        found.append(descriptors.limits_before())
+        for name in ("cgroup", "oom_score_adj"):
             with open(f"/proc/thread-self/{name}", "rb") as file:  # noqa: PTH123
                 found.append(file.read())
         found += [_identity(f"/proc/thread-self/ns/{name}") for name in sorted(os.listdir("/proc/thread-self/ns"))]  # noqa: PTH208
@@ -154,7 +159,8 @@ def _surroundings() -> tuple[object, ...]:
         import resource  # noqa: PLC0415 -- the fallback
 
         names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
-        found += [resource.getrlimit(getattr(resource, name)) for name in names]
+        found += [resource.getrlimit(getattr(resource, name)) for name in names if name != "RLIMIT_NOFILE"]
+        found.append(descriptors.limits_before())
     return tuple(found)
 
 

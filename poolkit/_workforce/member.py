@@ -19,6 +19,7 @@ from poolkit._wire import messages
 from poolkit._wire.board import NBYTES, Board
 from poolkit._wire.link import FrameReader, FrameWriter
 from poolkit._wire.passage import Passage
+from poolkit._workforce import descriptors
 from poolkit._workforce.freight import Freight, Waybill
 from poolkit._workforce.likeness import own_path, volatile_env
 from poolkit._workforce.logs import log_levels
@@ -114,6 +115,7 @@ def boot_settings(
             "shm_threshold": shm_threshold,
             "preload": settings.preload,
             "initializer": initializer,
+            "open_files": descriptors.soft_limit_before(),
             "log_levels": log_levels(),
             "log_disabled": logging.root.manager.disable,
         }

@@ -14,6 +14,7 @@ Longer than most, since starting, sending and ending a worker share all of that.
 
 from __future__ import annotations
 
+import errno
 import functools
 import math
 import os
@@ -32,7 +33,7 @@ from poolkit._os_memory import OutOfMemory
 from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions: before a fork, or a lack of files
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
-from poolkit._workforce import evidence, templates
+from poolkit._workforce import descriptors, evidence, templates
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.freight import Freight
 from poolkit._workforce.links import Links, drain
@@ -80,6 +81,7 @@ class ProcessWorkforce(DrivenWorkforce):
         self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
         self.freight = freight
         self.freight.gone, self.freight.wake = self._region_gone, self.wake
+        self.notes: list[str] = []  # owner: the supervisor thread
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
             try:
@@ -312,15 +314,32 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def _spawn(self, member: Member, reports: Reports) -> None:
         try:
-            nursery = self._nursery or self._start_nursery()
-            theirs = self._connect(member)
+            try:
+                nursery, theirs = self._nursery or self._start_nursery(), self._connect(member)
+            except OSError as exc:
+                if not self._finds_room(exc):
+                    raise
+                member.close()
+                nursery, theirs = self._nursery or self._start_nursery(), self._connect(member)
         except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
+            if isinstance(exc, OSError) and exc.errno == errno.EMFILE:
+                exc = self.lacks = OSError(errno.EMFILE, descriptors.lack(self._wanted()))
             reports.append(Died(member.id, hint=f"it could not be started: {exc!r}"))
             return
         nursery.fork(member.id, theirs)
         if self._out_of_memory is None:
             self._out_of_memory = OutOfMemory()
         self._out_of_memory.look()
+
+    def _wanted(self) -> int:
+        return max(self._settings.size, len(self._members))  # a pool may have grown
+
+    def _finds_room(self, error: OSError) -> bool:
+        """Whether a start that failed is worth another try, as the limit on open files was raised."""
+        from poolkit._workforce import snapshots  # noqa: F401, PLC0415 -- `stats()` might find no descriptor for that
+
+        missing = self._wanted() - sum(member.calls_fd >= 0 for member in self._members.values())
+        return error.errno == errno.EMFILE and descriptors.raise_limit(max(1, missing), self.notes)
 
     def _connect(self, member: Member) -> list[int]:
         """Open a worker's ends and send the first frame; returns the descriptors for the other side."""

@@ -85,14 +85,14 @@ class PoolSettings:
         self.env: Mapping[str, str] = variables
         self.shm_threshold = checks.whole_or_none("shm_threshold", shm_threshold)
         self.shares: Mapping[str, str] = {}  # variables for workers that are processes; see `share_cpus`
-        self._size = size
+        self.size = size
 
     def share_cpus(self) -> None:
         """Give libraries that make threads a fair share of the CPUs, unless the environment says something else.
 
         For processes alone, as to count CPUs takes longer than all the rest; before anything reads the settings.
         """
-        share = str(max(1, _os.usable_cpus() // self._size))
+        share = str(max(1, _os.usable_cpus() // self.size))
         self.shares = {name: share for name in _THREAD_VARIABLES if name not in os.environ and name not in self.env}
 
     def bound_initializer(self) -> Callable[[], object] | None:

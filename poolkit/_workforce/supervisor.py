@@ -193,6 +193,7 @@ class Supervisor(Desk):
 
         Raises:
             TimeoutError: they are not after `timeout` seconds.
+            OSError: there are not enough descriptors for them.
             InitializerFailed, WorkerCrashed, PoolClosed: they will not be.
         """
         self._check_owner()
@@ -205,6 +206,7 @@ class Supervisor(Desk):
         def step(now: float) -> None:
             nonlocal boots, counted
             scheduler.check_open("warm up")
+            self.workforce.lacks = None  # it is said anew
             scheduler.warm_up(now)
             boots = scheduler.boots_failed
             scheduler.roster.warming += 1
@@ -214,6 +216,7 @@ class Supervisor(Desk):
             roster = scheduler.roster
             return (
                 scheduler.phase is not OPEN
+                or self.workforce.lacks is not None
                 # Not all `size` at once: with a short idle timeout the first are gone before the last are up.
                 or (roster.starting == 0 and roster.counted >= roster.wanted)
                 or scheduler.boots_failed > boots
@@ -228,6 +231,8 @@ class Supervisor(Desk):
                     msg = f"{ready} of {size} workers are up after {timeout} s"
                     raise WaitTimeout(msg)
                 scheduler.check_open("warm up")
+                if (lacks := self.workforce.lacks) is not None:
+                    raise OSError(*lacks.args)
                 if scheduler.boots_failed > boots and scheduler.last_boot_error is not None:
                     raise scheduler.last_boot_error
         finally:
@@ -336,7 +341,14 @@ class Supervisor(Desk):
         self._publish(settled, call=False)
         if self._teller.untold:
             self._publish(self._teller.take_due(), call=False)
+        if self.workforce.notes:
+            self._say_what_was_noted()
         return True
+
+    def _say_what_was_noted(self) -> None:
+        notes, self.workforce.notes = self.workforce.notes, []
+        for note in notes:
+            log.info("pool %s: %s", self.name, note)
 
     def _wait(self) -> None:
         """Wait until there is something to do. While others read the links, look up now and then, without a lock."""
