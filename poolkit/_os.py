@@ -18,6 +18,8 @@ import select
 import signal
 import sys
 
+from poolkit._select import poll
+
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,7 +260,7 @@ class LinkPoller:
             self._poller: Any = select.epoll()
             self.fileno: int | None = self._poller.fileno()
         else:
-            self._poller = select.poll()
+            self._poller = poll()
             self.fileno = None
 
     def register(self, fd: int) -> None:

@@ -18,6 +18,7 @@ from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.freight import Freight
 from poolkit._clock import monotonic
 from poolkit._os import Tokens, resident_bytes, resident_shared_bytes
+from poolkit._select import poll
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
 from poolkit._wire.link import FrameReader, Outbox
@@ -66,7 +67,7 @@ class Loop:
         self.freight = freight
         self._inbox: deque[messages.Call | int] = deque()  # calls not yet claimed, and DROP and STOP between them
         os.set_blocking(calls_fd, False)
-        self._poller = select.poll()
+        self._poller = poll()
         self._poller.register(calls_fd, select.POLLIN)
         self._spin = Spin()
         self._pid = os.getpid()

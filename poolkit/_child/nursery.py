@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from poolkit import _child, _os
 from poolkit._child import boot
 from poolkit._child.session import MOST_FDS, Session
+from poolkit._select import poll
 from poolkit._wire import codec, messages
 
 FDS_OF_A_POOL = 3  # its control socket, its standard output and errors
@@ -68,7 +69,7 @@ class Nursery:
         self._failure: bytes | None = None  # why there will be no workers, packed
         self._sessions: dict[int, Session] = {}  # descriptor of the control socket -> session
         self._wakeup_read, self._wakeup_write = os.pipe()
-        self._poller = select.poll()
+        self._poller = poll()
         self._poller.register(self._wakeup_read, select.POLLIN)
         self._spares: list[int] = []  # descriptors to be given up for those of one more pool
         if root is not None:

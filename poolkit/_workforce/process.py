@@ -30,6 +30,7 @@ from poolkit import _os
 from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
 from poolkit._os_memory import OutOfMemory
+from poolkit._select import poll
 from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions: before a fork, or a lack of files
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.messages import call_parts
@@ -74,7 +75,7 @@ class ProcessWorkforce(DrivenWorkforce):
         self.links: Links = Links()
         self._both: select.poll | None = None  # what the selector and the links wait for; None where they are one
         if self.links.fileno is not None:
-            self._both = select.poll()
+            self._both = poll()
             self._both.register(self._selector.fileno(), select.POLLIN)
             self._both.register(self.links.fileno, select.POLLIN)
         self._nursery: Nursery | None = None
