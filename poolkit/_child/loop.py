@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.freight import Freight
+from poolkit._child.loading import say_where
 from poolkit._clock import monotonic
 from poolkit._os import Tokens, resident_bytes, resident_shared_bytes
 from poolkit._select import poll
@@ -166,6 +167,7 @@ class Loop:
         except BaseException as exc:  # unpickling runs the user's code
             if self.freight.passage.is_broken:
                 raise  # a task has closed it: this worker is of no use any more
+            say_where(exc)
             return messages.ERROR, codec.pack_error(exc)
         deadline = None if call.timeout is None else started + call.timeout
         ok, value = run_call(TaskContext(call.task_id, call.name, call.attempt, deadline), fn, args, kwargs)

@@ -90,6 +90,7 @@ class Scheduler:
         self.numbers = self._outcomes.numbers  # the ids for tasks that are handed in; any thread may take the next
         self.phase = OPEN
         self.broken: BootFailed | None = None  # what the initializer raised
+        self.why_closed = "the pool was shut down, by shutdown() or the end of its with block"  # when it is
         self.boots_failed = 0  # how often starting workers was given up, and why
         self.last_boot_error: BaseException | None = None
 
@@ -145,7 +146,7 @@ class Scheduler:
             raise failures.initializer_failed(self.broken.error, self.broken.text)
         if self.phase is not OPEN:
             left = f" ({self.unsettled} tasks are still to be settled)" if self.unsettled else ""
-            msg = f"cannot {what}: the pool was shut down, by shutdown() or the end of its with block{left}"
+            msg = f"cannot {what}: {self.why_closed}{left}"
             raise PoolClosed(msg)
 
     def submit(self, task: AnyTask, now: float) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
         def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
             """End."""
 
+        def end_with_interpreter(self) -> None:
+            """Finish what was accepted. Blocks."""
+
         def hold(self) -> None:
             """Be between two steps until `let_go`."""
 
@@ -58,22 +61,17 @@ def _all_live() -> list[Lasting]:
         return sorted(_live, key=id)
 
 
-def _finish(pool: Lasting) -> None:
-    """Finish what was accepted, as the standard library's executors do. Blocks."""
-    pool.shutdown(wait=True, cancel_queued=False, kill=False, timeout=None)
-
-
 def _finish_all() -> None:
     """At exit: finish the work of every pool. One Ctrl-C ends that, for all of them."""
     try:
         for pool in _all_live():
-            _finish(pool)
+            pool.end_with_interpreter()
     except KeyboardInterrupt:
         pools = _all_live()
         for pool in pools:
             pool.shutdown(wait=False, cancel_queued=True, kill=True, timeout=None)
         for pool in pools:
-            _finish(pool)
+            pool.end_with_interpreter()
     finally:
         with contextlib.suppress(KeyboardInterrupt):  # they end with us in any case
             templates.end_all(nursery.END_GRACE)

@@ -266,6 +266,13 @@ class Supervisor(Desk):
                 # and a Ctrl-C that arrives during a collection is raised in that one's callback, where it is lost.
                 self._thread = None
 
+    def end_with_interpreter(self) -> None:
+        """Finish what was accepted, as the standard library's executors do. Blocks."""
+        with self._lock:
+            if self._scheduler.phase is OPEN:
+                self._scheduler.why_closed = "the interpreter is ending, and every pool with it"
+        self.shutdown(wait=True, cancel_queued=False, kill=False, timeout=None)
+
     def _may_wait(self) -> bool:
         """Whether this thread may wait for the pool's end: not one that the end itself waits for."""
         if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0 or self._teller.is_here():
