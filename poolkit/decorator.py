@@ -167,6 +167,7 @@ class Offloaded(Generic[P, T]):
                 _Here(self.__qualname__),
                 self._fn,
                 zip(*iterables),  # noqa: B905 -- the shortest ends it, as with the built-in map
+                name=self.__qualname__,
                 starred=True,
                 chunksize=1,
                 buffersize=1,
@@ -260,19 +261,23 @@ def _run_in_place(name: str, fn: Callable[..., T], args: tuple[Any, ...], kwargs
 
 
 class _Here:
-    """Runs the chunks of a `map` in place."""
+    """Runs the chunks of a `map` in place; the rest of one that nobody reads, when it is dropped."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
+    def submit_chunk(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool | None, late: bool
+    ) -> Task[list[Any]]:
         """Run `fn` for each item."""
-        del block
+        del block, late
         return _run_in_place(self._name, run_chunk, (fn, items), {"starred": starred})
 
-    async def submit_chunk_async(self, fn: Callable[..., Any], items: list[Any], *, starred: bool) -> Task[list[Any]]:
+    async def submit_chunk_async(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, late: bool
+    ) -> Task[list[Any]]:
         """Run `fn` for each item."""
-        return self.submit_chunk(fn, items, starred=starred, block=True)
+        return self.submit_chunk(fn, items, starred=starred, block=None, late=late)
 
     def cancel_soon(self, task: Task[Any]) -> None:
         """Nothing is pending."""

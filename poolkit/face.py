@@ -96,7 +96,9 @@ class Face(Executor):
         """Call `fn` with the items of the iterables, in parallel, and yield the results.
 
         Lazy: takes `buffersize` items ahead at most (default: a few chunks per worker), so endless iterables work.
-        Closing the result, or dropping it, cancels the rest. Thread-safe; the result belongs to one thread.
+        All of it is done, whether or not somebody reads: what was never read when it is dropped, in the background, and
+        what is alive at a graceful shutdown, by that. Closing the result cancels the rest, and so does dropping one
+        that was begun to be read. Thread-safe; the result belongs to one thread.
 
         Args:
             fn: what to call.
@@ -114,7 +116,10 @@ class Face(Executor):
             _check_iterable(iterable, f"argument {position} of map() after the function cannot be iterated over:")
         starred = len(iterables) != 1
         items = zip(*iterables) if starred else iterables[0]  # noqa: B905 -- the shortest ends it, as in `map`
-        return self._results(fn, items, timeout, chunksize, buffersize, starred=starred, ordered=ordered)
+        is_sized = any(hasattr(iterable, "__len__") for iterable in iterables)
+        return self._results(
+            fn, items, timeout, chunksize, buffersize, starred=starred, ordered=ordered, is_sized=is_sized
+        )
 
     def starmap(
         self,
@@ -128,8 +133,9 @@ class Face(Executor):
     ) -> poolkit.Results[T]:
         """Do the same as `map`, with an iterable of argument tuples."""
         _check_iterable(iterable, "starmap() needs an iterable of tuples, was given")
+        items, is_sized = map(_arguments, iterable), hasattr(iterable, "__len__")
         return self._results(
-            fn, map(_arguments, iterable), timeout, chunksize, buffersize, starred=True, ordered=ordered
+            fn, items, timeout, chunksize, buffersize, starred=True, ordered=ordered, is_sized=is_sized
         )
 
     def options(  # noqa: PLR0913 -- the options of a call
@@ -266,20 +272,22 @@ class Face(Executor):
         self._supervisor.cancel_soon(task)
 
     def submit_chunk(
-        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool | None, late: bool
     ) -> poolkit.Task[list[Any]]:
-        """Submit one task that calls `fn` for each of `items`; what `map` is made of."""
+        """Submit one task that calls `fn` for each of `items`; what `map` is made of. See `Submits`."""
         task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})")
-        if not block and task.options.block:
-            task.options = task.options.changed(block=False)
+        if block is not None and block != task.options.block:
+            task.options = task.options.changed(block=block)
+        task.late = late
         self._supervisor.submit(task, error)
         return task
 
     async def submit_chunk_async(
-        self, fn: Callable[..., Any], items: list[Any], *, starred: bool
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, late: bool
     ) -> poolkit.Task[list[Any]]:
         """Do the same, but wait for room without blocking the event loop."""
         task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})")
+        task.late = late
         await self._hand_in(task, error)
         return task
 
@@ -293,6 +301,7 @@ class Face(Executor):
         *,
         starred: bool,
         ordered: bool,
+        is_sized: bool,
     ) -> poolkit.Results[T]:
         if not callable(fn):
             _refuse(fn)
@@ -306,10 +315,13 @@ class Face(Executor):
             self,
             fn,
             iter(items),
+            name=options.name or f"map({name_of(fn)})",
             starred=starred,
             chunksize=chunksize,
             buffersize=checks.whole_or_none("buffersize", buffersize),
             workers=self.max_workers,
+            is_sized=is_sized,
+            maps=self._supervisor.maps,
             ordered=ordered,
             timeout=checks.wait_seconds("timeout", timeout),
             clock=self._supervisor.clock,

@@ -111,6 +111,8 @@ class Task(Future[T]):
         worker_id: the worker that runs or ran it last, or None.
     """
 
+    late = False  # the rest of a `map`, accepted also where a graceful shutdown has begun
+
     __slots__ = (
         "_callbacks",
         "_cond",
@@ -344,6 +346,10 @@ class Task(Future[T]):
                 import logging  # noqa: PLC0415 -- only when something is wrong
 
                 logging.getLogger("poolkit").exception("a done callback of %r raised", self)
+
+    def has_failed(self) -> bool:
+        """Tell whether it ended with an error, without unpickling what it gave."""
+        return self._state == _FINISHED and not self._ok
 
     def forget_result(self) -> None:
         """Drop a result that was read, for a reader who has the only handle."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ChunkStopped(Exception):
-    """An item of a chunk raised; what the items before it gave goes along."""
+    """An item of a chunk of several raised; what the items before it gave goes along."""
 
     def __init__(self, results: list[Any]) -> None:
         super().__init__(results)
@@ -32,7 +32,7 @@ def run_chunk(fn: Callable[..., T], items: list[Any], *, starred: bool) -> list[
         if len(results) < len(items):  # to `extend`, a StopIteration is the end
             raise RuntimeError(f"the call of map() for {items[len(results)]!r} raised StopIteration")
     except BaseException as exc:
-        if not results:
+        if len(items) == 1:
             raise
         raise ChunkStopped(results) from exc
     return results

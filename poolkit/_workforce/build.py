@@ -14,6 +14,7 @@ from poolkit._core.workforce import Report
 from poolkit._wire import inherit
 from poolkit._wire.pickles import SCRIPTS
 from poolkit._workforce.logs import TellerThread
+from poolkit._workforce.maps import MapsThread
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit.errors import SerializationError
@@ -86,7 +87,8 @@ def _refuse_threads() -> None:
     others = [
         thread.name
         for thread in threading.enumerate()
-        if thread is not threading.current_thread() and not isinstance(thread, (SupervisorThread, TellerThread))
+        if thread is not threading.current_thread()
+        and not isinstance(thread, (SupervisorThread, TellerThread, MapsThread))
     ]
     if others:
         msg = (

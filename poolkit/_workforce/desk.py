@@ -40,6 +40,7 @@ from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
 from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.logs import Teller, log
+from poolkit._workforce.maps import Maps
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
@@ -95,6 +96,7 @@ class Desk:
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake, self._take)
         self._teller = Teller(name, self._publish_told, workforce.wake, workforce.links)
+        self.maps = Maps(name, workforce.wake, self.is_open)
         self._uncalled: Calls = deque()  # left by a leader for the supervisor thread to call
         self._closed = threading.Event()
         self.forked = False  # this is a copy in a forked child
@@ -341,6 +343,11 @@ class Desk:
                 task.call_back(callbacks)
         finally:
             publishing.depth -= 1
+
+    def is_open(self) -> bool:
+        """Whether tasks are accepted."""
+        # In this order: the finalizer of a pool that was ended asks, too, when modules have lost their globals.
+        return self._scheduler.phase is OPEN and not self._is_copy()
 
     def _is_copy(self) -> bool:
         """Whether this process was forked from the owner; also by a fork that Python did not see."""

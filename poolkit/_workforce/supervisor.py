@@ -235,20 +235,26 @@ class Supervisor(Desk):
         """Accept nothing more, and end; see `Pool.shutdown`."""
         if self._is_copy():
             return
+        torn, waits = self._is_torn(), wait and self._may_wait()
 
         def step(now: float) -> bool:
-            self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
+            self._end(now, cancel_queued, kill, timeout, takes_up=waits and not torn, waits=waits)
             wait_for = 0.0 if kill else math.inf if timeout is None else timeout
             self._end_by = min(self._end_by, now + wait_for)
             return self._thread is None
 
-        if self._is_torn():
+        if torn:
             self._do_later(step)
         elif self._decide(step):  # it never started
             self._finish()
-        elif wait and self._may_wait():
+        elif waits:
             self._reader.relinquish()
-            self._closed.wait()
+            try:
+                self.maps.finish()
+                self._closed.wait()
+            except KeyboardInterrupt:
+                self.maps.stop_endless()
+                raise
             thread = self._thread
             if thread is not None:
                 thread.join()
@@ -256,16 +262,22 @@ class Supervisor(Desk):
                 # and a Ctrl-C that arrives during a collection is raised in that one's callback, where it is lost.
                 self._thread = None
 
+    def _end(
+        self, now: float, cancel_queued: bool, kill: bool, timeout: float | None, *, takes_up: bool, waits: bool
+    ) -> None:
+        """Have the scheduler shut down and, if that is graceful, maps taken up: by the caller, or left. A step."""
+        scheduler = self._scheduler
+        scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout, lingers=True)
+        if scheduler.lingers and not self.maps.end(leaves=not takes_up, warns=waits):
+            scheduler.end_lingering(now)
+
     def _may_wait(self) -> bool:
         """Whether this thread may wait for the pool's end: not one that the end itself waits for."""
-        if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0 or self._teller.is_here():
+        if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0:
+            return False
+        if self._teller.is_here() or self.maps.is_here():
             return False
         return not self.workforce.is_own_thread()
-
-    def is_open(self) -> bool:
-        """Whether tasks are accepted."""
-        # In this order: the finalizer of a pool that was ended asks, too, when modules have lost their globals.
-        return self._scheduler.phase is OPEN and not self._is_copy()
 
     def drop(self) -> None:
         """The pool object is gone: finish what was accepted, then end. From a finalizer, so without the lock."""
@@ -315,6 +327,8 @@ class Supervisor(Desk):
             now = self._enter()
             self._do_what_was_put_off(now)
             self._scheduler.tick(now)
+            if self._scheduler.lingers and not self.maps.open:
+                self._scheduler.end_lingering(now)
             self._sleeping_until = -math.inf
             settled = self._decided()
             closed = self._scheduler.phase is CLOSED
@@ -322,6 +336,7 @@ class Supervisor(Desk):
         del settled  # nothing is kept alive while it waits
         self._call_back()
         self._listeners.tell()
+        self.maps.start_if_needed()
         if closed:
             return False
         self._wait()
@@ -340,7 +355,13 @@ class Supervisor(Desk):
                 return
         with self._lock:
             due = self._sleeping_until = self._due
-        left = min(max(0.0, due - self.clock()), self._teller.patience(), spared or math.inf, LONGEST_WAIT)
+        left = min(
+            max(0.0, due - self.clock()),
+            self._teller.patience(),
+            self.maps.warn_if_slow(),
+            spared or math.inf,
+            LONGEST_WAIT,
+        )
         self.workforce.wait(left, links=not spared)
 
     def _finish(self) -> None:
@@ -355,6 +376,7 @@ class Supervisor(Desk):
             self._teller.close(min(LONGEST_END, self._end_by - self.clock()))
         finally:
             lifetime.end(self)
+            self.maps.close()
             self._closed.set()
             self._call_back()
 
@@ -375,6 +397,7 @@ class Supervisor(Desk):
         self._reader = Reader(None, self.workforce.wake, self._take)
         self._teller = Teller(self.name, self._publish_told, self.workforce.wake, None)
         self._uncalled.clear()
+        self.maps.leave_parent()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
         self._left.clear()  # of tasks that are not settled here

@@ -70,6 +70,10 @@ class Turn:
             self._holder = 0
             self._lock.release()
 
+    def is_free(self) -> bool:
+        """Whether nobody has it."""
+        return not self._depth
+
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
         """Give it to this thread."""
