@@ -315,6 +315,8 @@ class FakeWorkforce(DrivenWorkforce):
             else:
                 plain = fn
                 fn = lambda *own, **named: next(steps).perform(plain, own, named)  # noqa: E731
+        if fn is run_chunk:
+            args = (self._apart(args[0]), *args[1:])
         limit = task.options.timeout
         deadline = None if limit is None else member.since + limit
         context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, None, member.id)

@@ -525,3 +525,24 @@ def test_async_iteration_after_the_end_of_the_pool(make_pool):
 
     squares = [number**2 for number in range(30)]
     assert asyncio.run(main()) == (squares, squares[1:])
+
+
+# ===== coroutine functions =====
+
+
+@pytest.mark.parametrize("chunksize", [None, 1, 4])
+@pytest.mark.one_start_method
+def test_coroutine_functions_are_run(make_pool, chunksize):
+    async def triple(number, more=0):
+        await asyncio.sleep(0)
+        if number < 0:
+            raise ValueError(f"{number} is negative")
+        return 3 * number + more
+
+    pool = make_pool(2)
+    assert list(pool.map(triple, range(20), chunksize=chunksize)) == [3 * number for number in range(20)]
+    assert list(pool.starmap(triple, [(1, 2), (3, 4)], chunksize=chunksize)) == [5, 13]
+    results = pool.map(triple, [1, 2, -3], chunksize=chunksize)
+    assert [next(results), next(results)] == [3, 6]
+    with pytest.raises(ValueError, match="-3 is negative"):
+        next(results)
