@@ -1,13 +1,13 @@
-"""Broken: the errors that are also errors of `concurrent.futures`. They belong to `poolkit.errors`, which says why."""
+"""Broken: the errors that are also `BrokenProcessPool`. They belong to `poolkit.errors`, which says why."""
 
 from __future__ import annotations
 
-import concurrent.futures
+from concurrent.futures.process import BrokenProcessPool
 
 from poolkit.errors import PoolkitError
 
 
-class WorkerCrashed(PoolkitError, concurrent.futures.BrokenExecutor):
+class WorkerCrashed(PoolkitError, BrokenProcessPool):
     """The worker died while it ran this task; no other task was touched.
 
     Attributes:
@@ -47,13 +47,7 @@ class WorkerCrashed(PoolkitError, concurrent.futures.BrokenExecutor):
         self.hint = hint
 
 
-class InitializerFailed(PoolkitError, concurrent.futures.BrokenExecutor):
+class InitializerFailed(PoolkitError, BrokenProcessPool):
     """The pool's initializer raised in a worker; `__cause__` is what it raised. The pool has stopped."""
-
-    __module__ = "poolkit.errors"  # where it is to be found, also by pickle
-
-
-class TaskCancelled(PoolkitError, concurrent.futures.CancelledError):
-    """The task was cancelled and delivers no result."""
 
     __module__ = "poolkit.errors"  # where it is to be found, also by pickle

@@ -18,6 +18,8 @@ import select
 import signal
 import sys
 
+from poolkit._select import poll
+
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -220,30 +222,6 @@ def give_back(mapping: mmap.mmap, offset: int, nbytes: int) -> bool:
     return True
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends. Elsewhere the owner kills the workers itself.
-
-    Only for a parent with one thread: the signal comes when the *thread* that forked ends.
-    """
-    if LINUX:
-        pr_set_pdeathsig = 1
-        _prctl(pr_set_pdeathsig, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # it ended before the call
-            os._exit(1)
-
-
-def _prctl(*args: int) -> None:
-    """Call the C function. By what ctypes is made from, as importing the rest of it takes every first result 2 ms."""
-    try:
-        import _ctypes  # noqa: PLC0415 -- only where workers are started
-
-        _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl"), args)  # type: ignore[arg-type]
-    except AttributeError:  # a later CPython
-        import ctypes  # noqa: PLC0415 -- see above
-
-        ctypes.CDLL(None).prctl(*args)
-
-
 class LinkPoller:
     """A set of descriptors that are waited on for reading, by several threads at once.
 
@@ -258,7 +236,7 @@ class LinkPoller:
             self._poller: Any = select.epoll()
             self.fileno: int | None = self._poller.fileno()
         else:
-            self._poller = select.poll()
+            self._poller = poll()
             self.fileno = None
 
     def register(self, fd: int) -> None:
@@ -344,9 +322,20 @@ def read_text(path: str) -> str:
         return ""
 
 
+def has_proc() -> bool:
+    """Return True if /proc tells of processes by the numbers that they have here.
+
+    In a pid namespace it may still be that of another one, where a number means somebody else.
+    """
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115 -- see `read_text`
+    except OSError:
+        return False
+
+
 def resident_bytes(pid: int | None = None) -> int | None:
     """Resident memory of a process (None: this one) in bytes; None when it cannot be known."""
-    words = read_text(f"/proc/{pid or 'self'}/statm").split()
+    words = read_text(f"/proc/{pid or 'self'}/statm").split() if pid is None or has_proc() else []
     if words:
         return int(words[1]) * _PAGE
     if pid is not None:
@@ -358,7 +347,7 @@ def resident_bytes(pid: int | None = None) -> int | None:
 
 def own_bytes(pid: int) -> int | None:
     """Resident memory that a process shares with no file or block; None when it cannot be known. Never waits."""
-    words = read_text(f"/proc/{pid}/statm").split()
+    words = read_text(f"/proc/{pid}/statm").split() if has_proc() else []
     return (int(words[1]) - int(words[2])) * _PAGE if words else None
 
 
@@ -368,7 +357,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if SUPPORTED else 4096
 def is_ending(pid: int) -> bool:
     """Whether a process is on its way out, or gone; True also where that cannot be known."""
     pf_exiting = 4
-    words = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    words = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split() if has_proc() else []
     return not words or bool(int(words[6]) & pf_exiting)
 
 
@@ -389,12 +378,3 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def kill_group(pid: int, number: int) -> None:
-    """Send a signal to a process and its whole group, if they still exist."""
-    try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)

@@ -7,8 +7,7 @@ may have been meant. So counts are noted at every start and end of a worker, and
 
 from __future__ import annotations
 
-import time
-
+from poolkit._clock import monotonic
 from poolkit._os import CGROUPS, control_groups, read_text
 
 EVERY = 1.0  # seconds at least between two looks
@@ -25,11 +24,11 @@ class OutOfMemory:
         """Begin to count."""
         self._root, self._proc = root, proc
         # When, and the kills in our group and on the machine. The first is what deaths are compared with.
-        self._looks = [(time.monotonic() if now is None else now, self._counts())]
+        self._looks = [(monotonic() if now is None else now, self._counts())]
 
     def look(self, now: float | None = None) -> None:
         """Note what was counted by now."""
-        now = time.monotonic() if now is None else now
+        now = monotonic() if now is None else now
         if now >= self._looks[-1][0] + EVERY:
             self._looks.append((now, self._counts()))
         while len(self._looks) > 1 and self._looks[1][0] <= now - SETTLED:
@@ -37,7 +36,7 @@ class OutOfMemory:
 
     def explain(self, now: float | None = None) -> str:
         """Why a worker was killed by a SIGKILL that was not ours, as far as it can be known; "" for not at all."""
-        now = time.monotonic() if now is None else now
+        now = monotonic() if now is None else now
         self.look(now)
         (since, before), counts = self._looks[0], self._counts()
         if counts == (None, None):

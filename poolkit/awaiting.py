@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 import weakref
 from collections import deque
@@ -178,6 +179,47 @@ def _hand_over(waiting: asyncio.Future[Any], task: Future[Any]) -> None:
             waiting.set_exception(error)
     except Exception as exc:  # noqa: BLE001 -- the others in the box must have their turn
         waiting.set_exception(exc)
+
+
+class Scheduled:
+    """A callback of asyncio's own, which only has its loop do something: called where the task is published.
+
+    That of `asyncio.futures` (`wrap_future`, `run_in_executor`) knows that it is called in another thread; those of
+    `asyncio.tasks` (`asyncio.wait`) are for the thread of their loop alone.
+    """
+
+    __slots__ = ("_fn", "_loop")
+
+    def __init__(self, fn: Callable[[Any], object], loop: asyncio.AbstractEventLoop | None) -> None:
+        self._fn = fn
+        self._loop = loop
+
+    def __call__(self, task: Future[Any]) -> None:
+        """Have the loop do it. From any thread; does not block or raise."""
+        try:
+            if self._loop is None:
+                self._fn(task)
+            else:
+                self._loop.call_soon_threadsafe(self._fn, task)
+        except Exception:
+            if self._loop is None or not self._loop.is_closed():  # else nobody waits any more
+                logging.getLogger("poolkit").exception("a done callback of %r raised", task)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether `other` is what was added."""
+        return other is self or other == self._fn
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def scheduled(fn: Callable[[Any], object]) -> Scheduled | None:
+    """A callback of asyncio's own; None when there is no such thing to be called."""
+    if fn.__module__ == "asyncio.futures":
+        return Scheduled(fn, None)
+    try:
+        return Scheduled(fn, asyncio.get_running_loop())
+    except RuntimeError:
+        return None
 
 
 _mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import mmap
 import pickle
-import struct
 
 from poolkit._wire import buffers
 from poolkit._wire.buffers import Found
-from poolkit._wire.pickles import dumps
-from poolkit._wire.regions import Region, expected_region
+from poolkit._wire.modules import look
+from poolkit._wire.pickles import Needs, dumps
+from poolkit._wire.regions import Region, expected_region, fill_region, open_region
 
 TYPE_CHECKING = False  # importing typing would cost each worker 6 ms
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ else:
 
 in_threads = False  # whether a handle on an object itself was ever made; else nobody looks for one
 
-_COUNT = struct.Struct("<Q")  # how many parts: the pickle and its buffers; behind it, the size of each
-_ALIGN = 64  # bytes; what NumPy's and Arrow's loops like best
-
 
 class Shared(_Base[T]):
     """A handle on an object that was broadcast: passed as an argument, it arrives as the object itself.
@@ -51,12 +48,13 @@ class Shared(_Base[T]):
     closed, and no call that was submitted with it is left, the workers let go of it.
     """
 
-    def __init__(self, region: Region | None, value: Any, inner: tuple[Region, ...] = ()) -> None:
+    def __init__(self, region: Region | None, value: Any, inner: tuple[Region, ...] = (), names: Any = ()) -> None:
         global in_threads  # noqa: PLW0603 -- goes one way
         if region is None:
             in_threads = True
         self._region = region
         self._inner = inner  # shared memory that the object refers to
+        self._names = names  # of the script, that it refers to
         self._object = value  # in the thread kind: the object itself
         self.nbytes = 0 if region is None else region.nbytes
         self._closed = False
@@ -91,6 +89,7 @@ class Shared(_Base[T]):
             raise pickle.PicklingError(msg)
         for inner in self._inner:
             buffers.attach(inner)
+        buffers.need(self._names)
         return _load, (region.number,)
 
     def __repr__(self) -> str:
@@ -103,6 +102,7 @@ class _Frozen(Found):
 
     threshold = 0
     has_read_only = True  # ask `reduce`
+    is_loaded_once = False
 
     def reduce(self, array: Any) -> Any:
         """How an array is pickled, if it has no buffer."""
@@ -118,40 +118,22 @@ def broadcast(value: T) -> Shared[T]:
         SerializationError: it cannot be pickled; the message names the part.
         OSError: there is no memory for it.
     """
-    found = _Frozen()
+    found, needs = _Frozen(), Needs()
+    look()
     try:
         with found:
-            data = dumps(value, found)
+            data = dumps(value, found, needs)
     except Exception as error:
         from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
 
         raise serialization_error("the broadcast object", [("obj", value)], error) from error
-    parts = [memoryview(data), *(buffer.raw() for buffer in found)]
-    sizes = [part.nbytes for part in parts]
-    head = _COUNT.pack(len(parts)) + struct.pack(f"<{len(parts)}Q", *sizes)
-    region = Region.create(sum(map(_aligned, [len(head), *sizes])))
-    with mmap.mmap(region.fd, region.nbytes) as mapping:
-        start = 0
-        for part in [memoryview(head), *parts]:
-            mapping[start : start + part.nbytes] = part
-            start += _aligned(part.nbytes)
-    return Shared(region, None, found.regions)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGN) * _ALIGN
+    return Shared(fill_region(data, [buffer.raw() for buffer in found]), None, found.regions, needs.now | needs.later)
 
 
 def _load(number: int) -> Any:
     """The object of a broadcast, loaded unless that was done before."""
     region = expected_region(number)
     if type(region.kept) is not tuple:
-        view = memoryview(mmap.mmap(region.fd, 0, prot=mmap.PROT_READ))
-        (count,) = _COUNT.unpack_from(view)
-        start = _aligned(_COUNT.size * (1 + count))
-        parts = []
-        for nbytes in struct.unpack_from(f"<{count}Q", view, _COUNT.size):
-            parts.append(view[start : start + nbytes])
-            start += _aligned(nbytes)
-        region.kept = (pickle.loads(parts[0], buffers=map(pickle.PickleBuffer, parts[1:])),)
+        data, buffers = open_region(region, mmap.ACCESS_READ)
+        region.kept = (pickle.loads(data, buffers=buffers),)
     return region.kept[0]

@@ -6,8 +6,9 @@ Owner: the thread or process that runs the task; `request_stop` comes from the w
 from __future__ import annotations
 
 import contextvars
-import time
 from collections.abc import Callable
+
+from poolkit._clock import monotonic
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class TaskContext:
         name: str,
         attempt: int,
         deadline: float | None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         shield: Shield | None = None,
         worker_id: int = 0,
     ) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from poolkit._child.chunk import run_chunk
 from poolkit._child.loop import run_here
 from poolkit._core.options import UNSET, CallOptions
-from poolkit._wire.pickles import SCRIPTS
+from poolkit._wire.modules import MAIN
 from poolkit._workforce.settings import KINDS
 from poolkit.context import current_task
 from poolkit.face import PoolView
@@ -93,17 +93,24 @@ def installed(pool: Pool) -> Iterator[Pool]:
                     _defaults.pop(kind, None)
 
 
-@contextmanager
-def use_pool(pool: Pool | PoolView) -> Iterator[Pool | PoolView]:
+class use_pool:  # noqa: N801 -- used like a function, and a class lets every exception pass as it is: frozen ones, too
     """Run the offloaded calls made inside on `pool`, in this context (thread or coroutine) only."""
-    if not isinstance(pool, (Pool, PoolView)):
-        msg = f"use_pool needs a Pool or a view of one, was given {pool!r}"
-        raise TypeError(msg)
-    token = _used.set(pool)
-    try:
-        yield pool
-    finally:
-        _used.reset(token)
+
+    def __init__(self, pool: Pool | PoolView) -> None:
+        if not isinstance(pool, (Pool, PoolView)):
+            msg = f"use_pool needs a Pool or a view of one, was given {pool!r}"
+            raise TypeError(msg)
+        self._pool = pool
+        self._tokens: list[contextvars.Token[Pool | PoolView | None]] = []  # owner: the context that enters it
+
+    def __enter__(self) -> Pool | PoolView:
+        """Begin."""
+        self._tokens.append(_used.set(self._pool))
+        return self._pool
+
+    def __exit__(self, *_exc: object) -> None:
+        """End."""
+        _used.reset(self._tokens.pop())
 
 
 def _forget_in_child() -> None:
@@ -147,7 +154,7 @@ class Offloaded(Generic[P, T]):
         """Submit a call; blocks and raises as `Pool.submit` does."""
         if current_task() is not None:
             return _run_in_place(self._given.get("name") or self.__qualname__, self._fn, args, kwargs)
-        return self._pool().submit(self._sent(), *args, **kwargs)
+        return self._pool().submit(self._poolkit_sent(), *args, **kwargs)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function here and now."""
@@ -167,6 +174,7 @@ class Offloaded(Generic[P, T]):
                 _Here(self.__qualname__),
                 self._fn,
                 zip(*iterables),  # noqa: B905 -- the shortest ends it, as with the built-in map
+                name=self.__qualname__,
                 starred=True,
                 chunksize=1,
                 buffersize=1,
@@ -175,7 +183,12 @@ class Offloaded(Generic[P, T]):
                 timeout=None,
             )
         return self._pool().map(
-            self._sent(), *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize, ordered=ordered
+            self._poolkit_sent(),
+            *iterables,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
         )
 
     def options(self, **given: Any) -> Offloaded[P, T]:
@@ -209,8 +222,11 @@ class Offloaded(Generic[P, T]):
         pool = self._target or _used.get() or default_pool(self._kind)
         return pool.options(**self._given) if self._given else pool
 
-    def _sent(self) -> Callable[..., T]:
-        """What goes to the worker: the plain function, unless another process would find it decorated by its name."""
+    def _poolkit_sent(self) -> Callable[..., T]:
+        """What goes to the worker: the plain function, unless another process would find it decorated by its name.
+
+        Also when somebody hands this to a pool: there the pool's own options count.
+        """
         named = _named(self)
         if named is not None:
             sent = _Sent(named.local)
@@ -260,19 +276,23 @@ def _run_in_place(name: str, fn: Callable[..., T], args: tuple[Any, ...], kwargs
 
 
 class _Here:
-    """Runs the chunks of a `map` in place."""
+    """Runs the chunks of a `map` in place; the rest of one that nobody reads, when it is dropped."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
+    def submit_chunk(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool | None, late: bool
+    ) -> Task[list[Any]]:
         """Run `fn` for each item."""
-        del block
+        del block, late
         return _run_in_place(self._name, run_chunk, (fn, items), {"starred": starred})
 
-    async def submit_chunk_async(self, fn: Callable[..., Any], items: list[Any], *, starred: bool) -> Task[list[Any]]:
+    async def submit_chunk_async(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, late: bool
+    ) -> Task[list[Any]]:
         """Run `fn` for each item."""
-        return self.submit_chunk(fn, items, starred=starred, block=True)
+        return self.submit_chunk(fn, items, starred=starred, block=None, late=late)
 
     def cancel_soon(self, task: Task[Any]) -> None:
         """Nothing is pending."""
@@ -286,7 +306,7 @@ def _again(module: str, name: str, given: dict[str, Any]) -> Any:
 def _named(offloaded: Offloaded[Any, Any]) -> Offloaded[Any, Any] | None:
     """What another process that imports the module finds by the name: this object, or the one it is a variant of."""
     module = getattr(offloaded, "__module__", None)
-    if module is None or module in SCRIPTS:
+    if module is None or module in MAIN:
         return None
     found: Any = sys.modules.get(module)
     for part in getattr(offloaded, "__qualname__", "").split("."):

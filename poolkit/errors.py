@@ -5,8 +5,8 @@
     ├── QueueTimeout         (TimeoutError)        a task waited in the queue longer than allowed
     ├── DeadlineExceeded     (TimeoutError)        a task's deadline passed, queued or running
     ├── MemoryLimitExceeded  (MemoryError)         a task grew beyond its memory limit
-    ├── WorkerCrashed        (BrokenExecutor)      the worker died while it ran the task
-    ├── InitializerFailed    (BrokenExecutor)      the pool's initializer raised; the cause is chained
+    ├── WorkerCrashed        (BrokenProcessPool)   the worker died while it ran the task
+    ├── InitializerFailed    (BrokenProcessPool)   the pool's initializer raised; the cause is chained
     ├── TaskCancelled        (CancelledError)      the task was cancelled
     ├── RemoteError                                stands in for an exception that cannot be rebuilt here
     ├── SerializationError   (PicklingError)       an argument or a result cannot be pickled
@@ -14,8 +14,11 @@
     └── PoolClosed           (RuntimeError)        used after shutdown, or in a forked child of the owner
 
 Every error is picklable: the message is its one positional argument, its facts are attributes.
-This file imports nothing of poolkit. Three that are also errors of the standard library's futures stand in
-`_broken.py`, as workers need them least, and importing the futures would cost each template process 10 ms.
+This file imports nothing of poolkit. Three that are also errors of the standard library's futures are made at their
+first use (PEP 562), in `_cancelled.py` and `_broken.py`: importing `concurrent.futures` would cost each template
+process 10 ms, and `concurrent.futures.process`, which nobody needs before something breaks, everybody 30 ms.
+So nothing of poolkit imports the two that are `BrokenProcessPool` by name at its top: it says `errors.WorkerCrashed`
+where it makes or catches one.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
-    from poolkit._broken import InitializerFailed, TaskCancelled, WorkerCrashed
+    from poolkit._broken import InitializerFailed, WorkerCrashed
+    from poolkit._cancelled import TaskCancelled
 
 __all__ = [
     "DeadlineExceeded",
@@ -46,6 +50,13 @@ __all__ = [
 
 class PoolkitError(Exception):
     """Root of the library's own errors."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by a call with the message, whatever `copyreg` was told: tblib makes exceptions without `__init__`.
+
+        That takes `MemoryError.__new__`, which CPython refuses to a class with another base before it.
+        """
+        return type(self), self.args, self.__dict__
 
 
 class TaskTimeout(PoolkitError, TimeoutError):
@@ -112,13 +123,20 @@ class PoolClosed(PoolkitError, RuntimeError):
     """The pool was used after its shutdown, or in a forked child of the process that owns it."""
 
 
+_MADE_LATER = {
+    "InitializerFailed": "poolkit._broken",
+    "TaskCancelled": "poolkit._cancelled",
+    "WorkerCrashed": "poolkit._broken",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import what stands in `_broken.py` when it is first used (PEP 562)."""
-    if name not in {"InitializerFailed", "TaskCancelled", "WorkerCrashed"}:
+    """Make those that are errors of the standard library's futures when they are first used (PEP 562)."""
+    if name not in _MADE_LATER:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     import importlib  # noqa: PLC0415 -- see above
 
-    value = getattr(importlib.import_module("poolkit._broken"), name)
+    value = getattr(importlib.import_module(_MADE_LATER[name]), name)
     globals()[name] = value
     return value

@@ -7,14 +7,15 @@ Longer than most: half of it are the signatures and promises that users read.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from types import TracebackType
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from types import FunctionType, TracebackType
+from typing import Any, ParamSpec, TypeVar
 
 import poolkit
 from poolkit._child.chunk import run_chunk
@@ -96,7 +97,9 @@ class Face(Executor):
         """Call `fn` with the items of the iterables, in parallel, and yield the results.
 
         Lazy: takes `buffersize` items ahead at most (default: a few chunks per worker), so endless iterables work.
-        Closing the result, or dropping it, cancels the rest. Thread-safe; the result belongs to one thread.
+        All of it is done, whether or not somebody reads: what was never read when it is dropped, in the background, and
+        what is alive at a graceful shutdown, by that. Closing the result cancels the rest, and so does dropping one
+        that was begun to be read. Thread-safe; the result belongs to one thread.
 
         Args:
             fn: what to call.
@@ -114,7 +117,10 @@ class Face(Executor):
             _check_iterable(iterable, f"argument {position} of map() after the function cannot be iterated over:")
         starred = len(iterables) != 1
         items = zip(*iterables) if starred else iterables[0]  # noqa: B905 -- the shortest ends it, as in `map`
-        return self._results(fn, items, timeout, chunksize, buffersize, starred=starred, ordered=ordered)
+        is_sized = any(hasattr(iterable, "__len__") for iterable in iterables)
+        return self._results(
+            fn, items, timeout, chunksize, buffersize, starred=starred, ordered=ordered, is_sized=is_sized
+        )
 
     def starmap(
         self,
@@ -128,8 +134,9 @@ class Face(Executor):
     ) -> poolkit.Results[T]:
         """Do the same as `map`, with an iterable of argument tuples."""
         _check_iterable(iterable, "starmap() needs an iterable of tuples, was given")
+        items, is_sized = map(_arguments, iterable), hasattr(iterable, "__len__")
         return self._results(
-            fn, map(_arguments, iterable), timeout, chunksize, buffersize, starred=True, ordered=ordered
+            fn, items, timeout, chunksize, buffersize, starred=True, ordered=ordered, is_sized=is_sized
         )
 
     def options(  # noqa: PLR0913 -- the options of a call
@@ -200,6 +207,14 @@ class Face(Executor):
             wait=wait, cancel_queued=cancel_futures, kill=kill, timeout=checks.wait_seconds("timeout", timeout)
         )
 
+    def kill_workers(self) -> None:
+        """Stop all that runs, cancel the rest and release everything: `shutdown(kill=True)`, by CPython 3.14's name."""
+        self.shutdown(kill=True)
+
+    def terminate_workers(self) -> None:
+        """Do the same as `kill_workers`: `shutdown(kill=True)`, by CPython 3.14's other name."""
+        self.shutdown(kill=True)
+
     def __enter__(self: SomeFace) -> SomeFace:  # noqa: PYI019 -- see there
         """Use the pool as a context manager."""
         return self
@@ -250,8 +265,8 @@ class Face(Executor):
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
     ) -> tuple[poolkit.Task[T], SerializationError | None]:
         """Serialise a call, on this thread; with what went wrong, if it did."""
-        if not callable(fn):
-            _refuse(fn)
+        if type(fn) is not FunctionType:
+            fn = to_be_sent(fn)
         options = self._options
         name = options.name or name or name_of(fn)
         try:
@@ -266,20 +281,22 @@ class Face(Executor):
         self._supervisor.cancel_soon(task)
 
     def submit_chunk(
-        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool | None, late: bool
     ) -> poolkit.Task[list[Any]]:
-        """Submit one task that calls `fn` for each of `items`; what `map` is made of."""
+        """Submit one task that calls `fn` for each of `items`; what `map` is made of. See `Submits`."""
         task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})")
-        if not block and task.options.block:
-            task.options = task.options.changed(block=False)
+        if block is not None and block != task.options.block:
+            task.options = task.options.changed(block=block)
+        task.late = late
         self._supervisor.submit(task, error)
         return task
 
     async def submit_chunk_async(
-        self, fn: Callable[..., Any], items: list[Any], *, starred: bool
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, late: bool
     ) -> poolkit.Task[list[Any]]:
         """Do the same, but wait for room without blocking the event loop."""
         task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})")
+        task.late = late
         await self._hand_in(task, error)
         return task
 
@@ -293,9 +310,9 @@ class Face(Executor):
         *,
         starred: bool,
         ordered: bool,
+        is_sized: bool,
     ) -> poolkit.Results[T]:
-        if not callable(fn):
-            _refuse(fn)
+        fn = to_be_sent(fn)
         from poolkit.results import Results  # noqa: PLC0415 -- see above
 
         chunksize = checks.whole_or_none("chunksize", chunksize) or self._supervisor.chunksize
@@ -306,10 +323,13 @@ class Face(Executor):
             self,
             fn,
             iter(items),
+            name=options.name or f"map({name_of(fn)})",
             starred=starred,
             chunksize=chunksize,
             buffersize=checks.whole_or_none("buffersize", buffersize),
             workers=self.max_workers,
+            is_sized=is_sized,
+            maps=self._supervisor.maps,
             ordered=ordered,
             timeout=checks.wait_seconds("timeout", timeout),
             clock=self._supervisor.clock,
@@ -355,9 +375,21 @@ def _check_iterable(value: object, complaint: str) -> None:
         raise TypeError(msg)
 
 
-def _refuse(fn: object) -> NoReturn:
-    msg = f"the first argument must be something to call, was {fn!r}"
-    raise TypeError(msg)
+def to_be_sent(fn: Any) -> Any:
+    """What is to run in a worker for `fn`: of one that is offloaded, also within a partial object, the function itself.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if not callable(fn):
+        msg = f"the first argument must be something to call, was {fn!r}"
+        raise TypeError(msg)
+    send = getattr(type(fn), "_poolkit_sent", None)  # of its class, as some objects have an attribute of any name
+    if send is not None:
+        return send(fn)
+    if type(fn) is functools.partial and hasattr(type(fn.func), "_poolkit_sent"):
+        return functools.partial(to_be_sent(fn.func), *fn.args, **fn.keywords)
+    return fn
 
 
 def name_of(fn: Callable[..., Any]) -> str:

@@ -16,7 +16,7 @@ from poolkit import _os
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions, PoolLimits
 from poolkit._workforce import logs  # noqa: F401 -- see there
-from poolkit._workforce.settings import PoolSettings, check_limits
+from poolkit._workforce.settings import Context, PoolSettings, check_limits, start_method_of
 from poolkit.broadcast import Shared, broadcast
 from poolkit.face import Face
 
@@ -38,11 +38,13 @@ class Pool(Face):
     def __init__(  # noqa: PLR0913 -- the contract
         self,
         max_workers: int | None = None,
+        mp_context: Context | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
         *,
         kind: str = "process",
         name: str | None = None,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
+        thread_name_prefix: str = "",
         timeout: float | None = None,
         retries: int = 0,
         max_queue: int | None = None,
@@ -59,10 +61,12 @@ class Pool(Face):
 
         Args:
             max_workers: how many workers; None: the CPUs that this process may really use.
-            kind: "process" or "thread".
-            name: for logs and errors.
+            mp_context: a context of multiprocessing, of which the start method counts; the same as `start_method`.
             initializer: called with `initargs` in every worker before it takes tasks.
             initargs: its arguments.
+            kind: "process" or "thread".
+            name: for logs and errors.
+            thread_name_prefix: what the names of threads begin with, for kind="thread".
             timeout: seconds that a task may run by default; None: no limit.
             retries: how often a task runs again by default when its worker crashed.
             max_queue: how many tasks may wait; None: any number.
@@ -81,7 +85,10 @@ class Pool(Face):
             RuntimeError: start_method="fork" while other threads run, or a platform without process workers.
         """
         size = _os.usable_cpus() if max_workers is None else checks.whole("max_workers", max_workers)
-        settings = PoolSettings(size, kind, start_method, initializer, initargs, preload, env, shm_threshold)
+        method = start_method_of(mp_context, start_method)
+        settings = PoolSettings(
+            size, kind, method, initializer, initargs, preload, env, shm_threshold, thread_name_prefix
+        )
         limits = check_limits(
             size,
             max_queue=max_queue,
@@ -127,6 +134,7 @@ class Pool(Face):
             TimeoutError: some are not up after `timeout` seconds; they go on starting.
             InitializerFailed: the initializer raised; its exception is the cause.
             WorkerCrashed: workers die before they are ready.
+            OSError: with EMFILE: there are not enough descriptors for all of them; some may be up.
             PoolClosed: after shutdown.
         """
         self._supervisor.warm_up(checks.wait_seconds("timeout", timeout))

@@ -3,11 +3,10 @@
 Guarantees: at most `buffersize` items are taken ahead of what was yielded; order is that of the input unless
 `ordered=False`; an item's exception is raised at its place and ends the iteration, and what is left is cancelled, as
 in the standard library; an item that was yielded is not kept alive. A wait that was interrupted can be taken up again;
-what interrupts the taking of items or results ends the iteration, as it ends a generator.
-Items travel in chunks, several calls in one task. With no `chunksize`, chunks grow until one takes about
-CHUNK_SECONDS; with a time limit or retries they hold one item, because both are meant for one item.
+what interrupts the taking of items or results ends the iteration, as it ends a generator. What was never read is done
+all the same.
+Items travel in chunks, several calls in one task, see `_workforce/feed.py`.
 Owner: the one thread (or coroutine) that iterates. Not thread-safe.
-Longer than most: the two iterators share one state, and half of it says why it holds.
 
 How to iterate at the speed of C: 30 ns an item, where a `__next__` in Python takes 60 to 110 (a quarter of what a tiny
 item costs in all). `Results` is an `itertools.chain` of two kinds of iterators by turns:
@@ -21,14 +20,14 @@ All that can raise, raises inside one of those two, which a chain keeps; what fe
 from __future__ import annotations
 
 import itertools
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from poolkit._child.chunk import ChunkStopped
-from poolkit.errors import QueueFull
+from poolkit._clock import monotonic
+from poolkit._workforce.feed import Feed, Submits
 from poolkit.task import Task, WaitTimeout
 
 if TYPE_CHECKING:
@@ -38,25 +37,7 @@ else:
 
 T = TypeVar("T")
 
-CHUNK_SECONDS = 0.01  # a chunk that nobody chose is about this much work, so a slow item delays few others
-MOST_ITEMS = 4096  # items in such a chunk
-CHUNK_COST = 0.00001  # seconds that any chunk takes, however few its items
-GROWTH = 8  # how many times larger the next chunk may be
-AHEAD = 2  # chunks per worker that are taken ahead when `buffersize` is not given: more would be more to begin with
 _END = object()
-
-
-class Submits(Protocol):
-    """What `Results` needs of a pool or view."""
-
-    def cancel_soon(self, task: Task[Any]) -> None:
-        """Cancel a task without taking a lock."""
-
-    def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
-        """Submit one task that calls `fn` for each item. Without `block`, raises QueueFull for a full queue."""
-
-    async def submit_chunk_async(self, fn: Callable[..., Any], items: list[Any], *, starred: bool) -> Task[list[Any]]:
-        """Submit one, and wait for room without blocking the event loop."""
 
 
 class Results(itertools.chain[T]):
@@ -103,7 +84,10 @@ class Results(itertools.chain[T]):
         raise TypeError(msg)
 
     def __del__(self) -> None:
-        """Cancel what nobody will ask for. Takes no lock: a garbage collection may come while this thread holds it."""
+        """Cancel what nobody will ask for, or have it done if nobody ever has asked for any of it.
+
+        Takes no lock: a garbage collection may come while this thread holds it.
+        """
         self._feed.clear()  # it holds the waiter, which holds it
         chunks = getattr(self, "_chunks", None)
         if chunks is not None:
@@ -131,54 +115,34 @@ class _Waiter(zip):  # type: ignore[type-arg]  # it cannot be subscripted
         raise StopIteration
 
 
-class _Chunks(Generic[T]):
-    """The chunks of one `map`: submitted ones, and the results at hand."""
+class _Chunks(Feed[T]):
+    """The chunks of one `map`: the submitted ones, and the results at hand."""
 
-    def __init__(  # noqa: PLR0913 -- what `map` was given
+    def __init__(
         self,
-        pool: Submits,
-        fn: Callable[..., T],
-        items: Iterator[Any],
-        *,
-        starred: bool,
-        chunksize: int | None,
-        buffersize: int | None,
-        workers: int,
+        *args: Any,
         ordered: bool,
         timeout: float | None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
+        **options: Any,
     ) -> None:
-        self._pool = pool
-        self._fn = fn
-        self._items: Iterator[Any] | None = items  # None: exhausted
-        self._starred = starred  # whether an item is a tuple of arguments
+        """Take what `Feed` takes, too."""
+        super().__init__(*args, **options)
         self._ordered = ordered
         self._clock = clock  # the pool's
         self._deadline = None if timeout is None else clock() + timeout
         self._timeout = timeout
-        self._adapt = chunksize is None
-        self._chunk = chunksize or 1
-        self._most = MOST_ITEMS
-        self._slots = workers * AHEAD
-        self._bound = buffersize
-        if buffersize is not None:
-            self._most = max(1, buffersize // (2 * workers))
-            self._chunk = min(self._chunk, buffersize)
-        self._tasks: deque[tuple[Task[list[T]], int]] = deque()  # submitted, with their number of items
-        self._taken = 0  # items in _tasks
-        self._ready: deque[T] = deque()  # results at hand, in order
         self._to_take: Iterator[deque[T]] = iter(())  # says `_ready` once for each of them
-        self._error: BaseException | None = None  # to be raised after what is at hand and submitted
-        self._held: list[Any] = []  # items taken from the input, for which the queue had no room
         self._fill()
 
     # ===== what comes next =====
 
     def wait(self) -> bool:
         """Wait until something is at hand; false at the end."""
+        self._begin()
         while not self._ready:
-            if self._held and not self._tasks:  # left there by `wait_async`
-                self._fill()
+            if not self._tasks:
+                self._fill()  # what was left there by `wait_async`, or for who drives it just now
             if not self._tasks:
                 self._raise_error()
                 return False
@@ -195,13 +159,16 @@ class _Chunks(Generic[T]):
         """Wait until something is at hand, without blocking the event loop. Raises StopAsyncIteration at the end."""
         import asyncio  # noqa: PLC0415 -- only where there is an event loop
 
+        self._begin()
         if not self._ready:
-            if self._held and not self._tasks:
-                await self._submit_held()
+            if not self._tasks:
+                self._fill(wait=False)
+                if self._held:
+                    await self._submit_held()
             if not self._tasks:
                 self._raise_error()
                 raise StopAsyncIteration
-            waiting = [asyncio.wrap_future(task) for task, _ in self._candidates()]
+            waiting = [asyncio.wrap_future(task) for task in self._candidates()]
             try:
                 done, _ = await asyncio.wait(waiting, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError:
@@ -215,43 +182,37 @@ class _Chunks(Generic[T]):
 
     async def _submit_held(self) -> None:
         """Submit what there was no room for, when there is: the others' tasks fill the queue."""
+        held, self._held = self._held, []
         try:
-            task = await self._pool.submit_chunk_async(self._fn, self._held, starred=self._starred)
+            self._add(await self._pool.submit_chunk_async(self._fn, held, starred=self._starred, late=self._late), held)
         except BaseException:
             self.close()
             raise
-        self._add(task, self._held)
+
+    def _begin(self) -> None:
+        """Somebody reads. Unless it is driven, what was submitted need not be known by its items any more."""
+        if not self._begun:
+            self._begun = True
+            if self._lock.acquire(blocking=False):
+                if self._driver is None:
+                    self._sent = None
+                self._lock.release()
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
-        if error is not None:
-            self.close()
-            try:
-                raise error
-            finally:
-                del error  # it holds this frame
+        if error is None:
+            self._forget()
+            return
+        self.close()
+        try:
+            raise error
+        finally:
+            del error  # it holds this frame
 
-    def close(self) -> None:
-        """Cancel what has not been yielded, and take no more items. Idempotent; does not block."""
-        items, self._items = self._items, None
-        self._held = []
-        while self._tasks:
-            self._tasks.popleft()[0].cancel()
-        deque(self._to_take, maxlen=0)  # nobody takes what is at hand
-        self._ready.clear()
-        close = getattr(items, "close", None)
-        if close is not None:
-            close()
-
-    def drop(self) -> None:
-        """Have what is left cancelled, without a lock."""
-        for task, _ in getattr(self, "_tasks", ()):
-            self._pool.cancel_soon(task)
-
-    # ===== chunks =====
-
-    def _candidates(self) -> list[tuple[Task[list[T]], int]]:
-        return [self._tasks[0]] if self._ordered else list(self._tasks)
+    def _candidates(self) -> list[Task[list[T]]]:
+        with self._lock:
+            tasks = [self._tasks[0]] if self._ordered else self._tasks
+            return [task for task, _ in tasks]
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - self._clock())
@@ -263,7 +224,7 @@ class _Chunks(Generic[T]):
 
     def _wait_for_one(self) -> None:
         """Wait until a chunk is done; in order, the first one."""
-        candidates = [task for task, _ in self._candidates()]
+        candidates = self._candidates()
         if len(candidates) > 1:
             done: Any = wait(candidates, timeout=self._left(), return_when=FIRST_COMPLETED).done
             if not done:
@@ -279,10 +240,11 @@ class _Chunks(Generic[T]):
 
     def _collect(self, *, wait: bool = True) -> None:
         """Take the results of one chunk that is done, and put new items in its place."""
-        index = 0 if self._ordered else next(i for i, (task, _) in enumerate(self._tasks) if task.done())
-        task, count = self._tasks[index]
-        del self._tasks[index]
-        self._taken -= count
+        with self._lock:
+            index = 0 if self._ordered else next(i for i, (task, _) in enumerate(self._tasks) if task.done())
+            task, count = self._tasks[index]
+            del self._tasks[index]
+            self._taken -= count
         try:
             try:
                 results = task.result()
@@ -307,54 +269,11 @@ class _Chunks(Generic[T]):
         self._ready.extend(ready)
         self._error = error
 
-    def _learn(self, task: Task[list[T]], count: int) -> None:
-        if self._adapt and task.run_time is not None:
-            fitting = CHUNK_SECONDS * count / max(task.run_time - CHUNK_COST, 1e-6)
-            self._chunk = int(max(1, min(fitting, GROWTH * max(count, self._chunk), self._most)))
-
-    def _fill(self, *, wait: bool = True) -> None:
-        """Take items ahead, up to the bound, and submit them. Waits for room if it may, and for nothing else."""
-        try:
-            while (self._items is not None or self._held) and len(self._tasks) < self._slots:
-                size = self._chunk
-                if self._bound is not None:
-                    size = min(size, self._bound - self._taken - len(self._ready))
-                    if size <= 0 and self._tasks:
-                        return
-                    size = max(1, size)
-                chunk = self._take(size)
-                if chunk:
-                    try:
-                        block = wait and not self._tasks
-                        task = self._pool.submit_chunk(self._fn, chunk, starred=self._starred, block=block)
-                    except QueueFull:
-                        if block:
-                            raise
-                        self._held = chunk  # there is something to wait for; then there will be room
-                        return
-                    self._add(task, chunk)
-        except BaseException:
-            self.close()
-            raise
-
-    def _add(self, task: Task[list[T]], chunk: list[Any]) -> None:
-        self._held = []
-        self._tasks.append((task, len(chunk)))
-        self._taken += len(chunk)
-
-    def _take(self, size: int) -> list[Any]:
-        """Take up to `size` items. What the input raises comes after the results of what it gave before."""
-        chunk, self._held = self._held, []
-        if len(chunk) < size and self._items is not None:
-            try:
-                chunk.extend(itertools.islice(self._items, size - len(chunk)))
-                if len(chunk) < size:
-                    self._items = None
-            except Exception as exc:
-                if not chunk and not self._tasks and not self._ready:
-                    raise
-                self._items, self._error = None, exc
-        return chunk
+    def close(self) -> None:
+        """Cancel what has not been yielded, and take no more items. Idempotent; does not block."""
+        super().close()
+        deque(self._to_take, maxlen=0)  # nobody takes what is at hand
+        self._ready.clear()
 
 
 def _retrieve(future: Any) -> None:

@@ -21,13 +21,13 @@ import enum
 import os
 import sys
 import threading
-import time
 from _thread import allocate_lock
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
+from poolkit._clock import monotonic, wait_for
 from poolkit.errors import TaskCancelled
 from poolkit.outcome import Outcome
 
@@ -110,6 +110,8 @@ class Task(Future[T]):
         attempts: how many runs of it began.
         worker_id: the worker that runs or ran it last, or None.
     """
+
+    late = False  # the rest of a `map`, accepted also where a graceful shutdown has begun
 
     __slots__ = (
         "_callbacks",
@@ -258,9 +260,18 @@ class Task(Future[T]):
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn(task)` when the task is done, or now if it is. Thread-safe; blocks only for `fn` itself.
 
-        Callbacks run on a thread of the pool, or on the one whose call ended the task; never on one that waits for
-        another task. What they raise is logged and harms nothing.
+        Callbacks run on a thread of the pool's own, one at a time, or on the one whose call ended the task. What they
+        raise is logged and harms nothing. Those of `asyncio.wait` run in its loop.
         """
+        if getattr(fn, "__module__", None) in {"asyncio.futures", "asyncio.tasks"}:
+            from poolkit import awaiting  # noqa: PLC0415 -- see below
+
+            waker = awaiting.scheduled(fn)
+            if waker is not None:
+                owner = self.add_waker(waker)
+                if owner is not None:
+                    owner.relinquish()
+                return
         with _LOCK:
             owner, pending = self._owner, self._state is _PENDING
             if pending:
@@ -272,6 +283,23 @@ class Task(Future[T]):
         elif owner is not None:
             owner.relinquish()
 
+    def remove_done_callback(self, fn: Callable[[Future[T]], object]) -> int:
+        """Take back what `add_done_callback` was given; returns how often it was there. Thread-safe; does not block.
+
+        As asyncio's futures have it, which is what `asyncio.wait` relies on.
+        """
+        count = 0
+        for name in ("_callbacks", "_wakers"):
+            with _LOCK:
+                found = list(getattr(self, name) or ())
+            removed = [each for each in found if each == fn]  # without the lock: it is the user's code
+            with _LOCK:
+                enlisted = getattr(self, name) or []
+                kept = [each for each in enlisted if not any(each is other for other in removed)]
+                count += len(enlisted) - len(kept)
+                enlisted[:] = kept
+        return count
+
     def add_waker(self, waker: Callable[[Any], object]) -> TaskOwner | None:
         """Call `waker(task)` when the task is done, at once if it is; on any thread, so it must not block or raise.
 
@@ -282,6 +310,15 @@ class Task(Future[T]):
             return owner
         waker(self)
         return None
+
+    def _get_snapshot(self) -> tuple[bool, bool, T | None, BaseException | None]:
+        """Whether it is done, or cancelled, result and exception: what asyncio copies from CPython 3.15 on."""
+        if self._state is _PENDING:
+            return False, False, None, None
+        if self._state == _CANCELLED:
+            return True, True, None, None
+        error = self.exception()
+        return True, False, None if error is not None else self.result(), error
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait under asyncio; cancelling the awaiting coroutine cancels the task."""
@@ -345,6 +382,10 @@ class Task(Future[T]):
 
                 logging.getLogger("poolkit").exception("a done callback of %r raised", self)
 
+    def has_failed(self) -> bool:
+        """Tell whether it ended with an error, without unpickling what it gave."""
+        return self._state == _FINISHED and not self._ok
+
     def forget_result(self) -> None:
         """Drop a result that was read, for a reader who has the only handle."""
         self._result = None
@@ -398,13 +439,13 @@ class Task(Future[T]):
         return cond
 
     def _wait(self, timeout: float | None) -> None:
-        give_up = None if timeout is None else time.monotonic() + timeout
+        give_up = None if timeout is None else monotonic() + timeout
         owner = self._owner
         if owner is not None:
             owner.lead(self, timeout)
             if self._state is not _PENDING:
                 return
-        self._sleep(-1.0 if give_up is None else max(0.0, give_up - time.monotonic()))
+        self._sleep(-1.0 if give_up is None else max(0.0, give_up - monotonic()))
         if self._state is _PENDING:
             msg = f"{self!r} is not done after {timeout} s; it goes on (task.cancel() stops it)"
             raise WaitTimeout(msg)
@@ -450,7 +491,7 @@ class Task(Future[T]):
         if load is _READING:
             cond = self._new_condition()
             with cond:
-                if not cond.wait_for(lambda: self._load is not _READING, timeout):
+                if not wait_for(cond, lambda: self._load is not _READING, timeout):
                     msg = f"the outcome of {self!r} is still being unpickled by another thread after {timeout} s"
                     raise WaitTimeout(msg)
             self._read(timeout)

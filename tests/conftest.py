@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import support
 import support_gates
 import support_leaks
+import support_scripts
 
 # A run on a build machine is the same run every time; at a desk each one tries something new.
 hypothesis.settings.register_profile("poolkit", deadline=None, derandomize="CI" in os.environ)
@@ -57,3 +59,25 @@ def new_gate(tmp_path: Path) -> Iterator[Callable[[], support_gates.Gate]]:
 def journal(tmp_path: Path) -> support_gates.Journal:
     """Lines that tasks write."""
     return support_gates.Journal(tmp_path / "journal")
+
+
+@pytest.fixture
+def new_script(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Load source as a module that no worker can import; it is gone after the test."""
+    modules = support_scripts.ScriptModules(tmp_path)
+    yield modules.load
+    modules.close()
+
+
+@pytest.fixture
+def new_worker() -> Iterator[Callable[..., support_scripts.WorkerHalf]]:
+    """Start halves of workers; all end with the test."""
+    workers: list[support_scripts.WorkerHalf] = []
+
+    def start(number: int = 1) -> support_scripts.WorkerHalf:
+        workers.append(support_scripts.WorkerHalf(number))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.close()

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from typing import Any, NoReturn
 
 import poolkit
@@ -230,6 +231,14 @@ class UnbuildableError(Exception):
 
 def raise_unbuildable() -> NoReturn:
     raise UnbuildableError("this", "that")
+
+
+def raise_lost() -> NoReturn:
+    """Raise an exception of a class that only this process can find."""
+    module = types.ModuleType("only_in_the_worker")
+    sys.modules[module.__name__] = module
+    exec("class LostError(Exception): pass", module.__dict__)  # noqa: S102 -- our own source
+    raise module.LostError("this and that")
 
 
 def raise_with_cause_and_notes() -> NoReturn:

@@ -3,32 +3,39 @@
 The settings come as the first frame (BOOT), a pickled dict:
     sys_path, argv, cwd   as the owner has them         env        variables to set
     authkey               multiprocessing's key         measure_rss  whether outcomes carry the resident memory
+    owner, owner_name     its process id, and what it is called there
     shm_threshold         see `_wire/buffers.py`
+    number                the worker's
+    main, is_copy         the owner's `__main__`, and whether this process has it as a copy
+    habits                settings of the owner's process and thread, see `_wire/habits.py`
+    definitions           what the initializer needs of the script, or None; see `_wire/manifests.py`
     initializer           packed call, or None          preload    names of modules to import
+    open_files            the soft limit to have, or None: the one that it has
     log_levels, log_disabled   see `_child/logs.py`
 Owner: the worker's main thread, before it serves.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import faulthandler
+import functools
 import importlib
 import os
 import pickle
 import signal
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from poolkit import _child, _os
-from poolkit._child import chunk, logs  # noqa: F401 -- chunk: what `map` runs here
+from poolkit import _child, _os, _os_processes
+from poolkit._child import chunk, ends, identity, logs, reseed, script  # noqa: F401 -- chunk: what `map` runs here
 from poolkit._child.freight import Freight
 from poolkit._child.imported import when_imported
 from poolkit._child.loop import Loop
 from poolkit._child.output import keep_output
-from poolkit._wire import codec, inherit, messages
+from poolkit._child.tracking import share_tracker
+from poolkit._wire import codec, habits, inherit, messages
 from poolkit._wire.board import Board
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -36,13 +43,31 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], object] | None = None) -> int:
-    """Be a worker until told to stop; returns the exit code. Called in a process of its own."""
+def run_worker(
+    fds: list[int],
+    parent: int,
+    number: int,
+    initializer: Callable[[], object] | None = None,
+    generators: Sequence[Any] | None = None,
+) -> int:
+    """Be a worker until told to stop; returns the exit code. Called in a process of its own.
+
+    Args:
+        fds: descriptors, as `Member.open` has them.
+        parent: process id of the template.
+        number: the worker's.
+        initializer: what was inherited, with start_method="fork".
+        generators: those of random numbers that the template's imports have made; None: this is a new interpreter.
+    """
     _child.is_here = True
-    _os.die_with_parent(parent)
+    if generators is not None:
+        ends.begin()
+    _os_processes.die_with_parent(parent)
+    _os_processes.adopt_orphans()
     with contextlib.suppress(OSError):  # the parent does it too, whoever comes first
         os.setpgid(0, 0)
     own_signals(signal.SIGINT)  # the owner alone decides what a Ctrl-C means
+    refuse_to_stop()
     for fd in fds:  # a new interpreter had to inherit them; programs that a task starts are not to
         os.set_inheritable(fd, False)
     calls, outcomes, tokens, page, evidence, passage, *initializers_fds = fds  # as `Member.open` has them
@@ -54,28 +79,42 @@ def run_worker(fds: list[int], parent: int, inherited_initializer: Callable[[], 
     keep_output(board)
     loop = Loop(calls, outcomes, _os.Tokens(tokens), board, Freight(passage))
     try:
-        return _work(loop, initializers_fds, inherited_initializer)
+        return _work(loop, functools.partial(_settle_in, number, outcomes, generators), initializers_fds, initializer)
     finally:
         with contextlib.suppress(OSError):  # a task has closed it
             loop.freight.passage.close()  # else it warns that it was not
 
 
-def _work(loop: Loop, initializers_fds: list[int], inherited_initializer: Callable[[], object] | None) -> int:
+def _work(
+    loop: Loop,
+    settle_in: Callable[[dict[str, Any]], Callable[[], None]],
+    initializers_fds: list[int],
+    inherited_initializer: Callable[[], object] | None,
+) -> int:
     try:
         settings: dict[str, Any] = pickle.loads(loop.receive_boot())
     except EOFError:  # the owner is gone already
         return 0
-    _settle_in(settings)
+    reseed_generators = settle_in(settings)
     loop.measure_rss = settings["measure_rss"]
     loop.freight.begin(settings["shm_threshold"])
     install = logs.installer(loop.outbox, settings["log_levels"], settings["log_disabled"])
     when_imported("logging", install)
+    if not settings["is_copy"]:
+        habits.settle(settings["habits"], when_imported)
+    script.begin(settings["number"], settings["main"], is_copy=settings["is_copy"])
+    share_tracker(loop.freight.passage, loop.outbox)
     try:
         for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
             importlib.import_module(name)
         if settings["preload"] and "logging" in sys.modules:  # which they may have configured, as in the template
             install(sys.modules["logging"])
+        reseed_generators()
         inherit.arrived(initializers_fds)
+        if settings["definitions"] is not None:
+            number, definitions = settings["definitions"]
+            script.define(definitions, loop.freight.passage)
+            script.prepare(number)
         _initialize(settings["initializer"], inherited_initializer)
     except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
         with contextlib.suppress(BrokenPipeError):
@@ -94,10 +133,10 @@ def _give_no_evidence() -> None:
 
 
 def leave(code: int) -> None:
-    """End this process as a program ends: exit handlers that the tasks registered, then the streams."""
+    """End this process as a program ends: the tasks' threads, the exit handlers that they registered, the streams."""
     try:
         if code == 0:
-            atexit._run_exitfuncs()  # noqa: SLF001 -- os._exit does not, and a return would run the template's code
+            ends.run()
         flush_streams()
     finally:
         os._exit(code)
@@ -116,38 +155,86 @@ def own_signals(*left_alone: int) -> None:
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
+    while _outlived:
+        signal.signal(_outlived.pop(), signal.SIG_DFL)
     for each in left_alone:  # by a handler, not SIG_IGN: programs that a task starts would inherit that one
         signal.signal(each, _ignore)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def refuse_to_stop() -> None:
+    """Have the terminal refuse what a process in the background may not do with it; else it would be stopped.
+
+    Programs that are started by this process inherit that: no handler would do, since there is none.
+    """
+    for number in (signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def outlive_signals() -> None:
+    """Ignore all signals that programs send each other; `own_signals` takes that back in a worker.
+
+    What this process ignored before is left at that, there too. Faults are what they were.
+    """
+    left = {getattr(signal, f"SIG{name}", None) for name in _LEFT_ALONE}
+    for number in signal.valid_signals() - left:
+        if signal.getsignal(number) not in {signal.SIG_IGN, None}:
+            signal.signal(number, signal.SIG_IGN)  # many handlers at once would need much of the alternate stack
+            _outlived.append(number)
+
+
+_outlived: list[int] = []  # what is ignored for that alone
+# They cannot be ignored, are of this process's own making, or do nothing by default.
+_LEFT_ALONE = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "CHLD", "CONT", "URG", "WINCH")
 
 
 def _ignore(_number: int, _frame: types.FrameType | None) -> None:
     return
 
 
-def _settle_in(settings: dict[str, Any]) -> None:
+def _settle_in(
+    number: int, outcomes: int, generators: Sequence[Any] | None, settings: dict[str, Any]
+) -> Callable[[], None]:
+    """Take over the owner's settings; returns what is to be called when the imports are done."""
     sys.path[:] = settings["sys_path"]
     sys.argv[:] = settings["argv"]
     os.environ.update(settings["env"])
     with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
         os.chdir(settings["cwd"])
-    _set_authkey(settings["authkey"])
+    identity.assume(
+        number,
+        parent=settings["owner"],
+        parent_name=settings["owner_name"],
+        sentinel=outcomes,  # it breaks when the owner is gone
+        authkey=settings["authkey"],
+    )
+    if settings["open_files"] is not None:  # the owner has raised its own
+        import resource  # noqa: PLC0415 -- there only
+
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (settings["open_files"], resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
     if "numpy.random" in sys.modules:  # preloaded: every fork would draw the same numbers
         sys.modules["numpy.random"].seed()
-    # Those of the process this one was forked from are not ours to run; multiprocessing's children avoid them alike.
-    atexit._clear()  # noqa: SLF001
+    loaded = set(sys.modules)
 
+    def reseed_generators() -> None:
+        own = generators
+        if own is None:  # a new interpreter has imported by itself what there is to preload
+            own = (
+                reseed.generators_in([name for name in sys.modules if name not in loaded])
+                if settings["preload"]
+                else ()
+            )
+        for generator in own:
+            reseed.reseeded(generator, number)
 
-def _set_authkey(key: bytes) -> None:
-    def set_it(module: Any) -> None:
-        module.current_process().authkey = key
-
-    when_imported("multiprocessing.process", set_it)
+    return reseed_generators
 
 
 def _initialize(packed: bytes | None, inherited: Callable[[], object] | None) -> None:
     if inherited is not None:
         inherited()
     elif packed is not None:
-        fn, args = pickle.loads(packed)
+        fn, args = codec.load_value(packed)
         fn(*args)

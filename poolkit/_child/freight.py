@@ -8,6 +8,7 @@ from __future__ import annotations
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
 from poolkit._wire.buffers import PLAIN, Found, found_from
+from poolkit._wire.handover import is_loaded
 from poolkit._wire.holds import release_pins
 from poolkit._wire.messages import FLAG_COPIES, Call
 from poolkit._wire.parcels import Arrived, Parcel, pack
@@ -38,8 +39,13 @@ class Freight:
     def load_call(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Unpickle a call that came as a parcel; whatever that raises propagates."""
         release_pins()
-        arrived = Arrived(call.body, self.passage, copies=bool(call.flags & FLAG_COPIES))
-        return arrived.load(lambda data, found: codec.load_call(call.fn, data, found))  # type: ignore[no-any-return]
+        copies = bool(call.flags & FLAG_COPIES)
+        arrived = Arrived(call.body, self.passage, copies=copies)
+        try:
+            return arrived.load(lambda data, found: codec.load_call(call.fn, data, found))  # type: ignore[no-any-return]
+        finally:
+            if not copies:
+                self.passage.part_with(arrived.regions)
 
     def pack_value(self, value: object) -> bytes | Parcel:
         """Pickle a result.
@@ -53,13 +59,13 @@ class Freight:
                 return body  # type: ignore[no-any-return]
         found = self._found()
         found.look((value,))
-        if not buffers.regions_in_use:
+        if not (buffers.regions_in_use or is_loaded()):
             body = codec.pack_value(value, found)
-            if not found and not found.large and len(body) < found.threshold:
-                return body  # type: ignore[no-any-return]
         else:
             with found:
                 body = codec.pack_value(value, found)
+        if not (found or found.large or found.regions) and len(body) < found.threshold:
+            return body  # type: ignore[no-any-return]
         try:
             parcel = pack(body, found, self.arena)
             if type(parcel) is Parcel:
@@ -67,7 +73,7 @@ class Freight:
                 parcel.lend(OWNER)
         except (OSError, ValueError, BufferError, MemoryError) as exc:
             if found.regions:
-                msg = f"the result refers to shared memory that could not be handed over: {exc}"
+                msg = f"the result refers to shared memory or descriptors that could not be handed over: {exc}"
                 raise SerializationError(msg) from exc
             # No room for its descriptor just now, or what was large has changed meanwhile: as if nothing were large.
             return codec.pack_value(value)  # type: ignore[no-any-return]

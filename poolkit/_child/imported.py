@@ -22,21 +22,25 @@ def when_imported(name: str, call: Callable[[Any], object]) -> None:
     """Call with this module, now or when it is imported."""
     if name in sys.modules:
         call(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _Watch(name, call))
+        return
+    for finder in sys.meta_path:  # two would ask each other without end
+        if isinstance(finder, _Watch) and finder.name == name:
+            finder.calls.append(call)
+            return
+    sys.meta_path.insert(0, _Watch(name, call))
 
 
 class _Watch:
     """Finds one module, once. Loads it as its own loader does, which then takes its place again, and calls."""
 
     def __init__(self, name: str, call: Callable[[Any], object]) -> None:
-        self._name = name
-        self._call = call
+        self.name = name
+        self.calls = [call]  # in this order
         self._loader: Any = None  # its own
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Find it as it would be found without this."""
-        if name != self._name:
+        if name != self.name:
             return None
         for finder in sys.meta_path:
             find: Any = getattr(finder, "find_spec", None)  # very old ones have something else
@@ -58,4 +62,5 @@ class _Watch:
         module.__loader__ = module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
-        self._call(module)
+        for call in self.calls:
+            call(module)

@@ -1,16 +1,19 @@
 """Logs: what is logged in a worker goes to the owner, on the worker's link, before the outcome of its task.
 
-`logging` is not imported for that, as it takes milliseconds: the handler is installed when somebody imports it.
-Installed means that the root logger has this handler, and no other logger has any, nor filters, at the levels that the
-owner had when the worker was started: loggers which a preloaded module or the forked owner configured have those there,
-and that is where the records go. What an initializer or a task configures afterwards stands.
-Owner: the worker's main thread sets it up; `handle` is for any thread. It may wait for the owner to read, no more.
+`logging` is not imported for that, as it takes milliseconds: all this is done when somebody imports it.
+A record goes to the owner where the worker has no handler for it: where `Logger.callHandlers` finds none but
+NullHandlers, and would ask `lastResort`. There is no handler of ours, so whatever an initializer or a task configures
+(`basicConfig`, `dictConfig`, a QueueHandler, a handler of one logger) stands, works, and has no record twice.
+At first no logger has a handler or filter, and levels are those that the owner had when the worker was started: loggers
+which a preloaded module or the forked owner configured have theirs there, and that is where the records go.
+Owner: the worker's main thread sets it up; the rest is for any thread. It may wait for the owner to read, no more.
 """
 
 from __future__ import annotations
 
 import marshal
 import os
+import sys
 
 from poolkit._wire import messages
 from poolkit.context import current_task
@@ -41,44 +44,51 @@ def installer(outbox: Outbox, levels: dict[str, int], disabled: int) -> Callable
         for name, level in levels.items():
             (logging.getLogger(name) if name else root).level = level
         logging.disable(disabled)  # and the levels are looked at anew
-        root.addHandler(_make_handler(logging, outbox, aside))
+        _forward(logging, outbox, aside)
 
     return install
 
 
-def _make_handler(logging: Any, outbox: Outbox, aside: list[Any]) -> Any:
+def _forward(logging: Any, outbox: Outbox, aside: list[Any]) -> None:
+    """Have records that find no handler sent; see the file's header."""
     formatter, pid = logging.Formatter(), os.getpid()
+    call_handlers, configure = logging.Logger.callHandlers, logging.basicConfig
 
-    class OwnersHandler(logging.Handler):  # type: ignore[misc]
-        """Sends records to the owner of the worker."""
+    def callHandlers(self: Any, record: Any) -> None:  # noqa: N802 -- the standard library's name
+        """Pass the record to the handlers that there are for it; to the owner of the worker when there are none."""
+        if _has_handler(logging, self) or os.getpid() != pid:  # in a fork of the task's, the link is not its own
+            call_handlers(self, record)
+        else:
+            _send(record, outbox, formatter)
 
-        kept = aside
+    def basicConfig(**options: Any) -> None:  # noqa: N802 -- the standard library's name
+        """Configure the root logger; but not because of `logging.info()` and the like, where it has no handler."""
+        if options or sys._getframe(1).f_globals is not vars(logging) or os.getpid() != pid:  # noqa: SLF001
+            configure(**options)
 
-        def createLock(self) -> None:  # noqa: N802 -- the standard library's name
-            """None is needed, and one would have those who log wait for each other."""
-            self.lock = None
+    callHandlers.kept = aside  # type: ignore[attr-defined]
+    logging.Logger.callHandlers, logging.basicConfig = callHandlers, basicConfig
 
-        def handle(self, record: Any) -> Any:
-            """Send it. Raises nothing, but for what a signal handler raises."""
-            if os.getpid() != pid:  # a fork of the task's: the link is not its own
-                last = logging.lastResort
-                if last is not None and record.levelno >= last.level:
-                    last.handle(record)
+
+def _has_handler(logging: Any, logger: Any) -> bool:
+    while logger:
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.NullHandler):
                 return True
-            passed = self.filter(record)
-            if not passed:
-                return passed
-            try:
-                payload = _pack(record if passed is True else passed, formatter)
-            except Exception:  # noqa: BLE001 -- a message that does not take its arguments, a repr that raises
-                self.handleError(record)
-                return passed
-            task = current_task()
-            task_id = task.id if task is not None and not task.worker_id else 0  # else it is of a pool in this process
-            outbox.leave(messages.FRAME_TO_OWNER.pack(messages.LOG, task_id, 0.0, 0.0, 0, len(payload)) + payload)
-            return passed
+        logger = logger.parent if logger.propagate else None
+    return False
 
-    return OwnersHandler()
+
+def _send(record: Any, outbox: Outbox, formatter: Any) -> None:
+    """Send it. Raises nothing, but for what a signal handler raises."""
+    try:
+        payload = _pack(record, formatter)
+    except Exception:  # noqa: BLE001 -- a message that does not take its arguments, a repr that raises
+        sys.modules["logging"].NullHandler().handleError(record)
+        return
+    task = current_task()
+    task_id = task.id if task is not None and not task.worker_id else 0  # else it is of a pool in this process
+    outbox.leave(messages.FRAME_TO_OWNER.pack(messages.LOG, task_id, 0.0, 0.0, 0, len(payload)) + payload)
 
 
 def _pack(record: Any, formatter: Any) -> bytes:

@@ -10,13 +10,18 @@ from __future__ import annotations
 import os
 import select
 import sys
-import time
 import types
 from collections import deque
 from collections.abc import Callable
 
+from poolkit._child import script
+from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.freight import Freight
+from poolkit._child.loading import say_where
+from poolkit._clock import monotonic
 from poolkit._os import Tokens, resident_bytes, resident_shared_bytes
+from poolkit._os_processes import reap_adopted
+from poolkit._select import poll
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
 from poolkit._wire.link import FrameReader, Outbox
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from poolkit._wire.link import Frame
+
+
+REAP_EVERY = 256  # waits for calls; a task may leave a few programs behind, and no system has room for a million
 
 
 def run_call(
@@ -47,20 +55,11 @@ def run_here(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     try:
         value = fn(*args, **kwargs)
         if type(value) is types.CoroutineType:
-            value = _run_coroutine(value)
+            value = run_coroutine(value)
     except BaseException as exc:  # noqa: BLE001 -- SystemExit and KeyboardInterrupt are the task's exceptions too
         return False, exc
     else:
         return True, value
-
-
-def _run_coroutine(coroutine: Any) -> Any:
-    import asyncio  # noqa: PLC0415 -- only for those who submit `async def` functions
-
-    try:
-        return asyncio.run(coroutine)
-    finally:
-        coroutine.close()  # where a loop runs already, asyncio.run() has refused to begin it
 
 
 class Loop:
@@ -74,10 +73,11 @@ class Loop:
         self.freight = freight
         self._inbox: deque[messages.Call | int] = deque()  # calls not yet claimed, and DROP and STOP between them
         os.set_blocking(calls_fd, False)
-        self._poller = select.poll()
+        self._poller = poll()
         self._poller.register(calls_fd, select.POLLIN)
         self._spin = Spin()
         self._pid = os.getpid()
+        self._waits = 0  # how often there was nothing to read
         self.measure_rss = False
 
     def receive_boot(self) -> bytes | bytearray:
@@ -94,6 +94,8 @@ class Loop:
     def serve(self) -> None:
         """Run calls until STOP, or until the owner is gone."""
         inbox = self._inbox
+        coroutines = Coroutines()
+        coroutines.keep()
         try:
             while True:
                 while not inbox:
@@ -109,17 +111,22 @@ class Loop:
                     self._drop()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return  # the owner is gone
+        finally:
+            coroutines.close()
 
     def _frames(self) -> list[Frame]:
         """What is on the link, after waiting for it."""
         try:
             return self._reader.receive()
         except BlockingIOError:
+            self._waits += 1
+            if not self._waits % REAP_EVERY:
+                reap_adopted()
             arena = self.freight.arena
             if arena.idle_at is None:
                 self._spin.wait(self._poller)
             else:
-                self._spin.wait(self._poller, max(0.0, arena.idle_at - time.monotonic()))
+                self._spin.wait(self._poller, max(0.0, arena.idle_at - monotonic()))
                 arena.trim()
                 self._board.stamp_memory(arena.reserved)
             return []
@@ -128,6 +135,8 @@ class Loop:
         for (kind, count, _), payload in self._frames():
             if kind == messages.CALLS:
                 self._inbox.extend(messages.unpack_calls(payload, count))
+            elif kind == messages.DEFINE:
+                script.define(payload, self.freight.passage)
             elif kind == messages.FORGET:
                 self.freight.passage.let_go(int.from_bytes(payload, "little"))
             else:
@@ -143,7 +152,7 @@ class Loop:
         self.say(messages.DRAINED)
 
     def _run(self, call: messages.Call) -> None:
-        started = time.monotonic()
+        started = monotonic()
         self._board.begin(call.task_id, started)
         if call.flags & messages.FLAG_ANNOUNCE:
             self.say(messages.BEGUN, call.task_id)
@@ -155,13 +164,15 @@ class Loop:
         rss = 0
         if self.measure_rss:  # what others see too is nothing that a new worker would not have
             rss = max(0, (resident_bytes() or 0) - resident_shared_bytes())
-        header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, time.monotonic(), rss, len(payload))
+        header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, monotonic(), rss, len(payload))
         self.outbox.send(header, payload)
         self._board.done(call.task_id)
 
     def _outcome(self, call: messages.Call, started: float) -> tuple[int, bytes]:
         """Unpickle, run and pickle; whatever goes wrong on the way is the task's own failure."""
         try:
+            if call.manifest and call.manifest not in script.ready:
+                script.prepare(call.manifest)
             if call.flags & messages.FLAG_PARCEL:
                 fn, args, kwargs = self.freight.load_call(call)
             else:
@@ -169,11 +180,14 @@ class Loop:
         except BaseException as exc:  # unpickling runs the user's code
             if self.freight.passage.is_broken:
                 raise  # a task has closed it: this worker is of no use any more
+            script.explain(exc)
+            say_where(exc)
             return messages.ERROR, codec.pack_error(exc)
         deadline = None if call.timeout is None else started + call.timeout
         ok, value = run_call(TaskContext(call.task_id, call.name, call.attempt, deadline), fn, args, kwargs)
         if not ok:
             try:
+                script.explain(value)
                 return messages.ERROR, codec.pack_error(value)
             finally:
                 del value  # its traceback holds this frame

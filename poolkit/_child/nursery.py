@@ -3,13 +3,17 @@
     root socket      the owner hands in the control socket of each pool that is to be served; its end is the owner's
     control socket   one pool's orders and notices; its end is the pool's
 
-Guarantees: single-threaded; nothing that one pool does or leaves undone keeps another waiting; it reaps every worker
-and reports how it ended; before it reaps one it kills what is left of the worker's process group, so that no program of
-a task outlives it, and while the dead leader is unreaped its number cannot mean anybody else. When a pool lets go of
-it, the nursery kills that pool's groups, reaps its workers, and then closes its side of the control socket. When the
-owner is gone, in whatever way, it kills every group and ends. When the nursery is killed, the kernel kills the workers
-(`_os.die_with_parent`). What came for one pool no worker of another one has; nor does the nursery keep the owner's
-standard streams, which may be pipes whose end somebody waits for, beyond the pool that it got them for.
+Guarantees: no thread of its own but one; nothing that one pool does or leaves undone keeps another waiting; it reaps
+every worker and reports how it ended; before it reaps one it kills what is left of the worker's process group, and then
+all that it adopted from it (`_os_processes.py`), so that no program of a task outlives it; while the dead leader is
+unreaped its number cannot mean anybody else. When a pool lets go of it, the nursery kills that pool's workers with all
+that they started, reaps them, and then closes its side of the control socket. When the owner is gone, in whatever way,
+it does so with all of them and ends. When the nursery is killed, the kernel kills the workers (`die_with_parent`).
+No signal that can be ignored ends it.
+A preloaded module that has started threads makes it unfit to be copied: what those hold stays locked in the copies. So
+its workers are new interpreters then, as with "spawn", and the pools are told.
+What came for one pool no worker of another one has; nor does the nursery keep the owner's standard streams, which may
+be pipes whose end somebody waits for, beyond the pool that it got them for.
 It never imports or runs the user's `__main__`.
 Owner: its one thread.
 """
@@ -27,31 +31,57 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from poolkit import _child, _os
-from poolkit._child import boot
+from poolkit import _child, _os, _os_processes
+from poolkit._child import boot, identity, reseed
 from poolkit._child.session import MOST_FDS, Session
+from poolkit._select import poll
 from poolkit._wire import codec, messages
 
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+_DECIDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FDS_OF_A_POOL = 3  # its control socket, its standard output and errors
 FDS_OF_A_WORKER = 8  # while it is forked: its link's six, and a few
 
 SPAWN_CODE = """\
 import sys, os, marshal
 fd = int(sys.argv[1])
-sys.path[:], fds, parent = marshal.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+sys.path[:], fds, parent, number = marshal.loads(os.pread(fd, os.fstat(fd).st_size, 0))
 os.close(fd)
 from poolkit._child import boot
-boot.leave(boot.run_worker(fds, parent))
+boot.leave(boot.run_worker(fds, parent, number))
 """
 
 
-def main(root_fd: int, start_method: str, preload: tuple[str, ...]) -> None:
-    """Serve the owner until it is gone. Called in a process of its own; never returns."""
+def main(root_fd: int, output: int, errors: int, start_method: str, preload: tuple[str, ...]) -> None:
+    """Serve the owner until it is gone. Called in a process of its own; never returns.
+
+    `output` and `errors` are the owner's streams, -1 where they are closed, to take the place of ours.
+    """
+    with contextlib.suppress(OSError):  # it leads one, unless CPython 3.10 has started it by way of subprocess
+        os.setpgid(0, 0)
     os.set_inheritable(root_fd, False)  # a program started by a preloaded module would hide the owner's end
+    _take_streams({1: output, 2: errors})
     nursery = Nursery(_socket.socket(fileno=root_fd), start_method)
-    nursery.prepare(preload)
+    nursery.prepare(preload, root_fd)
     nursery.serve()
     os._exit(0)
+
+
+def _take_streams(streams: dict[int, int]) -> None:
+    """Take the owner's standard streams; what was printed so far, which the owner has kept, is printed there."""
+    said = b""
+    for fd, stream in streams.items():
+        if stream >= 0:
+            said = said or os.pread(fd, os.fstat(fd).st_size, 0)
+            os.dup2(stream, fd)
+            os.close(stream)
+    if said:
+        os.write(max(fd for fd, stream in streams.items() if stream >= 0), said)
+    if streams[1] >= 0 and os.isatty(1):  # as an interpreter does that has found it so
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 class Nursery:
@@ -66,32 +96,42 @@ class Nursery:
         self._start_method = start_method
         self._initializer = initializer  # inherited, with start_method="fork"
         self._failure: bytes | None = None  # why there will be no workers, packed
+        self._helpers: set[int] = set()  # processes that the imports have started
+        self._threaded: list[str] = []  # modules whose import has started threads that stay
+        self._generators: list[Any] = []  # of random numbers, that the imports have made
         self._sessions: dict[int, Session] = {}  # descriptor of the control socket -> session
         self._wakeup_read, self._wakeup_write = os.pipe()
-        self._poller = select.poll()
+        self._poller = poll()
         self._poller.register(self._wakeup_read, select.POLLIN)
         self._spares: list[int] = []  # descriptors to be given up for those of one more pool
         if root is not None:
             self._poller.register(root, select.POLLIN)
             self._set_aside()
 
-    def prepare(self, preload: tuple[str, ...]) -> None:
-        """Set up signals and import what the workers need; each pool is told if that fails. In its own process only."""
+    def prepare(self, preload: tuple[str, ...], sentinel: int) -> None:
+        """Set up signals and import what the workers need; each pool is told if that fails. In its own process only.
+
+        `sentinel` is a descriptor that is readable when the owner is gone.
+        """
         _child.is_here = True
+        _os_processes.adopt_orphans()
+        identity.assume(None, parent=os.getppid(), sentinel=sentinel)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
         # The owner decides what the first three mean; the last has the wake-up written to.
-        boot.own_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+        boot.own_signals(*(each for each in _DECIDED if signal.getsignal(each) is not signal.SIG_IGN), signal.SIGCHLD)
+        boot.refuse_to_stop()
         for fd in (self._wakeup_read, self._wakeup_write):
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
 
         try:
-            for name in preload:
-                importlib.import_module(name)
+            self._import(preload)
         except BaseException as exc:  # noqa: BLE001 -- reported to the pools, whatever it is
             self._failure = codec.pack_error(exc)
+        self._helpers = _os_processes.children()
+        boot.outlive_signals()  # not before: the helpers are not to ignore them
         boot.flush_streams()
         gc.collect()
         gc.freeze()  # what is here lives for ever: no collection in a worker needs to touch, and so copy, its pages
@@ -100,6 +140,24 @@ class Nursery:
                 self._root.send(messages.PREPARED if self._failure is None else messages.UNPREPARED)
             for fd in (1, 2):  # each pool brings the streams that its workers are to have
                 os.dup2(self._spares[0], fd)
+
+    def _import(self, preload: tuple[str, ...]) -> None:
+        """Import what there is to preload; note who starts threads, and the generators of random numbers."""
+        before = set(sys.modules) - set(preload)
+        threads = 1
+        for name in preload:
+            importlib.import_module(name)
+            if (count := _os_processes.count_lasting_threads()) > threads:
+                self._threaded.append(name)
+                threads = count
+        self._generators = reseed.generators_in([name for name in sys.modules if name not in before] if preload else ())
+        if self._threaded:
+            import subprocess  # noqa: F401, PLC0415 -- what `_exec_worker` needs: a copy must import nothing
+            import warnings  # noqa: PLC0415 -- there only
+
+            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)  # it is known
+            if self._root is not None:
+                self._start_method = "spawn"
 
     def serve(self) -> None:
         """Carry out orders and report exits until the owner is gone."""
@@ -170,6 +228,8 @@ class Nursery:
             return
         self._poller.register(control, select.POLLIN)
         self._notice(session, messages.OPENED, 0, status=0)
+        if self._threaded:
+            self._notice(session, messages.THREADED, 0, status=0, payload=", ".join(self._threaded).encode())
 
     def _refuse(self, session: Session, kind: int, payload: bytes) -> None:
         """Tell a pool why it is not served, as fast as it reads, then close its session."""
@@ -198,8 +258,7 @@ class Nursery:
         Where the kernel keeps one, the owner waits for that as long as it likes.
         """
         self._poller.unregister(session.control)
-        for pid in session.pids.values():
-            _os.kill_group(pid, signal.SIGKILL)
+        _os_processes.kill_trees(session.pids.values())
         session.is_over = True
         if not session.pids:
             self._close(session)
@@ -225,7 +284,7 @@ class Nursery:
         pid = session.pids.get(worker_id)
         if pid is not None:  # else it has ended, and the owner will hear
             if flags & messages.GROUP:
-                _os.kill_group(pid, number)
+                _os_processes.kill_trees([pid])
             else:
                 os.kill(pid, number)
         self._notice(session, messages.SIGNALLED, worker_id, status=0)
@@ -238,13 +297,13 @@ class Nursery:
             self._notice(session, messages.FORK_FAILED, worker_id, status=exc.errno or 0)
             pid = -1
         if pid == 0:
-            self._become_worker(session, fds, parent)
+            self._become_worker(session, fds, parent, worker_id)
         if pid > 0:
             with contextlib.suppress(OSError):  # the worker does it too, whoever comes first
                 os.setpgid(pid, pid)
             session.pids[worker_id] = pid
 
-    def _become_worker(self, session: Session, fds: list[int], parent: int) -> None:
+    def _become_worker(self, session: Session, fds: list[int], parent: int, number: int) -> None:
         """The rest of a forked child's life."""
         code = 1
         try:
@@ -259,21 +318,22 @@ class Nursery:
             for each in self._sessions.values():
                 each.close()
             if self._start_method == "spawn":
-                self._exec_worker(fds, parent)
-            code = boot.run_worker(fds, parent, self._initializer)
+                self._exec_worker(fds, parent, number)
+            code = boot.run_worker(fds, parent, number, self._initializer, self._generators)
         except BaseException:  # noqa: BLE001 -- nothing may return into the template's code
             sys.excepthook(*sys.exc_info())
         finally:
             boot.leave(code)
 
     @staticmethod
-    def _exec_worker(fds: list[int], parent: int) -> None:
+    def _exec_worker(fds: list[int], parent: int, number: int) -> None:
         """Become a new interpreter, which takes the same descriptors."""
         import marshal  # noqa: PLC0415 -- start_method="spawn" only
         import subprocess  # noqa: PLC0415
 
+        boot.own_signals()  # what is ignored stays so
         entries: list[object] = [*sys.path]
-        data = marshal.dumps(([str(path) for path in entries if isinstance(path, str)], fds, parent))
+        data = marshal.dumps(([str(path) for path in entries if isinstance(path, str)], fds, parent, number))
         fd = _os.shared_page(len(data))
         os.pwrite(fd, data, 0)
         for each in (*fds, fd):
@@ -285,29 +345,44 @@ class Nursery:
 
     def _reap(self) -> None:
         """Report every worker that ended. Its group is killed while its number is still its own."""
-        while True:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None:
-                return
-            pid = ended.si_pid
-            found = next(((each, number) for each, number, of in self._workers() if of == pid), None)
-            if found is not None:
-                _os.kill_group(pid, signal.SIGKILL)
-            _, status, usage = os.wait4(pid, 0)
-            if found is not None:
-                session, worker_id = found
-                del session.pids[worker_id]
-                if not session.is_over:
-                    peak = _os.peak_bytes(usage.ru_maxrss)
-                    self._notice(session, messages.EXITED, worker_id, status=status, pid=pid, peak=peak)
-                elif not session.pids:
-                    self._close(session)
+        ended: list[tuple[Session, int, int, int, int]] = []
+        with contextlib.suppress(ChildProcessError):  # nobody is left
+            while (one := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                pid = one.si_pid
+                found = next(((each, number) for each, number, of in self._workers() if of == pid), None)
+                if found is not None:
+                    _os_processes.kill_group(pid, signal.SIGKILL)
+                _, status, usage = os.wait4(pid, 0)
+                self._helpers.discard(pid)
+                if found is not None:
+                    session, worker_id = found
+                    del session.pids[worker_id]
+                    ended.append((session, worker_id, pid, status, _os.peak_bytes(usage.ru_maxrss)))
+        if ended:
+            self._kill_adopted()
+        for session, worker_id, pid, status, peak in ended:
+            if not session.is_over:
+                self._notice(session, messages.EXITED, worker_id, status=status, pid=pid, peak=peak)
+            elif not session.pids and session.control.fileno() in self._sessions:
+                self._close(session)
 
-    def _notice(self, session: Session, kind: int, worker_id: int, *, status: int, pid: int = 0, peak: int = 0) -> None:
-        if not session.send(messages.NOTICE.pack(kind, status, worker_id, pid, peak, 0)):
+    def _kill_adopted(self) -> None:
+        """Kill what dead workers have left. Threads that run here may have started programs of their own."""
+        if not self._threaded:
+            _os_processes.kill_adopted({*self._helpers, *(pid for *_, pid in self._workers())})
+
+    def _notice(  # noqa: PLR0913 -- a message record
+        self,
+        session: Session,
+        kind: int,
+        worker_id: int,
+        *,
+        status: int,
+        pid: int = 0,
+        peak: int = 0,
+        payload: bytes = b"",
+    ) -> None:
+        if not session.send(messages.NOTICE.pack(kind, status, worker_id, pid, peak, len(payload)) + payload):
             self._poller.modify(session.control, select.POLLIN | select.POLLOUT)
 
     def _workers(self) -> Iterator[tuple[Session, int, int]]:
@@ -317,8 +392,10 @@ class Nursery:
                 yield session, worker_id, pid
 
     def _kill_all(self) -> None:
-        for *_, pid in self._workers():
-            _os.kill_group(pid, signal.SIGKILL)
-        for *_, pid in self._workers():
+        pids = [pid for *_, pid in self._workers()]
+        _os_processes.kill_trees(pids)
+        for pid in pids:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        if pids:
+            self._kill_adopted()

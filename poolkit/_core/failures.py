@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from poolkit import errors
 from poolkit._core.policy import BOOT_FAILURES
 from poolkit._core.queue import AnyTask
 from poolkit._core.workforce import Died, Sentence, Worker
 from poolkit.errors import (
     DeadlineExceeded,
-    InitializerFailed,
     MemoryLimitExceeded,
     QueueTimeout,
     TaskTimeout,
-    WorkerCrashed,
 )
 
 _OTHERS = "not by poolkit, but by the task itself, another process or an operator"
@@ -58,7 +57,7 @@ def hint_for(death: Died) -> str:
     return ""
 
 
-def crashed(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
+def crashed(task: AnyTask, worker: Worker, death: Died) -> errors.WorkerCrashed:
     """The worker died while it ran `task`."""
     hint = hint_for(death)
     text = f"{_worker(worker, death)} {how_it_died(death)} while it ran {_which(task)}"
@@ -69,7 +68,7 @@ def crashed(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
     return _worker_crashed(text, death, worker.pid or death.pid, hint)
 
 
-def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
+def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> errors.WorkerCrashed:
     """Worker after worker died that was to begin `task`, and did not."""
     hint = "; ".join(filter(None, ("its arguments most likely need more memory than a worker may use", death.hint)))
     text = (
@@ -79,25 +78,23 @@ def cannot_receive(task: AnyTask, worker: Worker, death: Died) -> WorkerCrashed:
     return _worker_crashed(text, death, worker.pid or death.pid, hint)
 
 
-def cannot_boot(death: Died) -> WorkerCrashed:
+def cannot_boot(death: Died) -> errors.WorkerCrashed:
     """Workers die before they are ready, again and again."""
     look = "look at the initializer, `preload`, `env`, and what importing them does"
     hint = hint_for(death) if death.signal is not None else death.hint
     if death.signal is not None or death.exitcode is not None or not hint:  # else it was not even started
         hint = f"{hint}; {look}" if hint else look
-    text = (
-        f"{BOOT_FAILURES} workers in a row died before they were ready; the last one (pid {death.pid}) "
-        f"{how_it_died(death)}; {hint}"
-    )
+    last = f"the last one (pid {death.pid}) {how_it_died(death)}; " if death.pid is not None else ""
+    text = f"{BOOT_FAILURES} workers in a row died before they were ready; {last}{hint}"
     return _worker_crashed(text, death, death.pid, hint)
 
 
-def _worker_crashed(text: str, death: Died, pid: int | None, hint: str) -> WorkerCrashed:
+def _worker_crashed(text: str, death: Died, pid: int | None, hint: str) -> errors.WorkerCrashed:
     if death.stack:
         text += f"\nPython stack at the end (most recent call first):\n{death.stack}"
     if death.output.strip():
         text += f"\nthe last that it printed:\n{_last_lines(death.output)}"
-    return WorkerCrashed(
+    return errors.WorkerCrashed(
         text,
         exitcode=death.exitcode,
         signal=death.signal,
@@ -176,9 +173,9 @@ def deadline_exceeded(task: AnyTask, death: Died | None = None) -> DeadlineExcee
     return DeadlineExceeded(f"{_which(task)} was not done {within}{'' if death is None else _what_was_done(death)}")
 
 
-def initializer_failed(cause: BaseException, text: str) -> InitializerFailed:
+def initializer_failed(cause: BaseException, text: str) -> errors.InitializerFailed:
     """A new error for each task, chained to what the initializer raised."""
-    error = InitializerFailed(
+    error = errors.InitializerFailed(
         f"the pool's initializer, or the import of its preload, raised {text}; the pool has stopped"
     )
     error.__cause__ = cause

@@ -11,12 +11,13 @@ from __future__ import annotations
 import itertools
 import random
 
+from poolkit import errors
 from poolkit._core import policy
 from poolkit._core.counters import Counters
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.timers import Timers
 from poolkit._core.workforce import Finished, Glance, PoolEvent, TaskDone, TaskRetried
-from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout, WorkerCrashed
+from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout
 from poolkit.outcome import Outcome
 from poolkit.task import QUEUED, SETTLED, WAITING
 
@@ -73,7 +74,7 @@ class Outcomes:
         else:
             self.conclude(task, report, now)
 
-    def crashed(self, task: AnyTask, error: WorkerCrashed, now: float) -> None:
+    def crashed(self, task: AnyTask, error: errors.WorkerCrashed, now: float) -> None:
         """A run ended with its worker."""
         self.counters.crashed += 1
         self.conclude(task, Outcome.failure(error), now)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
+from poolkit import errors
 from poolkit._core.options import CallOptions
-from poolkit.errors import WorkerCrashed
 
 RETRY_BASE, RETRY_CAP = 0.05, 30.0  # seconds: the first back-off of a retried task, and the longest
 BOOT_BASE, BOOT_CAP = 0.1, 10.0  # seconds: the same for workers that die before they began a task
@@ -31,7 +31,9 @@ def retries_left(options: CallOptions, attempts: int) -> bool:
 
 def counts_for_retry(options: CallOptions, error: BaseException) -> bool:
     """Whether `error` is of a kind that is retried: a crash always, and what `retry_on` names."""
-    return isinstance(error, (WorkerCrashed, *options.retry_on))
+    if isinstance(error, options.retry_on):
+        return True
+    return isinstance(error, errors.PoolkitError) and isinstance(error, errors.WorkerCrashed)  # made at its first use
 
 
 def backoff(failures: int, rng: random.Random, *, base: float = RETRY_BASE, cap: float = RETRY_CAP) -> float:

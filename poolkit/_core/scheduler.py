@@ -89,7 +89,9 @@ class Scheduler:
         self.events = self._outcomes.events  # to be told to listeners, and cleared
         self.numbers = self._outcomes.numbers  # the ids for tasks that are handed in; any thread may take the next
         self.phase = OPEN
+        self.lingers = False  # after a shutdown: the rest of maps is still accepted, and waited for
         self.broken: BootFailed | None = None  # what the initializer raised
+        self.why_closed = "the pool was shut down, by shutdown() or the end of its with block"  # when it is
         self.boots_failed = 0  # how often starting workers was given up, and why
         self.last_boot_error: BaseException | None = None
 
@@ -145,7 +147,7 @@ class Scheduler:
             raise failures.initializer_failed(self.broken.error, self.broken.text)
         if self.phase is not OPEN:
             left = f" ({self.unsettled} tasks are still to be settled)" if self.unsettled else ""
-            msg = f"cannot {what}: the pool was shut down, by shutdown() or the end of its with block{left}"
+            msg = f"cannot {what}: {self.why_closed}{left}"
             raise PoolClosed(msg)
 
     def submit(self, task: AnyTask, now: float) -> None:
@@ -156,9 +158,8 @@ class Scheduler:
             InitializerFailed: the pool's initializer raised.
             QueueFull: the bounded queue has no room.
         """
-        if self.phase is not OPEN:
-            self.check_open(f"submit {task.name}")
-        if self.limits.max_queue is not None and self.is_full():
+        self._check_open_for(task)
+        if self.limits.max_queue is not None and self.phase is OPEN and self.is_full():
             msg = (
                 f"cannot submit {task.name}: the queue is full "
                 f"({self.unsettled} tasks accepted, max_workers={self.roster.size}, max_queue={self.limits.max_queue})"
@@ -172,9 +173,13 @@ class Scheduler:
 
     def refuse(self, task: AnyTask, error: BaseException, now: float) -> None:
         """Accept a task that cannot be sent: it fails at once, with `error`."""
-        self.check_open(f"submit {task.name}")
+        self._check_open_for(task)
         self._outcomes.accept(task, now)
         self._outcomes.settle(task, Outcome.failure(error))
+
+    def _check_open_for(self, task: AnyTask) -> None:
+        if self.phase is not OPEN and not (task.late and self.lingers):
+            self.check_open(f"submit {task.name}")
 
     def cancel(self, task: AnyTask, now: float) -> bool:
         """Cancel a task: one that has not begun never will, one that runs is stopped. False when settled already."""
@@ -194,11 +199,15 @@ class Scheduler:
                         self._enforcer.cancel(task, now)
         self._advance(now)
 
-    def shutdown(self, *, cancel_queued: bool, kill: bool, now: float, kill_after: float | None = None) -> None:
+    def shutdown(
+        self, *, cancel_queued: bool, kill: bool, now: float, kill_after: float | None = None, lingers: bool = False
+    ) -> None:
         """Accept nothing more; finish what was accepted, or cancel what has not begun and retry nothing, or stop all.
 
-        With `kill_after`, what is left after so many seconds is stopped.
+        With `kill_after`, what is left after so many seconds is stopped. `lingers`: late tasks are accepted, and waited
+        for, until `end_lingering`.
         """
+        self.lingers = lingers and (self.phase is OPEN or self.lingers) and not (cancel_queued or kill)
         if kill_after is not None:
             self.timers.add(now + kill_after, self._kill_rest, None)
         self.phase = max(self.phase, SHUTTING)
@@ -209,6 +218,11 @@ class Scheduler:
         if kill:
             for worker in list(self.roster):
                 self.roster.doom(worker, Sentence(None, "shutdown"), want_stack=False)
+        self._advance(now)
+
+    def end_lingering(self, now: float) -> None:
+        """No late task comes any more."""
+        self.lingers = False
         self._advance(now)
 
     def _kill_rest(self, _: None, now: float) -> None:
@@ -300,6 +314,11 @@ class Scheduler:
         worker = self.roster.workers.get(worker_id)
         return worker is not None and any(task.id == task_id and task.options.retries for task in worker.sent)
 
+    def may_break(self, worker_id: int) -> bool:
+        """Whether the death of this worker may be told as a crash."""
+        worker = self.roster.workers.get(worker_id)
+        return worker is not None and worker.sentence is None and (bool(worker.sent) or worker.state is STARTING)
+
     def _finished(self, worker: Worker, report: Finished, now: float) -> bool:
         """Take an outcome in; whether the worker may go on."""
         if not worker.sent or worker.sent[0].id != report.task_id:
@@ -322,6 +341,7 @@ class Scheduler:
         if self.broken is None:
             self.broken = report
         self.phase = max(self.phase, SHUTTING)
+        self.lingers = False
         self._outcomes.retries = False
         self._end_unbegun(lambda: failures.initializer_failed(report.error, report.text))
         self.roster.close(now)
@@ -386,7 +406,7 @@ class Scheduler:
         if self.phase is OPEN:
             if self.roster.counted < self.roster.wanted:
                 self.roster.grow(0, now)
-        elif not self._outcomes.unsettled and self.phase < CLOSED:
+        elif not self._outcomes.unsettled and not self.lingers and self.phase < CLOSED:
             if self.phase is SHUTTING:
                 self.phase = CLOSING
                 self.roster.close(now)

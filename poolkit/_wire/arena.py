@@ -23,12 +23,12 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import time
 from _thread import RLock
 from collections import deque
 from collections.abc import Callable
 
 from poolkit import _os
+from poolkit._clock import monotonic
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Lease:
 class Arena:
     """The shared memory of one writer. Thread-safe; nothing in here blocks for long."""
 
-    def __init__(self, keep: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, keep: int, clock: Callable[[], float] = monotonic) -> None:
         self._lock = RLock()
         self._dead: deque[int] = deque()  # borrowers that are dead, for the next owner of the lock
         self._keep = keep  # bytes of free memory that are kept

@@ -48,7 +48,10 @@ class Found(list):  # type: ignore[type-arg]
     threshold: float = math.inf  # bytes; see `found_from`
     large: tuple[Any, ...] = ()  # bytes that were known to be large beforehand
     regions: tuple[Region, ...] = ()  # shared memory that the value refers to
+    names: tuple[Any, ...] = ()  # of script modules that it refers to, beside those that the pickler notes
     has_read_only = False  # an array that has to become writable
+    hands_over = True  # whether regions and descriptors can go along
+    is_loaded_once = True  # else by each worker, or whenever it is wanted
     _stand_ins: dict[int, tuple[pickle.PickleBuffer, pickle.PickleBuffer]] | None = None
     _before: Found | None = None
 
@@ -80,6 +83,7 @@ class Found(list):  # type: ignore[type-arg]
         """The value is pickled once more: forget what was found."""
         self.clear()
         self.regions = ()
+        self.names = ()
         self._stand_ins = None
 
     def may_name(self, name: bytes, parts: Iterable[Any]) -> bool:
@@ -111,14 +115,16 @@ class Found(list):  # type: ignore[type-arg]
 
     def __enter__(self) -> Self:
         """What this thread pickles from now on is for another process, which is handed the regions in it."""
-        self._before = _packing.get(get_ident())
-        _packing[get_ident()] = self
+        thread = get_ident()
+        if thread in _packing:
+            self._before = _packing[thread]
+        _packing[thread] = self
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave."""
         if self._before is None:
-            _packing.pop(get_ident(), None)
+            del _packing[get_ident()]
         else:
             _packing[get_ident()] = self._before
 
@@ -128,11 +134,23 @@ def found_from(threshold: float) -> type[Found]:
     return type("Found", (Found,), {"threshold": threshold})
 
 
+def packing() -> Found | None:
+    """What this thread is packing for another process."""
+    return _packing.get(get_ident())
+
+
 def attach(region: Region) -> bool:
     """Send a region along with what this thread is packing; false when it packs nothing for another process."""
     found = _packing.get(get_ident())
-    if found is None:
+    if found is None or not found.hands_over:
         return False
     if not any(region is known for known in found.regions):
         found.regions += (region,)
     return True
+
+
+def need(names: Iterable[Any]) -> None:
+    """Note names of script modules that what this thread is packing refers to."""
+    found = _packing.get(get_ident())
+    if found is not None:
+        found.names += tuple(names)

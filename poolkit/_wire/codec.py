@@ -1,16 +1,17 @@
 """Codec: how calls and outcomes become bytes, and back.
 
-A call is two pieces of bytes. The first is the function when it travels alone, so that the bytes of a by-value
-function are reused by the sender and its loaded form by the worker; empty when the whole call is one pickle.
+A call is two pieces of bytes. The first is the function when it travels alone, so that the worker can keep it; empty
+when the whole call is one pickle.
 
     function bytes    body
     b""               (fn, args, kwargs)
-    by name           (args, kwargs)      a function at the top of a module that the worker can import
-    by value          (args, kwargs)      a function of `__main__`, a lambda, a closure
+    by name           (args, kwargs)      a function at the top of a module, the script included
+    by value          (args, kwargs)      a lambda, a closure
 
 Only plain functions travel alone. A bound method, a partial or a callable instance may share objects with the
 arguments, which only one pickle of all of it keeps the same, and has state that one call must not leave to the next.
 A name is looked up for each call on both sides, as pickle does it, but without pickle: 2 us a call instead of 4.
+With the call goes its manifest: what it needs of the script (`plans.py`).
 
 An outcome is a result (`pack_value`) or an exception (`pack_error`). No header is ever put before a payload: that
 would copy it.
@@ -18,19 +19,35 @@ would copy it.
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
 import types
+from _weakref import ref  # the module weakref would be one more import in every worker
 from collections import namedtuple
 
+from poolkit._wire import modules
 from poolkit._wire.buffers import Found
-from poolkit._wire.pickles import PROTOCOL, REUSABLE, SCRIPTS, dumps, dumps_plainly, is_by_value_requested, loads
+from poolkit._wire.modules import scripts
+from poolkit._wire.pickles import (
+    BY_VALUE,
+    PROTOCOL,
+    REUSABLE,
+    Needs,
+    dumps,
+    dumps_plainly,
+    is_reusable,
+    loads,
+    pickler_of,
+)
 from poolkit._wire.remote import load_error, pack_error
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
+
+    from poolkit._wire.plans import Manifest
 
 
 __all__ = ["load_call", "load_error", "load_value", "pack_call", "pack_error", "pack_value"]
@@ -51,11 +68,14 @@ _functions: dict[bytes, _Kept] = {}
 # Pickles of functions by module and name. One atomic operation at a time, from any thread.
 _names: dict[tuple[str, str], bytes] = {}
 
+# Functions by value whose bytes can be used again: code, defaults, bytes, names needed. One atomic operation at a time.
+_values: dict[Any, tuple[Any, Any, bytes, frozenset[tuple[str, str]]]] = {}
+
 
 def pack_call(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], found: Found | None = None
-) -> tuple[bytes, Any]:
-    """Return the function bytes and the body of a call, which has what is large in `found` (see `_wire/buffers.py`).
+) -> tuple[bytes, Any, Manifest | None]:
+    """Return the function bytes, the body and the manifest of a call; what is large is in `found` (`buffers.py`).
 
     Thread-safe. Runs the pickling hooks of the user's objects, on the caller's thread.
 
@@ -63,20 +83,36 @@ def pack_call(
         SerializationError: something in the call cannot be pickled; the message names it.
     """
     try:
-        if type(fn) is not types.FunctionType:
-            return b"", dumps((fn, args, kwargs), found)
-        name = _name_bytes(fn)
-        if name is not None:
-            return name, dumps((args, kwargs), found) if args or kwargs else _NO_ARGUMENTS
-        # what is known to belong to the script is not worth pickling large arguments for in vain
-        body = None if fn.__module__ in SCRIPTS else dumps_plainly((fn, args, kwargs), found)
-        if body is not None:
-            return b"", body
-        from poolkit._wire.functions import pack_function  # noqa: PLC0415 -- only senders need it
-
-        if found is not None:
-            found.again()
-        return pack_function(fn), dumps((args, kwargs), found)
+        if len(sys.modules) != modules.count or next(reversed(sys.modules)) is not modules.newest:
+            modules.look()
+        root: tuple[str, str] | None = None
+        content: Any
+        if type(fn) is types.FunctionType and (name := _name_bytes(fn)) is not None:
+            if (module := fn.__module__) in scripts:
+                root = module, fn.__name__
+                if not args and not kwargs:
+                    return name, _NO_ARGUMENTS, _manifest_for(root, _NO_NAMES)
+            elif not args and not kwargs:
+                return name, _NO_ARGUMENTS, None
+            fn_bytes, content = name, (args, kwargs)
+            names = _NO_NAMES
+        elif type(fn) is types.FunctionType and (packed := _pack_function(fn)) is not None:
+            fn_bytes, names = packed
+            content = (args, kwargs)
+        else:
+            fn_bytes, names, content = b"", _NO_NAMES, (fn, args, kwargs)
+        body = (
+            None
+            if _are_of_script(args) or (not fn_bytes and type(fn) is types.FunctionType)
+            else dumps_plainly(content, found)
+        )
+        if body is None:
+            needs = Needs()
+            body = dumps(content, found, needs, plainly=False)
+            names = names.union(needs.now, needs.later)
+        if found is not None and found.names:
+            names = names.union(found.names)
+        return fn_bytes, body, _manifest_for(root, names) if root is not None or names else None
     except Exception as error:
         from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
 
@@ -84,6 +120,54 @@ def pack_call(
         roots += [(f"args[{index}]", value) for index, value in enumerate(args)]
         roots += [(f'kwargs["{name}"]', value) for name, value in kwargs.items()]
         raise serialization_error("the call", roots, error) from error
+
+
+_NO_NAMES: frozenset[tuple[str, str]] = frozenset()
+
+
+def _are_of_script(values: Iterable[object]) -> bool:
+    """Return True if pickle's own pickler is tried in vain, as one of these is of a script module."""
+    for value in values:
+        home = value.__module__ if type(value) is types.FunctionType else type(value).__module__
+        if home in scripts or home not in sys.modules:
+            return True
+    return False
+
+
+def _manifest_for(root: tuple[str, str] | None, names: frozenset[tuple[str, str]]) -> Manifest | None:
+    global _planner  # noqa: PLW0603 -- an import each time would cost each call 1 us
+    if _planner is None:
+        from poolkit._wire.plans import manifest_for  # noqa: PLC0415 -- only senders need it
+
+        _planner = manifest_for
+    return _planner(root, names)
+
+
+_planner: Callable[..., Manifest | None] | None = None
+
+
+def _pack_function(function: types.FunctionType) -> tuple[bytes, frozenset[tuple[str, str]]] | None:
+    """Return the bytes of a function by value, and the names that it needs; None if it has to go with its arguments."""
+    if modules.is_registered():
+        return None
+    known = _values.get(ref(function))
+    if known is not None and known[0] is function.__code__ and known[1] is function.__defaults__:
+        return known[2], known[3]
+    needs, file = Needs(), io.BytesIO()
+    reusable = is_reusable(function)
+    try:
+        pickler_of(pickle.Pickler)(file, None, needs).dump(function)
+    except Exception:  # noqa: BLE001 -- cloudpickle has the last word
+        return None
+    file.write(REUSABLE if reusable else BY_VALUE)
+    packed, names = file.getvalue(), frozenset(needs.now | needs.later)
+    if reusable and function.__closure__ is None and len(packed) <= _KEPT_NBYTES:
+        _values[ref(function, _forget_value)] = function.__code__, function.__defaults__, packed, names
+    return packed, names
+
+
+def _forget_value(reference: Any) -> None:
+    _values.pop(reference, None)
 
 
 def load_call(
@@ -97,7 +181,7 @@ def load_call(
         fn, args, kwargs = pickle.loads(body, buffers=buffers)
         return fn, args, kwargs
     kept = _functions.get(fn_bytes)
-    if kept is not None and (not kept.name or getattr(sys.modules.get(kept.module), kept.name, None) is kept.fn):
+    if kept is not None and (not kept.name or _meaning(kept.module, kept.name) is kept.fn):
         fn = kept.fn
     else:
         fn = pickle.loads(fn_bytes)
@@ -106,12 +190,19 @@ def load_call(
     return fn, args, kwargs
 
 
+def _meaning(module: str, name: str) -> Any:
+    return getattr(sys.modules.get(module), "__dict__", _NO_GLOBALS).get(name)
+
+
+_NO_GLOBALS: dict[str, Any] = {}
+
+
 def _keep(fn_bytes: bytes, fn: Callable[..., Any]) -> None:
     """Keep a function for the next call: one that is reusable, or one by name for as long as the name means it."""
     module = name = ""
     if fn_bytes[-1] != _REUSABLE:
         module, name = getattr(fn, "__module__", ""), getattr(fn, "__name__", "")
-        if not name or getattr(sys.modules.get(module), name, None) is not fn:
+        if not name or _meaning(module, name) is not fn:
             return
     if len(fn_bytes) <= _KEPT_NBYTES:
         if len(_functions) >= _KEPT_FUNCTIONS:
@@ -120,16 +211,16 @@ def _keep(fn_bytes: bytes, fn: Callable[..., Any]) -> None:
 
 
 def _name_bytes(fn: types.FunctionType) -> bytes | None:
-    """The pickle of a function that is what its name means at the top of a module that a worker can import."""
+    """The pickle of a function that is what its name means at the top of its module."""
     module, name = fn.__module__, fn.__name__
-    if module in SCRIPTS or fn.__qualname__ != name or is_by_value_requested():
+    if fn.__qualname__ != name or modules.is_registered():
         return None
     namespace = getattr(sys.modules.get(module), "__dict__", None)
     if namespace is None or namespace.get(name) is not fn:
         return None
     data = _names.get((module, name))
     if data is None:
-        data = pickle.dumps(fn, PROTOCOL)
+        data = dumps(fn)
         if len(_names) >= _KEPT_FUNCTIONS:
             _names.clear()
         _names[module, name] = data

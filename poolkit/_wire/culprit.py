@@ -14,6 +14,8 @@ import functools
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from poolkit._wire import handover
+from poolkit._wire.buffers import Found
 from poolkit._wire.functions import scan_code
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.remote import type_name
@@ -126,7 +128,8 @@ class _Search:
         import cloudpickle  # noqa: PLC0415 -- loaded by now: it failed just before
 
         try:
-            cloudpickle.Pickler(_Nowhere(), protocol=PROTOCOL).dump(value)
+            with Found():  # a descriptor in it is handed over to nobody
+                handover.by_value_pickler(cloudpickle.Pickler)(_Nowhere(), protocol=PROTOCOL).dump(value)
         except self._caught as error:
             # its traceback would keep the frames of this search, and the values in them, alive
             return error.with_traceback(None)
@@ -193,7 +196,8 @@ def _parts_of_function(function: types.FunctionType) -> list[_Parts]:
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     contents = {name: cell.cell_contents for name, cell in cells.items() if cell != types.CellType()}  # not the empty
     namespace = function.__globals__
-    names = scan_code(function.__code__).global_names
+    scan = scan_code(function.__code__)
+    names = (*scan.now, *scan.later)
     return [
         _named(contents, ' closure "{}"'),
         _Parts(function.__defaults__ or (), " default {}".format),

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 from collections import ChainMap
 from collections.abc import Callable
 
+from poolkit._wire.cloud import cloudpickle_module
+from poolkit._wire.modules import look
+from poolkit._wire.pickles import BY_VALUE, Needs, pickler_of
 from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from typing import Any, ClassVar
+
+    from poolkit._wire.plans import Manifest
 
 _arrived: list[int] = []  # owner: the worker's main thread, at boot
 
@@ -49,30 +53,33 @@ class _Spawning:
         return _Inherited(fd)
 
 
-def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[bytes, list[int]]:
-    """The initializer and its arguments as a pickle, and the descriptors it needs, which are the caller's to close.
+def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[bytes, list[int], Manifest | None]:
+    """The initializer and its arguments as a pickle, its descriptors, and what it needs of the script.
 
-    By value where it has to be, as cloudpickle decides; connections and the like as multiprocessing reduces them.
+    The descriptors are the caller's to close. Connections and the like go as multiprocessing reduces them.
 
     Raises:
         SerializationError: they cannot be pickled.
     """
     from multiprocessing import context, reduction  # noqa: PLC0415 -- only for pools with an initializer
 
-    import cloudpickle  # noqa: PLC0415 -- see above
+    from poolkit._wire.plans import manifest_for  # noqa: PLC0415 -- see above
 
-    class InitializerPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    class InitializerPickler(cloudpickle_module().Pickler):  # type: ignore[misc]
         dispatch_table: ClassVar[Any] = ChainMap(
             reduction.ForkingPickler._extra_reducers,  # type: ignore[attr-defined]  # noqa: SLF001 -- its only door
-            cloudpickle.Pickler.dispatch_table,
+            cloudpickle_module().Pickler.dispatch_table,
         )
 
     before = context.get_spawning_popen()
     stand_in = _Spawning()
     context.set_spawning_popen(stand_in)  # type: ignore[arg-type]
-    buffer = io.BytesIO()
+    buffer, needs = io.BytesIO(), Needs()
+    look()
     try:
-        InitializerPickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump((fn, args))
+        pickler_of(InitializerPickler)(buffer, None, needs).dump((fn, args))
+        names = needs.now | needs.later
+        manifest = manifest_for(None, names) if names else None
     except BaseException as exc:
         for fd in stand_in.fds:
             os.close(fd)
@@ -82,7 +89,7 @@ def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[
         raise SerializationError(msg) from exc
     finally:
         context.set_spawning_popen(before)
-    return buffer.getvalue(), stand_in.fds
+    return buffer.getvalue() + BY_VALUE, stand_in.fds, manifest
 
 
 def arrived(fds: list[int]) -> None:

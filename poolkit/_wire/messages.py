@@ -3,6 +3,7 @@
 Owner to worker, on the worker's link      FRAME_TO_WORKER header + payload
     BOOT    payload: pickled dict, see `_child/boot.py`      first frame, once
     CALLS   `count` calls, each CALL header + name + fn + body; one token a call was added before
+    DEFINE  payload: what a call that follows needs of the script, see `_wire/manifests.py`
     DROP    what stands before it was reclaimed: drop the rest of it and say DRAINED
     FORGET  payload: the number of a region that is gone in the owner
     STOP    leave
@@ -13,18 +14,20 @@ Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     VALUE        a task's pickled value          ERROR    a task's pickled exception
     PARCEL       a task's value, as a parcel: see `_wire/parcels.py`
     DRAINED      all that was reclaimed is dropped
+    TRACKER      payload: the number of a socket on the passage, to which the resource tracker is to be sent
     LOG          payload: a log record's pickled attributes; the task field: which task logged it, 0 for none
 Either way, beside the link, on the passage  records with descriptors: see `_wire/passage.py`
 Owner to nursery, on its root socket       ORDER records
     OPEN    a pool's control socket is attached, then the owner's standard output and error as the flags say
 Owner to nursery, on a control socket      ORDER records, FORK with descriptors attached
-    FORK    start a worker                  SIGNAL   send a signal to a worker, or to its whole group
+    FORK    start a worker                  SIGNAL   send a signal to a worker, or kill it with all that it started
 Nursery to owner, on its root socket       one byte, when it has imported what it was to: PREPARED or UNPREPARED
 Nursery to owner, on a control socket      NOTICE records, then `nbytes` of payload
     OPENED          an OPEN was carried out, so nothing is being imported any more
     EXITED          a worker ended: its wait status and peak memory
     FORK_FAILED     no process could be had: the status holds the errno
     PRELOAD_FAILED  payload: the pickled exception of the import
+    THREADED        payload: names of modules whose import has started threads
     REFUSED         too few descriptors are left to serve one more pool
     SIGNALLED       a SIGNAL order was carried out; an owner that hears nothing gives the template process up
 """
@@ -35,14 +38,15 @@ import struct
 from collections import namedtuple
 from collections.abc import Iterator
 
-BOOT, CALLS, DROP, STOP, FORGET = 1, 2, 3, 4, 5
-READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, PARCEL, LOG = 11, 12, 13, 14, 15, 16, 17, 18
+BOOT, CALLS, DROP, STOP, FORGET, DEFINE = 1, 2, 3, 4, 5, 6
+READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, PARCEL, LOG, TRACKER = 11, 12, 13, 14, 15, 16, 17, 18, 19
 FORK, SIGNAL, OPEN = 21, 22, 23
-EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED, OPENED, REFUSED = 31, 32, 33, 34, 35, 36
+EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED, OPENED, REFUSED, THREADED = 31, 32, 33, 34, 35, 36, 37
 
 FRAME_TO_WORKER = struct.Struct("<BxxxIQ")  # kind, count, payload bytes
 FRAME_TO_OWNER = struct.Struct("<BxxxxxxxQddQQ")  # kind, task, started, ended, rss, payload bytes
-CALL = struct.Struct("<QHHIdQQ")  # task, attempt, flags, name bytes, timeout (0: none), fn bytes, body bytes
+# task, attempt, flags, name bytes, timeout (0: none), number of the manifest (0: none), fn bytes, body bytes
+CALL = struct.Struct("<QHHIdQQQ")
 ORDER = struct.Struct("<BBHIQ")  # kind, flags, descriptors, signal, worker
 NOTICE = struct.Struct("<BxxxiQQQQ")  # kind, status, worker, pid, peak rss, payload bytes
 
@@ -50,7 +54,7 @@ NOTICE = struct.Struct("<BxxxiQQQQ")  # kind, status, worker, pid, peak rss, pay
 FLAG_ANNOUNCE = 1  # say BEGUN
 FLAG_PARCEL = 2  # the body is a parcel
 FLAG_COPIES = 4  # of which the worker is to make copies, as the call may have to run again
-GROUP = 1  # flag of a SIGNAL: to the whole group
+GROUP = 1  # flag of a SIGNAL: kill the worker with its group and all that descends from it
 HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of an OPEN: which standard streams are open in the owner
 PREPARED, UNPREPARED = b"\1", b"\0"
 
@@ -58,8 +62,9 @@ _MOST_ATTEMPTS = 0xFFFF
 
 
 # One call as a worker sees it. Not a typing.NamedTuple: importing that would cost each template process 6 ms.
-#     task_id: int, attempt: int, flags: int, name: str, timeout: float | None, fn: bytes, body: bytes | memoryview
-Call = namedtuple("Call", "task_id attempt flags name timeout fn body")  # noqa: PYI024
+#     task_id: int, attempt: int, flags: int, name: str, timeout: float | None, manifest: int, and as bytes
+#     fn, body (a memoryview of a larger one)
+Call = namedtuple("Call", "task_id attempt flags name timeout manifest fn body")  # noqa: PYI024
 
 
 def call_parts(  # noqa: PLR0913, PLR0917 -- a message record
@@ -70,11 +75,12 @@ def call_parts(  # noqa: PLR0913, PLR0917 -- a message record
     fn: bytes,
     body: bytes,
     flags: int,
+    manifest: int = 0,
 ) -> tuple[bytes, bytes, bytes, bytes]:
     """One call, as parts to be written one behind the other."""
     encoded = name.encode("utf-8", "surrogatepass")
     attempt = min(_MOST_ATTEMPTS, attempt)
-    header = CALL.pack(task_id, attempt, flags, len(encoded), timeout or 0.0, len(fn), len(body))
+    header = CALL.pack(task_id, attempt, flags, len(encoded), timeout or 0.0, manifest, len(fn), len(body))
     return header, encoded, fn, body
 
 
@@ -84,7 +90,7 @@ def unpack_calls(payload: bytes | bytearray, count: int) -> Iterator[Call]:
     view = payload if type(payload) is bytes else memoryview(payload)
     pos, new = 0, tuple.__new__  # the class itself, called, costs as much again as all the rest
     for _ in range(count):
-        task_id, attempt, flags, name_size, timeout, fn_size, body_size = CALL.unpack_from(payload, pos)
+        task_id, attempt, flags, name_size, timeout, manifest, fn_size, body_size = CALL.unpack_from(payload, pos)
         pos += CALL.size
         name = str(view[pos : pos + name_size], "utf-8", "surrogatepass")
         pos += name_size
@@ -92,4 +98,4 @@ def unpack_calls(payload: bytes | bytearray, count: int) -> Iterator[Call]:
         pos += fn_size
         body = view[pos : pos + body_size]
         pos += body_size
-        yield new(Call, (task_id, attempt, flags, name, timeout or None, fn, body))
+        yield new(Call, (task_id, attempt, flags, name, timeout or None, manifest, fn, body))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import pickle
 
-from poolkit._wire.pickles import BY_VALUE, PROTOCOL, SCRIPT_MARK, ClassKeepingUnpickler, is_by_value_requested
+from poolkit._wire import handover
+from poolkit._wire.cloud import cloudpickle_module
+from poolkit._wire.modules import is_registered
+from poolkit._wire.pickles import BY_VALUE, ClassKeepingUnpickler, Needs, pickler_of
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -19,17 +22,12 @@ __all__ = ["dumps_numbered", "loads_numbered"]
 
 def dumps_numbered(value: object, number_of: NumberOf) -> bytes:
     """Pickle plainly if possible, else by value; `number_of` gives an exception's number, None for anything else."""
-    if not is_by_value_requested():
+    if not is_registered():
         try:
-            data = _dump(_Pickler, value, number_of)
+            return _dump(pickle.Pickler, value, number_of)
         except Exception:  # noqa: BLE001, S110 -- cloudpickle has the last word
             pass
-        else:
-            if SCRIPT_MARK not in data:
-                return data
-    import cloudpickle  # noqa: PLC0415 -- slow to import
-
-    return _dump(cloudpickle.Pickler, value, number_of) + BY_VALUE
+    return _dump(handover.by_value_pickler(cloudpickle_module().Pickler), value, number_of) + BY_VALUE
 
 
 def loads_numbered(data: bytes, error_at: Callable[[int], BaseException]) -> Any:
@@ -39,13 +37,12 @@ def loads_numbered(data: bytes, error_at: Callable[[int], BaseException]) -> Any
     return unpickler.load()
 
 
-class _Pickler(pickle.Pickler):
-    """One that can be given a `persistent_id`, as cloudpickle's can."""
-
-
-def _dump(make_pickler: Any, value: object, number_of: NumberOf) -> bytes:
+def _dump(base: Any, value: object, number_of: NumberOf) -> bytes:
     buffer = io.BytesIO()
-    pickler = make_pickler(buffer, protocol=PROTOCOL)
+    pickler = pickler_of(base)(buffer, None, Needs())
     pickler.persistent_id = number_of
-    pickler.dump(value)
+    if base is pickle.Pickler and (table := handover.plain_table()) is not None:
+        pickler.dispatch_table = table
+    with handover.Guard():
+        pickler.dump(value)
     return buffer.getvalue()

@@ -20,7 +20,7 @@ from poolkit._wire.arena import Arena, Lease
 from poolkit._wire.buffers import Found, Parts
 from poolkit._wire.holds import Hold, watch
 from poolkit._wire.passage import Passage
-from poolkit._wire.regions import Region
+from poolkit._wire.regions import ONCE, Region
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -33,14 +33,15 @@ _NUMBER = struct.Struct("<Q")
 
 
 class Parcel:
-    """A packed value as its writer holds it. Dropped before it was sent, it frees its blocks. Frozen after __init__."""
+    """A packed value as its writer holds it. Dropped before it was sent, it frees its blocks."""
 
-    __slots__ = ("body", "leases", "nbytes", "regions")
+    __slots__ = ("body", "goes_once", "leases", "nbytes", "regions")
 
     def __init__(self, leases: list[Lease], regions: tuple[Region, ...], body: bytes) -> None:
         self.leases = leases
         self.regions = regions
         self.body = body  # what travels on the link
+        self.goes_once = False  # has descriptors that are needed no more once its task has begun
         self.nbytes = sum(lease.nbytes for lease in leases)  # what lies in shared memory
 
     def hand_over(self, passage: Passage, arena: Arena) -> None:
@@ -51,6 +52,14 @@ class Parcel:
         """From now on the blocks are the reader's to free."""
         for lease in self.leases:
             lease.lend(borrower)
+
+    def has_descriptors(self) -> bool:
+        """Whether it has such that are the reader's alone once it has them."""
+        return any(region.number & ONCE for region in self.regions)
+
+    def part_with_descriptors(self) -> None:
+        """The reader has them, and will not need them again."""
+        self.regions = tuple(region for region in self.regions if not region.number & ONCE)
 
     def reclaim(self) -> None:
         """The reader never got to see it."""
@@ -87,7 +96,7 @@ def pack(body: bytes | Parts, found: Found, arena: Arena) -> bytes | Parcel:
 class Arrived:
     """A parcel as its reader holds it: it, and every view of it that is still seen, keep its blocks."""
 
-    __slots__ = ("__weakref__", "_copies", "_parts", "_regions", "nbytes")
+    __slots__ = ("__weakref__", "_copies", "_parts", "nbytes", "regions")
 
     def __init__(self, data: bytes | bytearray | memoryview, passage: Passage, *, copies: bool) -> None:
         """Take a parcel in; with `copies`, its blocks stay the writer's.
@@ -105,7 +114,7 @@ class Arrived:
             at += parts * _BLOCK.size
             numbers = [number for (number,) in _NUMBER.iter_unpack(data[at : at + regions * _NUMBER.size])]
             at += regions * _NUMBER.size
-            self._regions: list[Region] = []
+            self.regions: list[Region] = []
             passage.settle()
             view = memoryview(data)
             try:
@@ -116,10 +125,10 @@ class Arrived:
                         self._parts.append(view[at : at + nbytes])
                         at += nbytes
                 for number in numbers:
-                    self._regions.append(passage.region(number))
+                    self.regions.append(passage.region(number))
             except OSError:
                 lost = [] if copies else [entry[:2] for entry in table[len(self._parts) :] if entry[0]]
-                passage.renounce(lost, numbers[len(self._regions) :])
+                passage.renounce(lost, numbers[len(self.regions) :])
                 raise
             self.nbytes = sum(entry[3] for entry in table if entry[0])
         except (struct.error, ValueError) as exc:

@@ -27,7 +27,7 @@ from collections import deque
 from poolkit import _os
 from poolkit._wire.arena import HEADER, SIZE_AT, Arena, Segment
 from poolkit._wire.holds import Unmapped
-from poolkit._wire.regions import REGION, Region, known_region
+from poolkit._wire.regions import ONCE, REGION, Region, known_region, new_number
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -46,7 +46,18 @@ _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 class Passage:
     """One end of the socket through which a worker and its owner hand each other memory."""
 
-    __slots__ = ("_maps", "_owed", "_pending", "_regions", "_socket", "_stale", "_told", "_waits", "is_broken")
+    __slots__ = (
+        "_maps",
+        "_owed",
+        "_parted",
+        "_pending",
+        "_regions",
+        "_socket",
+        "_stale",
+        "_told",
+        "_waits",
+        "is_broken",
+    )
 
     def __init__(self, fd: int, *, waits: bool) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -55,6 +66,7 @@ class Passage:
         self._waits = waits  # whether this is a worker's end: receiving blocks, and sending fails rather than wait
         self._maps: dict[int, mmap.mmap | Unmapped] = {}  # the other side's segments
         self._regions: dict[int, Region] = {}  # that came from the other side
+        self._parted: set[int] = set()  # descriptors of calls that were loaded, which the owner has not let go of yet
         self._owed: dict[int, list[int]] = {}  # by segment that has not come: blocks to be freed; by region: to drop it
         self._told: set[int] = set()  # what the other side was told of
         self._stale: list[int] = []  # what it was told of in vain
@@ -83,6 +95,12 @@ class Passage:
             self._stale += news
             raise
         told.update(number for number in news if not (self._waits and number & REGION))
+
+    def hand(self, fd: int) -> int:
+        """Hand over a descriptor of any kind; returns its number. On a worker's side. Raises OSError: no room."""
+        number = new_number(once=True)
+        self._post(_HERE, [number], [fd])
+        return number
 
     def forget(self, number: int) -> bool:
         """A region is gone here; whether the other side was told of it, and is to let go of it."""
@@ -171,8 +189,17 @@ class Passage:
         except (EOFError, OSError):
             return
 
+    def part_with(self, regions: Iterable[Region]) -> None:
+        """A call was loaded that does not come again: its descriptors belong to what was made of it."""
+        for region in regions:
+            if region.number & ONCE and self._regions.pop(region.number, None) is not None:
+                self._parted.add(region.number)
+
     def let_go(self, number: int) -> None:
         """Let go of a region that is gone on the other side, which told of it before. Blocks until it has come."""
+        if number in self._parted:
+            self._parted.remove(number)
+            return
         try:
             self.region(number).kept = None
             del self._regions[number]

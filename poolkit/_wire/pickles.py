@@ -1,22 +1,31 @@
-"""Pickles: one value to bytes and back, by reference where that is enough and by value where it is not.
+"""Pickles: one value to bytes and back, by name where the other process has the name, and by value where it has not.
 
-Plain pickle writes a function or a class as "module, name". That is fast, and right for whatever the other process
-can import. It is wrong for things of the script, which workers never import, and for modules that the user registered
-with `cloudpickle.register_pickle_by_value`; those go through cloudpickle, which writes them out in full.
+Three picklers are tried, each slower and able to do more:
 
-A plain pickle ends with the STOP opcode, a full stop. What goes by value carries one more byte, a mark, behind it:
-the loader tells the two apart without a header, and no large payload is copied to make room for one
-(unpickling stops at STOP, so the mark never disturbs it).
+1. pickle's own. What its bytes name must be importable there: none of the marks of script modules stands in them.
+2. pickle's with reducers of ours: definitions of script modules go by name, and are noted as needed, so that the worker
+   is given them first; functions without a name go by their code objects; modules go by name.
+3. cloudpickle's with the same reducers: classes without a name, and whatever else only cloudpickle can do. What comes
+   from modules that the user registered with `cloudpickle.register_pickle_by_value` goes here at once.
+
+The third's bytes carry a mark behind the STOP opcode, where unpickling stops: the loader then keeps its own classes.
 """
 
 from __future__ import annotations
 
+import copyreg
+import importlib
 import io
 import pickle
 import sys
 from functools import partial
+from types import FunctionType, ModuleType
 
+from poolkit._wire import handover, modules
 from poolkit._wire.buffers import Found, Parts
+from poolkit._wire.cloud import cloudpickle_module
+from poolkit._wire.functions import named, reduce_function, scan_code
+from poolkit._wire.modules import is_registered, marks, may_be_bound, named_at_top, scripts
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -28,14 +37,13 @@ __all__ = [
     "BY_VALUE",
     "PROTOCOL",
     "REUSABLE",
-    "SCRIPTS",
-    "SCRIPT_MARK",
     "ClassKeepingUnpickler",
+    "Needs",
     "dumps",
-    "dumps_by_value",
     "dumps_plainly",
-    "is_by_value_requested",
+    "is_reusable",
     "loads",
+    "pickler_of",
 ]
 
 PROTOCOL = 5
@@ -43,96 +51,304 @@ BY_VALUE = b"v"
 REUSABLE = b"r"
 """Mark behind the bytes of a function that a worker may load once and call many times."""
 
-SCRIPTS = ("__main__", "__mp_main__")
-"""What the script is called: itself, and in children of multiprocessing. Workers import it under neither name."""
-SCRIPT_MARK = b"_main__"
-"""Stands in every plain pickle that names something of the script."""
-
 _STOP = pickle.STOP[0]
+_MISSING = object()
 
 
-def is_by_value_requested() -> bool:
-    """Whether the user registered modules to go by value, so that plain pickle cannot be trusted: not the script."""
-    # Only a cloudpickle that somebody imported can have modules registered; the attribute is missing while
-    # another thread is half way through that import.
-    cloudpickle = sys.modules.get("cloudpickle")
-    if cloudpickle is None:
-        return False
-    list_registered = getattr(cloudpickle, "list_registry_pickle_by_value", None)
-    return list_registered is not None and not list_registered().issubset(SCRIPTS)
+class Needs:
+    """The names of script modules that a pickle needs, as (module, name).
 
-
-def dumps_plainly(value: object, found: Found | None = None) -> Any:
-    """Return the plain pickle of `value` as bytes, or None when it has to go by value.
-
-    Large buffers are left to `found`; a pickle with large bytes comes in parts.
+    Attributes:
+        now: what unpickling it looks up.
+        later: what functions in it look up when they are called.
+        itself: what is to be pickled by value though it has a name, and that name. For the sender of definitions.
+        is_circular: the value could be pickled only as a reference to itself.
+        reduce: how else to reduce an object that is pickled as part of a script module's globals.
     """
-    if is_by_value_requested():
-        return None
-    # By reference, the name of the module stands in the stream. Text that happens to contain it costs a needless
-    # second try, never a wrong result. The scan costs about half as much as copying the bytes once.
+
+    __slots__ = ("is_circular", "itself", "later", "name", "now", "reduce")
+
+    def __init__(
+        self,
+        itself: object = _MISSING,
+        name: tuple[str, str] | None = None,
+        reduce: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.now: set[tuple[str, str]] = set()
+        self.later: set[tuple[str, str]] = set()
+        self.itself = itself
+        self.name = name
+        self.is_circular = False
+        self.reduce = reduce
+
+
+def dumps(value: object, found: Found | None = None, needs: Needs | None = None, *, plainly: bool = True) -> Any:
+    """Return the pickle of a value, in parts where `found` knows of large bytes; what cloudpickle raises propagates.
+
+    Args:
+        value: what to pickle.
+        found: takes the large buffers.
+        needs: takes what the other process has to have.
+        plainly: pickle's own pickler is worth trying.
+    """
+    needs = Needs() if needs is None else needs
+    if plainly:
+        data = dumps_plainly(value, found)
+        if data is not None:
+            return data
+    if not is_registered():
+        try:
+            if found is not None:
+                found.again()
+            with handover.Guard(found):
+                return _dump(pickle.Pickler, value, found, needs)
+        except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
+            needs.is_circular = False
+    plain = cloudpickle_module().Pickler
+    base = handover.by_value_pickler(plain)
     try:
-        if found is None or not found.large:
+        return _dump_by_value(base, value, found, needs)
+    except Exception:
+        if base is not plain:
+            raise
+    import multiprocessing.reduction  # noqa: F401, PLC0415 -- with this, it may be a socket that was refused
+
+    return _dump_by_value(handover.by_value_pickler(plain), value, found, needs)
+
+
+def _dump_by_value(base: Any, value: object, found: Found | None, needs: Needs) -> Any:
+    if found is not None:
+        found.again()
+    needs.is_circular = False
+    with handover.Guard(found):
+        return _dump(base, value, found, needs, BY_VALUE)
+
+
+def dumps_plainly(value: object, found: Found | None) -> Any:
+    """Return the plain pickle of a value, or None when it cannot be that."""
+    if is_registered():
+        return None
+    # By name, the name of the module stands in the bytes. Text that happens to contain it costs a needless second try,
+    # never a wrong result. The search costs about half as much as copying the bytes once.
+    try:
+        # without `found`, the value is made of atoms, or is a function that goes by name
+        table = None if found is None else handover.plain_table()
+        if table is None and (found is None or not found.large):
             data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
             if found is None or not found.has_read_only:
-                return None if SCRIPT_MARK in data else data
-        data = _dump(pickle.Pickler, value, found)
-        return None if found.may_name(SCRIPT_MARK, data if type(data) is Parts else [data]) else data
-    except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
+                for mark in marks:
+                    if mark in data:
+                        return None
+                return data
+        data = _dump(pickle.Pickler, value, found, None, table=table)
+        if type(data) is Parts and found is not None:
+            return None if any(found.may_name(mark, data) for mark in marks) else data
+        return None if any(mark in data for mark in marks) else data
+    except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything
         return None
 
 
-def dumps_by_value(value: object, mark: bytes = BY_VALUE, found: Found | None = None) -> Any:
-    """Return the cloudpickle of `value` with `mark` behind it; whatever cloudpickle raises propagates."""
-    import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
-
-    return _dump(cloudpickle.Pickler, value, found, mark)
-
-
-def _dump(base: Any, value: object, found: Found | None, mark: bytes = b"") -> Any:
+def _dump(
+    base: Any, value: object, found: Found | None, needs: Needs | None, mark: bytes = b"", table: Any = None
+) -> Any:
     """Pickle with a class of picklers; once more, with read-only arrays as writable ones, where there are any.
 
     In parts only where large contents are known: they are kept as they are, all others are copied at once, as what is
     pickled later may change them.
     """
-    file: Any = Parts() if found is not None and found.large else io.BytesIO()
     if found is None or not found.has_read_only:
-        base(file, protocol=PROTOCOL, buffer_callback=found).dump(value)
+        file = _dump_once(base, value, found, needs, table)
     if found is not None and found.has_read_only:
         found.again()
-        file = Parts() if found.large else io.BytesIO()
-        (_WritablePickler if base is pickle.Pickler else _writable(base))(file, found).dump(value)
+        file = _dump_once(base, value, found, Needs() if needs is None else needs, table)
     file.write(mark)
     return file if type(file) is Parts else file.getvalue()
 
 
-def _writable(base: Any) -> Any:
-    """A class of picklers to which read-only arrays are writable ones."""
-    inherited = getattr(base, "reducer_override", lambda _self, _obj: NotImplemented)
+def _dump_once(base: Any, value: object, found: Found | None, needs: Needs | None, table: Any) -> Any:
+    file: Any = Parts() if found is not None and found.large else io.BytesIO()
+    pickler: Any
+    if needs is None:
+        pickler = pickle.Pickler(file, protocol=PROTOCOL, buffer_callback=found)
+    else:
+        pickler = pickler_of(base)(file, found, needs)
+        table = handover.plain_table() if base is pickle.Pickler else None
+    if table is not None:
+        pickler.dispatch_table = table
+    pickler.dump(value)
+    return file
+
+
+def pickler_of(base: Any) -> Any:
+    """Return the class of picklers with our reducers over this one, made once."""
+    made = _picklers.get(base)
+    if made is None:
+        made = _picklers[base] = _make_pickler(base)
+    return made
+
+
+_picklers: dict[Any, Any] = {}
+
+
+def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is given
+    inherited = getattr(base, "reducer_override", None)
 
     class Pickler(base):  # type: ignore[misc]
-        def __init__(self, file: Any, found: Found) -> None:
+        def __init__(self, file: Any, found: Found | None, needs: Needs) -> None:
             super().__init__(file, protocol=PROTOCOL, buffer_callback=found)
             self._found = found
+            self._needs = needs
 
         def reducer_override(self, obj: Any) -> Any:
-            reduced = self._found.reduce(obj)
-            return inherited(self, obj) if reduced is NotImplemented else reduced
+            kind, needs = type(obj), self._needs
+            reduced: Any = NotImplemented
+            if kind is FunctionType or isinstance(obj, type):
+                if self._is_by_name(obj):
+                    return _by_name(obj)
+                reduced = self._reduce_function(obj) if kind is FunctionType else self._reduce_class(obj)
+            elif kind is ModuleType or kind is modules.Script:
+                if obj.__name__ in scripts or sys.modules.get(obj.__name__) is obj:
+                    return importlib.import_module, (obj.__name__,)
+            elif needs.reduce is not None and (obj is needs.itself or kind.__module__ not in scripts):
+                reduced = needs.reduce(obj)
+            if reduced is NotImplemented and type(home := getattr(obj, "__module__", None)) is str and home in scripts:
+                reduced = self._reduce_instance(obj)
+            if reduced is NotImplemented and self._found is not None and self._found.has_read_only:
+                reduced = self._found.reduce(obj)
+            return reduced if reduced is not NotImplemented or inherited is None else inherited(self, obj)
+
+        def _is_by_name(self, obj: Any) -> bool:
+            """Return True if the other process finds it by its name, which is noted if that is a script module's."""
+            module_name = obj.__module__
+            if module_name not in scripts:
+                return inherited is None and named_at_top(obj, module_name) is not None  # else cloudpickle decides
+            top = named_at_top(obj, module_name)
+            if top is None or not _is_known(module_name, top):
+                return False
+            needs = self._needs
+            if (module_name, top) == needs.name:  # that, or a part of it
+                return False
+            needs.now.add((module_name, top))
+            return True
+
+        def _reduce_class(self, cls: type) -> Any:
+            if inherited is not None:
+                return _reduce_class(cls) if cls.__module__ in scripts else NotImplemented
+            if cls.__module__ in scripts or cls.__module__ not in sys.modules:
+                raise pickle.PicklingError(f"{cls!r} has to go by value")  # pickle would import its module to find it
+            return NotImplemented
+
+        def _reduce_function(self, function: FunctionType) -> Any:
+            needs, module_name = self._needs, function.__module__
+            if module_name not in scripts and (is_registered() or named_at_top(function, module_name) is not None):
+                return NotImplemented
+            reduced = needs.reduce(function) if needs.reduce is not None else NotImplemented
+            if reduced is NotImplemented:
+                reduced = reduce_function(function)
+                if reduced is None:
+                    if inherited is None:
+                        raise pickle.PicklingError(f"{function!r} has to go by value")  # see above
+                    return NotImplemented
+                if (home := reduced[1][0]) in scripts:
+                    self._note_names(function, home)
+            return reduced
+
+        def _note_names(self, function: FunctionType, home: str) -> None:
+            later, namespace = self._needs.later, function.__globals__
+            later.add((home, "__name__"))  # that there is such a module
+            for code in (function.__code__, getattr(getattr(function, "__annotate__", None), "__code__", None)):
+                if code is not None:
+                    scan = scan_code(code)
+                    later.update((home, name) for name in (*scan.now, *scan.later) if may_be_bound(name, namespace))
+                    if scan.is_dynamic:
+                        later.add((home, "*"))
+
+        def _reduce_instance(self, obj: Any) -> Any:
+            """Note the name that an object goes by, where its own `__reduce__` says that it goes by one."""
+            kind: Any = type(obj)
+            if kind in getattr(self, "dispatch_table", copyreg.dispatch_table) or (
+                kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+            ):
+                return NotImplemented
+            reduced = obj.__reduce_ex__(PROTOCOL)
+            if type(reduced) is str:
+                name = obj.__module__, reduced.partition(".")[0]
+                if not _is_known(*name):
+                    return NotImplemented
+                if name == self._needs.name:
+                    reduced = NotImplemented if inherited is None else inherited(self, obj)
+                    if type(reduced) is not tuple:
+                        self._needs.is_circular = True
+                        raise pickle.PicklingError(f"{name[1]} refers to itself by its name")
+                self._needs.now.add(name)
+            return reduced
 
     return Pickler
 
 
-_WritablePickler = _writable(pickle.Pickler)
+def _by_name(obj: Any) -> Any:
+    """How to write a name: as pickle does, which imports all packages around a module, or without that."""
+    module_name = obj.__module__
+    return (named, (module_name, obj.__qualname__)) if "." in module_name and module_name in scripts else NotImplemented
 
 
-def dumps(value: object, found: Found | None = None) -> Any:
-    """Return `value` pickled plainly if possible, else by value; what the latter raises propagates."""
-    data = dumps_plainly(value, found)
-    if data is None:
-        if found is not None:
-            found.again()
-        data = dumps_by_value(value, BY_VALUE, found)
-    return data
+def _is_known(module_name: str, name: str) -> bool:
+    return modules.are_others_known is None or modules.are_others_known(module_name, name)
+
+
+def _reduce_class(cls: type) -> Any:
+    """By value, as cloudpickle does it, with what it leaves out: slots, and the attributes of an Enum's members."""
+    reduce = getattr(sys.modules["cloudpickle.cloudpickle"], "_dynamic_class_reduce", None)
+    if reduce is None:  # a later version; its own way then
+        return NotImplemented
+    make, args, state, *_, set_state = reduce(cls)
+    slots = vars(cls).get("__slots__")
+    if slots and len(args) > _TYPE_KWARGS and isinstance(args[_TYPE_KWARGS], dict):
+        args[_TYPE_KWARGS]["__slots__"] = slots
+    members = {}
+    for name, member in getattr(cls, "__members__", {}).items():
+        own = {key: value for key, value in vars(member).items() if not key.startswith("_") and key != "name"}
+        if own:
+            members[name] = own
+    return make, args, (set_state, state, members), None, None, _set_class_state
+
+
+_TYPE_KWARGS = 3  # the place of what goes into the class's namespace at once, among cloudpickle's arguments
+
+
+def _set_class_state(cls: type, state: tuple[Any, ...]) -> None:
+    set_state, of_cloudpickle, members = state
+    set_state(cls, of_cloudpickle)
+    for name, own in members.items():
+        vars(getattr(cls, name)).update(own)
+
+
+def is_reusable(function: FunctionType) -> bool:
+    """Return True if a function by value may be called again without being loaded anew: it keeps nothing of a call."""
+    if function.__closure__ is None and not function.__dict__ and not function.__kwdefaults__:
+        return _is_fixed(function.__defaults__ or ())
+    try:
+        contents = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:
+        return False
+    kept = (*contents, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return not function.__dict__ and _is_fixed(kept) and not scan_code(function.__code__).keeps_state
+
+
+_ATOMS = frozenset({int, str, bytes, float, complex, bool, type(None), type(...), type(NotImplemented)})
+
+
+def _is_fixed(values: Iterable[Any]) -> bool:
+    """Return True if none of these can change."""
+    for value in values:
+        kind = type(value)
+        if kind in _ATOMS or ((kind is tuple or kind is frozenset) and _is_fixed(value)):
+            continue
+        if (kind is FunctionType or isinstance(value, type)) and named_at_top(value, value.__module__) is not None:
+            continue
+        if not (kind is ModuleType and sys.modules.get(value.__name__) is value):
+            return False
+    return True
 
 
 def loads(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> Any:

@@ -1,5 +1,7 @@
 """Regions: shared memory that belongs to nobody's arena: of a SharedBuffer, or of an object that was broadcast.
 
+Other descriptors are handed over in the same way, without a mapping (`_wire/handover.py`).
+
 Pickled, a region is a handle that the other process opens: it is sent along (in a call or a result), inherited (in
 `initargs`) or, on Linux, taken from this process by its number. Where it was unlinked, that is refused.
 Owner: whoever has a reference; the descriptor is closed with the last one, and not before, as another thread may be
@@ -11,6 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
+import struct
 import sys
 from _weakref import ref  # the module weakref would be one more import in every worker
 from collections.abc import Callable
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 REGION = 1 << 63  # bit of the number of a region, which is random; segments are counted from 1
+ONCE = 1 << 62  # a second one: a descriptor of no memory, for one loading only
 
 
 class _Closer:
@@ -65,7 +69,7 @@ class Region:
             fd = _reserved(_os.shared_memory, nbytes)
         except OSError:
             fd = _reserved(_os.file_memory, nbytes)
-        return cls(fd, int.from_bytes(os.urandom(8), "little") | REGION, nbytes)
+        return cls(fd, new_number(), nbytes)
 
     def mapping(self) -> mmap.mmap:
         """All of it; mapped once. Raises OSError."""
@@ -91,6 +95,12 @@ class Region:
             raise pickle.PicklingError(msg)
         status = os.fstat(self.fd)
         return _from_process, (self.number, self.nbytes, os.getpid(), self.fd, status.st_dev, status.st_ino)
+
+
+def new_number(*, once: bool = False) -> int:
+    """A number that no other region has."""
+    number = int.from_bytes(os.urandom(8), "little") | REGION | ONCE
+    return number if once else number ^ ONCE
 
 
 def _reserved(make: Callable[[int], int], nbytes: int) -> int:
@@ -124,6 +134,46 @@ def expected_region(number: int) -> Region:
         msg = "this handle on shared memory has come too late, or not from a pool"
         raise pickle.UnpicklingError(msg)
     return region
+
+
+# ===== a pickle in a region of its own: how many parts, the size of each, the pickle, its buffers =====
+
+_COUNT = struct.Struct("<Q")
+_ALIGN = 64  # bytes; what NumPy's and Arrow's loops like best
+
+
+def fill_region(data: Any, buffers: list[memoryview]) -> Region:
+    """Write a pickle, which may be in pieces, and its buffers into a new region. Raises OSError."""
+    pieces = [memoryview(piece) for piece in ([data] if isinstance(data, bytes) else data)]
+    groups = [pieces, *([buffer] for buffer in buffers)]
+    sizes = [sum(piece.nbytes for piece in group) for group in groups]
+    head = memoryview(_COUNT.pack(len(sizes)) + struct.pack(f"<{len(sizes)}Q", *sizes))
+    region = Region.create(sum(map(_aligned, [head.nbytes, *sizes])))
+    with mmap.mmap(region.fd, region.nbytes) as mapping:
+        start = 0
+        for group in [[head], *groups]:
+            at = start
+            for piece in group:
+                mapping[at : at + piece.nbytes] = piece
+                at += piece.nbytes
+            start += _aligned(at - start)
+    return region
+
+
+def open_region(region: Region, access: int) -> tuple[memoryview, list[pickle.PickleBuffer]]:
+    """Return the pickle in a region and its buffers, mapped with this access."""
+    view = memoryview(mmap.mmap(region.fd, region.nbytes, access=access))
+    (count,) = _COUNT.unpack_from(view)
+    start = _aligned(_COUNT.size * (1 + count))
+    parts = []
+    for nbytes in struct.unpack_from(f"<{count}Q", view, _COUNT.size):
+        parts.append(view[start : start + nbytes])
+        start += _aligned(nbytes)
+    return parts[0], [pickle.PickleBuffer(part) for part in parts[1:]]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
 
 
 # ===== handles that are opened without a pool =====

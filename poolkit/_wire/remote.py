@@ -8,10 +8,13 @@ chains may be long or circular, and each exception stands or falls alone. A reco
     *state*    its attributes
     the text   type name, message, notes and frames, in builtin types that every process can load
 
-Each exception is made anew in the worker, before it is sent, exactly as the receiver will do it. One that cannot be
-made there or here becomes a `RemoteError` built from the text, while the rest stays as it is.
-An attribute that cannot travel alone is replaced by a string that says so, since type, arguments and the other
-attributes are worth more than none. Attributes that the exception's own `__reduce__` leaves out are sent as well.
+Each exception is made anew in the worker, before it is sent, exactly as the receiver will do it. One whose recipe
+fails, as its `__init__` wants other arguments than its `args`, is made without a call of it, and all it has is set.
+One whose class cannot be found becomes a `RemoteError` built from the text, while the rest stays as it is.
+An argument or attribute that cannot travel alone is replaced by a string that says so, since type and the others are
+worth more than none. Attributes that the exception's own `__reduce__` leaves out are sent as well.
+What belongs to every exception is read and set through the descriptors of `BaseException`: a frozen dataclass refuses
+to be assigned to, and a class may have something else of that name.
 
 Nothing here raises, whatever the user's classes do: `pack_error` runs where a worker must survive, and `load_error`
 where an outcome must not be lost. Both therefore catch BaseException around each use of a user's code.
@@ -90,22 +93,25 @@ class _Graph:
 
     def _record(self, error: BaseException) -> _Record:
         makers = state = None
+        reason = ""
         try:
             makers, state = self._pack_bare(error)
-            reason = ""
         except BaseException as failure:  # noqa: BLE001 -- whatever a user's class does
-            reason = _describe(failure)
+            try:
+                makers, state = self._pack_uncalled(error)
+            except BaseException:  # noqa: BLE001 -- its class cannot travel, as the first failure says best
+                reason = _describe(failure)
         return _Record(
             type_name=type_name(error),
             message=_message_of(error),
             notes=_notes_of(error),
-            frames=capture(error.__traceback__),
+            frames=capture(_get_own(error, "__traceback__")),
             makers=makers,
             state=state,
             reason=reason,
-            cause=self.index_of(error.__cause__),
-            context=self.index_of(error.__context__),
-            suppress_context=error.__suppress_context__,
+            cause=self.index_of(_get_own(error, "__cause__")),
+            context=self.index_of(_get_own(error, "__context__")),
+            suppress_context=_get_own(error, "__suppress_context__"),
         )
 
     def _pack_bare(self, error: BaseException) -> tuple[bytes, bytes | None]:
@@ -127,18 +133,28 @@ class _Graph:
                 if found is _MISSING or not self._is_same(found, value):
                     state[name] = value
         # a class whose __init__ passes on something else than it was given would gain or lose arguments
-        if not self._is_same(made.args, error.args):
-            state["args"] = error.args
+        args = _get_own(error, "args")
+        if not self._is_same(_get_own(made, "args"), args):
+            state["args"] = args
         return makers, self._pack_state(state) if state else None
+
+    def _pack_uncalled(self, error: BaseException) -> tuple[bytes, bytes | None]:
+        """Return the exception without what hangs on it, to be made without its own recipe, which fails."""
+        args = tuple(map(self._or_words, _get_own(error, "args")))
+        makers = self._dumps((make_uncalled, (type(error), args)))
+        _make(self._loads(makers))
+        state: dict[str, object] = {**dict(_attributes_of(error)), "args": args}
+        return makers, self._pack_state(state)
 
     def _pack_state(self, state: dict[str, object]) -> bytes:
         packed = self._survivor(state)
         if packed is None:
-            for name, value in state.items():
-                if self._survivor(value) is None:
-                    state[name] = f"<{type_name(value)} that cannot be pickled>"
-            packed = self._dumps(state)
+            packed = self._dumps({name: self._or_words(value) for name, value in state.items()})
         return packed
+
+    def _or_words(self, value: object) -> object:
+        """Return `value`, or what is sent in its place when it cannot travel."""
+        return value if self._survivor(value) is not None else f"<{type_name(value)} that cannot be pickled>"
 
     def _survivor(self, value: object) -> bytes | None:
         """Return the pickle of `value` if it can be loaded again."""
@@ -239,37 +255,68 @@ def _make(loaded: Any) -> BaseException:
     """Return the exception, made by a call unless it is complete."""
     if type(loaded) is tuple:
         function, arguments = loaded
-        loaded = function(*arguments)
+        try:
+            loaded = function(*arguments)
+        except BaseException:
+            if not (isinstance(function, type) and issubclass(function, BaseException)):
+                raise
+            loaded = make_uncalled(function, arguments)
     if not isinstance(loaded, BaseException):
         msg = f"its pickle makes {type_name(loaded)}, not an exception"
         raise TypeError(msg)
     return loaded
 
 
+def make_uncalled(kind: type[BaseException], arguments: tuple[object, ...]) -> BaseException:
+    """Return an exception of this class with these `args`, without a call of anything that the class defines."""
+    for base in kind.__mro__:
+        new = vars(base).get("__new__")
+        if type(new) is types.BuiltinFunctionType:
+            try:
+                made: BaseException = new(kind, *arguments)
+            except TypeError:  # it is for another layout: of several bases, another one decides
+                continue
+            _set(made, "args", arguments)
+            return made
+    msg = f"{kind.__qualname__} cannot be made without its own recipe"
+    raise TypeError(msg)
+
+
 def _attributes_of(error: BaseException) -> list[tuple[str, object]]:
     """Return what is in `__dict__` and in slots, those of exceptions written in C included."""
-    attributes = list(error.__dict__.items())
+    attributes = list(_get_own(error, "__dict__").items())
     for kind in type(error).__mro__:
         for name, member in vars(kind).items():
             # the object of an AttributeError may be anything, of any size; CPython does not pickle it either
             if type(member) is types.MemberDescriptorType and not name.startswith("__") and name != "obj":
-                value = getattr(error, name, _MISSING)
-                if value is not _MISSING:
-                    attributes.append((name, value))
+                try:  # noqa: SIM105 -- contextlib is one more module for a worker to load
+                    attributes.append((name, member.__get__(error)))
+                except AttributeError:  # a slot that was never set
+                    pass
     return attributes
 
 
 def _hang_on(error: BaseException, record: _Record, cause: BaseException | None, context: BaseException | None) -> None:
     """Join to `error` what pickle leaves out."""
-    _set(error, "__traceback__", rebuild(record.frames))
-    _set(error, "__cause__", cause)
-    _set(error, "__context__", context)
-    _set(error, "__suppress_context__", record.suppress_context)  # last: setting a cause sets it too
+    _OWN["__traceback__"].__set__(error, rebuild(record.frames))
+    _OWN["__cause__"].__set__(error, cause)
+    _OWN["__context__"].__set__(error, context)
+    _OWN["__suppress_context__"].__set__(error, record.suppress_context)  # last: setting a cause sets it too
+
+
+_OWN = vars(BaseException)
+
+
+def _get_own(error: BaseException, name: str) -> Any:
+    return _OWN[name].__get__(error)
 
 
 def _set(error: BaseException, name: str, value: object) -> None:
-    try:  # noqa: SIM105 -- contextlib is one more module for a worker to load
-        setattr(error, name, value)
+    try:
+        if name == "args":
+            _OWN[name].__set__(error, value)
+        else:
+            BaseException.__setattr__(error, name, value)
     except BaseException:  # noqa: BLE001, S110 -- read-only: it stays as made
         pass
 
@@ -310,7 +357,7 @@ def _describe(failure: BaseException) -> str:
 
 
 def _notes_of(error: BaseException) -> list[str] | None:
-    notes = getattr(error, "__notes__", None)
+    notes = _get_own(error, "__dict__").get("__notes__")
     if not isinstance(notes, (list, tuple)):
         return None
     return [str.__str__(note) for note in notes if isinstance(note, str)]

@@ -10,9 +10,9 @@ Owner: the one thread that waits.
 from __future__ import annotations
 
 import math
-import time
 
 from poolkit import _os
+from poolkit._clock import monotonic
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ class Spin:
 
     def wait(self, poller: poll, seconds: float | None = None) -> None:
         """Return when there is something to read, or after about so many seconds. Blocks."""
-        started = time.monotonic()
+        started = monotonic()
         end = started + self.seconds
-        while time.monotonic() < end:
+        while monotonic() < end:
             if poller.poll(0):
                 self._in_vain = 0
                 return
             _os.yield_cpu()
         poller.poll(None if seconds is None else math.ceil(seconds * 1000))
-        self.slept(time.monotonic() - started)
+        self.slept(monotonic() - started)

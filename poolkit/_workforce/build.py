@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import threading
 
 from poolkit import _os
@@ -12,12 +11,16 @@ from poolkit._child.session import MOST_FDS
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit
-from poolkit._wire.pickles import SCRIPTS
+from poolkit._wire.habits import of_thread
+from poolkit._wire.plans import Manifest
+from poolkit._workforce.callbacks import CallbackThread
 from poolkit._workforce.logs import TellerThread
+from poolkit._workforce.maps import MapsThread
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit.errors import SerializationError
 
+_OWN = (SupervisorThread, TellerThread, CallbackThread, MapsThread)
 MOST_INHERITED = MOST_FDS - 8  # the rest is for the worker's own link
 
 
@@ -41,7 +44,9 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
     def leave(report: Report) -> None:
         supervisor.leave(report)
 
-    workforce = ThreadWorkforce(name=name, initializer=settings.bound_initializer(), leave=leave)
+    workforce = ThreadWorkforce(
+        name=name, prefix=settings.thread_name_prefix, initializer=settings.bound_initializer(), leave=leave
+    )
     supervisor = Supervisor(threading.RLock(), workforce, limits, name=name)
     return supervisor
 
@@ -54,16 +59,13 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
     if not _os.SUPPORTED:
         msg = "process workers need a POSIX system; on Windows use kind='thread'"
         raise RuntimeError(msg)
-    if (script := sys.modules.get(SCRIPTS[1])) is not None:
-        import cloudpickle  # noqa: PLC0415 -- there only
-
-        cloudpickle.register_pickle_by_value(script)  # the other name it knows itself
-    packed: bytes | None = None
+    packed: tuple[bytes, Manifest | None] | None = None
     fds: list[int] = []
     if settings.start_method == "fork":
         _refuse_threads()
     elif settings.initializer is not None:
-        packed, fds = inherit.pack_initializer(settings.initializer, settings.initargs)
+        data, fds, manifest = inherit.pack_initializer(settings.initializer, settings.initargs)
+        packed = data, manifest
         if len(fds) > MOST_INHERITED:
             for fd in fds:
                 os.close(fd)
@@ -76,6 +78,7 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
         initializer=packed,
         measure_rss=limits.max_memory_per_child is not None,
         shm_threshold=freight.threshold,
+        habits=of_thread(),
     )
     workforce = ProcessWorkforce(lock, settings, boot=boot, inherited_fds=fds, freight=freight)
     return Supervisor(lock, workforce, limits, name=name)
@@ -86,7 +89,7 @@ def _refuse_threads() -> None:
     others = [
         thread.name
         for thread in threading.enumerate()
-        if thread is not threading.current_thread() and not isinstance(thread, (SupervisorThread, TellerThread))
+        if thread is not threading.current_thread() and not isinstance(thread, _OWN)
     ]
     if others:
         msg = (

@@ -3,7 +3,8 @@
     step      take the lock, hand something to the scheduler, take out what it decided, let go of the lock
     hand in   while all workers are busy a new task is only left here, without the lock, for the next step
     leave     a worker thread's report is only left here where another thread has the lock, which looks afterwards
-    publish   give tasks their outcomes, wake who waits; callbacks are called here, or left to the supervisor thread
+    publish   give tasks their outcomes, wake who waits; callbacks are called by the thread that ended the task by a
+              call of its own, such as cancel(), else by a thread of their own, see `_workforce/callbacks.py`
     take      read the links, by whoever waits or passes by, and publish
     hold      what was read behind records of tasks is published when they are told, see `_workforce/logs.py`
 
@@ -26,20 +27,22 @@ import math
 import os
 import random
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from poolkit import _os
+from poolkit import _os, errors
+from poolkit._clock import monotonic
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
-from poolkit._core.workforce import AnyTask, Finished, Logged, Report
+from poolkit._core.workforce import AnyTask, BootFailed, Died, Finished, Logged, Report
+from poolkit._workforce.callbacks import Caller
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
 from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.logs import Teller, log
+from poolkit._workforce.maps import Maps
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
@@ -73,7 +76,7 @@ class Desk:
         limits: PoolLimits,
         *,
         name: str,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self.name = name
@@ -95,7 +98,9 @@ class Desk:
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake, self._take)
         self._teller = Teller(name, self._publish_told, workforce.wake, workforce.links)
-        self._uncalled: Calls = deque()  # left by a leader for the supervisor thread to call
+        self._uncalled: Calls = deque()  # left to the thread for callbacks
+        self._caller = Caller(name, self._call_back)
+        self.maps = Maps(name, workforce.wake, self.is_open)
         self._closed = threading.Event()
         self.forked = False  # this is a copy in a forked child
         self.pid = os.getpid()
@@ -159,7 +164,7 @@ class Desk:
                 settled = self._decided()
             self._publish(settled)
             if self._left:
-                self._take_left(call=False)
+                self._take_left()
         finally:
             let_come(before)
         return result
@@ -184,12 +189,12 @@ class Desk:
             self._reader.published()
             if call and calls:
                 self._call(calls)
-            elif calls:
-                self.workforce.wake()
+            elif calls and not self._caller.wake():
+                self.workforce.wake()  # the supervisor thread starts that thread
         finally:
             publishing.depth -= 1
             rest = list(left)
-            if rest or (call and calls):  # a Ctrl-C came in between: the supervisor thread goes on with the rest
+            if rest or (call and calls):  # a Ctrl-C came in between: the pool's threads go on with the rest
                 with self._lock:
                     self._scheduler.settled.extend(rest)
                 self._uncalled.extend(calls)
@@ -215,7 +220,7 @@ class Desk:
 
     def deliver(self, reports: Sequence[Report]) -> None:
         """Hand reports of workers to the scheduler, and publish what comes of them."""
-        self._publish(self._handle(reports))
+        self._publish(self._handle(reports), call=not self.threaded)
 
     def leave(self, report: Report) -> None:
         """Hand a report in, which is at hand as it is, on a worker's own thread. Never blocks.
@@ -227,10 +232,10 @@ class Desk:
             self.deliver([report])
             return
         self._left.append(report)
-        self._take_left(call=True)
+        self._take_left()
 
-    def _take_left(self, *, call: bool) -> None:
-        """Take in what was left, unless another thread has the lock; `call`: this is a thread of the pool."""
+    def _take_left(self) -> None:
+        """Take in what was left, unless another thread has the lock."""
         if not self._lock.acquire(blocking=False):
             self.workforce.wake()  # whoever has it may have looked already
             return
@@ -238,7 +243,7 @@ class Desk:
             settled = self._take_in(())
         finally:
             self._lock.release()
-        self._publish(settled, call=call)
+        self._publish(settled, call=False)
 
     def _take_in(self, reports: Sequence[Report]) -> Settled:
         """Hand the scheduler what was left, and these reports, and have it do what is due. Under the lock."""
@@ -261,6 +266,8 @@ class Desk:
                 logged.append(report)
             elif type(report) is Finished and not report.ok and report.load is not None:
                 self._read_error(report)
+            elif type(report) is BootFailed or type(report) is Died:
+                self._prepare_errors(report)
         if logged:
             reports = [report for report in reports if type(report) is not Logged]
         with self._lock:
@@ -324,8 +331,15 @@ class Desk:
         if wanted:
             report.error()
 
+    def _prepare_errors(self, report: BootFailed | Died) -> None:
+        """Import what a crash is told with. Not under the lock: who imports it just now may be about to want that."""
+        with self._lock:
+            wanted = type(report) is BootFailed or self._scheduler.may_break(report.worker_id)
+        if wanted:
+            errors.WorkerCrashed  # noqa: B018 -- made at its first use
+
     def _call_back(self) -> None:
-        """Call the callbacks that were left to this thread."""
+        """Call the callbacks that were left."""
         if self._uncalled:
             self._call(self._uncalled)
 
@@ -341,6 +355,11 @@ class Desk:
                 task.call_back(callbacks)
         finally:
             publishing.depth -= 1
+
+    def is_open(self) -> bool:
+        """Whether tasks are accepted."""
+        # In this order: the finalizer of a pool that was ended asks, too, when modules have lost their globals.
+        return self._scheduler.phase is OPEN and not self._is_copy()
 
     def _is_copy(self) -> bool:
         """Whether this process was forked from the owner; also by a fork that Python did not see."""

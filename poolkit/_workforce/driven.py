@@ -21,12 +21,16 @@ class DrivenWorkforce(Workforce):
         unstarted: workers that were ordered and are to be started by whoever ordered them, in `start_now`.
         why_not_weighed: why nobody can tell the memory of its workers; None where `memory` does, or where they cannot
             use any.
+        lacks: why not all workers can be had that were asked for, as far as that is for the user to mend.
+        notes: what the supervisor is to log.
         by_reference: whether its workers get the caller's own objects.
     """
 
     links: Links | None = None
     unstarted: Sequence[object] = ()
     why_not_weighed: str | None = None
+    lacks: OSError | None = None
+    notes: Sequence[str] = ()
     by_reference = False
 
     @abc.abstractmethod

@@ -13,8 +13,8 @@ Guarded by: the pool's lock: the waybills, `_dead`. The arena guards itself. `pa
 
 from __future__ import annotations
 
+import contextlib
 import os
-import time
 from _weakref import ref
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -23,16 +23,19 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from poolkit import _os
+from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
 from poolkit._wire.buffers import PLAIN, found_from
+from poolkit._wire.handover import is_loaded
 from poolkit._wire.holds import release_pins
-from poolkit._wire.messages import FLAG_COPIES, FLAG_PARCEL
+from poolkit._wire.messages import FLAG_ANNOUNCE, FLAG_COPIES, FLAG_PARCEL
 from poolkit._wire.parcels import Arrived, Parcel, pack
 from poolkit._wire.passage import Passage
 from poolkit._wire.regions import Region, known_region
 from poolkit._workforce.logs import log
+from poolkit.errors import SerializationError
 
 if TYPE_CHECKING:
     from poolkit._workforce.member import Member
@@ -65,6 +68,13 @@ class Waybill:
         while self.parcels and self.parcels[-1][0] > self.sent:
             self.parcels.pop()[1].reclaim()
 
+    def begin(self) -> None:
+        """The next task has begun. By whoever holds the reader's lock."""
+        with contextlib.suppress(IndexError):  # there is none, or what was left was taken back just now
+            place, parcel = self.parcels[0]
+            if place == self.finished + 1 and parcel.goes_once:
+                parcel.part_with_descriptors()
+
     def finish(self) -> None:
         """The next outcome is here. By whoever holds the reader's lock; only `take_back` takes from the other end."""
         self.finished += 1
@@ -86,10 +96,11 @@ class Freight:
         self._found = found_from(self.threshold)
         self.arena = Arena(KEEP)
         self._name = name
-        # Set by the workforce: called, from finalizers, when a region is gone that a worker was told of; and what wakes
-        # the supervisor thread.
+        # Set by the workforce: called, from finalizers, when a region is gone that a worker was told of; what wakes the
+        # supervisor thread, and what it does for a worker.
         self.gone: Callable[[int], None] = lambda _: None
         self.wake: Callable[[], None] = lambda: None
+        self.lend_tracker: Callable[[Region], None] = lambda _: None  # by the supervisor thread
         self._watched: dict[int, ref[Region]] = {}
         self._is_told = False  # that memory is short
         self._dying: list[tuple[int, int]] = []  # workers that may still run, and a copy of their link's descriptor
@@ -99,7 +110,9 @@ class Freight:
 
     # ===== out =====
 
-    def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+    def pack(  # noqa: C901, PLR0912 -- each function that it would be divided by costs every small call 60 ns
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, int]:
         """Pickle a call, with what is large in blocks. Raises SerializationError."""
         if type(fn) is FunctionType and not kwargs:
             for value in args:
@@ -108,21 +121,25 @@ class Freight:
                 ):
                     break
             else:
-                call = codec.pack_call(fn, args, kwargs)
-                size = len(call[1])
-                if size < self.threshold:
-                    return call, len(call[0]) + size
+                try:
+                    call: Any = codec.pack_call(fn, args, kwargs)
+                    size = len(call[1])
+                    if size < self.threshold:
+                        return call, len(call[0]) + size
+                except SerializationError:  # what goes by value with the function may have to be handed over
+                    if not is_loaded():
+                        raise
         found = self._found()
         found.look(args)
         if kwargs:
             found.look(kwargs.values())
-        if not buffers.regions_in_use:
-            fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
-            if not found and not found.large and len(body) < self.threshold:
-                return (fn_bytes, body), len(fn_bytes) + len(body)
+        if not (buffers.regions_in_use or is_loaded()):
+            fn_bytes, body, manifest = codec.pack_call(fn, args, kwargs, found)
         else:
             with found:
-                fn_bytes, body = codec.pack_call(fn, args, kwargs, found)
+                fn_bytes, body, manifest = codec.pack_call(fn, args, kwargs, found)
+        if not (found or found.large or found.regions) and len(body) < self.threshold:
+            return (fn_bytes, body, manifest), len(fn_bytes) + len(body)
         was_idle = self.arena.idle_at is None
         packed = pack(body, found, self.arena)
         if was_idle and self.arena.idle_at is not None:
@@ -130,7 +147,7 @@ class Freight:
         if self.arena.is_short and not self._is_told:
             self._tell()
         size = len(packed) if isinstance(packed, bytes) else len(packed.body)
-        return (fn_bytes, packed), len(fn_bytes) + size
+        return (fn_bytes, packed, manifest), len(fn_bytes) + size
 
     def _tell(self) -> None:
         self._is_told = True
@@ -146,6 +163,9 @@ class Freight:
             flags |= FLAG_COPIES
         else:
             parcel.lend(member.id)
+            if parcel.has_descriptors():  # which are let go of when the task begins: the other end may wait for that
+                flags |= FLAG_ANNOUNCE
+                parcel.goes_once = True
         member.waybill.add(place, parcel)
         parcel.hand_over(member.passage, self.arena)
         for region in parcel.regions:
@@ -153,6 +173,15 @@ class Freight:
         self.sent += parcel.nbytes
         self.flush(member.passage)
         return parcel.body, flags
+
+    def hand_over(self, member: Member, regions: list[Region]) -> None:
+        """Have a worker know regions, before it is sent what refers to them."""
+        assert member.passage is not None  # noqa: S101 -- as its writer
+        member.passage.tell((), regions, self.arena)
+        for region in regions:
+            self._watch(region)
+            self.sent += region.nbytes
+        self.flush(member.passage)
 
     def flush(self, passage: Passage) -> None:
         """Send what a passage has had no room for; the supervisor thread goes on with the rest."""
@@ -192,6 +221,15 @@ class Freight:
         self.received += arrived.nbytes
         return arrived, True, load_value
 
+    def wants_tracker(self, member: Member, payload: bytes | bytearray) -> None:
+        """A worker asks for this process's resource tracker. Raises EOFError: it sent nonsense."""
+        assert member.passage is not None  # noqa: S101 -- as its reader
+        number = int.from_bytes(payload, "little")
+        try:
+            self.lend_tracker(member.passage.region(number))
+        except OSError:  # no room for a descriptor here
+            member.passage.renounce([], [number])
+
     # ===== ends =====
 
     def died(self, worker_id: int) -> None:
@@ -207,7 +245,7 @@ class Freight:
 
     def due(self) -> float | None:
         """When `tend` is to be called next; None when there is no need."""
-        dying_at = time.monotonic() + LOOK_AT_DYING if self._dying else None
+        dying_at = monotonic() + LOOK_AT_DYING if self._dying else None
         times = (self.due_at, self._pins_at, dying_at, self.arena.idle_at)
         return min((due for due in times if due is not None), default=None)
 
@@ -215,12 +253,12 @@ class Freight:
         """Do what is due now and then: send what sockets had no room for, give back what is idle. Under the lock."""
         if self._dying:
             self._look_at_dying()
-        self._pins_at = time.monotonic() + LOOK_AT_CHILDREN if release_pins() else None
+        self._pins_at = monotonic() + LOOK_AT_CHILDREN if release_pins() else None
         if self.due_at is not None:
             self.due_at = None
             for member in members:
                 if member.passage is not None and not member.passage.flush():
-                    self.due_at = time.monotonic() + RETRY
+                    self.due_at = monotonic() + RETRY
         if self.arena.idle_at is not None:
             self.arena.trim()
 

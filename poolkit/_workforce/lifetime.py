@@ -3,7 +3,7 @@
 At exit the accepted work of each is finished, then the template processes end; one Ctrl-C ends that, for all of them.
 A fork waits until every pool is between two steps, so that the child sees a whole state, and there each copy is closed.
 Lock order: FORKING, each pool's lock, `_live_lock`.
-Guarded by: `_live_lock`: `_live`. By FORKING: `_held`.
+Guarded by: `_live_lock`: `_live`, `_registered`. By FORKING: `_held`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
         def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
             """End."""
 
+        def end_with_interpreter(self) -> None:
+            """Finish what was accepted. Blocks."""
+
         def hold(self) -> None:
             """Be between two steps until `let_go`."""
 
@@ -38,12 +41,18 @@ if TYPE_CHECKING:
 
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
+_registered = -1  # the process that is to finish the work of its pools at its end; guarded by: _live_lock
 _live_lock = threading.RLock()  # re-entrant for finalizers that a collection runs while it is held
 
 
 def begin(pool: Lasting) -> None:
     """From now on `pool` is told of forks and of the end."""
+    global _registered  # noqa: PLW0603 -- guarded by: _live_lock
     with _live_lock:
+        if _registered != os.getpid():  # a worker that was forked from a process with pools has forgotten what was
+            atexit.unregister(_finish_all)
+            atexit.register(_finish_all)
+            _registered = os.getpid()
         _live.add(pool)
 
 
@@ -58,22 +67,17 @@ def _all_live() -> list[Lasting]:
         return sorted(_live, key=id)
 
 
-def _finish(pool: Lasting) -> None:
-    """Finish what was accepted, as the standard library's executors do. Blocks."""
-    pool.shutdown(wait=True, cancel_queued=False, kill=False, timeout=None)
-
-
 def _finish_all() -> None:
     """At exit: finish the work of every pool. One Ctrl-C ends that, for all of them."""
     try:
         for pool in _all_live():
-            _finish(pool)
+            pool.end_with_interpreter()
     except KeyboardInterrupt:
         pools = _all_live()
         for pool in pools:
             pool.shutdown(wait=False, cancel_queued=True, kill=True, timeout=None)
         for pool in pools:
-            _finish(pool)
+            pool.end_with_interpreter()
     finally:
         with contextlib.suppress(KeyboardInterrupt):  # they end with us in any case
             templates.end_all(nursery.END_GRACE)
@@ -110,6 +114,5 @@ def _after_fork_in_child() -> None:
     _live.clear()
 
 
-atexit.register(_finish_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -11,6 +11,8 @@ import contextlib
 import os
 import sys
 
+from poolkit._workforce import descriptors
+
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
     from typing import Any
@@ -45,6 +47,7 @@ class Start:
         files = tuple(map(_files_of, self.preload))
         told = self.command, self.paths, self.start_method, self.preload, files
         streams = map(_stream_kind, (1, 2))
+        self.program = self.command[0]
         self.key = (*told, frozenset(self.env.items()), self.directory, _surroundings(), *streams)
 
 
@@ -63,21 +66,44 @@ def search_path() -> tuple[str, ...]:
     return tuple(paths)
 
 
+GUARD = "POOLKIT_TEMPLATE"  # in the environment of what is started as a template, until that runs our code
+ADVICE = (
+    "name a Python interpreter by multiprocessing.set_executable(), or use start_method='fork', which starts no program"
+)
+
+
 def interpreter() -> tuple[str, ...]:
     """The interpreter and its flags.
 
     Raises:
         RuntimeError: there is none.
     """
-    if not sys.executable:
-        msg = "poolkit cannot start worker processes: sys.executable is empty, as in an embedded interpreter"
+    program = _program()
+    why = ""
+    if (started := os.environ.get(GUARD)) is not None:
+        # Whoever started us took us for an interpreter. If we did the same, it would never end.
+        why = f"this process is itself what was started as a template process, and {started!r} is no Python interpreter"
+    elif not program:
+        why = "sys.executable is empty, as in an embedded interpreter"
+    elif program == sys.executable and getattr(sys, "frozen", False):
+        why = f"this is a frozen application: {program!r} would start all of it once more"
+    elif program == sys.executable and not sys.orig_argv and "python" not in os.path.basename(program).lower():  # noqa: PTH119
+        why = f"this interpreter is embedded in another program, and {program!r} is no Python interpreter"
+    if why:
+        msg = f"poolkit cannot start worker processes: {why}; {ADVICE}"
         raise RuntimeError(msg)
     flags: list[str] = []
     if len(sys.orig_argv) > 1 and sys.orig_argv[1].startswith("-") and sys.orig_argv[1] not in {"-c", "-m"}:
         import subprocess  # noqa: PLC0415 -- what was set by variables comes with the environment
 
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-    return (sys.executable, *flags)
+    return (program, *flags)
+
+
+def _program() -> str:
+    """What `multiprocessing` would start, where it was told or has been loaded; else this interpreter."""
+    told = getattr(sys.modules.get("multiprocessing.spawn"), "_python_exe", None)
+    return os.fsdecode(told) if told else sys.executable or ""
 
 
 def volatile_env() -> dict[str, str]:
@@ -116,11 +142,11 @@ def _directory() -> tuple[Any, ...]:
 
 
 def is_open(fd: int) -> bool:
+    """Return True if programs have this standard stream; where it was closed, its number may be of something else."""
     try:
-        os.fstat(fd)
+        return os.get_inheritable(fd)
     except OSError:
         return False
-    return True
 
 
 def _stream_kind(fd: int) -> tuple[bool, bool]:
@@ -135,6 +161,7 @@ def _surroundings() -> tuple[object, ...]:
     one program cannot be told from the other by them. Elsewhere than on Linux the file mode mask is missed.
     """
     found: list[object] = [os.getuid(), os.geteuid(), os.getgid(), os.getegid(), tuple(os.getgroups())]
+    found.append(os.getsid(0))  # and so its terminal
     with contextlib.suppress(OSError, AttributeError):  # not on macOS
         found.append(frozenset(os.sched_getaffinity(0)))
     with contextlib.suppress(OSError):
@@ -146,7 +173,10 @@ def _surroundings() -> tuple[object, ...]:
                     found.append(int(line[7:], 16) & ~_OF_THREADS)
                 elif line.startswith(_INHERITED):
                     found.append(line)
-        for name in ("limits", "cgroup", "oom_score_adj"):
+        with open("/proc/thread-self/limits", "rb") as file:  # noqa: PTH123
+            found += [line for line in file if not line.startswith(b"Max open files")]
+        found.append(descriptors.limits_before())
+        for name in ("cgroup", "oom_score_adj"):
             with open(f"/proc/thread-self/{name}", "rb") as file:  # noqa: PTH123
                 found.append(file.read())
         found += [_identity(f"/proc/thread-self/ns/{name}") for name in sorted(os.listdir("/proc/thread-self/ns"))]  # noqa: PTH208
@@ -154,7 +184,8 @@ def _surroundings() -> tuple[object, ...]:
         import resource  # noqa: PLC0415 -- the fallback
 
         names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
-        found += [resource.getrlimit(getattr(resource, name)) for name in names]
+        found += [resource.getrlimit(getattr(resource, name)) for name in names if name != "RLIMIT_NOFILE"]
+        found.append(descriptors.limits_before())
     return tuple(found)
 
 

@@ -104,7 +104,7 @@ def drain(member: Member, reports: list[Report]) -> None:
         return
 
 
-def receive(member: Member, reports: list[Report]) -> None:
+def receive(member: Member, reports: list[Report]) -> None:  # noqa: C901 -- one branch for each kind of message
     """Turn what one read of a worker's link gives into reports; raises what the reader raises."""
     assert member.reader is not None  # noqa: S101 -- a link is added together with its reader
     worker_id = member.id
@@ -119,6 +119,8 @@ def receive(member: Member, reports: list[Report]) -> None:
         elif kind == messages.ERROR:
             member.waybill.finish()
             reports.append(Finished(worker_id, task_id, started, ended, rss, payload, False, codec.load_error))
+        elif kind == messages.TRACKER and member.freight is not None:
+            member.freight.wants_tracker(member, payload)
         elif kind == messages.LOG:
             reports.append(Logged(worker_id, task_id, payload))
         elif kind == messages.DRAINED:
@@ -127,6 +129,7 @@ def receive(member: Member, reports: list[Report]) -> None:
             member.pid = task_id
             reports.append(Ready(worker_id, task_id))
         elif kind == messages.BEGUN:
+            member.waybill.begin()
             reports.append(Begun(worker_id, task_id))
         elif kind == messages.BOOT_FAILED:
             reports.append(BootFailed(worker_id, codec.load_error(payload)))

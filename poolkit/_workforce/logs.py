@@ -23,11 +23,11 @@ import logging
 import marshal
 import math
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from poolkit._clock import monotonic
 from poolkit.context import current_task
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Teller:
         By whoever holds the reader's lock. Does not block.
         """
         is_told = self._thread is not None or self._start()
-        now = time.monotonic()
+        now = monotonic()
         with self._changed:
             if not self.untold:
                 self._moved = now
@@ -144,7 +144,7 @@ class Teller:
     def take_due(self) -> Settled:
         """The outcomes that have waited for too long."""
         with self._changed:
-            return self._due(time.monotonic())
+            return self._due(monotonic())
 
     def _due(self, now: float) -> Settled:
         """The outcomes that need not wait any more. Under the lock."""
@@ -159,7 +159,7 @@ class Teller:
     def patience(self) -> float:
         """For how many seconds the supervisor thread, which is this one, may sleep before it looks what is due."""
         with self._changed:
-            now = time.monotonic()
+            now = monotonic()
             if self._held:
                 self._look_at = self._due_at()
             elif self._look_at <= now:  # else it is not woken again for the next that is held
@@ -207,12 +207,12 @@ class Teller:
 
         Blocks for at most so many seconds, and not for a handler that hangs.
         """
-        give_up = time.monotonic() + seconds
+        give_up = monotonic() + seconds
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         told = -1.0
-        while (left := give_up - time.monotonic()) > 0.0 and self.untold and told != self._told:
+        while (left := give_up - monotonic()) > 0.0 and self.untold and told != self._told:
             told = self._told
             if self._thread is None:
                 self._tell_next()
@@ -239,7 +239,7 @@ class Teller:
         with self._changed:
             self.untold.popleft()
             self._told += 1
-            self._moved = time.monotonic()
+            self._moved = monotonic()
             count = self._counts[record.worker_id] = self._counts[record.worker_id] - 1
             if count <= MANY // 2:
                 self._resume([record.worker_id])

@@ -13,12 +13,18 @@ import pickle
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from poolkit import _os
 from poolkit._wire import messages
 from poolkit._wire.board import NBYTES, Board
+from poolkit._wire.habits import of_process
 from poolkit._wire.link import FrameReader, FrameWriter
+from poolkit._wire.manifests import Sent, describe
 from poolkit._wire.passage import Passage
+from poolkit._wire.plans import Manifest
+from poolkit._wire.regions import Region
+from poolkit._workforce import descriptors
 from poolkit._workforce.freight import Freight, Waybill
 from poolkit._workforce.likeness import own_path, volatile_env
 from poolkit._workforce.logs import log_levels
@@ -37,6 +43,7 @@ class Member:
         self.writer: FrameWriter | None = None
         self.passage: Passage | None = None
         self.waybill = Waybill()
+        self.sent = Sent()  # what it has of the script
         self.freight: Freight | None = None
         self.is_condemned = False  # to be killed by order; guarded by: the pool's one lock
         self.is_reaped = False  # its end was reported by whoever reaped it, or it never was
@@ -94,27 +101,49 @@ class Member:
 
 
 def boot_settings(
-    settings: PoolSettings, *, initializer: bytes | None, measure_rss: bool, shm_threshold: float
-) -> bytes:
-    """What a worker is told first, pickled; see `_child/boot.py`."""
+    settings: PoolSettings,
+    member: Member,
+    *,
+    initializer: tuple[bytes, Manifest | None] | None,
+    measure_rss: bool,
+    shm_threshold: float,
+    habits: dict[str, Any],
+) -> tuple[bytes, list[Region]]:
+    """What a worker is told first, pickled, see `_child/boot.py`; and the regions that it refers to."""
     from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
 
+    me = process.current_process()
     try:
         cwd = os.getcwd()  # noqa: PTH109 -- a string is what travels
     except OSError:
         cwd = "/"
-    return pickle.dumps(
+    packed, manifest = initializer or (None, None)
+    definitions: tuple[int, bytes] | None = None
+    regions: list[Region] = []
+    if manifest is not None:
+        data, regions = member.sent.lacking(manifest)
+        definitions = manifest.number, data
+    told = pickle.dumps(
         {
+            "number": member.id,
+            "main": describe("__main__"),
+            "is_copy": settings.start_method == "fork",
+            "definitions": definitions,
+            "habits": {**of_process(), **habits},
             "sys_path": own_path(),
             "argv": list(sys.argv),
             "cwd": cwd,
-            "authkey": bytes(process.current_process().authkey),
+            "authkey": bytes(me.authkey),
+            "owner": os.getpid(),
+            "owner_name": me.name,
             "env": {**settings.shares, **volatile_env(), **settings.env},
             "measure_rss": measure_rss,
             "shm_threshold": shm_threshold,
             "preload": settings.preload,
-            "initializer": initializer,
+            "initializer": packed,
+            "open_files": descriptors.soft_limit_before(),
             "log_levels": log_levels(),
             "log_disabled": logging.root.manager.disable,
         }
     )
+    return told, regions

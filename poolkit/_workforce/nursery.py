@@ -17,13 +17,14 @@ import contextlib
 import errno
 import math
 import os
-import time
 from collections import deque
 from collections.abc import Sequence
 
+from poolkit._clock import monotonic
 from poolkit._wire import messages
 from poolkit._workforce import launch, templates
 from poolkit._workforce.launch import socket_pair
+from poolkit._workforce.logs import log
 from poolkit._workforce.templates import ANSWER_GRACE, Template
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
@@ -72,7 +73,7 @@ class Nursery:
         finally:
             self._theirs.close()
         self.pid = self._template.pid
-        self._unanswered.append(math.inf if self._template.is_importing() else time.monotonic())
+        self._unanswered.append(math.inf if self._template.is_importing() else monotonic())
 
     def fileno(self) -> int:
         """The control socket's descriptor, to wait for notices."""
@@ -84,12 +85,12 @@ class Nursery:
         self.flush()
 
     def signal(self, worker_id: int, number: int, *, group: bool, up: bool = True) -> None:
-        """Order a signal to a worker, or to its whole process group.
+        """Order a signal to a worker; `group`: SIGKILL to it, its process group, and all that it started.
 
         Where the worker is not up yet the template may be importing, and takes its time to answer.
         """
         self._orders.append((messages.ORDER.pack(messages.SIGNAL, group, 0, number, worker_id), []))
-        self._unanswered.append(time.monotonic() if up else math.inf)
+        self._unanswered.append(monotonic() if up else math.inf)
         self.flush()
 
     def is_importing(self) -> bool:
@@ -103,7 +104,7 @@ class Nursery:
 
     def kill_if_it_hangs(self) -> None:
         """Kill the process if an answer is overdue; its workers die with it. Call this when all notices were read."""
-        due, now = self.answer_due(), time.monotonic()
+        due, now = self.answer_due(), monotonic()
         if due is None or due > now:
             return
         if not self._hangs:
@@ -169,6 +170,18 @@ class Nursery:
             self._unanswered.popleft()
         self._hangs = False
         self._opened = self._opened or kind == messages.OPENED
+
+    def warn_of_threads(self, names: str, *, is_forked: bool) -> None:
+        """Log that these modules have started threads in the template; once for each."""
+        if self._template.is_first_warning():
+            log.warning(
+                "preload: threads run since %s was imported, and a forked worker has none of them, while what they "
+                "hold stays locked there; %s; best leave that out of `preload`",
+                names,
+                "with start_method='fork' workers are forked all the same"
+                if is_forked
+                else "so each worker is a new interpreter, which imports it by itself",
+            )
 
     def close(self) -> None:
         """Let go of it: it kills this pool's workers. Blocks until it has, unless it imports and there are none.

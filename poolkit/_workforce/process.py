@@ -14,25 +14,32 @@ Longer than most, since starting, sending and ending a worker share all of that.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import math
 import os
 import select
 import selectors
 import signal
+import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolkit import _os
+from poolkit import _os, _os_processes
+from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
 from poolkit._os_memory import OutOfMemory
-from poolkit._wire import codec, functions, messages  # noqa: F401 -- functions: before a fork, or a lack of files
+from poolkit._select import poll
+from poolkit._wire import codec, messages
 from poolkit._wire.link import FrameWriter
+from poolkit._wire.manifests import Inherited, Sent, inheritance
 from poolkit._wire.messages import call_parts
-from poolkit._workforce import evidence, templates
+from poolkit._wire.plans import Manifest
+from poolkit._wire.regions import Region
+from poolkit._workforce import descriptors, evidence, templates
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.freight import Freight
 from poolkit._workforce.links import Links, drain
@@ -57,7 +64,7 @@ class ProcessWorkforce(DrivenWorkforce):
         lock: threading.RLock,
         settings: PoolSettings,
         *,
-        boot: Callable[[], bytes],
+        boot: Callable[[Member], tuple[bytes, list[Region]]],
         inherited_fds: Sequence[int],
         freight: Freight,
     ) -> None:
@@ -73,13 +80,16 @@ class ProcessWorkforce(DrivenWorkforce):
         self.links: Links = Links()
         self._both: select.poll | None = None  # what the selector and the links wait for; None where they are one
         if self.links.fileno is not None:
-            self._both = select.poll()
+            self._both = poll()
             self._both.register(self._selector.fileno(), select.POLLIN)
             self._both.register(self.links.fileno, select.POLLIN)
         self._nursery: Nursery | None = None
         self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
         self.freight = freight
         self.freight.gone, self.freight.wake = self._region_gone, self.wake
+        self._inherited: Inherited | None = None  # what workers have of the script that are forks of this process
+        self.freight.lend_tracker = functools.partial(self._order, self._lend_tracker)
+        self.notes: list[str] = []  # owner: the supervisor thread
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
             try:
@@ -103,14 +113,20 @@ class ProcessWorkforce(DrivenWorkforce):
         """Add the tokens, then write the calls as far as the pipe takes them; the supervisor thread writes the rest."""
         member = self._members[worker_id]
         parts: list[bytes] = [b""]
+        sent = member.sent
         usual = messages.FLAG_ANNOUNCE if announce else 0
         for place, task in enumerate(tasks, 1):
-            fn, body = task.call
+            fn, body, manifest = task.call
             flags = usual
+            number = 0
+            if manifest is not None:
+                number = manifest.number
+                if number not in sent.manifests:
+                    self._define(member, manifest)
             if type(body) is not bytes:
                 body, more = self.freight.load(member, place, task, body)
                 flags |= more
-            parts += call_parts(task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, flags)
+            parts += call_parts(task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, flags, number)
         member.waybill.sent += len(tasks)
         nbytes = sum(map(len, parts))
         parts[0] = messages.FRAME_TO_WORKER.pack(messages.CALLS, len(tasks), nbytes)
@@ -118,6 +134,13 @@ class ProcessWorkforce(DrivenWorkforce):
         member.tokens.add(len(tasks))
         if member.writer is not None and not member.writer.send(parts, nbytes + messages.FRAME_TO_WORKER.size):
             self._order(self._watch_writing, member)
+
+    def _define(self, member: Member, manifest: Manifest) -> None:
+        """Write what the worker lacks of the script, before the frame with the call that needs it."""
+        payload, regions = member.sent.lacking(manifest)
+        if regions:
+            self.freight.hand_over(member, regions)
+        self._write(member, [messages.FRAME_TO_WORKER.pack(messages.DEFINE, 0, len(payload)), payload])
 
     def reclaim(self, worker_id: int) -> int:
         """Take the tokens that the worker has not taken; tell it where what they stood for ends."""
@@ -210,7 +233,7 @@ class ProcessWorkforce(DrivenWorkforce):
         if (tend_at := self.freight.due()) is not None:
             due.append(tend_at)
         if due:
-            timeout = min(timeout, max(0.0, min(due) - time.monotonic()))
+            timeout = min(timeout, max(0.0, min(due) - monotonic()))
         if links and self._both is not None:
             return bool(self._both.poll(math.ceil(timeout * 1000)) or due)
         return bool(self._selector.select(timeout) or due)
@@ -231,7 +254,7 @@ class ProcessWorkforce(DrivenWorkforce):
             self.freight.tend(self._members.values())
         reports += self.read()
         for member in self._dying():
-            if (member.kill_at or 0.0) <= time.monotonic() or evidence.is_complete(member.stack or ""):
+            if (member.kill_at or 0.0) <= monotonic() or evidence.is_complete(member.stack or ""):
                 self._kill(member, reports)
         return reports
 
@@ -290,6 +313,8 @@ class ProcessWorkforce(DrivenWorkforce):
     # ----- starting -----
 
     def _start_nursery(self) -> Nursery:
+        if self._settings.start_method == "fork":
+            self._inherited = inheritance()
         with self._lock:  # a fork takes it too: see the header of `_workforce/nursery.py`
             nursery = self._nursery = Nursery()
         try:
@@ -312,27 +337,48 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def _spawn(self, member: Member, reports: Reports) -> None:
         try:
-            nursery = self._nursery or self._start_nursery()
-            theirs = self._connect(member)
+            try:
+                nursery, theirs = self._nursery or self._start_nursery(), self._connect(member)
+            except OSError as exc:
+                if not self._finds_room(exc):
+                    raise
+                member.close()
+                nursery, theirs = self._nursery or self._start_nursery(), self._connect(member)
         except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
-            reports.append(Died(member.id, hint=f"it could not be started: {exc!r}"))
+            if isinstance(exc, OSError) and exc.errno == errno.EMFILE:
+                exc = self.lacks = OSError(errno.EMFILE, descriptors.lack(self._wanted()))
+            what = str(exc) if isinstance(exc, RuntimeError) else repr(exc)  # which are our own words
+            reports.append(Died(member.id, hint=f"it could not be started: {what}"))
             return
         nursery.fork(member.id, theirs)
         if self._out_of_memory is None:
             self._out_of_memory = OutOfMemory()
         self._out_of_memory.look()
 
+    def _wanted(self) -> int:
+        return max(self._settings.size, len(self._members))  # a pool may have grown
+
+    def _finds_room(self, error: OSError) -> bool:
+        """Whether a start that failed is worth another try, as the limit on open files was raised."""
+        from poolkit._workforce import snapshots  # noqa: F401, PLC0415 -- `stats()` might find no descriptor for that
+
+        missing = self._wanted() - sum(member.calls_fd >= 0 for member in self._members.values())
+        return error.errno == errno.EMFILE and descriptors.raise_limit(max(1, missing), self.notes)
+
     def _connect(self, member: Member) -> list[int]:
         """Open a worker's ends and send the first frame; returns the descriptors for the other side."""
-        told = self._boot()
+        member.sent = Sent(self._inherited)
         member.freight = self.freight
         theirs = member.open(self._inherited_fds)
         try:
+            told, regions = self._boot(member)
             self.links.add(member)
             if self._both is None:
                 self._selector.register(member.outcomes_fd, selectors.EVENT_READ, _nothing_yet)
             with self._lock:
                 member.writer = FrameWriter(member.calls_fd)
+                if regions:
+                    self.freight.hand_over(member, regions)
                 self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)), told])
         except BaseException:
             for fd in theirs:
@@ -357,6 +403,14 @@ class ProcessWorkforce(DrivenWorkforce):
                     payload = number.to_bytes(8, "little")
                     self._write(member, [messages.FRAME_TO_WORKER.pack(messages.FORGET, 0, 8), payload])
 
+    def _lend_tracker(self, asked: Region, _reports: Reports) -> None:
+        """Send the resource tracker of this process to a worker, which waits for it, or for the end of the socket."""
+        from multiprocessing import resource_tracker  # noqa: PLC0415 -- few need it
+
+        with contextlib.suppress(Exception), socket.socket(fileno=os.dup(asked.fd)) as there:
+            tracker: Any = resource_tracker.getfd()
+            socket.send_fds(there, [b"t"], [tracker])
+
     def _writable(self, member: Member, _events: int, _reports: Reports) -> None:
         with self._lock:
             written = member.writer is None or member.writer.flush()
@@ -371,7 +425,7 @@ class ProcessWorkforce(DrivenWorkforce):
             return
         evidence.read_available(member.evidence_fd)  # what is there already is not of this task
         member.stack = ""
-        member.kill_at = time.monotonic() + STACK_GRACE
+        member.kill_at = monotonic() + STACK_GRACE
         self._selector.register(member.evidence_fd, selectors.EVENT_READ, functools.partial(self._stack_came, member))
         self._nursery.signal(member.id, _os.STACK_SIGNAL, group=False)
 
@@ -410,6 +464,8 @@ class ProcessWorkforce(DrivenWorkforce):
             if kind == messages.PRELOAD_FAILED:
                 error = codec.load_error(payload)
                 reports += [BootFailed(each, error) for each in list(self._members)[:1]]
+            elif kind == messages.THREADED:
+                self._nursery.warn_of_threads(payload.decode(), is_forked=self._settings.start_method == "fork")
             elif member is None:
                 continue
             elif kind == messages.EXITED:
@@ -447,8 +503,8 @@ class ProcessWorkforce(DrivenWorkforce):
                 continue
             if member.pid is not None:
                 # Its number was its own a moment ago, and numbers go round before they come again.
-                _os.kill_group(member.pid, signal.SIGKILL)
-            hint = f"the template process that forks the workers {how}, and they ended with it"
+                _os_processes.kill_group(member.pid, signal.SIGKILL)
+            hint = f"the workers ended with the template process that forks them, which {how}"
             self._died(member, reports, None if member.pid is None else "SIGKILL", pid=member.pid, hint=hint)
 
 

@@ -25,11 +25,11 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from poolkit import _os
+from poolkit._clock import monotonic
 from poolkit._wire.spin import Spin
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Reader:
     def spared(self) -> float:
         """For how many seconds the standby may leave the links alone; 0.0: it is needed."""
         until = self._until
-        return max(0.0, until - time.monotonic()) if until > 0.0 else 0.0
+        return max(0.0, until - monotonic()) if until > 0.0 else 0.0
 
     def patience(self) -> float:
         """For how many seconds the standby may leave alone what falls due: a leader that is awake looks at that too."""
@@ -95,7 +95,7 @@ class Reader:
         """Take in what is there; false if somebody else reads, or there are no links. Does not block."""
         if self._links is None:
             return False
-        self._until = max(self._until, time.monotonic() + LEASE)
+        self._until = max(self._until, monotonic() + LEASE)
         return self._take()
 
     def watch(self, task: Task[Any]) -> int | None:
@@ -103,7 +103,7 @@ class Reader:
         links = self._links
         if links is None or not WATCHING:
             return None
-        began = now = time.monotonic()
+        began = now = monotonic()
         end = began + self._loop_spin.seconds
         try:
             while now < end and not task.done():
@@ -113,7 +113,7 @@ class Reader:
                     _os.yield_cpu()
                 elif self._take(ready) and task.done():
                     self._loop_spin.paid()
-                now = time.monotonic()
+                now = monotonic()
         except ValueError:  # what a closed epoll raises
             return None
         self._watched_at = 0.0 if task.done() else began
@@ -123,7 +123,7 @@ class Reader:
     def look_in(self) -> None:
         """Take in what is there, on the thread of an event loop that was told so."""
         if self._watched_at:
-            self._loop_spin.slept(time.monotonic() - self._watched_at)
+            self._loop_spin.slept(monotonic() - self._watched_at)
             self._watched_at = 0.0
         if not self.pass_by():
             self._never.wait(PAUSE)  # somebody reads: the loop must not spin until that is over
@@ -142,19 +142,19 @@ class Reader:
         if self._links is None or not self._leader.acquire(blocking=False):
             return
         try:
-            self._lead(task, math.inf if timeout is None else time.monotonic() + timeout)
+            self._lead(task, math.inf if timeout is None else monotonic() + timeout)
         except ValueError:  # what a closed epoll raises
             if self._links is not None:
                 raise
         finally:
             self._leader.release()  # first, as nothing comes between
-            self._until = time.monotonic() + LEASE
+            self._until = monotonic() + LEASE
             if self._has_long_lease:  # and the standby sleeps as long
                 self._has_long_lease = False
                 self._wake()
 
     def _lead(self, task: Task[Any], give_up: float) -> None:
-        now = looked_up = time.monotonic()  # the latter: when something came last
+        now = looked_up = monotonic()  # the latter: when something came last
         while (links := self._links) is not None and not task.done():
             self._until = now + LEASE
             if ready := links.poll(0.0):
@@ -162,9 +162,9 @@ class Reader:
                     self._spin.paid()
                 if not self._take(ready):
                     self._never.wait(PAUSE)
-                now = looked_up = time.monotonic()
+                now = looked_up = monotonic()
                 continue
-            now = time.monotonic()
+            now = monotonic()
             if now >= give_up:
                 return
             if now < looked_up + self._spin.seconds:
@@ -172,12 +172,12 @@ class Reader:
             else:
                 long = now >= looked_up + FIRST_SLEEP
                 self._sleep(task, links, min(LONG_LEASE / 2 if long else FIRST_SLEEP, give_up - now), long=long)
-                now = time.monotonic()
+                now = monotonic()
                 self._spin.slept(now - looked_up)
 
     def _sleep(self, task: Task[Any], links: Links, seconds: float, *, long: bool) -> None:
         """Wait until there is something to read, or `published` says that another thread has settled the task."""
-        self._until = time.monotonic() + (LONG_LEASE if long else FIRST_SLEEP + LEASE)
+        self._until = monotonic() + (LONG_LEASE if long else FIRST_SLEEP + LEASE)
         self._has_long_lease |= long
         self._awaited = task
         try:

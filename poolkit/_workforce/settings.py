@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from poolkit import _os
 from poolkit._core import options as checks
 from poolkit._core.options import PoolLimits
-
-TYPE_CHECKING = False  # what is imported here is imported before the template process is started
-if TYPE_CHECKING:
-    from typing import Any
 
 KINDS = ("process", "thread")
 START_METHODS = ("forkserver", "spawn", "fork")
@@ -29,6 +26,13 @@ _THREAD_VARIABLES = (
 )
 
 
+class Context(Protocol):
+    """A context of multiprocessing, as far as it counts."""
+
+    def get_start_method(self) -> str | None:
+        """How its processes start."""
+
+
 class PoolSettings:
     """What a workforce is made from. Never changed once the pool is made."""
 
@@ -42,6 +46,7 @@ class PoolSettings:
         preload: Sequence[str],
         env: Mapping[str, str] | None,
         shm_threshold: int | None,
+        thread_name_prefix: str = "",
     ) -> None:
         """Check what the pool was given. Raises TypeError or ValueError."""
         if kind not in KINDS:
@@ -70,7 +75,9 @@ class PoolSettings:
         if kind != "process" and (start_method or preload or variables):
             msg = f"start_method, preload and env are for kind='process', not for kind={kind!r}"
             raise ValueError(msg)
+        _check_prefix(thread_name_prefix, kind)
         self.kind = kind
+        self.thread_name_prefix = thread_name_prefix
         self.initializer = initializer
         self.initargs = tuple(initargs)
         self.start_method = start_method or "forkserver"
@@ -78,19 +85,48 @@ class PoolSettings:
         self.env: Mapping[str, str] = variables
         self.shm_threshold = checks.whole_or_none("shm_threshold", shm_threshold)
         self.shares: Mapping[str, str] = {}  # variables for workers that are processes; see `share_cpus`
-        self._size = size
+        self.size = size
 
     def share_cpus(self) -> None:
         """Give libraries that make threads a fair share of the CPUs, unless the environment says something else.
 
         For processes alone, as to count CPUs takes longer than all the rest; before anything reads the settings.
         """
-        share = str(max(1, _os.usable_cpus() // self._size))
+        share = str(max(1, _os.usable_cpus() // self.size))
         self.shares = {name: share for name in _THREAD_VARIABLES if name not in os.environ and name not in self.env}
 
     def bound_initializer(self) -> Callable[[], object] | None:
         """The initializer with its arguments."""
         return None if self.initializer is None else functools.partial(self.initializer, *self.initargs)
+
+
+def _check_prefix(prefix: object, kind: str) -> None:
+    if not isinstance(prefix, str):
+        msg = f"thread_name_prefix must be a string, was {prefix!r}"
+        raise TypeError(msg)
+    if kind != "thread" and prefix:
+        msg = f"thread_name_prefix is for kind='thread', not for kind={kind!r}"
+        raise ValueError(msg)
+
+
+def start_method_of(mp_context: Context | None, start_method: str | None) -> str | None:
+    """The start method that was asked for, in either way. Raises TypeError or ValueError."""
+    if mp_context is None:
+        return start_method
+    if not callable(getattr(mp_context, "get_start_method", None)):
+        msg = (
+            f"mp_context must be a context of multiprocessing or None, was {mp_context!r}; "
+            "a start method goes into start_method=, the names of threads into thread_name_prefix="
+        )
+        raise TypeError(msg)
+    found = mp_context.get_start_method()
+    if found not in START_METHODS:
+        msg = f"the start method of mp_context must be one of {', '.join(map(repr, START_METHODS))}, was {found!r}"
+        raise ValueError(msg)
+    if start_method not in {None, found}:
+        msg = f"start_method={start_method!r} contradicts mp_context, whose start method is {found!r}"
+        raise ValueError(msg)
+    return found
 
 
 def check_limits(

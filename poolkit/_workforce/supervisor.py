@@ -18,9 +18,11 @@ import threading
 from _thread import allocate_lock
 from typing import Any
 
+from poolkit._clock import wait_for
 from poolkit._core.scheduler import CLOSED, OPEN
 from poolkit._core.workforce import AnyTask
 from poolkit._workforce import lifetime
+from poolkit._workforce.callbacks import Caller
 from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
@@ -47,6 +49,7 @@ class Supervisor(Desk):
         super().__init__(*args, **kwargs)
         self._thread: SupervisorThread | None = None
         self._end_by = math.inf  # when the end is to wait for nothing any more; guarded by: the lock
+        self._call_by = math.inf  # when it is to wait for no callback any more; guarded by: the lock
         if self.threaded:
             lifetime.begin(self)
 
@@ -105,7 +108,7 @@ class Supervisor(Desk):
                 settled = self._decided()
             self._publish(settled)
             if self._left:
-                self._take_left(call=False)
+                self._take_left()
             if not task.id & PASSES_BY:
                 self._reader.pass_by()
         finally:
@@ -190,6 +193,7 @@ class Supervisor(Desk):
 
         Raises:
             TimeoutError: they are not after `timeout` seconds.
+            OSError: there are not enough descriptors for them.
             InitializerFailed, WorkerCrashed, PoolClosed: they will not be.
         """
         self._check_owner()
@@ -202,6 +206,7 @@ class Supervisor(Desk):
         def step(now: float) -> None:
             nonlocal boots, counted
             scheduler.check_open("warm up")
+            self.workforce.lacks = None  # it is said anew
             scheduler.warm_up(now)
             boots = scheduler.boots_failed
             scheduler.roster.warming += 1
@@ -211,6 +216,7 @@ class Supervisor(Desk):
             roster = scheduler.roster
             return (
                 scheduler.phase is not OPEN
+                or self.workforce.lacks is not None
                 # Not all `size` at once: with a short idle timeout the first are gone before the last are up.
                 or (roster.starting == 0 and roster.counted >= roster.wanted)
                 or scheduler.boots_failed > boots
@@ -220,11 +226,13 @@ class Supervisor(Desk):
             self._decide(step)
             with self._lock:
                 self._reader.relinquish()
-                if not self._changed.wait_for(over, timeout):
+                if not wait_for(self._changed, over, timeout):
                     ready, size = scheduler.roster.ready_count(), scheduler.roster.size
                     msg = f"{ready} of {size} workers are up after {timeout} s"
                     raise WaitTimeout(msg)
                 scheduler.check_open("warm up")
+                if (lacks := self.workforce.lacks) is not None:
+                    raise OSError(*lacks.args)
                 if scheduler.boots_failed > boots and scheduler.last_boot_error is not None:
                     raise scheduler.last_boot_error
         finally:
@@ -235,20 +243,28 @@ class Supervisor(Desk):
         """Accept nothing more, and end; see `Pool.shutdown`."""
         if self._is_copy():
             return
+        torn, waits = self._is_torn(), wait and self._may_wait()
 
         def step(now: float) -> bool:
-            self._scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
+            self._end(now, cancel_queued, kill, timeout, takes_up=waits and not torn, waits=waits)
             wait_for = 0.0 if kill else math.inf if timeout is None else timeout
             self._end_by = min(self._end_by, now + wait_for)
+            if timeout is not None:
+                self._call_by = min(self._call_by, now + timeout)
             return self._thread is None
 
-        if self._is_torn():
+        if torn:
             self._do_later(step)
         elif self._decide(step):  # it never started
             self._finish()
-        elif wait and self._may_wait():
+        elif waits:
             self._reader.relinquish()
-            self._closed.wait()
+            try:
+                self.maps.finish()
+                self._closed.wait()
+            except KeyboardInterrupt:
+                self.maps.stop_endless()
+                raise
             thread = self._thread
             if thread is not None:
                 thread.join()
@@ -256,16 +272,29 @@ class Supervisor(Desk):
                 # and a Ctrl-C that arrives during a collection is raised in that one's callback, where it is lost.
                 self._thread = None
 
+    def _end(
+        self, now: float, cancel_queued: bool, kill: bool, timeout: float | None, *, takes_up: bool, waits: bool
+    ) -> None:
+        """Have the scheduler shut down and, if that is graceful, maps taken up: by the caller, or left. A step."""
+        scheduler = self._scheduler
+        scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout, lingers=True)
+        if scheduler.lingers and not self.maps.end(leaves=not takes_up, warns=waits):
+            scheduler.end_lingering(now)
+
+    def end_with_interpreter(self) -> None:
+        """Finish what was accepted, as the standard library's executors do. Blocks."""
+        with self._lock:
+            if self._scheduler.phase is OPEN:
+                self._scheduler.why_closed = "the interpreter is ending, and every pool with it"
+        self.shutdown(wait=True, cancel_queued=False, kill=False, timeout=None)
+
     def _may_wait(self) -> bool:
         """Whether this thread may wait for the pool's end: not one that the end itself waits for."""
-        if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0 or self._teller.is_here():
+        if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0:
+            return False
+        if self._teller.is_here() or self.maps.is_here():
             return False
         return not self.workforce.is_own_thread()
-
-    def is_open(self) -> bool:
-        """Whether tasks are accepted."""
-        # In this order: the finalizer of a pool that was ended asks, too, when modules have lost their globals.
-        return self._scheduler.phase is OPEN and not self._is_copy()
 
     def drop(self) -> None:
         """The pool object is gone: finish what was accepted, then end. From a finalizer, so without the lock."""
@@ -315,22 +344,33 @@ class Supervisor(Desk):
             now = self._enter()
             self._do_what_was_put_off(now)
             self._scheduler.tick(now)
+            if self._scheduler.lingers and not self.maps.open:
+                self._scheduler.end_lingering(now)
             self._sleeping_until = -math.inf
             settled = self._decided()
             closed = self._scheduler.phase is CLOSED
-        self._publish(settled)
+        self._publish(settled, call=False)
         del settled  # nothing is kept alive while it waits
-        self._call_back()
+        if self._uncalled and not self._caller.start():
+            self._call_back()
         self._listeners.tell()
+        self.maps.start_if_needed()
         if closed:
             return False
         self._wait()
         with reader.lock:
             settled = self._handle(self.workforce.act())
-        self._publish(settled)
+        self._publish(settled, call=False)
         if self._teller.untold:
-            self._publish(self._teller.take_due())
+            self._publish(self._teller.take_due(), call=False)
+        if self.workforce.notes:
+            self._say_what_was_noted()
         return True
+
+    def _say_what_was_noted(self) -> None:
+        notes, self.workforce.notes = self.workforce.notes, []
+        for note in notes:
+            log.info("pool %s: %s", self.name, note)
 
     def _wait(self) -> None:
         """Wait until there is something to do. While others read the links, look up now and then, without a lock."""
@@ -340,7 +380,13 @@ class Supervisor(Desk):
                 return
         with self._lock:
             due = self._sleeping_until = self._due
-        left = min(max(0.0, due - self.clock()), self._teller.patience(), spared or math.inf, LONGEST_WAIT)
+        left = min(
+            max(0.0, due - self.clock()),
+            self._teller.patience(),
+            self.maps.warn_if_slow(),
+            spared or math.inf,
+            LONGEST_WAIT,
+        )
         self.workforce.wait(left, links=not spared)
 
     def _finish(self) -> None:
@@ -353,8 +399,10 @@ class Supervisor(Desk):
             with self._reader.lock:
                 self.workforce.close()
             self._teller.close(min(LONGEST_END, self._end_by - self.clock()))
+            self._caller.close(self._call_by - self.clock())
         finally:
             lifetime.end(self)
+            self.maps.close()
             self._closed.set()
             self._call_back()
 
@@ -375,6 +423,8 @@ class Supervisor(Desk):
         self._reader = Reader(None, self.workforce.wake, self._take)
         self._teller = Teller(self.name, self._publish_told, self.workforce.wake, None)
         self._uncalled.clear()
+        self._caller = Caller(self.name, self._call_back)
+        self.maps.leave_parent()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
         self._left.clear()  # of tasks that are not settled here

@@ -25,15 +25,15 @@ import contextlib
 import os
 import signal
 import threading
-import time
 import weakref
 
 from poolkit import _child, _os
+from poolkit._clock import monotonic
 from poolkit._wire import messages
 from poolkit._workforce import launch
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.launch import FORKING
-from poolkit._workforce.likeness import Key, Start, is_open
+from poolkit._workforce.likeness import ADVICE, Key, Start, is_open
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
@@ -41,20 +41,29 @@ if TYPE_CHECKING:
 
 MOST_IDLE = 2  # templates that no pool has: two kinds of pools may take turns
 PREPARE_GRACE = 10.0  # seconds it gets to import what it is to preload, before a later pool has another one started
+_MOST_SAID = 2000  # bytes of what a program printed that are told
 ANSWER_GRACE = 2.0  # seconds one gets to carry out a signal; one that is stopped or hangs cannot stop a task
 
 
 class Template:
     """One template process. `users`, `awaited_by`: guarded by FORKING."""
 
-    def __init__(self, pid: int, root: _socket.socket | None = None, key: Key = ()) -> None:
-        """Take a process that was just started; without a root it has one pool, and no other gets it."""
+    def __init__(
+        self, pid: int, root: _socket.socket | None = None, key: Key = (), program: str = "", said: int = -1
+    ) -> None:
+        """Take a process that was just started; without a root it has one pool, and no other gets it.
+
+        `program` is what was started, and `said` a descriptor of what it printed until it ran our code.
+        """
         self.pid = pid
         self.key = key  # frozen
+        self._program = program  # frozen
+        self._said = said  # guarded by: _lock
+        self._warned = False  # of threads; guarded by: _lock
         self.users = 0  # pools that have it
         self.awaited_by: weakref.WeakSet[PoolSettings] = weakref.WeakSet()  # pools that are there, and will want it
         self._root = root
-        self._started = time.monotonic()  # frozen
+        self._started = monotonic()  # frozen
         self._lock = threading.Lock()
         self._ending = ""  # how it ended, in words, once it was waited for
         self._hangs = False  # so it was killed by us
@@ -94,7 +103,7 @@ class Template:
             if self._hangs or not self._is_unchanged(os.WEXITED | os.WSTOPPED):
                 return False
         word = self._word()
-        return word == messages.PREPARED or (word is None and time.monotonic() < self._started + PREPARE_GRACE)
+        return word == messages.PREPARED or (word is None and monotonic() < self._started + PREPARE_GRACE)
 
     def is_importing(self) -> bool:
         """Whether it has not said how its imports went. A private one never says."""
@@ -103,19 +112,41 @@ class Template:
     def _word(self) -> bytes | None:
         """What it says of its imports, see `messages`; None: nothing yet; empty: nothing, as it is gone."""
         try:
-            return None if self._root is None else self._root.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+            word = None if self._root is None else self._root.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         except OSError:
             return b""
+        if word:
+            self._close_said()
+        return word
+
+    def _close_said(self) -> None:
+        """Nobody will ask any more what was printed before it ran our code."""
+        with self._lock:
+            _os.close_fd(self._said)
+            self._said = -1
 
     def kill(self, *, hangs: bool = False) -> None:
         """Kill it, if it still runs; its workers die with it. Call `end` afterwards."""
         with self._lock:
             if self._is_unchanged(os.WEXITED):
                 self._hangs = self._hangs or hangs
-                with contextlib.suppress(ProcessLookupError):
+                try:
                     os.kill(self.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+                except PermissionError:  # we have become somebody else; it ends by itself, and its workers with it
+                    self._ending = f"must not be killed by user {os.geteuid()} and was told to end"
+                    if self._root is not None:
+                        with contextlib.suppress(OSError):
+                            self._root.shutdown(_socket.SHUT_RDWR)
+
+    def is_first_warning(self) -> bool:
+        """Return True once: to the pool that is to tell of its threads."""
+        with self._lock:
+            first, self._warned = not self._warned, True
+            return first
 
     def _is_unchanged(self, changes: int) -> bool:
         """Whether it is our child, so that its number cannot mean anybody else, and none of this has become of it.
@@ -135,6 +166,7 @@ class Template:
 
         Blocks until it has, and holds no lock meanwhile.
         """
+        never_began = self._root is not None and self._word() == b""
         self.close_root()
         self.kill()
         if not self._ending:
@@ -143,7 +175,25 @@ class Template:
         with self._lock:
             if not self._ending:
                 self._ending = self._reap()
-            return self._ending
+                if never_began and not self._hangs:
+                    self._ending += self._last_words()
+            ending = self._ending
+        self._close_said()
+        return ending
+
+    def _last_words(self) -> str:
+        """What it printed before it ran our code, if that is what it was to do; and what to do about it."""
+        said = b""
+        with contextlib.suppress(OSError):
+            size = os.fstat(self._said).st_size
+            said = os.pread(self._said, _MOST_SAID, max(0, size - _MOST_SAID))
+        printed = (
+            f"the last that it printed: {said.decode(errors='replace').strip()!r}" if said else "it printed nothing"
+        )
+        return (
+            f" before it was ready; {self._program!r} was started for it, and {printed}; "
+            f"if that is no Python interpreter, {ADVICE}"
+        )
 
     def _reap(self) -> str:
         """Whoever comes first."""
@@ -336,12 +386,12 @@ def _take_out_idle() -> list[Template]:
 def _start(start: Start) -> Template:
     ours, theirs = launch.socket_pair()
     try:
-        pid = launch.execute(theirs, ours, start)
+        pid, said = launch.execute(theirs, ours, start)
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
-    template = Template(pid, ours, start.key)
+    template = Template(pid, ours, start.key, start.program, said)
     _living.add(template)
     return template

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from poolkit import errors
 from poolkit._child.loop import run_call
+from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.logs import mark_records
@@ -43,9 +44,12 @@ class ThreadWorkforce(DrivenWorkforce):
     why_not_weighed = "threads share the memory of their process"
     max_batch = 1  # threads may wait for each other's tasks, so these begin in the order of the queue
 
-    def __init__(self, *, name: str, initializer: Callable[[], object] | None, leave: Callable[[Report], None]) -> None:
+    def __init__(
+        self, *, name: str, prefix: str, initializer: Callable[[], object] | None, leave: Callable[[Report], None]
+    ) -> None:
         mark_records()
         self._name = name
+        self._prefix = prefix
         self._initializer = initializer
         self._leave = leave
         self._members: dict[int, Member] = {}
@@ -121,9 +125,9 @@ class ThreadWorkforce(DrivenWorkforce):
                 member = self.unstarted.popleft()
             except IndexError:  # another thread was faster
                 break
-            member.thread = thread = threading.Thread(
-                target=self._main, args=(member,), name=f"poolkit-{self._name}-{member.id}", daemon=True
-            )
+            # with a prefix, as the standard library names its threads
+            name = f"{self._prefix}_{member.id - 1}" if self._prefix else f"poolkit-{self._name}-{member.id}"
+            member.thread = thread = threading.Thread(target=self._main, args=(member,), name=name, daemon=True)
             try:
                 thread.start()
             except RuntimeError as exc:  # no more threads to be had
@@ -144,7 +148,7 @@ class ThreadWorkforce(DrivenWorkforce):
     def wait(self, timeout: float, *, links: bool) -> bool:  # noqa: ARG002 -- there are none
         """Wait to be woken, for at most `timeout` seconds. Threads report by themselves."""
         if self._dying:
-            timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - time.monotonic()))
+            timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - monotonic()))
         return self._wakeup.wait(timeout) or bool(self._dying)
 
     def act(self) -> list[Report]:
@@ -153,7 +157,7 @@ class ThreadWorkforce(DrivenWorkforce):
         self._wakeup.clear()
         while self._condemned:
             self._stop(*self._condemned.popleft())
-        now = time.monotonic()
+        now = monotonic()
         for at, member in self._dying:
             if at <= now and self._end(member):
                 member.abandoned = True
@@ -177,8 +181,9 @@ class ThreadWorkforce(DrivenWorkforce):
             member.doomed = True
             if member.running and not member.held and thread is not None and thread.ident is not None:
                 raise_in_thread(thread.ident, StopTask)
+        member.coroutines.wake()  # or an event loop would see it when its next timer is due
         member.inbox.put(_STOP)
-        self._dying.append((time.monotonic() + STOP_GRACE, member))
+        self._dying.append((monotonic() + STOP_GRACE, member))
 
     @staticmethod
     def _end(member: Member) -> bool:
@@ -192,12 +197,14 @@ class ThreadWorkforce(DrivenWorkforce):
     # ===== the worker threads =====
 
     def _main(self, member: Member) -> None:
+        member.coroutines.keep()
         try:
             if self._boot(member):
                 self._serve(member)
         except StopTask:  # it came too late for the task it was meant for
             pass
         finally:
+            member.coroutines.close()
             if self._end(member):
                 self._leave(Died(member.id, stack=member.stack))
 
@@ -206,6 +213,7 @@ class ThreadWorkforce(DrivenWorkforce):
             try:
                 self._initializer()
             except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
+                errors.InitializerFailed  # noqa: B018 -- made at its first use, which is not to be under the pool's lock
                 self._leave(BootFailed(member.id, exc))
                 return False
         self._leave(Ready(member.id, threading.get_native_id()))
@@ -242,10 +250,10 @@ class ThreadWorkforce(DrivenWorkforce):
         if call is None:  # cancelled since it was claimed, and forgotten
             return None
         fn, args, kwargs = call
-        started = time.monotonic()
+        started = monotonic()
         limit = task.options.timeout
         deadline = None if limit is None else started + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, time.monotonic, member, member.id)
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, monotonic, member, member.id)
         member.context = context
         member.since = started
         member.done = 0  # it may have been this very task, in an earlier run
@@ -274,7 +282,7 @@ class ThreadWorkforce(DrivenWorkforce):
             return None
         member.done = task.id
         try:
-            return Finished(member.id, task.id, started, time.monotonic(), 0, value, ok)
+            return Finished(member.id, task.id, started, monotonic(), 0, value, ok)
         finally:
             del task, value  # an exception's traceback holds this frame, and must not find itself or its task in it
 

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from queue import SimpleQueue
 
+from poolkit._child.coroutines import Coroutines
 from poolkit._core.workforce import AnyTask
 from poolkit.context import TaskContext
 
@@ -37,6 +38,7 @@ class Member:
         self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent and not claimed; claimed from the left
         self.begun, self.since, self.done = 0, 0.0, 0  # owner: the worker thread; others only look
         self.context: TaskContext | None = None  # of the running task; owner: the worker thread
+        self.coroutines = Coroutines()
         self.lock = threading.Lock()
         self.running = False  # guarded by: lock
         self.doomed = False  # guarded by: lock

@@ -26,6 +26,7 @@ from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask
 from poolkit._workforce.desk import Settled, publishing
 from poolkit._workforce.line import Place
+from poolkit._workforce.maps import Maps
 from poolkit._workforce.supervisor import Supervisor
 from poolkit.errors import PoolkitError
 from poolkit.task import Task, WaitTimeout
@@ -131,8 +132,10 @@ class FakeSupervisor(Supervisor):
         self.timeline = timeline
         self._eager = eager
         self._running_all = False
+        self._taking_up = False
         self._depth = 0  # how many tasks are in the midst of their call, each in the one before
         self._turn = workforce.turn
+        self.maps = Maps(name, self._wake_for_maps, self.is_open)
 
     def _start_thread(self) -> None:
         return
@@ -197,11 +200,8 @@ class FakeSupervisor(Supervisor):
         Raises:
             PoolkitError: it would wait for ever, for a task that hangs.
         """
-        scheduler = self._scheduler
         with self._turn:
-            self._decide(
-                lambda now: scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout)
-            )
+            self._decide(lambda now: self._end(now, cancel_queued, kill, timeout, takes_up=False, waits=wait))
             if wait and not self._depth:
                 self.run_all()
                 if left := self.pending():
@@ -238,17 +238,36 @@ class FakeSupervisor(Supervisor):
         """Carry out what was ordered and take in what is reported, until nothing changes. Runs no task."""
         with self._turn:
             while True:
+                changes = self._take_up_maps()
                 with self._lock:
                     self._do_what_was_put_off(self.clock())
                     self._scheduler.tick(self.clock())
+                    if self._scheduler.lingers and not self.maps.open:
+                        self._scheduler.end_lingering(self.clock())
                     settled = self._decided()
                 self._publish(settled)
                 reports = self.workforce.act()
-                if not reports and not settled:
+                if not reports and not settled and not changes:
                     break
                 self.deliver(reports)
             self._call_back()
             self._listeners.tell()
+
+    def _wake_for_maps(self) -> None:
+        """A map was dropped: an eager pool runs the rest at once; where somebody drives, he does."""
+        if self._eager and self._turn.is_free() and not self._is_torn():
+            self.settle()
+
+    def _take_up_maps(self) -> bool:
+        """Go on with maps that nobody reads; not from the input of one of them. False when nothing changes."""
+        if self._taking_up:
+            return False
+        self._taking_up = True
+        try:
+            self.maps.warn_if_slow()
+            return self.maps.take_up()
+        finally:
+            self._taking_up = False
 
     def _publish(self, settled: Settled, *, call: bool = True) -> None:
         for task, outcome in settled:

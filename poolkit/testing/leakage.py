@@ -11,17 +11,16 @@ import gc
 import os
 import sys
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from poolkit._clock import monotonic
 
 _PROC = Path("/proc")
 _STEP = 0.005  # seconds between two looks
 
 
-@contextlib.contextmanager
-def leaks(grace: float = 2.0) -> Iterator[None]:
+class leaks:  # noqa: N801 -- used like a function, and a class lets every exception pass as it is: frozen ones, too
     """Fail if the block leaves a thread, child process, descriptor or shared memory behind; the error names them.
 
     What is on its way out gets `grace` seconds. Nothing is said when the block itself raises. Blocks while it waits.
@@ -29,12 +28,20 @@ def leaks(grace: float = 2.0) -> Iterator[None]:
     Raises:
         AssertionError: there is something.
     """
-    before = Snapshot()
-    yield
-    found = before.leaks(grace)
-    if found:
-        msg = "left behind:\n  " + "\n  ".join(found)
-        raise AssertionError(msg)
+
+    def __init__(self, grace: float = 2.0) -> None:
+        self._grace = grace
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._before = Snapshot()
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_exc: object) -> None:
+        """End, and look."""
+        found = self._before.leaks(self._grace) if exc_type is None else []
+        if found:
+            msg = "left behind:\n  " + "\n  ".join(found)
+            raise AssertionError(msg)
 
 
 class Snapshot:
@@ -47,14 +54,14 @@ class Snapshot:
 
     def leaks(self, grace: float) -> list[str]:
         """What is held now and was not then, in words. Waits for at most `grace` seconds for what is on its way out."""
-        give_up = time.monotonic() + grace
+        give_up = monotonic() + grace
         for thread in self.new_threads():
             if thread is not threading.current_thread():
-                thread.join(max(0.0, give_up - time.monotonic()))
+                thread.join(max(0.0, give_up - monotonic()))
         collected = False
-        while (found := self._differences()) and time.monotonic() < give_up:
+        while (found := self._differences()) and monotonic() < give_up:
             if collected:
-                time.sleep(_STEP)  # noqa: TID251 -- descriptors have no event
+                threading.Event().wait(_STEP)  # descriptors have no event, and `time.sleep` may be patched
             else:
                 collected = True
                 gc.collect()
@@ -112,6 +119,7 @@ def describe_process(pid: int) -> str:
 def _open_fds() -> dict[tuple[int, str], str]:
     """The descriptors and where they lead, and what that is whatever its name: a file may lose it."""
     own = {template._root.fileno() for template in idle_templates() if template._root is not None}  # noqa: SLF001 -- of this library
+    own |= {template._said for template in idle_templates()}  # noqa: SLF001 -- see above
     own.add(_resource_tracker()[1])
     found = {}
     for path in list((_PROC / "self/fd").iterdir()) if _PROC.is_dir() else []:

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from poolkit._child.chunk import run_chunk
+from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.loop import run_call
 from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
 from poolkit._wire import codec
@@ -69,6 +70,10 @@ class Turn:
         if not self._depth:
             self._holder = 0
             self._lock.release()
+
+    def is_free(self) -> bool:
+        """Whether nobody has it."""
+        return not self._depth
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
@@ -122,13 +127,15 @@ class Run:
 class Member:
     """One worker in the books."""
 
-    __slots__ = ("begun", "claims", "context", "done", "id", "run", "since")
+    __slots__ = ("begun", "claims", "context", "coroutines", "done", "id", "run", "since")
 
     def __init__(self, worker_id: int) -> None:
         self.id = worker_id
         self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent, not claimed
         self.run: Run | None = None
         self.context = contextvars.Context()  # the caller's variables are not seen in a worker, nor the other way round
+        self.coroutines = Coroutines()
+        self.context.run(self.coroutines.keep)
         self.begun, self.since, self.done = 0, 0.0, 0
 
 
@@ -167,7 +174,7 @@ class FakeWorkforce(DrivenWorkforce):
             return FakeCall(known, count, lambda: whole), 0
         with Found() as found:  # handles and read-only arrays go as they would to a worker
             call = codec.pack_call(fn, args, kwargs, found)
-        return FakeCall(known, count, functools.partial(codec.load_call, *call), found.regions), len(call[0]) + len(
+        return FakeCall(known, count, functools.partial(codec.load_call, *call[:2]), found.regions), len(call[0]) + len(
             call[1]
         )
 
@@ -219,7 +226,9 @@ class FakeWorkforce(DrivenWorkforce):
 
     def forget(self, worker_id: int) -> None:
         """Strike the worker out."""
-        self._members.pop(worker_id, None)
+        member = self._members.pop(worker_id, None)
+        if member is not None:
+            member.coroutines.drop()
 
     # ===== what the driver asks =====
 
@@ -311,6 +320,8 @@ class FakeWorkforce(DrivenWorkforce):
             else:
                 plain = fn
                 fn = lambda *own, **named: next(steps).perform(plain, own, named)  # noqa: E731
+        if fn is run_chunk:
+            args = (self._apart(args[0]), *args[1:])
         limit = task.options.timeout
         deadline = None if limit is None else member.since + limit
         context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, None, member.id)
@@ -335,16 +346,16 @@ class FakeWorkforce(DrivenWorkforce):
         if asyncio is None or asyncio._get_running_loop() is None:  # noqa: SLF001 -- get_running_loop() raises instead
             return fn
 
-        def run_coroutine(coroutine: Any) -> Any:
+        def run_lent(coroutine: Any) -> Any:
             with self.turn.lent():
-                return asyncio.run(coroutine)
+                return run_coroutine(coroutine)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             value = fn(*args, **kwargs)
             if type(value) is not types.CoroutineType:
                 return value
             with ThreadPoolExecutor(1, "poolkit-fake") as thread:
-                return thread.submit(contextvars.copy_context().run, run_coroutine, value).result()
+                return thread.submit(contextvars.copy_context().run, run_lent, value).result()
 
         return run
 
@@ -364,7 +375,8 @@ class FakeWorkforce(DrivenWorkforce):
 
     def close(self) -> None:
         """Strike all workers out."""
-        self._members.clear()
+        for worker_id in list(self._members):
+            self.forget(worker_id)
 
 
 def each_call(fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Arguments]:

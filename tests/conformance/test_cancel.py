@@ -203,9 +203,9 @@ def test_callbacks_hear_of_a_cancellation(pool, hold, recorder):
 
 
 @pytest.mark.needs("background")
-def test_a_callback_may_cancel_others(pool, hold, recorder):
+def test_a_callback_may_cancel_others(pool, hold, recorder, new_gate):
     held = hold(pool)
-    queued = [pool.submit(work.none_of_it) for _ in range(3)]
+    queued = [pool.submit(work.spin, new_gate()) for _ in range(3)]  # the first may have begun by then
     held.task.add_done_callback(lambda done: recorder([done.cancel(), *(task.cancel() for task in queued)]))
     held.release()
     assert recorder.next() == [False, True, True, True]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import concurrent.futures.process
 import copy
 import os
 import pickle
@@ -88,13 +88,21 @@ def test_an_error_of_the_library_raised_by_a_task_is_its_own(pool):
     assert (error.args, error.timeout, error.stack) == (("mine",), 3.0, "here")
 
 
-@pytest.mark.needs("by_value")
-def test_an_exception_that_cannot_be_rebuilt_is_stood_in_for(pool):
+def test_an_exception_whose_init_wants_other_arguments_arrives_as_itself(pool):
     error = error_of(pool.submit(work.raise_unbuildable))
+    assert type(error) is work.UnbuildableError
+    assert error.args == ("this and that",)
+    assert traceback.extract_tb(error.__traceback__)[-1].name == "raise_unbuildable"
+    assert pool.submit(work.add, 1, 2).result() == 3
+
+
+@pytest.mark.needs("process")
+def test_an_exception_whose_class_cannot_be_found_here_is_stood_in_for(pool):
+    error = error_of(pool.submit(work.raise_lost))
     assert type(error) is RemoteError
-    assert error.type_name == "support_functions.UnbuildableError"
+    assert error.type_name == "only_in_the_worker.LostError"
     assert error.message == "this and that"
-    assert "in raise_unbuildable" in error.traceback_text
+    assert "in raise_lost" in error.traceback_text
     assert pool.submit(work.add, 1, 2).result() == 3
 
 
@@ -119,7 +127,7 @@ def test_a_crash_by_signal_tells_the_facts(pool):
     task = pool.submit(work.die)
     error = error_of(task)
     assert type(error) is WorkerCrashed
-    assert isinstance(error, concurrent.futures.BrokenExecutor)
+    assert isinstance(error, concurrent.futures.process.BrokenProcessPool)
     assert (error.signal, error.exitcode, error.pid, error.worker_id) == ("SIGKILL", None, pid, task.worker_id)
     assert error.peak_rss > 1_000_000
     assert "out-of-memory" in error.hint
@@ -233,8 +241,8 @@ def test_errors_are_what_their_users_catch():
         poolkit.QueueTimeout: TimeoutError,
         poolkit.DeadlineExceeded: TimeoutError,
         poolkit.MemoryLimitExceeded: MemoryError,
-        WorkerCrashed: concurrent.futures.BrokenExecutor,
-        poolkit.InitializerFailed: concurrent.futures.BrokenExecutor,
+        WorkerCrashed: concurrent.futures.process.BrokenProcessPool,
+        poolkit.InitializerFailed: concurrent.futures.process.BrokenProcessPool,
         poolkit.TaskCancelled: concurrent.futures.CancelledError,
         SerializationError: pickle.PicklingError,
         poolkit.PoolClosed: RuntimeError,

@@ -187,7 +187,7 @@ def test_a_forked_child_of_a_task_writes_to_stderr(capfd, make_pool, keeper):
 @pytest.mark.needs("process")
 def test_the_owners_handlers_are_not_the_workers(pool, keeper):
     """With start_method='fork' they are all there."""
-    assert pool.submit(logs.count_handlers).result() == 1
+    assert pool.submit(logs.count_handlers).result() == 0
     pool.submit(logs.say, "hello").result()
     assert keeper.messages == ["hello"]
 

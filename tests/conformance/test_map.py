@@ -1,7 +1,8 @@
-"""`map` is lazy, ordered unless told otherwise, and stops at the first exception."""
+"""`map` is lazy, ordered unless told otherwise, and stops at the first exception; what nobody reads is done too."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import weakref
 
@@ -9,7 +10,7 @@ import pytest
 
 import support_functions as work
 import support_objects as objects
-from poolkit import WorkerCrashed
+from poolkit import PoolClosed, TaskCancelled, WorkerCrashed
 from support import wait_until
 
 
@@ -136,15 +137,17 @@ def test_closing_cancels_the_rest(pool, hold, journal):
 
 @pytest.mark.needs("background")
 @pytest.mark.one_start_method
-def test_dropping_it_cancels_the_rest(pool, hold, journal):
+def test_dropping_what_was_begun_to_be_read_cancels_the_rest(pool, hold, journal):
+    results = pool.map(_write(journal), range(10), chunksize=1)
+    assert next(results) == 0
     held = hold(pool)
-    results = pool.map(lambda number: journal.write(number), range(10))
-    accepted = pool.stats().submitted - 1
+    assert next(results) == -1
+    assert pool.stats().queued >= 1
     del results
-    wait_until(lambda: pool.stats().cancelled == accepted, "the rest is cancelled")
+    wait_until(lambda: not pool.stats().queued, "the rest is cancelled")
     held.release()
     pool.submit(work.none_of_it).result()
-    assert journal.lines() == []
+    assert _written(journal) == [0, 1, 2]
 
 
 @pytest.mark.one_start_method
@@ -247,4 +250,299 @@ def test_a_stop_iteration_of_a_call_is_an_error_and_ends_nothing_silently(pool, 
     results = pool.map(next, iterators, chunksize=chunksize)
     assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(RuntimeError, match="StopIteration"):
+        next(results)
+
+
+# ===== nobody reads =====
+
+
+def _write(journal):
+    def write(number):
+        journal.write(number)
+        return -number
+
+    return write
+
+
+def _written(journal):
+    return sorted(map(int, journal.lines()))
+
+
+@pytest.mark.parametrize("is_sized", [True, False])
+@pytest.mark.needs("unattended")
+def test_a_map_that_is_dropped_unread_is_done_in_the_background(make_pool, journal, is_sized):
+    pool, items = make_pool(2), range(50)
+    pool.map(_write(journal), items if is_sized else iter(items))
+    wait_until(lambda: len(journal.lines()) == 50, "all of it is done")
+    assert pool.submit(work.square, 3).result() == 9
+    assert _written(journal) == list(items)
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"chunksize": 7}, {"ordered": False}, {"buffersize": 1}])
+@pytest.mark.one_start_method
+def test_a_map_that_nobody_read_is_done_by_the_end_of_the_with_block(make_pool, journal, is_held, settings):
+    with make_pool(2) as pool:
+        results = pool.map(_write(journal), iter(range(60)), **settings)
+        if not is_held:
+            del results
+    assert _written(journal) == list(range(60))
+    if is_held:
+        found = list(results)
+        assert sorted(found, reverse=True) == [-number for number in range(60)]
+
+
+def test_its_results_can_be_read_afterwards(make_pool):
+    with make_pool(2) as pool:
+        results = pool.map(work.square, range(100))
+    assert list(results) == [number**2 for number in range(100)]
+    assert list(results) == []
+
+
+@pytest.mark.one_start_method
+def test_starmap_and_views_are_done_too(make_pool, journal):
+    def write(number, more):
+        journal.write(number + more)
+
+    with make_pool(2) as pool:
+        pool.starmap(write, [(number, 0) for number in range(20)])
+        results = pool.options(timeout=60, name="mine").starmap(write, iter([(number, 100) for number in range(20)]))
+    assert _written(journal) == [*range(20), *range(100, 120)]
+    assert len(list(results)) == 20
+
+
+@pytest.mark.one_start_method
+def test_a_full_queue_is_waited_for(make_pool, journal):
+    with make_pool(1, max_queue=1) as pool:
+        pool.options(block=False).map(_write(journal), range(100, 101))
+        pool.map(_write(journal), range(20))
+        for number in range(5):
+            pool.submit(work.square, number)
+        results = pool.map(_write(journal), range(200, 220))
+    assert _written(journal) == [*range(20), 100, *range(200, 220)]
+    assert len(list(results)) == 20
+
+
+@pytest.mark.parametrize("chunksize", [None, 4])
+@pytest.mark.parametrize("is_held", [True, False])
+@pytest.mark.one_start_method
+def test_an_item_that_raises_stops_no_other_of_an_unread_map(make_pool, journal, caplog, chunksize, is_held):
+    def write(number):
+        journal.write(number)
+        if number % 5 == 0:
+            raise ValueError(f"not {number}")
+        return number
+
+    with make_pool(2) as pool:
+        results = pool.map(write, range(1, 31), chunksize=chunksize)
+        if not is_held:
+            del results
+    assert _written(journal) == list(range(1, 31))
+    logged = [record for record in caplog.records if record.name == "poolkit"]
+    if not is_held:
+        assert len(logged) == 1
+        assert logged[0].exc_info[0] is ValueError
+        assert "write" in logged[0].getMessage()
+        return
+    assert logged == []
+    assert [next(results) for _ in range(4)] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="not 5"):
+        next(results)
+    assert list(results) == []
+
+
+@pytest.mark.needs("by_value")
+@pytest.mark.one_start_method
+def test_an_item_that_cannot_be_pickled_stops_no_other_of_an_unread_map(make_pool, journal):
+    with make_pool(2) as pool:
+        pool.map(lambda item: journal.write(item), [1, 2, objects.RaisesOnPickle(), 3, 4], chunksize=5)
+    assert _written(journal) == [1, 2, 3, 4]
+
+
+@pytest.mark.one_start_method
+def test_an_input_that_raises_ends_an_unread_map(make_pool, journal, caplog):
+    def items():
+        yield from range(40)
+        raise LookupError("no more")
+
+    with make_pool(2) as pool:
+        pool.map(_write(journal), items())
+    assert _written(journal) == list(range(40))
+    assert [record.exc_info[0] for record in caplog.records] == [LookupError]
+    with make_pool(2) as pool:
+        results = pool.map(work.identity, items())
+    for number in range(40):
+        assert next(results) == number
+    with pytest.raises(LookupError, match="no more"):
+        next(results)
+
+
+@pytest.mark.one_start_method
+def test_what_was_begun_and_has_a_length_is_finished_by_a_shutdown(make_pool, journal):
+    with make_pool(2) as pool:
+        results = pool.map(_write(journal), range(50), buffersize=4)
+        assert next(results) == 0
+    assert _written(journal) == list(range(50))
+    assert list(results) == [-number for number in range(1, 50)]
+
+
+@pytest.mark.one_start_method
+def test_of_what_was_begun_and_has_no_length_what_was_taken_is_done(make_pool, journal):
+    taken = []
+
+    def items():
+        for number in itertools.count():
+            taken.append(number)
+            yield number
+
+    with make_pool(2) as pool:
+        results = pool.map(_write(journal), items(), buffersize=4)
+        assert [next(results), next(results)] == [0, -1]
+    assert _written(journal) == taken
+    assert [next(results) for _ in taken[2:]] == [-number for number in taken[2:]]
+    with pytest.raises(PoolClosed, match="shut down"):
+        next(results)
+    assert list(results) == []
+
+
+@pytest.mark.needs("background")
+@pytest.mark.one_start_method
+def test_closing_it_unread_cancels_the_rest_at_a_shutdown(make_pool, hold, journal):
+    with make_pool() as pool:
+        held = hold(pool)
+        results = pool.map(_write(journal), range(10))
+        results.close()
+        held.release()
+    assert journal.lines() == []
+
+
+@pytest.mark.parametrize("how", [{"cancel_futures": True}, {"kill": True}])
+@pytest.mark.needs("background")
+@pytest.mark.one_start_method
+def test_a_shutdown_that_cancels_cancels_unread_maps(make_pool, hold, journal, how):
+    pool = make_pool()
+    held = hold(pool)
+    results = pool.map(_write(journal), itertools.count())
+    pool.map(_write(journal), itertools.count())
+    pool.shutdown(wait=False, **how)
+    held.release()
+    pool.shutdown()
+    assert journal.lines() == []
+    with pytest.raises((TaskCancelled, PoolClosed)):
+        next(results)
+
+
+@pytest.mark.one_start_method
+@pytest.mark.needs("background", "kill_running")
+def test_cancel_all_ends_an_unread_map(make_pool, new_gate):
+    pool, gate = make_pool(), new_gate()
+    pool.map(lambda number: gate.wait(), itertools.count())
+    pool.cancel_all()
+    pool.shutdown()
+
+
+@pytest.mark.one_start_method
+def test_a_shutdown_that_does_not_wait_leaves_the_rest_to_the_pool(make_pool, journal):
+    pool = make_pool(2)
+    results = pool.map(_write(journal), iter(range(50)))
+    pool.map(_write(journal), iter(range(100, 150)))
+    pool.shutdown(wait=False)
+    with pytest.raises(PoolClosed):
+        pool.submit(work.square, 1)
+    with pytest.raises(PoolClosed):
+        pool.map(work.square, [1])
+    pool.shutdown()
+    assert _written(journal) == [*range(50), *range(100, 150)]
+    assert list(results) == [-number for number in range(50)]
+
+
+@pytest.mark.needs("background")
+@pytest.mark.one_start_method
+def test_a_shutdown_in_a_callback_leaves_the_rest_to_the_pool(make_pool, journal):
+    pool = make_pool(2)
+    results = pool.map(_write(journal), iter(range(50)))
+    pool.submit(work.square, 1).add_done_callback(lambda _: pool.shutdown())
+    wait_until(lambda: len(journal.lines()) == 50, "all of it is done")
+    pool.shutdown()
+    assert list(results) == [-number for number in range(50)]
+
+
+@pytest.mark.one_start_method
+def test_the_input_of_an_unread_map_may_be_another_map(make_pool, journal):
+    with make_pool(2) as pool:
+        pool.map(_write(journal), pool.map(work.square, iter(range(30))))
+        results = pool.map(work.identity, (item + 1 for item in pool.map(work.square, iter(range(30)))))
+    assert _written(journal) == [number**2 for number in range(30)]
+    assert list(results) == [number**2 + 1 for number in range(30)]
+
+
+@pytest.mark.one_start_method
+def test_an_input_may_shut_the_pool_down(make_pool, journal):
+    def items():
+        yield from range(3)
+        pool.shutdown(wait=False)
+        yield from range(3, 6)
+
+    pool = make_pool()
+    results = pool.map(_write(journal), items(), chunksize=1, buffersize=2)
+    with pytest.raises(PoolClosed):
+        for _ in results:
+            pass
+    pool.shutdown()
+    assert set(_written(journal)) >= {0, 1, 2}
+
+
+@pytest.mark.needs("background")
+@pytest.mark.one_start_method
+@pytest.mark.slow
+def test_a_shutdown_says_which_endless_map_it_goes_on_with(make_pool, caplog):
+    pool = make_pool(2)
+    pool.map(work.square, itertools.count())
+    pool.shutdown(timeout=1.2)
+    (record,) = caplog.records
+    assert "map(square)" in record.getMessage()
+
+
+@pytest.mark.one_start_method
+def test_a_map_that_was_handed_in_during_a_shutdown_is_refused(make_pool):
+    pool = make_pool()
+    results = pool.map(work.square, range(5))
+    pool.shutdown()
+    with pytest.raises(PoolClosed):
+        pool.map(work.square, range(5))
+    assert list(results) == [0, 1, 4, 9, 16]
+
+
+@pytest.mark.needs("unattended")
+@pytest.mark.one_start_method
+def test_async_iteration_after_the_end_of_the_pool(make_pool):
+    async def main():
+        async with make_pool(2) as pool:
+            unread = pool.map(work.square, iter(range(30)))
+            begun = pool.map(work.square, range(30))
+            assert await begun.__anext__() == 0
+        return [item async for item in unread], [item async for item in begun]
+
+    squares = [number**2 for number in range(30)]
+    assert asyncio.run(main()) == (squares, squares[1:])
+
+
+# ===== coroutine functions =====
+
+
+@pytest.mark.parametrize("chunksize", [None, 1, 4])
+@pytest.mark.one_start_method
+def test_coroutine_functions_are_run(make_pool, chunksize):
+    async def triple(number, more=0):
+        await asyncio.sleep(0)
+        if number < 0:
+            raise ValueError(f"{number} is negative")
+        return 3 * number + more
+
+    pool = make_pool(2)
+    assert list(pool.map(triple, range(20), chunksize=chunksize)) == [3 * number for number in range(20)]
+    assert list(pool.starmap(triple, [(1, 2), (3, 4)], chunksize=chunksize)) == [5, 13]
+    results = pool.map(triple, [1, 2, -3], chunksize=chunksize)
+    assert [next(results), next(results)] == [3, 6]
+    with pytest.raises(ValueError, match="-3 is negative"):
         next(results)

@@ -107,7 +107,7 @@ def test_what_the_script_defines_travels_from_a_multiprocessing_process_too(meth
     """There, the script goes by the name `__mp_main__`, which workers import as little as `__main__`."""
     source = f"""
         import dataclasses
-        from poolkit._wire.pickles import is_by_value_requested
+        from poolkit._wire.modules import is_registered
 
         @dataclasses.dataclass
         class Point:
@@ -129,9 +129,9 @@ def test_what_the_script_defines_travels_from_a_multiprocessing_process_too(meth
                 return 2 * number
 
         def work():
-            assert not is_by_value_requested()
+            assert not is_registered()
             with poolkit.Pool(2) as pool:
-                assert not is_by_value_requested(), "the script alone does not slow all calls down"
+                assert not is_registered(), "the script alone does not slow all calls down"
                 print([pool.submit(call, given, 1).result() for given in (twice, twice.options(timeout=60))])
                 with poolkit.use_pool(pool):
                     print(twice(2).result(), Doubler().twice(3).result(), list(twice.map([4, 5])))

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -132,10 +133,14 @@ def test_row_06_a_lock_that_a_thread_holds_holds_up_no_worker(method: str) -> No
 
 def test_row_07_an_exception_that_cannot_be_unpickled_fails_its_task_only(pool: poolkit.Pool) -> None:
     error = pool.submit(work.raise_unbuildable).exception()
-    assert isinstance(error, poolkit.RemoteError)
-    assert error.type_name.endswith("UnbuildableError")
-    assert error.message == "this and that"
-    assert "raise_unbuildable" in error.traceback_text
+    assert type(error) is work.UnbuildableError
+    assert error.args == ("this and that",)
+    assert "raise_unbuildable" in [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    lost = pool.submit(work.raise_lost).exception()
+    assert isinstance(lost, poolkit.RemoteError)
+    assert lost.type_name == "only_in_the_worker.LostError"
+    assert lost.message == "this and that"
+    assert "raise_lost" in lost.traceback_text
     assert pool.submit(work.add, 1, 2).result() == 3
 
 

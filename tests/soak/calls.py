@@ -250,7 +250,7 @@ def bad_result(desk: Desk, token: int) -> Call:
             (objects.make_unpicklable, (), "SerializationError"),
             (objects.make_bad_here, (os.getpid(),), "LookupError"),
             (faults.make_trap, (faults.Trap("pickle", "kill", os.getpid()),), "WorkerCrashed"),
-            (work.raise_unbuildable, (), "RemoteError"),
+            (work.raise_lost, (), "RemoteError"),
         ]
     )
     return desk.act("bad result", token, make, *args, errors=(error,))

@@ -222,7 +222,8 @@ def test_an_item_of_a_map_that_raises_or_crashes(pool: FakePool) -> None:
 
 def test_a_fault_may_come_with_a_coroutine_function(pool: FakePool) -> None:
     pool.when(work.double_later, 2).returns("two")
-    assert [pool.submit(work.double_later, number).result() for number in (1, 2)] == [2, "two"]
+    with pool:  # whose event loop ends with it
+        assert [pool.submit(work.double_later, number).result() for number in (1, 2)] == [2, "two"]
 
 
 @pytest.mark.parametrize("times", [0, -1, 1.5, "2", True])

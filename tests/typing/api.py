@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, Future
 
@@ -23,6 +24,14 @@ def submits(pool: poolkit.Pool) -> None:
     executor: Executor = pool.options(timeout=2).options(priority=1, memory_limit=10**9)
     executor.submit(double, 3)
     del text
+
+
+def makes() -> None:
+    """A pool takes what `ProcessPoolExecutor` takes, by position and by name."""
+    poolkit.Pool(1, multiprocessing.get_context("spawn"), print, ("hello",)).kill_workers()
+    poolkit.Pool(mp_context=multiprocessing.get_context()).terminate_workers()
+    poolkit.Pool(1, kind="thread", thread_name_prefix="mine").options(priority=1).kill_workers()
+    poolkit.Pool(1, "spawn")  # type: ignore[arg-type]
 
 
 def maps(pool: poolkit.Pool) -> None:

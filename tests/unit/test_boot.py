@@ -20,9 +20,12 @@ def test_a_worker_that_nobody_waits_for_any_more_ends_without_a_word(
 ) -> None:
     """Its pool has let go of the link while it started; it writes to a pipe that nobody reads."""
     settings = PoolSettings(1, "process", None, None, (), (), None, None)
-    packed, _ = inherit.pack_initializer(initializer, ())
-    told = boot_settings(settings, initializer=packed, measure_rss=False, shm_threshold=1e9)
+    packed, _, manifest = inherit.pack_initializer(initializer, ())
     member = Member(1)
+    told, regions = boot_settings(
+        settings, member, initializer=(packed, manifest), measure_rss=False, shm_threshold=1e9, habits={}
+    )
+    assert regions == []
     theirs = member.open([])
     os.write(member.calls_fd, messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)) + told)
     os.close(member.outcomes_fd)
@@ -30,7 +33,7 @@ def test_a_worker_that_nobody_waits_for_any_more_ends_without_a_word(
     pid = os.fork()
     if pid == 0:
         try:
-            os._exit(boot.run_worker(theirs, os.getppid()))
+            os._exit(boot.run_worker(theirs, os.getppid(), 1))
         finally:
             os._exit(99)  # it raised, which would be printed
     for fd in theirs:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import gc
 import operator
-import os
-import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
@@ -18,42 +16,29 @@ from unit.codec_objects import Box, in_main
 import poolkit._wire.codec as codec_module
 from poolkit._wire import pickles
 from poolkit._wire.codec import load_call, load_value, pack_call, pack_value
+from support_scripts import WorkerHalf, run_script
 
-ROOT = str(Path(codec_module.__file__).parents[2])
-
-
-def in_new_process(source: str, stdin: str = "") -> str:
-    """Run `source` as `__main__` of a new interpreter and return what it prints."""
-    environment = {**os.environ, "PYTHONPATH": ROOT}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", source],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        timeout=60,
-    )
-    assert not done.returncode, done.stderr
-    return done.stdout.strip()
+NewScript = Callable[[str], Any]
+NewWorker = Callable[[], WorkerHalf]
 
 
-def call(packed: tuple[bytes, bytes]) -> Any:
-    fn, args, kwargs = load_call(*packed)
-    return fn(*args, **kwargs)
+def loaded(fn: Any, *args: Any, **kwargs: Any) -> Any:
+    """A call as it arrives in this very process."""
+    fn_bytes, body, _ = pack_call(fn, args, kwargs)
+    return load_call(fn_bytes, body)
 
 
 def test_an_importable_call_is_one_plain_pickle() -> None:
     """Nothing by value means no function bytes."""
-    fn_bytes, body = pack_call(operator.add, (1, 2), {})
-    assert fn_bytes == b""
+    fn_bytes, body, manifest = pack_call(operator.add, (1, 2), {})
+    assert (fn_bytes, manifest) == (b"", None)
     assert load_call(fn_bytes, memoryview(body)) == (operator.add, (1, 2), {})
 
 
 def test_objects_shared_by_callable_and_arguments_stay_shared() -> None:
     """A bound method's instance and the same instance as an argument arrive as one object."""
     box = Box([])
-    fn, args, _ = load_call(*pack_call(functools.partial(operator.is_, box), (box,), {}))
+    fn, args, _ = loaded(functools.partial(operator.is_, box), box)
     assert fn(*args)
 
 
@@ -61,8 +46,8 @@ def test_objects_shared_by_callable_and_arguments_stay_shared() -> None:
     ("source", "expression", "expected"),
     [
         ("def f(x): return x + 1", "f, (1,)", 2),
-        ("f = lambda x: x * 2", "f, (4,)", 8),
-        ("def outer(n):\n def inner(x): return x + n\n return inner", "outer(5), (1,)", 6),
+        pytest.param("f = lambda x: x * 2", "f, (4,)", 8),
+        pytest.param("def outer(n):\n def inner(x): return x + n\n return inner", "outer(5), (1,)", 6),
         ("class C:\n def m(self, x): return x + 1", "C().m, (1,)", 2),
         ("class C:\n def __call__(self, x): return x - 1", "C(), (1,)", 0),
         ("class C:\n @classmethod\n def m(cls, x): return x", "C.m, (7,)", 7),
@@ -73,48 +58,36 @@ def test_objects_shared_by_callable_and_arguments_stay_shared() -> None:
         ("class C:\n x = 12\ndef f(c): return c.x", "f, (C(),)", 12),
     ],
 )
-def test_every_kind_of_callable_of_main_works(source: str, expression: str, expected: object) -> None:
-    """Functions, lambdas, closures, methods, instances, classes and partials of `__main__` can be called."""
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    exec(source, namespace)  # noqa: S102 -- our own source
-    fn, args = eval(expression, namespace)  # noqa: S307 -- our own source
-    assert call(pack_call(fn, args, {})) == expected
+def test_every_kind_of_callable_of_a_script_works(
+    new_script: NewScript, new_worker: NewWorker, source: str, expression: str, expected: object
+) -> None:
+    """Functions, lambdas, closures, methods, instances, classes and partials of a script can be called."""
+    fn, args = eval(expression, vars(new_script(source)))  # noqa: S307 -- our own source
+    assert new_worker().call(fn, *args) == expected
 
 
 def test_a_real_main_reaches_a_process_that_never_saw_it() -> None:
     """A script's function, with its helper and class, runs in another interpreter."""
-    packed = in_new_process("""
-from poolkit._wire.codec import pack_call
+    answers = run_script("""
 import operator
+from support_scripts import WorkerHalf
 class Point:
     def __init__(self, x): self.x = x
 def helper(p): return p.x * FACTOR
 FACTOR = 3
 def f(p): return helper(p) + 1
-fn, body = pack_call(f, (Point(2),), {})
-print(fn.hex(), body.hex())
-fn, body = pack_call(operator.attrgetter("x"), (Point(5),), {})
-print(repr(fn.hex()), body.hex())
+worker = WorkerHalf()
+print(worker.call(f, Point(2)), worker.call(operator.attrgetter("x"), Point(5)))
+worker.close()
 """)
-    answers = in_new_process(
-        """
-import sys
-from poolkit._wire.codec import load_call
-for line in sys.stdin:
-    fn, args, kwargs = load_call(*map(bytes.fromhex, line.replace("'", "").split(" ")))
-    print(fn(*args, **kwargs))
-""",
-        packed,
-    )
     assert answers.split() == ["7", "5"]
 
 
 def test_an_instance_of_main_comes_home_as_its_own_class() -> None:
     """What a worker returns is an instance of the caller's class, which is not overwritten by the worker's copy."""
     script = """
-import subprocess, sys
-from poolkit._wire.codec import load_value, pack_call
 import enum
+from support_scripts import WorkerHalf, pack
 class Colour(enum.Enum):
     RED = 1
 class Point:
@@ -124,21 +97,16 @@ class Point:
 FACTOR = 2
 method, made = Point.double, Point.made
 def f(p): p.x += 1; return p, Colour.RED
-pieces = pack_call(f, (Point(2),), {})
+packed = pack(f, Point(2))
 FACTOR = 10
-worker = '''
-import sys
-from poolkit._wire.codec import load_call, pack_value
-fn, args, kwargs = load_call(*map(bytes.fromhex, sys.argv[1:]))
-print(pack_value(fn(*args, **kwargs)).hex())
-'''
-done = subprocess.run([sys.executable, "-c", worker, *[p.hex() for p in pieces]], capture_output=True, check=True)
-point, colour = load_value(bytes.fromhex(done.stdout.decode()))
+worker = WorkerHalf()
+point, colour = worker.run(packed)
+worker.close()
 assert type(point) is Point and colour is Colour.RED
 assert Point.double is method and Point.made is made
 print(point.double())
 """
-    assert in_new_process(script) == "30"
+    assert run_script(script) == "30"
 
 
 def test_a_class_that_only_the_worker_knows_is_made_once() -> None:
@@ -161,25 +129,71 @@ import pickle
 load_call(b"", pickle.dumps((len, ((),), {}), 5)); pack_value(3)
 print(sorted({"asyncio", "cloudpickle", "multiprocessing", "tblib"} & set(sys.modules)))
 """
-    assert in_new_process(script) == "[]"
+    assert run_script(script) == "[]"
 
 
-def test_a_reusable_function_is_loaded_once() -> None:
+def closure_over(content: object) -> Any:
+    return lambda: content
+
+
+def counter() -> Any:
+    count = 0
+
+    def count_on() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    return count_on
+
+
+def appender(seen: list[int] = []) -> list[int]:  # noqa: B006 -- the point
+    seen.append(1)
+    return seen
+
+
+@pytest.mark.parametrize("fn", [lambda: 1, lambda x=(1, "a"): x, closure_over((3, int))])
+def test_a_reusable_function_is_loaded_once(fn: Any) -> None:
     """The same bytes give the same function again."""
-    packed = pack_call(in_main("def f(): return 1", "f"), (), {})
-    assert load_call(*packed)[0] is load_call(*packed)[0]
+    assert loaded(fn)[0] is loaded(fn)[0]
 
 
-def test_a_function_that_rebinds_globals_starts_afresh_each_time() -> None:
-    """Two calls of a counter both count from the caller's value."""
-    packed = pack_call(in_main("n = 0\ndef f():\n global n\n n += 1\n return n", "f"), (), {})
-    assert [call(packed), call(packed)] == [1, 1]
+@pytest.mark.parametrize(
+    "fn",
+    [counter(), closure_over([]), lambda x=[]: x, lambda *, x={}: x],
+    ids=["counter", "cell", "default", "kwdefault"],
+)
+def test_a_function_that_keeps_something_of_a_call_is_loaded_each_time(fn: Any) -> None:
+    """Two calls of a counter that travels by value both count from the caller's value, as arguments do."""
+    assert loaded(fn)[0] is not loaded(fn)[0]
 
 
-def test_a_function_with_mutable_globals_starts_afresh_each_time() -> None:
-    """What one call appends, the next does not see."""
-    packed = pack_call(in_main("seen = []\ndef f():\n seen.append(1)\n return len(seen)", "f"), (), {})
-    assert [call(packed), call(packed)] == [1, 1]
+def test_a_lambda_with_an_attribute_is_loaded_each_time() -> None:
+    """It may be changed by a call."""
+    fn: Any = lambda: 1  # noqa: E731 -- the point
+    fn.tag = 1
+    assert loaded(fn)[0] is not loaded(fn)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [("fn.__code__ = other.__code__", 2), ("fn.__defaults__ = (3,)", 3)],
+)
+def test_a_function_by_value_goes_as_it_is_now(change: str, expected: int) -> None:
+    """Its bytes are kept, and made anew when it was changed."""
+    fn: Any = lambda x=1: x  # noqa: E731 -- as above
+    assert loaded(fn)[0]() == 1
+    exec(change, {"fn": fn, "other": lambda x: 2})  # noqa: S102 -- our own source
+    assert loaded(fn)[0]() == expected
+
+
+def test_a_function_by_name_is_the_one_that_the_name_means_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was kept under its bytes is not called in its place."""
+    before = closure_over
+    assert loaded(before)[0] is before
+    new = in_main(f"def closure_over(): pass\nclosure_over.__module__ = {__name__!r}", "closure_over")
+    monkeypatch.setattr(sys.modules[__name__], "closure_over", new)
+    assert loaded(new)[0] is new
 
 
 def test_the_worker_keeps_a_bounded_number_of_functions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,15 +201,14 @@ def test_the_worker_keeps_a_bounded_number_of_functions(monkeypatch: pytest.Monk
     kept: dict[bytes, Any] = {}
     monkeypatch.setattr(codec_module, "_functions", kept)
     monkeypatch.setattr(codec_module, "_KEPT_FUNCTIONS", 2)
-    packed = [pack_call(in_main(f"def f(): return {n}", "f"), (), {}) for n in range(3)]
-    assert [call(each) for each in packed] == [0, 1, 2]
-    assert list(kept) == [packed[1][0], packed[2][0]]
+    functions = [lambda n=n: n for n in range(3)]
+    assert [loaded(each)[0]() for each in functions] == [0, 1, 2]
+    assert list(kept) == [pack_call(each, (), {})[0] for each in functions[1:]]
 
 
 def test_text_that_looks_like_main_is_harmless() -> None:
     """A false alarm changes nothing but the way."""
-    fn, args, kwargs = load_call(*pack_call(operator.eq, ("__main__",), {"k": b"__main__"}))
-    assert (fn, args, kwargs) == (operator.eq, ("__main__",), {"k": b"__main__"})
+    assert loaded(operator.eq, "__main__", k=b"__main__") == (operator.eq, ("__main__",), {"k": b"__main__"})
 
 
 def test_what_is_pickled_later_does_not_tear_what_was_pickled_before() -> None:
@@ -218,13 +231,13 @@ def test_what_is_pickled_later_does_not_tear_what_was_pickled_before() -> None:
 def test_modules_registered_by_value_are_not_pickled_by_name() -> None:
     """After cloudpickle.register_pickle_by_value, functions and results of the module travel whole."""
     module = sys.modules[__name__]
-    by_name = pack_call(in_new_process, (), {})
+    by_name = pack_call(closure_over, (), {})
     cloudpickle.register_pickle_by_value(module)
     try:
-        fn_bytes, _ = pack_call(in_new_process, (), {})
-        assert by_name[0].endswith(b"in_new_process\x94\x93\x94.")
-        assert fn_bytes[-1:] == pickles.BY_VALUE
-        assert pack_value(in_new_process)[-1:] == pickles.BY_VALUE
+        fn_bytes, body, _ = pack_call(closure_over, (), {})
+        assert by_name[0].endswith(b"closure_over\x94\x93\x94.")
+        assert (fn_bytes, body[-1:]) == (b"", pickles.BY_VALUE)
+        assert pack_value(closure_over)[-1:] == pickles.BY_VALUE
     finally:
         cloudpickle.unregister_pickle_by_value(module)
 

@@ -88,8 +88,10 @@ def closure_over(content: object) -> Any:
 
 
 def half_empty_closure() -> Any:
+    content = LOCK
+
     def inner() -> object:
-        return LOCK, later
+        return content, later
 
     if not LOCK:
         later = 1  # never runs: the cell stays empty
@@ -132,7 +134,7 @@ def with_attribute() -> Any:
         (StatefulLock(), " state: _thread.lock"),
         (Rebuilt([LOCK]), ".inside[0]: _thread.lock"),
         (closure_over(LOCK), ' closure "content": _thread.lock'),
-        (half_empty_closure(), ' global "LOCK": _thread.lock'),
+        (half_empty_closure(), ' closure "content": _thread.lock'),
         (with_keyword_default(), ' default "lock": _thread.lock'),
         (with_attribute(), ".lock: _thread.lock"),
         (in_main("lock = __import__('threading').Lock()\ndef f(a=1): return lambda: lock", "f"), ' global "lock"'),

@@ -106,11 +106,12 @@ def test_boots_that_fail_say_where_to_look(hint: str, stack: str) -> None:
 @pytest.mark.parametrize(
     ("death", "told"),
     [
-        (Died(9, hint="it could not be started: OSError(24)"), "disappeared; it could not be started: OSError(24)"),
+        (Died(9, hint="it could not be started: OSError(24)"), "it could not be started: OSError(24)"),
         (
             Died(9, pid=5, signal="SIGKILL", hint="the kernel's out-of-memory killer ended it", output="loading\n"),
             (
-                "was killed by SIGKILL; the kernel's out-of-memory killer ended it; look at the initializer, "
+                "the last one (pid 5) was killed by SIGKILL; the kernel's out-of-memory killer ended it; "
+                "look at the initializer, "
                 "`preload`, `env`, and what importing them does\nthe last that it printed:\n  loading"
             ),
         ),
@@ -118,7 +119,7 @@ def test_boots_that_fail_say_where_to_look(hint: str, stack: str) -> None:
 )
 def test_boots_that_fail_are_told_whole(death: Died, told: str) -> None:
     text = str(failures.cannot_boot(death))
-    assert text == f"3 workers in a row died before they were ready; the last one (pid {death.pid}) {told}"
+    assert text == f"3 workers in a row died before they were ready; {told}"
 
 
 def test_a_timeout_tells_its_limit_and_where_it_was() -> None:

@@ -11,15 +11,15 @@ import poolkit
 
 SCRIPT = """
 import sys
-from poolkit._child.boot import _set_authkey
+from poolkit._child.identity import assume
 {before}
 found = list(sys.meta_path)
-_set_authkey(b"the key")
+assume(3, parent=1, sentinel=0, authkey=b"the key")
 import json  # another module is found as ever
 import multiprocessing.process as module
 import importlib
 assert bytes(module.current_process().authkey) == b"the key"
-assert sys.meta_path == found, sys.meta_path
+assert [each for each in sys.meta_path if getattr(each, "name", "") != "logging"] == found, sys.meta_path
 assert type(module.__loader__) is type(module.__spec__.loader) is type(json.__loader__), module.__loader__
 importlib.reload(module)
 """
@@ -52,6 +52,19 @@ when_imported("colorsys", calls.append)
 assert importlib.util.find_spec("colorsys") is spec
 import colorsys
 assert calls == [colorsys]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_all_who_wait_for_a_module_are_called() -> None:
+    """In their order; none of them finds the module through another one without end."""
+    script = """
+from poolkit._child.imported import when_imported
+calls = []
+when_imported("colorsys", lambda module: calls.append((1, module)))
+when_imported("colorsys", lambda module: calls.append((2, module)))
+import colorsys
+assert calls == [(1, colorsys), (2, colorsys)]
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 

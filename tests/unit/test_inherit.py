@@ -5,14 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.process import AuthenticationString
 from multiprocessing.queues import SimpleQueue
 from typing import Any, NoReturn
 
 import pytest
 
-from poolkit._wire import inherit
+from poolkit._wire import codec, inherit
 from poolkit.errors import SerializationError
 
 
@@ -28,7 +28,7 @@ def arrive(packed: bytes, fds: list[int]) -> Any:
     """Unpack as a worker does, to which the descriptors came."""
     inherit.arrived(fds)
     try:
-        return pickle.loads(packed)
+        return codec.load_value(packed)
     finally:
         inherit.arrived([])
         for fd in fds:
@@ -38,7 +38,8 @@ def arrive(packed: bytes, fds: list[int]) -> Any:
 def test_a_queue_is_packed_for_workers_and_for_nobody_else(queue: SimpleQueue[str]) -> None:
     with pytest.raises(RuntimeError):
         pickle.dumps(queue)
-    packed, fds = inherit.pack_initializer(print, (queue,))
+    packed, fds, manifest = inherit.pack_initializer(print, (queue,))
+    assert manifest is None
     with pytest.raises(RuntimeError):
         pickle.dumps(queue)
     fn, (copy,) = arrive(packed, fds)
@@ -51,7 +52,8 @@ def test_a_queue_is_packed_for_workers_and_for_nobody_else(queue: SimpleQueue[st
 def test_an_object_given_twice_is_one_and_two_objects_are_two(queue: SimpleQueue[str]) -> None:
     other: SimpleQueue[str] = multiprocessing.get_context("forkserver").SimpleQueue()
     try:
-        _, (one, same, different) = arrive(*inherit.pack_initializer(print, (queue, queue, other)))
+        packed, fds, _ = inherit.pack_initializer(print, (queue, queue, other))
+        _, (one, same, different) = arrive(packed, fds)
         assert one is same
         different.put("other")
         assert other.get() == "other"
@@ -63,20 +65,40 @@ def test_an_object_given_twice_is_one_and_two_objects_are_two(queue: SimpleQueue
 
 
 def test_plain_arguments_need_no_descriptor() -> None:
-    packed, fds = inherit.pack_initializer(print, (1, "two"))
-    assert fds == []
+    packed, fds, manifest = inherit.pack_initializer(print, (1, "two"))
+    assert (fds, manifest) == ([], None)
     assert arrive(packed, fds) == (print, (1, "two"))
 
 
 def test_what_belongs_to_no_module_travels_by_value() -> None:
     factor = 3
-    fn, args = arrive(*inherit.pack_initializer(lambda number: number * factor, (2,)))
+    packed, fds, _ = inherit.pack_initializer(lambda number: number * factor, (2,))
+    fn, args = arrive(packed, fds)
     assert fn(*args) == 6
+
+
+def test_what_it_needs_of_a_script_is_said(queue: SimpleQueue[str], new_script: Callable[..., Any]) -> None:
+    """The function, what it names, and the classes of its arguments, beside the descriptors."""
+    script = new_script("""
+limit = 5
+class Mode: pass
+def begin(queue, mode):
+    global state
+    state = limit, queue, mode
+state = None
+""")
+    packed, fds, manifest = inherit.pack_initializer(script.begin, (queue, script.Mode()))
+    assert {item.name for item in manifest.items} == {"begin", "limit", "state", "Mode"}  # type: ignore[union-attr]
+    fn, (copy, mode) = arrive(packed, fds)
+    assert (fn, type(mode)) == (script.begin, script.Mode)
+    copy.put("here")
+    assert queue.get() == "here"
+    copy.close()
 
 
 def test_the_authentication_key_travels_in_no_other_way() -> None:
     key = AuthenticationString(b"key")
-    packed, fds = inherit.pack_initializer(print, (key,))
+    packed, fds, _ = inherit.pack_initializer(print, (key,))
     assert arrive(packed, fds)[1] == (b"key",)
     with pytest.raises(TypeError):
         pickle.dumps(key)

@@ -11,29 +11,32 @@ from poolkit._wire.messages import Call, call_parts, unpack_calls
 def packed(*calls: Call) -> bytes:
     parts: list[bytes] = []
     for call in calls:
-        parts += call_parts(call.task_id, call.attempt, call.name, call.timeout, call.fn, bytes(call.body), call.flags)
+        head, tail = call[:2], (call.name, call.timeout, call.fn, bytes(call.body), call.flags, call.manifest)
+        parts += call_parts(*head, *tail)
     return b"".join(parts)
 
 
 def test_calls_come_out_as_they_went_in() -> None:
     calls = [
-        Call(1, 1, flags=0, name="f", timeout=None, fn=b"fn", body=b"body"),
-        Call(2**64 - 1, 3, flags=1, name="", timeout=0.25, fn=b"", body=b""),
-        Call(7, 1, flags=7, name="größer.\udcff", timeout=1e300, fn=bytes(1000), body=bytes(100_000)),
+        Call(1, 1, flags=0, name="f", timeout=None, manifest=0, fn=b"fn", body=b"body"),
+        Call(2**64 - 1, 3, flags=1, name="", timeout=0.25, manifest=2**64 - 1, fn=b"", body=b""),
+        Call(7, 1, flags=7, name="größer.\udcff", timeout=1e300, manifest=5, fn=bytes(1000), body=bytes(100_000)),
     ]
     found = list(unpack_calls(packed(*calls), len(calls)))
     assert [call._replace(body=bytes(call.body)) for call in found] == calls
 
 
 def test_a_body_is_not_copied_when_it_is_unpacked() -> None:
-    payload = bytearray(packed(Call(1, 1, flags=0, name="f", timeout=None, fn=b"fn", body=b"body")))
+    call = Call(1, 1, flags=0, name="f", timeout=None, manifest=0, fn=b"fn", body=b"body")
+    payload = bytearray(packed(call))
     (call,) = unpack_calls(payload, 1)
     assert isinstance(call.body, memoryview)
     assert call.body.obj is payload
 
 
 def test_more_attempts_than_the_field_holds_are_its_largest_number() -> None:
-    (call,) = unpack_calls(packed(Call(1, 10**9, flags=0, name="f", timeout=None, fn=b"", body=b"")), 1)
+    call = Call(1, 10**9, flags=0, name="f", timeout=None, manifest=0, fn=b"", body=b"")
+    (call,) = unpack_calls(packed(call), 1)
     assert call.attempt == 0xFFFF
 
 

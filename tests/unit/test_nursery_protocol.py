@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolkit import _os
+from poolkit import _os_processes
 from poolkit._child import nursery as template
 from poolkit._child.session import MOST_FDS, Session
 from poolkit._wire import messages
@@ -299,13 +299,13 @@ def test_a_signal_reaches_the_worker_that_is_meant(served: Served, monkeypatch: 
     (session, ours), (other, _) = served.open(), served.open()
     sent = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(("one", pid, number)))
-    monkeypatch.setattr(_os, "kill_group", lambda pid, number: sent.append(("group", pid, number)))
+    monkeypatch.setattr(_os_processes, "kill_trees", lambda pids: sent.append(("all of", *pids, signal.SIGKILL)))
     session.pids[5] = 12345
     other.pids.update({5: 23456, 6: 34567})
     for worker, group in ((5, 0), (5, 1), (6, 0), (6, 1)):
         ours.sendall(ORDER.pack(messages.SIGNAL, group, 0, signal.SIGKILL, worker))
         assert served.attend(session)
-    assert sent == [("one", 12345, signal.SIGKILL), ("group", 12345, signal.SIGKILL)]
+    assert sent == [("one", 12345, signal.SIGKILL), ("all of", 12345, signal.SIGKILL)]
 
 
 def test_a_process_that_cannot_be_had_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import copyreg
-import os
+import dataclasses
 import pickle
-import subprocess
 import sys
 import threading
+import traceback
 import types
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
+import tblib.pickling_support
 from unit.remote_errors import NeedsTwoError, PlainError, names_of, raised, travel
 
 from poolkit import errors
 from poolkit._wire import remote
 from poolkit._wire.codec import load_error, pack_error
 from poolkit.errors import RemoteError
-
-ROOT = str(Path(remote.__file__).parents[2])
+from support_scripts import run_script
 
 
 class ChangesArgumentsError(Exception):
@@ -162,9 +161,9 @@ def test_our_own_errors_travel(error: BaseException) -> None:
     assert (type(got), got.args, vars(got)) == (type(error), error.args, vars(error))
 
 
-def test_an_exception_that_does_not_unpickle_is_replaced_alone() -> None:
-    """The famous two-argument exception becomes a RemoteError; its cause and its traceback stay."""
-    error = NeedsTwoError("a", "b")
+def test_an_exception_whose_class_does_not_travel_is_replaced_alone() -> None:
+    """It becomes a RemoteError; its cause and its traceback stay."""
+    error = NamelessError("a", "b")
     error.__cause__ = raised(lambda: 1 / 0)
     error.__notes__ = ["note", 3]  # type: ignore[attr-defined,unused-ignore]
 
@@ -173,10 +172,10 @@ def test_an_exception_that_does_not_unpickle_is_replaced_alone() -> None:
 
     got = travel(raised(fail))
     assert type(got) is RemoteError
-    assert (got.type_name, got.message) == (f"{NeedsTwoError.__module__}.NeedsTwoError", "a and b")
-    assert "NeedsTwoError: a and b [cannot be rebuilt: TypeError" in str(got)
+    assert (got.type_name, got.message) == ("an exception whose type has no name", "('a', 'b')")
+    assert "has no name: ('a', 'b') [cannot be rebuilt: SystemExit" in str(got)
     assert "raise error" in got.traceback_text
-    assert got.traceback_text.endswith("NeedsTwoError: a and b\nnote\n")
+    assert got.traceback_text.endswith("has no name: ('a', 'b')\nnote\n")
     assert got.__notes__ == ["note"]
     assert names_of(got) == ["raised", "fail"]
     assert type(got.__cause__) is ZeroDivisionError
@@ -184,7 +183,7 @@ def test_an_exception_that_does_not_unpickle_is_replaced_alone() -> None:
 
 def test_notes_that_are_no_list_are_not_invented() -> None:
     """Junk in __notes__ harms nothing."""
-    error = NeedsTwoError(1, 2)
+    error = NamelessError(1, 2)
     error.__notes__ = 5  # type: ignore[attr-defined,unused-ignore]
     assert not hasattr(travel(error), "__notes__")
 
@@ -192,13 +191,159 @@ def test_notes_that_are_no_list_are_not_invented() -> None:
 @pytest.mark.parametrize(
     "junk", [None, 5, "no_such_global", (), (int,), (int, ("3",)), (print, 5), (len, ()), KeyError, SystemExit]
 )
-def test_junk_from_reduce_becomes_text(junk: Any) -> None:
-    """Whatever `__reduce__` returns or raises, an outcome arrives."""
+def test_junk_from_reduce_harms_nothing(junk: Any) -> None:
+    """Whatever `__reduce__` returns or raises, the exception arrives."""
     error = JunkError("x")
     error.junk = junk
     got = travel(error)
-    assert type(got) is RemoteError
-    assert got.type_name == f"{JunkError.__module__}.JunkError"
+    assert type(got) is JunkError
+    assert (got.args, got.junk) == (("x",), junk)
+
+
+class KeywordError(Exception):
+    def __init__(self, *, code: int) -> None:
+        self.code = code
+        super().__init__("made of", code)
+
+
+class FromNewError(Exception):
+    def __new__(cls, *, code: int) -> Any:
+        made = super().__new__(cls)
+        made.code = code
+        return made
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__()
+
+    code: int
+
+
+class RequiredSlotError(OSError):
+    __slots__ = ("code",)
+
+    def __init__(self, errno: int, text: str, code: int) -> None:
+        super().__init__(errno, text, "file")
+        self.code = code
+
+
+class TwoBasesError(RemoteError, MemoryError):
+    def __init__(self, text: str, *, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+    __reduce__ = Exception.__reduce__
+
+
+class RefusesOutsideError(UnicodeDecodeError):
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__("utf-8", b"ab", 0, 1, "why")
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenDataError(Exception):
+    code: int
+    more: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrozenKeywordError(Exception):
+    code: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenSlotsError(Exception):
+    code: int
+
+
+class HidesEverythingError(Exception):
+    """Its names mean something else."""
+
+    __cause__ = __context__ = __traceback__ = args = property(lambda self: 1 / 0)  # type: ignore[assignment]
+    code = 3
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in {"code", "__class__", "__reduce_ex__"}:
+            return super().__getattribute__(name)
+        raise SystemExit(name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeywordError(code=3),
+        FromNewError(code=3),
+        RequiredSlotError(2, "no", 3),
+        TwoBasesError("t", code=3),
+        RefusesOutsideError(3),
+        FrozenDataError(3, [1]),
+        FrozenKeywordError(code=3),
+        FrozenSlotsError(3),
+        HidesEverythingError("x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("with_tblib", [False, True])
+def test_what_cannot_be_called_or_set_arrives_as_itself_with_all_that_hangs_on_it(
+    error: Any, *, with_tblib: bool
+) -> None:
+    own = vars(BaseException)
+
+    def fail() -> None:
+        raise error from cause
+
+    cause = raised(lambda: 1 / 0)
+    own["__dict__"].__get__(error)["__notes__"] = ["note"]
+    before = dict(copyreg.dispatch_table)
+    if with_tblib:
+        tblib.pickling_support.install()
+    try:
+        got = travel(raised(fail))
+    finally:
+        copyreg.dispatch_table.clear()
+        copyreg.dispatch_table.update(before)
+    assert type(got) is type(error)
+    assert got.code == 3
+    assert own["args"].__get__(got) == own["args"].__get__(error)
+    assert own["__dict__"].__get__(got) == own["__dict__"].__get__(error)
+    assert type(own["__cause__"].__get__(got)) is ZeroDivisionError
+    assert own["__suppress_context__"].__get__(got)
+    frames = traceback.extract_tb(own["__traceback__"].__get__(got))
+    assert [frame.name for frame in frames][-2:] == ["raised", "fail"]
+    if isinstance(error, OSError):
+        assert (got.errno, got.strerror, got.filename) == (2, "no", "file")
+    if isinstance(error, UnicodeDecodeError):
+        assert (got.encoding, got.object, got.start, got.end, got.reason) == ("utf-8", b"ab", 0, 1, "why")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="groups came with 3.11")
+def test_a_group_that_wants_more_arguments_arrives_with_its_members() -> None:
+    base: Any = __import__("builtins").ExceptionGroup
+
+    class Group(base):  # type: ignore[misc]
+        def __new__(cls, text: str, members: Any, *, code: int) -> Any:
+            return super().__new__(cls, text, members)
+
+        def __init__(self, text: str, members: Any, *, code: int) -> None:
+            super().__init__(text, members)
+            self.code = code
+
+    member = raised(lambda: 1 / 0)
+    got = travel(Group("several", [member, NeedsTwoError(1, 2)], code=3))
+    assert (type(got), got.message, got.code) == (Group, "several", 3)
+    assert [type(each) for each in got.exceptions] == [ZeroDivisionError, NeedsTwoError]
+    assert names_of(got.exceptions[0]) == names_of(member)
+
+
+def test_the_owner_makes_one_without_a_call_when_only_its_call_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack_error(PlainError("x"))
+
+    def refuse(_self: object, *_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PlainError, "__init__", refuse)
+    got = load_error(packed)
+    assert (type(got), got.args) == (PlainError, ("x",))
 
 
 def test_an_attribute_that_cannot_travel_is_replaced_alone() -> None:
@@ -210,11 +355,11 @@ def test_an_attribute_that_cannot_travel_is_replaced_alone() -> None:
     assert vars(got) == {"lock": "<_thread.lock that cannot be pickled>", "code": 5}
 
 
-def test_an_argument_that_cannot_travel_turns_the_exception_into_text() -> None:
-    """Arguments are what the exception is made of."""
-    got = travel(PlainError(threading.Lock()))
-    assert type(got) is RemoteError
-    assert "_thread.lock" in str(got)
+def test_an_argument_that_cannot_travel_is_replaced_alone() -> None:
+    """`except PlainError` goes on working."""
+    got = travel(PlainError("x", threading.Lock(), 5))
+    assert type(got) is PlainError
+    assert got.args == ("x", "<_thread.lock that cannot be pickled>", 5)
 
 
 def test_an_own_reduce_is_honoured_and_completed() -> None:
@@ -246,10 +391,9 @@ def test_texts_that_misbehave_do_no_harm() -> None:
 
 
 def test_classes_of_main_come_home_as_themselves() -> None:
-    """A class that went out by value is recognised in the exception that comes back, metaclass and all."""
+    """The class of an exception that comes back is the script's own, metaclass and all."""
     script = """
-import subprocess, sys
-from poolkit._wire.codec import load_error, pack_call
+from support_scripts import WorkerHalf
 class Meta(type):
     pass
 class MyError(Exception, metaclass=Meta):
@@ -260,30 +404,18 @@ class MyError(Exception, metaclass=Meta):
 shared = MyError.shared
 def f():
     raise MyError(1, 2) from ValueError("v")
-pieces = pack_call(f, (), {})
-worker = '''
-import sys
-from poolkit._wire.codec import load_call, pack_error
+worker = WorkerHalf()
 try:
-    fn, args, kwargs = load_call(*map(bytes.fromhex, sys.argv[1:]))
-    fn(*args, **kwargs)
-except Exception as error:
-    print(pack_error(error).hex())
-'''
-done = subprocess.run([sys.executable, "-c", worker, *[p.hex() for p in pieces]], capture_output=True, check=True)
-error = load_error(bytes.fromhex(done.stdout.decode()))
-assert type(error) is MyError and error.args == (1, 2) and error.a == 1 and MyError.shared is shared
-print(type(error.__cause__).__name__, error.__traceback__.tb_next.tb_frame.f_code.co_name)
+    worker.call(f)
+except MyError as error:
+    assert error.args == (1, 2) and error.a == 1 and MyError.shared is shared
+    traceback = error.__traceback__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    print(type(error.__cause__).__name__, traceback.tb_frame.f_code.co_name)
+worker.close()
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": ROOT},
-        timeout=60,
-    )
-    assert (done.stdout.strip(), done.stderr) == ("ValueError f", "")
+    assert run_script(script) == "ValueError f"
 
 
 def test_a_class_registered_by_value_travels() -> None:

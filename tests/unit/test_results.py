@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from poolkit._child.chunk import run_chunk
+from poolkit._workforce.feed import AHEAD
 from poolkit.outcome import CANCELLED, Outcome
-from poolkit.results import AHEAD, Results
+from poolkit.results import Results
 from poolkit.task import Task
 
 
@@ -26,13 +27,17 @@ class Here:
         self.interrupts = list(interrupts)
         self.cancelled: list[Task[Any]] = []
 
-    def submit_chunk(self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool) -> Task[list[Any]]:
+    def submit_chunk(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool | None, late: bool
+    ) -> Task[list[Any]]:
         task = Interrupted(self.interrupts.pop()) if self.interrupts else Task(None, "chunk", None, None)
         task.publish(Outcome(run_chunk(fn, items, starred=starred), ok=True))
         return task
 
-    async def submit_chunk_async(self, fn: Callable[..., Any], items: list[Any], *, starred: bool) -> Task[list[Any]]:
-        return self.submit_chunk(fn, items, starred=starred, block=True)
+    async def submit_chunk_async(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, late: bool
+    ) -> Task[list[Any]]:
+        return self.submit_chunk(fn, items, starred=starred, block=None, late=late)
 
     def cancel_soon(self, task: Task[Any]) -> None:
         self.cancelled.append(task)
@@ -59,6 +64,7 @@ def results_of(pool: Here, items: Iterable[Any], *, chunksize: int = 2) -> Resul
         pool,
         abs,
         iter(items),
+        name="map(abs)",
         starred=False,
         chunksize=chunksize,
         buffersize=None,
@@ -152,7 +158,7 @@ def test_it_cannot_be_copied(make: Callable[[object], object]) -> None:
 def test_a_chunk_that_was_cancelled_ends_the_iteration_with_that() -> None:
     class Cancelling(Here):
         def submit_chunk(
-            self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool
+            self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool | None, late: bool
         ) -> Task[list[Any]]:
             task = Task(None, "chunk", None, None)
             task.publish(CANCELLED)

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from unit.quick_tasks import causes, occupied, up
-from unit.scripted import ScriptedPool
+from unit.scripted import AnyTask, ScriptedPool
 
 from poolkit._core.policy import STOP_GRACE
 from poolkit._core.scheduler import PoolPhase
 from poolkit._core.workforce import WorkerExited, WorkerState
+from poolkit.errors import InitializerFailed, PoolClosed
 
 # ===== shutting down =====
 
@@ -180,3 +181,58 @@ def test_shutting_down_again_only_goes_further(again: dict[str, Any]) -> None:
     pool.shutdown(**again)
     assert pool.scheduler.phase is PoolPhase.CLOSED
     assert len(pool.outcomes) == 1
+
+
+# ===== lingering =====
+
+
+def _lingering(**limits: Any) -> ScriptedPool:
+    pool = up(**limits)
+    pool.scheduler.shutdown(cancel_queued=False, kill=False, now=pool.now, lingers=True)
+    return pool
+
+
+def _late(pool: ScriptedPool) -> AnyTask:
+    task = pool.task()
+    task.late = True
+    return task
+
+
+def test_a_pool_that_lingers_accepts_late_tasks_alone_and_closes_when_no_more_come() -> None:
+    pool = _lingering(max_queue=1)
+    with pytest.raises(PoolClosed):
+        pool.submit()
+    tasks = [_late(pool) for _ in range(5)]  # more than the queue is to hold: nobody else fills it any more
+    for task in tasks:
+        pool.scheduler.submit(task, pool.now)
+    pool.scheduler.refuse(_late(pool), OSError(), pool.now)
+    pool.collect()
+    pool.run_to_rest()
+    assert all(pool.outcomes[task].ok for task in tasks)
+    assert pool.scheduler.phase is PoolPhase.SHUTTING
+    pool.scheduler.end_lingering(pool.now)
+    with pytest.raises(PoolClosed):
+        pool.scheduler.submit(_late(pool), pool.now)
+    pool.run_to_rest()
+    assert pool.scheduler.phase is PoolPhase.CLOSED
+
+
+@pytest.mark.parametrize("how", [{"cancel_queued": True}, {"kill": True}])
+def test_a_less_patient_shutdown_ends_the_lingering_for_good(how: dict[str, bool]) -> None:
+    pool = _lingering()
+    pool.shutdown(**how)
+    pool.scheduler.shutdown(cancel_queued=False, kill=False, now=pool.now, lingers=True)
+    with pytest.raises(PoolClosed):
+        pool.scheduler.submit(_late(pool), pool.now)
+    pool.run_to_rest()
+    assert pool.scheduler.phase is PoolPhase.CLOSED
+
+
+def test_a_failed_initializer_ends_the_lingering() -> None:
+    pool = ScriptedPool()
+    pool.submit()
+    pool.scheduler.shutdown(cancel_queued=False, kill=False, now=pool.now, lingers=True)
+    (worker,) = pool.alive()
+    pool.fail_boot(worker, ValueError("mine"))
+    with pytest.raises(InitializerFailed):
+        pool.scheduler.submit(_late(pool), pool.now)

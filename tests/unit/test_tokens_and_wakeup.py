@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from poolkit import _os
+from poolkit import _os, _os_processes
 from poolkit._os import Tokens, Wakeup
 
 
@@ -250,7 +250,7 @@ def test_a_group_that_is_not_there_is_killed_without_a_word(monkeypatch: pytest.
 
     monkeypatch.setattr(os, "killpg", gone)
     monkeypatch.setattr(os, "kill", gone)
-    _os.kill_group(12345, signal.SIGKILL)
+    _os_processes.kill_group(12345, signal.SIGKILL)
     assert calls == [(12345, signal.SIGKILL)] * 2
 
 

@@ -1,0 +1,129 @@
+"""Coroutines: the event loop of one worker, on which its `async def` tasks run, one after the other.
+
+One loop for all of them, made with the first, so that what belongs to a loop (a session, a lock, a pool of connections)
+can be kept between tasks. It is nobody's current loop but while a coroutine runs: a plain task finds
+`asyncio.get_event_loop()` as it would be if there were none.
+What asyncio.run() does to what a coroutine leaves running, happens here when the coroutine is done: it is cancelled and
+waited for, as part of the task. Asynchronous generators and the threads of the loop end with the worker.
+Owner: the worker's task thread; `wake` is for any. Where a task runs a coroutine in another thread of its own while the
+loop is in use, or in a process that it forked, that gets a loop of its own, once.
+"""
+
+from __future__ import annotations
+
+import os
+from _thread import allocate_lock
+from contextvars import ContextVar
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Coroutine
+    from typing import Any
+
+
+class Coroutines:
+    """The event loop of one worker."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = allocate_lock()  # held while the loop is in use; nobody waits for it
+
+    def keep(self) -> None:
+        """Have coroutines of this context, the worker's own, run here."""
+        inherited = _KEEPER.get()
+        if inherited is not None:  # by a fork: to close that loop would unregister what its owner waits for
+            _inherited.append(inherited)
+        _KEEPER.set(self)
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run it to its end; returns its value, or raises what it raises."""
+        import asyncio  # noqa: PLC0415 -- only for those who submit `async def` functions
+
+        if self._pid != os.getpid() or not self._lock.acquire(blocking=False):
+            return asyncio.run(coroutine)
+        try:
+            if self._loop is None or self._loop.is_closed():
+                self._loop = asyncio.new_event_loop()
+            try:
+                return self._loop.run_until_complete(coroutine)
+            finally:
+                _end_leftovers(self._loop)
+        finally:
+            self._lock.release()
+
+    def wake(self) -> None:
+        """Have the loop look up, if it waits, for what was raised in its thread meanwhile."""
+        loop = self._loop
+        try:
+            if loop is not None and loop.is_running():
+                loop.call_soon_threadsafe(_nothing)
+        except RuntimeError:  # it was closed just now
+            pass
+
+    def close(self) -> None:
+        """End what depends on the loop, and close it. Raises nothing: the worker is about to end."""
+        loop, self._loop = self._loop, None
+        if loop is None or loop.is_closed() or self._pid != os.getpid():
+            return
+        try:
+            _end_leftovers(loop)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            _end_leftovers(loop)
+            loop.run_until_complete(loop.shutdown_default_executor())
+        except BaseException as failure:  # noqa: BLE001 -- a generator that exits the interpreter, or stops the loop
+            loop.call_exception_handler(
+                {"message": "the event loop of a worker did not end well", "exception": failure}
+            )
+        finally:
+            loop.close()
+
+    def drop(self) -> None:
+        """Close the loop of a fake worker, which just goes, perhaps while another loop runs in its thread."""
+        loop = self._loop
+        if loop is not None and self._pid == os.getpid() and not loop.is_running():
+            loop.close()
+
+    __del__ = drop  # of a fake pool that nobody has shut down
+
+
+_KEEPER: ContextVar[Coroutines | None] = ContextVar("poolkit_coroutines", default=None)
+_inherited: list[Coroutines] = []  # kept for ever
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end on the event loop of the worker whose task this is; what it raises propagates.
+
+    Raises:
+        RuntimeError: an event loop runs in this thread.
+    """
+    import asyncio  # noqa: PLC0415 -- only for those who submit `async def` functions
+
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 -- get_running_loop() raises instead
+        name = getattr(coroutine, "__qualname__", "a coroutine")
+        coroutine.close()
+        msg = f"{name}() cannot be run to its end here, where an event loop is running: await it"
+        raise RuntimeError(msg)
+    keeper = _KEEPER.get()
+    return asyncio.run(coroutine) if keeper is None else keeper.run(coroutine)
+
+
+def _end_leftovers(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what still runs in the loop, and wait until it has ended, as asyncio.run() does."""
+    import asyncio  # noqa: PLC0415 -- see above
+
+    left = asyncio.all_tasks(loop)
+    if not left:
+        return
+    for task in left:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    for task in left:
+        if not task.cancelled() and task.exception() is not None:
+            message = "unhandled exception while what a task had left running was cancelled"
+            loop.call_exception_handler({"message": message, "exception": task.exception(), "task": task})
+
+
+def _nothing() -> None:
+    return

@@ -1,0 +1,162 @@
+"""Handover: what multiprocessing knows how to hand to another process: connections, sockets, what users register.
+
+multiprocessing pickles with reducers of its own, in the table of `multiprocessing.reduction.ForkingPickler`: torch and
+others register theirs there. Without them a Connection would travel as the bare number of its descriptor. Reducers ask
+`multiprocessing.reduction.DupFd` for what is to stand for a descriptor. While a thread packs for another process, that
+is answered here: a copy of the descriptor goes along as a region (`_wire/regions.py`), so it is closed when the call or
+result was loaded, or dropped before. It would be answered by a thread of multiprocessing's otherwise, which hands
+each descriptor out once, so that no task could be retried, and keeps for ever what nobody fetches.
+
+Costs nothing before multiprocessing is loaded, and hardly more before its connections are or somebody registers: until
+then plain pickle gets right, or refuses, whatever the reducers are for.
+Owner: what is here takes one atomic operation at a time, from any thread.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import os
+import pickle
+import sys
+from collections import ChainMap
+from functools import partial
+
+from poolkit._wire import buffers
+from poolkit._wire.buffers import Found
+from poolkit._wire.regions import Region, expected_region, new_number
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+REDUCERS: dict[type, Callable[[Any], Any]] = {}
+"""What plain pickle gets wrong or refuses. Grows only, so a table that refers to it stays right."""
+
+_OWN = ("multiprocessing.reduction", "multiprocessing.managers")
+"""Whose reducers, but for that of sockets, are of types that pickle and cloudpickle do as well or better."""
+
+_registered: dict[type, Any] = {}  # multiprocessing's table, once it is there
+_seen = 0  # how many of these were sorted into `REDUCERS`, or left out
+_plain_is_wrong = False  # whether there is more than sockets, which it refuses: what it refuses goes by value
+_standard: Callable[[int], Any] | None = None  # multiprocessing's own DupFd, once ours is in its place
+_picklers: dict[type, Any] = {}  # by the class of cloudpickle's that they are made from
+
+
+def is_loaded() -> bool:
+    """Whether there may be something to hand over, so that whoever packs has to say so (`Found.__enter__`)."""
+    return "multiprocessing.reduction" in sys.modules
+
+
+def plain_table() -> dict[type, Any] | None:
+    """The `dispatch_table` for a plain pickler now; mostly None: it needs none.
+
+    To be used, as what the next one gives, in a thread that packs, or under a `Guard`.
+    """
+    if len(_registered) != _seen or _standard is None:
+        _look()
+    return {**copyreg.dispatch_table, **REDUCERS} if _plain_is_wrong else None
+
+
+def by_value_pickler(base: Any) -> Any:
+    """The class of picklers to use now in place of `base`, which is cloudpickle's, or made from it."""
+    if len(_registered) != _seen or _standard is None:
+        _look()
+    if not REDUCERS:
+        return base
+    made = _picklers.get(base)
+    if made is None:
+        table = ChainMap(REDUCERS, base.dispatch_table)
+        made = _picklers[base] = type("Pickler", (base,), {"dispatch_table": table})
+    return made
+
+
+def _look() -> None:
+    """See what was registered since."""
+    global _registered, _plain_is_wrong, _seen, _standard  # noqa: PLW0603 -- they go one way
+    reduction: Any = sys.modules.get("multiprocessing.reduction")
+    forking, dup_fd = getattr(reduction, "ForkingPickler", None), getattr(reduction, "DupFd", None)
+    if forking is None or dup_fd is None:  # not imported, or half
+        return
+    if _standard is None:
+        _standard = dup_fd
+        reduction.DupFd = _dup_fd
+    known = dict(forking._extra_reducers)  # noqa: SLF001 -- its only door
+    for kind, reducer in known.items():
+        is_own = getattr(reducer, "__module__", None) in _OWN
+        if kind not in REDUCERS and (not is_own or kind.__name__ == "socket"):
+            REDUCERS[kind] = partial(_reduce, kind)
+            _plain_is_wrong |= not is_own
+    _registered, _seen = forking._extra_reducers, len(known)  # noqa: SLF001 -- see above
+
+
+def _reduce(kind: type, value: object) -> Any:
+    return _registered[kind](value)
+
+
+# ===== descriptors =====
+
+
+class Descriptor:
+    """Stands in a pickle for a descriptor that goes along."""
+
+    __slots__ = ("_region",)
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+
+    def __reduce__(self) -> Any:
+        """What is found on the other side, as long as that is being loaded."""
+        return _descriptor, (self._region.number,)
+
+    def detach(self) -> int:
+        """A copy of it, which belongs to the caller."""
+        return os.dup(self._region.fd)
+
+
+def _descriptor(number: int) -> Descriptor:
+    return Descriptor(expected_region(number))
+
+
+def _dup_fd(fd: int) -> Any:
+    """What stands for a descriptor: in the place of `multiprocessing.reduction.DupFd`."""
+    found = buffers.packing()
+    assert _standard is not None  # noqa: S101 -- it was kept before this one took its place
+    if found is None or sys.modules["multiprocessing.context"].get_spawning_popen() is not None:
+        return _standard(fd)
+    if not found.hands_over:
+        msg = "a file descriptor can be handed over only in the arguments or the result of a call, or in a broadcast"
+        raise pickle.PicklingError(msg)
+    region = Region(os.dup(fd), new_number(once=found.is_loaded_once), 0)
+    buffers.attach(region)
+    return Descriptor(region)
+
+
+class _Refusing(Found):
+    """What is pickled goes where no descriptor can follow."""
+
+    hands_over = False
+
+
+class Guard:
+    """A context in which nothing is left to multiprocessing's thread: unless it packs, this thread packs, or refuses.
+
+    It packs what `found` is for; without that, it refuses.
+    """
+
+    __slots__ = ("_entered", "_found")
+
+    def __init__(self, found: Found | None = None) -> None:
+        self._found = found
+        self._entered: Found | None = None
+
+    def __enter__(self) -> None:
+        """Begin, unless this thread packs."""
+        if buffers.packing() is None:
+            self._entered = _Refusing() if self._found is None else self._found
+            self._entered.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        """Go on as before."""
+        if self._entered is not None:
+            self._entered.__exit__()

@@ -1,0 +1,145 @@
+"""Manifests: what one worker has been sent of the script modules, and what it still lacks for a call.
+
+    DEFINE frame    a pickle of (numbers of manifests that are gone, number, serials, bundle, items, modules)
+
+It stands directly before the first call that needs it, on the same link. What is taken back needs nothing: the worker
+keeps what came and makes it when a call is to run that needs it.
+Guarded by: the pool's lock.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from _weakref import ref
+from types import FunctionType, ModuleType
+from typing import Any
+
+from poolkit._wire.items import IMPORT, Item
+from poolkit._wire.modules import scripts
+from poolkit._wire.namespace import FOLLOWED
+from poolkit._wire.pickles import PROTOCOL
+from poolkit._wire.plans import Manifest
+from poolkit._wire.process_wide import is_random_generator
+from poolkit._wire.regions import Region
+from poolkit._wire.source import typed_text
+
+__all__ = ["Inherited", "Sent", "describe", "inheritance"]
+
+
+class Sent:
+    """What one worker has. `inherited`: what it was forked with, by module and name."""
+
+    def __init__(self, inherited: Inherited | None = None) -> None:
+        self.manifests: dict[int, ref[Manifest]] = {}
+        self._serials: set[int] = set()
+        self._bundles: list[tuple[Item, ...]] = []
+        self._inherited = inherited or {}
+
+    def lacking(self, manifest: Manifest) -> tuple[bytes, list[Region]]:
+        """Return the payload of the frame that has what the worker lacks for this manifest, which it then has."""
+        manifests = {number: known for number, known in self.manifests.items() if known() is not None}
+        gone = [number for number in self.manifests if number not in manifests]
+        serials = self._serials
+        if gone:
+            alive = [known() for known in manifests.values()]
+            serials = {item.serial for each in alive if each is not None for item in each.items}
+        bundles = [each for each in manifest.bundles if not any(each is known for known in self._bundles)]
+        bundle = [item.record() for each in bundles for item in each if not self._has(item)]
+        wanted = [item for item in manifest.items if not self._has(item)]
+        news = [item for item in wanted if item.serial not in serials]
+        names = set(manifest.modules)
+        names.update(item.strong.__name__ for item in news if item.kind == IMPORT and hasattr(item.strong, "__name__"))
+        data = pickle.dumps(
+            (
+                gone,
+                manifest.number,
+                [item.serial for item in wanted],
+                bundle,
+                [item.record() for item in news],
+                {name: describe(name) for name in names if name in scripts},
+            ),
+            PROTOCOL,
+        )
+        regions = [item.region for item in news if item.region is not None]
+        manifests[manifest.number] = ref(manifest)
+        self._serials = serials.union(item.serial for item in wanted)
+        self._bundles = self._bundles + bundles
+        self.manifests = manifests  # last: until here nothing was sent
+        return data, regions
+
+    def _has(self, item: Item) -> bool:
+        """Return True if the worker was forked with this version."""
+        name, is_act, _ = item.name.partition("#")
+        value, digest = self._inherited.get((item.module, name), (_MISSING, None))
+        if is_act:
+            return value is not _MISSING
+        return item.get() is value and (item.digest is None or digest is None or item.digest == digest)
+
+
+Inherited = dict[tuple[str, str], tuple[object, "bytes | None"]]
+_MISSING = object()
+
+
+def inheritance() -> Inherited:
+    """What a fork of this process has of the script modules. Runs pickling hooks of the user's objects."""
+    found: Inherited = {}
+    for module_name in sorted(scripts):
+        module = sys.modules.get(module_name)
+        for name, value in list(vars(module).items()) if isinstance(module, ModuleType) else ():
+            found[module_name, name] = value, _digest(value)
+            if isinstance(value, type) and value.__module__ == module_name:
+                for attribute, each in list(vars(value).items()):
+                    found[module_name, f"{name}.{attribute}"] = each, _digest(each)
+    return found
+
+
+class _Bounded:
+    """A file that takes little."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: Any) -> int:
+        if len(self.written) + len(data) > FOLLOWED:
+            raise OverflowError
+        self.written += data
+        return len(data)
+
+
+def _digest(value: object) -> bytes | None:
+    """The pickle of what may be changed in place, if it is small."""
+    if isinstance(value, (int, str, bytes, float, FunctionType, type, ModuleType)) or is_random_generator(value):
+        return None
+    file = _Bounded()
+    try:
+        pickle.Pickler(file, PROTOCOL).dump(value)
+    except Exception:  # noqa: BLE001 -- the user's own hooks; what has no pickle is followed when it is rebound
+        return None
+    return file.written
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What stands for a script module in a worker: the attributes that the import system gave it here."""
+    module = sys.modules.get(name)
+    spec = getattr(module, "__spec__", None)
+    return {
+        "__file__": _text(getattr(module, "__file__", None)),
+        "__doc__": _text(getattr(module, "__doc__", None)),
+        "__package__": _text(getattr(module, "__package__", None)),
+        "spec": _text(getattr(spec, "name", None)),
+        "origin": _text(getattr(spec, "origin", None)),
+        "typed": _typed_by(module) if name == "__main__" else None,
+    }
+
+
+def _typed_by(module: Any) -> tuple[str, str] | None:
+    """The program itself, where it was not in a file."""
+    for filename in ("<string>", "<stdin>"):
+        if getattr(module, "__file__", filename) == filename and (text := typed_text(filename)):
+            return filename, text
+    return None
+
+
+def _text(value: object) -> str | None:
+    return value if type(value) is str else None

@@ -1,0 +1,125 @@
+"""Modules: which ones another process imports by name, and which it has to be given.
+
+A *script module* is one that a worker cannot import: the script itself, and whatever else is in `sys.modules` without
+being found by the finders that a worker has (run by `runpy`, loaded from a path, made in memory, collected by pytest in
+`importlib` mode). What such a module defines travels once and is then referred to by name; see `namespace.py`.
+
+Thread safety: `_seen` and `scripts` only grow, by one atomic operation at a time; to look twice does no harm.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from types import ModuleType
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = [
+    "MAIN",
+    "are_others_known",
+    "home_of",
+    "is_registered",
+    "look",
+    "marks",
+    "may_be_bound",
+    "named_at_top",
+    "scripts",
+]
+
+MAIN = ("__main__", "__mp_main__")
+"""What the script is called: itself, and in children of multiprocessing."""
+
+scripts: set[str] = set(MAIN)
+"""The names of all script modules."""
+
+marks: list[bytes] = [b"_main__"]
+"""One of these stands in every plain pickle that names something of a script module."""
+
+are_others_known: Callable[[str, str], bool] | None = None
+"""In a worker: whether the owner has this name of that module. None where this process is the owner."""
+
+_MISSING = object()
+_seen: set[str] = set(MAIN)
+count = 0
+"""How many modules were loaded when they were last looked at, and the newest of them."""
+newest = ""
+
+
+def add_script(name: str) -> None:
+    """Have a module count as one that other processes cannot import."""
+    _seen.add(name)
+    if name not in scripts:
+        scripts.add(name)
+        marks.append(name.encode("utf-8", "surrogatepass"))
+
+
+def look() -> None:
+    """Look at the modules that were loaded since the last call. Costs 2 us for each new one, else 0.1 us."""
+    global count, newest
+    loaded = len(sys.modules)
+    if loaded != count or next(reversed(sys.modules), "") is not newest:
+        from poolkit._wire.finding import is_importable  # noqa: PLC0415 -- only where something is sent
+
+        for name in [name for name in sys.modules.copy() if name not in _seen]:
+            if not is_importable(name):
+                add_script(name)
+            _seen.add(name)
+        count, newest = loaded, next(reversed(sys.modules), "")
+
+
+def is_registered() -> bool:
+    """Return True if the user registered modules with cloudpickle to go by value, other than script modules."""
+    # Only a cloudpickle that somebody imported can have modules registered; the attribute is missing while
+    # another thread is half way through that import.
+    cloudpickle = sys.modules.get("cloudpickle")
+    if cloudpickle is None:
+        return False
+    list_registered = getattr(cloudpickle, "list_registry_pickle_by_value", None)
+    return list_registered is not None and not list_registered().issubset(scripts)
+
+
+def named_at_top(obj: Any, module_name: Any) -> str | None:
+    """Return the name at the top of its module under which an object, or the class it is in, is found; else None."""
+    qualname = getattr(obj, "__qualname__", None)
+    if type(qualname) is not str:
+        return None
+    found: Any = sys.modules.get(module_name)
+    top, *rest = qualname.split(".")
+    if found is None or rest[:1] == ["<locals>"]:
+        return None
+    for part in (top, *rest):
+        found = getattr(found, part, _MISSING) if type(found) is not _Script else vars(found).get(part, _MISSING)
+    return top if found is obj else None
+
+
+def may_be_bound(name: str, namespace: dict[str, Any]) -> bool:
+    """Return True for a name that code looks up among these globals: it is there, or is nobody else's."""
+    return name in namespace or not hasattr(builtins, name)
+
+
+def home_of(namespace: dict[str, Any]) -> str | None:
+    """Return the name of the module that has these globals; None if it is not in `sys.modules`."""
+    name = namespace.get("__name__")
+    module = sys.modules.get(name) if type(name) is str else None
+    return name if module is not None and getattr(module, "__dict__", None) is namespace else None
+
+
+class _Script(ModuleType):
+    """A script module in a worker; see `_child/script.py`."""
+
+    make: Callable[[ModuleType, str], Any]
+
+    def __getattr__(self, name: str) -> Any:
+        """Make what the script defines under a name that nothing has needed here so far."""
+        if not name.startswith("__"):
+            type(self).make(self, name)
+            if name in vars(self):
+                return vars(self)[name]
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+Script = _Script

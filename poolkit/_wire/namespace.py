@@ -1,0 +1,373 @@
+"""Namespace: one script module as its process has it, and how each of its names becomes an item that travels.
+
+What goes how, and why, is told in the decision note on the script's own namespace and in `docs/guide`.
+Thread safety: items are published under `_lock`, within which no user code runs.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import itertools
+import marshal
+import os
+import pickle
+import sys
+import threading
+from collections import OrderedDict, deque
+from operator import is_
+from types import FunctionType, ModuleType
+from typing import Any
+
+from poolkit._wire import source as sources
+from poolkit._wire.buffers import Found
+from poolkit._wire.functions import scan_code
+from poolkit._wire.items import ABSENT, ATOMS, IMPORT, MISSING, STATEMENT, VALUE, Item, Ref, is_fixed, parts_of
+from poolkit._wire.modules import home_of, may_be_bound, scripts
+from poolkit._wire.pickles import PROTOCOL, Needs, dumps
+from poolkit._wire.process_wide import imported_from, is_made_anew, is_random_generator, reduce_global
+from poolkit._wire.regions import fill_region
+from poolkit._wire.source import Source, source_for
+
+__all__ = ["FOLLOWED", "RESERVED", "Namespace"]
+
+LARGE = 64 * 1024  # bytes of a value that travels in shared memory, once for all workers
+FOLLOWED = 1024  # bytes of the pickle of a value whose changes in place are followed
+
+_CONTAINERS = (dict, list, set, OrderedDict, deque)
+RESERVED = frozenset({
+    "__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__cached__", "__builtins__",
+    "__annotations__", "__path__", "__annotate__", "__conditional_annotations__",
+})  # fmt: skip
+_lock = threading.RLock()
+_serials = itertools.count(1)
+
+
+def _renew_lock() -> None:
+    """In a forked child: another thread may have had it."""
+    global _lock  # noqa: PLW0603 -- the lock that there is
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Namespace:
+    """One script module, as this process has it."""
+
+    def __init__(self, name: str, module: ModuleType) -> None:
+        self.name = name
+        self.module = module
+        self.dict = vars(module)
+        self._items: dict[str, Item] = {}
+        self._acts: dict[str, Item] = {}
+        self._bundle: tuple[Item, ...] = ()
+
+    # ===== items =====
+
+    def item(self, name: str) -> Item | None:
+        """The version of a name that is current; None if the name is not bound. Runs pickling hooks of the user's."""
+        if "#" in name:
+            return self._acts.get(name)
+        serial = next(_serials)  # of two versions, that which was looked up later has the larger one
+        value = self._value(name)
+        if value is MISSING or name in RESERVED:
+            return None
+        known = self._items.get(name)
+        if known is not None and known.is_current(value) and self._has_submodules(known, value):
+            return known
+        made = self._make(name, value, is_new=known is None)
+        if "." in name:
+            made.now = ((self.name, name.partition(".")[0]), *made.now)
+        with _lock:
+            newest = self._items.get(name)
+            if newest is not known and newest is not None and newest.get() is value:
+                return newest  # another thread was faster
+            made.serial = serial
+            if newest is None or newest.serial < serial:
+                self._items[name] = made
+        return made
+
+    def _value(self, name: str) -> object:
+        if "." not in name:
+            return self.dict.get(name, MISSING)
+        top, _, attribute = name.partition(".")
+        cls = self.dict.get(top)
+        return vars(cls).get(attribute, MISSING) if isinstance(cls, type) else MISSING
+
+    def bundle(self) -> tuple[Item, ...]:
+        """All plain functions that need nothing to be made."""
+        found = []
+        for name, value in list(self.dict.items()):
+            if type(value) is FunctionType and value.__globals__ is self.dict:
+                item = self.item(name)
+                if item is not None and item.kind == VALUE and not item.now and item.region is None:
+                    found.append(item)
+        if len(found) != len(self._bundle) or not all(map(is_, found, self._bundle)):
+            self._bundle = tuple(found)
+        return self._bundle
+
+    def _make(self, name: str, value: Any, *, is_new: bool) -> Item:
+        if isinstance(value, ModuleType):
+            item = Item(self.name, name, IMPORT, marshal.dumps((value.__name__, None)), value)
+            if value.__name__ in scripts and sys.modules.get(value.__name__) is value and value is not self.module:
+                item.later = tuple((value.__name__, each) for each in vars(value) if each not in RESERVED)
+            own = self.dict.get("__file__")
+            if isinstance(own, str) and name in sources.acted_on(own, self.dict):
+                self._act_on(item, source_for(own, self.dict))
+            return item
+        if isinstance(value, type) and value.__module__ == self.name and value.__qualname__ == name:
+            return self._make_class(name, value)
+        if is_new and "." not in name and (module_name := imported_from(name, value)) is not None:
+            return Item(self.name, name, IMPORT, marshal.dumps((module_name, name)), value)
+        try:
+            return self._make_value(name, value)
+        except Exception as error:  # noqa: BLE001 -- the user's own hooks
+            made = self._make_statement(name, value, is_named=isinstance(error, _CircularError))
+            if made is not None:
+                return made
+            return Item(self.name, name, ABSENT, f"{type(error).__name__}: {error}".encode(), value)
+
+    def _make_value(self, name: str, value: Any) -> Item:
+        """As a pickle. Raises whatever pickling raises, and if it could only refer to itself."""
+        needs = Needs(value, (self.name, name), reduce_global)
+        found = _Found()
+        if type(value) in (bytes, bytearray):
+            found.look((value,))
+        try:
+            with found:
+                data = dumps(value, found, needs)
+        except Exception as error:
+            if needs.is_circular:
+                raise _CircularError(str(error)) from error
+            raise
+        item = Item(self.name, name, VALUE, b"", value)
+        size = len(data) if isinstance(data, bytes) else sum(map(len, data))
+        if found or size >= LARGE:
+            try:
+                item.region = fill_region(data, [buffer.raw() for buffer in found])
+            except OSError:  # no shared memory: through the link
+                data = dumps(value, None, needs)
+        if item.region is None:
+            item.payload = data if isinstance(data, bytes) else b"".join(data)
+        own = (self.name, name)
+        item.now = tuple(each for each in needs.now if each != own)
+        item.later = tuple(each for each in needs.later if each != own)
+        if type(value) is FunctionType:
+            item.code = value.__code__
+            item.parts = parts_of(value)
+            item.is_followed = any(each is not None for each in item.parts)
+            if home_of(value.__globals__) == self.name:
+                item.submodules = self._submodules(value.__code__)
+                scan = scan_code(value.__code__)
+                item.reaches = any(hasattr(self.dict.get(each), "__path__") for each in (*scan.now, *scan.later))
+        else:
+            self._follow(item, value, size)
+        if item.now and type(value) in _CONTAINERS and "." not in name:
+            empty = deque(maxlen=value.maxlen) if isinstance(value, deque) else type(value)()
+            item.shell = pickle.dumps(empty, PROTOCOL)
+        return item
+
+    def _follow(self, item: Item, value: Any, size: int) -> None:
+        if type(value) in ATOMS or isinstance(value, type) or is_random_generator(value) or is_fixed(value):
+            return
+        if size <= FOLLOWED and item.region is None:
+            with contextlib.suppress(Exception):  # only by other picklers
+                item.digest = pickle.dumps(value, PROTOCOL)
+        if item.digest is not None:
+            item.is_followed = True
+        elif hasattr(type(value), "__len__"):
+            item.length, item.is_followed = len(value), True
+
+    # ===== statements =====
+
+    def _make_class(self, name: str, cls: type) -> Item:
+        """By its own statement, else by value."""
+        item = self._make_statement(name, cls, is_named=True)
+        if item is None:
+            try:
+                item = self._make_value(name, cls)
+            except Exception as error:  # noqa: BLE001 -- the user's own hooks
+                item = Item(self.name, name, ABSENT, f"{type(error).__name__}: {error}".encode(), cls)
+        item.snapshot = dict(vars(cls))
+        return item
+
+    def _make_statement(self, name: str, value: Any, *, is_named: bool) -> Item | None:
+        found = self._find(name, value, is_named=is_named)
+        if found is None:
+            return None
+        source, node = found
+        without: frozenset[int] = frozenset()
+        if isinstance(value, type) and getattr(node, "decorator_list", None):
+            data = {each for each, bound in list(self.dict.items()) if not _is_definition(bound)}
+            without = source.decorators_on(node, data)
+        item = self._statement(name, source, node, value, without)
+        self._act_on(item, source)
+        return item
+
+    def _statement(self, name: str, source: Source, node: Any, value: Any, without: frozenset[int]) -> Item:
+        code = source.code_of(node, without)
+        item = Item(self.name, name, STATEMENT, marshal.dumps(code), value)
+        scan = scan_code(code)
+        own = name.partition("#")[0]
+        item.now = tuple((self.name, each) for each in scan.now if each in self.dict and each != own)
+        later = tuple((self.name, each) for each in scan.later if each != own and may_be_bound(each, self.dict))
+        item.later = (*later, (self.name, "*")) if scan.is_dynamic else later
+        item.line = node.lineno
+        item.codes = sources.codes_in(code)
+        item.submodules = self._submodules(code)
+        return item
+
+    def _find(self, name: str, value: Any, *, is_named: bool) -> tuple[Source, Any] | None:
+        """The statement that made what a name means, where the source is to be had and agrees.
+
+        What goes by its name (`is_named`), such as a NewType or a sentinel, may be made by any assignment.
+        """
+        for filename in self._files_of(value):
+            source = source_for(filename, self.dict)
+            if source is None:
+                continue
+            candidates = source.definitions.get(name, [])
+            for node in reversed(candidates):
+                kind = type(node).__name__
+                if kind in ("Import", "ImportFrom"):
+                    continue
+                if kind in ("Assign", "AnnAssign"):
+                    if (is_named and name in source.plain) or self._may_assign(source, node, name, value):
+                        return source, node
+                elif isinstance(value, type) and kind == "ClassDef":
+                    if _agrees(value, source, node, filename, is_last=node is candidates[-1]):
+                        return source, node
+                elif kind != "ClassDef" or not isinstance(value, type):
+                    return source, node
+        return None
+
+    def _files_of(self, value: Any) -> list[str]:
+        files = [each.__code__.co_filename for each in sources.functions_of(value)] if isinstance(value, type) else []
+        inner = getattr(value, "__wrapped__", None)
+        if type(inner) is FunctionType:
+            files.append(inner.__code__.co_filename)
+        own = self.dict.get("__file__")
+        if isinstance(own, str):
+            files.append(own)
+        else:
+            files += sources.interactive_files()
+        if self.name == "__main__":
+            files += ("<string>", "<stdin>")
+        return list(dict.fromkeys(files))
+
+    def _may_assign(self, source: Source, node: Any, name: str, value: Any) -> bool:
+        """Return True if `name = call(...)` may be run in a worker."""
+        call = node.value
+        if type(call).__name__ != "Call" or name not in source.plain:
+            return False
+        root = sources.root_of(call.func)
+        callee: Any = self.dict.get(root, MISSING) if root is not None else MISSING
+        if callee is MISSING and root is not None:
+            callee = getattr(builtins, root, MISSING)
+        return callee is not MISSING and is_made_anew(value, callee)
+
+    def _act_on(self, item: Item, source: Source | None) -> None:
+        """Have the statements that act on a definition run behind it, in the script's order."""
+        name = item.name
+        for node in source.acting.get(name, ()) if source is not None else ():
+            kind = type(node).__name__
+            if kind == "ClassDef":
+                item.later = (*item.later, (self.name, node.name))
+                continue
+            if item.kind == IMPORT and (kind not in ("Assign", "AnnAssign") or not sources.makes_no_call(node)):
+                continue
+            is_attribute = kind in ("Assign", "AnnAssign") and not sources.sets_item(node)
+            if isinstance(item.strong, type) and is_attribute:
+                item.assigned |= sources.attributes_set(node)  # which travel with their values
+                continue
+            assert source is not None  # noqa: S101 -- as there are statements
+            act = self._statement(f"{name}#{node.lineno}", source, node, item.get(), frozenset())
+            act.now = ((self.name, name), *act.now)
+            with _lock:
+                act.serial = next(_serials)
+                self._acts[act.name] = act
+            item.later = (*item.later, (self.name, act.name))
+
+    def _has_submodules(self, item: Item, value: Any) -> bool:
+        """Return True if none of the submodules that code may reach was imported since."""
+        if type(value) is not FunctionType or not item.reaches:
+            return True
+        return item.submodules == self._submodules(value.__code__)
+
+    def _submodules(self, code: Any) -> tuple[str, ...]:
+        """The loaded submodules that code may reach through packages among the globals that it names."""
+        scan = scan_code(code)
+        found: list[str] = []
+        for name in (*scan.now, *scan.later):
+            value = self.dict.get(name)
+            if isinstance(value, ModuleType) and hasattr(value, "__path__") and value.__name__ not in scripts:
+                prefix = value.__name__ + "."
+                found += [
+                    each
+                    for each in sys.modules.copy()
+                    if each.startswith(prefix) and scan.attributes.issuperset(each[len(prefix) :].split("."))
+                ]
+        return tuple(found)
+
+    # ===== classes =====
+
+    def class_names(self, item: Item, cls: type) -> list[Ref]:
+        """What a class has beside its statement: attributes that are data, functions set on it, its subclasses."""
+        is_usual = type(cls) is type or type(cls).__name__ == "ABCMeta"
+        snapshot = item.snapshot or {}
+        prefix = f"{cls.__qualname__}."
+        found: list[Ref] = []
+        for name, value in list(vars(cls).items()):
+            kind = type(value)
+            if (name.startswith("__") and name.endswith("__")) or name == "_abc_impl":
+                continue
+            function = value.__func__ if kind is classmethod or kind is staticmethod else value
+            is_new = name in item.assigned or snapshot.get(name, MISSING) is not value
+            if type(function) is FunctionType:
+                code = function.__code__
+                if function.__qualname__.startswith(prefix) or code.co_filename.startswith("<") or code in item.codes:
+                    continue
+            elif not is_new and not (is_usual and (kind in ATOMS or kind in _PLAIN_ATTRIBUTES)):
+                continue
+            found.append((self.name, prefix + name))
+        subclasses: list[type] = type.__subclasses__(cls)
+        return found + [
+            (self.name, each.__qualname__)
+            for each in subclasses
+            if each.__module__ == self.name and self.dict.get(each.__qualname__) is each
+        ]
+
+
+_PLAIN_ATTRIBUTES = frozenset({list, dict, set, tuple, frozenset, bytearray})
+
+
+def _is_definition(value: object) -> bool:
+    return (callable(value) and type(value).__module__ not in scripts) or isinstance(
+        value, (ModuleType, type, FunctionType)
+    )
+
+
+def _agrees(cls: type, source: Source, node: Any, filename: str, *, is_last: bool) -> bool:
+    """Return True if a class statement has the code of the class's own functions; one without, if it is the last."""
+    prefix, written = f"{cls.__qualname__}.", sources.functions_in(node)
+    own = [
+        each.__code__
+        for each in sources.functions_of(cls)
+        if each.__code__.co_filename == filename and each.__qualname__.startswith(prefix) and each.__name__ in written
+    ]
+    if not own:
+        return is_last and not written
+    return sources.codes_in(source.code_of(node)).issuperset(own)
+
+
+class _CircularError(pickle.PicklingError):
+    """The pickle of a value would only name it."""
+
+
+class _Found(Found):
+    """Buffers of a value among the globals; descriptors stay here."""
+
+    threshold = LARGE
+    hands_over = False

@@ -1,0 +1,273 @@
+"""Source: the statements of a script module, by the names that they define, each as code of its own.
+
+A class, and what decorators made of a function, are made in a worker by their own statement, so that an Enum is an Enum
+and a dataclass a dataclass. The statement is taken from the source only if it agrees with the live object: the code
+objects of its functions are equal. Compiled alone, a statement's code is that of the whole module if the compiler knows
+which names are imported (it compiles calls on those differently), so the imports are put before it, never to be run.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import linecache
+import os
+import re
+import stat
+import sys
+import types
+from typing import Any
+
+__all__ = ["Source", "functions_of", "source_for"]
+
+_BLOCKS = ("If", "Try", "TryStar", "With")
+
+
+class Source:
+    """The statements of one file. Frozen after __init__.
+
+    Attributes:
+        definitions: by name, the statements that define it, in order.
+        acting: by name, the statements that act on what it names: `X.attribute = ...`, `X.register(...)`.
+        plain: names bound by one plain assignment outside any block.
+    """
+
+    def __init__(self, filename: str, text: str) -> None:
+        """Read a text. Raises SyntaxError, or ValueError for one that no compiler takes."""
+        self.filename = filename
+        self.definitions: dict[str, list[Any]] = {}
+        self.acting: dict[str, list[Any]] = {}
+        self.plain: set[str] = set()
+        self._imports: list[ast.stmt] = []
+        self._flags = 0
+        tree = ast.parse(text, filename)
+        self._read(tree.body, is_top=True)
+
+    def _read(self, body: list[ast.stmt], *, is_top: bool) -> None:  # noqa: C901 -- one kind of statement after another
+        for node in body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                self._read_import(node)
+            elif isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                self.definitions.setdefault(node.name, []).append(node)
+                for decorator in node.decorator_list:
+                    name = _root_of(decorator)
+                    if name is not None and not isinstance(decorator, ast.Name):
+                        self.acting.setdefault(name, []).append(node)
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                self._read_assignment(node, is_top=is_top)
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                self._read_call(node, node.value)
+            elif type(node).__name__ == "TypeAlias":
+                alias: Any = node
+                self.definitions.setdefault(alias.name.id, []).append(node)
+            elif type(node).__name__ in _BLOCKS:
+                for part in ("body", "handlers", "orelse", "finalbody"):
+                    for inner in getattr(node, part, ()):
+                        self._read(inner.body if isinstance(inner, ast.ExceptHandler) else [inner], is_top=False)
+
+    def _read_import(self, node: ast.Import | ast.ImportFrom) -> None:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            for alias in node.names:
+                self._flags |= getattr(__future__, alias.name).compiler_flag
+            return
+        self._imports.append(node)
+        for alias in node.names:
+            name = alias.asname or alias.name.partition(".")[0]
+            self.definitions.setdefault(name, []).append(node)
+
+    def _read_assignment(self, node: ast.Assign | ast.AnnAssign, *, is_top: bool) -> None:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if node.value is None:
+            return
+        for target in targets:
+            if isinstance(target, ast.Name):
+                self.definitions.setdefault(target.id, []).append(node)
+                if is_top and len(targets) == 1:
+                    self.plain.add(target.id)
+            elif isinstance(target, (ast.Attribute, ast.Subscript)) and (name := _root_of(target)) is not None:
+                self.acting.setdefault(name, []).append(node)
+
+    def _read_call(self, node: ast.Expr, call: ast.Call) -> None:
+        """Note `X.register(...)` as acting on X, `copyreg.pickle(X, ...)` as acting on X."""
+        if not isinstance(call.func, ast.Attribute):
+            return
+        name = _root_of(call.func)
+        if name == "copyreg" and call.func.attr == "pickle" and call.args:
+            name = _root_of(call.args[0])
+        elif call.func.attr != "register":
+            return
+        if name is not None:
+            self.acting.setdefault(name, []).append(node)
+
+    def code_of(self, node: ast.stmt, without: frozenset[int] = frozenset()) -> types.CodeType:
+        """Compile one statement, without the decorators of these places."""
+        if without and isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            kept = [each for place, each in enumerate(node.decorator_list) if place not in without]
+            fields = {**{name: getattr(node, name) for name in node._fields if hasattr(node, name)}}
+            node = ast.copy_location(type(node)(**{**fields, "decorator_list": kept}), node)
+        never = ast.If(test=ast.Constant(value=False), body=self._imports or [ast.Pass()], orelse=[])
+        tree = ast.fix_missing_locations(ast.Module(body=[never, node], type_ignores=[]))
+        return compile(tree, self.filename, "exec", flags=self._flags, dont_inherit=True)  # type: ignore[no-any-return]
+
+    def decorators_on(self, node: ast.stmt, names: set[str]) -> frozenset[int]:
+        """The places of a definition's decorators whose first name is one of these."""
+        return frozenset(
+            place for place, each in enumerate(getattr(node, "decorator_list", ())) if _root_of(each) in names
+        )
+
+
+def _root_of(node: ast.AST) -> str | None:
+    """The name that an expression such as `a.b[c].d(e)` begins with."""
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+root_of = _root_of
+
+
+def sets_item(node: Any) -> bool:
+    """Return True for `x[...] = ...`."""
+    return any(isinstance(each, ast.Subscript) for each in getattr(node, "targets", ()))
+
+
+def makes_no_call(node: ast.stmt) -> bool:
+    """Return True if the right side of an assignment calls nothing when it is run; a lambda may."""
+    value = getattr(node, "value", None)
+    pending: list[Any] = [value]
+    for each in pending:
+        if isinstance(each, (ast.Call, ast.Await, ast.Yield, ast.YieldFrom)):
+            return False
+        if isinstance(each, ast.AST):
+            pending += ast.iter_child_nodes(each.args if isinstance(each, ast.Lambda) else each)
+    return True
+
+
+def codes_in(code: types.CodeType) -> set[types.CodeType]:
+    """All code objects inside one."""
+    found: set[types.CodeType] = set()
+    pending = [code]
+    for current in pending:  # grows while we go through it
+        inner = [const for const in current.co_consts if isinstance(const, types.CodeType)]
+        found.update(inner)
+        pending += inner
+    return found
+
+
+def functions_of(cls: type) -> list[types.FunctionType]:
+    """The functions that a class was given by its own statement, or that were set on it."""
+    found: list[types.FunctionType] = []
+    for value in vars(cls).values():
+        inner: Any = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+        parts: tuple[Any, ...] = (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,)
+        for part in parts:
+            function: Any = part.func if type(part).__name__ == "cached_property" else part
+            while hasattr(function, "__wrapped__") and not isinstance(function, type):
+                function = function.__wrapped__
+            if type(function) is types.FunctionType:
+                found.append(function)
+    return found
+
+
+_sources: dict[str, tuple[list[str], Source | None]] = {}  # one atomic operation at a time, from any thread
+
+
+def source_for(filename: str, namespace: dict[str, Any] | None = None) -> Source | None:
+    """The statements of a file, or of what stands for one in `linecache`; None where there is no source."""
+    try:
+        lines = linecache.getlines(filename, namespace)
+        if not lines and filename in _TYPED:
+            remember_text(filename, typed_text(filename))
+            lines = linecache.getlines(filename)
+    except Exception:  # noqa: BLE001 -- loaders are anybody's
+        return None
+    known = _sources.get(filename)
+    if known is not None and known[0] == lines:
+        return known[1]
+    source = None
+    if lines:
+        try:
+            source = Source(filename, "".join(lines))
+        except (SyntaxError, ValueError, RecursionError):
+            source = None
+    _sources[filename] = lines, source
+    return source
+
+
+_TYPED = ("<string>", "<stdin>")
+_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")  # options of Python with a value behind them
+
+
+def typed_text(filename: str) -> str:
+    """The program that was given by `python -c`, or on a standard input that can be read again, if there is one."""
+    if filename == "<string>":
+        options = iter(sys.orig_argv[1:])
+        for option in options:
+            if option == "-c":
+                return next(options, "")
+            if not option.startswith("-") or option == "-":
+                break
+            if option in _WITH_VALUE:
+                next(options, "")
+    if (
+        filename == "<stdin>"
+        and not sys.flags.interactive
+        and not hasattr(sys, "ps1")
+        and stat.S_ISREG(os.fstat(0).st_mode)
+    ):
+        return os.pread(0, os.fstat(0).st_size, 0).decode()
+    return ""
+
+
+def remember_text(filename: str, text: str) -> None:
+    """Have `linecache` know a text, which tracebacks then show lines of."""
+    if text:
+        linecache.cache[filename] = len(text), None, text.splitlines(keepends=True), filename
+
+
+_ACTED_ON = re.compile(r"(?:^|;|=)[ \t]*(\w+)(?:\.\w+|\[[^\]\n]*\])+[ \t]*(?::[^=\n]*)?(?==(?!=))", re.MULTILINE)
+_acted_on: dict[str, tuple[Any, frozenset[str]]] = {}  # one atomic operation at a time, from any thread
+
+
+def acted_on(filename: str, namespace: dict[str, Any]) -> frozenset[str]:
+    """The names that may have an attribute or item assigned to, told without parsing."""
+    lines = linecache.getlines(filename, namespace)
+    known = _acted_on.get(filename)
+    if known is None or known[0] is not lines:
+        known = _acted_on[filename] = lines, frozenset(_ACTED_ON.findall("".join(lines)))
+    return known[1]
+
+
+def interactive_files() -> list[str]:
+    """What stands for files in `linecache`: the inputs of a session, the newest first."""
+    names = [name for name in list(linecache.cache) if name.startswith("<") or "ipykernel" in name]
+    return names[::-1]
+
+
+def is_definition(node: ast.stmt) -> bool:
+    """Return True for what may be made from its source alone: definitions, and imports."""
+    return isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.Import, ast.ImportFrom))
+
+
+def is_constant(node: ast.stmt) -> bool:
+    """Return True for the assignment of a value that is written out."""
+    if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+        return False
+    try:
+        ast.literal_eval(node.value)
+    except (ValueError, TypeError, SyntaxError):
+        return False
+    return True
+
+
+def functions_in(node: ast.stmt) -> set[str]:
+    """The names of all functions that stand in a statement."""
+    return {each.name for each in ast.walk(node) if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))}
+
+
+def attributes_set(node: Any) -> frozenset[str]:
+    """The attributes that an assignment such as `X.a = X.b = ...` sets on what it begins with."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return frozenset(
+        each.attr for each in targets if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name)
+    )

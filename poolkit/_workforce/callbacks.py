@@ -1,0 +1,58 @@
+"""Callbacks: the thread on which a pool calls done callbacks, apart from all that keeps the pool going.
+
+So a callback that takes long, or waits for another task of the pool, delays other callbacks and nothing else: no thread
+that runs tasks, and not the supervisor, which is needed for limits and deaths. It starts with the first callback.
+Where no thread is to be had, as at the end of the interpreter, whoever finds callbacks left calls them.
+Owner: the supervisor thread: `start` and `close`. `wake` is for any thread, also in the midst of another `wake`.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+
+class CallbackThread(threading.Thread):
+    """The thread; its own class, so that poolkit knows its own."""
+
+
+class Caller:
+    """Calls what is left to be called. `call` does it, and returns when there is nothing left."""
+
+    def __init__(self, pool_name: str, call: Callable[[], object]) -> None:
+        self._name = f"poolkit-{pool_name}-callbacks"
+        self._call = call
+        self._words: SimpleQueue[bool] = SimpleQueue()  # whether to go on; re-entrant, as an Event is not
+        self._thread: CallbackThread | None = None
+
+    def wake(self) -> bool:
+        """Have the thread look; False when there is none yet. Does not block."""
+        if self._thread is None:
+            return False
+        self._words.put(True)
+        return True
+
+    def start(self) -> bool:
+        """Start the thread if need be, and have it look; False when there is none to be had."""
+        if self._thread is None:
+            thread = CallbackThread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return self.wake()
+
+    def close(self, seconds: float) -> None:
+        """Wait until all is called, for at most so many seconds, and end the thread."""
+        thread = self._thread
+        if thread is not None:
+            self._words.put(False)
+            thread.join(None if seconds == math.inf else max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+
+    def _run(self) -> None:
+        while self._words.get():
+            self._call()
+        self._call()

@@ -1,0 +1,333 @@
+"""Feed: what goes into one `map`: items are taken from its input, and submitted in chunks, several calls in one task.
+
+By who reads the results (`poolkit/results.py`), and by who drives a map that nobody reads (`maps.py`); also by both at
+once. Who reads takes up to `buffersize` items ahead of what was yielded, and the first exception ends it. Who drives
+takes the rest, with as many chunks at work at a time, and an item of an unread map that raises stops no other.
+With no `chunksize`, chunks grow until one takes about CHUNK_SECONDS; with a time limit or retries they hold one item,
+because both are meant for one item.
+Guarded by: `_lock`: all but `_begun`, `_closed`, `dropped` and `_cut`, which anybody may set, and read. Held while the
+input is asked for items, so it is re-entrant; who must not wait for that tries it. Finalizers do not take it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
+
+from poolkit._child.chunk import ChunkStopped
+from poolkit._workforce.logs import log
+from poolkit._workforce.maps import Maps
+from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationError
+from poolkit.task import Task
+
+T = TypeVar("T")
+
+CHUNK_SECONDS = 0.01  # a chunk that nobody chose is about this much work, so a slow item delays few others
+MOST_ITEMS = 4096  # items in such a chunk
+CHUNK_COST = 0.00001  # seconds that any chunk takes, however few its items
+GROWTH = 8  # how many times larger the next chunk may be
+AHEAD = 2  # chunks per worker that are taken ahead when `buffersize` is not given: more would be more to begin with
+
+_driving = threading.local()  # .depth > 0 while this thread drives a map, so that others may be the input of that
+
+
+class Submits(Protocol):
+    """What a map needs of a pool or view."""
+
+    def cancel_soon(self, task: Task[Any]) -> None:
+        """Cancel a task without taking a lock."""
+
+    def submit_chunk(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool | None, late: bool
+    ) -> Task[list[Any]]:
+        """Submit one task that calls `fn` for each item; `late`: also where a graceful shutdown has begun.
+
+        `block`: whether to wait while the queue is full, else raise QueueFull; None: as the options say.
+        """
+
+    async def submit_chunk_async(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, late: bool
+    ) -> Task[list[Any]]:
+        """Submit one, and wait for room without blocking the event loop."""
+
+
+class Feed(Generic[T]):
+    """What goes in of one `map`; see the file's header."""
+
+    def __init__(  # noqa: PLR0913 -- what `map` was given
+        self,
+        pool: Submits,
+        fn: Callable[..., T],
+        items: Iterator[Any],
+        *,
+        name: str,
+        starred: bool,
+        chunksize: int | None,
+        buffersize: int | None,
+        workers: int,
+        is_sized: bool = False,
+        maps: Maps | None = None,
+    ) -> None:
+        self.name = name
+        self.is_sized = is_sized  # the input has a length
+        self.dropped = False  # before anybody read it
+        self._pool = pool
+        self._maps = maps  # None: it is run in place
+        self._fn = fn
+        self._items: Iterator[Any] | None = items  # None: exhausted
+        self._starred = starred  # whether an item is a tuple of arguments
+        self._adapt = chunksize is None
+        self._chunk = chunksize or 1
+        self._most = MOST_ITEMS
+        self._slots = workers * AHEAD
+        self._bound = buffersize
+        if buffersize is not None:
+            self._most = max(1, buffersize // (2 * workers))
+            self._chunk = min(self._chunk, buffersize)
+        self._lock = threading.RLock()
+        self._tasks: deque[tuple[Task[list[T]], int]] = deque()  # submitted and not read, with their number of items
+        self._taken = 0  # items in _tasks
+        self._ready: deque[T] = deque()  # results at hand, in order
+        self._error: BaseException | None = None  # to be raised after what is at hand and submitted
+        self._held: list[Any] = []  # items taken from the input, for which the queue had no room
+        self._filler = 0  # the thread that asks the input for items
+        self._begun = False  # to be read
+        self._closed = False
+        # While nobody has begun to read, and for who drives: what was submitted and not seen to be done, and its items.
+        self._sent: list[tuple[Task[list[T]], list[Any]]] | None = []
+        self._claim = allocate_lock()  # held for who drives
+        self._driver: SimpleQueue[Any] | None = None  # his
+        self._rings = False  # whether tasks tell him when they are done
+        self._told = False  # what an item has raised
+        self._cut: PoolClosed | None = None  # what reading on raises, after a shutdown
+        self._late = maps is not None and maps.enlist(self)
+
+    def close(self) -> None:
+        """Cancel what has not been yielded, and take no more items. Idempotent; does not block."""
+        self._closed = True
+        self._forget()
+        while self._tasks:
+            self._tasks.popleft()[0].cancel()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the input. Does not block: who just asks it for items does this afterwards."""
+        if self._lock.acquire(blocking=False):
+            try:
+                items, self._items = self._items, None
+                self._held, self._sent = [], None
+                close = getattr(items, "close", None)
+                if close is not None:
+                    close()
+            finally:
+                self._lock.release()
+
+    def drop(self) -> None:
+        """Nobody will read any more: cancel what is left, or have it taken up if nobody ever did. Without a lock."""
+        if self._begun or self._closed:
+            self._closed = True
+            self._forget()
+            for task, _ in list(self._tasks):
+                self._pool.cancel_soon(task)
+        elif self._tasks or self._held:  # else there was nothing in it
+            self.dropped = True
+            if self._maps is not None:
+                self._maps.leave(self)
+            else:
+                while self.go_on():
+                    pass
+        else:
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._maps is not None:
+            self._maps.forget(self)
+
+    # ===== who drives it =====
+
+    def claim(self, driver: SimpleQueue[Any]) -> bool:
+        """Have `driver` told whenever there is something to go on with; false when somebody else is."""
+        if self._driver is driver:
+            return True
+        if not self._claim.acquire(blocking=False):
+            return False
+        self._driver = driver
+        return True
+
+    def release(self) -> None:
+        """Who has claimed it does not drive it any more."""
+        self._driver = None
+        self._claim.release()
+
+    def go_on(self, *, wait: bool = True) -> bool:
+        """Submit what is left, as far as there is room; false when that is all, and nothing submitted may need it.
+
+        Waits for room, if it may `wait` and nothing is submitted.
+        """
+        if not self._lock.acquire(blocking=self._cut is None):
+            return False  # its reader is about to submit what he has taken
+        _driving.depth = getattr(_driving, "depth", 0) + 1
+        try:
+            sent = self._sent
+            if sent is None:  # it was begun to be read
+                sent = [(task, []) for task, _ in list(self._tasks)]
+            if not self._rings:
+                self._rings = True
+                for task, _ in sent:
+                    self._ring_when_done(task)
+            if self.dropped:
+                self._tasks.clear()
+            self._sent = []
+            for task, items in sent:
+                if task.done():
+                    self._look_at(task, items)
+                else:
+                    self._sent.append((task, items))
+            self._fill(wait=wait, driving=True)
+            left = self._items is not None or self._held or (self._sent and not self._begun)
+            return bool(left) and not self._closed
+        finally:
+            _driving.depth -= 1
+            self._lock.release()
+            if self._closed:
+                self._let_go()
+
+    def is_held(self) -> bool:
+        """Whether there was no room for what was taken, and nothing is submitted that would tell when there is."""
+        return bool(self._held) and not self._sent
+
+    def goes_on(self) -> bool:
+        """The pool is shut down gracefully: whether something is to be taken up. Without a lock."""
+        if (not self._begun or self.is_sized) and self._filler != threading.get_ident():
+            return not self._closed
+        self._cut = PoolClosed(f"cannot take more items for {self.name}: its pool was shut down")
+        return bool(self._held)
+
+    def leave_parent(self) -> None:
+        """Be a copy in a forked child: another thread may have held the lock."""
+        self._lock = threading.RLock()
+
+    def _ring_when_done(self, task: Task[list[T]]) -> None:
+        owner = task.add_waker(self._ring)
+        if owner is not None:
+            owner.relinquish()
+
+    def _ring(self, _task: object) -> None:
+        driver = self._driver
+        if driver is not None:
+            driver.put(self)
+
+    def _look_at(self, task: Task[list[T]], items: list[Any]) -> None:
+        """See what became of a chunk. The rest of one in which an item raised is submitted anew."""
+        if task.cancelled():  # by `cancel_all` or a shutdown
+            self._items, self._held = None, []
+            return
+        self._learn(task, len(items))
+        if not task.has_failed():
+            return
+        error = task.exception()
+        if isinstance(error, ChunkStopped):
+            rest, error = items[len(error.results) + 1 :], error.__cause__
+            self._held = rest + self._held
+        elif isinstance(error, SerializationError) and not task.attempts and len(items) > 1:
+            self._held, self._chunk = items + self._held, 1  # none of them was run: one by one, as one is to blame
+            return
+        if self.dropped and error is not None:
+            self._tell(error)
+
+    def _tell(self, error: BaseException) -> None:
+        """Log what an item of a map raised that nobody reads; the first of them."""
+        if not self._told:
+            self._told = True
+            log.error(
+                "an item of %s raised, and nobody reads the results; the others are run, and if they raise that is not "
+                "logged",
+                self.name,
+                exc_info=error,
+            )
+
+    # ===== chunks =====
+
+    def _learn(self, task: Task[list[T]], count: int) -> None:
+        if self._adapt and task.run_time is not None:
+            fitting = CHUNK_SECONDS * count / max(task.run_time - CHUNK_COST, 1e-6)
+            self._chunk = int(max(1, min(fitting, GROWTH * max(count, self._chunk), self._most)))
+
+    def _fill(self, *, wait: bool = True, driving: bool = False) -> None:
+        """Take items ahead, up to the bound, and submit them. Waits for room if it may, and for nothing else."""
+        with self._lock:
+            filler, self._filler = self._filler, threading.get_ident()
+            try:
+                while (self._items is not None or self._held) and not self._closed:
+                    ahead: Any = self._sent if driving else self._tasks
+                    if len(ahead) >= self._slots or not self._fill_one(ahead, wait=wait, driving=driving):
+                        return
+            except BaseException:
+                self.close()
+                raise
+            finally:
+                self._filler = filler
+
+    def _fill_one(self, ahead: Any, *, wait: bool, driving: bool) -> bool:
+        """Submit one more chunk; false when there is no room."""
+        size = self._chunk
+        if self._bound is not None:
+            taken = sum(len(items) for _, items in ahead) if driving else self._taken + len(self._ready)
+            size = min(size, self._bound - taken)
+            if size <= 0 and ahead:
+                return False
+            size = max(1, size)
+        chunk = self._take(size)
+        if not chunk:
+            return True
+        block = False if ahead or not wait else True if driving else None
+        try:
+            task = self._pool.submit_chunk(self._fn, chunk, starred=self._starred, block=block, late=self._late)
+        except QueueFull:
+            if block is not False:
+                raise
+            self._held = chunk + self._held  # there is something to wait for; then there will be room
+            return False
+        except PoolkitError as exc:
+            if not driving:
+                raise
+            self._items, self._held, self._error = None, [], self._error or exc
+            if self.dropped and not isinstance(exc, PoolClosed):
+                self._tell(exc)
+            return False
+        self._add(task, chunk)
+        return True
+
+    def _add(self, task: Task[list[T]], chunk: list[Any]) -> None:
+        if not self.dropped:
+            self._tasks.append((task, len(chunk)))
+            self._taken += len(chunk)
+        if self._sent is not None:
+            self._sent.append((task, chunk))
+        if self._rings:
+            self._ring_when_done(task)
+        if self._closed:  # meanwhile, by another thread
+            self._pool.cancel_soon(task)
+
+    def _take(self, size: int) -> list[Any]:
+        """Take up to `size` items. What the input raises comes after the results of what it gave before."""
+        chunk, self._held = self._held[:size], self._held[size:]
+        if self._cut is not None and self._items is not None and not getattr(_driving, "depth", 0):
+            self._items, self._error = None, self._cut
+        if len(chunk) < size and self._items is not None:
+            try:
+                chunk.extend(itertools.islice(self._items, size - len(chunk)))
+                if len(chunk) < size:
+                    self._items = None
+            except Exception as exc:
+                if not chunk and not self._tasks and not self._ready and not self._rings:
+                    raise
+                self._items, self._error = None, exc
+                if self.dropped:
+                    self._tell(exc)
+        return chunk

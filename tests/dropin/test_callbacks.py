@@ -1,0 +1,148 @@
+"""Done callbacks that take long, or wait for tasks, as code for the standard library's executors has them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import poolkit
+import support
+import support_functions as work
+from support_gates import Gate
+
+pytestmark = pytest.mark.slow
+
+KINDS = ["thread", "process"]
+
+
+@pytest.fixture(params=KINDS)
+def pool(request: pytest.FixtureRequest) -> Iterator[poolkit.Pool]:
+    with support.watchdog(), poolkit.Pool(2, kind=request.param) as pool:
+        pool.warm_up()
+        yield pool
+
+
+class Slow:
+    """A callback that does not return until it is let go of."""
+
+    def __init__(self) -> None:
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, _task: object) -> None:
+        self.entered.set()
+        assert self.go_on.wait(support.WATCHDOG)
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    made = Slow()
+    yield made
+    made.go_on.set()
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_other_tasks_are_not_delayed_by_a_callback(pool: poolkit.Pool, slow: Slow, count: int) -> None:
+    pool.submit(abs, -1).add_done_callback(slow)
+    slow.entered.wait()
+    assert [task.result() for task in [pool.submit(abs, -n) for n in range(count)]] == list(range(count))
+    assert list(pool.map(abs, range(-count, 0))) == list(range(count, 0, -1))
+    slow.go_on.set()
+
+
+def test_as_many_callbacks_as_workers_delay_nothing(pool: poolkit.Pool, slow: Slow) -> None:
+    for _ in range(4):
+        pool.submit(abs, -1).add_done_callback(slow)
+    slow.entered.wait()
+    assert pool.submit(abs, -1).result() == 1
+    slow.go_on.set()
+
+
+@pytest.mark.parametrize("wait", ["result", "wait", "as_completed", "map"])
+def test_a_callback_may_wait_for_other_tasks(pool: poolkit.Pool, wait: str) -> None:
+    found: list[Any] = []
+    done = threading.Event()
+
+    def callback(_task: object) -> None:
+        try:
+            tasks = [pool.submit(abs, -n) for n in range(5)]
+            if wait == "result":
+                found.append(sum(task.result() for task in tasks))
+            elif wait == "wait":
+                found.append(sum(task.result() for task in concurrent.futures.wait(tasks).done))
+            elif wait == "as_completed":
+                found.append(sum(task.result() for task in concurrent.futures.as_completed(tasks)))
+            else:
+                found.append(sum(pool.map(abs, range(-4, 0))))
+        except BaseException as exc:
+            found.append(exc)
+        done.set()
+
+    pool.submit(abs, -1).add_done_callback(callback)
+    assert done.wait(support.WATCHDOG)
+    assert found == [10]
+
+
+def test_a_limit_is_kept_while_a_callback_runs(pool: poolkit.Pool, slow: Slow, new_gate: Callable[[], Gate]) -> None:
+    pool.submit(abs, -1).add_done_callback(slow)
+    slow.entered.wait()
+    spinning = pool.options(timeout=0.1).submit(work.spin, new_gate())
+    assert type(spinning.exception()) is poolkit.TaskTimeout
+    slow.go_on.set()
+
+
+def test_a_callback_may_wait_for_a_task_whose_worker_crashes() -> None:
+    found: list[Any] = []
+    done = threading.Event()
+
+    def callback(_task: object) -> None:
+        found.append(pool.submit(os._exit, 3).exception())
+        done.set()
+
+    with support.watchdog(), poolkit.Pool(1) as pool:
+        pool.submit(abs, -1).add_done_callback(callback)
+        assert done.wait(support.WATCHDOG)
+        assert type(found[0]) is poolkit.WorkerCrashed
+        assert pool.submit(abs, -1).result() == 1
+
+
+def test_callbacks_that_submit_with_callbacks_come_to_their_end(pool: poolkit.Pool) -> None:
+    done = threading.Event()
+    seen: list[int] = []
+
+    def callback(left: int, _task: object) -> None:
+        seen.append(left)
+        if left:
+            pool.submit(abs, -left).add_done_callback(functools.partial(callback, left - 1))
+        else:
+            done.set()
+
+    pool.submit(abs, -1).add_done_callback(functools.partial(callback, 300))
+    assert done.wait(support.WATCHDOG)
+    assert seen == list(range(300, -1, -1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_end_waits_for_callbacks_but_not_beyond_its_timeout(kind: str, slow: Slow) -> None:
+    order: list[str] = []
+    pool = poolkit.Pool(1, kind=kind)
+    pool.submit(abs, -1).add_done_callback(slow)
+    slow.entered.wait()
+    ending = threading.Thread(target=lambda: (pool.shutdown(), order.append("ended")))  # type: ignore[func-returns-value]
+    ending.start()
+    order.append("let go")
+    slow.go_on.set()
+    ending.join()
+    assert order == ["let go", "ended"]
+    slow.go_on.clear()
+    slow.entered.clear()
+    pool = poolkit.Pool(1, kind=kind)
+    pool.submit(abs, -1).add_done_callback(slow)
+    slow.entered.wait()
+    with support.watchdog():
+        pool.shutdown(timeout=0.1)  # the callback still runs

@@ -1,0 +1,298 @@
+"""Versions of what a call needs of a script: when there is a new one, and when not."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolkit._wire import codec, modules, plans
+from poolkit._wire.plans import Manifest, manifest_for
+
+NewScript = Callable[..., Any]
+
+
+def manifest(script: Any, *names: str) -> Manifest:
+    """What these names of a script need."""
+    modules.look()
+    found = manifest_for(None, {(script.__name__, name) for name in names or ("f",)})
+    assert found is not None
+    return found
+
+
+def order(script: Any, *names: str) -> list[str]:
+    return [item.name for item in manifest(script, *names).items]
+
+
+def version(script: Any, name: str) -> int:
+    """The serial of what a name means now."""
+    return next(item.serial for item in manifest(script, name).items if item.name == name)
+
+
+def test_an_unchanged_plan_gives_the_same_manifest(new_script: NewScript) -> None:
+    """However often, and whatever else changes."""
+    script = new_script("""
+import os, random
+class C:
+    x = [1]
+    def m(self): return K
+class B: pass
+K, data, generator, big, c = 1, {"a": [1]}, random.Random(1), list(range(1000)), B()
+def g(): return C().m(), data, generator, os, big, c
+def f(): return g()
+other = 1
+""")
+    before = manifest(script)
+    script.other = 2
+    script.generator.random()  # where it goes on is the worker's own
+    assert manifest(script) is before
+
+
+@pytest.mark.parametrize(
+    ("source", "change"),
+    [
+        ("K = 1", "K = 2"),
+        ("K = 1", "K = 1.0"),
+        ("K = None", "K = 1"),
+        ("K = 1", "K = None"),
+        ("K = [1]", "K = [1]"),
+        ("class C: pass\nK = C()", "K = C()"),
+        ("K = [1]", "K.append(2)"),
+        ("K = {'a': [1]}", "K['a'].append(2)"),
+        ("K = {1, 2}", "K.add(3)"),
+        ("class C: pass\nK = C()", "K.x = 1"),
+        ("class C: pass\nK = C()\nK.x = []", "K.x.append(1)"),
+        ("from collections import deque\nK = deque(maxlen=2)", "K.append(1)"),
+        ("K = list(range(1000))", "K.append(1)"),
+        ("K = dict.fromkeys(range(1000))", "K[1000] = 1"),
+        ("K = list(range(1000))", "K = list(range(1000))"),
+        ("def K(): return 1", "def K(): return 2"),
+        ("def K(): return 1", "K.__code__ = (lambda: 2).__code__"),
+        ("class K: x = 1", "class K: x = 1"),
+        ("class K: x = 1", "K.x = 2"),
+        ("class K: x = 1", "K.y = 2"),
+        ("class K: x = [1]", "K.x = [1]"),
+        ("class K: x = [1]", "K.x.append(2)"),
+        ("class K:\n def m(self): return 1", "K.m = lambda self: 2"),
+        ("class C: pass\nclass K: x = None", "K.x = C()"),
+        ("import os as K", "import json as K"),
+        ("from math import sin as K", "from math import cos as K"),
+        pytest.param("class K: pass", "class L(K): pass"),
+        pytest.param("def K(x=1): return x", "K.__defaults__ = (2,)"),
+        pytest.param("def K(*, x=1): return x", "K.__kwdefaults__ = {'x': 2}"),
+        pytest.param("def K(): return K.x\nK.x = 1", "K.x = 2"),
+        pytest.param("K = {'a': lambda: 1}", "K['b'] = 1"),
+        pytest.param("class C: pass\nclass K: x = None", "K.x = C"),
+        pytest.param("class K: pass", "K.x = property(lambda self: 1)"),
+        pytest.param("", "K = 1"),
+        pytest.param("def K(): return L()", "def L(): return 1"),
+    ],
+)
+def test_a_change_is_a_new_manifest(new_script: NewScript, source: str, change: str) -> None:
+    """Bound to another object, changed in place, defined again: the next call has it; serials only grow."""
+    script = new_script(f"{source}\ndef f(): return K")
+    before = manifest(script)
+    assert manifest(script) is before
+    last = max(item.serial for item in before.items)
+    exec(compile(change, script.__file__, "exec"), vars(script))  # noqa: S102 -- our own source
+    after = manifest(script)
+    assert after is not before
+    assert after.number > before.number
+    news = [item for item in after.items if item not in before.items]
+    assert news
+    assert all(item.serial > last for item in news)
+    assert manifest(script) is after
+
+
+def test_large_data_is_followed_by_its_length_alone(new_script: NewScript) -> None:
+    """To pickle it for each call would cost too much."""
+    script = new_script("K = list(range(1000))\ndef f(): return K")
+    before = manifest(script)
+    script.K[0] = 5
+    assert manifest(script) is before
+
+
+def test_a_version_is_shared_by_the_manifests_that_need_it(new_script: NewScript) -> None:
+    script = new_script("K = [1]\ndef f(): return K\ndef g(): return K")
+    one, other = manifest(script, "f"), manifest(script, "g")
+    assert one is not other
+    assert {item for item in one.items if item.name == "K"} == {item for item in other.items if item.name == "K"}
+
+
+def test_a_manifest_stays_as_it_was(new_script: NewScript) -> None:
+    """A queued call has the globals of its submit."""
+    script = new_script("K = [1]\ndef f(): return K")
+    before = manifest(script)
+    script.K.append(2)
+    script.K = [3]
+    manifest(script)
+    (item,) = (item for item in before.items if item.name == "K")
+    assert codec.load_value(item.payload) == [1]
+
+
+def test_a_module_that_was_loaded_anew_has_new_versions(new_script: NewScript, tmp_path: Path) -> None:
+    """Another module under the same name."""
+    script = new_script("K = 1\ndef f(): return K")
+    before = version(script, "K")
+    again = type(script)(script.__name__)
+    again.K = 1
+    sys.modules[script.__name__] = again
+    assert version(again, "K") > before
+
+
+def test_a_name_that_was_deleted_is_not_sent(new_script: NewScript) -> None:
+    script = new_script("K = 1\ndef f(): return K")
+    assert set(order(script)) == {"f", "K"}
+    del script.K
+    assert set(order(script)) == {"f"}
+
+
+def test_what_may_be_large_is_not_kept_alive(new_script: NewScript) -> None:
+    """An old version goes with its object; only the newest is known."""
+    script = new_script("class C: pass\nK = C()\ndef f(): return K")
+    manifest(script)
+    dead = weakref.ref(script.K)
+    script.K = None
+    gc.collect()
+    assert dead() is None
+    manifest(script)
+    assert version(script, "K")
+
+
+def test_old_versions_are_freed(new_script: NewScript) -> None:
+    """With the last call that needs them."""
+    script = new_script("K = [1]\ndef f(): return K\nclass C: pass")
+    queued = manifest(script)
+    old = weakref.ref(script.f), weakref.ref(queued)
+    exec("K = [2]\ndef f(): return K", vars(script))  # noqa: S102 -- our own source
+    manifest(script)
+    gc.collect()
+    assert all(each() is not None for each in old)  # for the call that is queued
+    del queued
+    gc.collect()
+    assert [each() for each in old] == [None, None]
+
+
+# ===== classes =====
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("C.x = 5", {"C.x"}),
+        ("C.new = [1]", {"C.new"}),
+        ("C.m = lambda self: 1", {"C.m"}),
+        ("C.m = elsewhere", {"C.m"}),
+        ("pass", set()),
+        pytest.param("C.other = Other()", {"C.other"}),
+        pytest.param("C.other = Other", {"C.other"}),
+        pytest.param("C.p = property(len)", {"C.p"}),
+    ],
+)
+def test_what_was_set_on_a_class_before_it_is_first_needed_travels(
+    new_script: NewScript, setting: str, expected: set[str]
+) -> None:
+    """Its statement does not have it. What was there when it is first needed, is taken for the statement's own."""
+    script = new_script(f"""
+class Other: pass
+def elsewhere(self): return 2
+class C:
+    def m(self): return 0
+    other = p = None
+{setting}
+def f(): return C
+""")
+    found = {name for name in order(script) if name.startswith("C.")}
+    assert expected <= found
+
+
+def test_functions_that_a_class_statement_has_do_not_travel_beside_it(new_script: NewScript) -> None:
+    script = new_script("""
+import dataclasses, enum
+@dataclasses.dataclass
+class D:
+    x: int = 1
+    def m(self): return 1
+class E(enum.Enum):
+    A = 1
+    def m(self): return 1
+def f(): return D, E
+""")
+    found = {name for name in order(script) if "." in name}
+    assert {name for name in found if not name.startswith("E._")} == {"D.x"}
+
+
+# ===== threads =====
+
+
+def test_threads_may_plan_the_same_at_once(new_script: NewScript) -> None:
+    """Whatever the interleaving: in each manifest is one version of each name, and it is one that there was."""
+    script = new_script("class C: pass\nK = [0]\ndef g(): return K, C\ndef f(): return g()")
+    modules.look()
+    start = threading.Barrier(4)
+    wrong: list[object] = []
+
+    def plan_often(number: int) -> None:
+        start.wait(30)
+        for count in range(200):
+            if number == 0:
+                script.K = [count]
+                continue
+            found = manifest(script)
+            names = [item.name for item in found.items]
+            if sorted(names) != ["C", "K", "f", "g"]:
+                wrong.append(names)
+
+    threads = [threading.Thread(target=plan_often, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not wrong
+    script.K = [12345]
+    (item,) = (item for item in manifest(script).items if item.name == "K")
+    assert codec.load_value(item.payload) == [12345]
+
+
+RACE = """
+hook = None
+class V:
+    def __init__(self, n): self.n = n
+    def __reduce__(self):
+        if hook is not None: hook()
+        return V, (self.n,)
+K = V(0)
+def f(): return K
+def g(): return K
+"""
+
+
+def test_a_version_that_was_bound_later_has_the_larger_serial(new_script: NewScript) -> None:
+    """Although it was pickled first: another thread has bound and submitted while the older one was pickled."""
+    script = new_script(RACE)
+    old = script.K
+    later: list[int] = []
+
+    def bind_another() -> None:
+        script.hook = None
+        script.K = script.V(1)
+        later.append(version(script, "K"))
+
+    script.hook = bind_another
+    earlier = next(item for item in manifest(script).items if item.name == "K")
+    assert script.K is not old
+    assert earlier.serial < later[0] or earlier.get() is script.K
+
+
+def test_no_more_plans_than_a_bound_are_kept(new_script: NewScript, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "MOST_PLANS", 3)
+    script = new_script("\n".join(f"def f{n}(): return {n}" for n in range(10)))
+    for n in range(10):
+        manifest(script, f"f{n}")
+        assert len(plans._plans) <= 3

@@ -1,0 +1,482 @@
+"""The half of a worker: what comes of a script is made there, and what tasks have bound stays."""
+
+from __future__ import annotations
+
+import collections
+import linecache
+import marshal
+import pickle
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolkit._child import script
+from poolkit._wire import modules
+from poolkit._wire.items import ABSENT, IMPORT, STATEMENT, VALUE
+from support_scripts import ScriptModules
+
+NAME = "half_of_a_script"
+DESCRIPTION = {"__file__": None, "__doc__": "Text.", "__package__": "", "spec": None, "origin": None, "typed": None}
+
+
+class Half:
+    """The half of a worker in this process, which is sent what a test makes up."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        self._description = description
+        self._number = 0
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What the script's names are bound to."""
+        return {name: value for name, value in vars(sys.modules[NAME]).items() if not name.startswith("__")}
+
+    def define(self, *records: tuple[Any, ...], serials: tuple[int, ...] = (), **more: Any) -> int:
+        """Send a manifest that has these records, and versions that came before; returns its number."""
+        self._number += 1
+        content = (
+            more.get("gone", []),
+            self._number,
+            [*serials, *(record[0] for record in records)],
+            more.get("bundle", []),
+            list(records),
+            {NAME: self._description},
+        )
+        script.define(pickle.dumps(content), None)  # type: ignore[arg-type]  # nothing lies in shared memory
+        return self._number
+
+    def make(self, *records: tuple[Any, ...], **more: Any) -> dict[str, Any]:
+        """Send a manifest, and have it made, as before a call; returns what is bound now."""
+        script.prepare(self.define(*records, **more))
+        return self.names
+
+
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Half]:
+    """A worker's half that has nothing yet."""
+    for name in ("_manifests", "_records", "_bound", "_reasons", "_typed", "_containers"):
+        monkeypatch.setattr(script, name, {})
+    monkeypatch.setattr(script, "_bundles", [])
+    monkeypatch.setattr(script, "ready", set())
+    monkeypatch.setattr(script, "_number", 1)
+    loaded = ScriptModules(tmp_path)
+    half = Half(DESCRIPTION)
+    half.define()
+    del sys.modules[NAME]  # it is made anew, and gone after the test
+    loaded.add(script._make_module(NAME, DESCRIPTION))
+    yield half
+    loaded.close()
+
+
+def value(serial: int, name: str, content: object, shell: object = None, submodules: tuple[str, ...] = ()) -> Any:
+    empty = None if shell is None else pickle.dumps(shell)
+    return serial, NAME, name, VALUE, pickle.dumps(content), None, empty, submodules
+
+
+def statement(serial: int, name: str, text: str, submodules: tuple[str, ...] = ()) -> Any:
+    code = marshal.dumps(compile(text, "<half>", "exec", dont_inherit=True))
+    return serial, NAME, name, STATEMENT, code, None, None, submodules
+
+
+def imported(serial: int, name: str, module: str, inner: str | None = None) -> Any:
+    return serial, NAME, name, IMPORT, marshal.dumps((module, inner)), None, None, ()
+
+
+def absent(serial: int, name: str, why: str) -> Any:
+    return serial, NAME, name, ABSENT, why.encode(), None, None, ()
+
+
+# ===== what comes =====
+
+
+def test_a_module_of_that_name_is_there(half: Half) -> None:
+    """With the attributes that it has in the owner."""
+    half.make(value(1, "K", 5))
+    module = sys.modules[NAME]
+    assert (module.__name__, module.__doc__, module.__package__) == (NAME, "Text.", "")
+    assert not hasattr(module, "__file__")
+    assert NAME in modules.scripts
+    exec("assert len('abc') == 3", vars(module))  # noqa: S102 -- builtins are there
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (value(1, "K", [5]), [5]),
+        (statement(1, "K", "K = 2 + 3"), 5),
+        (imported(1, "K", "json"), sys.modules["json"]),
+        (imported(1, "K", "json.decoder"), sys.modules["json.decoder"]),
+        (imported(1, "K", "json", "dumps"), sys.modules["json"].dumps),
+    ],
+)
+def test_each_kind_is_bound_to_its_name(half: Half, record: Any, expected: object) -> None:
+    assert half.make(record) == {"K": expected}
+
+
+def test_nothing_is_made_before_a_call_needs_it(half: Half) -> None:
+    """What comes is kept, as the call may be taken back."""
+    number = half.define(value(1, "K", 5))
+    assert half.names == {}
+    script.prepare(number)
+    assert half.names == {"K": 5}
+    assert number in script.ready
+
+
+def test_what_is_made_is_made_once(half: Half) -> None:
+    """Whatever manifests have it."""
+    seen: list[int] = []
+    vars(sys.modules[NAME])["seen"] = seen
+    record = statement(2, "made", "made = [len(seen), seen.append(1)][0]")
+    for _ in range(2):
+        assert half.make(record, value(1, "K", 1)) == {"seen": [1], "made": 0, "K": 1}
+
+
+def test_a_manifest_may_have_what_came_with_another(half: Half) -> None:
+    """The one that brought it may never be made."""
+    half.define(value(1, "K", 5))
+    assert half.make(value(2, "L", 6), serials=(1,)) == {"K": 5, "L": 6}
+
+
+def test_an_unknown_manifest_needs_nothing(half: Half) -> None:
+    script.prepare(12345)
+    assert half.names == {}
+
+
+def test_submodules_are_imported_before(half: Half, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be imported is for the task to miss."""
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    record = statement(1, "K", "import sys; K = 'colorsys' in sys.modules", submodules=("no.such_module", "colorsys"))
+    assert half.make(record)["K"] is True
+
+
+# ===== versions =====
+
+
+def test_a_later_version_replaces_an_earlier_one(half: Half) -> None:
+    half.make(value(1, "K", [1]))
+    assert half.make(value(2, "K", [2])) == {"K": [2]}
+
+
+def test_names_never_go_back(half: Half) -> None:
+    """A call that was submitted earlier may come later."""
+    half.make(value(2, "K", [2]))
+    assert half.make(value(1, "K", [1])) == {"K": [2]}
+    assert half.make(statement(1, "K", "K = 1 / 0")) == {"K": [2]}
+
+
+def test_what_a_task_has_bound_stays(half: Half) -> None:
+    """Later versions of the owner's do not replace it."""
+    half.make(value(1, "K", 1000))
+    vars(sys.modules[NAME])["K"] = "the task's"
+    for serial, record in ((2, value(2, "K", 2)), (3, statement(3, "K", "K = 1 / 0")), (4, imported(4, "K", "json"))):
+        assert record[0] == serial
+        assert half.make(record) == {"K": "the task's"}
+    assert script._reasons == {}
+
+
+def test_what_a_task_has_deleted_stays_so(half: Half) -> None:
+    half.make(value(1, "K", [1]))
+    del vars(sys.modules[NAME])["K"]
+    assert half.make(value(2, "K", [2])) == {}
+
+
+def test_what_an_initializer_has_bound_first_stays(half: Half) -> None:
+    """Neither the first sending nor a later one replaces it."""
+    vars(sys.modules[NAME])["K"] = "the initializer's"
+    assert half.make(value(1, "K", 1)) == {"K": "the initializer's"}
+    assert half.make(value(2, "K", 2)) == {"K": "the initializer's"}
+
+
+def test_what_a_task_has_changed_in_place_is_the_owners_still(half: Half) -> None:
+    """It stays until the owner sends another version."""
+    half.make(value(1, "K", [1]))
+    half.names["K"].append("a")
+    assert half.make(value(2, "L", 1)) == {"K": [1, "a"], "L": 1}
+    assert half.make(value(3, "K", [3])) == {"K": [3], "L": 1}
+
+
+def test_attributes_of_classes_are_bound_by_the_same_rules(half: Half) -> None:
+    half.make(statement(1, "C", "class C:\n x = 1"), value(2, "C.x", [2]), value(3, "C.y", [3]))
+    cls = half.names["C"]
+    assert (cls.x, cls.y) == ([2], [3])
+    cls.x = "the task's"
+    half.make(value(4, "C.x", [4]), value(5, "C.y", [5]))
+    assert (cls.x, cls.y) == ("the task's", [5])
+    half.make(value(1, "C.y", [1]))
+    assert cls.y == [5]
+    assert set(half.names) == {"C"}
+
+
+def test_attributes_of_a_class_that_was_defined_again_are_the_owners(half: Half) -> None:
+    """What the statement has set there, no task has bound."""
+    half.make(statement(1, "C", "class C:\n x = [1]"), value(2, "C.x", [1, 2]))
+    half.make(statement(3, "C", "class C:\n x = [3]"), value(4, "C.x", [3, 4]))
+    assert half.names["C"].x == [3, 4]
+
+
+def test_statements_that_act_are_run_once_for_each_version(half: Half) -> None:
+    """They bind no name."""
+    act = "seen.append('C' + str(C.n))"
+    vars(sys.modules[NAME])["seen"] = []
+    half.make(statement(2, "C", "class C: n = 1"), statement(3, "C#7", act))
+    half.make(statement(3, "C#7", act), serials=(2,))
+    half.make(statement(4, "C", "class C: n = 2"), statement(5, "C#7", act))
+    assert half.names["seen"] == ["C1", "C2"]
+    assert set(half.names) == {"seen", "C"}
+
+
+@pytest.mark.parametrize("content", [[1], {1: 1}, {1}])
+def test_data_has_the_effects_of_statements_already(half: Half, content: Any) -> None:
+    """A decorator that registers what it decorates does so once."""
+    register = "seen.append(2)" if type(content) is list else "seen.update({2: 2})"
+    names = half.make(value(1, "seen", content), statement(2, "C", f"class C: pass\n{register}"))
+    assert names["seen"] == content
+
+
+# ===== the bundle =====
+
+
+def test_plain_functions_are_there_for_who_looks_them_up(half: Half) -> None:
+    """Although no call has named them; one that fails is nobody's trouble."""
+    bundle = [value(1, "g", len), (2, NAME, "h", VALUE, b"junk", None, None, ())]
+    assert half.make(bundle=bundle) == {"g": len}
+    assert script._reasons == {}
+
+
+def test_the_bundle_replaces_nothing_newer(half: Half) -> None:
+    half.make(value(5, "g", [5]))
+    assert half.make(bundle=[value(1, "g", [1])]) == {"g": [5]}
+    vars(sys.modules[NAME])["h"] = "the task's"
+    assert half.make(bundle=[value(6, "h", [1])])["h"] == "the task's"
+
+
+# ===== shells =====
+
+
+def test_a_container_is_there_while_its_contents_are_made(half: Half) -> None:
+    """What fills it while it is made has one to fill; then it has what the owner's has, and is the same object."""
+    fill = statement(2, "C", "class C: pass\nregistry['C'] = C\nheld = registry")
+    content = {"key": [1]}
+    names = half.make(fill, value(1, "registry", content, shell={}))
+    assert names["registry"] == content
+    assert names["registry"] is names["held"]
+
+
+@pytest.mark.parametrize(
+    ("content", "empty"),
+    [
+        ([1, 2], []),
+        ({1, 2}, set()),
+        ({"a": 1}, {}),
+        (collections.deque([1, 2], maxlen=2), collections.deque(maxlen=2)),
+    ],
+)
+def test_a_filled_shell_is_like_the_owners(half: Half, content: Any, empty: Any) -> None:
+    made = half.make(value(1, "x", content, shell=empty))["x"]
+    assert (type(made), repr(made)) == (type(content), repr(content))
+
+
+def test_a_shell_replaces_nothing(half: Half) -> None:
+    """A name that is bound already has no need of one."""
+    vars(sys.modules[NAME])["x"] = "the task's"
+    assert half.make(value(1, "x", [1], shell=[])) == {"x": "the task's"}
+    half.make(value(2, "y", [1], shell=[]))
+    half.names["y"].append("a")
+    held = half.names["y"]
+    assert half.make(value(3, "z", [1]), serials=(2,))["y"] == [1, "a"]
+    assert half.make(value(4, "y", [4], shell=[]))["y"] == [4]
+    assert held == [1, "a"]
+
+
+def test_the_shell_of_an_attribute_is_that_of_its_class(half: Half) -> None:
+    base = statement(1, "B", "class B:\n registry = []")
+    names = half.make(base, value(2, "B.registry", ["owner"], shell=[]))
+    assert names["B"].registry == ["owner"]
+    assert set(names) == {"B"}
+
+
+# ===== failures =====
+
+
+def raised(fn: Any) -> Any:
+    try:
+        fn()
+    except Exception as error:
+        script.explain(error)
+        return error
+    raise AssertionError
+
+
+def notes_of(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (statement(1, "K", "K = 1 / 0"), "ZeroDivisionError"),
+        (imported(1, "K", "no_such_module"), "no_such_module"),
+        (imported(1, "K", "json", "no_such_name"), "no_such_name"),
+        ((1, NAME, "K", VALUE, b"junk", None, None, ()), "UnpicklingError"),
+        (absent(1, "K", "TypeError: cannot pickle it"), "TypeError: cannot pickle it"),
+    ],
+)
+def test_a_name_that_could_not_be_made_is_told_to_who_misses_it(half: Half, record: Any, why: str) -> None:
+    """And to nobody else: the call may not need it."""
+    assert half.make(record, value(2, "L", 2)) == {"L": 2}
+    exec("def read(): return K\ndef read_other(): return M", vars(sys.modules[NAME]))  # noqa: S102 -- our own source
+    error = raised(lambda: sys.modules[NAME].read())
+    assert isinstance(error, NameError)
+    (note,) = notes_of(error)
+    assert "'K'" in note
+    assert why in note
+    assert notes_of(raised(lambda: sys.modules[NAME].read_other())) == []
+    assert notes_of(raised(lambda: 1 / 0)) == []
+
+
+def test_what_failed_is_tried_again_with_the_next_call(half: Half) -> None:
+    """By then it may be there."""
+    record = statement(1, "K", "K = L")
+    number = half.define(record)
+    script.prepare(number)
+    assert number not in script.ready
+    vars(sys.modules[NAME])["L"] = 5
+    script.prepare(number)
+    assert half.names["K"] == 5
+    assert number in script.ready
+    assert script._reasons == {}
+
+
+def test_a_later_version_makes_good_what_failed(half: Half) -> None:
+    half.make(statement(1, "K", "K = 1 / 0"))
+    assert half.make(value(2, "K", 2)) == {"K": 2}
+    assert script._reasons == {}
+
+
+def test_an_attribute_whose_class_could_not_be_made_is_missing_with_it(half: Half) -> None:
+    half.make(statement(1, "C", "class C(missing): pass"), value(2, "C.x", 1), value(3, "K", 3))
+    assert half.names == {"K": 3}
+
+
+def test_what_is_no_exception_is_let_out(half: Half) -> None:
+    """As it ends the task."""
+    with pytest.raises(KeyboardInterrupt):
+        half.make(statement(1, "K", "raise KeyboardInterrupt"))
+
+
+def test_an_unpickled_name_that_could_not_be_made_is_told(half: Half) -> None:
+    """The message of the unpickler, with the reason."""
+    half.make(statement(1, "K", "class K(1 / 0): pass"))
+    error = raised(lambda: pickle.loads(f"c{NAME}\nK\n.".encode()))
+    (note,) = notes_of(error)
+    assert "ZeroDivisionError" in note
+
+
+# ===== what is gone =====
+
+
+def test_what_only_forgotten_manifests_have_is_forgotten(half: Half) -> None:
+    """That was never made; what another manifest has is kept."""
+    first = half.define(value(1, "K", 1), value(2, "L", 2))
+    second = half.define(serials=(2,))
+    half.define(gone=[first])
+    assert set(script._records) == {2}
+    script.prepare(first)
+    assert half.names == {}
+    script.prepare(second)
+    assert half.names == {"L": 2}
+
+
+def test_what_was_made_is_not_kept_as_it_came(half: Half) -> None:
+    half.make(value(1, "K", 1), value(2, "L", 2))
+    assert script._records == {}
+    assert script._bundles == []
+
+
+# ===== random numbers =====
+
+
+@pytest.mark.parametrize("kind", [random.Random, type("Own", (random.Random,), {"__module__": __name__})])
+def test_each_worker_draws_numbers_of_its_own(
+    half: Half, monkeypatch: pytest.MonkeyPatch, kind: type[random.Random]
+) -> None:
+    """From what was sent and its number: the same in each run."""
+    monkeypatch.setattr(sys.modules[__name__], "Own", kind, raising=False)
+    drawn = []
+    for number in (1, 2, 1):
+        monkeypatch.setattr(script, "_number", number)
+        script._bound.clear()
+        vars(sys.modules[NAME]).pop("rng", None)
+        drawn.append(half.make(value(1, "rng", kind(5)))["rng"].random())
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+# ===== names that nothing has needed =====
+
+
+@pytest.fixture
+def with_source(half: Half) -> Iterator[Callable[[str], Any]]:
+    """Give the module a source."""
+
+    def give(text: str) -> Any:
+        module: Any = sys.modules[NAME]
+        module.__file__ = f"<source of {NAME}>"
+        linecache.cache[module.__file__] = len(text), None, text.splitlines(keepends=True), module.__file__
+        return module
+
+    yield give
+    linecache.cache.pop(f"<source of {NAME}>", None)
+
+
+def test_a_definition_is_made_when_it_is_looked_up_on_the_module(with_source: Callable[[str], Any]) -> None:
+    """With what it needs: definitions, imports, constants; in the script's order, and nothing else."""
+    module = with_source("""
+import json as j
+print("a side effect")
+FACTOR = 3
+DATA = open("/no/such/file")
+class Base:
+    factor = FACTOR
+class C(Base):
+    def m(self): return helper(self.factor)
+def helper(x): return j.dumps(x)
+class Other: 1 / 0
+""")
+    assert module.C().m() == "3"
+    assert vars(module).keys() >= {"C", "Base", "FACTOR", "helper", "j"}
+    assert not vars(module).keys() & {"DATA", "Other"}
+    assert pickle.loads(f"c{NAME}\nBase\n.".encode()) is module.Base
+
+
+@pytest.mark.parametrize("name", ["missing", "DATA", "constant", "__path__", "__no_such_name__"])
+def test_data_is_not_made_from_the_source(with_source: Callable[[str], Any], name: str) -> None:
+    module = with_source("DATA = [1 / 0]\nconstant = 1\n")
+    with pytest.raises(AttributeError, match=name):
+        getattr(module, name)
+    assert not hasattr(module, name)
+
+
+def test_what_is_bound_is_not_made_anew_for_that(with_source: Callable[[str], Any]) -> None:
+    module = with_source("def g(): return K\ndef h(): return g()\nK = 1\n")
+    vars(module)["K"] = 7
+    vars(module)["g"] = old = lambda: 8
+    assert module.h() == 8
+    assert (module.K, module.g) == (7, old)
+
+
+def test_a_version_of_the_owners_replaces_what_was_made_from_the_source(
+    half: Half, with_source: Callable[[str], Any]
+) -> None:
+    module = with_source("def g(): return 1\n")
+    assert module.g() == 1
+    half.make(value(1, "g", len))
+    assert module.g is len
+
+
+def test_without_a_source_there_is_nothing_to_make(half: Half) -> None:
+    with pytest.raises(AttributeError, match="missing"):
+        sys.modules[NAME].missing  # noqa: B018 -- the point
