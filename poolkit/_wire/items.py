@@ -68,7 +68,7 @@ class Item:
         self.snapshot: dict[str, object] | None = None  # of a class: its attributes when it was first needed
         self.strong: object = None
         self.weak: Any = None  # only a weak reference is kept of what may be large
-        if type(value) in ATOMS or isinstance(value, (FunctionType, type, ModuleType)):
+        if type(value) in ATOMS or issubclass(type(value), (FunctionType, type, ModuleType)):
             self.strong = value
         else:
             try:

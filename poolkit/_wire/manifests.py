@@ -33,18 +33,19 @@ class Sent:
     def __init__(self, inherited: Inherited | None = None) -> None:
         self.manifests: dict[int, ref[Manifest]] = {}
         self._serials: set[int] = set()
-        self._bundles: list[tuple[Item, ...]] = []
+        self._bundles: dict[str, tuple[Item, ...]] = {}  # by module, the last one
         self._inherited = inherited or {}
+        self._next: tuple[Any, Any, Any] = (self.manifests, self._serials, self._bundles)
 
     def lacking(self, manifest: Manifest) -> tuple[bytes, list[Region]]:
-        """Return the payload of the frame that has what the worker lacks for this manifest, which it then has."""
+        """Return the payload of the frame that has what the worker lacks for this manifest; `commit` once written."""
         manifests = {number: known for number, known in self.manifests.items() if known() is not None}
         gone = [number for number in self.manifests if number not in manifests]
         serials = self._serials
         if gone:
             alive = [known() for known in manifests.values()]
             serials = {item.serial for each in alive if each is not None for item in each.items}
-        bundles = [each for each in manifest.bundles if not any(each is known for known in self._bundles)]
+        bundles = [each for each in manifest.bundles if each and self._bundles.get(each[0].module) is not each]
         bundle = [item.record() for each in bundles for item in each if not self._has(item)]
         wanted = [item for item in manifest.items if not self._has(item)]
         news = [item for item in wanted if item.serial not in serials]
@@ -63,21 +64,27 @@ class Sent:
         )
         regions = [item.region for item in news if item.region is not None]
         manifests[manifest.number] = ref(manifest)
-        self._serials = serials.union(item.serial for item in wanted)
-        self._bundles = self._bundles + bundles
-        self.manifests = manifests  # last: until here nothing was sent
+        self._next = (
+            manifests,
+            serials.union(item.serial for item in wanted),
+            {**self._bundles, **{each[0].module: each for each in bundles}},
+        )
         return data, regions
+
+    def commit(self) -> None:
+        """What was lacking has been written."""
+        self.manifests, self._serials, self._bundles = self._next
 
     def _has(self, item: Item) -> bool:
         """Return True if the worker was forked with this version."""
         name, is_act, _ = item.name.partition("#")
-        value, digest = self._inherited.get((item.module, name), (_MISSING, None))
+        value, digest, length = self._inherited.get((item.module, name), (_MISSING, None, -1))
         if is_act:
             return value is not _MISSING
-        return item.get() is value and (item.digest is None or digest is None or item.digest == digest)
+        return item.get() is value and (item.digest == digest and item.length in (-1, length))
 
 
-Inherited = dict[tuple[str, str], tuple[object, "bytes | None"]]
+Inherited = dict[tuple[str, str], tuple[object, "bytes | None", int]]
 _MISSING = object()
 
 
@@ -87,11 +94,15 @@ def inheritance() -> Inherited:
     for module_name in sorted(scripts):
         module = sys.modules.get(module_name)
         for name, value in list(vars(module).items()) if isinstance(module, ModuleType) else ():
-            found[module_name, name] = value, _digest(value)
+            found[module_name, name] = value, _digest(value), _length(value)
             if isinstance(value, type) and value.__module__ == module_name:
                 for attribute, each in list(vars(value).items()):
-                    found[module_name, f"{name}.{attribute}"] = each, _digest(each)
+                    found[module_name, f"{name}.{attribute}"] = each, _digest(each), _length(each)
     return found
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, (list, dict, set, bytearray)) else -1
 
 
 class _Bounded:

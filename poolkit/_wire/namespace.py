@@ -82,7 +82,7 @@ class Namespace:
             made.now = ((self.name, name.partition(".")[0]), *made.now)
         with _lock:
             newest = self._items.get(name)
-            if newest is not known and newest is not None and newest.get() is value:
+            if newest is not known and newest is not None and newest.is_current(value):
                 return newest  # another thread was faster
             made.serial = serial
             if newest is None or newest.serial < serial:
@@ -109,15 +109,16 @@ class Namespace:
         return self._bundle
 
     def _make(self, name: str, value: Any, *, is_new: bool) -> Item:
-        if isinstance(value, ModuleType):
-            item = Item(self.name, name, IMPORT, marshal.dumps((value.__name__, None)), value)
-            if value.__name__ in scripts and sys.modules.get(value.__name__) is value and value is not self.module:
-                item.later = tuple((value.__name__, each) for each in vars(value) if each not in RESERVED)
+        if issubclass(type(value), ModuleType):
+            home: str = value.__name__
+            item = Item(self.name, name, IMPORT, marshal.dumps((home, None)), value)
+            if home in scripts and sys.modules.get(home) is value and value is not self.module:
+                item.later = tuple((home, each) for each in vars(value) if each not in RESERVED)
             own = self.dict.get("__file__")
             if isinstance(own, str) and name in sources.acted_on(own, self.dict):
                 self._act_on(item, source_for(own, self.dict))
             return item
-        if isinstance(value, type) and value.__module__ == self.name and value.__qualname__ == name:
+        if issubclass(type(value), type) and value.__module__ == self.name and value.__qualname__ == name:
             return self._make_class(name, value)
         if is_new and "." not in name and (module_name := imported_from(name, value)) is not None:
             return Item(self.name, name, IMPORT, marshal.dumps((module_name, name)), value)
@@ -219,7 +220,7 @@ class Namespace:
         item.submodules = self._submodules(code)
         return item
 
-    def _find(self, name: str, value: Any, *, is_named: bool) -> tuple[Source, Any] | None:
+    def _find(self, name: str, value: Any, *, is_named: bool) -> tuple[Source, Any] | None:  # noqa: C901 -- kind by kind
         """The statement that made what a name means, where the source is to be had and agrees.
 
         What goes by its name (`is_named`), such as a NewType or a sentinel, may be made by any assignment.
@@ -234,10 +235,15 @@ class Namespace:
                 if kind in ("Import", "ImportFrom"):
                     continue
                 if kind in ("Assign", "AnnAssign"):
-                    if (is_named and name in source.plain) or self._may_assign(source, node, name, value):
+                    if node not in source.plain or (not is_named and len(candidates) > 1):
+                        continue
+                    if is_named or self._may_assign(source, node, value):
                         return source, node
                 elif isinstance(value, type) and kind == "ClassDef":
-                    if _agrees(value, source, node, filename, is_last=node is candidates[-1]):
+                    if sources.opens_to_write(node):
+                        continue
+                    is_last, is_only = node is candidates[-1], len(candidates) == 1
+                    if _agrees(value, source, node, filename, is_last=is_last, is_only=is_only):
                         return source, node
                 elif kind != "ClassDef" or not isinstance(value, type):
                     return source, node
@@ -257,10 +263,12 @@ class Namespace:
             files += ("<string>", "<stdin>")
         return list(dict.fromkeys(files))
 
-    def _may_assign(self, source: Source, node: Any, name: str, value: Any) -> bool:
-        """Return True if `name = call(...)` may be run in a worker."""
+    def _may_assign(self, source: Source, node: Any, value: Any) -> bool:
+        """Return True if `name = call(...)` may be run in a worker: it makes the same there, and no file."""
         call = node.value
-        if type(call).__name__ != "Call" or name not in source.plain:
+        if type(call).__name__ != "Call" or sources.opens_to_write(node):
+            return False
+        if not sources.has_simple_arguments(call, source.definitions):
             return False
         root = sources.root_of(call.func)
         callee: Any = self.dict.get(root, MISSING) if root is not None else MISSING
@@ -349,7 +357,7 @@ def _is_definition(value: object) -> bool:
     )
 
 
-def _agrees(cls: type, source: Source, node: Any, filename: str, *, is_last: bool) -> bool:
+def _agrees(cls: type, source: Source, node: Any, filename: str, *, is_last: bool, is_only: bool) -> bool:
     """Return True if a class statement has the code of the class's own functions; one without, if it is the last."""
     prefix, written = f"{cls.__qualname__}.", sources.functions_in(node)
     own = [
@@ -358,7 +366,7 @@ def _agrees(cls: type, source: Source, node: Any, filename: str, *, is_last: boo
         if each.__code__.co_filename == filename and each.__qualname__.startswith(prefix) and each.__name__ in written
     ]
     if not own:
-        return is_last and not written
+        return is_last and not written and is_only
     return sources.codes_in(source.code_of(node)).issuperset(own)
 
 

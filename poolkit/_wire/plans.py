@@ -78,13 +78,10 @@ class Plan:
                 self._classes.append((attributes.get, names, values, item.strong, len(attributes), count))
             elif item.kind == IMPORT and hasattr(item.strong, "__path__"):
                 self.count = len(sys.modules)
-        for module_name, name in unbound:  # what is not there gives None
-            names, values = strong.setdefault(module_name, ([], []))
-            names.append(name)
-            values.append(None)
+        self._unbound = [(_namespaces[module_name].dict, name) for module_name, name in unbound]
         self._modules = [(name, _namespaces[name].module) for name in manifest.modules]
         self._bindings = [(_namespaces[module].dict.get, *lists) for module, lists in strong.items()]
-        self._is_simple = self.count == -1 and not (self._weak or self._classes or self._followed)
+        self._is_simple = self.count == -1 and not (self._weak or self._classes or self._followed or self._unbound)
 
     def is_current(self) -> bool:
         """Return True if nothing has changed. Costs some 50 ns a name."""
@@ -98,9 +95,12 @@ class Plan:
             return False
         return self._is_simple or self._is_rest_current()
 
-    def _is_rest_current(self) -> bool:
+    def _is_rest_current(self) -> bool:  # noqa: C901, PLR0911 -- one kind of change after another
         if self.count not in (-1, len(sys.modules)):
             return False
+        for namespace, name in self._unbound:
+            if name in namespace:
+                return False
         for get, name, weak in self._weak:
             value = get(name)
             if value is None or weak() is not value:

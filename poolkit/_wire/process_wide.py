@@ -26,7 +26,8 @@ _DISPATCH = ("registry", "dispatch", "register", "_clear_cache")
 _NEVER = frozenset({"concurrent", "multiprocessing", "poolkit", "socket", "subprocess", "threading"})
 _REFUSED = frozenset({
     ("subprocess", "Popen"), ("threading", "Thread"), ("concurrent.futures._base", "Executor"),
-    ("concurrent.futures._base", "Future"),
+    ("concurrent.futures._base", "Future"), ("os", "_wrap_close"), ("tempfile", "_TemporaryFileWrapper"),
+    ("tempfile", "_TemporaryFileCloser"),
 })  # fmt: skip
 _streams = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
 _variables: dict[tuple[int, str], ContextVar[Any]] = {}  # a worker's own, by the owner's id and name
@@ -139,6 +140,8 @@ def is_made_anew(value: Any, callee: Any) -> bool:
     """
     home = callee.__name__ if isinstance(callee, ModuleType) else getattr(callee, "__module__", None)
     if home is None or home in scripts:
+        return False
+    if any((cls.__module__, cls.__name__) in _REFUSED for cls in type(value).__mro__):
         return False
     return not any(cls.__module__.partition(".")[0] in _NEVER for cls in type(value).__mro__)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 __all__ = ["Source", "functions_of", "source_for"]
 
+_MOST_WRAPPERS = 20
 _BLOCKS = ("If", "Try", "TryStar", "With")
 
 
@@ -29,7 +30,7 @@ class Source:
     Attributes:
         definitions: by name, the statements that define it, in order.
         acting: by name, the statements that act on what it names: `X.attribute = ...`, `X.register(...)`.
-        plain: names bound by one plain assignment outside any block.
+        plain: the assignments to one name outside any block.
     """
 
     def __init__(self, filename: str, text: str) -> None:
@@ -37,7 +38,7 @@ class Source:
         self.filename = filename
         self.definitions: dict[str, list[Any]] = {}
         self.acting: dict[str, list[Any]] = {}
-        self.plain: set[str] = set()
+        self.plain: set[ast.stmt] = set()
         self._imports: list[ast.stmt] = []
         self._flags = 0
         tree = ast.parse(text, filename)
@@ -83,7 +84,7 @@ class Source:
             if isinstance(target, ast.Name):
                 self.definitions.setdefault(target.id, []).append(node)
                 if is_top and len(targets) == 1:
-                    self.plain.add(target.id)
+                    self.plain.add(node)
             elif isinstance(target, (ast.Attribute, ast.Subscript)) and (name := _root_of(target)) is not None:
                 self.acting.setdefault(name, []).append(node)
 
@@ -162,8 +163,10 @@ def functions_of(cls: type) -> list[types.FunctionType]:
         parts: tuple[Any, ...] = (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,)
         for part in parts:
             function: Any = part.func if type(part).__name__ == "cached_property" else part
-            while hasattr(function, "__wrapped__") and not isinstance(function, type):
-                function = function.__wrapped__
+            for _ in range(_MOST_WRAPPERS):
+                if type(function) is types.FunctionType and "__wrapped__" not in vars(function):
+                    break
+                function = getattr(function, "__dict__", {}).get("__wrapped__")
             if type(function) is types.FunctionType:
                 found.append(function)
     return found
@@ -271,3 +274,31 @@ def attributes_set(node: Any) -> frozenset[str]:
     return frozenset(
         each.attr for each in targets if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name)
     )
+
+
+def opens_to_write(node: ast.AST) -> bool:
+    """Return True if running a statement itself, not its functions, may open a file to write to it."""
+    pending: list[Any] = [node]
+    for each in pending:  # grows while we go through it
+        if isinstance(each, ast.Call):
+            values = [*each.args, *(keyword.value for keyword in each.keywords)]
+            texts = [value.value for value in values if isinstance(value, ast.Constant)]
+            if any(isinstance(text, str) and _WRITES.fullmatch(text) for text in texts):
+                return True
+        if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            pending += [*each.decorator_list, each.args]
+        elif not isinstance(each, ast.Lambda):
+            pending += ast.iter_child_nodes(each)
+    return False
+
+
+_WRITES = re.compile(r"(?=.*[wxa+])[rwxabtU+]{1,4}")
+
+
+def has_simple_arguments(call: ast.Call, names: dict[str, list[Any]]) -> bool:
+    """Return True if a call is given what it would be given at any time: no results of calls, names bound once."""
+    for value in (*call.args, *(keyword.value for keyword in call.keywords)):
+        for each in ast.walk(value):
+            if isinstance(each, ast.Call) or (isinstance(each, ast.Name) and len(names.get(each.id, ())) > 1):
+                return False
+    return True

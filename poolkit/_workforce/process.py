@@ -141,6 +141,7 @@ class ProcessWorkforce(DrivenWorkforce):
         if regions:
             self.freight.hand_over(member, regions)
         self._write(member, [messages.FRAME_TO_WORKER.pack(messages.DEFINE, 0, len(payload)), payload])
+        member.sent.commit()
 
     def reclaim(self, worker_id: int) -> int:
         """Take the tokens that the worker has not taken; tell it where what they stood for ends."""
@@ -380,6 +381,7 @@ class ProcessWorkforce(DrivenWorkforce):
                 if regions:
                     self.freight.hand_over(member, regions)
                 self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)), told])
+                member.sent.commit()
         except BaseException:
             for fd in theirs:
                 _os.close_fd(fd)

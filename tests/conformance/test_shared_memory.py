@@ -261,6 +261,7 @@ def test_a_shared_array_is_written_to_by_all(pool: poolkit.Pool) -> None:
 @pytest.mark.needs("process")
 def test_a_handle_is_small_and_copies_nothing(pool: poolkit.Pool) -> None:
     with poolkit.SharedArray(8 * MIB, "u1") as shared:
+        pool.submit(work.total, shared).result()  # its worker starts
         before = pool.stats()
         for _ in range(5):
             pool.submit(work.total, shared).result()
