@@ -115,3 +115,17 @@ def limit_memory(more: int) -> None:
 
     mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))
+
+
+# ===== what decorates =====
+
+
+class Mapper:
+    """Changes the classes that it is given, and keeps what no other process can have: as the registries of ORMs do."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def mapped(self, cls: Any) -> Any:
+        cls.columns = property(lambda _: ["id"])
+        return cls
