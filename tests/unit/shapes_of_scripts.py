@@ -699,9 +699,9 @@ def f(): return C().m()
 """,
     "typeddict": """
 from typing import TypedDict
-class T(TypedDict, total=False):
+class Movie(TypedDict, total=False):
     x: int
-def f(): return T(x=1), sorted(T.__annotations__), T.__total__
+def f(): return Movie(x=1), sorted(Movie.__annotations__), Movie.__total__
 """,
     "typing_hints": """
 from __future__ import annotations
@@ -866,6 +866,16 @@ import types
 m = types.ModuleType('dyn')
 m.x = 1
 def f(): return m.x
+""",
+    ),
+    "function_of_another_module": (
+        "a class is looked for in the source of any function that it has, such as typing's, which has a name T",
+        """
+import typing
+class T:
+    x = 3
+    hints = staticmethod(typing.get_type_hints)
+def f(): return T.x, T.hints(T)
 """,
     ),
     "generic": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import marshal
 import sys
@@ -160,6 +161,13 @@ class Wrapper:
 def f(): return 1
 """)
     assert kinds(script) == {"Wrapper": STATEMENT, "f": STATEMENT}
+
+
+def test_a_connection_is_made_anew(new_script: NewScript) -> None:
+    """By the plain call that made it here."""
+    script = new_script("import sqlite3\nx = sqlite3.connect(':memory:')")
+    with contextlib.closing(script.x):
+        assert kinds(script, "x") == {"sqlite3": IMPORT, "x": STATEMENT}
 
 
 def test_an_object_that_a_module_has_under_this_name_is_imported_from_there(new_script: NewScript) -> None:
