@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 ADVICE = (
     "a worker raised this while it loaded the call: it imports by name what functions and arguments belong to, from "
     "the sys.path that this program had when the worker started. Make that importable there: install it, or extend "
@@ -12,9 +14,11 @@ ADVICE = (
 
 def say_where(error: BaseException) -> None:
     """Add to an error of a name that was not found that it was raised in a worker, and what to do."""
-    missing = isinstance(error, ImportError) or (
-        isinstance(error, AttributeError) and str(error).startswith("Can't get attribute")
-    )
+    if isinstance(error, AttributeError):
+        # up to CPython 3.13 in words of pickle's own
+        missing = isinstance(error.obj, ModuleType) or str(error).startswith("Can't get attribute")
+    else:
+        missing = isinstance(error, ImportError)
     if not missing:
         return
     if hasattr(error, "add_note"):

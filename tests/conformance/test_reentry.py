@@ -251,11 +251,14 @@ def test_one_interrupt_at_exit_stops_every_pool(monkeypatch):
         def __init__(self, name):
             self.name = name
 
-        def shutdown(self, *, wait, cancel_queued, kill, timeout):
-            assert cancel_queued == kill == (not wait)
-            done.append(f"{'wait' if wait else 'stop'} {self.name}")
+        def end_with_interpreter(self):
+            done.append(f"wait {self.name}")
             if len(done) == 1:
                 raise KeyboardInterrupt
+
+        def shutdown(self, *, wait, cancel_queued, kill, timeout):
+            assert (wait, cancel_queued, kill, timeout) == (False, True, True, None)
+            done.append(f"stop {self.name}")
 
     monkeypatch.setattr(lifetime, "_all_live", lambda: [Stand("a"), Stand("b")])
     lifetime._finish_all()

@@ -46,25 +46,42 @@ def slow() -> Iterator[Slow]:
     made.go_on.set()
 
 
+Add = Callable[[poolkit.Pool, Callable[[Any], object]], None]
+
+
+@pytest.fixture
+def add_callback(new_gate: Callable[[], Gate]) -> Add:
+    """Adds a callback to a task that is done afterwards: to one that is done already it would be called here."""
+
+    def add(pool: poolkit.Pool, callback: Callable[[Any], object]) -> None:
+        release = new_gate()
+        pool.submit(work.arrive_and_wait, new_gate(), release).add_done_callback(callback)
+        release.signal()
+
+    return add
+
+
 @pytest.mark.parametrize("count", [1, 10])
-def test_other_tasks_are_not_delayed_by_a_callback(pool: poolkit.Pool, slow: Slow, count: int) -> None:
-    pool.submit(abs, -1).add_done_callback(slow)
+def test_other_tasks_are_not_delayed_by_a_callback(
+    pool: poolkit.Pool, slow: Slow, add_callback: Add, count: int
+) -> None:
+    add_callback(pool, slow)
     slow.entered.wait()
     assert [task.result() for task in [pool.submit(abs, -n) for n in range(count)]] == list(range(count))
     assert list(pool.map(abs, range(-count, 0))) == list(range(count, 0, -1))
     slow.go_on.set()
 
 
-def test_as_many_callbacks_as_workers_delay_nothing(pool: poolkit.Pool, slow: Slow) -> None:
+def test_as_many_callbacks_as_workers_delay_nothing(pool: poolkit.Pool, slow: Slow, add_callback: Add) -> None:
     for _ in range(4):
-        pool.submit(abs, -1).add_done_callback(slow)
+        add_callback(pool, slow)
     slow.entered.wait()
     assert pool.submit(abs, -1).result() == 1
     slow.go_on.set()
 
 
 @pytest.mark.parametrize("wait", ["result", "wait", "as_completed", "map"])
-def test_a_callback_may_wait_for_other_tasks(pool: poolkit.Pool, wait: str) -> None:
+def test_a_callback_may_wait_for_other_tasks(pool: poolkit.Pool, add_callback: Add, wait: str) -> None:
     found: list[Any] = []
     done = threading.Event()
 
@@ -83,20 +100,22 @@ def test_a_callback_may_wait_for_other_tasks(pool: poolkit.Pool, wait: str) -> N
             found.append(exc)
         done.set()
 
-    pool.submit(abs, -1).add_done_callback(callback)
+    add_callback(pool, callback)
     assert done.wait(support.WATCHDOG)
     assert found == [10]
 
 
-def test_a_limit_is_kept_while_a_callback_runs(pool: poolkit.Pool, slow: Slow, new_gate: Callable[[], Gate]) -> None:
-    pool.submit(abs, -1).add_done_callback(slow)
+def test_a_limit_is_kept_while_a_callback_runs(
+    pool: poolkit.Pool, slow: Slow, add_callback: Add, new_gate: Callable[[], Gate]
+) -> None:
+    add_callback(pool, slow)
     slow.entered.wait()
     spinning = pool.options(timeout=0.1).submit(work.spin, new_gate())
     assert type(spinning.exception()) is poolkit.TaskTimeout
     slow.go_on.set()
 
 
-def test_a_callback_may_wait_for_a_task_whose_worker_crashes() -> None:
+def test_a_callback_may_wait_for_a_task_whose_worker_crashes(add_callback: Add) -> None:
     found: list[Any] = []
     done = threading.Event()
 
@@ -105,7 +124,7 @@ def test_a_callback_may_wait_for_a_task_whose_worker_crashes() -> None:
         done.set()
 
     with support.watchdog(), poolkit.Pool(1) as pool:
-        pool.submit(abs, -1).add_done_callback(callback)
+        add_callback(pool, callback)
         assert done.wait(support.WATCHDOG)
         assert type(found[0]) is poolkit.WorkerCrashed
         assert pool.submit(abs, -1).result() == 1
@@ -122,16 +141,16 @@ def test_callbacks_that_submit_with_callbacks_come_to_their_end(pool: poolkit.Po
         else:
             done.set()
 
-    pool.submit(abs, -1).add_done_callback(functools.partial(callback, 300))
+    pool.submit(abs, -1).add_done_callback(functools.partial(callback, 100))
     assert done.wait(support.WATCHDOG)
-    assert seen == list(range(300, -1, -1))
+    assert seen == list(range(100, -1, -1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_end_waits_for_callbacks_but_not_beyond_its_timeout(kind: str, slow: Slow) -> None:
+def test_the_end_waits_for_callbacks_but_not_beyond_its_timeout(kind: str, slow: Slow, add_callback: Add) -> None:
     order: list[str] = []
     pool = poolkit.Pool(1, kind=kind)
-    pool.submit(abs, -1).add_done_callback(slow)
+    add_callback(pool, slow)
     slow.entered.wait()
     ending = threading.Thread(target=lambda: (pool.shutdown(), order.append("ended")))  # type: ignore[func-returns-value]
     ending.start()
@@ -142,7 +161,7 @@ def test_the_end_waits_for_callbacks_but_not_beyond_its_timeout(kind: str, slow:
     slow.go_on.clear()
     slow.entered.clear()
     pool = poolkit.Pool(1, kind=kind)
-    pool.submit(abs, -1).add_done_callback(slow)
+    add_callback(pool, slow)
     slow.entered.wait()
     with support.watchdog():
         pool.shutdown(timeout=0.1)  # the callback still runs

@@ -59,7 +59,7 @@ def refused(call, *args, **kwargs):
     try:
         return call(*args, **kwargs)
     except (TimeoutError, poolkit.PoolkitError) as error:
-        return type(error).__name__
+        return type(error).__name__.replace("WaitTimeout", "TimeoutError")  # two classes on CPython 3.10
 
 def check(how, kind):
     with poolkit.Pool(1, kind=kind) as pool:

@@ -108,6 +108,7 @@ def work(number):
 
 keeper, owners = Keeper(), Keeper()
 logging.root.addHandler(owners)
+logging.root.setLevel(logging.DEBUG)
 with multiprocessing.get_context("spawn").Manager() as manager:
     queue = manager.Queue()
     listener = logging.handlers.QueueListener(queue, keeper)

@@ -21,14 +21,15 @@ def make(add):
 def work(x):
     return make(1).of(x)
 
-tasks, seen = [], []
+tasks, seen, armed = [], [], False
 SUBMIT = lambda *_: tasks.append(pool.submit(work, len(tasks)))
 
 class Cycle:
     def __init__(self):
         self.me = self
     def __del__(self):
-        SUBMIT()
+        if armed:  # a collection may come later than it was asked for
+            SUBMIT()
 
 def interrupt():
     if HOW == "signal":
@@ -48,7 +49,6 @@ def profile(frame, event, _):
         interrupt()
 
 HOW, WHERE = sys.argv[1:]
-armed = False
 with poolkit.Pool(1) as pool:
     signal.signal(signal.SIGUSR1, SUBMIT)
     if WHERE == "audit":
