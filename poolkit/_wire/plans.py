@@ -16,7 +16,7 @@ import heapq
 import itertools
 import sys
 from collections.abc import Set as AbstractSet
-from operator import attrgetter, is_
+from operator import is_, itemgetter
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -27,7 +27,6 @@ __all__ = ["Manifest", "manifest_for"]
 
 MOST_PLANS = 1024
 
-_code_of = attrgetter("__code__")
 _numbers = itertools.count(1)  # of manifests
 
 
@@ -49,38 +48,32 @@ class Plan:
     def __init__(self, items: dict[Ref, Item], unbound: list[Ref], manifest: Manifest) -> None:
         self.manifest = manifest
         self.count = -1  # of the modules loaded, where submodules of packages matter
-        strong: dict[str, tuple[list[str], list[object]]] = {}
+        bound: dict[str, dict[str, object]] = {}
         self._weak: list[tuple[Any, str, Any]] = []
         self._followed: list[Item] = []
         self._functions: list[FunctionType] = []
-        self._codes: list[object] = []
-        self._classes: list[tuple[Any, list[str], list[object], type, int, int]] = []
+        self._classes: list[tuple[Any, int, Any, int, Any, tuple[object, ...]]] = []
         for (module_name, name), item in items.items():
-            namespace = _namespaces[module_name]
             if item.is_followed:
                 self._followed.append(item)
             if "." in name or "#" in name:
                 continue
             if item.weak is not None:
-                self._weak.append((namespace.dict.get, name, item.weak))
+                self._weak.append((_namespaces[module_name].dict.get, name, item.weak))
             else:
-                names, values = strong.setdefault(module_name, ([], []))
-                names.append(name)
-                values.append(item.strong)
+                bound.setdefault(module_name, {})[name] = item.strong
             if type(item.strong) is FunctionType:
                 self._functions.append(item.strong)
-                self._codes.append(item.strong.__code__)
             elif item.snapshot is not None and isinstance(item.strong, type):
-                attributes = vars(item.strong)
-                names = [each for each in attributes if not each.startswith("__")]
-                values = [attributes[each] for each in names]
-                count = len(type.__subclasses__(item.strong))
-                self._classes.append((attributes.get, names, values, item.strong, len(attributes), count))
+                attributes, subclasses = vars(item.strong), type.__subclasses__.__get__(item.strong)
+                look_up, values = _looked_up({each: attributes[each] for each in attributes if each[:2] != "__"})
+                self._classes.append((attributes, len(attributes), subclasses, len(subclasses()), look_up, values))
             elif item.kind == IMPORT and hasattr(item.strong, "__path__"):
                 self.count = len(sys.modules)
+        self._codes = [each.__code__ for each in self._functions]
         self._unbound = [(_namespaces[module_name].dict, name) for module_name, name in unbound]
         self._modules = [(name, _namespaces[name].module) for name in manifest.modules]
-        self._bindings = [(_namespaces[module].dict.get, *lists) for module, lists in strong.items()]
+        self._bindings = [(_namespaces[module].dict, *_looked_up(values)) for module, values in bound.items()]
         self._is_simple = self.count == -1 and not (self._weak or self._classes or self._followed or self._unbound)
 
     def is_current(self) -> bool:
@@ -88,12 +81,15 @@ class Plan:
         for name, module in self._modules:
             if sys.modules.get(name) is not module:
                 return False
-        for get, names, values in self._bindings:
-            if not all(map(is_, map(get, names), values)):
+        try:
+            for namespace, look_up, values in self._bindings:
+                if not all(map(is_, look_up(namespace), values)):
+                    return False
+            if [each.__code__ for each in self._functions] != self._codes:
                 return False
-        if self._functions and not all(map(is_, map(_code_of, self._functions), self._codes)):
+            return self._is_simple or self._is_rest_current()
+        except KeyError:  # a name that is bound no more
             return False
-        return self._is_simple or self._is_rest_current()
 
     def _is_rest_current(self) -> bool:  # noqa: C901, PLR0911 -- one kind of change after another
         if self.count not in (-1, len(sys.modules)):
@@ -105,15 +101,22 @@ class Plan:
             value = get(name)
             if value is None or weak() is not value:
                 return False
-        for get, names, values, cls, count, subclasses in self._classes:
-            if len(cls.__dict__) != count or not all(map(is_, map(get, names), values)):
+        for attributes, count, subclasses, known, look_up, values in self._classes:
+            if len(attributes) != count or len(subclasses()) != known:
                 return False
-            if len(type.__subclasses__(cls)) != subclasses:
+            if values and not all(map(is_, look_up(attributes), values)):
                 return False
         for item in self._followed:  # noqa: SIM110 -- all() with a generator costs 0.3 us more
             if item.has_changed():
                 return False
         return True
+
+
+def _looked_up(values: dict[str, object]) -> tuple[Any, tuple[object, ...]]:
+    """Return what looks up all names of some dict at once, and what is to be found."""
+    if len(values) > 1:
+        return itemgetter(*values), tuple(values.values())
+    return (lambda found: [found[each] for each in values]), tuple(values.values())  # an itemgetter gives no tuple
 
 
 _namespaces: dict[str, Namespace] = {}  # one atomic operation at a time, from any thread
