@@ -1,8 +1,9 @@
 """Shared: memory that users hold and several processes see: SharedBuffer and SharedArray.
 
-Each is a handle on a region (`_wire/regions.py`), memory without a name. Pickled in a call, a result or `initargs`, a
-handle is a few dozen bytes, and the region's descriptor goes along; pickled by itself it names the descriptor of its
-process, which another can open for as long as the handle is there (Linux only).
+Each is a handle on a region (`_wire/regions.py`), memory without a name unless one is asked for (`_wire/named.py`).
+Pickled in a call, a result or `initargs`, a handle is a few dozen bytes, and the region's descriptor goes along;
+pickled by itself it names the descriptor of its process, which another can open for as long as the handle is there
+(Linux only).
 
 Who frees the memory? Nobody has to: it is free when the last process has let go of it: closed its handles and dropped
 its views, or ended, in whatever way. `close` ends one handle. Memory that views show stays mapped until the last one is
@@ -36,15 +37,18 @@ class SharedBuffer(mmap.mmap):
     """A block of memory that several processes see: `memoryview(buffer)`, `buffer[i]`, `numpy.frombuffer(buffer)`.
 
     Writable everywhere. A context manager that closes it. Pickles as a handle of a few dozen bytes.
+    With a name it is a block of `multiprocessing.shared_memory` that any process may attach to, for as long as the
+    process that made it has a handle.
     """
 
     _region: Region | None
 
-    def __new__(cls, nbytes: int) -> Self:
+    def __new__(cls, nbytes: int, name: str | None = None) -> Self:
         """Make one of `nbytes` zeroed bytes.
 
         Raises:
-            TypeError, ValueError: not a positive whole number.
+            TypeError, ValueError: not a positive whole number, or no possible name.
+            FileExistsError: there is a block of this name.
             OSError: there is no memory for it.
         """
         if isinstance(nbytes, bool) or not hasattr(nbytes, "__index__"):
@@ -54,7 +58,18 @@ class SharedBuffer(mmap.mmap):
         if size < 1:
             msg = f"nbytes must be at least 1, was {nbytes}"
             raise ValueError(msg)
-        return cls._of(Region.create(size), size)
+        return cls._of(_create(size, name), size)
+
+    @classmethod
+    def attach(cls, name: str) -> Self:
+        """Open the block of this name, whoever made it. Raises FileNotFoundError, or another OSError."""
+        region = _attach(name)
+        return cls._of(region, region.nbytes)
+
+    @property
+    def name(self) -> str | None:
+        """The name under which others may attach to it; None if it has none, or is closed."""
+        return None if self._region is None else self._region.name
 
     @classmethod
     def _of(cls, region: Region, nbytes: int) -> Self:
@@ -81,9 +96,8 @@ class SharedBuffer(mmap.mmap):
         self._region = None
 
     def unlink(self) -> None:
-        """Have no further handle be passed on; those that were stay. Idempotent."""
-        if self._region is not None:
-            self._region.is_unlinked = True
+        """Have no further handle be passed on, and the name removed; handles that were stay. Idempotent."""
+        _unlink(self._region)
 
     def resize(self, _size: int) -> None:
         """Refuse: other processes would lose what they see."""
@@ -104,7 +118,7 @@ class SharedBuffer(mmap.mmap):
         if region is None or self.closed:
             msg = "this SharedBuffer is closed"
             raise ValueError(msg)
-        return _shared_buffer, (region, len(self))
+        return _shared_buffer, (region, len(self), region.name)
 
     def __repr__(self) -> str:
         """Show the size."""
@@ -123,13 +137,18 @@ class SharedArray:
     _region: Region | None
     _mapping: mmap.mmap | None
 
-    def __init__(self, shape: int | tuple[int, ...], dtype: Any = "float64") -> None:
-        """Make one of zeros, in C order.
+    def __init__(self, shape: int | tuple[int, ...], dtype: Any = "float64", name: str | None = None) -> None:
+        """Make one of zeros, in C order; with a name, as a SharedBuffer with one.
 
         Raises:
-            TypeError, ValueError: there is no such shape or type, or values of the type refer to Python objects.
+            TypeError, ValueError: there is no such shape, type or name, or values of the type refer to Python objects.
+            FileExistsError: there is a block of this name.
             OSError: there is no memory for it.
         """
+        self._hold(_create(self._describe(shape, dtype), name))
+
+    def _describe(self, shape: int | tuple[int, ...], dtype: Any) -> int:
+        """Note shape and type; return how many bytes they need."""
         import numpy as np  # noqa: PLC0415 -- needed only here
 
         model = np.broadcast_to(np.empty((), dtype), shape)  # checks both, and takes no memory
@@ -138,19 +157,40 @@ class SharedArray:
             raise TypeError(msg)
         self.shape: tuple[int, ...] = model.shape
         self._dtype: Any = model.dtype
-        self._hold(Region.create(max(1, model.size * model.dtype.itemsize)))
+        return max(1, model.size * model.dtype.itemsize)
+
+    @classmethod
+    def attach(cls, name: str, shape: int | tuple[int, ...], dtype: Any = "float64") -> SharedArray:
+        """Open the block of this name, whoever made it, as an array in C order.
+
+        Raises:
+            TypeError, ValueError: there is no such shape or type, or the block is too small for them.
+            FileNotFoundError: there is no block of this name; or another OSError.
+        """
+        made = cls.__new__(cls)
+        nbytes, region = made._describe(shape, dtype), _attach(name)  # noqa: SLF001 -- its other half
+        if region.nbytes < nbytes:
+            msg = f"the block {name!r} has {region.nbytes} bytes, but this array needs {nbytes}"
+            raise ValueError(msg)
+        made._hold(region)  # noqa: SLF001 -- see above
+        return made
+
+    @property
+    def name(self) -> str | None:
+        """The name under which others may attach to it; None if it has none, or is closed."""
+        return None if self._region is None else self._region.name
 
     def _hold(self, region: Region) -> None:
         self._region = region
         self._mapping = region.mapping()
 
     @classmethod
-    def copy_of(cls, array: Any) -> SharedArray:
+    def copy_of(cls, array: Any, name: str | None = None) -> SharedArray:
         """Make one with the shape, type and values of an array. Raises as the class itself."""
         import numpy as np  # noqa: PLC0415 -- needed only here
 
         source = np.asarray(array)
-        made = cls(source.shape, source.dtype)
+        made = cls(source.shape, source.dtype, name)
         made.array[...] = source
         return made
 
@@ -192,9 +232,8 @@ class SharedArray:
         self._region = self._mapping = None
 
     def unlink(self) -> None:
-        """Have no further handle be passed on; those that were stay. Idempotent."""
-        if self._region is not None:
-            self._region.is_unlinked = True
+        """Have no further handle be passed on, and the name removed; handles that were stay. Idempotent."""
+        _unlink(self._region)
 
     def __enter__(self) -> Self:
         """Use it as a context manager."""
@@ -213,9 +252,11 @@ class SharedArray:
         if dtype.kind in _PLAIN:  # a string is pickled and read in a tenth of the time
             dtype = dtype.str
         region = self._region
-        if not region.is_unlinked and buffers.attach(region):  # as the region's own handle, in half the time
+        if (
+            region.name is None and not region.is_unlinked and buffers.attach(region)
+        ):  # as the region's own handle, in half the time
             return _arrived_array, (region.number, self.shape, dtype)
-        return _shared_array, (region, self.shape, dtype)
+        return _shared_array, (region, self.shape, dtype, region.name)
 
     def __repr__(self) -> str:
         """Show shape and type."""
@@ -223,7 +264,32 @@ class SharedArray:
         return f"<poolkit.SharedArray shape={self.shape} dtype={self.dtype}{state}>"
 
 
-def _shared_array(region: Region, shape: tuple[int, ...], dtype: Any) -> SharedArray:
+def _create(nbytes: int, name: str | None) -> Region:
+    if name is None:
+        return Region.create(nbytes)
+    from poolkit._wire.named import create_region  # noqa: PLC0415 -- for few programs
+
+    return create_region(nbytes, name)
+
+
+def _attach(name: str) -> Region:
+    from poolkit._wire.named import attach_region  # noqa: PLC0415 -- for few programs
+
+    return attach_region(name)
+
+
+def _unlink(region: Region | None) -> None:
+    if region is None:
+        return
+    region.is_unlinked = True
+    if region.name is not None:
+        from poolkit._wire.named import remove_name  # noqa: PLC0415 -- for few programs
+
+        remove_name(region.name)
+
+
+def _shared_array(region: Region, shape: tuple[int, ...], dtype: Any, name: str | None = None) -> SharedArray:
+    region.name = name
     made = SharedArray.__new__(SharedArray)
     made.shape, made._dtype = shape, dtype  # noqa: SLF001 -- its other half
     made._hold(region)  # noqa: SLF001 -- see above
@@ -234,5 +300,6 @@ def _arrived_array(number: int, shape: tuple[int, ...], dtype: Any) -> SharedArr
     return _shared_array(expected_region(number), shape, dtype)
 
 
-def _shared_buffer(region: Region, nbytes: int) -> SharedBuffer:
+def _shared_buffer(region: Region, nbytes: int, name: str | None) -> SharedBuffer:
+    region.name = name
     return SharedBuffer._of(region, nbytes)  # noqa: SLF001 -- its other half

@@ -50,7 +50,7 @@ class Region:
     mistaken for another. `kept` is what was made of it here: its mapping, or in a worker the object of a broadcast.
     """
 
-    __slots__ = ("__weakref__", "_closer", "fd", "is_unlinked", "kept", "nbytes", "number")
+    __slots__ = ("__weakref__", "_closer", "fd", "is_unlinked", "kept", "name", "nbytes", "number")
 
     def __init__(self, fd: int, number: int, nbytes: int) -> None:
         self.fd = fd
@@ -58,6 +58,7 @@ class Region:
         self.number = number
         self.nbytes = nbytes
         self.is_unlinked = False  # no further handle is passed on
+        self.name: str | None = None  # under which others may attach to it; see `named.py`
         self.kept: Any = None
         buffers.regions_in_use = True
         _regions[number] = ref(self, partial(_forget_region, number))

@@ -1,0 +1,75 @@
+"""Named: regions that any process may attach to by a name, as blocks of `multiprocessing.shared_memory`.
+
+The name belongs to the process that made the block: it is removed with that process's last handle, or at its end. If it
+is killed, the resource tracker of the standard library removes it. Who attaches is not known to the tracker, which
+would remove the block with the first such process that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from poolkit import _os
+from poolkit._wire.regions import Region, new_number
+
+__all__ = ["attach_region", "create_region", "remove_name"]
+
+
+def create_region(nbytes: int, name: str) -> Region:
+    """Make a new one of zeroed memory under a name.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: there is no memory for it.
+    """
+    import weakref  # noqa: PLC0415 -- these two are for few programs
+    from multiprocessing.shared_memory import SharedMemory  # noqa: PLC0415
+
+    block = SharedMemory(_checked(name), create=True, size=nbytes)
+    block.close()
+    try:
+        region = attach_region(name)
+        _os.reserve(region.fd, 0, nbytes)
+    except BaseException:
+        block.unlink()
+        raise
+    weakref.finalize(region, _remove_own, name, os.getpid())
+    return region
+
+
+def attach_region(name: str) -> Region:
+    """Open the block of this name. Raises FileNotFoundError, or another OSError."""
+    import _posixshmem  # noqa: PLC0415 -- for few programs
+
+    fd = _posixshmem.shm_open(_path(_checked(name)), os.O_RDWR, mode=0o600)
+    region = Region(fd, new_number(), os.fstat(fd).st_size)
+    region.name = name
+    return region
+
+
+def remove_name(name: str) -> None:
+    """Remove a name; the memory stays with those who have it. Idempotent."""
+    import _posixshmem  # noqa: PLC0415 -- for few programs
+
+    with contextlib.suppress(FileNotFoundError):
+        _posixshmem.shm_unlink(_path(name))
+
+
+def _remove_own(name: str, pid: int) -> None:
+    if os.getpid() == pid:  # not in a forked child
+        from multiprocessing import resource_tracker  # noqa: PLC0415 -- it is loaded
+
+        remove_name(name)
+        resource_tracker.unregister(_path(name), "shared_memory")
+
+
+def _checked(name: str) -> str:
+    if type(name) is not str or not name.strip("/") or "/" in name.lstrip("/") or "\0" in name:
+        msg = f"the name of a block of shared memory must be text without a slash, was {name!r}"
+        raise ValueError(msg)
+    return name
+
+
+def _path(name: str) -> str:
+    return "/" + name.lstrip("/")
