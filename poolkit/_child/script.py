@@ -20,9 +20,11 @@ from types import ModuleType
 from poolkit._child.imported import when_imported
 from poolkit._child.reseed import generators_in, reseeded
 from poolkit._wire import modules
+from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.modules import MAIN, Script, add_script
 from poolkit._wire.pickles import loads
 from poolkit._wire.regions import open_region
+from poolkit._wire.remote import describe_error
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -165,7 +167,7 @@ def define(payload: Any, passage: Passage) -> None:
 
 
 def prepare(number: int) -> None:
-    """Make all that a manifest has and that is not made yet. Raises only what is no Exception."""
+    """Make all that a manifest has and that is not made yet. Raises only interrupts."""
     while _bundles:
         _make(_bundles.pop(0), is_wanted=False)
     serials = [serial for serial in _manifests.get(number, ()) if serial in _records]
@@ -207,7 +209,7 @@ def _make(record: Record, *, is_wanted: bool) -> bool:  # noqa: C901, PLR0912 --
         elif kind == _VALUE:
             before = _contents()
             value = _load(payload, region)
-            if isinstance(value, type):
+            if issubclass(type(value), type):
                 _restore(before)
             reseeded(value, _number)
             held = _bound.get((module_name, name))
@@ -224,11 +226,12 @@ def _make(record: Record, *, is_wanted: bool) -> bool:  # noqa: C901, PLR0912 --
         else:
             _reasons[name] = payload.decode()
             return True
-    except Exception as exc:  # noqa: BLE001 -- whatever the script's code raises
+    except BaseException as exc:  # noqa: BLE001 -- whatever the script's code raises
+        raise_interrupt(exc)
         if is_wanted:
             _reasons[name] = exc
         return False
-    if isinstance(value, type) and "." not in name:  # what this one has for attributes, no task has bound
+    if issubclass(type(value), type) and "." not in name:  # what this one has for attributes, no task has bound
         for key in [key for key in _bound if key[0] == module_name and key[1].startswith(f"{name}.")]:
             del _bound[key]
     _bound[module_name, name] = serial, value
@@ -302,7 +305,7 @@ def explain(error: BaseException) -> None:
     reason = _reasons.get(name) if isinstance(name, str) else None
     if reason is None or not isinstance(error, (NameError, AttributeError, ImportError)):
         return
-    how = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+    how = reason if isinstance(reason, str) else describe_error(reason)
     text = f"{name!r} of the script could not be made in this worker ({how}); an initializer can set it"
     if hasattr(error, "add_note"):
         error.add_note(text)

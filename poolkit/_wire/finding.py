@@ -18,7 +18,9 @@ def is_importable(name: str) -> bool:  # noqa: PLR0911 -- one kind of module aft
     if name not in sys.modules:
         return False
     module = sys.modules[name]
-    if not isinstance(module, ModuleType):  # something in a module's place; importing what put it there does it again
+    if not issubclass(
+        type(module), ModuleType
+    ):  # something in a module's place; importing what put it there does it again
         return True
     try:
         spec: Any = module.__spec__

@@ -104,11 +104,12 @@ class Scan:
         now: names that running the code itself needs; of a class statement, what its body needs.
         later: names that functions in it need when they are called.
         is_dynamic: it may look up names that do not stand in it.
+        tables: the global names of which it looks at an attribute `modules`.
         keeps_state: it changes variables of the function around it.
         attributes: all names of attributes, by which submodules of packages are found.
     """
 
-    __slots__ = ("attributes", "is_dynamic", "keeps_state", "later", "now")
+    __slots__ = ("attributes", "is_dynamic", "keeps_state", "later", "now", "tables")
 
     def __init__(self, code: types.CodeType) -> None:
         import dis  # noqa: PLC0415 -- only senders need it
@@ -116,6 +117,7 @@ class Scan:
         now: dict[str, None] = {}
         later: dict[str, None] = {}
         attributes: set[str] = set()
+        tables = _Tables()
         self.is_dynamic = self.keeps_state = False
         pending: list[tuple[types.CodeType, bool]] = [(code, True)]
         for current, is_now in pending:  # grows while we go through it
@@ -131,17 +133,58 @@ class Scan:
                     names[name] = None
                 elif operation in _DEREF:
                     self.keeps_state |= name in current.co_freevars
+                tables.look(operation, name)
             attributes.update(current.co_names)
         self.now = tuple(now)
         self.later = tuple(name for name in later if name not in now)
         self.attributes = frozenset(attributes)
-        self.is_dynamic = not _DYNAMIC.isdisjoint(now) or not _DYNAMIC.isdisjoint(later) or "modules" in attributes
+        self.tables = frozenset(tables.roots)
+        self.is_dynamic = tables.is_local or not _DYNAMIC.isdisjoint(now) or not _DYNAMIC.isdisjoint(later)
+
+    def is_dynamic_in(self, namespace: dict[str, Any]) -> bool:
+        """Return True if the code may look up names that do not stand in it: by `sys.modules`, too."""
+        if self.is_dynamic or any(namespace.get(name) is sys for name in self.tables):
+            return True
+        return any(namespace.get(name) is sys.modules for name in (*self.now, *self.later))
 
 
 _GLOBAL = frozenset({
     "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL", "DELETE_GLOBAL",
 })  # fmt: skip
 _DEREF = frozenset({"STORE_DEREF", "DELETE_DEREF"})
+
+
+class _Tables:
+    """Finds where code looks at `sys.modules`. Local to one scan."""
+
+    def __init__(self) -> None:
+        self.roots: set[str] = set()  # global names of which it takes an attribute `modules`
+        self.is_local = False  # it does so with a `sys` that it imports itself
+        self._imported: set[str] = set()  # local names of that
+        self._module = ""  # that it imports from
+        self._last = ("", "")
+
+    def look(self, operation: str, name: Any) -> None:
+        """Take in one instruction behind the other."""
+        if operation == "EXTENDED_ARG":
+            return
+        first = name
+        if type(name) is tuple and "_FAST" in operation:  # two instructions in one
+            first, name = name
+        last, last_name = self._last
+        if operation in ("LOAD_ATTR", "LOAD_METHOD") and name == "modules":
+            if last in _GLOBAL:
+                self.roots.add(last_name)
+            self.is_local |= last_name in self._imported
+        elif operation == "IMPORT_NAME":
+            self._module = name
+        elif operation == "IMPORT_FROM":
+            self.is_local |= self._module == "sys" and name == "modules"
+        elif last == "IMPORT_NAME" and last_name == "sys" and operation.startswith("STORE_"):
+            self._imported.add(first)
+        self._last = operation, name
+
+
 _scans: dict[ref[types.CodeType], Scan] = {}  # one atomic operation at a time, from any thread
 
 

@@ -17,6 +17,7 @@ from operator import is_
 from types import FunctionType, ModuleType
 from typing import Any
 
+from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.regions import Region
 
@@ -68,7 +69,7 @@ class Item:
         self.snapshot: dict[str, object] | None = None  # of a class: its attributes when it was first needed
         self.strong: object = None
         self.weak: Any = None  # only a weak reference is kept of what may be large
-        if type(value) in ATOMS or issubclass(type(value), (FunctionType, type, ModuleType)):
+        if issubclass(type(value), (FunctionType, type, ModuleType)):
             self.strong = value
         else:
             try:
@@ -102,7 +103,8 @@ class Item:
             if self.digest is not None:
                 return pickle.dumps(value, PROTOCOL) != self.digest
             return len(value) != self.length
-        except Exception:  # noqa: BLE001 -- the user's own hooks; it cannot be followed
+        except BaseException as error:  # noqa: BLE001 -- the user's own hooks; it cannot be followed
+            raise_interrupt(error)
             return False
 
     def record(self) -> tuple[Any, ...]:

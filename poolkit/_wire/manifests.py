@@ -9,12 +9,14 @@ Guarded by: the pool's lock.
 
 from __future__ import annotations
 
+import marshal
 import pickle
 import sys
 from _weakref import ref
 from types import FunctionType, ModuleType
 from typing import Any
 
+from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.items import IMPORT, Item
 from poolkit._wire.modules import scripts
 from poolkit._wire.namespace import FOLLOWED
@@ -50,7 +52,7 @@ class Sent:
         wanted = [item for item in manifest.items if not self._has(item)]
         news = [item for item in wanted if item.serial not in serials]
         names = set(manifest.modules)
-        names.update(item.strong.__name__ for item in news if item.kind == IMPORT and hasattr(item.strong, "__name__"))
+        names.update(marshal.loads(item.payload)[0] for item in news if item.kind == IMPORT)  # noqa: S302 -- our own
         data = pickle.dumps(
             (
                 gone,
@@ -95,14 +97,24 @@ def inheritance() -> Inherited:
         module = sys.modules.get(module_name)
         for name, value in list(vars(module).items()) if isinstance(module, ModuleType) else ():
             found[module_name, name] = value, _digest(value), _length(value)
-            if isinstance(value, type) and value.__module__ == module_name:
+            if issubclass(type(value), type) and _module_of(value) == module_name:
                 for attribute, each in list(vars(value).items()):
                     found[module_name, f"{name}.{attribute}"] = each, _digest(each), _length(each)
     return found
 
 
-def _length(value: object) -> int:
-    return len(value) if isinstance(value, (list, dict, set, bytearray)) else -1
+def _module_of(cls: type) -> Any:
+    try:
+        return cls.__module__
+    except Exception:  # noqa: BLE001 -- a metaclass may do anything
+        return None
+
+
+def _length(value: Any) -> int:
+    try:
+        return len(value) if issubclass(type(value), (list, dict, set, bytearray)) else -1
+    except Exception:  # noqa: BLE001 -- the user's own hooks
+        return -1
 
 
 class _Bounded:
@@ -120,12 +132,15 @@ class _Bounded:
 
 def _digest(value: object) -> bytes | None:
     """The pickle of what may be changed in place, if it is small."""
-    if isinstance(value, (int, str, bytes, float, FunctionType, type, ModuleType)) or is_random_generator(value):
-        return None
     file = _Bounded()
     try:
+        if issubclass(type(value), (int, str, bytes, float, FunctionType, type, ModuleType)):
+            return None
+        if is_random_generator(value):
+            return None
         pickle.Pickler(file, PROTOCOL).dump(value)
-    except Exception:  # noqa: BLE001 -- the user's own hooks; what has no pickle is followed when it is rebound
+    except BaseException as error:  # noqa: BLE001 -- the user's own hooks; what has no pickle is followed when rebound
+        raise_interrupt(error)
         return None
     return file.written
 

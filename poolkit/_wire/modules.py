@@ -22,6 +22,7 @@ __all__ = [
     "MAIN",
     "are_others_known",
     "home_of",
+    "is_package",
     "is_registered",
     "look",
     "marks",
@@ -106,6 +107,14 @@ def home_of(namespace: dict[str, Any]) -> str | None:
     name = namespace.get("__name__")
     module = sys.modules.get(name) if type(name) is str else None
     return name if module is not None and getattr(module, "__dict__", None) is namespace else None
+
+
+def is_package(value: Any) -> bool:
+    """Return True for a package, without asking what only looks like one."""
+    try:
+        return issubclass(type(value), ModuleType) and hasattr(value, "__path__") and type(value.__name__) is str
+    except Exception:  # noqa: BLE001 -- a lazy module's own hooks
+        return False
 
 
 class _Script(ModuleType):

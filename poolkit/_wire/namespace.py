@@ -22,11 +22,13 @@ from typing import Any
 from poolkit._wire import source as sources
 from poolkit._wire.buffers import Found
 from poolkit._wire.functions import scan_code
+from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.items import ABSENT, ATOMS, IMPORT, MISSING, STATEMENT, VALUE, Item, Ref, is_fixed, parts_of
-from poolkit._wire.modules import home_of, may_be_bound, scripts
+from poolkit._wire.modules import home_of, is_package, may_be_bound, scripts
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
 from poolkit._wire.process_wide import imported_from, is_made_anew, is_random_generator, reduce_global
 from poolkit._wire.regions import fill_region
+from poolkit._wire.remote import describe_error
 from poolkit._wire.source import Source, source_for
 
 __all__ = ["FOLLOWED", "RESERVED", "Namespace"]
@@ -77,7 +79,11 @@ class Namespace:
         known = self._items.get(name)
         if known is not None and known.is_current(value) and self._has_submodules(known, value):
             return known
-        made = self._make(name, value, is_new=known is None)
+        try:
+            made = self._make(name, value, is_new=known is None)
+        except BaseException as error:  # noqa: BLE001 -- the user's own hooks
+            raise_interrupt(error)
+            made = Item(self.name, name, ABSENT, describe_error(error).encode(errors="replace"), value)
         if "." in name:
             made.now = ((self.name, name.partition(".")[0]), *made.now)
         with _lock:
@@ -94,7 +100,7 @@ class Namespace:
             return self.dict.get(name, MISSING)
         top, _, attribute = name.partition(".")
         cls = self.dict.get(top)
-        return vars(cls).get(attribute, MISSING) if isinstance(cls, type) else MISSING
+        return vars(cls).get(attribute, MISSING) if issubclass(type(cls), type) else MISSING
 
     def bundle(self) -> tuple[Item, ...]:
         """All plain functions that need nothing to be made."""
@@ -120,15 +126,19 @@ class Namespace:
             return item
         if issubclass(type(value), type) and value.__module__ == self.name and value.__qualname__ == name:
             return self._make_class(name, value)
-        if is_new and "." not in name and (module_name := imported_from(name, value)) is not None:
-            return Item(self.name, name, IMPORT, marshal.dumps((module_name, name)), value)
+        if is_new and "." not in name and (place := imported_from(name, value)) is not None:
+            return Item(self.name, name, IMPORT, marshal.dumps(place), value)
         try:
             return self._make_value(name, value)
-        except Exception as error:  # noqa: BLE001 -- the user's own hooks
-            made = self._make_statement(name, value, is_named=isinstance(error, _CircularError))
-            if made is not None:
-                return made
-            return Item(self.name, name, ABSENT, f"{type(error).__name__}: {error}".encode(), value)
+        except BaseException as error:
+            raise_interrupt(error)
+            with contextlib.suppress(Exception):  # the first reason counts
+                made = self._make_statement(name, value, is_named=isinstance(error, _CircularError))
+                if made is not None:
+                    return made
+                if "." not in name and (place := imported_from("", value)) is not None:
+                    return Item(self.name, name, IMPORT, marshal.dumps(place), value)
+            raise
 
     def _make_value(self, name: str, value: Any) -> Item:
         """As a pickle. Raises whatever pickling raises, and if it could only refer to itself."""
@@ -162,7 +172,7 @@ class Namespace:
             if home_of(value.__globals__) == self.name:
                 item.submodules = self._submodules(value.__code__)
                 scan = scan_code(value.__code__)
-                item.reaches = any(hasattr(self.dict.get(each), "__path__") for each in (*scan.now, *scan.later))
+                item.reaches = any(is_package(self.dict.get(each)) for each in (*scan.now, *scan.later))
         else:
             self._follow(item, value, size)
         if item.now and type(value) in _CONTAINERS and "." not in name:
@@ -171,7 +181,7 @@ class Namespace:
         return item
 
     def _follow(self, item: Item, value: Any, size: int) -> None:
-        if type(value) in ATOMS or isinstance(value, type) or is_random_generator(value) or is_fixed(value):
+        if type(value) in ATOMS or issubclass(type(value), type) or is_random_generator(value) or is_fixed(value):
             return
         if size <= FOLLOWED and item.region is None:
             with contextlib.suppress(Exception):  # only by other picklers
@@ -179,7 +189,8 @@ class Namespace:
         if item.digest is not None:
             item.is_followed = True
         elif hasattr(type(value), "__len__"):
-            item.length, item.is_followed = len(value), True
+            with contextlib.suppress(Exception):
+                item.length, item.is_followed = len(value), True
 
     # ===== statements =====
 
@@ -187,10 +198,7 @@ class Namespace:
         """By its own statement, else by value."""
         item = self._make_statement(name, cls, is_named=True)
         if item is None:
-            try:
-                item = self._make_value(name, cls)
-            except Exception as error:  # noqa: BLE001 -- the user's own hooks
-                item = Item(self.name, name, ABSENT, f"{type(error).__name__}: {error}".encode(), cls)
+            item = self._make_value(name, cls)
         item.snapshot = dict(vars(cls))
         return item
 
@@ -200,7 +208,7 @@ class Namespace:
             return None
         source, node = found
         without: frozenset[int] = frozenset()
-        if isinstance(value, type) and getattr(node, "decorator_list", None):
+        if issubclass(type(value), type) and getattr(node, "decorator_list", None):
             data = {each for each, bound in list(self.dict.items()) if not _is_definition(bound)}
             without = source.decorators_on(node, data)
         item = self._statement(name, source, node, value, without)
@@ -214,7 +222,7 @@ class Namespace:
         own = name.partition("#")[0]
         item.now = tuple((self.name, each) for each in scan.now if each in self.dict and each != own)
         later = tuple((self.name, each) for each in scan.later if each != own and may_be_bound(each, self.dict))
-        item.later = (*later, (self.name, "*")) if scan.is_dynamic else later
+        item.later = (*later, (self.name, "*")) if scan.is_dynamic_in(self.dict) else later
         item.line = node.lineno
         item.codes = sources.codes_in(code)
         item.submodules = self._submodules(code)
@@ -225,6 +233,7 @@ class Namespace:
 
         What goes by its name (`is_named`), such as a NewType or a sentinel, may be made by any assignment.
         """
+        is_class = issubclass(type(value), type)
         for filename in self._files_of(value):
             source = source_for(filename, self.dict)
             if source is None:
@@ -239,19 +248,23 @@ class Namespace:
                         continue
                     if is_named or self._may_assign(source, node, value):
                         return source, node
-                elif isinstance(value, type) and kind == "ClassDef":
+                elif is_class and kind == "ClassDef":
                     if sources.opens_to_write(node):
                         continue
                     is_last, is_only = node is candidates[-1], len(candidates) == 1
                     if _agrees(value, source, node, filename, is_last=is_last, is_only=is_only):
                         return source, node
-                elif kind != "ClassDef" or not isinstance(value, type):
+                elif kind != "ClassDef" or not is_class:
                     return source, node
         return None
 
     def _files_of(self, value: Any) -> list[str]:
-        files = [each.__code__.co_filename for each in sources.functions_of(value)] if isinstance(value, type) else []
-        inner = getattr(value, "__wrapped__", None)
+        files = (
+            [each.__code__.co_filename for each in sources.functions_of(value)] if issubclass(type(value), type) else []
+        )
+        inner = None
+        with contextlib.suppress(Exception):  # of an object that stands for another
+            inner = value.__wrapped__
         if type(inner) is FunctionType:
             files.append(inner.__code__.co_filename)
         own = self.dict.get("__file__")
@@ -287,7 +300,7 @@ class Namespace:
             if item.kind == IMPORT and (kind not in ("Assign", "AnnAssign") or not sources.makes_no_call(node)):
                 continue
             is_attribute = kind in ("Assign", "AnnAssign") and not sources.sets_item(node)
-            if isinstance(item.strong, type) and is_attribute:
+            if issubclass(type(item.strong), type) and is_attribute:
                 item.assigned |= sources.attributes_set(node)  # which travel with their values
                 continue
             assert source is not None  # noqa: S101 -- as there are statements
@@ -309,8 +322,8 @@ class Namespace:
         scan = scan_code(code)
         found: list[str] = []
         for name in (*scan.now, *scan.later):
-            value = self.dict.get(name)
-            if isinstance(value, ModuleType) and hasattr(value, "__path__") and value.__name__ not in scripts:
+            value: Any = self.dict.get(name)
+            if is_package(value) and value.__name__ not in scripts:
                 prefix = value.__name__ + "."
                 found += [
                     each
@@ -337,24 +350,28 @@ class Namespace:
                 code = function.__code__
                 if function.__qualname__.startswith(prefix) or code.co_filename.startswith("<") or code in item.codes:
                     continue
-            elif not is_new and not (is_usual and (kind in ATOMS or kind in _PLAIN_ATTRIBUTES)):
+            elif not is_new and not (is_usual and any(kind is each for each in _PLAIN_ATTRIBUTES)):
                 continue
             found.append((self.name, prefix + name))
         subclasses: list[type] = type.__subclasses__(cls)
-        return found + [
-            (self.name, each.__qualname__)
-            for each in subclasses
-            if each.__module__ == self.name and self.dict.get(each.__qualname__) is each
-        ]
+        for each in subclasses:
+            with contextlib.suppress(Exception):  # a metaclass may do anything
+                if each.__module__ == self.name and self.dict.get(each.__qualname__) is each:
+                    found.append((self.name, each.__qualname__))
+        return found
 
 
-_PLAIN_ATTRIBUTES = frozenset({list, dict, set, tuple, frozenset, bytearray})
+_PLAIN_ATTRIBUTES = (*ATOMS, list, dict, set, tuple, frozenset, bytearray)
 
 
 def _is_definition(value: object) -> bool:
-    return (callable(value) and type(value).__module__ not in scripts) or isinstance(
-        value, (ModuleType, type, FunctionType)
-    )
+    kind = type(value)
+    if issubclass(kind, (ModuleType, type, FunctionType)):
+        return True
+    try:
+        return callable(value) and kind.__module__ not in scripts
+    except Exception:  # noqa: BLE001 -- a metaclass may do anything
+        return False
 
 
 def _agrees(cls: type, source: Source, node: Any, filename: str, *, is_last: bool, is_only: bool) -> bool:

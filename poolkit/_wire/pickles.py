@@ -202,7 +202,7 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
         def reducer_override(self, obj: Any) -> Any:
             kind, needs = type(obj), self._needs
             reduced: Any = NotImplemented
-            if kind is FunctionType or isinstance(obj, type):
+            if kind is FunctionType or issubclass(kind, type):
                 if self._is_by_name(obj):
                     return _by_name(obj)
                 reduced = self._reduce_function(obj) if kind is FunctionType else self._reduce_class(obj)
@@ -260,7 +260,7 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
                 if code is not None:
                     scan = scan_code(code)
                     later.update((home, name) for name in (*scan.now, *scan.later) if may_be_bound(name, namespace))
-                    if scan.is_dynamic:
+                    if scan.is_dynamic_in(namespace):
                         later.add((home, "*"))
 
         def _reduce_instance(self, obj: Any) -> Any:

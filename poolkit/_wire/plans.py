@@ -21,6 +21,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from poolkit._wire.items import IMPORT, STATEMENT, Item, Ref
+from poolkit._wire.modules import is_package
 from poolkit._wire.namespace import RESERVED, Namespace
 
 __all__ = ["Manifest", "manifest_for"]
@@ -68,7 +69,7 @@ class Plan:
                 attributes, subclasses = vars(item.strong), type.__subclasses__.__get__(item.strong)
                 look_up, values = _looked_up({each: attributes[each] for each in attributes if each[:2] != "__"})
                 self._classes.append((attributes, len(attributes), subclasses, len(subclasses()), look_up, values))
-            elif item.kind == IMPORT and hasattr(item.strong, "__path__"):
+            elif item.kind == IMPORT and is_package(item.strong):
                 self.count = len(sys.modules)
         self._codes = [each.__code__ for each in self._functions]
         self._unbound = [(_namespaces[module_name].dict, name) for module_name, name in unbound]

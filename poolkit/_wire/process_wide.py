@@ -42,7 +42,7 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 -- one kind 
         return threading.Lock, ()
     if kind is _RLOCK:
         return threading.RLock, ()
-    if isinstance(obj, threading.local):
+    if issubclass(kind, threading.local):
         return kind, ()
     if kind.__module__ == "typing" and kind.__name__ == "NewType":
         return _new_type, (obj.__name__, obj.__supertype__, obj.__module__)
@@ -58,7 +58,10 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 -- one kind 
             return _context_variable, (id(obj), obj.name, True, Context().run(obj.get))
         except LookupError:
             return _context_variable, (id(obj), obj.name, False, None)
-    if hasattr(obj, "fileno") and hasattr(obj, "mode") and kind.__module__ == "_io":
+    for name in _streams:
+        if obj is vars(sys).get(name):
+            return getattr, (sys, name)
+    if kind.__module__ == "_io" and hasattr(obj, "name"):
         return _reduce_file(obj)
     if kind.__module__ in ("os", "sys"):
         module = sys.modules[kind.__module__]
@@ -102,14 +105,25 @@ def _context_variable(key: int, name: str, has_default: bool, default: Any) -> C
 
 
 def _reduce_file(file: Any) -> Any:
-    for name in _streams:
-        if file is getattr(sys, name, None):
-            return getattr, (sys, name)
     path = file.name
+    if not file.closed and path in _STANDARD:
+        return _stream, (_STANDARD[path], () if hasattr(file, "encoding") else _LAYERS[hasattr(file, "raw") :])
     if not isinstance(path, (str, bytes)) or file.closed:
         return NotImplemented
     text = (file.encoding, file.errors, None) if hasattr(file, "encoding") else None
     return _open_again, (os.path.abspath(path), file.mode, text)  # noqa: PTH100 -- bytes too
+
+
+_STANDARD = {0: "stdin", 1: "stdout", 2: "stderr", "<stdin>": "stdin", "<stdout>": "stdout", "<stderr>": "stderr"}
+_LAYERS = ("raw", "buffer")  # of a stream, from the inside
+
+
+def _stream(name: str, layers: tuple[str, ...]) -> Any:
+    """This process's own standard stream, or what is below it."""
+    found = getattr(sys, name)
+    for layer in reversed(layers):
+        found = getattr(found, layer, found)
+    return found
 
 
 def _open_again(path: Any, mode: str, text: tuple[Any, ...] | None) -> Any:
@@ -123,14 +137,33 @@ def _open_again(path: Any, mode: str, text: tuple[Any, ...] | None) -> Any:
     return os.fdopen(fd, "a" + plus + kind, encoding=encoding, errors=errors, newline=newline)
 
 
-def imported_from(name: str, value: Any) -> str | None:
-    """Return the module that has this very object under this name, as `from module import name` takes it."""
-    if isinstance(value, (FunctionType, type, ModuleType, *_ATOMS)) or type(value).__module__ in scripts:
+def imported_from(name: str, value: Any) -> tuple[str, str] | None:
+    """Return the module that has this very object under this name, as `from module import name` takes it, and the name.
+
+    An empty name stands for any, as does any name of an object that stands for another, such as `flask.request`.
+    """
+    if (name and issubclass(type(value), (FunctionType, type, ModuleType, *_ATOMS))) or type(
+        value
+    ).__module__ in scripts:
         return None
-    for module_name, module in sys.modules.copy().items():
-        if module_name not in scripts and type(module) is ModuleType and vars(module).get(name) is value:
-            return module_name
+    homes = [(home, vars(module)) for home, module in sys.modules.copy().items() if type(module) is ModuleType]
+    for home, names in homes:
+        if name and home not in scripts and names.get(name) is value:
+            return home, name
+    if name and not _stands_for_another(value):
+        return None
+    for home, names in homes:
+        for each, bound in names.copy().items() if home not in scripts else ():
+            if bound is value:
+                return home, each
     return None
+
+
+def _stands_for_another(value: Any) -> bool:
+    try:
+        return value.__class__ is not type(value)
+    except Exception:  # noqa: BLE001 -- what it stands for is not there
+        return True
 
 
 def is_made_anew(value: Any, callee: Any) -> bool:
@@ -138,7 +171,7 @@ def is_made_anew(value: Any, callee: Any) -> bool:
 
     What is called is imported, not a function of the script; the value is no process, program, thread or socket.
     """
-    home = callee.__name__ if isinstance(callee, ModuleType) else getattr(callee, "__module__", None)
+    home = callee.__name__ if issubclass(type(callee), ModuleType) else getattr(callee, "__module__", None)
     if home is None or home in scripts:
         return False
     if any((cls.__module__, cls.__name__) in _REFUSED for cls in type(value).__mro__):

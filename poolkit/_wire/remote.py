@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-__all__ = ["load_error", "pack_error", "type_name"]
+__all__ = ["describe_error", "load_error", "pack_error", "type_name"]
 
 
 # One exception. Packed as a plain tuple, so that the packet is made of builtin types only.
@@ -66,7 +66,7 @@ def load_error(data: bytes | bytearray | memoryview) -> BaseException:
         records = [_Record(*fields) for fields in pickle.loads(data)]
         return _Receiver(records).run()
     except BaseException as failure:  # noqa: BLE001 -- an outcome must not be lost
-        return RemoteError(f"an exception arrived that cannot be read ({_describe(failure)})")
+        return RemoteError(f"an exception arrived that cannot be read ({describe_error(failure)})")
 
 
 class _Graph:
@@ -100,7 +100,7 @@ class _Graph:
             try:
                 makers, state = self._pack_uncalled(error)
             except BaseException:  # noqa: BLE001 -- its class cannot travel, as the first failure says best
-                reason = _describe(failure)
+                reason = describe_error(failure)
         return _Record(
             type_name=type_name(error),
             message=_message_of(error),
@@ -222,7 +222,7 @@ class _Receiver:
             try:
                 return _make(self._loads(record.makers))
             except BaseException as failure:  # noqa: BLE001 -- whatever a user's class does
-                reason = _describe(failure)
+                reason = describe_error(failure)
         self._records[index] = record._replace(state=None)
         return _stand_in(record, reason)
 
@@ -352,7 +352,8 @@ def _message_of(error: BaseException) -> str:
         return "(its message cannot be shown)"
 
 
-def _describe(failure: BaseException) -> str:
+def describe_error(failure: BaseException) -> str:
+    """Return type and message of an exception; whatever its own hooks do, it never raises."""
     return f"{type_name(failure)}: {_message_of(failure)}"
 
 

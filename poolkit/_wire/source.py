@@ -159,17 +159,25 @@ def functions_of(cls: type) -> list[types.FunctionType]:
     """The functions that a class was given by its own statement, or that were set on it."""
     found: list[types.FunctionType] = []
     for value in vars(cls).values():
-        inner: Any = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
-        parts: tuple[Any, ...] = (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,)
+        inner: Any = value.__func__ if issubclass(type(value), (classmethod, staticmethod)) else value
+        is_property = issubclass(type(inner), property)
+        parts: tuple[Any, ...] = (inner.fget, inner.fset, inner.fdel) if is_property else (inner,)
         for part in parts:
             function: Any = part.func if type(part).__name__ == "cached_property" else part
             for _ in range(_MOST_WRAPPERS):
                 if type(function) is types.FunctionType and "__wrapped__" not in vars(function):
                     break
-                function = getattr(function, "__dict__", {}).get("__wrapped__")
+                function = _wrapped_in(function)
             if type(function) is types.FunctionType:
                 found.append(function)
     return found
+
+
+def _wrapped_in(value: Any) -> Any:
+    try:
+        return value.__dict__.get("__wrapped__")
+    except Exception:  # noqa: BLE001 -- it may be anything
+        return None
 
 
 _sources: dict[str, tuple[list[str], Source | None]] = {}  # one atomic operation at a time, from any thread

@@ -474,6 +474,15 @@ class P(NamedTuple):
     def total(self): return self.x + self.y
 def f(): return P(1).total(), P._fields
 """,
+    "getattr_raises": """
+class C:
+    def __getattr__(self, name):
+        if name.startswith('__'): raise AttributeError(name)
+        raise RuntimeError(name)
+c = C()
+c.x = 1
+def f(): return c.x
+""",
     "namedtuple_sub": """
 from collections import namedtuple
 class P(namedtuple('P', 'x y')):
@@ -887,18 +896,6 @@ class B(Generic[T]):
     pass
 class C(B[int]): pass
 def f(): return C.__orig_bases__[0] == B[int]
-""",
-    ),
-    "getattr_raises": (
-        "attributes of any object are asked for to see whether it is a file",
-        """
-class C:
-    def __getattr__(self, name):
-        if name.startswith('__'): raise AttributeError(name)
-        raise RuntimeError(name)
-c = C()
-c.x = 1
-def f(): return c.x
 """,
     ),
     "sentinel": (

@@ -1,0 +1,25 @@
+"""Hooks: what the user's own objects raise when they are looked at, told from what only comes meanwhile."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # without the enums of `signal`
+
+__all__ = ["raise_interrupt"]
+
+
+def raise_interrupt(error: BaseException) -> None:
+    """Raise an exception again, unless an object's own hook raised it.
+
+    A hook may raise SystemExit or anything. Ctrl-C, what a signal handler raises, and what stops the task of a thread
+    are not its.
+    """
+    if isinstance(error, Exception):
+        return
+    if isinstance(error, KeyboardInterrupt) or type(error).__module__.startswith("poolkit."):
+        raise error
+    handlers = {getattr(_signal.getsignal(number), "__code__", None) for number in _signal.valid_signals()}
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in handlers:
+            raise error
+        traceback = traceback.tb_next
