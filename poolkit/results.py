@@ -38,6 +38,7 @@ else:
 T = TypeVar("T")
 
 _END = object()
+_SOON = 0.001  # seconds; a wait may end a rounding error before its time
 
 
 class Results(itertools.chain[T]):
@@ -230,13 +231,15 @@ class _Chunks(Feed[T]):
             if not done:
                 self._timed_out()
             return
+        task = candidates[0]
         try:
-            candidates[0].exception(self._left())
-        except WaitTimeout:
-            if not candidates[0].done():
+            task.exception(self._left())
+        except Exception:
+            left = self._left()
+            if not task.done() and left is not None and left < _SOON:
                 self._timed_out()
-        except Exception:  # noqa: BLE001, S110 -- cancelled by somebody: `_collect` raises it
-            pass
+            if not task.cancelled():  # that is raised by `_collect`
+                raise  # what a signal handler raised
 
     def _collect(self, *, wait: bool = True) -> None:
         """Take the results of one chunk that is done, and put new items in its place."""

@@ -37,6 +37,8 @@ from poolkit._child.output import keep_output
 from poolkit._child.tracking import share_tracker
 from poolkit._wire import codec, habits, inherit, messages
 from poolkit._wire.board import Board
+from poolkit._wire.hooks import is_of_handler
+from poolkit._wire.remote import describe_error
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -122,7 +124,14 @@ def _work(
         return 1
     with contextlib.suppress(BrokenPipeError):  # the pool is gone by now, or has given this worker up
         loop.say(messages.READY, os.getpid())
-        loop.serve()
+        try:
+            loop.serve()
+        except BaseException as exc:
+            if not is_of_handler(exc):
+                raise
+            what = f"a signal handler that a task left raised {describe_error(exc)}"
+            print(f"poolkit: worker {os.getpid()} ends, as between two tasks {what}", file=sys.stderr)  # noqa: T201
+            return 1
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # without the enums of `signal`
 
-__all__ = ["raise_interrupt"]
+__all__ = ["is_of_handler", "raise_interrupt"]
 
 
 def raise_interrupt(error: BaseException) -> None:
@@ -15,11 +15,16 @@ def raise_interrupt(error: BaseException) -> None:
     """
     if isinstance(error, Exception):
         return
-    if isinstance(error, KeyboardInterrupt) or type(error).__module__.startswith("poolkit."):
+    if isinstance(error, KeyboardInterrupt) or type(error).__module__.startswith("poolkit.") or is_of_handler(error):
         raise error
+
+
+def is_of_handler(error: BaseException) -> bool:
+    """Return True if a signal handler in Python raised an exception."""
     handlers = {getattr(_signal.getsignal(number), "__code__", None) for number in _signal.valid_signals()}
     traceback = error.__traceback__
     while traceback is not None:
         if traceback.tb_frame.f_code in handlers:
-            raise error
+            return True
         traceback = traceback.tb_next
+    return False

@@ -303,3 +303,56 @@ def test_alarms_that_raise_at_any_moment_tear_nothing() -> None:
         print("whole")
         """
     assert run(source) == ["whole"]
+
+
+def test_what_an_alarm_raises_comes_out_of_a_map() -> None:
+    """Also if it is an Exception, or the class that waits raise, and the results before it are there by then."""
+    source = """
+        import signal, time
+        import poolkit
+
+        class Alarm(Exception):
+            pass
+
+        def ring(number, frame):
+            raise kind("mine")
+
+        signal.signal(signal.SIGALRM, ring)
+        with poolkit.Pool(1) as pool:
+            pool.submit(abs, -1).result()
+            for kind in (Alarm, TimeoutError):
+                results = pool.map(time.sleep, [0.6] * 2, chunksize=1)
+                signal.setitimer(signal.ITIMER_REAL, 0.3)
+                try:
+                    list(results)
+                except kind as error:
+                    print(error)
+        """
+    assert run(source) == ["mine", "mine"]
+
+
+def test_a_handler_that_a_task_left_ends_its_worker_with_one_line() -> None:
+    """If it raises between two tasks; the next one has another worker."""
+    source = """
+        import os, signal, threading
+        import poolkit
+
+        def ring(number, frame):
+            raise ValueError("mine")
+
+        def leave():
+            signal.signal(signal.SIGALRM, ring)
+            return os.getpid()
+
+        os.dup2(1, 2)
+        with poolkit.Pool(1) as pool:
+            before = pool.submit(leave).result()
+            exited = threading.Event()
+            pool.on("worker_exited", lambda *_: exited.set())
+            os.kill(before, signal.SIGALRM)
+            exited.wait()
+            print(pool.submit(os.getpid).result() != before)
+        """
+    line, last = run(source)
+    assert line.endswith("ends, as between two tasks a signal handler that a task left raised ValueError: mine")
+    assert last == "True"
