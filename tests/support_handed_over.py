@@ -54,6 +54,29 @@ def rebuild_reducing(descriptor: Any) -> Reducing:
     return Reducing(descriptor.detach())
 
 
+class OwnConnection(Connection):
+    """A connection with something of its own."""
+
+    note = ""
+
+
+class OwnerConnection(OwnConnection):
+    """One below that."""
+
+
+class OwnSocket(socket.socket):
+    """A socket with something of its own."""
+
+    note = ""
+
+
+class Stubborn(Connection):
+    """One that says itself how it is pickled."""
+
+    def __reduce__(self) -> Any:
+        return str, ("its own",)
+
+
 def open_descriptors() -> list[str]:
     """What the descriptors of this process are."""
     found = []

@@ -40,6 +40,9 @@ _registered: dict[type, Any] = {}  # multiprocessing's table, once it is there
 _seen = 0  # how many of these were sorted into `REDUCERS`, or left out
 _plain_is_wrong = False  # whether there is more than sockets, which it refuses: what it refuses goes by value
 _standard: Callable[[int], Any] | None = None  # multiprocessing's own DupFd, once ours is in its place
+_bases: dict[
+    type, list[type]
+] = {}  # connections and sockets: kinds, and the subclasses seen of each; replaced as a whole
 _picklers: dict[type, Any] = {}  # by the class of cloudpickle's that they are made from
 
 
@@ -53,14 +56,14 @@ def plain_table() -> dict[type, Any] | None:
 
     To be used, as what the next one gives, in a thread that packs, or under a `Guard`.
     """
-    if len(_registered) != _seen or _standard is None:
+    if len(_registered) != _seen or _standard is None or _has_more():
         _look()
     return {**copyreg.dispatch_table, **REDUCERS} if _plain_is_wrong else None
 
 
 def by_value_pickler(base: Any) -> Any:
     """The class of picklers to use now in place of `base`, which is cloudpickle's, or made from it."""
-    if len(_registered) != _seen or _standard is None:
+    if len(_registered) != _seen or _standard is None or _has_more():
         _look()
     if not REDUCERS:
         return base
@@ -73,7 +76,7 @@ def by_value_pickler(base: Any) -> Any:
 
 def _look() -> None:
     """See what was registered since."""
-    global _registered, _plain_is_wrong, _seen, _standard  # noqa: PLW0603 -- they go one way
+    global _bases, _registered, _plain_is_wrong, _seen, _standard  # noqa: PLW0603 -- they go one way
     reduction: Any = sys.modules.get("multiprocessing.reduction")
     forking, dup_fd = getattr(reduction, "ForkingPickler", None), getattr(reduction, "DupFd", None)
     if forking is None or dup_fd is None:  # not imported, or half
@@ -82,16 +85,61 @@ def _look() -> None:
         _standard = dup_fd
         reduction.DupFd = _dup_fd
     known = dict(forking._extra_reducers)  # noqa: SLF001 -- its only door
+    bases = list(_bases)
     for kind, reducer in known.items():
         is_own = getattr(reducer, "__module__", None) in _OWN
         if kind not in REDUCERS and (not is_own or kind.__name__ == "socket"):
             REDUCERS[kind] = partial(_reduce, kind)
             _plain_is_wrong |= not is_own
+        if kind.__name__ == "socket" or getattr(reducer, "__module__", None) == "multiprocessing.connection":
+            bases.append(kind)
+    seen: dict[type, list[type]] = {}
+    for kind in bases:  # grows while we go through it
+        if kind not in seen:
+            seen[kind] = type.__subclasses__(kind)
+            for each in seen[kind]:
+                bases.append(each)
+                if each not in REDUCERS and each not in copyreg.dispatch_table and _is_reduced_like(each, kind):
+                    REDUCERS[each] = partial(_reduce, each)
+    _bases = seen
     _registered, _seen = forking._extra_reducers, len(known)  # noqa: SLF001 -- see above
 
 
-def _reduce(kind: type, value: object) -> Any:
-    return _registered[kind](value)
+def _has_more() -> bool:
+    for kind, seen in _bases.items():  # noqa: SIM110 -- all() with a generator takes twice as long
+        if type.__subclasses__(kind) != seen:
+            return True
+    return False
+
+
+def _is_reduced_like(cls: Any, base: Any) -> bool:
+    """Return True if a class leaves it to another how it is pickled."""
+    hooks = ("__reduce_ex__", "__reduce__", "__getstate__")
+    return all(getattr(cls, hook, None) is getattr(base, hook, None) for hook in hooks)
+
+
+def _reduce(kind: type, value: Any) -> Any:
+    reducer = _registered.get(kind)
+    if reducer is not None:
+        return reducer(value)
+    state = {name: held for name, held in vars(value).items() if name != "_handle"}
+    for base in kind.__mro__:
+        if base in _registered:  # its reducer makes one of that class, of a duplicate and some arguments
+            _, (descriptor, *arguments) = _registered[base](value)
+            return _made_of, (kind, base, descriptor, arguments, state)
+    return NotImplemented
+
+
+def _made_of(kind: Any, base: Any, descriptor: Any, arguments: list[Any], state: dict[str, Any]) -> Any:
+    """An object of a subclass of connections or sockets, without a call of its own `__init__`."""
+    made = kind.__new__(kind)
+    fd = descriptor.detach()
+    if base.__name__ == "socket":
+        base.__init__(made, *arguments, fd)
+    else:
+        base.__init__(made, fd, *arguments)
+    vars(made).update(state)
+    return made
 
 
 # ===== descriptors =====

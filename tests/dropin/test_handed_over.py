@@ -149,6 +149,33 @@ def test_broadcast_objects_arrive_once_in_each_worker(ends: tuple[Connection, Co
             assert told(ends[0]) == "hello"
 
 
+def test_subclasses_of_connections_and_sockets_arrive_as_what_they_are(pool: poolkit.Pool) -> None:
+    """With their attributes; made at any time; what says itself how it is pickled is asked."""
+
+    class Later(work.OwnerConnection):
+        pass
+
+    for kind in (work.OwnConnection, work.OwnerConnection, Later):
+        ours, theirs = multiprocessing.Pipe()
+        end = kind(os.dup(theirs.fileno()))
+        theirs.close()
+        end.note = "kept"
+        with ours, end:
+            assert pool.submit(
+                lambda held: (held[0].send(held[0].note), type(held[0]).__name__)[1], [end]
+            ).result() == (kind.__name__)
+            assert told(ours) == "kept"
+    plain, other = socket.socketpair()
+    with plain, work.OwnSocket(fileno=other.detach()) as own:
+        own.note = "kept"
+        assert pool.submit(lambda held: (held.sendall(held.note.encode()), type(held).__name__)[1], own).result() == (
+            "OwnSocket"
+        )
+        assert told(plain) == b"kept"
+    with work.Stubborn(os.open(os.devnull, os.O_RDWR)) as stubborn:
+        assert pool.submit(lambda held: held, [stubborn]).result() == ["its own"]
+
+
 def test_what_users_register_arrives(pool: poolkit.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(reduction.ForkingPickler._extra_reducers, work.Registered, work.reduce_registered)
     for kind in (work.Registered, work.Reducing):
