@@ -1,0 +1,99 @@
+"""Small programs print the same in a notebook, an interactive session and pytest, and on threads.
+
+Many run in one process, as a kernel or a run of pytest takes long to start. What differs stands in `DIFFERENCES`, with
+its reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dropin import sessions
+from dropin.agreement import PROGRAMS
+
+pytestmark = pytest.mark.slow
+
+# what it defines replaces builtins for all that come after it
+NAMES = sorted(PROGRAMS, key=lambda name: name == "names_from_modules")
+
+Session = Callable[[list[str], Path], dict[str, str]]
+
+# session -> how it is run, the session that it is compared with, and one in how many programs it runs
+SESSIONS: dict[str, tuple[Session, str, int]] = {
+    "standard-process": (functools.partial(sessions.in_a_script, "standard-process"), "", 1),
+    "standard-thread": (functools.partial(sessions.in_a_script, "standard-thread"), "", 1),
+    "thread": (functools.partial(sessions.in_a_script, "thread"), "standard-thread", 1),
+    "notebook": (sessions.in_a_notebook, "standard-process", 4),
+    "terminal": (sessions.in_a_terminal, "standard-process", 3),
+    "pytest-prepend": (functools.partial(sessions.in_pytest, "prepend"), "standard-process", 4),
+    "pytest-append": (functools.partial(sessions.in_pytest, "append"), "standard-process", 4),
+    "pytest-importlib": (functools.partial(sessions.in_pytest, "importlib"), "standard-process", 4),
+}
+
+_NO_FILE = "`__file__` is not set there"
+_NOT_MAIN = "a module of tests is not `__main__`"
+_PICKLED = "what a task unpickles by name is made from a file, or was sent with a call; there is no file"
+_NO_SOURCE = "what is typed has no source before CPython 3.13: what only its statement could make is not there"
+_APART = "each input is a source of its own: statements of others that act on a class are not run, or not in order"
+
+DIFFERENCES = {
+    ("notebook", "names_looked_up"): _PICKLED,
+    ("notebook", "pickle_files"): _PICKLED,
+    ("notebook", "open_files"): _NO_FILE,
+    ("terminal", "names_looked_up"): _PICKLED,
+    ("terminal", "pickle_files"): _PICKLED,
+    ("terminal", "open_files"): _NO_FILE,
+    ("terminal", "metaclasses_and_registries"): _APART if sys.version_info >= (3, 13) else _NO_SOURCE,
+    ("pytest-prepend", "names_looked_up"): _NOT_MAIN,
+    ("pytest-append", "names_looked_up"): _NOT_MAIN,
+    ("pytest-importlib", "names_looked_up"): _NOT_MAIN,
+}
+if sys.version_info >= (3, 13):
+    DIFFERENCES["terminal", "abstract_classes_and_generics"] = _APART
+else:
+    DIFFERENCES["terminal", "ctypes_and_properties"] = _NO_SOURCE
+    DIFFERENCES["terminal", "sentinels_and_module_getattr"] = _NO_SOURCE
+    DIFFERENCES["terminal", "weak_dictionaries_and_iterators"] = _NO_SOURCE
+
+
+def names_of(session: str) -> list[str]:
+    """The programs of a session, all where everything is run."""
+    _, _, every = SESSIONS[session]
+    if int(os.environ.get("POOLKIT_CHAOS_SCALE", "1")) > 1:
+        every = 1
+    return NAMES[list(SESSIONS).index(session) % every :: every]
+
+
+@functools.cache
+def printed(session: str) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return SESSIONS[session][0](names_of(session), Path(folder))
+        except (subprocess.TimeoutExpired, ValueError) as error:  # once for all tests
+            return dict.fromkeys(NAMES, str(error))
+
+
+def _cases() -> list[object]:
+    compared = [session for session in SESSIONS if not session.startswith("standard-")]
+    return [pytest.param(name, session, id=f"{session}-{name}") for session in compared for name in names_of(session)]
+
+
+@pytest.mark.parametrize(("name", "session"), _cases())
+def test_a_program_prints_the_same_in_every_session(name: str, session: str) -> None:
+    if session == "notebook":
+        for module in ("nbclient", "ipykernel"):
+            if importlib.util.find_spec(module) is None:
+                pytest.skip(f"{module} is not installed")
+    found, expected = printed(session).get(name), printed(SESSIONS[session][1])[name]
+    if (session, name) in DIFFERENCES:
+        assert found != expected, f"this difference is none any more: {DIFFERENCES[session, name]}"
+    else:
+        assert found == expected
