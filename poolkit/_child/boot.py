@@ -29,13 +29,13 @@ import types
 from collections.abc import Callable, Sequence
 
 from poolkit import _child, _os, _os_processes
-from poolkit._child import chunk, ends, identity, logs, reseed, script  # noqa: F401 -- chunk: what `map` runs here
+from poolkit._child import chunk, ends, identity, logs, script  # noqa: F401 -- chunk: what `map` runs here
 from poolkit._child.freight import Freight
 from poolkit._child.imported import when_imported
 from poolkit._child.loop import Loop
 from poolkit._child.output import keep_output
 from poolkit._child.tracking import share_tracker
-from poolkit._wire import codec, habits, inherit, messages
+from poolkit._wire import codec, habits, inherit, messages, reseed
 from poolkit._wire.board import Board
 from poolkit._wire.hooks import is_of_handler
 from poolkit._wire.remote import describe_error

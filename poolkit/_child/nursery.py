@@ -32,10 +32,10 @@ import sys
 from collections.abc import Callable, Iterator
 
 from poolkit import _child, _os, _os_processes
-from poolkit._child import boot, identity, reseed
+from poolkit._child import boot, identity
 from poolkit._child.session import MOST_FDS, Session
 from poolkit._select import poll
-from poolkit._wire import codec, messages
+from poolkit._wire import codec, messages, reseed
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from collections import OrderedDict, deque
 from types import ModuleType
 
 from poolkit._child.imported import when_imported
-from poolkit._child.reseed import generators_in, reseeded
-from poolkit._wire import modules
+from poolkit._wire import functions, modules, reseed
 from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.modules import MAIN, Script, add_script
 from poolkit._wire.pickles import loads
@@ -51,7 +50,6 @@ _typed: dict[str, tuple[str, str] | None] = {}  # by module: a program that is i
 _containers: dict[tuple[str, str], Any] = {}  # those among `_bound` that have their contents
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
 MOST_COMPARED = 10_000  # items
-_number = 0  # of this worker
 
 
 # ===== modules =====
@@ -59,15 +57,15 @@ _number = 0  # of this worker
 
 def begin(number: int, main: dict[str, Any], *, is_copy: bool) -> None:
     """Have a module for the script; a worker that is a copy of the owner has it already."""
-    global _number  # noqa: PLW0603 -- set once, at boot
-    _number = number
+    reseed.worker_number = number
+    functions.find = _sent
     modules.are_others_known = _is_owners
     if is_copy:
         for name in modules.scripts:
             for key, value in list(vars(sys.modules[name]).items()) if name in sys.modules else ():
                 _bound[name, key] = 0, value
-        for generator in generators_in(modules.scripts):
-            reseeded(generator, number)
+        for generator in reseed.generators_in(modules.scripts):
+            reseed.reseeded(generator, number)
     else:
         sys.modules["__main__"] = sys.modules["__mp_main__"] = _make_module("__main__", main)
         when_imported("multiprocessing.spawn", _keep_from_running)
@@ -198,6 +196,9 @@ def _make(record: Record, *, is_wanted: bool) -> bool:  # noqa: C901, PLR0912 --
             top, _, attribute = name.partition(".")
             holder = namespace[top]
         if not _may_bind(holder, (module_name, name), attribute, serial):
+            held = _bound[module_name, name]
+            if kind == _VALUE and (held[0] < serial or held[1] is _MISSING):
+                _bound[module_name, name] = serial, _Unmade(payload, region)
             return True
         for each in submodules:
             _import(each)
@@ -206,15 +207,16 @@ def _make(record: Record, *, is_wanted: bool) -> bool:  # noqa: C901, PLR0912 --
             exec(marshal.loads(payload), namespace)  # noqa: S102, S302 -- the script's own statement
             _restore(before)
             value = namespace[name] if "#" not in name else None
+            for generator in reseed.generators_from([value], (module_name,)):
+                reseed.reseeded(generator, reseed.worker_number)
         elif kind == _VALUE:
             before = _contents()
             value = _load(payload, region)
             if issubclass(type(value), type):
                 _restore(before)
-            reseeded(value, _number)
-            held = _bound.get((module_name, name))
-            if held is not None and held[0] == 0 and type(held[1]) is type(value) and record[6] is not None:
-                value = _fill(held[1], value)
+            shell = _bound.get((module_name, name))
+            if shell is not None and shell[0] == 0 and type(shell[1]) is type(value) and record[6] is not None:
+                value = _fill(shell[1], value)
             _bind(holder, attribute, value)
             if type(value) in _CONTAINERS:
                 _containers[module_name, name] = value
@@ -248,6 +250,21 @@ def _restore(before: list[tuple[Any, Any]]) -> None:
     for container, contents in before:
         if len(container) != len(contents):
             _fill(container, contents)
+
+
+class _Unmade:
+    """Stands for what was sent for a name that this worker has bound by itself: other values may refer to it."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+
+def _sent(module_name: str, name: str) -> Any:
+    """What was sent for a name, whatever this worker has bound it to since."""
+    held = _bound.get((module_name, name))
+    if held is not None and type(held[1]) is _Unmade:
+        held = _bound[module_name, name] = held[0], _load(*held[1].args)
+    return functions.named(module_name, name) if held is None or held[1] is _MISSING else held[1]
 
 
 def _may_bind(holder: Any, key: tuple[str, str], attribute: str, serial: int) -> bool:

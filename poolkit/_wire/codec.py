@@ -28,6 +28,7 @@ from collections import namedtuple
 
 from poolkit._wire import modules
 from poolkit._wire.buffers import Found
+from poolkit._wire.functions import is_reusable
 from poolkit._wire.modules import scripts
 from poolkit._wire.pickles import (
     BY_VALUE,
@@ -36,7 +37,6 @@ from poolkit._wire.pickles import (
     Needs,
     dumps,
     dumps_plainly,
-    is_reusable,
     loads,
     pickler_of,
 )

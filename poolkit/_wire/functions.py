@@ -2,7 +2,7 @@
 
 It travels by its code object, which keeps its file name, and gets the globals of its own module there: of the script's
 stand-in (see `_child/script.py`), or of the module that is imported. So its globals are not copied, and what it leaves
-in them stays. Its defaults, attributes and closure cells are copied; cells are not shared between functions.
+in them stays. Its defaults, attributes and closure cells are copied; cells are shared by functions that are globals.
 """
 
 from __future__ import annotations
@@ -13,29 +13,43 @@ import sys
 import types
 from _weakref import ref  # the module weakref would be one more import in every worker
 
-from poolkit._wire.modules import MAIN, home_of
+from poolkit._wire.modules import MAIN, home_of, is_package, named_at_top, scripts
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from typing import Any
 
-__all__ = ["Scan", "named", "reduce_function", "scan_code"]
+__all__ = [
+    "Scan",
+    "circle_member",
+    "circle_of",
+    "is_reusable",
+    "named",
+    "reduce_cell",
+    "reduce_function",
+    "scan_code",
+    "shared",
+    "submodules_of",
+    "with_named_parts",
+]
 
 _EMPTY = "poolkit: an empty cell"  # stands for the contents of a cell that has none
 _DYNAMIC = frozenset({"globals", "eval", "exec", "vars", "locals", "__import__"})
 
 
-def reduce_function(function: types.FunctionType) -> tuple[Any, ...] | None:
-    """Return what a pickler's `reducer_override` is to return; None for globals that belong to no module."""
+def reduce_function(function: types.FunctionType, *, has_cells: bool = False) -> tuple[Any, ...] | None:
+    """Return what a pickler's `reducer_override` is to return; None for globals that belong to no module.
+
+    With `has_cells` its cells are pickled as objects, which others may share.
+    """
     home = home_of(function.__globals__)
     if home is None:
         return None
     contents: list[object] = []
-    for cell in function.__closure__ or ():
-        try:
-            contents.append(cell.cell_contents)
-        except ValueError:
-            contents.append(_EMPTY)
+    cells = function.__closure__ or ()
+    if not has_cells:
+        contents += map(_contents_of, cells)
     annotate = getattr(function, "__annotate__", None)  # from CPython 3.14 on, annotations are made when looked at
     state = (
         function.__qualname__,
@@ -49,13 +63,36 @@ def reduce_function(function: types.FunctionType) -> tuple[Any, ...] | None:
         else function.__annotations__ or None,
         contents,
     )
-    return _make, (home, function.__name__, marshal.dumps(function.__code__)), state, None, None, _fill
+    args = home, function.__name__, marshal.dumps(function.__code__)
+    return _make, ((*args, cells) if has_cells else args), state, None, None, _fill
 
 
-def _make(home: str, name: str, code: bytes) -> types.FunctionType:
+def _make(home: str, name: str, code: bytes, cells: tuple[types.CellType, ...] | None = None) -> types.FunctionType:
     made: types.CodeType = marshal.loads(code)  # noqa: S302 -- from our own side
-    cells = tuple(types.CellType() for _ in made.co_freevars)
+    if cells is None:
+        cells = tuple(types.CellType() for _ in made.co_freevars)
     return types.FunctionType(made, namespace_of(home), name, None, cells)
+
+
+def reduce_cell(cell: types.CellType) -> tuple[Any, ...]:
+    """Return what a pickler's `reducer_override` is to return for a cell of a closure."""
+    return _make_cell, (), [_contents_of(cell)], None, None, _fill_cell
+
+
+def _make_cell() -> types.CellType:
+    return types.CellType()
+
+
+def _fill_cell(cell: types.CellType, contents: list[Any]) -> None:
+    if not (type(contents[0]) is str and contents[0] == _EMPTY):
+        cell.cell_contents = contents[0]
+
+
+def _contents_of(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _EMPTY
 
 
 def namespace_of(module_name: str) -> dict[str, Any]:
@@ -72,6 +109,33 @@ def named(module_name: str, qualname: str) -> Any:
     for part in qualname.split("."):
         found = getattr(found, part)
     return found
+
+
+find: Callable[[str, str], Any] = named
+"""What pickles of globals mean by a name; in a worker, what was sent for it."""
+
+_circles: dict[
+    tuple[str, str], dict[tuple[str, str], Any]
+] = {}  # by the first name of each: by name, what came with it
+
+
+def shared(reference: tuple[Any, ...]) -> Any:
+    """What a pickle of globals refers to: module and name; of a cell, a function that has it, and where."""
+    module_name, name, *index = reference
+    found = find(module_name, name)
+    return found.__closure__[index[0]] if index else found
+
+
+def circle_of(names: tuple[tuple[str, str], ...], values: list[Any]) -> Any:
+    """Keep the values of names that refer to each other in a circle; return the first."""
+    _circles[names[0]] = dict(zip(names, values))  # noqa: B905 -- as many
+    return values[0]
+
+
+def circle_member(_: object, first: tuple[str, str], name: tuple[str, str]) -> Any:
+    """What came for a name with the first of its circle."""
+    known = _circles.get(first, {})
+    return known[name] if name in known else named(*name)  # a copy of the owner has it
 
 
 def _fill(function: types.FunctionType, state: tuple[Any, ...]) -> None:
@@ -95,6 +159,74 @@ def _fill(function: types.FunctionType, state: tuple[Any, ...]) -> None:
     for cell, content in zip(function.__closure__ or (), contents):  # noqa: B905 -- as many as there are
         if not (type(content) is str and content == _EMPTY):
             cell.cell_contents = content
+
+
+def with_named_parts(function: types.FunctionType, home: str, reduced: tuple[Any, ...]) -> tuple[Any, set[str]]:
+    """Have defaults and closure variables that the code also knows as globals go by their names, which are returned.
+
+    It may compare them by identity, as with sentinels.
+    """
+    make, args, (*start, defaults, by_keyword, attributes, annotations, contents), *rest = reduced
+    kept = (*(defaults or ()), *(by_keyword or {}).values(), *contents)
+    used: set[str] = set()
+    if is_fixed(kept):
+        return reduced, used
+    namespace, scan = function.__globals__, scan_code(function.__code__)
+    names = [*scan.now, *scan.later]
+    if any(type(each) is object for each in kept):  # which can be nothing but compared, by whomever
+        names += [name for name, value in list(namespace.items()) if type(value) is object]
+    known = {id(namespace[name]): name for name in reversed(names) if name in namespace}
+
+    def name(value: Any) -> Any:
+        if id(value) not in known or is_fixed((value,)):
+            return value
+        used.add(known[id(value)])
+        return _Named(home, known[id(value)])
+
+    defaults = None if defaults is None else tuple(map(name, defaults))
+    by_keyword = by_keyword and {key: name(value) for key, value in by_keyword.items()}
+    state = (*start, defaults, by_keyword, attributes, annotations, [*map(name, contents)])
+    return (make, args, state, *rest), used
+
+
+class _Named:
+    """Stands for what goes by a name, in a pickle."""
+
+    def __init__(self, *reference: str) -> None:
+        self._reference = reference
+
+    def __reduce__(self) -> Any:
+        return named, self._reference
+
+
+def is_reusable(function: types.FunctionType) -> bool:
+    """Return True if a function by value may be called again without being loaded anew: it keeps nothing of a call."""
+    if function.__closure__ is None and not function.__dict__ and not function.__kwdefaults__:
+        return is_fixed(function.__defaults__ or ())
+    try:
+        contents = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:
+        return False
+    kept = (*contents, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return not function.__dict__ and is_fixed(kept) and not scan_code(function.__code__).keeps_state
+
+
+_ATOMS = frozenset({int, str, bytes, float, complex, bool, type(None), type(...), type(NotImplemented)})
+
+
+def is_fixed(values: Iterable[Any]) -> bool:
+    """Return True if none of these can change."""
+    for value in values:
+        kind = type(value)
+        if kind in _ATOMS or ((kind is tuple or kind is frozenset) and is_fixed(value)):
+            continue
+        if (kind is types.FunctionType or isinstance(value, type)) and named_at_top(
+            value, value.__module__
+        ) is not None:
+            continue
+        if not (kind is types.ModuleType and sys.modules.get(value.__name__) is value):
+            return False
+    return True
 
 
 class Scan:
@@ -199,3 +331,19 @@ def scan_code(code: types.CodeType) -> Scan:
 
 def _forget_scan(reference: ref[types.CodeType]) -> None:
     _scans.pop(reference, None)
+
+
+def submodules_of(code: types.CodeType, namespace: dict[str, Any]) -> tuple[str, ...]:
+    """The loaded submodules that code may reach through packages among the globals that it names."""
+    scan = scan_code(code)
+    found: list[str] = []
+    for name in (*scan.now, *scan.later):
+        value: Any = namespace.get(name)
+        if is_package(value) and value.__name__ not in scripts:
+            prefix = value.__name__ + "."
+            found += [
+                each
+                for each in sys.modules.copy()
+                if each.startswith(prefix) and scan.attributes.issuperset(each[len(prefix) :].split("."))
+            ]
+    return tuple(found)

@@ -21,29 +21,39 @@ from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.regions import Region
 
-__all__ = ["ABSENT", "ATOMS", "IMPORT", "MISSING", "STATEMENT", "VALUE", "Item", "Ref", "is_fixed", "parts_of"]
+__all__ = [
+    "ABSENT", "ATOMS", "IMPORT", "MISSING", "RESERVED", "STATEMENT", "VALUE", "Item", "Ref", "is_fixed", "parts_of",
+]  # fmt: skip
 
 VALUE, STATEMENT, IMPORT, ABSENT = 1, 2, 3, 4
 
 Ref = tuple[str, str]  # module, name
 
 MISSING = object()
+RESERVED = frozenset({
+    "__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__cached__", "__builtins__",
+    "__annotations__", "__path__", "__annotate__", "__conditional_annotations__",
+})  # fmt: skip
 ATOMS = frozenset({int, str, bytes, float, complex, bool, type(None), type(...), type(NotImplemented)})
 
 
 class Item:
-    """One version of one name. Frozen once it is published, but for `weak`.
+    """One version of one name. Frozen once it is published, but for `weak` and `basis`.
 
     Attributes:
         serial: larger than that of any version before; names in a worker never go back.
         now: what has to be there before it is made; `later`: what is needed when it is used.
         shell: an empty container that stands under the name from the first, for what fills it while it is made.
         line: of a statement; those that may come in any order come in the script's.
+        bound: names that the pickle refers to, and the ids of what they are bound to; `basis`: the versions of them
+            that it was first used with.
+        circle: the names that are pickled together, as they refer to each other.
     """
 
     __slots__ = (
-        "assigned", "code", "codes", "digest", "is_followed", "kind", "later", "length", "line", "module", "name",
-        "now", "parts", "payload", "reaches", "region", "serial", "shell", "snapshot", "strong", "submodules", "weak",
+        "assigned", "basis", "bound", "circle", "code", "codes", "digest", "is_followed", "kind", "later", "length",
+        "line", "module", "name", "now", "parts", "payload", "reaches", "region", "serial", "shell", "snapshot",
+        "strong", "submodules", "weak",
     )  # fmt: skip
 
     def __init__(self, module: str, name: str, kind: int, payload: bytes, value: object) -> None:
@@ -56,6 +66,9 @@ class Item:
         self.shell: bytes | None = None
         self.now: tuple[Ref, ...] = ()
         self.later: tuple[Ref, ...] = ()
+        self.bound: tuple[tuple[Ref, int], ...] = ()
+        self.basis: tuple[int, ...] | None = None
+        self.circle: tuple[Ref, ...] = ()
         self.submodules: tuple[str, ...] = ()
         self.reaches = False  # whether its code names packages, of which submodules may be imported later
         self.line = 0

@@ -19,11 +19,24 @@ from operator import is_
 from types import FunctionType, ModuleType
 from typing import Any
 
+from poolkit._wire import sharing
 from poolkit._wire import source as sources
 from poolkit._wire.buffers import Found
-from poolkit._wire.functions import scan_code
+from poolkit._wire.functions import scan_code, submodules_of
 from poolkit._wire.hooks import raise_interrupt
-from poolkit._wire.items import ABSENT, ATOMS, IMPORT, MISSING, STATEMENT, VALUE, Item, Ref, is_fixed, parts_of
+from poolkit._wire.items import (
+    ABSENT,
+    ATOMS,
+    IMPORT,
+    MISSING,
+    RESERVED,
+    STATEMENT,
+    VALUE,
+    Item,
+    Ref,
+    is_fixed,
+    parts_of,
+)
 from poolkit._wire.modules import home_of, is_package, may_be_bound, scripts
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
 from poolkit._wire.process_wide import imported_from, is_made_anew, is_random_generator, reduce_global
@@ -31,16 +44,12 @@ from poolkit._wire.regions import fill_region
 from poolkit._wire.remote import describe_error
 from poolkit._wire.source import Source, source_for
 
-__all__ = ["FOLLOWED", "RESERVED", "Namespace"]
+__all__ = ["FOLLOWED", "Namespace"]
 
 LARGE = 64 * 1024  # bytes of a value that travels in shared memory, once for all workers
 FOLLOWED = 1024  # bytes of the pickle of a value whose changes in place are followed
 
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
-RESERVED = frozenset({
-    "__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__cached__", "__builtins__",
-    "__annotations__", "__path__", "__annotate__", "__conditional_annotations__",
-})  # fmt: skip
 _lock = threading.RLock()
 _serials = itertools.count(1)
 
@@ -68,8 +77,11 @@ class Namespace:
 
     # ===== items =====
 
-    def item(self, name: str) -> Item | None:
-        """The version of a name that is current; None if the name is not bound. Runs pickling hooks of the user's."""
+    def item(self, name: str, circle: tuple[Ref, ...] = (), *, again: bool = False) -> Item | None:
+        """The version of a name that is current; None if the name is not bound. Runs pickling hooks of the user's.
+
+        A new one `again` though it is the same as before, or as one of a `circle` of names that go together.
+        """
         if "#" in name:
             return self._acts.get(name)
         serial = next(_serials)  # of two versions, that which was looked up later has the larger one
@@ -77,10 +89,16 @@ class Namespace:
         if value is MISSING or name in RESERVED:
             return None
         known = self._items.get(name)
-        if known is not None and known.is_current(value) and self._has_submodules(known, value):
+        if (
+            known is not None
+            and not (again or circle)
+            and known.is_current(value)
+            and self._has_submodules(known, value)
+            and sharing.are_bound(known.bound)
+        ):
             return known
         try:
-            made = self._make(name, value, is_new=known is None)
+            made = self._make(name, value, circle, is_new=known is None)
         except BaseException as error:  # noqa: BLE001 -- the user's own hooks
             raise_interrupt(error)
             made = Item(self.name, name, ABSENT, describe_error(error).encode(errors="replace"), value)
@@ -88,12 +106,17 @@ class Namespace:
             made.now = ((self.name, name.partition(".")[0]), *made.now)
         with _lock:
             newest = self._items.get(name)
-            if newest is not known and newest is not None and newest.is_current(value):
+            if newest is not known and newest is not None and not circle and newest.is_current(value):
                 return newest  # another thread was faster
             made.serial = serial
             if newest is None or newest.serial < serial:
                 self._items[name] = made
         return made
+
+    def circle_of(self, name: str) -> tuple[Ref, ...]:
+        """The names that go together with this one in the newest version."""
+        known = self._items.get(name)
+        return () if known is None else known.circle
 
     def _value(self, name: str) -> object:
         if "." not in name:
@@ -103,18 +126,20 @@ class Namespace:
         return vars(cls).get(attribute, MISSING) if issubclass(type(cls), type) else MISSING
 
     def bundle(self) -> tuple[Item, ...]:
-        """All plain functions that need nothing to be made."""
-        found = []
+        """All plain functions that need nothing to be made, but sentinels as their defaults."""
+        found: list[Item] = []
         for name, value in list(self.dict.items()):
             if type(value) is FunctionType and value.__globals__ is self.dict:
                 item = self.item(name)
-                if item is not None and item.kind == VALUE and not item.now and item.region is None:
-                    found.append(item)
+                if item is not None and item.kind == VALUE and item.region is None:
+                    needed = [self.item(each) for module, each in item.now if module == self.name]
+                    if len(needed) == len(item.now) and all(map(_is_sentinel, needed)):
+                        found += (*(each for each in needed if each is not None and each not in found), item)
         if len(found) != len(self._bundle) or not all(map(is_, found, self._bundle)):
             self._bundle = tuple(found)
         return self._bundle
 
-    def _make(self, name: str, value: Any, *, is_new: bool) -> Item:
+    def _make(self, name: str, value: Any, circle: tuple[Ref, ...], *, is_new: bool) -> Item:
         if issubclass(type(value), ModuleType):
             home: str = value.__name__
             item = Item(self.name, name, IMPORT, marshal.dumps((home, None)), value)
@@ -125,11 +150,11 @@ class Namespace:
                 self._act_on(item, source_for(own, self.dict))
             return item
         if issubclass(type(value), type) and value.__module__ == self.name and value.__qualname__ == name:
-            return self._make_class(name, value)
+            return self._make_class(name, value, circle)
         if is_new and "." not in name and (place := imported_from(name, value)) is not None:
             return Item(self.name, name, IMPORT, marshal.dumps(place), value)
         try:
-            return self._make_value(name, value)
+            return self._make_value(name, value, circle)
         except BaseException as error:
             raise_interrupt(error)
             with contextlib.suppress(Exception):  # the first reason counts
@@ -140,15 +165,17 @@ class Namespace:
                     return Item(self.name, name, IMPORT, marshal.dumps(place), value)
             raise
 
-    def _make_value(self, name: str, value: Any) -> Item:
+    def _make_value(self, name: str, value: Any, circle: tuple[Ref, ...] = ()) -> Item:
         """As a pickle. Raises whatever pickling raises, and if it could only refer to itself."""
-        needs = Needs(value, (self.name, name), reduce_global)
+        own = (self.name, name)
+        content, inline = sharing.in_circle(circle, own) if circle else (value, (own,))
+        needs = Needs(value, own, reduce_global, sharing.names(), inline)
         found = _Found()
         if type(value) in (bytes, bytearray):
             found.look((value,))
         try:
             with found:
-                data = dumps(value, found, needs)
+                data = dumps(content, found, needs, plainly=not circle and sharing.is_alone(value, own))
         except Exception as error:
             if needs.is_circular:
                 raise _CircularError(str(error)) from error
@@ -159,23 +186,23 @@ class Namespace:
             try:
                 item.region = fill_region(data, [buffer.raw() for buffer in found])
             except OSError:  # no shared memory: through the link
-                data = dumps(value, None, needs)
+                data = dumps(content, None, needs, plainly=not needs.is_shared)
         if item.region is None:
             item.payload = data if isinstance(data, bytes) else b"".join(data)
-        own = (self.name, name)
-        item.now = tuple(each for each in needs.now if each != own)
+        item.now = tuple(each for each in needs.now if each not in needs.inline)
+        item.bound, item.circle = sharing.bound_objects(item.now), circle
         item.later = tuple(each for each in needs.later if each != own)
         if type(value) is FunctionType:
             item.code = value.__code__
             item.parts = parts_of(value)
             item.is_followed = any(each is not None for each in item.parts)
             if home_of(value.__globals__) == self.name:
-                item.submodules = self._submodules(value.__code__)
+                item.submodules = submodules_of(value.__code__, self.dict)
                 scan = scan_code(value.__code__)
                 item.reaches = any(is_package(self.dict.get(each)) for each in (*scan.now, *scan.later))
         else:
             self._follow(item, value, size)
-        if item.now and type(value) in _CONTAINERS and "." not in name:
+        if item.now and type(value) in _CONTAINERS and "." not in name and needs.met == 1 and not circle:
             empty = deque(maxlen=value.maxlen) if isinstance(value, deque) else type(value)()
             item.shell = pickle.dumps(empty, PROTOCOL)
         return item
@@ -185,7 +212,8 @@ class Namespace:
             return
         if size <= FOLLOWED and item.region is None:
             with contextlib.suppress(Exception):  # only by other picklers
-                item.digest = pickle.dumps(value, PROTOCOL)
+                digest = pickle.dumps(value, PROTOCOL)
+                item.digest = digest if len(digest) <= FOLLOWED or not item.bound else None
         if item.digest is not None:
             item.is_followed = True
         elif hasattr(type(value), "__len__"):
@@ -194,11 +222,11 @@ class Namespace:
 
     # ===== statements =====
 
-    def _make_class(self, name: str, cls: type) -> Item:
+    def _make_class(self, name: str, cls: type, circle: tuple[Ref, ...]) -> Item:
         """By its own statement, else by value."""
         item = self._make_statement(name, cls, is_named=True)
         if item is None:
-            item = self._make_value(name, cls)
+            item = self._make_value(name, cls, circle)
         item.snapshot = dict(vars(cls))
         return item
 
@@ -225,7 +253,7 @@ class Namespace:
         item.later = (*later, (self.name, "*")) if scan.is_dynamic_in(self.dict) else later
         item.line = node.lineno
         item.codes = sources.codes_in(code)
-        item.submodules = self._submodules(code)
+        item.submodules = submodules_of(code, self.dict)
         return item
 
     def _find(self, name: str, value: Any, *, is_named: bool) -> tuple[Source, Any] | None:  # noqa: C901 -- kind by kind
@@ -315,22 +343,7 @@ class Namespace:
         """Return True if none of the submodules that code may reach was imported since."""
         if type(value) is not FunctionType or not item.reaches:
             return True
-        return item.submodules == self._submodules(value.__code__)
-
-    def _submodules(self, code: Any) -> tuple[str, ...]:
-        """The loaded submodules that code may reach through packages among the globals that it names."""
-        scan = scan_code(code)
-        found: list[str] = []
-        for name in (*scan.now, *scan.later):
-            value: Any = self.dict.get(name)
-            if is_package(value) and value.__name__ not in scripts:
-                prefix = value.__name__ + "."
-                found += [
-                    each
-                    for each in sys.modules.copy()
-                    if each.startswith(prefix) and scan.attributes.issuperset(each[len(prefix) :].split("."))
-                ]
-        return tuple(found)
+        return item.submodules == submodules_of(value.__code__, self.dict)
 
     # ===== classes =====
 
@@ -362,6 +375,10 @@ class Namespace:
 
 
 _PLAIN_ATTRIBUTES = (*ATOMS, list, dict, set, tuple, frozenset, bytearray)
+
+
+def _is_sentinel(item: Item | None) -> bool:
+    return item is not None and type(item.get()) is object
 
 
 def _is_definition(value: object) -> bool:

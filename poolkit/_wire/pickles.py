@@ -19,13 +19,14 @@ import io
 import pickle
 import sys
 from functools import partial
-from types import FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 
 from poolkit._wire import handover, modules
 from poolkit._wire.buffers import Found, Parts
 from poolkit._wire.cloud import cloudpickle_module
-from poolkit._wire.functions import named, reduce_function, scan_code
+from poolkit._wire.functions import named, reduce_cell, reduce_function, scan_code, shared, with_named_parts
 from poolkit._wire.modules import is_registered, marks, may_be_bound, named_at_top, scripts
+from poolkit._wire.reseed import reduce_generator
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -34,17 +35,9 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "BY_VALUE",
-    "PROTOCOL",
-    "REUSABLE",
-    "ClassKeepingUnpickler",
-    "Needs",
-    "dumps",
-    "dumps_plainly",
-    "is_reusable",
-    "loads",
+    "BY_VALUE", "PROTOCOL", "REUSABLE", "ClassKeepingUnpickler", "Needs", "dumps", "dumps_plainly", "loads",
     "pickler_of",
-]
+]  # fmt: skip
 
 PROTOCOL = 5
 BY_VALUE = b"v"
@@ -64,15 +57,21 @@ class Needs:
         itself: what is to be pickled by value though it has a name, and that name. For the sender of definitions.
         is_circular: the value could be pickled only as a reference to itself.
         reduce: how else to reduce an object that is pickled as part of a script module's globals.
+        names: by the id of an object, the name of the global that it goes by; see `sharing.py`.
+        inline: the names that are pickled here, which refer to nothing.
+        is_shared: something goes by the name of a global.
+        met: how often the value itself was met.
     """
 
-    __slots__ = ("is_circular", "itself", "later", "name", "now", "reduce")
+    __slots__ = ("inline", "is_circular", "is_shared", "itself", "later", "met", "name", "names", "now", "reduce")
 
     def __init__(
         self,
         itself: object = _MISSING,
         name: tuple[str, str] | None = None,
         reduce: Callable[[Any], Any] | None = None,
+        names: dict[int, tuple[Any, ...]] | None = None,
+        inline: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.now: set[tuple[str, str]] = set()
         self.later: set[tuple[str, str]] = set()
@@ -80,6 +79,10 @@ class Needs:
         self.name = name
         self.is_circular = False
         self.reduce = reduce
+        self.names = names
+        self.inline = inline
+        self.is_shared = False
+        self.met = 0
 
 
 def dumps(value: object, found: Found | None = None, needs: Needs | None = None, *, plainly: bool = True) -> Any:
@@ -119,7 +122,7 @@ def dumps(value: object, found: Found | None = None, needs: Needs | None = None,
 def _dump_by_value(base: Any, value: object, found: Found | None, needs: Needs) -> Any:
     if found is not None:
         found.again()
-    needs.is_circular = False
+    needs.is_circular, needs.met = False, 0
     with handover.Guard(found):
         return _dump(base, value, found, needs, BY_VALUE)
 
@@ -161,7 +164,7 @@ def _dump(
     if found is not None and found.has_read_only:
         found.again()
         file = _dump_once(base, value, found, Needs() if needs is None else needs, table)
-    file.write(mark)
+    file.write(BY_VALUE if needs is not None and needs.is_shared else mark)  # plain `pickle.loads` knows no names
     return file if type(file) is Parts else file.getvalue()
 
 
@@ -171,7 +174,7 @@ def _dump_once(base: Any, value: object, found: Found | None, needs: Needs | Non
     if needs is None:
         pickler = pickle.Pickler(file, protocol=PROTOCOL, buffer_callback=found)
     else:
-        pickler = pickler_of(base)(file, found, needs)
+        pickler = pickler_of(base, is_naming=needs.names is not None)(file, found, needs)
         table = handover.plain_table() if base is pickle.Pickler else None
     if table is not None:
         pickler.dispatch_table = table
@@ -179,15 +182,32 @@ def _dump_once(base: Any, value: object, found: Found | None, needs: Needs | Non
     return file
 
 
-def pickler_of(base: Any) -> Any:
-    """Return the class of picklers with our reducers over this one, made once."""
-    made = _picklers.get(base)
+def pickler_of(base: Any, *, is_naming: bool = False) -> Any:
+    """Return the class of picklers with our reducers over this one, made once; one that names globals if asked to."""
+    made = _picklers.get((base, is_naming))
     if made is None:
-        made = _picklers[base] = _make_pickler(base)
+        made = _make_naming_pickler(pickler_of(base)) if is_naming else _make_pickler(base)
+        _picklers[base, is_naming] = made
     return made
 
 
 _picklers: dict[Any, Any] = {}
+
+
+def _make_naming_pickler(base: Any) -> Any:
+    class NamingPickler(base):  # type: ignore[misc]
+        def persistent_id(self, obj: Any) -> Any:
+            """Return the name of the global that an object goes by. Asked for each object that is pickled."""
+            needs = self._needs
+            reference = needs.names.get(id(obj))
+            if reference is None or reference[:2] in needs.inline:
+                needs.met += reference == needs.name
+                return None
+            needs.now.add(reference[:2])
+            needs.is_shared = True
+            return reference
+
+    return NamingPickler
 
 
 def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is given
@@ -209,8 +229,12 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             elif kind is ModuleType or kind is modules.Script:
                 if obj.__name__ in scripts or sys.modules.get(obj.__name__) is obj:
                     return importlib.import_module, (obj.__name__,)
+            elif kind is CellType and needs.names is not None:
+                return reduce_cell(obj)
             elif needs.reduce is not None and (obj is needs.itself or kind.__module__ not in scripts):
                 reduced = needs.reduce(obj)
+            elif needs.reduce is not None:
+                reduced = reduce_generator(obj)
             if reduced is NotImplemented and type(home := getattr(obj, "__module__", None)) is str and home in scripts:
                 reduced = self._reduce_instance(obj)
             if reduced is NotImplemented and self._found is not None and self._found.has_read_only:
@@ -226,7 +250,7 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             if top is None or not _is_known(module_name, top):
                 return False
             needs = self._needs
-            if (module_name, top) == needs.name:  # that, or a part of it
+            if (module_name, top) in needs.inline:  # that, or a part of it
                 return False
             needs.now.add((module_name, top))
             return True
@@ -244,13 +268,16 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
                 return NotImplemented
             reduced = needs.reduce(function) if needs.reduce is not None else NotImplemented
             if reduced is NotImplemented:
-                reduced = reduce_function(function)
+                reduced = reduce_function(function, has_cells=needs.names is not None)
                 if reduced is None:
                     if inherited is None:
                         raise pickle.PicklingError(f"{function!r} has to go by value")  # see above
                     return NotImplemented
                 if (home := reduced[1][0]) in scripts:
                     self._note_names(function, home)
+                    if needs.names is None:
+                        reduced, names = with_named_parts(function, home, reduced)
+                        needs.now.update((home, name) for name in names)
             return reduced
 
         def _note_names(self, function: FunctionType, home: str) -> None:
@@ -323,34 +350,6 @@ def _set_class_state(cls: type, state: tuple[Any, ...]) -> None:
         vars(getattr(cls, name)).update(own)
 
 
-def is_reusable(function: FunctionType) -> bool:
-    """Return True if a function by value may be called again without being loaded anew: it keeps nothing of a call."""
-    if function.__closure__ is None and not function.__dict__ and not function.__kwdefaults__:
-        return _is_fixed(function.__defaults__ or ())
-    try:
-        contents = [cell.cell_contents for cell in function.__closure__ or ()]
-    except ValueError:
-        return False
-    kept = (*contents, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    return not function.__dict__ and _is_fixed(kept) and not scan_code(function.__code__).keeps_state
-
-
-_ATOMS = frozenset({int, str, bytes, float, complex, bool, type(None), type(...), type(NotImplemented)})
-
-
-def _is_fixed(values: Iterable[Any]) -> bool:
-    """Return True if none of these can change."""
-    for value in values:
-        kind = type(value)
-        if kind in _ATOMS or ((kind is tuple or kind is frozenset) and _is_fixed(value)):
-            continue
-        if (kind is FunctionType or isinstance(value, type)) and named_at_top(value, value.__module__) is not None:
-            continue
-        if not (kind is ModuleType and sys.modules.get(value.__name__) is value):
-            return False
-    return True
-
-
 def loads(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> Any:
     """Return the value that `dumps` packed, leaving the classes of this process as they are."""
     if data[-1] == _STOP:
@@ -368,6 +367,8 @@ class ClassKeepingUnpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, buffers: Iterable[Any] = ()) -> None:
         super().__init__(file, buffers=buffers)
         self._kept_classes: set[type] = set()  # owner: the thread that calls load()
+
+    persistent_load = staticmethod(shared)
 
     def find_class(self, module_name: str, name: str) -> Any:
         """Return the global, with the makers of by-value classes guarded."""

@@ -20,13 +20,15 @@ from operator import is_, itemgetter
 from types import FunctionType, ModuleType
 from typing import Any
 
-from poolkit._wire.items import IMPORT, STATEMENT, Item, Ref
+from poolkit._wire import sharing
+from poolkit._wire.items import IMPORT, RESERVED, STATEMENT, Item, Ref
 from poolkit._wire.modules import is_package
-from poolkit._wire.namespace import RESERVED, Namespace
+from poolkit._wire.namespace import FOLLOWED, Namespace
 
 __all__ = ["Manifest", "manifest_for"]
 
 MOST_PLANS = 1024
+MOST_ROUNDS = 10
 
 _numbers = itertools.count(1)  # of manifests
 
@@ -152,7 +154,26 @@ def namespace_for(module_name: str) -> Namespace | None:
     return known
 
 
-def _make_plan(roots: Any, before: Plan | None) -> Plan | None:  # noqa: C901 -- a walk over a graph
+def _make_plan(roots: Any, before: Plan | None) -> Plan | None:
+    sharing.forget_names()
+    for _ in range(MOST_ROUNDS):  # several only where names refer to each other, through others or in circles
+        items, unbound, pending = _collect(roots)
+        if not _remake(items):
+            break
+    modules = frozenset(name for name in {module for module, _ in pending} if name in _namespaces)
+    if not modules:
+        return None
+    ordered = tuple(_ordered(items))
+    bundles = tuple(_namespaces[name].bundle() for name in sorted(modules))
+    if before is not None:
+        old = before.manifest
+        if len(old.items) == len(ordered) and all(map(is_, old.items, ordered)) and old.bundles == bundles:
+            return Plan(items, unbound, old)
+    return Plan(items, unbound, Manifest(ordered, bundles, modules))
+
+
+def _collect(roots: Any) -> tuple[dict[Ref, Item], list[Ref], list[Ref]]:
+    """Return the items that names need, directly and through others, the names that are not bound, and all names."""
     items: dict[Ref, Item] = {}
     unbound: list[Ref] = []
     pending: list[Ref] = list(roots)
@@ -180,16 +201,29 @@ def _make_plan(roots: Any, before: Plan | None) -> Plan | None:  # noqa: C901 --
         pending += item.later
         if item.snapshot is not None and isinstance(item.strong, type):
             pending += namespace.class_names(item, item.strong)
-    modules = frozenset(name for name in {module for module, _ in pending} if name in _namespaces)
-    if not modules:
-        return None
-    ordered = tuple(_ordered(items))
-    bundles = tuple(_namespaces[name].bundle() for name in sorted(modules))
-    if before is not None:
-        old = before.manifest
-        if len(old.items) == len(ordered) and all(map(is_, old.items, ordered)) and old.bundles == bundles:
-            return Plan(items, unbound, old)
-    return Plan(items, unbound, Manifest(ordered, bundles, modules))
+    return items, unbound, pending
+
+
+def _remake(items: dict[Ref, Item]) -> bool:
+    """Make anew what refers to older versions of others, and what is in a circle; return whether there was any.
+
+    Where large data refers to others, that is not followed, as other changes in it are not.
+    """
+    found = False
+    for (module_name, name), item in items.items():
+        is_stale = not all(_namespaces[module].circle_of(each) == item.circle for module, each in item.circle)
+        if item.bound and (len(item.payload) <= FOLLOWED or type(item.strong) is FunctionType):
+            basis = tuple(items[ref].serial for ref, _ in item.bound if ref in items)
+            is_stale |= item.basis not in (None, basis)
+            item.basis = basis if item.basis is None else item.basis
+        if is_stale:
+            _namespaces[module_name].item(name, again=True)
+            found = True
+    for circle in sharing.circles_in(items):
+        for module_name, name in circle:
+            _namespaces[module_name].item(name, circle)
+        found = True
+    return found
 
 
 def _ordered(items: dict[Ref, Item]) -> list[Item]:
@@ -203,8 +237,11 @@ def _ordered(items: dict[Ref, Item]) -> list[Item]:
     heapq.heapify(ready)
     ordered: list[Item] = []
     while missing:
-        if not ready:  # a circle: it is begun somewhere
-            heapq.heappush(ready, min((_rank(items[key]), key) for key in missing))
+        if not ready:  # a circle: it is begun somewhere, best where empty containers stand for what is missing
+            start = min(
+                (any(items[each].shell is None for each in missing[key]), _rank(items[key]), key) for key in missing
+            )
+            heapq.heappush(ready, start[1:])
         _, key = heapq.heappop(ready)
         if missing.pop(key, None) is None:
             continue

@@ -16,6 +16,7 @@ from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 from poolkit._wire.modules import scripts
+from poolkit._wire.reseed import reduce_generator
 
 __all__ = ["imported_from", "is_made_anew", "is_random_generator", "reduce_global"]
 
@@ -36,6 +37,8 @@ _variables: dict[tuple[int, str], ContextVar[Any]] = {}  # a worker's own, by th
 def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 -- one kind of object after another
     """Return how to make an object anew, for a pickler's `reducer_override`; NotImplemented if it is not of these."""
     kind = type(obj)
+    if (reduced := reduce_generator(obj)) is not NotImplemented:
+        return reduced
     if any((cls.__module__, cls.__name__) in _REFUSED for cls in kind.__mro__):
         raise pickle.PicklingError(f"{kind.__name__} objects belong to the process that made them")
     if kind is _LOCK:

@@ -14,6 +14,13 @@ class B(A):
 class V: pass
 def f(): return B().m(), isinstance(V(), A)
 """,
+    "alias": """
+a = {}
+b = a
+def f():
+    b['x'] = 1
+    return a
+""",
     "async_fn": """
 import asyncio
 async def g(): return 3
@@ -32,6 +39,23 @@ K += [2]
 x = 1
 x += 5
 def f(): return K, x
+""",
+    "bound_alias": """
+cache = {}
+put = cache.setdefault
+def f():
+    put('x', 1)
+    return cache
+""",
+    "bound_method": """
+class C:
+    def __init__(self): self.n = 0
+    def inc(self):
+        self.n += 1
+        return self.n
+c = C()
+inc = c.inc
+def f(): return inc(), inc(), c.n
 """,
     "builtin_method": """
 upper = 'abc'.upper
@@ -210,6 +234,12 @@ def a(): pass
 class B: pass
 def f(): return names, B is not None
 """,
+    "default_obj": """
+class Opt: pass
+DEFAULT = Opt()
+def g(x=DEFAULT): return x is DEFAULT
+def f(): return g()
+""",
     "defaultdict": """
 from collections import defaultdict
 def zero(): return 0
@@ -225,6 +255,15 @@ d = deque([P(), P()], maxlen=2)
 def f():
     d.append(1)
     return len(d), d.maxlen
+""",
+    "dict_cycle": """
+class N:
+    def __init__(self): self.kids = []; self.up = None
+root = N()
+k = N()
+k.up = root
+root.kids.append(k)
+def f(): return root.kids[0].up is root, k.up is root
 """,
     "ellipsis": """
 E = ...
@@ -619,6 +658,23 @@ c = threading.BoundedSemaphore(2)
 def f():
     with c: return 1
 """,
+    "sentinel": """
+_MISSING = object()
+def f(x=_MISSING): return x is _MISSING
+""",
+    "shared_cells": """
+def make():
+    n = 0
+    def inc():
+        nonlocal n
+        n += 1
+    def get(): return n
+    return inc, get
+inc, get = make()
+def f():
+    inc()
+    return get()
+""",
     "slots": """
 class S:
     __slots__ = ('a', '__weakref__')
@@ -701,6 +757,15 @@ except ImportError:
     js = None
 def f(): return js
 """,
+    "two_dicts": """
+users = {}
+by_id = {}
+class U: pass
+u = U()
+users['a'] = u
+by_id[1] = u
+def f(): return users['a'] is by_id[1]
+""",
     "type3": """
 C = type('C', (), {'x': 1, 'm': lambda self: self.x + K})
 K = 5
@@ -747,6 +812,14 @@ p = P()
 d = weakref.WeakKeyDictionary()
 d[p] = 5
 def f(): return d.get(p)
+""",
+    "weakset": """
+import weakref
+class P: pass
+alive = weakref.WeakSet()
+p = P()
+alive.add(p)
+def f(): return len(alive), p in alive
 """,
     "weakvalue": """
 import weakref
@@ -798,39 +871,6 @@ json.aa = 1; json.bb = 2
 def f(): return json.aa, json.bb
 """,
     ),
-    "alias": (
-        "an object that two names, a default or another object refer to arrives as two",
-        """
-a = {}
-b = a
-def f():
-    b['x'] = 1
-    return a
-""",
-    ),
-    "bound_alias": (
-        "an object that two names, a default or another object refer to arrives as two",
-        """
-cache = {}
-put = cache.setdefault
-def f():
-    put('x', 1)
-    return cache
-""",
-    ),
-    "bound_method": (
-        "an object that two names, a default or another object refer to arrives as two",
-        """
-class C:
-    def __init__(self): self.n = 0
-    def inc(self):
-        self.n += 1
-        return self.n
-c = C()
-inc = c.inc
-def f(): return inc(), inc(), c.n
-""",
-    ),
     "conditional_decorated": (
         "the last of several statements is taken, whether or not it is the one that ran",
         """
@@ -845,27 +885,6 @@ else:
     @Once
     def g(): return 'slow'
 def f(): return g()
-""",
-    ),
-    "default_obj": (
-        "an object that two names, a default or another object refer to arrives as two",
-        """
-class Opt: pass
-DEFAULT = Opt()
-def g(x=DEFAULT): return x is DEFAULT
-def f(): return g()
-""",
-    ),
-    "dict_cycle": (
-        "an object that two names, a default or another object refer to arrives as two",
-        """
-class N:
-    def __init__(self): self.kids = []; self.up = None
-root = N()
-k = N()
-k.up = root
-root.kids.append(k)
-def f(): return root.kids[0].up is root, k.up is root
 """,
     ),
     "dyn_module": (
@@ -898,29 +917,6 @@ class C(B[int]): pass
 def f(): return C.__orig_bases__[0] == B[int]
 """,
     ),
-    "sentinel": (
-        "an object that two names, a default or another object refer to arrives as two",
-        """
-_MISSING = object()
-def f(x=_MISSING): return x is _MISSING
-""",
-    ),
-    "shared_cells": (
-        "closures that share a variable have one each",
-        """
-def make():
-    n = 0
-    def inc():
-        nonlocal n
-        n += 1
-    def get(): return n
-    return inc, get
-inc, get = make()
-def f():
-    inc()
-    return get()
-""",
-    ),
     "singleton": (
         "what was set on a class before it is first needed is taken for its statement's own",
         """
@@ -946,35 +942,12 @@ s = S()
 def f(): return S() is s
 """,
     ),
-    "two_dicts": (
-        "an object that two names, a default or another object refer to arrives as two",
-        """
-users = {}
-by_id = {}
-class U: pass
-u = U()
-users['a'] = u
-by_id[1] = u
-def f(): return users['a'] is by_id[1]
-""",
-    ),
     "typevar_tuple": (
         "what goes by its name and was not bound by one plain statement is not copied",
         """
 from typing import TypeVar
 T, U = TypeVar('T'), TypeVar('U')
 def f(): return T.__name__, U.__name__
-""",
-    ),
-    "weakset": (
-        "an object that two names, a default or another object refer to arrives as two",
-        """
-import weakref
-class P: pass
-alive = weakref.WeakSet()
-p = P()
-alive.add(p)
-def f(): return len(alive), p in alive
 """,
     ),
 }

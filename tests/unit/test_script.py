@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from poolkit._child import script
-from poolkit._wire import modules
+from poolkit._wire import functions, modules, reseed
 from poolkit._wire.items import ABSENT, IMPORT, STATEMENT, VALUE
+from poolkit._wire.pickles import BY_VALUE
 from support_scripts import ScriptModules
 
 NAME = "half_of_a_script"
@@ -62,7 +63,7 @@ def half(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Half]:
         monkeypatch.setattr(script, name, {})
     monkeypatch.setattr(script, "_bundles", [])
     monkeypatch.setattr(script, "ready", set())
-    monkeypatch.setattr(script, "_number", 1)
+    monkeypatch.setattr(reseed, "worker_number", 1)
     loaded = ScriptModules(tmp_path)
     half = Half(DESCRIPTION)
     half.define()
@@ -400,19 +401,60 @@ def test_what_was_made_is_not_kept_as_it_came(half: Half) -> None:
 # ===== random numbers =====
 
 
-@pytest.mark.parametrize("kind", [random.Random, type("Own", (random.Random,), {"__module__": __name__})])
-def test_each_worker_draws_numbers_of_its_own(
-    half: Half, monkeypatch: pytest.MonkeyPatch, kind: type[random.Random]
-) -> None:
-    """From what was sent and its number: the same in each run."""
-    monkeypatch.setattr(sys.modules[__name__], "Own", kind, raising=False)
+def test_what_a_statement_makes_draws_numbers_of_its_own(half: Half, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each worker others, the same in each run."""
     drawn = []
     for number in (1, 2, 1):
-        monkeypatch.setattr(script, "_number", number)
+        monkeypatch.setattr(reseed, "worker_number", number)
         script._bound.clear()
-        vars(sys.modules[NAME]).pop("rng", None)
-        drawn.append(half.make(value(1, "rng", kind(5)))["rng"].random())
-    assert drawn[0] == drawn[2] != drawn[1]
+        vars(sys.modules[NAME]).update(Random=random.Random)
+        vars(sys.modules[NAME]).pop("C", None)
+        made = half.make(
+            statement(1, "C", "class C:\n rngs = [Random(5)]\n def m(self, r=Random(6)): return r.random()")
+        )
+        drawn.append((made["C"].rngs[0].random(), made["C"]().m()))
+    assert drawn[0] == drawn[2]
+    assert len({*drawn[0], *drawn[1]}) == 4
+
+
+# ===== what others refer to =====
+
+
+def refer(serial: int, name: str, *reference: Any) -> Any:
+    """A value that is nothing but what another name was sent for."""
+    content = b"\x80\x05" + pickle.dumps(reference, 5)[2:-1] + pickle.BINPERSID + pickle.STOP + BY_VALUE
+    return serial, NAME, name, VALUE, content, None, None, ()
+
+
+def test_a_reference_means_what_was_sent(half: Half, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a task has bound before or since; what was not sent at all, is what there is."""
+    monkeypatch.setattr(functions, "find", script._sent)
+    namespace = vars(sys.modules[NAME])
+    namespace["a"] = "own"
+    made = half.make(value(1, "a", ["sent"]), value(2, "b", [1]))
+    made = half.make(refer(3, "x", NAME, "a"), refer(4, "y", NAME, "a"), refer(5, "z", NAME, "b"))
+    assert (made["a"], made["x"], made["x"] is made["y"], made["z"] is made["b"]) == ("own", ["sent"], True, True)
+    namespace["b"] = "own"
+    made = half.make(value(6, "b", [2]), refer(7, "x", NAME, "b"))
+    assert (made["b"], made["x"], made["z"]) == ("own", [2], [1])
+    namespace["c"] = []
+    assert half.make(refer(8, "x", NAME, "c"))["x"] is namespace["c"]
+
+
+def test_a_reference_to_a_cell_is_that_of_the_function(half: Half, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functions, "find", script._sent)
+    cell = 5
+    vars(sys.modules[NAME])["g"] = function = lambda: cell
+    assert half.make(refer(1, "x", NAME, "g", 0))["x"] is function.__closure__[0]  # type: ignore[index]
+
+
+def test_what_there_is_not_cannot_be_referred_to(half: Half, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functions, "find", script._sent)
+    number = half.define(refer(1, "x", NAME, "missing"))
+    script.prepare(number)
+    assert "x" not in half.names
+    assert number not in script.ready
+    assert type(script._reasons["x"]) is AttributeError
 
 
 # ===== names that nothing has needed =====

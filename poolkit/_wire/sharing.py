@@ -1,0 +1,175 @@
+"""Sharing: what several globals of scripts refer to is one object in a worker too.
+
+While a global is pickled, what another global is bound to goes by that name, by the first that there is; so does a cell
+that functions share. Globals that refer to each other in a circle go in one pickle, the one of the first of them.
+Atoms, and what goes by a name of its own anyhow, need none of that.
+Thread safety: the table is replaced as a whole, by one atomic operation; it is right for who has it made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from types import BuiltinFunctionType, FunctionType, GenericAlias, ModuleType
+from typing import Any
+
+from poolkit._wire import reseed
+from poolkit._wire.functions import circle_member, circle_of
+from poolkit._wire.items import ATOMS, MISSING, RESERVED, Item, Ref, is_fixed
+from poolkit._wire.modules import named_at_top, scripts
+from poolkit._wire.pickles import PROTOCOL
+
+__all__ = ["are_bound", "bound_objects", "circles_in", "forget_names", "in_circle", "is_alone", "names"]
+
+_NAMELESS = ATOMS | {BuiltinFunctionType, GenericAlias}
+_MOST_LOOKED_AT = 16  # elements of a tuple
+_FLAT = (list, tuple, set, frozenset, deque)
+_LENGTH = 2  # of a name, without the place of a cell
+_numbers = itertools.count(1)
+_wanted = 0
+_table: tuple[int, dict[int, tuple[Any, ...]]] = -1, {}  # that it was made for, and the table
+
+
+def forget_names() -> None:
+    """Have the table made again when it is next needed: globals may be bound to other objects since."""
+    global _wanted  # noqa: PLW0603 -- a number of its own for each call
+    _wanted = next(_numbers)
+
+
+def names() -> dict[int, tuple[Any, ...]]:
+    """Return by what name an object goes, by its id: module and name; of a cell, a function that has it, and where.
+
+    An object keeps its name for as long as that is bound to it.
+    """
+    global _table  # noqa: PLW0603 -- the table that there is
+    made_for, table = _table
+    wanted = _wanted
+    if made_for == wanted:
+        return table
+    found = {known: name for known, name in table.items() if len(name) == _LENGTH and id(_value_of(name)) == known}
+    modules = {id(module): name for name in sorted(scripts, reverse=True) if (module := sys.modules.get(name))}
+    for module_name in sorted(modules.values()):
+        module = sys.modules.get(module_name)
+        for name, value in list(vars(module).items()) if isinstance(module, ModuleType) else ():
+            if type(value) is FunctionType and value.__closure__ and value.__globals__ is vars(module):
+                for index, cell in enumerate(value.__closure__):
+                    found.setdefault(id(cell), (module_name, name, index))
+            if name not in RESERVED and _may_be_shared(value):
+                found.setdefault(id(value), (module_name, name))
+    _table = wanted, found
+    return found
+
+
+def _may_be_shared(value: Any) -> bool:
+    kind = type(value)
+    if kind is FunctionType:
+        return named_at_top(value, value.__module__) is None
+    if kind is tuple or kind is frozenset:
+        return not all(map(is_fixed, value)) if len(value) <= _MOST_LOOKED_AT else True
+    return not (kind in _NAMELESS or issubclass(kind, (type, ModuleType)) or kind.__module__ == "typing")
+
+
+def bound_objects(refs: Iterable[Ref]) -> tuple[tuple[Ref, int], ...]:
+    """Return what these names are bound to now, by their ids: whoever refers to them by name keeps them alive."""
+    return tuple((ref, id(_value_of(ref))) for ref in refs)
+
+
+def are_bound(bound: Iterable[tuple[Ref, int]]) -> bool:
+    """Return True if these names still mean the objects that they were taken for."""
+    return all(id(_value_of(ref)) == known for ref, known in bound)
+
+
+def _value_of(ref: Ref) -> object:
+    return getattr(sys.modules.get(ref[0]), "__dict__", {}).get(ref[1], MISSING)
+
+
+# ===== what needs none of that =====
+
+
+def is_alone(value: Any, own: Ref) -> bool:
+    """Return True if a value refers to nothing that goes by the name of a global, and to no random generator."""
+    kind = type(value)
+    if kind in ATOMS or kind is FunctionType:  # functions take the long way in any case
+        return True
+    if names().get(id(value), own) != own:
+        return False
+    contents: Any = value if kind in _FLAT else (*value, *value.values()) if kind in (dict, OrderedDict) else (value,)
+    if kind is bytearray or ATOMS.issuperset(map(type, tuple(contents))):
+        return True
+    try:
+        _Scout(own).dump(value)
+    except Exception:  # noqa: BLE001 -- it has met one, or the user's own hooks raise
+        return False
+    return True
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    write = staticmethod(len)
+
+
+class _Scout(pickle.Pickler):
+    """Raises when it meets what does not go as it stands."""
+
+    def __init__(self, own: Ref) -> None:
+        super().__init__(_Nowhere(), PROTOCOL, buffer_callback=lambda _: None)
+        self._own, self._names, self._generators = own, names(), reseed.kinds()
+
+    def persistent_id(self, obj: Any) -> None:
+        """Look at each object."""
+        if self._names.get(id(obj), self._own) != self._own or issubclass(type(obj), self._generators):
+            raise LookupError
+
+
+# ===== circles =====
+
+
+def circles_in(items: dict[Ref, Item]) -> list[tuple[Ref, ...]]:
+    """Return the names that refer to each other in circles."""
+    reached: dict[Ref, set[Ref]] = {}
+    for key, item in items.items():
+        if item.bound:
+            found: set[Ref] = set()
+            pending = [ref for ref, _ in item.bound]
+            for each in pending:  # grows while we go through it
+                if each not in found and each in items:
+                    found.add(each)
+                    pending += [ref for ref, _ in items[each].bound]
+            reached[key] = found
+    groups = {
+        tuple(sorted(each for each in found if key in reached.get(each, ())))
+        for key, found in reached.items()
+        if key in found
+    }
+    return sorted(groups)
+
+
+class Circle:
+    """What the first name of a circle is sent as: all values of the circle."""
+
+    def __init__(self, circle: tuple[Ref, ...]) -> None:
+        self._circle = circle
+
+    def __reduce__(self) -> Any:
+        """Have the others kept there for those who ask."""
+        return circle_of, (self._circle, [_value_of(each) for each in self._circle])
+
+
+def in_circle(circle: tuple[Ref, ...], own: Ref) -> tuple[Any, tuple[Ref, ...]]:
+    """Return what a name of a circle is sent as, and the names that are pickled with it."""
+    return (Circle(circle), circle) if circle[0] == own else (Member(circle, own), (own,))
+
+
+class Member:
+    """What another name of a circle is sent as: it came with the first."""
+
+    def __init__(self, circle: tuple[Ref, ...], ref: Ref) -> None:
+        self._circle, self._ref = circle, ref
+
+    def __reduce__(self) -> Any:
+        """Look it up where the first has left it."""
+        return circle_member, (_value_of(self._circle[0]), self._circle[0], self._ref)
