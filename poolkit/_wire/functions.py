@@ -166,7 +166,7 @@ def with_named_parts(function: types.FunctionType, home: str, reduced: tuple[Any
 
     It may compare them by identity, as with sentinels.
     """
-    make, args, (*start, defaults, by_keyword, attributes, annotations, contents), *rest = reduced
+    defaults, by_keyword, contents = function.__defaults__, function.__kwdefaults__, reduced[2][-1]
     kept = (*(defaults or ()), *(by_keyword or {}).values(), *contents)
     used: set[str] = set()
     if is_fixed(kept):
@@ -183,6 +183,7 @@ def with_named_parts(function: types.FunctionType, home: str, reduced: tuple[Any
         used.add(known[id(value)])
         return _Named(home, known[id(value)])
 
+    make, args, (*start, _, _, attributes, annotations, _), *rest = reduced
     defaults = None if defaults is None else tuple(map(name, defaults))
     by_keyword = by_keyword and {key: name(value) for key, value in by_keyword.items()}
     state = (*start, defaults, by_keyword, attributes, annotations, [*map(name, contents)])

@@ -46,14 +46,14 @@ class Item:
         shell: an empty container that stands under the name from the first, for what fills it while it is made.
         line: of a statement; those that may come in any order come in the script's.
         bound: names that the pickle refers to, and the ids of what they are bound to; `basis`: the versions of them
-            that it was first used with.
+            that it was first used with, where it `refers`: a new version of one is a new version of it.
         circle: the names that are pickled together, as they refer to each other.
     """
 
     __slots__ = (
         "assigned", "basis", "bound", "circle", "code", "codes", "digest", "is_followed", "kind", "later", "length",
-        "line", "module", "name", "now", "parts", "payload", "reaches", "region", "serial", "shell", "snapshot",
-        "strong", "submodules", "weak",
+        "line", "module", "name", "now", "parts", "payload", "reaches", "refers", "region", "serial", "shell",
+        "snapshot", "strong", "submodules", "weak",
     )  # fmt: skip
 
     def __init__(self, module: str, name: str, kind: int, payload: bytes, value: object) -> None:
@@ -68,6 +68,7 @@ class Item:
         self.later: tuple[Ref, ...] = ()
         self.bound: tuple[tuple[Ref, int], ...] = ()
         self.basis: tuple[int, ...] | None = None
+        self.refers = False
         self.circle: tuple[Ref, ...] = ()
         self.submodules: tuple[str, ...] = ()
         self.reaches = False  # whether its code names packages, of which submodules may be imported later

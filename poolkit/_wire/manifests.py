@@ -17,7 +17,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from poolkit._wire.hooks import raise_interrupt
-from poolkit._wire.items import IMPORT, Item
+from poolkit._wire.items import IMPORT, Item, Ref
 from poolkit._wire.modules import scripts
 from poolkit._wire.namespace import FOLLOWED
 from poolkit._wire.pickles import PROTOCOL
@@ -49,7 +49,12 @@ class Sent:
             serials = {item.serial for each in alive if each is not None for item in each.items}
         bundles = [each for each in manifest.bundles if each and self._bundles.get(each[0].module) is not each]
         bundle = [item.record() for each in bundles for item in each if not self._has(item)]
-        wanted = [item for item in manifest.items if not self._has(item)]
+        wanted: list[Item] = []
+        lacked: set[Ref] = set()
+        for item in manifest.items:  # each behind what it refers to
+            if not self._has(item) or (item.refers and any(ref in lacked for ref, _ in item.bound)):
+                wanted.append(item)
+                lacked.add((item.module, item.name))
         news = [item for item in wanted if item.serial not in serials]
         names = set(manifest.modules)
         names.update(marshal.loads(item.payload)[0] for item in news if item.kind == IMPORT)  # noqa: S302 -- our own

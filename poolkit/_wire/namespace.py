@@ -94,7 +94,7 @@ class Namespace:
             and not (again or circle)
             and known.is_current(value)
             and self._has_submodules(known, value)
-            and sharing.are_bound(known.bound)
+            and (not known.bound or sharing.are_bound(known.bound))
         ):
             return known
         try:
@@ -127,14 +127,18 @@ class Namespace:
 
     def bundle(self) -> tuple[Item, ...]:
         """All plain functions that need nothing to be made, but sentinels as their defaults."""
-        found: list[Item] = []
+        found: dict[Item, None] = {}
         for name, value in list(self.dict.items()):
             if type(value) is FunctionType and value.__globals__ is self.dict:
                 item = self.item(name)
-                if item is not None and item.kind == VALUE and item.region is None:
-                    needed = [self.item(each) for module, each in item.now if module == self.name]
-                    if len(needed) == len(item.now) and all(map(_is_sentinel, needed)):
-                        found += (*(each for each in needed if each is not None and each not in found), item)
+                if item is None or item.kind != VALUE or item.region is not None:
+                    continue
+                if not item.now:
+                    found[item] = None
+                    continue
+                needed = [self.item(each) for module, each in item.now if module == self.name]
+                if len(needed) == len(item.now) and all(map(_is_sentinel, needed)):
+                    found.update(dict.fromkeys((*filter(None, needed), item)))
         if len(found) != len(self._bundle) or not all(map(is_, found, self._bundle)):
             self._bundle = tuple(found)
         return self._bundle
@@ -191,6 +195,7 @@ class Namespace:
             item.payload = data if isinstance(data, bytes) else b"".join(data)
         item.now = tuple(each for each in needs.now if each not in needs.inline)
         item.bound, item.circle = sharing.bound_objects(item.now), circle
+        item.refers = bool(item.bound) and (size <= FOLLOWED or type(value) is FunctionType)
         item.later = tuple(each for each in needs.later if each != own)
         if type(value) is FunctionType:
             item.code = value.__code__

@@ -23,7 +23,7 @@ from typing import Any
 from poolkit._wire import sharing
 from poolkit._wire.items import IMPORT, RESERVED, STATEMENT, Item, Ref
 from poolkit._wire.modules import is_package
-from poolkit._wire.namespace import FOLLOWED, Namespace
+from poolkit._wire.namespace import Namespace
 
 __all__ = ["Manifest", "manifest_for"]
 
@@ -212,7 +212,7 @@ def _remake(items: dict[Ref, Item]) -> bool:
     found = False
     for (module_name, name), item in items.items():
         is_stale = not all(_namespaces[module].circle_of(each) == item.circle for module, each in item.circle)
-        if item.bound and (len(item.payload) <= FOLLOWED or type(item.strong) is FunctionType):
+        if item.refers:
             basis = tuple(items[ref].serial for ref, _ in item.bound if ref in items)
             is_stale |= item.basis not in (None, basis)
             item.basis = basis if item.basis is None else item.basis

@@ -13,6 +13,7 @@ import pickle
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from itertools import chain, islice
 from types import BuiltinFunctionType, FunctionType, GenericAlias, ModuleType
 from typing import Any
 
@@ -26,15 +27,17 @@ __all__ = ["are_bound", "bound_objects", "circles_in", "forget_names", "in_circl
 
 _NAMELESS = ATOMS | {BuiltinFunctionType, GenericAlias}
 _MOST_LOOKED_AT = 16  # elements of a tuple
-_FLAT = (list, tuple, set, frozenset, deque)
+_PLAIN = ATOMS | {list, tuple, set, frozenset, deque, dict, OrderedDict}
+_DEEPEST, _LONGEST = 10, 10_000_000
 _LENGTH = 2  # of a name, without the place of a cell
 _numbers = itertools.count(1)
 _wanted = 0
-_table: tuple[int, dict[int, tuple[Any, ...]]] = -1, {}  # that it was made for, and the table
+_Table = tuple[int, Any, dict[int, tuple[Any, ...]]]
+_table: _Table = -1, [], {}  # what it was made for, what was bound then, and the names
 
 
 def forget_names() -> None:
-    """Have the table made again when it is next needed: globals may be bound to other objects since."""
+    """Have the table looked over when it is next needed: globals may be bound to other objects since."""
     global _wanted  # noqa: PLW0603 -- a number of its own for each call
     _wanted = next(_numbers)
 
@@ -45,22 +48,49 @@ def names() -> dict[int, tuple[Any, ...]]:
     An object keeps its name for as long as that is bound to it.
     """
     global _table  # noqa: PLW0603 -- the table that there is
-    made_for, table = _table
+    made_for, before, table = _table
     wanted = _wanted
     if made_for == wanted:
         return table
-    found = {known: name for known, name in table.items() if len(name) == _LENGTH and id(_value_of(name)) == known}
-    modules = {id(module): name for name in sorted(scripts, reverse=True) if (module := sys.modules.get(name))}
-    for module_name in sorted(modules.values()):
-        module = sys.modules.get(module_name)
-        for name, value in list(vars(module).items()) if isinstance(module, ModuleType) else ():
-            if type(value) is FunctionType and value.__closure__ and value.__globals__ is vars(module):
-                for index, cell in enumerate(value.__closure__):
-                    found.setdefault(id(cell), (module_name, name, index))
-            if name not in RESERVED and _may_be_shared(value):
-                found.setdefault(id(value), (module_name, name))
-    _table = wanted, found
+    modules: dict[int, tuple[str, Any]] = {}
+    for name in sorted(scripts):
+        module = sys.modules.get(name)
+        modules.setdefault(id(module), (name, module))
+    found = [(name, vars(module).copy()) for name, module in modules.values() if isinstance(module, ModuleType)]
+    bound = [(name, [*each], [*map(id, each.values())], [*map(type, each.values())]) for name, each in found]
+    if bound != before:
+        table = _still_bound(table, dict(found))
+        for (name, namespace), new in zip(found, bound):  # noqa: B905 -- as many
+            if new not in before:
+                _add_names(table, name, namespace)
+    _table = wanted, bound, table
+    return table
+
+
+def _still_bound(table: dict[int, tuple[Any, ...]], namespaces: dict[str, dict[str, Any]]) -> dict[int, Any]:
+    """Return those of the table that are still right; of cells, all whose function is still there."""
+    found: dict[int, Any] = {}
+    for known, name in table.items():
+        value = namespaces.get(name[0], {}).get(name[1])
+        if id(value) == known or (len(name) > _LENGTH and any(id(cell) == known for cell in _cells_of(value))):
+            found[known] = name
     return found
+
+
+def _cells_of(value: Any) -> tuple[Any, ...]:
+    return value.__closure__ or () if type(value) is FunctionType else ()
+
+
+def _add_names(table: dict[int, tuple[Any, ...]], module_name: str, namespace: dict[str, Any]) -> None:
+    for name, value in namespace.items():
+        kind = type(value)
+        if kind is FunctionType:
+            for index, cell in enumerate(_cells_of(value) if value.__module__ == module_name else ()):
+                table.setdefault(id(cell), (module_name, name, index))
+            if value.__qualname__ == name and value.__module__ == module_name:
+                continue
+        if kind not in ATOMS and name not in RESERVED and _may_be_shared(value):
+            table.setdefault(id(value), (module_name, name))
 
 
 def _may_be_shared(value: Any) -> bool:
@@ -96,14 +126,31 @@ def is_alone(value: Any, own: Ref) -> bool:
         return True
     if names().get(id(value), own) != own:
         return False
-    contents: Any = value if kind in _FLAT else (*value, *value.values()) if kind in (dict, OrderedDict) else (value,)
-    if kind is bytearray or ATOMS.issuperset(map(type, tuple(contents))):
+    if kind is bytearray or _is_plain(value):
         return True
     try:
         _Scout(own).dump(value)
     except Exception:  # noqa: BLE001 -- it has met one, or the user's own hooks raise
         return False
     return True
+
+
+def _is_plain(value: Any) -> bool:
+    """Return True for containers in containers of nothing but atoms, none of which is a global. 20 ns an element."""
+    level: list[Any] = [value]
+    for depth in range(_DEEPEST):
+        kinds = set(map(type, level))
+        if kinds <= ATOMS:
+            return True
+        if not kinds <= _PLAIN or len(level) > _LONGEST or (depth and not names().keys().isdisjoint(map(id, level))):
+            return False
+        contents = (
+            (*each, *each.values()) if type(each) in (dict, OrderedDict) else each
+            for each in level
+            if type(each) not in ATOMS
+        )
+        level = [*islice(chain.from_iterable(contents), _LONGEST + 1)]
+    return False
 
 
 class _Nowhere:
@@ -121,8 +168,14 @@ class _Scout(pickle.Pickler):
 
     def persistent_id(self, obj: Any) -> None:
         """Look at each object."""
-        if self._names.get(id(obj), self._own) != self._own or issubclass(type(obj), self._generators):
+        if id(obj) in self._names and self._names[id(obj)] != self._own:
             raise LookupError
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Look at each object that is no atom and no container."""
+        if issubclass(type(obj), self._generators):
+            raise LookupError  # noqa: TRY004 -- no error, but an answer
+        return NotImplemented
 
 
 # ===== circles =====
