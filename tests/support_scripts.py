@@ -130,6 +130,7 @@ class WorkerHalf:
             if number not in self._sent.manifests:
                 definitions, regions = self._sent.lacking(manifest)
                 self._passage.tell((), regions, None)  # type: ignore[arg-type]  # an arena is asked about segments alone
+                self._sent.commit()
         self._write((definitions, number, fn, body))
         ok, payload = pickle.load(self._file)
         if ok:

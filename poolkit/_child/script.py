@@ -18,7 +18,9 @@ from collections import OrderedDict, deque
 from types import ModuleType
 
 from poolkit._child.imported import when_imported
+from poolkit._child.spawned import keep_from_running
 from poolkit._wire import functions, modules, reseed
+from poolkit._wire.functions import is_definition
 from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.modules import MAIN, Script, add_script
 from poolkit._wire.pickles import loads
@@ -27,6 +29,7 @@ from poolkit._wire.remote import describe_error
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
     from typing import Any
 
     from poolkit._wire.passage import Passage
@@ -34,22 +37,47 @@ if TYPE_CHECKING:
 
     Record = tuple[int, str, str, int, bytes, "Region | None", "bytes | None", tuple[str, ...]]
 
-_VALUE, _STATEMENT, _IMPORT, _ABSENT = 1, 2, 3, 4  # as `_wire/items.py`, which is the owner's, has them
+# As `_wire/items.py` has them, which is the owner's.
+_VALUE, _STATEMENT, _IMPORT, _ABSENT, _DEFINITION, _INHERITED = range(1, 7)
 
 _MISSING = object()
+_NOTHING_KEPT = object()  # stands for a definition that was made: of those the newest counts, and old ones are let go
+_SHELL = -1
 
 ready: set[int] = set()
-"""Numbers of the manifests of which all is made that can be."""
+"""Numbers of the manifests of which all is bound that can be."""
 
 _manifests: dict[int, list[int]] = {}  # number -> serials, in order
-_records: dict[int, Record] = {}  # by serial: what came and is not made yet
-_bundles: list[Record] = []  # plain functions, for who looks them up by name
-_bound: dict[tuple[str, str], tuple[int, object]] = {}  # by module and name: the version that was put there, and what
+_versions: dict[int, Version] = {}  # by serial: those that manifests have
+_bundles: deque[Record] = deque()  # plain functions, for who looks them up by name
+_bound: dict[tuple[str, str], tuple[int, object]] = {}  # by module and name: the version that is there, and its object
+_inherited: dict[tuple[str, str], object] = {}  # what a copy of the owner began with
 _reasons: dict[str, BaseException | str] = {}  # by name: why it could not be made
 _typed: dict[str, tuple[str, str] | None] = {}  # by module: a program that is in no file
 _containers: dict[tuple[str, str], Any] = {}  # those among `_bound` that have their contents
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
 MOST_COMPARED = 10_000  # items
+_wanted: dict[tuple[str, str], Version] = {}  # by module and name: what the manifest has that is being prepared
+
+
+class Version:
+    """One version of one name: as it came, until it is made; then its object, for who goes back to it."""
+
+    __slots__ = ("is_data", "key", "record", "serial", "uses", "value")
+
+    def __init__(self, record: Record) -> None:
+        self.serial, module_name, name, kind = record[:4]
+        self.key = module_name, name
+        self.record: Record | None = record
+        self.value: object = _MISSING
+        self.uses = 0  # manifests that have it
+        self.is_data = kind in (_VALUE, _ABSENT) or (kind == _INHERITED and not is_definition(_inherited.get(self.key)))
+
+    def keep(self, value: object) -> None:
+        """Keep what was made in place of how to make it."""
+        self.value, self.record = value, None
+        if is_definition(value) and "." not in self.key[1]:
+            self.value = _NOTHING_KEPT
 
 
 # ===== modules =====
@@ -63,43 +91,16 @@ def begin(number: int, main: dict[str, Any], *, is_copy: bool) -> None:
     if is_copy:
         for name in modules.scripts:
             for key, value in list(vars(sys.modules[name]).items()) if name in sys.modules else ():
-                _bound[name, key] = 0, value
+                _inherited[name, key] = value
+                if issubclass(type(value), type) and modules.module_of(value) == name:
+                    own = [(each, bound) for each, bound in vars(value).items() if not each.startswith("__")]
+                    _inherited.update(((name, f"{key}.{each}"), bound) for each, bound in own)
+        _bound.update((key, (0, value)) for key, value in _inherited.items())
         for generator in reseed.generators_in(modules.scripts):
             reseed.reseeded(generator, number)
     else:
         sys.modules["__main__"] = sys.modules["__mp_main__"] = _make_module("__main__", main)
-        when_imported("multiprocessing.spawn", _keep_from_running)
-
-
-def _keep_from_running(spawn: Any) -> None:
-    """Have the script run in children that a task spawns only where it has a main guard, which it needs for that."""
-    prepare_data = spawn.get_preparation_data
-
-    def get_preparation_data(name: str) -> dict[str, Any]:
-        data: dict[str, Any] = prepare_data(name)
-        if not _has_guard() and (data.pop("init_main_from_path", None) or data.pop("init_main_from_name", None)):
-            import warnings  # noqa: PLC0415 -- there only
-
-            warnings.warn(
-                "a process that a task spawns does not have what the script defines, as the script has no "
-                "`if __name__ == '__main__':` guard: put one around its main part, or use the context 'fork'",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return data
-
-    spawn.get_preparation_data = get_preparation_data
-
-
-def _has_guard() -> bool:
-    import re  # noqa: PLC0415 -- there only
-
-    try:
-        with open(sys.modules["__main__"].__file__ or "", encoding="utf-8") as file:  # noqa: PTH123 -- pathlib takes 6 ms
-            text = file.read()
-    except (OSError, AttributeError, ValueError):
-        return False
-    return re.search(r"""^if\s+__name__\s*==\s*['"]__main__['"]""", text, re.MULTILINE) is not None
+        when_imported("multiprocessing.spawn", keep_from_running)
 
 
 def _make_module(name: str, description: dict[str, Any]) -> ModuleType:
@@ -139,7 +140,9 @@ def _is_owners(module_name: str, name: str) -> bool:
     known = _bound.get((module_name, name))
     if known is None and module_name in MAIN:
         known = _bound.get((MAIN[1 - MAIN.index(module_name)], name))
-    return known is not None and vars(sys.modules[module_name]).get(name, _MISSING) is known[1]
+    if known is None or known[1] is _MISSING:
+        return False
+    return vars(sys.modules[module_name]).get(name, _MISSING) is known[1]
 
 
 # ===== what comes =====
@@ -148,102 +151,167 @@ def _is_owners(module_name: str, name: str) -> bool:
 def define(payload: Any, passage: Passage) -> None:
     """Take in what a call that follows will need."""
     gone, number, serials, bundle, records, descriptions = pickle.loads(payload)
-    for each in gone:
-        _manifests.pop(each, None)
-        ready.discard(each)
-    if gone and _records:
-        kept = {serial for each in _manifests.values() for serial in each}
-        for serial in [serial for serial in _records if serial not in kept]:
-            del _records[serial]
-    _manifests[number] = serials
     for name, description in descriptions.items():
         _have_module(name, description)
     for record in records:
         region = passage.region(record[5]) if record[5] else None
-        _records[record[0]] = (*record[:5], region, *record[6:])
+        if record[0] not in _versions:
+            _versions[record[0]] = Version((*record[:5], region, *record[6:]))
+    for serial in serials:
+        _versions[serial].uses += 1
+    _manifests[number] = serials
     _bundles.extend(bundle)
+    for each in gone:
+        ready.discard(each)
+        for serial in _manifests.pop(each, ()):
+            _versions[serial].uses -= 1
+            if not _versions[serial].uses:
+                del _versions[serial]
 
 
 def prepare(number: int) -> None:
-    """Make all that a manifest has and that is not made yet. Raises only interrupts."""
-    while _bundles:
-        _make(_bundles.pop(0), is_wanted=False)
-    serials = [serial for serial in _manifests.get(number, ()) if serial in _records]
-    for serial in serials:
-        record = _records[serial]
-        if record[6] is not None and "." not in record[2]:
-            namespace = vars(sys.modules[record[1]])
-            if (record[1], record[2]) not in _bound and record[2] not in namespace:
-                namespace[record[2]] = shell = pickle.loads(record[6])
-                _bound[record[1], record[2]] = 0, shell
-    is_complete = True
-    for serial in serials:
-        if _make(_records[serial], is_wanted=True):
-            del _records[serial]
-        else:
-            is_complete = False
+    """Bind the names of a manifest to the versions that it has, made if need be. Raises only interrupts."""
+    serials = dict.fromkeys(_manifests.get(number, ()))
+    _wanted.update((_versions[serial].key, _versions[serial]) for serial in serials)
+    before: list[tuple[Any, Any]] = []
+    try:
+        while _bundles:
+            _put(_versions.get(_bundles[0][0]) or Version(_bundles[0]), serials, before, is_wanted=False)
+            _bundles.popleft()
+        for serial in serials:
+            (module_name, name), record = _versions[serial].key, _versions[serial].record
+            if record is not None and record[6] is not None and "." not in name:
+                namespace = vars(sys.modules[module_name])
+                if (module_name, name) not in _bound and name not in namespace:
+                    namespace[name] = shell = pickle.loads(record[6])
+                    _bound[module_name, name] = _SHELL, shell
+        is_complete = True
+        for serial in serials:
+            is_complete &= _put(_versions[serial], serials, before, is_wanted=True)
+    finally:
+        _wanted.clear()
+        _restore(before)
     if is_complete:
         ready.add(number)
 
 
-def _make(record: Record, *, is_wanted: bool) -> bool:  # noqa: C901, PLR0912 -- one kind of item after another
-    """Make one version of one name, unless a newer one or one of this worker's own is there; False if that failed."""
-    serial, module_name, name, kind, payload, region, _, submodules = record
+def _put(version: Version, serials: Container[int], before: list[tuple[Any, Any]], *, is_wanted: bool) -> bool:
+    """Bind a name to a version, made if need be, where that may be; return False if it cannot be made."""
+    module_name, name = version.key
     try:
-        namespace = vars(sys.modules[module_name])
-        holder, attribute = (namespace, name)
-        if "." in name:
-            top, _, attribute = name.partition(".")
-            holder = namespace[top]
-        if not _may_bind(holder, (module_name, name), attribute, serial):
-            held = _bound[module_name, name]
-            if kind == _VALUE and (held[0] < serial or held[1] is _MISSING):
-                _bound[module_name, name] = serial, _Unmade(payload, region)
+        holder: Any = vars(sys.modules[module_name])
+        top, _, attribute = name.rpartition(".")
+        if top:
+            holder = holder[top]
+        if not _may_bind(version, holder, attribute, serials):
             return True
-        for each in submodules:
-            _import(each)
-        if kind == _STATEMENT:
-            before = _contents()
-            exec(marshal.loads(payload), namespace)  # noqa: S102, S302 -- the script's own statement
-            _restore(before)
-            value = namespace[name] if "#" not in name else None
-            for generator in reseed.generators_from([value], (module_name,)):
-                reseed.reseeded(generator, reseed.worker_number)
-        elif kind == _VALUE:
-            before = _contents()
-            value = _load(payload, region)
-            if issubclass(type(value), type):
-                _restore(before)
-            shell = _bound.get((module_name, name))
-            if shell is not None and shell[0] == 0 and type(shell[1]) is type(value) and record[6] is not None:
-                value = _fill(shell[1], value)
+        if version.value is _MISSING and version.record is not None:
+            version.value = _make(version.record, before)
+        value = version.value
+        if "#" not in name:
             _bind(holder, attribute, value)
-            if type(value) in _CONTAINERS:
-                _containers[module_name, name] = value
-        elif kind == _IMPORT:
-            path, inner = marshal.loads(payload)  # noqa: S302 -- from our own owner
-            value = importlib.import_module(path)
-            value = value if inner is None else getattr(value, inner)
-            _bind(holder, attribute, value)
-        else:
-            _reasons[name] = payload.decode()
-            return True
     except BaseException as exc:  # noqa: BLE001 -- whatever the script's code raises
         raise_interrupt(exc)
         if is_wanted:
             _reasons[name] = exc
         return False
-    if issubclass(type(value), type) and "." not in name:  # what this one has for attributes, no task has bound
-        for key in [key for key in _bound if key[0] == module_name and key[1].startswith(f"{name}.")]:
-            del _bound[key]
-    _bound[module_name, name] = serial, value
-    _reasons.pop(name, None)
+    _note(version, value, before)
     return True
 
 
-def _contents() -> list[tuple[Any, Any]]:
+def _note(version: Version, value: object, before: list[tuple[Any, Any]]) -> None:
+    """Note what was bound."""
+    module_name, name = version.key
+    held = _bound.get(version.key)
+    _bound[version.key] = version.serial, value
+    if held is not None and held[0] != _SHELL and held[1] is not value:
+        ready.clear()  # some may need the one that was there
+        if issubclass(type(value), type):  # what this one has for attributes, no task has bound
+            for key in [key for key in _bound if key[0] == module_name and key[1].startswith(f"{name}.")]:
+                del _bound[key]
+    _reasons.pop(name, None)
+    if value is _MISSING:
+        if version.record is not None and version.record[4]:
+            _reasons[name] = version.record[4].decode()
+        return
+    version.keep(value)
+    if version.is_data and type(value) in _CONTAINERS:
+        _containers[version.key] = value
+        if before:
+            before += _contents([value])
+    else:
+        _containers.pop(version.key, None)
+
+
+def _may_bind(version: Version, holder: Any, attribute: str, serials: Container[int]) -> bool:
+    """Return True if a version is to be bound: in place of nothing, or of the very object of another version.
+
+    Data goes back to what it was when the call was submitted; of functions and classes, the newest counts.
+    """
+    key, serial = version.key, version.serial
+    held = _bound.get(key)
+    present = (holder if type(holder) is dict else vars(holder)).get(attribute, _MISSING)
+    if type(holder) is not dict and _bound.get((key[0], holder.__qualname__), (0,))[0] not in serials:
+        may = False  # attributes belong to one version of their class
+    elif held is None:
+        may = present is _MISSING or type(holder) is not dict
+        if not may:
+            _bound[key] = serial, _MISSING  # somebody here was first
+    elif held[0] == serial:
+        may = False
+        if version.value is _MISSING and held[1] is not _MISSING:  # it came again
+            version.keep(held[1])
+    else:
+        is_next = held[0] < serial or (version.is_data and not is_definition(held[1]))
+        may = is_next and ("#" in attribute or present is held[1])
+    return may and version.value is not _NOTHING_KEPT
+
+
+def _make(record: Record, before: list[tuple[Any, Any]]) -> Any:
+    """Make a version; `before` gets the contents of what its own code might fill."""
+    _, module_name, name, kind, payload, region, _, submodules = record
+    for each in submodules:
+        _import(each)
+    if kind == _ABSENT:
+        return _MISSING
+    if kind == _INHERITED:
+        return None if "#" in name else _inherited[module_name, name]
+    if kind == _IMPORT:
+        path, inner = marshal.loads(payload)  # noqa: S302 -- from our own owner
+        module = importlib.import_module(path)
+        return module if inner is None else getattr(module, inner)
+    if not before and (kind == _STATEMENT or (kind == _DEFINITION and payload[-1:] != pickle.STOP)):
+        before += _contents(_containers.values())  # once for all: there may be as many containers as statements
+    if kind == _STATEMENT:
+        namespace = vars(sys.modules[module_name])
+        exec(marshal.loads(payload), namespace)  # noqa: S102, S302 -- the script's own statement
+        made = None if "#" in name else namespace[name]
+        for generator in reseed.generators_from([made], (module_name,)):
+            reseed.reseeded(generator, reseed.worker_number)
+        return made
+    value = _load(payload, region)
+    held = _bound.get((module_name, name))
+    if held is not None and held[0] == _SHELL and type(held[1]) is type(value):
+        value = _fill(held[1], value)
+    return value
+
+
+def _sent(module_name: str, name: str) -> Any:
+    """What the owner means by a name, in the version of the manifest, whatever this worker has bound it to."""
+    version, held = _wanted.get((module_name, name)), _bound.get((module_name, name))
+    if held is not None and held[0] == _SHELL:
+        return held[1]
+    if version is not None and version.is_data:
+        if version.value is _MISSING and version.record is not None:
+            version.value = _make(version.record, [])
+        if version.value is not _MISSING:
+            return version.value
+    return functions.named(module_name, name) if held is None or held[1] is _MISSING else held[1]
+
+
+def _contents(containers: Iterable[Any]) -> list[tuple[Any, Any]]:
     """The contents of what the owner has filled, which is not to be filled again by the statements that filled it."""
-    return [(value, value.copy()) for value in _containers.values() if len(value) <= MOST_COMPARED]
+    return [(value, value.copy()) for value in containers if len(value) <= MOST_COMPARED]
 
 
 def _restore(before: list[tuple[Any, Any]]) -> None:
@@ -252,39 +320,11 @@ def _restore(before: list[tuple[Any, Any]]) -> None:
             _fill(container, contents)
 
 
-class _Unmade:
-    """Stands for what was sent for a name that this worker has bound by itself: other values may refer to it."""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-
-def _sent(module_name: str, name: str) -> Any:
-    """What was sent for a name, whatever this worker has bound it to since."""
-    held = _bound.get((module_name, name))
-    if held is not None and type(held[1]) is _Unmade:
-        held = _bound[module_name, name] = held[0], _load(*held[1].args)
-    return functions.named(module_name, name) if held is None or held[1] is _MISSING else held[1]
-
-
-def _may_bind(holder: Any, key: tuple[str, str], attribute: str, serial: int) -> bool:
-    held = _bound.get(key)
-    if held is not None and held[0] >= serial:
-        return False
-    if "#" in attribute:
-        return True
-    if type(holder) is not dict:
-        present = vars(holder).get(attribute, _MISSING)
-        return held is None or present is held[1]
-    present = holder.get(attribute, _MISSING)
-    if held is None and present is not _MISSING:  # somebody here was first
-        _bound[key] = serial, _MISSING
-        return False
-    return held is None or present is held[1]
-
-
 def _bind(holder: Any, attribute: str, value: object) -> None:
-    if type(holder) is dict:
+    if value is _MISSING:
+        if attribute in (holder if type(holder) is dict else vars(holder)):
+            holder.pop(attribute) if type(holder) is dict else type.__delattr__(holder, attribute)
+    elif type(holder) is dict:
         holder[attribute] = value
     else:
         type.__setattr__(holder, attribute, value)

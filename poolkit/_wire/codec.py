@@ -68,8 +68,9 @@ _functions: dict[bytes, _Kept] = {}
 # Pickles of functions by module and name. One atomic operation at a time, from any thread.
 _names: dict[tuple[str, str], bytes] = {}
 
-# Functions by value whose bytes can be used again: code, defaults, bytes, names needed. One atomic operation at a time.
-_values: dict[Any, tuple[Any, Any, bytes, frozenset[tuple[str, str]]]] = {}
+# Functions by value whose bytes can be used again, with what they had: code, defaults, `__name__` and `__qualname__`;
+# then the bytes, and the names needed. One atomic operation at a time.
+_values: dict[Any, tuple[Any, Any, str, str, bytes, frozenset[tuple[str, str]]]] = {}
 
 
 def pack_call(
@@ -151,9 +152,18 @@ def _pack_function(function: types.FunctionType) -> tuple[bytes, frozenset[tuple
     if modules.is_registered():
         return None
     known = _values.get(ref(function))
-    if known is not None and known[0] is function.__code__ and known[1] is function.__defaults__:
-        return known[2], known[3]
+    if (
+        known is not None
+        and known[0] is function.__code__
+        and known[1] is function.__defaults__
+        and not function.__dict__
+        and not function.__kwdefaults__
+        and known[2] is function.__name__
+        and known[3] is function.__qualname__
+    ):
+        return known[4], known[5]
     needs, file = Needs(), io.BytesIO()
+    state = function.__code__, function.__defaults__, function.__name__, function.__qualname__
     reusable = is_reusable(function)
     try:
         pickler_of(pickle.Pickler)(file, None, needs).dump(function)
@@ -161,8 +171,8 @@ def _pack_function(function: types.FunctionType) -> tuple[bytes, frozenset[tuple
         return None
     file.write(REUSABLE if reusable else BY_VALUE)
     packed, names = file.getvalue(), frozenset(needs.now | needs.later)
-    if reusable and function.__closure__ is None and len(packed) <= _KEPT_NBYTES:
-        _values[ref(function, _forget_value)] = function.__code__, function.__defaults__, packed, names
+    if reusable and not function.__closure__ and not function.__kwdefaults__ and len(packed) <= _KEPT_NBYTES:
+        _values[ref(function, _forget_value)] = (*state, packed, names)
     return packed, names
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Scan",
     "circle_member",
     "circle_of",
+    "is_definition",
     "is_reusable",
     "named",
     "reduce_cell",
@@ -228,6 +229,16 @@ def is_fixed(values: Iterable[Any]) -> bool:
         if not (kind is types.ModuleType and sys.modules.get(value.__name__) is value):
             return False
     return True
+
+
+def is_definition(value: Any) -> bool:
+    """Return True for functions, classes, modules, and what decorators made of functions: the newest version counts."""
+    if issubclass(type(value), (types.FunctionType, type, types.ModuleType)):
+        return True
+    try:
+        return callable(value) and "__wrapped__" in value.__dict__
+    except Exception:  # noqa: BLE001 -- the user's own
+        return False
 
 
 class Scan:

@@ -16,13 +16,10 @@ from _weakref import ref
 from types import FunctionType, ModuleType
 from typing import Any
 
-from poolkit._wire.hooks import raise_interrupt
-from poolkit._wire.items import IMPORT, Item, Ref
-from poolkit._wire.modules import scripts
-from poolkit._wire.namespace import FOLLOWED
+from poolkit._wire.items import IMPORT, Item, Ref, are_same, digest_of, length_of, parts_of
+from poolkit._wire.modules import module_of, scripts
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.plans import Manifest
-from poolkit._wire.process_wide import is_random_generator
 from poolkit._wire.regions import Region
 from poolkit._wire.source import typed_text
 
@@ -49,31 +46,32 @@ class Sent:
             serials = {item.serial for each in alive if each is not None for item in each.items}
         bundles = [each for each in manifest.bundles if each and self._bundles.get(each[0].module) is not each]
         bundle = [item.record() for each in bundles for item in each if not self._has(item)]
-        wanted: list[Item] = []
+        inherited: set[int] = set()
         lacked: set[Ref] = set()
         for item in manifest.items:  # each behind what it refers to
-            if not self._has(item) or (item.refers and any(ref in lacked for ref, _ in item.bound)):
-                wanted.append(item)
+            if self._has(item) and not (item.refers and any(ref in lacked for ref, _ in item.bound)):
+                inherited.add(item.serial)
+            else:
                 lacked.add((item.module, item.name))
-        news = [item for item in wanted if item.serial not in serials]
+        news = [item for item in manifest.items if item.serial not in serials]
         names = set(manifest.modules)
         names.update(marshal.loads(item.payload)[0] for item in news if item.kind == IMPORT)  # noqa: S302 -- our own
         data = pickle.dumps(
             (
                 gone,
                 manifest.number,
-                [item.serial for item in wanted],
+                [item.serial for item in manifest.items],
                 bundle,
-                [item.record() for item in news],
+                [item.record(is_inherited=item.serial in inherited) for item in news],
                 {name: describe(name) for name in names if name in scripts},
             ),
             PROTOCOL,
         )
-        regions = [item.region for item in news if item.region is not None]
+        regions = [item.region for item in news if item.region is not None and item.serial not in inherited]
         manifests[manifest.number] = ref(manifest)
         self._next = (
             manifests,
-            serials.union(item.serial for item in wanted),
+            serials.union(item.serial for item in manifest.items),
             {**self._bundles, **{each[0].module: each for each in bundles}},
         )
         return data, regions
@@ -85,13 +83,16 @@ class Sent:
     def _has(self, item: Item) -> bool:
         """Return True if the worker was forked with this version."""
         name, is_act, _ = item.name.partition("#")
-        value, digest, length = self._inherited.get((item.module, name), (_MISSING, None, -1))
+        value, digest, length, parts = self._inherited.get((item.module, name), (_MISSING, None, -1, ()))
         if is_act:
             return value is not _MISSING
-        return item.get() is value and (item.digest == digest and item.length in (-1, length))
+        known = None if item.digest is None else (item.digest, item.met)
+        if item.get() is not value or known != digest or item.length not in (-1, length):
+            return False
+        return are_same(item.parts, parts)
 
 
-Inherited = dict[tuple[str, str], tuple[object, "bytes | None", int]]
+Inherited = dict[tuple[str, str], tuple[object, Any, int, tuple[object, ...]]]
 _MISSING = object()
 
 
@@ -101,53 +102,15 @@ def inheritance() -> Inherited:
     for module_name in sorted(scripts):
         module = sys.modules.get(module_name)
         for name, value in list(vars(module).items()) if isinstance(module, ModuleType) else ():
-            found[module_name, name] = value, _digest(value), _length(value)
-            if issubclass(type(value), type) and _module_of(value) == module_name:
+            found[module_name, name] = _state_of(value)
+            if issubclass(type(value), type) and module_of(value) == module_name:
                 for attribute, each in list(vars(value).items()):
-                    found[module_name, f"{name}.{attribute}"] = each, _digest(each), _length(each)
+                    found[module_name, f"{name}.{attribute}"] = _state_of(each)
     return found
 
 
-def _module_of(cls: type) -> Any:
-    try:
-        return cls.__module__
-    except Exception:  # noqa: BLE001 -- a metaclass may do anything
-        return None
-
-
-def _length(value: Any) -> int:
-    try:
-        return len(value) if issubclass(type(value), (list, dict, set, bytearray)) else -1
-    except Exception:  # noqa: BLE001 -- the user's own hooks
-        return -1
-
-
-class _Bounded:
-    """A file that takes little."""
-
-    def __init__(self) -> None:
-        self.written = b""
-
-    def write(self, data: Any) -> int:
-        if len(self.written) + len(data) > FOLLOWED:
-            raise OverflowError
-        self.written += data
-        return len(data)
-
-
-def _digest(value: object) -> bytes | None:
-    """The pickle of what may be changed in place, if it is small."""
-    file = _Bounded()
-    try:
-        if issubclass(type(value), (int, str, bytes, float, FunctionType, type, ModuleType)):
-            return None
-        if is_random_generator(value):
-            return None
-        pickle.Pickler(file, PROTOCOL).dump(value)
-    except BaseException as error:  # noqa: BLE001 -- the user's own hooks; what has no pickle is followed when rebound
-        raise_interrupt(error)
-        return None
-    return file.written
+def _state_of(value: object) -> tuple[object, Any, int, tuple[object, ...]]:
+    return value, digest_of(value), length_of(value), parts_of(value) if type(value) is FunctionType else ()
 
 
 def describe(name: str) -> dict[str, Any]:

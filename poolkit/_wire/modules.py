@@ -27,6 +27,7 @@ __all__ = [
     "look",
     "marks",
     "may_be_bound",
+    "module_of",
     "named_at_top",
     "scripts",
 ]
@@ -107,6 +108,14 @@ def home_of(namespace: dict[str, Any]) -> str | None:
     name = namespace.get("__name__")
     module = sys.modules.get(name) if type(name) is str else None
     return name if module is not None and getattr(module, "__dict__", None) is namespace else None
+
+
+def module_of(cls: type) -> Any:
+    """Return what a class says its module is."""
+    try:
+        return cls.__module__
+    except Exception:  # noqa: BLE001 -- a metaclass may do anything
+        return None
 
 
 def is_package(value: Any) -> bool:

@@ -22,11 +22,12 @@ from typing import Any
 from poolkit._wire import sharing
 from poolkit._wire import source as sources
 from poolkit._wire.buffers import Found
-from poolkit._wire.functions import scan_code, submodules_of
+from poolkit._wire.functions import is_definition, scan_code, submodules_of
 from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.items import (
     ABSENT,
     ATOMS,
+    FOLLOWED,
     IMPORT,
     MISSING,
     RESERVED,
@@ -34,8 +35,8 @@ from poolkit._wire.items import (
     VALUE,
     Item,
     Ref,
-    is_fixed,
-    parts_of,
+    digest_of,
+    length_of,
 )
 from poolkit._wire.modules import home_of, is_package, may_be_bound, scripts
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
@@ -44,10 +45,9 @@ from poolkit._wire.regions import fill_region
 from poolkit._wire.remote import describe_error
 from poolkit._wire.source import Source, source_for
 
-__all__ = ["FOLLOWED", "Namespace"]
+__all__ = ["Namespace"]
 
 LARGE = 64 * 1024  # bytes of a value that travels in shared memory, once for all workers
-FOLLOWED = 1024  # bytes of the pickle of a value whose changes in place are followed
 
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
 _lock = threading.RLock()
@@ -73,12 +73,13 @@ class Namespace:
         self.dict = vars(module)
         self._items: dict[str, Item] = {}
         self._acts: dict[str, Item] = {}
+        self._attributes: dict[str, set[str]] = {}  # of classes: those that travelled beside their statements
         self._bundle: tuple[Item, ...] = ()
 
     # ===== items =====
 
     def item(self, name: str, circle: tuple[Ref, ...] = (), *, again: bool = False) -> Item | None:
-        """The version of a name that is current; None if the name is not bound. Runs pickling hooks of the user's.
+        """The version of a name that is current; None if it is never sent. Runs pickling hooks of the user's.
 
         A new one `again` though it is the same as before, or as one of a `circle` of names that go together.
         """
@@ -86,7 +87,7 @@ class Namespace:
             return self._acts.get(name)
         serial = next(_serials)  # of two versions, that which was looked up later has the larger one
         value = self._value(name)
-        if value is MISSING or name in RESERVED:
+        if name in RESERVED:
             return None
         known = self._items.get(name)
         if (
@@ -97,11 +98,16 @@ class Namespace:
             and (not known.bound or sharing.are_bound(known.bound))
         ):
             return known
+        made: Item | None = None
         try:
-            made = self._make(name, value, circle, is_new=known is None)
+            if value is not MISSING:
+                made = self._make(name, value, circle, is_new=known is None)
         except BaseException as error:  # noqa: BLE001 -- the user's own hooks
             raise_interrupt(error)
-            made = Item(self.name, name, ABSENT, describe_error(error).encode(errors="replace"), value)
+            reason = describe_error(error).encode(errors="replace")
+            made = Item(self.name, name, ABSENT, reason, value)
+        if made is None:
+            made = Item(self.name, name, ABSENT, b"", MISSING)
         if "." in name:
             made.now = ((self.name, name.partition(".")[0]), *made.now)
         with _lock:
@@ -173,19 +179,19 @@ class Namespace:
         """As a pickle. Raises whatever pickling raises, and if it could only refer to itself."""
         own = (self.name, name)
         content, inline = sharing.in_circle(circle, own) if circle else (value, (own,))
-        needs = Needs(value, own, reduce_global, sharing.names(), inline)
-        found = _Found()
-        if type(value) in (bytes, bytearray):
-            found.look((value,))
-        try:
-            with found:
-                data = dumps(content, found, needs, plainly=not circle and sharing.is_alone(value, own))
-        except Exception as error:
-            if needs.is_circular:
-                raise _CircularError(str(error)) from error
-            raise
         item = Item(self.name, name, VALUE, b"", value)
+        item.is_definition = is_definition(value)
+        length = length_of(value)
+        data, found, needs = self._dump(own, value, content, inline)
         size = len(data) if isinstance(data, bytes) else sum(map(len, data))
+        if size <= FOLLOWED and not found and (digest := digest_of(value)) is not None:
+            item.digest, item.met = digest
+            if digest != (data, ()):  # pickled otherwise, or changed meanwhile: what travels is no older than that
+                data, found, needs = self._dump(own, value, content, inline)
+                size = len(data) if isinstance(data, bytes) else sum(map(len, data))
+        elif not is_random_generator(value):
+            item.length = length
+        item.is_followed = item.digest is not None or item.length >= 0
         if found or size >= LARGE:
             try:
                 item.region = fill_region(data, [buffer.raw() for buffer in found])
@@ -198,32 +204,28 @@ class Namespace:
         item.refers = bool(item.bound) and (size <= FOLLOWED or type(value) is FunctionType)
         item.later = tuple(each for each in needs.later if each != own)
         if type(value) is FunctionType:
-            item.code = value.__code__
-            item.parts = parts_of(value)
-            item.is_followed = any(each is not None for each in item.parts)
+            item.is_followed = item.parts[1:] != (None, None)  # nearly all have neither defaults nor attributes
             if home_of(value.__globals__) == self.name:
                 item.submodules = submodules_of(value.__code__, self.dict)
                 scan = scan_code(value.__code__)
                 item.reaches = any(is_package(self.dict.get(each)) for each in (*scan.now, *scan.later))
-        else:
-            self._follow(item, value, size)
         if item.now and type(value) in _CONTAINERS and "." not in name and needs.met == 1 and not circle:
             empty = deque(maxlen=value.maxlen) if isinstance(value, deque) else type(value)()
             item.shell = pickle.dumps(empty, PROTOCOL)
         return item
 
-    def _follow(self, item: Item, value: Any, size: int) -> None:
-        if type(value) in ATOMS or issubclass(type(value), type) or is_random_generator(value) or is_fixed(value):
-            return
-        if size <= FOLLOWED and item.region is None:
-            with contextlib.suppress(Exception):  # only by other picklers
-                digest = pickle.dumps(value, PROTOCOL)
-                item.digest = digest if len(digest) <= FOLLOWED or not item.bound else None
-        if item.digest is not None:
-            item.is_followed = True
-        elif hasattr(type(value), "__len__"):
-            with contextlib.suppress(Exception):
-                item.length, item.is_followed = len(value), True
+    def _dump(self, own: Ref, value: Any, content: Any, inline: tuple[Ref, ...]) -> tuple[Any, _Found, Needs]:
+        needs, found = Needs(value, own, reduce_global, sharing.names(), inline), _Found()
+        if type(value) in (bytes, bytearray):
+            found.look((value,))
+        is_plain = content is value and sharing.is_alone(value, own)
+        try:
+            with found:
+                return dumps(content, found, needs, plainly=is_plain), found, needs
+        except Exception as error:
+            if needs.is_circular:
+                raise _CircularError(str(error)) from error
+            raise
 
     # ===== statements =====
 
@@ -371,6 +373,10 @@ class Namespace:
             elif not is_new and not (is_usual and any(kind is each for each in _PLAIN_ATTRIBUTES)):
                 continue
             found.append((self.name, prefix + name))
+        sent = self._attributes.setdefault(cls.__qualname__, set())
+        sent.update(name for _, name in found)
+        before = sent.union(prefix + each for each in snapshot if not each.startswith("_"))
+        found += [(self.name, each) for each in before if each[len(prefix) :] not in vars(cls)]  # which were deleted
         subclasses: list[type] = type.__subclasses__(cls)
         for each in subclasses:
             with contextlib.suppress(Exception):  # a metaclass may do anything

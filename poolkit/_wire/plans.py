@@ -21,13 +21,14 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from poolkit._wire import sharing
-from poolkit._wire.items import IMPORT, RESERVED, STATEMENT, Item, Ref
+from poolkit._wire.items import IMPORT, MISSING, STATEMENT, Item, Ref
 from poolkit._wire.modules import is_package
 from poolkit._wire.namespace import Namespace
 
 __all__ = ["Manifest", "manifest_for"]
 
 MOST_PLANS = 1024
+FEWEST_PLANS = 16  # that are made before one looks which are still of use
 MOST_ROUNDS = 10
 
 _numbers = itertools.count(1)  # of manifests
@@ -54,26 +55,27 @@ class Plan:
         bound: dict[str, dict[str, object]] = {}
         self._weak: list[tuple[Any, str, Any]] = []
         self._followed: list[Item] = []
-        self._functions: list[FunctionType] = []
+        self._functions: list[tuple[FunctionType, object]] = []  # those that have neither defaults nor attributes
         self._classes: list[tuple[Any, int, Any, int, Any, tuple[object, ...]]] = []
         for (module_name, name), item in items.items():
             if item.is_followed:
                 self._followed.append(item)
-            if "." in name or "#" in name:
+            if "." in name or "#" in name or item.strong is MISSING:
                 continue
             if item.weak is not None:
                 self._weak.append((_namespaces[module_name].dict.get, name, item.weak))
             else:
                 bound.setdefault(module_name, {})[name] = item.strong
             if type(item.strong) is FunctionType:
-                self._functions.append(item.strong)
+                if not item.is_followed:
+                    self._functions.append((item.strong, item.parts[0]))
             elif item.snapshot is not None and isinstance(item.strong, type):
                 attributes, subclasses = vars(item.strong), type.__subclasses__.__get__(item.strong)
                 look_up, values = _looked_up({each: attributes[each] for each in attributes if each[:2] != "__"})
                 self._classes.append((attributes, len(attributes), subclasses, len(subclasses()), look_up, values))
             elif item.kind == IMPORT and is_package(item.strong):
                 self.count = len(sys.modules)
-        self._codes = [each.__code__ for each in self._functions]
+        self._attributes = [each.__dict__ for each, _ in self._functions]
         self._unbound = [(_namespaces[module_name].dict, name) for module_name, name in unbound]
         self._modules = [(name, _namespaces[name].module) for name in manifest.modules]
         self._bindings = [(_namespaces[module].dict, *_looked_up(values)) for module, values in bound.items()]
@@ -88,7 +90,10 @@ class Plan:
             for namespace, look_up, values in self._bindings:
                 if not all(map(is_, look_up(namespace), values)):
                     return False
-            if [each.__code__ for each in self._functions] != self._codes:
+            for function, code in self._functions:
+                if function.__code__ is not code or function.__defaults__ or function.__kwdefaults__:
+                    return False
+            if any(self._attributes):
                 return False
             return self._is_simple or self._is_rest_current()
         except KeyError:  # a name that is bound no more
@@ -124,6 +129,7 @@ def _looked_up(values: dict[str, object]) -> tuple[Any, tuple[object, ...]]:
 
 _namespaces: dict[str, Namespace] = {}  # one atomic operation at a time, from any thread
 _plans: dict[Any, Plan] = {}  # the same
+_room = FEWEST_PLANS
 
 
 def manifest_for(root: Ref | None, names: AbstractSet[Ref]) -> Manifest | None:
@@ -137,10 +143,21 @@ def manifest_for(root: Ref | None, names: AbstractSet[Ref]) -> Manifest | None:
         plan = _make_plan(key if type(key) is frozenset else (root,), plan)
         if plan is None:
             return None
-        if len(_plans) >= MOST_PLANS:
-            _plans.clear()
+        if len(_plans) >= min(_room, MOST_PLANS):
+            _make_room()
         _plans[key] = plan
     return plan.manifest
+
+
+def _make_room() -> None:
+    """Let go of plans that are not current: they keep alive what was defined before."""
+    global _room  # noqa: PLW0603 -- which any thread may set
+    for key, plan in list(_plans.items()):
+        if not plan.is_current():
+            _plans.pop(key, None)
+    if len(_plans) >= MOST_PLANS:
+        _plans.clear()
+    _room = 2 * len(_plans) + FEWEST_PLANS
 
 
 def namespace_for(module_name: str) -> Namespace | None:
@@ -193,10 +210,10 @@ def _collect(roots: Any) -> tuple[dict[Ref, Item], list[Ref], list[Ref]]:
             continue
         item = namespace.item(name)
         if item is None:
-            if name not in RESERVED and "." not in name and "#" not in name:
-                unbound.append(each)
             continue
         items[each] = item
+        if item.strong is MISSING and "." not in name:
+            unbound.append(each)
         pending += item.now
         pending += item.later
         if item.snapshot is not None and isinstance(item.strong, type):
@@ -233,15 +250,15 @@ def _ordered(items: dict[Ref, Item]) -> list[Item]:
     for key, needs in missing.items():
         for each in needs:
             needed_by.setdefault(each, []).append(key)
-    ready = [(_rank(items[key]), key) for key, needs in missing.items() if not needs]
-    heapq.heapify(ready)
+    by_rank = sorted((_rank(item), key) for key, item in items.items())
+    ready = [entry for entry in by_rank if not missing[entry[1]]]  # sorted, so it is a heap
+    rest = [entry for entry in by_rank if "." not in entry[1][1]]  # attributes are in none, as nothing needs them
     ordered: list[Item] = []
     while missing:
         if not ready:  # a circle: it is begun somewhere, best where empty containers stand for what is missing
-            start = min(
-                (any(items[each].shell is None for each in missing[key]), _rank(items[key]), key) for key in missing
-            )
-            heapq.heappush(ready, start[1:])
+            rest = [entry for entry in rest if entry[1] in missing]
+            has_shells = (each for each in rest if all(items[ref].shell is not None for ref in missing[each[1]]))
+            ready.append(next(has_shells, rest[0]))
         _, key = heapq.heappop(ready)
         if missing.pop(key, None) is None:
             continue

@@ -164,6 +164,48 @@ def main():
 """
 
 
+OVERTAKEN = """
+import os, sys, time
+import poolkit
+
+class C:
+    n = 0
+
+listed, text, D, E = [0], "0", "there", "there"
+
+def values():
+    return listed[0], int(text), C.n
+
+def look():
+    return D
+
+def bind():
+    global E
+    E, C.n = "own", 100
+
+def look_at_own():
+    return E, C.n
+
+def hold(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+with poolkit.Pool(1, start_method=sys.argv[1]) as pool:
+    held, tasks = pool.submit(hold, os.environ["TRACE"]), []
+    for number in range(4):
+        tasks.append(pool.options(priority=number).submit(values))
+        listed[0], text, C.n = number + 1, str(number + 1), number + 1
+    bound = pool.options(priority=-1).submit(look)
+    del D
+    unbound = pool.submit(look)
+    open(os.environ["TRACE"], "w").close()
+    print([task.result() for task in tasks], bound.result(), unbound.exception())
+    pool.submit(bind).result()
+    E, C.n = "rebound", 200
+    print(pool.submit(look_at_own).result())
+"""
+
+
 def run(source: str, folder: Path, *arguments: str) -> list[str]:
     path = folder / "prog.py"
     path.write_text(source, encoding="utf-8")
@@ -180,6 +222,14 @@ def run(source: str, folder: Path, *arguments: str) -> list[str]:
 def test_a_worker_that_replaces_a_killed_one_knows_the_script(tmp_path: Path, method: str) -> None:
     count = 1000 * SCALE
     assert run(KILLS, tmp_path, str(count), method) == [f"0 {count} True"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "fork"])
+def test_tasks_that_are_overtaken_see_the_globals_of_their_submit(tmp_path: Path, method: str) -> None:
+    """Also what a copy of the script began with; what a task has bound stays."""
+    values = [(number,) * 3 for number in range(4)]
+    assert run(OVERTAKEN, tmp_path, method) == [f"{values} there name 'D' is not defined", "('own', 100)"]
 
 
 @pytest.mark.slow

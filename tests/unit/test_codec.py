@@ -187,15 +187,30 @@ def test_a_function_by_value_goes_as_it_is_now(change: str, expected: int) -> No
     assert loaded(fn)[0]() == expected
 
 
-@pytest.mark.xfail(strict=True, reason="of a function by value, its code and its defaults alone are looked at")
-@pytest.mark.parametrize("change", ["fn.tag = 3", "fn.__kwdefaults__ = {'k': 3}", "fn.__name__ = 'other'"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "fn.tag = 3",
+        "fn.__kwdefaults__ = {'k': 3}",
+        "fn.__name__ = 'other'",
+        "fn.__qualname__ = 'other.name'",
+        "fn.__defaults__ = ([],)",
+    ],
+)
 def test_a_function_by_value_has_all_that_it_has_now(change: str) -> None:
-    """What was set on it since the first call, too."""
-    fn: Any = lambda *, k: k  # noqa: E731 -- as above
-    assert not vars(loaded(fn)[0])
+    """What was set on it since the first call, too; and what was taken away again."""
+    fn: Any = lambda x=0, *, k=None: (x, k)  # noqa: E731 -- as above
+    fn.__kwdefaults__ = None
+    before = _state_of(fn)
+    assert _state_of(loaded(fn)[0]) == before
     exec(change, {"fn": fn})  # noqa: S102 -- our own source
-    found = loaded(fn)[0]
-    assert (vars(found), found.__kwdefaults__, found.__name__) == (vars(fn), fn.__kwdefaults__, fn.__name__)
+    assert _state_of(loaded(fn)[0]) == _state_of(fn) != before
+    fn.__dict__, fn.__kwdefaults__, fn.__name__, fn.__qualname__, fn.__defaults__ = before
+    assert _state_of(loaded(fn)[0]) == before
+
+
+def _state_of(fn: Any) -> tuple[object, ...]:
+    return vars(fn).copy(), fn.__kwdefaults__, fn.__name__, fn.__qualname__, fn.__defaults__
 
 
 def test_a_function_by_name_is_the_one_that_the_name_means_now(monkeypatch: pytest.MonkeyPatch) -> None:

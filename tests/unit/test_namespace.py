@@ -46,7 +46,7 @@ def order(script: Any, *names: str) -> list[str]:
         ("def f(): return g()\ndef g(): return h()\ndef h(): return K\nK = 1", {"f", "g", "h", "K"}),
         ("def f(): return f()", {"f"}),
         ("def f(): return g()\ndef g(): return f()", {"f", "g"}),
-        ("def f(): return len, missing", {"f"}),
+        ("def f(): return len, missing", {"f", "missing"}),
         ("def f():\n global K\n K = 2\nK = 1", {"f", "K"}),
         ("def f():\n def inner(): return K\n return [L for _ in range(3)], inner\nK = L = 1", {"f", "K", "L"}),
         ("def f():\n class C:\n  a = K\n  def m(self): return L\nK = L = 1", {"f", "K", "L"}),
@@ -83,12 +83,23 @@ def test_names_of_several_roots_are_one_manifest(new_script: NewScript) -> None:
 
 
 def test_names_that_are_not_there_need_nothing(new_script: NewScript) -> None:
+    """But that a name is not bound is told, as a worker may have it bound."""
     script = new_script("x = 1")
-    for name in ("missing", "__name__"):  # the module itself is to be there
+    for name, kinds in (("missing", [ABSENT]), ("__name__", [])):  # the module itself is to be there
         found = manifest_for(None, {(script.__name__, name)})
         assert found is not None
-        assert (found.items, found.modules) == ((), {script.__name__})
+        assert ([item.kind for item in found.items], found.modules) == (kinds, {script.__name__})
+        assert manifest_for(None, {(script.__name__, name)}) is found
     assert manifest_for(None, {("no_such_module", "f")}) is None
+
+
+def test_attributes_come_behind_their_class_although_that_is_in_a_circle(new_script: NewScript) -> None:
+    """And is newer, or was sent before what it needs."""
+    script = new_script("registry = {}\nclass A: r = registry\nregistry['A'] = A\nA.k = [1]\ndef f(): return A")
+    for number in range(2):
+        found = order(script)
+        assert found.index("A") < found.index("A.k")
+        script.registry[number] = number
 
 
 def test_another_script_module_is_needed_as_a_whole(new_script: NewScript) -> None:

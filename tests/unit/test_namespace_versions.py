@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolkit._wire import codec, modules, plans
+from poolkit._wire.items import ABSENT, DEFINITION, INHERITED, VALUE
+from poolkit._wire.manifests import Sent, inheritance
 from poolkit._wire.plans import Manifest, manifest_for
 
 NewScript = Callable[..., Any]
@@ -28,10 +31,6 @@ def manifest(script: Any, *names: str) -> Manifest:
 
 def order(script: Any, *names: str) -> list[str]:
     return [item.name for item in manifest(script, *names).items]
-
-
-def not_yet(*values: Any, why: str) -> Any:
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=why))
 
 
 def version(script: Any, name: str) -> int:
@@ -81,6 +80,9 @@ other = 1
         ("class K: x = 1", "class K: x = 1"),
         ("class K: x = 1", "K.x = 2"),
         ("class K: x = 1", "K.y = 2"),
+        ("class K: x = 1", "del K.x"),
+        ("class K: pass\nK.x = [1]", "del K.x"),
+        ("class K:\n def m(self): return 1", "del K.m"),
         ("class K: x = [1]", "K.x = [1]"),
         ("class K: x = [1]", "K.x.append(2)"),
         ("class K:\n def m(self): return 1", "K.m = lambda self: 2"),
@@ -97,17 +99,23 @@ other = 1
         pytest.param("", "K = 1"),
         pytest.param("def K(): return L()", "def L(): return 1"),
         ("", "K = None"),
-        not_yet("def K(*, x=1): return x", "K.__kwdefaults__['x'] = 2", why="only the dict of them is looked at"),
-        not_yet(
-            "import threading\nclass C: pass\nK = C()\nK.lock, K.x = threading.Lock(), 1",
-            "K.x = 2",
-            why="what plain pickle cannot do is not followed",
-        ),
-        not_yet(
-            "import threading\nK = {'a': [1], 'lock': threading.Lock()}",
-            "K['a'].append(2)",
-            why="what plain pickle cannot do is not followed, but for its length",
-        ),
+        ("def K(*, x=1): return x", "K.__kwdefaults__['x'] = 2"),
+        ("def K(x): return x", "K.__defaults__ = (2,)"),
+        ("def K(*, x): return x", "K.__kwdefaults__ = {'x': 2}"),
+        ("def K(): return K.x", "K.x = 2"),
+        ("def K(): return K.x\nK.x = None", "K.x = 2"),
+        ("def K(): return K.x\nK.x = 2", "del K.x"),
+        ("def K(): return K.x\nK.x = 2", "K.y = K.x; del K.x"),
+        ("def K(x=1): return x", "K.x = 2"),
+        ("def K(x=1): return x", "K.__code__ = (lambda x: 2).__code__"),
+        ("def K(x=1): return x", "K.__defaults__ = None"),
+        ("K = (lambda lock: lambda: lock)(iter([]))", "K.x = 2"),
+        ("import threading\nclass C: pass\nK = C()\nK.lock, K.x = threading.Lock(), 1", "K.x = 2"),
+        ("import threading\nK = {'a': [1], 'lock': threading.Lock()}", "K['a'].append(2)"),
+        ("K = {'a': [1], 'f': lambda: 1}", "K['a'].append(2)"),
+        ("K = [lambda: 1]", "K[0] = lambda: 1"),
+        ("import contextvars\nK = [contextvars.ContextVar('x'), 1]", "K[1] = 2"),
+        ("class C: pass\nK = [C, C()]\nclass C: pass", "K[1].x = 1"),
     ],
 )
 def test_a_change_is_a_new_manifest(new_script: NewScript, source: str, change: str) -> None:
@@ -126,12 +134,90 @@ def test_a_change_is_a_new_manifest(new_script: NewScript, source: str, change: 
     assert manifest(script) is after
 
 
-def test_data_with_an_instance_of_a_class_that_was_defined_again_is_followed(new_script: NewScript) -> None:
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import threading\nclass C: pass\nK = C()\nK.lock = threading.Lock()",
+        "class C: pass\nK = [C(), lambda: 1]\nclass C: pass",
+        "class K:\n def __reduce__(self): return (lambda: 1), ()\nK = K()",
+        "class K:\n def __reduce__(self): raise TypeError\nK = K()",
+        "class K:\n def __len__(self): raise TypeError\n def __reduce__(self): raise ValueError\nK = K()",
+        "import threading\nK = [threading.Lock(), threading.Thread()]",
+        "import sys\nK = {'out': sys.stdout}",
+    ],
+)
+def test_what_is_hard_to_pickle_is_not_new_each_time(new_script: NewScript, source: str) -> None:
+    script = new_script(f"{source}\ndef f(): return K")
+    before = manifest(script)
+    assert manifest(script) is before
+    script.unrelated = 1
+    assert manifest(script) is before
+
+
+def test_what_a_value_has_a_lock_or_a_function_for_is_not_kept_alive(new_script: NewScript) -> None:
+    script = new_script("class C: pass\nK = C()\nK.f = lambda: 1\ndef f(): return K")
+    manifest(script)
+    dead = weakref.ref(script.K.f)
+    script.K = None
+    gc.collect()
+    assert dead() is None
+
+
+CHANGING = """
+hook = None
+class V:
+    def __reduce__(self):
+        if hook is not None: hook()
+        return V, ()
+{}
+def f(): return K
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "change"),
+    [
+        ("K = [0, V()]", "K[0] = 1"),
+        ("K = [0, V(), lambda: 1]", "K[0] = 1"),
+        ("K = {1: V()}", "K[2] = 1"),
+        ("K = [V()]", "K.insert(0, 1)"),
+        ("K = [0, V(), bytes(5000)]", "K.append(1)"),
+    ],
+)
+def test_what_changes_while_it_is_pickled_is_sent_as_it_is_now(new_script: NewScript, source: str, change: str) -> None:
+    """By another thread, or by its own hooks; whichever time that is."""
+    script = new_script(CHANGING.format(source))
+    for time in range(1, 7):
+        times = iter(range(1, 1000))
+
+        def hook(time: int = time, times: Iterator[int] = times) -> None:
+            if next(times) == time:
+                exec(change, vars(script))  # noqa: S102 -- our own source
+
+        script.hook, script.K = hook, script.K.copy()
+        for _ in range(3):
+            manifest(script)
+        script.hook = None
+        (item,) = (item for item in manifest(script).items if item.name == "K")
+        found = codec.load_value(item.payload)
+        assert len(found) == len(script.K)
+        assert [each for each in found if type(each) is int] == [each for each in script.K if type(each) is int]
+        exec(source, vars(script))  # noqa: S102 -- our own source
+
+
+@pytest.mark.parametrize("change", ["K.append(1)", "K[0].x = 1", "K = K[0]\nK.x = 1"])
+def test_data_with_an_instance_of_a_class_that_was_defined_again_is_followed(
+    new_script: NewScript, change: str
+) -> None:
     """It is by value from then on."""
     script = new_script("class C: pass\nK = [C()]\ndef f(): return K")
     before = version(script, "K")
-    exec("class C: pass\nK.append(1)", vars(script))  # noqa: S102 -- our own source
-    assert version(script, "K") > before
+    exec(f"class C: pass\n{change}", vars(script))  # noqa: S102 -- our own source
+    between = version(script, "K")
+    assert between > before
+    assert version(script, "K") == between
+    exec("K.append(2)" if type(script.K) is list else "K.x = 2", vars(script))  # noqa: S102 -- our own source
+    assert version(script, "K") > between
 
 
 def test_large_data_is_followed_by_its_length_alone(new_script: NewScript) -> None:
@@ -170,11 +256,13 @@ def test_a_module_that_was_loaded_anew_has_new_versions(new_script: NewScript, t
     assert version(again, "K") > before
 
 
-def test_a_name_that_was_deleted_is_not_sent(new_script: NewScript) -> None:
+def test_a_name_that_was_deleted_is_a_version_without_a_value(new_script: NewScript) -> None:
     script = new_script("K = 1\ndef f(): return K")
     assert set(order(script)) == {"f", "K"}
     del script.K
-    assert set(order(script)) == {"f"}
+    after = manifest(script)
+    assert [(item.name, item.kind, item.payload) for item in after.items if item.name != "f"] == [("K", ABSENT, b"")]
+    assert manifest(script) is after
 
 
 def test_what_may_be_large_is_not_kept_alive(new_script: NewScript) -> None:
@@ -320,3 +408,43 @@ def test_no_more_plans_than_a_bound_are_kept(new_script: NewScript, monkeypatch:
     for n in range(10):
         manifest(script, f"f{n}")
         assert len(plans._plans) <= 3
+
+
+# ===== copies of the owner =====
+
+
+@pytest.mark.parametrize(
+    ("source", "change"),
+    [
+        ("K = 1", "K = 2"),
+        ("K = (1, (2, 3))", "K = (1, (2, 4))"),
+        ("K = [1]", "K.append(2)"),
+        ("K = bytearray(100_000)", "K.append(2)"),
+        ("import array\nK = array.array('d', bytes(100_000))", "K.append(2)"),
+        ("import threading\nK = {'a': [1], 'lock': threading.Lock()}", "K['a'].append(2)"),
+        ("class C: pass\nK = [C(), lambda: 1]\nclass C: pass", "K[0].x = 1"),
+        ("def K(): pass", "K.x = 1"),
+        ("def K(): pass", "K.__defaults__ = (1,)"),
+        ("def K(): pass", "K.__code__ = (lambda: 2).__code__"),
+        ("K = 1", "globals().pop('K', None)"),
+    ],
+)
+def test_a_copy_of_this_process_is_sent_only_what_has_changed_since(
+    new_script: NewScript, source: str, change: str
+) -> None:
+    """Of the rest it is told which version it has, as it may have to go back to that."""
+    script = new_script(f"{source}\ndef f(): return K")
+    modules.look()
+    sent, queued = Sent(inheritance()), []
+    for kind, count in ((INHERITED, 2), (None, 1)):
+        found = manifest(script)
+        queued.append(found)
+        _, _, serials, bundle, records, _ = pickle.loads(sent.lacking(found)[0])
+        sent.commit()
+        news = [record for record in records if kind is None or record[3] == kind]
+        assert len(records) == len(news) == count
+        assert len(serials) == len(found.items)
+        assert {record[2] for record in bundle} <= {"K"}
+        changed = ABSENT if "pop" in change else DEFINITION if "def" in source else VALUE
+        assert kind or news[0][2:4] == ("K", changed)
+        exec(change, vars(script))  # noqa: S102 -- our own source

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import gc
 import linecache
 import marshal
 import pickle
 import random
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 
 from poolkit._child import script
 from poolkit._wire import functions, modules, reseed
-from poolkit._wire.items import ABSENT, IMPORT, STATEMENT, VALUE
+from poolkit._wire.items import ABSENT, DEFINITION, IMPORT, INHERITED, STATEMENT, VALUE
 from poolkit._wire.pickles import BY_VALUE
 from support_scripts import ScriptModules
 
@@ -59,9 +61,9 @@ class Half:
 @pytest.fixture
 def half(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Half]:
     """A worker's half that has nothing yet."""
-    for name in ("_manifests", "_records", "_bound", "_reasons", "_typed", "_containers"):
+    for name in ("_manifests", "_versions", "_bound", "_inherited", "_reasons", "_typed", "_containers"):
         monkeypatch.setattr(script, name, {})
-    monkeypatch.setattr(script, "_bundles", [])
+    monkeypatch.setattr(script, "_bundles", collections.deque())
     monkeypatch.setattr(script, "ready", set())
     monkeypatch.setattr(reseed, "worker_number", 1)
     loaded = ScriptModules(tmp_path)
@@ -76,6 +78,10 @@ def half(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Half]:
 def value(serial: int, name: str, content: object, shell: object = None, submodules: tuple[str, ...] = ()) -> Any:
     empty = None if shell is None else pickle.dumps(shell)
     return serial, NAME, name, VALUE, pickle.dumps(content), None, empty, submodules
+
+
+def definition(serial: int, name: str, content: object) -> Any:
+    return serial, NAME, name, DEFINITION, pickle.dumps(content), None, None, ()
 
 
 def statement(serial: int, name: str, text: str, submodules: tuple[str, ...] = ()) -> Any:
@@ -162,11 +168,133 @@ def test_a_later_version_replaces_an_earlier_one(half: Half) -> None:
     assert half.make(value(2, "K", [2])) == {"K": [2]}
 
 
-def test_names_never_go_back(half: Half) -> None:
-    """A call that was submitted earlier may come later."""
+def test_data_is_what_it_was_when_the_call_was_submitted(half: Half) -> None:
+    """Back and forth, whichever call comes first; the very objects, with what tasks have done to them."""
+    newer = half.define(value(2, "K", [2]), value(3, "L", 3))
+    older = half.define(value(1, "K", [1]), serials=(3,))
+    for _ in range(2):
+        for number, expected in ((newer, [2]), (older, [1])):
+            assert number not in script.ready
+            script.prepare(number)
+            assert half.names == {"K": expected, "L": 3}
+    half.names["K"].append("a")
+    script.prepare(newer)
+    script.prepare(older)
+    assert half.names["K"] == [1, "a"]
+
+
+@pytest.mark.parametrize("between", ["None", "'own'", "[2]"])
+def test_what_a_task_has_bound_is_not_taken_back(half: Half, between: str) -> None:
+    """Whatever it looks like: another object is not the one that was sent."""
+    older, newer = half.define(value(1, "K", [1])), half.define(value(2, "K", [2]))
+    script.prepare(newer)
+    vars(sys.modules[NAME])["K"] = expected = eval(between)  # noqa: S307 -- our own source
+    for number in (older, newer):
+        script.prepare(number)
+        assert half.names["K"] is expected
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        statement(1, "K", "K = 1 / 0"),
+        imported(1, "K", "json"),
+        definition(1, "K", len),
+    ],
+)
+def test_definitions_never_go_back(half: Half, record: Any) -> None:
+    """The newest counts; such as a function that a call of before needs."""
     half.make(value(2, "K", [2]))
-    assert half.make(value(1, "K", [1])) == {"K": [2]}
-    assert half.make(statement(1, "K", "K = 1 / 0")) == {"K": [2]}
+    assert half.make(record) == {"K": [2]}
+    assert script._reasons == {}
+
+
+def test_data_does_not_take_the_place_of_a_newer_definition(half: Half) -> None:
+    older = half.define(value(1, "K", 1))
+    half.make(statement(2, "K", "def K(): pass"))
+    script.prepare(older)
+    assert callable(half.names["K"])
+
+
+def test_an_old_definition_is_not_kept(half: Half) -> None:
+    """Although a manifest has it, and is prepared again."""
+    older = half.define(statement(1, "K", "class K: pass"))
+    script.prepare(older)
+    old = weakref.ref(half.names["K"])
+    half.make(statement(2, "K", "class K: pass"))
+    gc.collect()
+    assert old() is None
+    script.prepare(older)
+    assert half.names["K"]
+
+
+def test_a_name_is_unbound_where_it_is_so_in_the_owner(half: Half) -> None:
+    """And bound again by a manifest in which it is; the task of another has bound it itself."""
+    older = half.define(value(1, "K", None), value(2, "L", 1))
+    script.prepare(older)
+    newer = half.define(absent(3, "K", ""), absent(4, "L", ""), absent(5, "M", ""))
+    vars(sys.modules[NAME])["L"] = "the task's"
+    script.prepare(newer)
+    assert half.names == {"L": "the task's"}
+    assert script._reasons == {}
+    script.prepare(older)
+    assert half.names == {"K": None, "L": "the task's"}
+    script.prepare(newer)
+    assert half.names == {"L": "the task's"}
+    assert half.make(value(6, "K", 6), value(7, "M", 7)) == {"K": 6, "L": "the task's", "M": 7}
+
+
+def test_a_name_that_cannot_be_had_any_more_is_not_what_it_was(half: Half) -> None:
+    """The reason is told each time."""
+    older = half.define(value(1, "K", 1))
+    newer = half.define(absent(2, "K", "TypeError: it cannot be pickled"))
+    for _ in range(2):
+        script.prepare(older)
+        assert half.names == {"K": 1}
+        assert script._reasons == {}
+        script.prepare(newer)
+        assert half.names == {}
+        assert script._reasons == {"K": "TypeError: it cannot be pickled"}
+
+
+def test_attributes_belong_to_one_version_of_their_class(half: Half) -> None:
+    """Those of one before are not set on the newest; one that is deleted in the owner is so here."""
+    older = half.define(statement(1, "C", "class C: x = 1"), value(2, "C.x", 2), value(3, "C.y", 3))
+    half.make(statement(4, "C", "class C: x = 4"), absent(5, "C.x", ""), absent(6, "C.z", ""))
+    assert not hasattr(half.names["C"], "x")
+    script.prepare(older)
+    assert not hasattr(half.names["C"], "x")
+    assert not hasattr(half.names["C"], "y")
+
+
+def test_attributes_that_two_versions_of_a_class_share_are_set_on_both(half: Half) -> None:
+    """As they are the same objects in the owner."""
+    shared = value(2, "C.x", 2), definition(3, "C.m", len)
+    half.make(statement(1, "C", "class C: pass"), *shared)
+    half.make(statement(4, "C", "class C: pass"), *shared)
+    assert (half.names["C"].x, half.names["C"].m) == (2, len)
+
+
+def inherited(serial: int, name: str) -> Any:
+    return serial, NAME, name, INHERITED, b"", None, None, ()
+
+
+def test_a_copy_of_the_owner_goes_back_to_what_it_began_with(half: Half, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the owner tells of that only after a newer version; of definitions the newest counts here too."""
+    exec("K = [0]\nL = [0]\ndef f(): pass\nclass C:\n x = [0]", vars(sys.modules[NAME]))  # noqa: S102 -- our own
+    began = half.names
+    monkeypatch.setattr(modules, "scripts", {NAME})
+    monkeypatch.setattr(modules, "are_others_known", None)
+    script.begin(1, {}, is_copy=True)
+    vars(sys.modules[NAME])["L"] = "the task's"
+    half.make(value(25, "K", [5]), definition(26, "f", len), value(27, "L", 7))
+    half.make(inherited(1, "C"), value(28, "C.x", [8]))
+    assert half.names == {"K": [5], "L": "the task's", "f": len, "C": began["C"]}
+    assert began["C"].x == [8]
+    names = half.make(*(inherited(1 + place, name) for place, name in enumerate(("C", "K", "f", "L", "C.x", "C#3"))))
+    assert names == {"K": [0], "L": "the task's", "f": len, "C": began["C"]}
+    assert names["K"] is began["K"]
+    assert began["C"].x == [0]
 
 
 def test_what_a_task_has_bound_stays(half: Half) -> None:
@@ -205,10 +333,10 @@ def test_attributes_of_classes_are_bound_by_the_same_rules(half: Half) -> None:
     cls = half.names["C"]
     assert (cls.x, cls.y) == ([2], [3])
     cls.x = "the task's"
-    half.make(value(4, "C.x", [4]), value(5, "C.y", [5]))
+    half.make(value(4, "C.x", [4]), value(5, "C.y", [5]), serials=(1,))
     assert (cls.x, cls.y) == ("the task's", [5])
-    half.make(value(1, "C.y", [1]))
-    assert cls.y == [5]
+    half.make(serials=(1, 2, 3))
+    assert (cls.x, cls.y) == ("the task's", [3])
     assert set(half.names) == {"C"}
 
 
@@ -238,6 +366,32 @@ def test_data_has_the_effects_of_statements_already(half: Half, content: Any) ->
     assert names["seen"] == content
 
 
+def test_containers_are_copied_once_for_all_statements(half: Half) -> None:
+    """And not for each: a script may have as many of the one as of the other. Nor for data and functions."""
+    copies = 0
+
+    def count(_: object, event: str, function: Any) -> None:
+        nonlocal copies
+        copies += event == "c_call" and function.__name__ == "copy" and type(function.__self__) is list
+
+    containers = [value(serial, f"L{serial}", [serial]) for serial in range(1, 41)]
+    functions = [definition(serial, f"f{serial}", len) for serial in (41, 42)]
+    classes = [
+        statement(serial, f"C{serial}", f"class C{serial}: L1.append(C1) if 0 else L2.append(2)")
+        for serial in range(50, 90)
+    ]
+    first, second = half.define(*containers, *functions), half.define(*classes)
+    sys.setprofile(count)
+    try:
+        script.prepare(first)
+        assert not copies
+        script.prepare(second)
+    finally:
+        sys.setprofile(None)
+    assert copies == len(containers)
+    assert half.names["L2"] == [2]
+
+
 # ===== the bundle =====
 
 
@@ -250,7 +404,7 @@ def test_plain_functions_are_there_for_who_looks_them_up(half: Half) -> None:
 
 def test_the_bundle_replaces_nothing_newer(half: Half) -> None:
     half.make(value(5, "g", [5]))
-    assert half.make(bundle=[value(1, "g", [1])]) == {"g": [5]}
+    assert half.make(bundle=[definition(1, "g", len)]) == {"g": [5]}
     vars(sys.modules[NAME])["h"] = "the task's"
     assert half.make(bundle=[value(6, "h", [1])])["h"] == "the task's"
 
@@ -385,7 +539,7 @@ def test_what_only_forgotten_manifests_have_is_forgotten(half: Half) -> None:
     first = half.define(value(1, "K", 1), value(2, "L", 2))
     second = half.define(serials=(2,))
     half.define(gone=[first])
-    assert set(script._records) == {2}
+    assert set(script._versions) == {2}
     script.prepare(first)
     assert half.names == {}
     script.prepare(second)
@@ -394,8 +548,8 @@ def test_what_only_forgotten_manifests_have_is_forgotten(half: Half) -> None:
 
 def test_what_was_made_is_not_kept_as_it_came(half: Half) -> None:
     half.make(value(1, "K", 1), value(2, "L", 2))
-    assert script._records == {}
-    assert script._bundles == []
+    assert [version.record for version in script._versions.values()] == [None, None]
+    assert not script._bundles
 
 
 # ===== random numbers =====
@@ -407,6 +561,7 @@ def test_what_a_statement_makes_draws_numbers_of_its_own(half: Half, monkeypatch
     for number in (1, 2, 1):
         monkeypatch.setattr(reseed, "worker_number", number)
         script._bound.clear()
+        script._versions.clear()
         vars(sys.modules[NAME]).update(Random=random.Random)
         vars(sys.modules[NAME]).pop("C", None)
         made = half.make(
@@ -431,8 +586,9 @@ def test_a_reference_means_what_was_sent(half: Half, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(functions, "find", script._sent)
     namespace = vars(sys.modules[NAME])
     namespace["a"] = "own"
-    made = half.make(value(1, "a", ["sent"]), value(2, "b", [1]))
-    made = half.make(refer(3, "x", NAME, "a"), refer(4, "y", NAME, "a"), refer(5, "z", NAME, "b"))
+    sent = value(1, "a", ["sent"]), value(2, "b", [1])
+    half.make(*sent)
+    made = half.make(*sent, refer(3, "x", NAME, "a"), refer(4, "y", NAME, "a"), refer(5, "z", NAME, "b"))
     assert (made["a"], made["x"], made["x"] is made["y"], made["z"] is made["b"]) == ("own", ["sent"], True, True)
     namespace["b"] = "own"
     made = half.make(value(6, "b", [2]), refer(7, "x", NAME, "b"))

@@ -8,11 +8,13 @@ import random
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from support_scripts import WorkerHalf, pack, run_script
+from poolkit._wire import plans
+from support_scripts import ScriptModules, WorkerHalf, pack, run_script
 
 NewScript = Callable[..., Any]
 NewWorker = Callable[..., WorkerHalf]
@@ -38,16 +40,118 @@ def bump(key):
 
 
 def test_a_task_sees_the_globals_of_its_submit(new_script: NewScript, new_worker: NewWorker) -> None:
-    """In the order of the calls."""
-    module = new_script("K, L = [0], [0]\ndef f(): return K[0], L[0]")
+    """Rebound or changed in place, whichever call comes first; another worker has sent some of them back."""
+    module = new_script("""
+class C: n = 0
+K, L, S, big = [0], [0], 0, bytearray(100_000)
+c = C()
+c.n = 0
+def f(): return K[0], L[0], S, big[0], c.n, C.n
+""")
     packed = []
     for number in range(3):
-        module.K = [number]
-        module.L[0] = number
+        module.K, module.S, module.C.n = [number], number, number
+        module.big = bytearray([number]) * 100_000
+        module.L[0] = module.c.n = number
         packed.append(pack(module.f))
     worker = new_worker()
-    assert [worker.run(each) for each in packed] == [(0, 0), (1, 1), (2, 2)]
-    assert worker.run(packed[0]) == (2, 2)  # never back
+    for number in (0, 1, 2, 0, 2, 1, 1, 0):
+        assert worker.run(packed[number]) == (number,) * 6
+    assert new_worker(2).run(packed[1]) == (1,) * 6
+
+
+def test_what_a_task_has_bound_stays_whatever_the_order(new_script: NewScript, new_worker: NewWorker) -> None:
+    """It is told by identity from what was sent."""
+    module = new_script("K = 1000\ndef f(): return K\ndef bind(x):\n global K\n K = x")
+    older = pack(module.f)
+    module.K = 2000
+    newer = pack(module.f)
+    worker = new_worker()
+    assert [worker.run(each) for each in (newer, older)] == [2000, 1000]
+    worker.call(module.bind, "own")
+    assert [worker.run(each) for each in (newer, older, pack(module.f))] == ["own"] * 3
+
+
+def test_of_a_function_the_newest_counts_whatever_the_order(new_script: NewScript, new_worker: NewWorker) -> None:
+    """Plain, decorated, or a class: also for a call that was submitted before."""
+    define = "import functools\ndef g(): return {0}\n@functools.lru_cache\ndef h(): return {0}\nclass C: n = {0}"
+    module = new_script(define.format(1) + "\ndef f(): return g(), h(), C.n")
+    older = pack(module.f)
+    exec(compile(define.format(2), module.__file__, "exec"), vars(module))  # noqa: S102 -- our own source
+    worker = new_worker()
+    assert worker.run(pack(module.f)) == (2, 2, 2)
+    assert worker.run(older) == (2, 2, 2)
+
+
+def test_attributes_that_a_class_has_lost_are_not_in_a_worker(new_script: NewScript, new_worker: NewWorker) -> None:
+    """Of its statement, or set on it before or after the first call; but for what a task has set there."""
+    module = new_script("""
+class B: x = "B"
+class C(B):
+    x, y = "C", [1]
+    def m(self): return 1
+C.z, C.own = [1], 5
+def f(): return C.x, [name for name in ("y", "z", "m", "later", "own") if hasattr(C, name)]
+def g(): C.own = "the task's"
+""")
+    worker = new_worker()
+    older = pack(module.f)
+    assert worker.run(older) == module.f() == ("C", ["y", "z", "m", "own"])
+    worker.call(module.g)
+    module.C.later = 5
+    assert worker.call(module.f) == module.f() == ("C", ["y", "z", "m", "later", "own"])
+    del module.C.x, module.C.y, module.C.z, module.C.m, module.C.later, module.C.own
+    for _ in range(2):
+        assert module.f() == ("B", [])
+        assert worker.call(module.f) == ("B", ["own"])
+        assert worker.run(older)[0] == "C"
+    module.C.x = "again"
+    assert worker.call(module.f) == ("again", ["own"])
+
+
+def test_what_a_function_is_given_after_its_first_call_is_followed(
+    new_script: NewScript, new_worker: NewWorker
+) -> None:
+    """Attributes, defaults, code; called by its name and by another; and what is taken away again."""
+    module = new_script("""
+def f(x=0, *, y=0): return x, y, vars(f)
+def g(): return h(), vars(h)
+def h(*x): return x
+""")
+    worker = new_worker()
+    expected = []
+    for change in (
+        "",
+        "f.a = h.a = 1",
+        "h.__code__ = (lambda *x: 5).__code__",
+        "f.__kwdefaults__['y'] = 3",
+        "del f.a, h.a",
+    ):
+        exec(change, vars(module))  # noqa: S102 -- our own source
+        expected.append((module.f(), module.g()))
+        assert (worker.call(module.f), worker.call(module.g)) == expected[-1]
+    exec("h.__defaults__ = f.__defaults__ = (7,)\nf.__kwdefaults__ = {'y': []}", vars(module))  # noqa: S102 -- as above
+    assert (worker.call(module.f), worker.call(module.g)) == (module.f(), module.g()) == ((7, [], {}), (5, {}))
+
+
+@pytest.mark.parametrize("first", ["None", "[1]", "1", "print", "__import__('random').Random(3)"])
+def test_a_name_that_is_not_bound_any_more_is_not_in_a_worker(
+    new_script: NewScript, new_worker: NewWorker, first: str
+) -> None:
+    """But for what a task has bound there; and it may be bound again."""
+    module = new_script(f"K = {first}\nL = 1\ndef f(): return K\ndef g():\n global L\n L = 2\ndef h(): return L")
+    worker = new_worker()
+    bound = pack(module.f)
+    worker.run(bound)
+    worker.call(module.g)
+    del module.K, module.L
+    assert worker.call(module.h) == 2
+    for _ in range(2):
+        with pytest.raises(NameError, match="'K'"):
+            worker.call(module.f)
+        worker.run(bound)
+    module.K = 5
+    assert worker.call(module.f) == 5
 
 
 def test_a_function_that_was_defined_again_is_the_new_one(new_script: NewScript, new_worker: NewWorker) -> None:
@@ -374,3 +478,45 @@ def test_old_functions_are_freed_although_a_worker_has_them(new_script: NewScrip
     assert worker.call(module.f) == 2
     gc.collect()
     assert old() is None
+
+
+def test_what_a_session_defines_again_and_again_is_not_kept(new_worker: NewWorker, tmp_path: Path) -> None:
+    """Neither here nor in a worker, whatever called it: functions, classes, what decorators made of them, data."""
+    modules, worker = ScriptModules(tmp_path), new_worker()
+    module: Any = ModuleType("long_session")
+    modules.add(module)
+    exec(COUNTING, vars(module))  # noqa: S102 -- our own source
+    old: list[weakref.ref[Any]] = []
+    counts = []
+    for number in range(150):
+        exec(DEFINED_AGAIN.format(number), vars(module))  # noqa: S102 -- our own source
+        old += map(weakref.ref, (module.f, module.C, module.cached, module.data))
+        for call in (module.f, getattr(module, f"call_{number}"), lambda: module.f()):
+            assert worker.call(call)[0] == number
+        if number % 50 == 49:
+            counts.append(worker.call(module.count))
+    gc.collect()
+    assert sum(each() is not None for each in old) <= 4 * (plans.FEWEST_PLANS + 5)
+    assert max(counts) < 4 * (plans.FEWEST_PLANS + 5)
+    modules.close()
+
+
+COUNTING = """
+import functools, gc
+def count():
+    gc.collect()
+    kinds = type(f), type, type(cached), Data
+    found = [each for each in gc.get_objects() if type(each) in kinds and each.__module__ == __name__]
+    return sum(getattr(each, "__name__", "f") in ("f", "C", "cached") for each in found)
+class Data:
+    def __init__(self, n): self.n = n
+"""
+DEFINED_AGAIN = """
+class C:
+    def m(self): return {0}
+@functools.lru_cache
+def cached(): return {0}
+data = Data({0})
+def f(x=[0]): return C().m(), cached(), data.n
+def call_{0}(): return f()
+"""
