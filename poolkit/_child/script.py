@@ -373,11 +373,17 @@ def explain(error: BaseException) -> None:
 # ===== names that nothing has needed so far =====
 
 
-def _make_from_source(module: ModuleType, name: str) -> None:
+def _make_from_source(module: ModuleType, name: str) -> None:  # noqa: C901 -- one step after another
     """Make a definition of the script from its source, with what it needs: imports, definitions, constants."""
     filename = getattr(module, "__file__", None)
     from poolkit._wire.functions import scan_code  # noqa: PLC0415 -- few tasks need it
-    from poolkit._wire.source import is_constant, is_definition, remember_text, source_for  # noqa: PLC0415
+    from poolkit._wire.source import (  # noqa: PLC0415
+        is_constant,
+        is_definition,
+        is_import,
+        remember_text,
+        source_for,
+    )
 
     typed = _typed.get(module.__name__)
     if typed is not None:
@@ -388,24 +394,32 @@ def _make_from_source(module: ModuleType, name: str) -> None:
     source = source_for(filename)
     namespace = vars(module)
     pending, making = [name], {name}
-    order: list[tuple[str, Any]] = []
+    order: list[tuple[int, str, Any, bool]] = []
     for each in pending:  # grows while we go through it
-        nodes = source.definitions.get(each) if source is not None else None
-        node = nodes[-1] if nodes else None
-        if node is None or not (is_definition(node) or (each != name and is_constant(node))):
+        nodes = source.definitions.get(each, []) if source is not None else []
+        if len(nodes) > 1 and not all(map(is_import, nodes)):  # there is nothing here to tell which one ran
             continue
-        assert source is not None  # noqa: S101 -- as there is a statement
-        code = source.code_of(node)
-        order.append((each, (node.lineno, code)))
-        scan = scan_code(code)
-        for needed in (*scan.now, *scan.later):
-            if needed not in making and needed not in namespace:
-                making.add(needed)
-                pending.append(needed)
-    for each, (_, code) in sorted(order, key=lambda entry: entry[1][0]):
-        if each not in namespace:
+        for node in nodes:
+            if not (is_definition(node) or (each != name and is_constant(node))):
+                continue
+            assert source is not None  # noqa: S101 -- as there is a statement
+            code = source.code_of(node)
+            order.append((node.lineno, each, code, node is nodes[-1]))
+            scan = scan_code(code)
+            for needed in (*scan.now, *scan.later):
+                if needed not in making and needed not in namespace:
+                    making.add(needed)
+                    pending.append(needed)
+    for _, each, code, is_last in sorted(order, key=lambda entry: entry[0]):
+        if each in namespace:
+            continue
+        try:
             exec(code, namespace)  # noqa: S102 -- the script's own statement
-            _bound[module.__name__, each] = 0, namespace.get(each)
+        except ImportError:
+            if is_last:
+                raise
+            continue
+        _bound[module.__name__, each] = 0, namespace.get(each)
 
 
 Script.make = _make_from_source

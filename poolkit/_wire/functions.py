@@ -63,6 +63,7 @@ def reduce_function(function: types.FunctionType, *, has_cells: bool = False) ->
         if sys.version_info >= (3, 14)
         else function.__annotations__ or None,
         contents,
+        getattr(function, "__type_params__", ()),
     )
     args = home, function.__name__, marshal.dumps(function.__code__)
     return _make, ((*args, cells) if has_cells else args), state, None, None, _fill
@@ -149,7 +150,10 @@ def _fill(function: types.FunctionType, state: tuple[Any, ...]) -> None:
         attributes,
         annotations,
         contents,
+        parameters,
     ) = state
+    if parameters:  # from CPython 3.12 on
+        function.__type_params__ = parameters  # type: ignore[attr-defined]
     if attributes:
         function.__dict__.update(attributes)
     if annotations is not None:
@@ -167,7 +171,7 @@ def with_named_parts(function: types.FunctionType, home: str, reduced: tuple[Any
 
     It may compare them by identity, as with sentinels.
     """
-    defaults, by_keyword, contents = function.__defaults__, function.__kwdefaults__, reduced[2][-1]
+    defaults, by_keyword, contents = function.__defaults__, function.__kwdefaults__, reduced[2][-2]
     kept = (*(defaults or ()), *(by_keyword or {}).values(), *contents)
     used: set[str] = set()
     if is_fixed(kept):
@@ -184,10 +188,10 @@ def with_named_parts(function: types.FunctionType, home: str, reduced: tuple[Any
         used.add(known[id(value)])
         return _Named(home, known[id(value)])
 
-    make, args, (*start, _, _, attributes, annotations, _), *rest = reduced
+    make, args, (*start, _, _, attributes, annotations, _, parameters), *rest = reduced
     defaults = None if defaults is None else tuple(map(name, defaults))
     by_keyword = by_keyword and {key: name(value) for key, value in by_keyword.items()}
-    state = (*start, defaults, by_keyword, attributes, annotations, [*map(name, contents)])
+    state = (*start, defaults, by_keyword, attributes, annotations, [*map(name, contents)], parameters)
     return (make, args, state, *rest), used
 
 

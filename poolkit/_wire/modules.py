@@ -66,8 +66,9 @@ def look() -> None:
     if loaded != count or next(reversed(sys.modules), "") is not newest:
         from poolkit._wire.finding import is_importable  # noqa: PLC0415 -- only where something is sent
 
+        seen: Any = {}
         for name in [name for name in sys.modules.copy() if name not in _seen]:
-            if not is_importable(name):
+            if not is_importable(name, seen):
                 add_script(name)
             _seen.add(name)
         count, newest = loaded, next(reversed(sys.modules), "")

@@ -39,8 +39,16 @@ from poolkit._wire.items import (
     length_of,
 )
 from poolkit._wire.modules import home_of, is_package, may_be_bound, scripts
+from poolkit._wire.origins import functions_behind, functions_of, has_run, is_special, makers_of, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
-from poolkit._wire.process_wide import imported_from, is_made_anew, is_random_generator, reduce_global
+from poolkit._wire.process_wide import (
+    imported_from,
+    is_made_anew,
+    is_random_generator,
+    reduce_global,
+    refuse_archive,
+    writes_to_file,
+)
 from poolkit._wire.regions import fill_region
 from poolkit._wire.remote import describe_error
 from poolkit._wire.source import Source, source_for
@@ -149,31 +157,33 @@ class Namespace:
             self._bundle = tuple(found)
         return self._bundle
 
-    def _make(self, name: str, value: Any, circle: tuple[Ref, ...], *, is_new: bool) -> Item:
-        if issubclass(type(value), ModuleType):
-            home: str = value.__name__
+    def _make(self, name: str, value: Any, circle: tuple[Ref, ...], *, is_new: bool) -> Item:  # noqa: PLR0911 -- by kind
+        if issubclass(type(value), ModuleType) and (home := _name_of(value)) is not None:
             item = Item(self.name, name, IMPORT, marshal.dumps((home, None)), value)
             if home in scripts and sys.modules.get(home) is value and value is not self.module:
                 item.later = tuple((home, each) for each in vars(value) if each not in RESERVED)
-            own = self.dict.get("__file__")
-            if isinstance(own, str) and name in sources.acted_on(own, self.dict):
-                self._act_on(item, source_for(own, self.dict))
+            for filename in self._own_files():
+                if name in sources.acted_on(filename, self.dict):
+                    self._act_on(item, source_for(filename, self.dict))
             return item
         if issubclass(type(value), type) and value.__module__ == self.name and value.__qualname__ == name:
             return self._make_class(name, value, circle)
         if is_new and "." not in name and (place := imported_from(name, value)) is not None:
             return Item(self.name, name, IMPORT, marshal.dumps(place), value)
         try:
+            refuse_archive(value)
             return self._make_value(name, value, circle)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 -- the user's own hooks
             raise_interrupt(error)
+            found: list[tuple[Source, Any]] = []
             with contextlib.suppress(Exception):  # the first reason counts
-                made = self._make_statement(name, value, is_named=isinstance(error, _CircularError))
+                found = self._find(name, value, is_named=isinstance(error, _CircularError))
+                made = self._make_statement(name, value, found)
                 if made is not None:
                     return made
                 if "." not in name and (place := imported_from("", value)) is not None:
                     return Item(self.name, name, IMPORT, marshal.dumps(place), value)
-            raise
+            return self._absent(name, value, error, found)
 
     def _make_value(self, name: str, value: Any, circle: tuple[Ref, ...] = ()) -> Item:
         """As a pickle. Raises whatever pickling raises, and if it could only refer to itself."""
@@ -231,24 +241,43 @@ class Namespace:
 
     def _make_class(self, name: str, cls: type, circle: tuple[Ref, ...]) -> Item:
         """By its own statement, else by value."""
-        item = self._make_statement(name, cls, is_named=True)
+        found = self._find(name, cls, is_named=True)
+        item = self._make_statement(name, cls, found)
         if item is None:
-            item = self._make_value(name, cls, circle)
+            try:
+                item = self._make_value(name, cls, circle)
+            except BaseException as error:  # noqa: BLE001 -- the user's own hooks
+                raise_interrupt(error)
+                item = self._absent(name, cls, error, found)
         item.snapshot = dict(vars(cls))
         return item
 
-    def _make_statement(self, name: str, value: Any, *, is_named: bool) -> Item | None:
-        found = self._find(name, value, is_named=is_named)
-        if found is None:
+    def _absent(self, name: str, value: Any, error: BaseException, found: list[Any]) -> Item:
+        text = describe_error(error)
+        if found:
+            text += f"; {len(found)} statements define it, and it cannot be told which of them made it"
+        return Item(self.name, name, ABSENT, text.encode(errors="replace"), value)
+
+    def _make_statement(self, name: str, value: Any, found: list[tuple[Source, Any]]) -> Item | None:
+        if len(found) != 1:
             return None
-        source, node = found
+        ((source, node),) = found
         without: frozenset[int] = frozenset()
-        if issubclass(type(value), type) and getattr(node, "decorator_list", None):
-            data = {each for each, bound in list(self.dict.items()) if not _is_definition(bound)}
-            without = source.decorators_on(node, data)
+        is_class = issubclass(type(value), type)
+        if is_class and getattr(node, "decorator_list", None):
+            without = source.decorators_on(node, self._is_data)
         item = self._statement(name, source, node, value, without)
+        if is_class:
+            item.assigned = set_later(value, node, is_bare=bool(without))
         self._act_on(item, source)
         return item
+
+    def _is_data(self, name: str) -> bool:
+        """Return True for what arrives with what decorators did to it, as it is not made by its own statement."""
+        if _is_definition(self.dict.get(name, _is_definition)):
+            return False
+        item = self.item(name)
+        return item is None or item.kind != STATEMENT
 
     def _statement(self, name: str, source: Source, node: Any, value: Any, without: frozenset[int]) -> Item:
         code = source.code_of(node, without)
@@ -256,65 +285,48 @@ class Namespace:
         scan = scan_code(code)
         own = name.partition("#")[0]
         item.now = tuple((self.name, each) for each in scan.now if each in self.dict and each != own)
-        later = tuple((self.name, each) for each in scan.later if each != own and may_be_bound(each, self.dict))
+        names = dict.fromkeys((*scan.later, *sources.names_in_annotations(node)))
+        later = tuple((self.name, each) for each in names if each != own and may_be_bound(each, self.dict))
         item.later = (*later, (self.name, "*")) if scan.is_dynamic_in(self.dict) else later
         item.line = node.lineno
         item.codes = sources.codes_in(code)
         item.submodules = submodules_of(code, self.dict)
         return item
 
-    def _find(self, name: str, value: Any, *, is_named: bool) -> tuple[Source, Any] | None:  # noqa: C901 -- kind by kind
-        """The statement that made what a name means, where the source is to be had and agrees.
+    def _find(self, name: str, value: Any, *, is_named: bool) -> list[tuple[Source, Any]]:
+        """The statement that made what a name means, where the source is to be had and agrees; several, if in doubt.
 
-        What goes by its name (`is_named`), such as a NewType or a sentinel, may be made by any assignment.
+        What goes by its name (`is_named`), such as a sentinel, may be made by any assignment.
         """
-        is_class = issubclass(type(value), type)
         for filename in self._files_of(value):
             source = source_for(filename, self.dict)
-            if source is None:
-                continue
-            candidates = source.definitions.get(name, [])
-            for node in reversed(candidates):
-                kind = type(node).__name__
-                if kind in ("Import", "ImportFrom"):
-                    continue
-                if kind in ("Assign", "AnnAssign"):
-                    if node not in source.plain or (not is_named and len(candidates) > 1):
-                        continue
-                    if is_named or self._may_assign(source, node, value):
-                        return source, node
-                elif is_class and kind == "ClassDef":
-                    if sources.opens_to_write(node):
-                        continue
-                    is_last, is_only = node is candidates[-1], len(candidates) == 1
-                    if _agrees(value, source, node, filename, is_last=is_last, is_only=is_only):
-                        return source, node
-                elif kind != "ClassDef" or not is_class:
-                    return source, node
-        return None
+            nodes = makers_of(source, name, value, self.dict) if source is not None else []
+            if source is not None and (len(nodes) > 1 or (nodes and self._may_run(source, nodes[0], value, is_named))):
+                return [(source, node) for node in nodes]
+        return []
+
+    def _may_run(self, source: Source, node: Any, value: Any, is_named: bool) -> bool:
+        if type(node).__name__ in ("Assign", "AnnAssign"):
+            return node in source.plain and (is_named or self._may_assign(source, node, value))
+        if not issubclass(type(value), type):
+            return not sources.opens_to_write(node, self.dict)
+        kept = {**self.dict, **vars(value)}
+        return not (any(map(writes_to_file, vars(value).values())) or sources.opens_to_write(node, kept))
 
     def _files_of(self, value: Any) -> list[str]:
-        files = (
-            [each.__code__.co_filename for each in sources.functions_of(value)] if issubclass(type(value), type) else []
-        )
-        inner = None
-        with contextlib.suppress(Exception):  # of an object that stands for another
-            inner = value.__wrapped__
-        if type(inner) is FunctionType:
-            files.append(inner.__code__.co_filename)
+        functions = functions_of(value) if issubclass(type(value), type) else functions_behind(value)
+        files = [each.__code__.co_filename for each in functions if each.__globals__ is self.dict]
+        return list(dict.fromkeys((*files, *self._own_files())))
+
+    def _own_files(self) -> list[str]:
         own = self.dict.get("__file__")
-        if isinstance(own, str):
-            files.append(own)
-        else:
-            files += sources.interactive_files()
-        if self.name == "__main__":
-            files += ("<string>", "<stdin>")
-        return list(dict.fromkeys(files))
+        files = [own] if isinstance(own, str) else sources.interactive_files()
+        return [*dict.fromkeys((*files, *sources.TYPED))] if self.name == "__main__" else files
 
     def _may_assign(self, source: Source, node: Any, value: Any) -> bool:
         """Return True if `name = call(...)` may be run in a worker: it makes the same there, and no file."""
         call = node.value
-        if type(call).__name__ != "Call" or sources.opens_to_write(node):
+        if type(call).__name__ != "Call" or sources.opens_to_write(node, self.dict):
             return False
         if not sources.has_simple_arguments(call, source.definitions):
             return False
@@ -327,7 +339,9 @@ class Namespace:
     def _act_on(self, item: Item, source: Source | None) -> None:
         """Have the statements that act on a definition run behind it, in the script's order."""
         name = item.name
-        for node in source.acting.get(name, ()) if source is not None else ():
+        if source is None:
+            return
+        for node in source.acting.get(name, ()):
             kind = type(node).__name__
             if kind == "ClassDef":
                 item.later = (*item.later, (self.name, node.name))
@@ -338,8 +352,9 @@ class Namespace:
             if issubclass(type(item.strong), type) and is_attribute:
                 item.assigned |= sources.attributes_set(node)  # which travel with their values
                 continue
-            assert source is not None  # noqa: S101 -- as there are statements
-            act = self._statement(f"{name}#{node.lineno}", source, node, item.get(), frozenset())
+            if node in source.inner and not has_run(source, node, self.dict):
+                continue
+            act = self._statement(f"{name}#{node.lineno}:{node.col_offset}", source, node, item.get(), frozenset())
             act.now = ((self.name, name), *act.now)
             with _lock:
                 act.serial = next(_serials)
@@ -362,13 +377,15 @@ class Namespace:
         found: list[Ref] = []
         for name, value in list(vars(cls).items()):
             kind = type(value)
-            if (name.startswith("__") and name.endswith("__")) or name == "_abc_impl":
+            is_new = name in item.assigned or snapshot.get(name, MISSING) is not value
+            if name == "_abc_impl" or (is_special(name) and not (is_new and kind is FunctionType)):
                 continue
             function = value.__func__ if kind is classmethod or kind is staticmethod else value
-            is_new = name in item.assigned or snapshot.get(name, MISSING) is not value
             if type(function) is FunctionType:
                 code = function.__code__
-                if function.__qualname__.startswith(prefix) or code.co_filename.startswith("<") or code in item.codes:
+                is_generated = code.co_filename.startswith("<") and function.__globals__ is not self.dict
+                is_own = function.__qualname__.startswith(prefix) or code in item.codes
+                if is_generated or (is_own and not (is_new and function.__name__ != name)):
                     continue
             elif not is_new and not (is_usual and any(kind is each for each in _PLAIN_ATTRIBUTES)):
                 continue
@@ -392,6 +409,14 @@ def _is_sentinel(item: Item | None) -> bool:
     return item is not None and type(item.get()) is object
 
 
+def _name_of(module: ModuleType) -> str | None:
+    """The name under which a module is to be had; None for one that was made by hand and is nowhere."""
+    name = module.__name__
+    if sys.modules.get(name) is module:
+        return name
+    return next((each for each, known in sys.modules.copy().items() if known is module), None)
+
+
 def _is_definition(value: object) -> bool:
     kind = type(value)
     if issubclass(kind, (ModuleType, type, FunctionType)):
@@ -400,19 +425,6 @@ def _is_definition(value: object) -> bool:
         return callable(value) and kind.__module__ not in scripts
     except Exception:  # noqa: BLE001 -- a metaclass may do anything
         return False
-
-
-def _agrees(cls: type, source: Source, node: Any, filename: str, *, is_last: bool, is_only: bool) -> bool:
-    """Return True if a class statement has the code of the class's own functions; one without, if it is the last."""
-    prefix, written = f"{cls.__qualname__}.", sources.functions_in(node)
-    own = [
-        each.__code__
-        for each in sources.functions_of(cls)
-        if each.__code__.co_filename == filename and each.__qualname__.startswith(prefix) and each.__name__ in written
-    ]
-    if not own:
-        return is_last and not written and is_only
-    return sources.codes_in(source.code_of(node)).issuperset(own)
 
 
 class _CircularError(pickle.PicklingError):

@@ -14,7 +14,6 @@ The third's bytes carry a mark behind the STOP opcode, where unpickling stops: t
 from __future__ import annotations
 
 import copyreg
-import importlib
 import io
 import pickle
 import sys
@@ -226,9 +225,10 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
                 if self._is_by_name(obj):
                     return _by_name(obj)
                 reduced = self._reduce_function(obj) if kind is FunctionType else self._reduce_class(obj)
-            elif kind is ModuleType or kind is modules.Script:
-                if obj.__name__ in scripts or sys.modules.get(obj.__name__) is obj:
-                    return importlib.import_module, (obj.__name__,)
+            elif issubclass(kind, ModuleType) or kind.__module__ == "typing":
+                from poolkit._wire.process_wide import reduce_named  # noqa: PLC0415 -- few values have one of these
+
+                reduced = reduce_named(obj, is_itself=obj is needs.itself)
             elif kind is CellType and needs.names is not None:
                 return reduce_cell(obj)
             elif needs.reduce is not None and (obj is needs.itself or kind.__module__ not in scripts):
@@ -293,8 +293,9 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
         def _reduce_instance(self, obj: Any) -> Any:
             """Note the name that an object goes by, where its own `__reduce__` says that it goes by one."""
             kind: Any = type(obj)
-            if kind in getattr(self, "dispatch_table", copyreg.dispatch_table) or (
-                kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+            if kind.__module__ != "typing" and (
+                kind in getattr(self, "dispatch_table", copyreg.dispatch_table)
+                or (kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__)
             ):
                 return NotImplemented
             reduced = obj.__reduce_ex__(PROTOCOL)

@@ -7,6 +7,7 @@ made anew; only among globals, as arguments of a call they are errors.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import pickle
 import sys
@@ -18,12 +19,23 @@ from typing import Any
 from poolkit._wire.modules import scripts
 from poolkit._wire.reseed import reduce_generator
 
-__all__ = ["imported_from", "is_made_anew", "is_random_generator", "reduce_global"]
+__all__ = [
+    "imported_from",
+    "is_made_anew",
+    "is_random_generator",
+    "reduce_global",
+    "reduce_named",
+    "refuse_archive",
+    "writes_to_file",
+]
 
 _ATOMS = (int, str, bytes, float, complex, type(None), tuple, frozenset)
 _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
 _LRU = type(functools.lru_cache(lambda: None))
 _DISPATCH = ("registry", "dispatch", "register", "_clear_cache")
+_DATA_BASES = frozenset({"shelve", "dbm", "_dbm", "_gdbm"})
+_FILES = _DATA_BASES | {"zipfile", "tarfile", "wave"}
+_OF_IMPORTS = frozenset({"__builtins__", "__loader__", "__spec__"})
 _NEVER = frozenset({"concurrent", "multiprocessing", "poolkit", "socket", "subprocess", "threading"})
 _REFUSED = frozenset({
     ("subprocess", "Popen"), ("threading", "Thread"), ("concurrent.futures._base", "Executor"),
@@ -41,14 +53,13 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 -- one kind 
         return reduced
     if any((cls.__module__, cls.__name__) in _REFUSED for cls in kind.__mro__):
         raise pickle.PicklingError(f"{kind.__name__} objects belong to the process that made them")
+    refuse_archive(obj)
     if kind is _LOCK:
         return threading.Lock, ()
     if kind is _RLOCK:
         return threading.RLock, ()
     if issubclass(kind, threading.local):
         return kind, ()
-    if kind.__module__ == "typing" and kind.__name__ == "NewType":
-        return _new_type, (obj.__name__, obj.__supertype__, obj.__module__)
     if kind is _LRU:
         parameters = obj.cache_parameters()
         return _cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"], obj.__dict__)
@@ -66,7 +77,7 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 -- one kind 
             return getattr, (sys, name)
     if kind.__module__ == "_io" and hasattr(obj, "name"):
         return _reduce_file(obj)
-    if kind.__module__ in ("os", "sys"):
+    if kind.__module__ in ("dataclasses", "os", "sys"):
         module = sys.modules[kind.__module__]
         for name, value in vars(module).items():
             if value is obj:
@@ -74,11 +85,44 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 -- one kind 
     return NotImplemented
 
 
-def _new_type(name: str, supertype: Any, module: str) -> Any:
+def refuse_archive(value: Any) -> None:
+    """Raise PicklingError for an archive or data base that is written to: two that do would spoil it."""
+    if not _FILES.isdisjoint(_homes(type(value))) and writes_to_file(value):
+        raise pickle.PicklingError(f"{type(value).__name__} objects that write to a file belong to one process")
+
+
+def reduce_named(obj: Any, *, is_itself: bool) -> Any:
+    """Return how to make a module, a NewType or a type variable that its own name does not mean, or is to mean."""
+    if isinstance(obj, ModuleType):
+        if sys.modules.get(obj.__name__) is obj:
+            return importlib.import_module, (obj.__name__,)
+        parts = {name: value for name, value in vars(obj).items() if name not in _OF_IMPORTS}
+        return _new_module, (() if type(obj) is ModuleType else (type(obj),)), parts
+    kind, name, home = type(obj).__name__, getattr(obj, "__name__", ""), getattr(obj, "__module__", "")
+    if not is_itself and vars(sys.modules.get(home, sys)).get(name) is obj:
+        return NotImplemented
+    args, options = [name], {}
+    if kind == "NewType":
+        args.append(obj.__supertype__)
+    elif kind in ("TypeVar", "ParamSpec"):
+        names = ("covariant", "contravariant", "bound", "infer_variance")
+        options = {each: found for each in names if (found := getattr(obj, f"__{each}__", None))}
+        args += getattr(obj, "__constraints__", ())
+    elif kind != "TypeVarTuple":
+        return NotImplemented
+    if sys.version_info >= (3, 13) and kind != "NewType" and obj.has_default():
+        options["default"] = obj.__default__
+    return _typing, (kind, home, args, options)
+
+
+def _new_module(kind: type[ModuleType] = ModuleType) -> ModuleType:
+    return kind.__new__(kind)
+
+
+def _typing(kind: str, module: str, args: list[Any], options: dict[str, Any]) -> Any:
     import typing  # noqa: PLC0415 -- who has one of these has imported it
 
-    make: Any = typing.NewType
-    made = make(name, supertype)
+    made = getattr(typing, kind)(*args, **options)
     made.__module__ = module
     return made
 
@@ -179,7 +223,24 @@ def is_made_anew(value: Any, callee: Any) -> bool:
         return False
     if any((cls.__module__, cls.__name__) in _REFUSED for cls in type(value).__mro__):
         return False
-    return not any(cls.__module__.partition(".")[0] in _NEVER for cls in type(value).__mro__)
+    return _NEVER.isdisjoint(_homes(type(value))) and not writes_to_file(value)
+
+
+def writes_to_file(value: Any) -> bool:
+    """Return True for an object that has a file, or a data base of `dbm`, to write to it."""
+    if type(value).__name__ == "Wave_write" or not _DATA_BASES.isdisjoint(_homes(type(value))):
+        return True
+    try:
+        mode, is_writable = getattr(value, "mode", None), getattr(value, "writable", None)
+        if isinstance(mode, str):
+            return not set(mode).isdisjoint("wxa+")
+        return callable(is_writable) and is_writable() is True
+    except Exception:  # noqa: BLE001 -- a closed file, or whatever else it is
+        return False
+
+
+def _homes(kind: type) -> set[str]:
+    return {cls.__module__.partition(".")[0] for cls in kind.__mro__}
 
 
 def is_random_generator(value: Any) -> bool:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import __future__
 
 import ast
+import contextlib
 import linecache
 import os
 import re
 import stat
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Source", "functions_of", "source_for"]
+__all__ = ["Source", "source_for"]
 
-_MOST_WRAPPERS = 20
+TYPED = ("<string>", "<stdin>")  # what Python calls a program that is in no file
 _BLOCKS = ("If", "Try", "TryStar", "With")
 
 
@@ -31,6 +33,7 @@ class Source:
         definitions: by name, the statements that define it, in order.
         acting: by name, the statements that act on what it names: `X.attribute = ...`, `X.register(...)`.
         plain: the assignments to one name outside any block.
+        inner: the statements within a block, of which some branches did not run.
     """
 
     def __init__(self, filename: str, text: str) -> None:
@@ -39,12 +42,15 @@ class Source:
         self.definitions: dict[str, list[Any]] = {}
         self.acting: dict[str, list[Any]] = {}
         self.plain: set[ast.stmt] = set()
+        self.inner: set[ast.stmt] = set()
         self._imports: list[ast.stmt] = []
         self._flags = 0
         tree = ast.parse(text, filename)
         self._read(tree.body, is_top=True)
 
     def _read(self, body: list[ast.stmt], *, is_top: bool) -> None:  # noqa: C901 -- one kind of statement after another
+        if not is_top:
+            self.inner.update(body)
         for node in body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 self._read_import(node)
@@ -110,11 +116,10 @@ class Source:
         tree = ast.fix_missing_locations(ast.Module(body=[never, node], type_ignores=[]))
         return compile(tree, self.filename, "exec", flags=self._flags, dont_inherit=True)  # type: ignore[no-any-return]
 
-    def decorators_on(self, node: ast.stmt, names: set[str]) -> frozenset[int]:
+    def decorators_on(self, node: ast.stmt, is_wanted: Callable[[str], bool]) -> frozenset[int]:
         """The places of a definition's decorators whose first name is one of these."""
-        return frozenset(
-            place for place, each in enumerate(getattr(node, "decorator_list", ())) if _root_of(each) in names
-        )
+        roots = enumerate(map(_root_of, getattr(node, "decorator_list", ())))
+        return frozenset(place for place, name in roots if name is not None and is_wanted(name))
 
 
 def _root_of(node: ast.AST) -> str | None:
@@ -155,43 +160,23 @@ def codes_in(code: types.CodeType) -> set[types.CodeType]:
     return found
 
 
-def functions_of(cls: type) -> list[types.FunctionType]:
-    """The functions that a class was given by its own statement, or that were set on it."""
-    found: list[types.FunctionType] = []
-    for value in vars(cls).values():
-        inner: Any = value.__func__ if issubclass(type(value), (classmethod, staticmethod)) else value
-        is_property = issubclass(type(inner), property)
-        parts: tuple[Any, ...] = (inner.fget, inner.fset, inner.fdel) if is_property else (inner,)
-        for part in parts:
-            function: Any = part.func if type(part).__name__ == "cached_property" else part
-            for _ in range(_MOST_WRAPPERS):
-                if type(function) is types.FunctionType and "__wrapped__" not in vars(function):
-                    break
-                function = _wrapped_in(function)
-            if type(function) is types.FunctionType:
-                found.append(function)
-    return found
-
-
-def _wrapped_in(value: Any) -> Any:
-    try:
-        return value.__dict__.get("__wrapped__")
-    except Exception:  # noqa: BLE001 -- it may be anything
-        return None
-
-
 _sources: dict[str, tuple[list[str], Source | None]] = {}  # one atomic operation at a time, from any thread
+
+
+def _lines_of(filename: str, namespace: dict[str, Any] | None) -> list[str]:
+    try:
+        lines = linecache.getlines(filename, namespace)
+        if not lines and filename in TYPED:
+            remember_text(filename, typed_text(filename))
+            lines = linecache.getlines(filename)
+    except Exception:  # noqa: BLE001 -- loaders are anybody's
+        return []
+    return lines
 
 
 def source_for(filename: str, namespace: dict[str, Any] | None = None) -> Source | None:
     """The statements of a file, or of what stands for one in `linecache`; None where there is no source."""
-    try:
-        lines = linecache.getlines(filename, namespace)
-        if not lines and filename in _TYPED:
-            remember_text(filename, typed_text(filename))
-            lines = linecache.getlines(filename)
-    except Exception:  # noqa: BLE001 -- loaders are anybody's
-        return None
+    lines = _lines_of(filename, namespace)
     known = _sources.get(filename)
     if known is not None and known[0] == lines:
         return known[1]
@@ -205,7 +190,6 @@ def source_for(filename: str, namespace: dict[str, Any] | None = None) -> Source
     return source
 
 
-_TYPED = ("<string>", "<stdin>")
 _WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")  # options of Python with a value behind them
 
 
@@ -242,7 +226,7 @@ _acted_on: dict[str, tuple[Any, frozenset[str]]] = {}  # one atomic operation at
 
 def acted_on(filename: str, namespace: dict[str, Any]) -> frozenset[str]:
     """The names that may have an attribute or item assigned to, told without parsing."""
-    lines = linecache.getlines(filename, namespace)
+    lines = _lines_of(filename, namespace)
     known = _acted_on.get(filename)
     if known is None or known[0] is not lines:
         known = _acted_on[filename] = lines, frozenset(_ACTED_ON.findall("".join(lines)))
@@ -260,6 +244,11 @@ def is_definition(node: ast.stmt) -> bool:
     return isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.Import, ast.ImportFrom))
 
 
+def is_import(node: ast.stmt) -> bool:
+    """Return True for an import, of which several for one name are tried in turn."""
+    return isinstance(node, (ast.Import, ast.ImportFrom))
+
+
 def is_constant(node: ast.stmt) -> bool:
     """Return True for the assignment of a value that is written out."""
     if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
@@ -271,9 +260,19 @@ def is_constant(node: ast.stmt) -> bool:
     return True
 
 
-def functions_in(node: ast.stmt) -> set[str]:
-    """The names of all functions that stand in a statement."""
-    return {each.name for each in ast.walk(node) if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))}
+def names_in_annotations(node: ast.stmt) -> list[str]:
+    """The names in the annotations of a class body, which may be text that a decorator or metaclass looks into."""
+    pending: list[Any] = [each.annotation for each in getattr(node, "body", ()) if isinstance(each, ast.AnnAssign)]
+    names = []
+    for each in pending:  # grows while we go through it
+        if isinstance(each, ast.Name):
+            names.append(each.id)
+        elif isinstance(each, ast.Constant) and isinstance(each.value, str):
+            with contextlib.suppress(SyntaxError, ValueError):
+                pending.append(ast.parse(each.value, mode="eval"))
+        else:
+            pending += ast.iter_child_nodes(each)
+    return names
 
 
 def attributes_set(node: Any) -> frozenset[str]:
@@ -284,14 +283,14 @@ def attributes_set(node: Any) -> frozenset[str]:
     )
 
 
-def opens_to_write(node: ast.AST) -> bool:
+def opens_to_write(node: ast.AST, namespace: dict[str, Any]) -> bool:
     """Return True if running a statement itself, not its functions, may open a file to write to it."""
     pending: list[Any] = [node]
     for each in pending:  # grows while we go through it
         if isinstance(each, ast.Call):
+            name = getattr(each.func, "attr", getattr(each.func, "id", ""))
             values = [*each.args, *(keyword.value for keyword in each.keywords)]
-            texts = [value.value for value in values if isinstance(value, ast.Constant)]
-            if any(isinstance(text, str) and _WRITES.fullmatch(text) for text in texts):
+            if _CREATES.search(name) or (_OPENS.search(name) and any(_may_write(value, namespace) for value in values)):
                 return True
         if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
             pending += [*each.decorator_list, each.args]
@@ -300,7 +299,22 @@ def opens_to_write(node: ast.AST) -> bool:
     return False
 
 
+_OPENS = re.compile("open|file|memmap|writer|handler", re.IGNORECASE)
+_CREATES = re.compile("^(write_text|write_bytes|touch|NamedTemporaryFile)$")
 _WRITES = re.compile(r"(?=.*[wxa+])[rwxabtU+]{1,4}")
+
+
+def _may_write(argument: ast.expr, namespace: dict[str, Any]) -> bool:
+    """Return True if an argument may be the mode of a file that is opened to write to it."""
+    for each in ast.walk(argument):
+        text = each.value if isinstance(each, ast.Constant) else None
+        if isinstance(each, ast.Name):
+            text = namespace.get(each.id)
+        elif isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
+            text = getattr(namespace.get(each.value.id), each.attr, None)
+        if isinstance(text, str) and _WRITES.fullmatch(text):
+            return True
+    return False
 
 
 def has_simple_arguments(call: ast.Call, names: dict[str, list[Any]]) -> bool:

@@ -850,89 +850,7 @@ class C:
     def m(self): return 1
 def f(): return C.t, C().m()
 """,
-}
-
-# Not right yet: why, and the source.
-FAULTS: dict[str, tuple[str, str]] = {
-    "acting_not_taken": (
-        "a statement of a branch that was not taken is run",
-        """
-import json
-if False:
-    json.dumps = None
-def f(): return json.dumps(1)
-""",
-    ),
-    "acting_one_line": (
-        "of two statements in one line only the last is run",
-        """
-import json
-json.aa = 1; json.bb = 2
-def f(): return json.aa, json.bb
-""",
-    ),
-    "conditional_decorated": (
-        "the last of several statements is taken, whether or not it is the one that ran",
-        """
-class Once:
-    def __init__(self, function):
-        self.function, self.values = function, (value for value in [function()])
-    def __call__(self): return self.function()
-if True:
-    @Once
-    def g(): return 'fast'
-else:
-    @Once
-    def g(): return 'slow'
-def f(): return g()
-""",
-    ),
-    "dyn_module": (
-        "a module that is not among the loaded ones is sent by its name",
-        """
-import types
-m = types.ModuleType('dyn')
-m.x = 1
-def f(): return m.x
-""",
-    ),
-    "function_of_another_module": (
-        "a class is looked for in the source of any function that it has, such as typing's, which has a name T",
-        """
-import typing
-class T:
-    x = 3
-    hints = staticmethod(typing.get_type_hints)
-def f(): return T.x, T.hints(T)
-""",
-    ),
-    "generic": (
-        "a type variable is copied as the name that it has",
-        """
-from typing import Generic, TypeVar
-T = TypeVar('T')
-class B(Generic[T]):
-    pass
-class C(B[int]): pass
-def f(): return C.__orig_bases__[0] == B[int]
-""",
-    ),
-    "singleton": (
-        "what was set on a class before it is first needed is taken for its statement's own",
-        """
-class S:
-    _i = None
-    @classmethod
-    def get(cls):
-        if cls._i is None: cls._i = cls()
-        return cls._i
-S.get().v = 4
-def f(): return S.get().v
-""",
-    ),
-    "super_meta": (
-        "what was set on a class before it is first needed is taken for its statement's own",
-        """
+    "super_meta": """
 class M(type):
     def __call__(cls, *a):
         if not hasattr(cls, '_i'): cls._i = super().__call__(*a)
@@ -941,13 +859,4 @@ class S(metaclass=M): pass
 s = S()
 def f(): return S() is s
 """,
-    ),
-    "typevar_tuple": (
-        "what goes by its name and was not bound by one plain statement is not copied",
-        """
-from typing import TypeVar
-T, U = TypeVar('T'), TypeVar('U')
-def f(): return T.__name__, U.__name__
-""",
-    ),
 }

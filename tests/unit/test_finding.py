@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.util
+import os
 import runpy
 import sys
 import threading
@@ -245,13 +246,33 @@ def test_a_name_that_means_another_file_is_not_importable(tmp_path: Path, on_pat
     assert not is_importable("twice_1")
 
 
-@pytest.mark.xfail(strict=True, reason="a folder that comes first on the path is not asked")
 def test_a_name_that_another_folder_of_the_path_has_first_is_not_importable(on_path: Callable[[str], Path]) -> None:
     """A worker would get the other one, although this one lies on the path as well."""
     path = write(on_path("second") / "twice_2.py")
     write(on_path("first") / "twice_2.py")
     load("twice_2", path)
     assert not is_importable("twice_2")
+
+
+def test_a_name_that_an_archive_on_the_path_has_first_is_not_importable(
+    on_path: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(on_path("folder") / "twice_3.py")
+    with zipfile.ZipFile(tmp_path / "first.zip", "w") as file:
+        file.writestr("twice_3.py", "x = 2")
+    monkeypatch.syspath_prepend(str(tmp_path / "first.zip"))
+    load("twice_3", path)
+    assert not is_importable("twice_3")
+
+
+def test_a_folder_that_comes_first_is_read_again_when_it_has_changed(on_path: Callable[[str], Path]) -> None:
+    path, first = write(on_path("second") / "twice_4.py"), on_path("first")
+    load("twice_4", path)
+    assert is_importable("twice_4")
+    write(first / "twice_4.py")
+    os.utime(first, ns=(0, 1))  # clocks of file systems are coarse
+    sys.path_importer_cache.clear()
+    assert not is_importable("twice_4")
 
 
 @pytest.mark.parametrize("file", ["suffix_1.v2.py", "suffix_1.example.py"])
@@ -364,13 +385,13 @@ def test_threads_that_look_at_once_both_know(tmp_path: Path, monkeypatch: pytest
     known: list[bool] = []
     real = finding.is_importable
 
-    def look_in_another_thread(name: str) -> bool:
+    def look_in_another_thread(name: str, seen: Any) -> bool:
         if name == "both_1":
             monkeypatch.setattr(finding, "is_importable", real)
             other = threading.Thread(target=lambda: (modules.look(), known.append("both_1" in modules.scripts)))
             other.start()
             other.join(30)
-        return real(name)
+        return real(name, seen)
 
     monkeypatch.setattr(finding, "is_importable", look_in_another_thread)
     modules.look()

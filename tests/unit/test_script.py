@@ -650,6 +650,20 @@ class Other: 1 / 0
     assert pickle.loads(f"c{NAME}\nBase\n.".encode()) is module.Base
 
 
+def test_of_several_imports_the_first_that_is_to_be_had_is_taken(with_source: Callable[[str], Any]) -> None:
+    module = with_source("try:\n import json as j\nexcept ImportError:\n import no_such as j\nclass C: j = j")
+    assert module.C.j.__name__ == "json"
+    with pytest.raises(ImportError, match="no_such"):
+        with_source("try:\n import nor_this as k\nexcept ImportError:\n import no_such as k").k  # noqa: B018
+
+
+def test_of_several_definitions_none_is_made(with_source: Callable[[str], Any]) -> None:
+    """Nothing tells which branch ran."""
+    module = with_source("if True:\n class C: x = 1\nelse:\n class C: x = 2\nclass D(C): pass\n")
+    with pytest.raises(AttributeError, match="'C'"):
+        module.C  # noqa: B018 -- the point
+
+
 @pytest.mark.parametrize("name", ["missing", "DATA", "constant", "__path__", "__no_such_name__"])
 def test_data_is_not_made_from_the_source(with_source: Callable[[str], Any], name: str) -> None:
     module = with_source("DATA = [1 / 0]\nconstant = 1\n")

@@ -435,9 +435,6 @@ def test_generators_that_share_their_bits_share_them_in_a_worker(
     assert len({number for worker in (drawn[0], drawn[2]) for pair in worker for number in pair}) == 8
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a decorator that is a method of data is left out, whatever it does to the class"
-)
 def test_a_class_is_what_the_method_of_an_object_has_made_of_it(new_script: NewScript, new_worker: NewWorker) -> None:
     """As with the registries of object-relational mappers."""
     module = new_script("""
@@ -450,7 +447,6 @@ def f(): return User().columns
     assert new_worker().call(module.f) == ["id"]
 
 
-@pytest.mark.xfail(strict=True, reason="a method from a file whose name begins with < is taken for a generated one")
 def test_a_method_that_was_set_in_a_session_travels() -> None:
     """Of a program given by `-c`, a REPL, a notebook: none of their inputs has a file."""
     answer = run_script("""
@@ -466,6 +462,19 @@ print(first, worker.call(f))
 worker.close()
 """)
     assert answer == "1 2"
+
+
+def test_what_acts_on_an_import_is_run_for_a_program_by_option_too() -> None:
+    answer = run_script("""
+import json
+from support_scripts import WorkerHalf
+json.own = 5
+def f(): return json.own
+worker = WorkerHalf()
+print(worker.call(f))
+worker.close()
+""")
+    assert answer == "5"
 
 
 def test_old_functions_are_freed_although_a_worker_has_them(new_script: NewScript, new_worker: NewWorker) -> None:

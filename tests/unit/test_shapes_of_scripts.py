@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from unit.shapes_of_scripts import FAULTS, SHAPES
+from unit.shapes_of_definitions import DEFINITIONS
+from unit.shapes_of_scripts import SHAPES
 
 from support_scripts import WorkerHalf
 
@@ -32,20 +33,10 @@ def json_as_before() -> Iterator[None]:
         delattr(json, name)
 
 
-def check(worker: WorkerHalf, new_script: Callable[..., Any], source: str) -> None:
+@pytest.mark.parametrize("name", [*SHAPES, *DEFINITIONS])
+def test_a_shape_is_right_in_a_worker(worker: WorkerHalf, new_script: Callable[..., Any], name: str) -> None:
     """The worker comes first, as the call here may change what it would be sent."""
+    source = SHAPES[name] if name in SHAPES else DEFINITIONS[name]
     script = new_script(source, name=f"shape_{next(_numbers)}")
     found = worker.call(script.f)
     assert found == script.f()
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_a_shape_is_right_in_a_worker(worker: WorkerHalf, new_script: Callable[..., Any], name: str) -> None:
-    check(worker, new_script, SHAPES[name])
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=FAULTS[name][0])) for name in FAULTS]
-)
-def test_a_shape_is_not_right_yet(worker: WorkerHalf, new_script: Callable[..., Any], name: str) -> None:
-    check(worker, new_script, FAULTS[name][1])

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from poolkit._wire import source as sources
-from poolkit._wire.source import Source, codes_in, functions_of, source_for
+from poolkit._wire.origins import functions_of
+from poolkit._wire.source import Source, codes_in, source_for
 
 
 @pytest.fixture(autouse=True)
@@ -321,9 +322,9 @@ def test_decorators_are_left_out_by_their_places() -> None:
     """By the first name of each."""
     source = source_of("@a\n@b.c(1)\n@d[0]\n@(lambda f: f)\ndef f(): return 1")
     (node,) = source.definitions["f"]
-    assert source.decorators_on(node, {"a", "b", "d", "f"}) == {0, 1, 2}
-    assert source.decorators_on(node, {"b"}) == {1}
-    assert source.decorators_on(ast.parse("x = 1").body[0], {"x"}) == frozenset()
+    assert source.decorators_on(node, {"a", "b", "d", "f"}.__contains__) == {0, 1, 2}
+    assert source.decorators_on(node, {"b"}.__contains__) == {1}
+    assert source.decorators_on(ast.parse("x = 1").body[0], {"x"}.__contains__) == frozenset()
     namespace: dict[str, Any] = {}
     exec(source.code_of(node, frozenset({0, 1, 2})), namespace)  # noqa: S102 -- our own source
     assert namespace["f"]() == 1
