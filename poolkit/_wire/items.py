@@ -7,7 +7,7 @@
     DEFINITION  what a VALUE is called where it travels, if of its versions the newest counts
     INHERITED   what any of them is called where a worker has it, as it is a copy of this process
 
-Beside the names of a module there are `Class.attribute` for attributes of a class that are data, `name#line` for
+Beside the names of a module there are `Class.attribute` for attributes of a class that are data, `name#place` for
 statements that act on a definition, and `*`: every plain function, for code that looks names up by itself.
 """
 
@@ -55,7 +55,7 @@ class Item:
         serial: larger than that of any version before.
         now: what has to be there before it is made; `later`: what is needed when it is used.
         shell: an empty container that stands under the name from the first, for what fills it while it is made.
-        line: of a statement; those that may come in any order come in the script's.
+        line: of a statement, behind the number of its input; those that may come in any order come in the script's.
         bound: names that the pickle refers to, and the ids of what they are bound to; `basis`: the versions of them
             that it was first used with, where it `refers`: a new version of one is a new version of it.
         circle: the names that are pickled together, as they refer to each other.
@@ -83,7 +83,7 @@ class Item:
         self.circle: tuple[Ref, ...] = ()
         self.submodules: tuple[str, ...] = ()
         self.reaches = False  # whether its code names packages, of which submodules may be imported later
-        self.line = 0
+        self.line = 0, 0
         self.codes: set[Any] = set()
         self.is_definition = False  # see `is_definition` in `functions.py`
         self.is_followed = False  # whether changes in place are looked for

@@ -162,9 +162,7 @@ class Namespace:
             item = Item(self.name, name, IMPORT, marshal.dumps((home, None)), value)
             if home in scripts and sys.modules.get(home) is value and value is not self.module:
                 item.later = tuple((home, each) for each in vars(value) if each not in RESERVED)
-            for filename in self._own_files():
-                if name in sources.acted_on(filename, self.dict):
-                    self._act_on(item, source_for(filename, self.dict))
+            self._act_on(item, self._acting_on(name, with_calls=False))
             return item
         if issubclass(type(value), type) and value.__module__ == self.name and value.__qualname__ == name:
             return self._make_class(name, value, circle)
@@ -269,7 +267,8 @@ class Namespace:
         item = self._statement(name, source, node, value, without)
         if is_class:
             item.assigned = set_later(value, node, is_bare=bool(without))
-        self._act_on(item, source)
+        is_file = isinstance(self.dict.get("__file__"), str)
+        self._act_on(item, [source] if is_file else self._acting_on(name, with_calls=True))
         return item
 
     def _is_data(self, name: str) -> bool:
@@ -288,7 +287,7 @@ class Namespace:
         names = dict.fromkeys((*scan.later, *sources.names_in_annotations(node)))
         later = tuple((self.name, each) for each in names if each != own and may_be_bound(each, self.dict))
         item.later = (*later, (self.name, "*")) if scan.is_dynamic_in(self.dict) else later
-        item.line = node.lineno
+        item.line = self._position(source), node.lineno
         item.codes = sources.codes_in(code)
         item.submodules = submodules_of(code, self.dict)
         return item
@@ -323,6 +322,16 @@ class Namespace:
         files = [own] if isinstance(own, str) else sources.interactive_files()
         return [*dict.fromkeys((*files, *sources.TYPED))] if self.name == "__main__" else files
 
+    def _position(self, source: Source) -> int:
+        """Which input of a session a source is: a later one has a larger number."""
+        files = self._own_files()
+        return len(files) - files.index(source.filename) if source.filename in files else 0
+
+    def _acting_on(self, name: str, *, with_calls: bool) -> list[Source]:
+        """The sources that may have statements which act on a name, in the order of their inputs."""
+        files = [each for each in self._own_files() if name in sources.acted_on(each, self.dict, with_calls=with_calls)]
+        return [source for source in (source_for(each, self.dict) for each in files[::-1]) if source is not None]
+
     def _may_assign(self, source: Source, node: Any, value: Any) -> bool:
         """Return True if `name = call(...)` may be run in a worker: it makes the same there, and no file."""
         call = node.value
@@ -336,12 +345,10 @@ class Namespace:
             callee = getattr(builtins, root, MISSING)
         return callee is not MISSING and is_made_anew(value, callee)
 
-    def _act_on(self, item: Item, source: Source | None) -> None:
+    def _act_on(self, item: Item, acting: list[Source]) -> None:
         """Have the statements that act on a definition run behind it, in the script's order."""
         name = item.name
-        if source is None:
-            return
-        for node in source.acting.get(name, ()):
+        for source, node in [(each, node) for each in acting for node in each.acting.get(name, ())]:
             kind = type(node).__name__
             if kind == "ClassDef":
                 item.later = (*item.later, (self.name, node.name))
@@ -354,7 +361,8 @@ class Namespace:
                 continue
             if node in source.inner and not has_run(source, node, self.dict):
                 continue
-            act = self._statement(f"{name}#{node.lineno}:{node.col_offset}", source, node, item.get(), frozenset())
+            place = f"{name}#{self._position(source)}:{node.lineno}:{node.col_offset}"
+            act = self._statement(place, source, node, item.get(), frozenset())
             act.now = ((self.name, name), *act.now)
             with _lock:
                 act.serial = next(_serials)

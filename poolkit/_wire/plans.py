@@ -271,7 +271,7 @@ def _ordered(items: dict[Ref, Item]) -> list[Item]:
     return ordered
 
 
-def _rank(item: Item) -> tuple[int, int, int]:
+def _rank(item: Item) -> tuple[int, tuple[int, int], int]:
     if item.kind == STATEMENT:
         return 3, item.line, item.serial
-    return (0 if item.kind == IMPORT else 1 if type(item.strong) is FunctionType else 2), 0, item.serial
+    return (0 if item.kind == IMPORT else 1 if type(item.strong) is FunctionType else 2), (0, 0), item.serial

@@ -221,16 +221,20 @@ def remember_text(filename: str, text: str) -> None:
 
 
 _ACTED_ON = re.compile(r"(?:^|;|=)[ \t]*(\w+)(?:\.\w+|\[[^\]\n]*\])+[ \t]*(?::[^=\n]*)?(?==(?!=))", re.MULTILINE)
-_acted_on: dict[str, tuple[Any, frozenset[str]]] = {}  # one atomic operation at a time, from any thread
+_CALLED_ON = re.compile(r"@[ \t]*(\w+)[ \t]*[.\[(]|(\w+)(?:\.\w+)*\.register\(|copyreg\.pickle\([ \t]*(\w+)")
+_acted_on: dict[str, tuple[Any, frozenset[str], frozenset[str]]] = {}  # one atomic operation, from any thread
 
 
-def acted_on(filename: str, namespace: dict[str, Any]) -> frozenset[str]:
-    """The names that may have an attribute or item assigned to, told without parsing."""
+def acted_on(filename: str, namespace: dict[str, Any], *, with_calls: bool) -> frozenset[str]:
+    """The names that may have an attribute or item assigned to, or be called to act; told without parsing."""
     lines = _lines_of(filename, namespace)
     known = _acted_on.get(filename)
     if known is None or known[0] is not lines:
-        known = _acted_on[filename] = lines, frozenset(_ACTED_ON.findall("".join(lines)))
-    return known[1]
+        text = "".join(lines)
+        assigned = frozenset(_ACTED_ON.findall(text))
+        called = frozenset(name for names in _CALLED_ON.findall(text) for name in names)
+        known = _acted_on[filename] = lines, assigned, assigned | called
+    return known[2] if with_calls else known[1]
 
 
 def interactive_files() -> list[str]:

@@ -42,7 +42,6 @@ _NO_FILE = "`__file__` is not set there"
 _NOT_MAIN = "a module of tests is not `__main__`"
 _PICKLED = "what a task unpickles by name is made from a file, or was sent with a call; there is no file"
 _NO_SOURCE = "what is typed has no source before CPython 3.13: what only its statement could make is not there"
-_APART = "each input is a source of its own: statements of others that act on a class are not run, or not in order"
 
 DIFFERENCES = {
     ("notebook", "names_looked_up"): _PICKLED,
@@ -51,14 +50,12 @@ DIFFERENCES = {
     ("terminal", "names_looked_up"): _PICKLED,
     ("terminal", "pickle_files"): _PICKLED,
     ("terminal", "open_files"): _NO_FILE,
-    ("terminal", "metaclasses_and_registries"): _APART if sys.version_info >= (3, 13) else _NO_SOURCE,
     ("pytest-prepend", "names_looked_up"): _NOT_MAIN,
     ("pytest-append", "names_looked_up"): _NOT_MAIN,
     ("pytest-importlib", "names_looked_up"): _NOT_MAIN,
 }
-if sys.version_info >= (3, 13):
-    DIFFERENCES["terminal", "abstract_classes_and_generics"] = _APART
-else:
+if sys.version_info < (3, 13):
+    DIFFERENCES["terminal", "metaclasses_and_registries"] = _NO_SOURCE
     DIFFERENCES["terminal", "ctypes_and_properties"] = _NO_SOURCE
     DIFFERENCES["terminal", "sentinels_and_module_getattr"] = _NO_SOURCE
     DIFFERENCES["terminal", "weak_dictionaries_and_iterators"] = _NO_SOURCE

@@ -464,6 +464,32 @@ worker.close()
     assert answer == "1 2"
 
 
+def test_what_another_input_of_a_session_does_to_a_definition_is_done_in_order() -> None:
+    """Each input of a notebook is a source of its own; its lines are counted from one."""
+    answer = run_script("""
+import linecache
+from support_scripts import WorkerHalf
+INPUTS = [
+    "import abc, functools, json",
+    "\\n\\nclass Shape(abc.ABC): pass\\nmade = []\\nclass M(type):\\n def __init__(cls, *a): made.append(cls.__name__)",
+    "class Late: pass\\n\\n\\n\\nclass B(metaclass=M): pass",
+    "class A(metaclass=M): pass",
+    "@functools.singledispatch\\ndef kind(x): return 'any'",
+    "Shape.register(Late)\\njson.own = 5",
+    "@kind.register\\ndef _(x: int): return 'number'",
+    "def f(): return issubclass(Late, Shape), [A, B] and made, kind(1), json.own",
+]
+for number, text in enumerate(INPUTS):
+    name = f"<ipython-input-{number}-0>"
+    linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
+    exec(compile(text, name, "exec"), globals())
+worker = WorkerHalf()
+print(worker.call(f) == f() == (True, ["B", "A"], "number", 5))
+worker.close()
+""")
+    assert answer == "True"
+
+
 def test_what_acts_on_an_import_is_run_for_a_program_by_option_too() -> None:
     answer = run_script("""
 import json

@@ -456,4 +456,22 @@ def test_a_program_on_the_command_line_is_a_source(monkeypatch: pytest.MonkeyPat
 )
 def test_names_that_are_acted_on_are_told_without_parsing(text: str, names: set[str]) -> None:
     sources.remember_text("<acting>", text)
-    assert sources.acted_on("<acting>", {}) == names
+    assert sources.acted_on("<acting>", {}, with_calls=False) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("X.a = 1", "X"),
+        ("X.register(Y)", "X"),
+        ("a.X.register(Y)", "a"),
+        ("@X.register\ndef f(): pass", "X"),
+        ("@X(1)\ndef f(): pass", "X"),
+        ("@X[0](1)\ndef f(): pass", "X"),
+        ("copyreg.pickle(X, f)", "X"),
+    ],
+)
+def test_names_that_calls_act_on_are_told_without_parsing(text: str, name: str) -> None:
+    sources.remember_text("<acting>", text)
+    assert name in sources.acted_on("<acting>", {}, with_calls=True)
+    assert name in Source("<acting>", text).acting
