@@ -28,7 +28,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from poolkit._clock import monotonic, wait_for
-from poolkit.errors import TaskCancelled
+from poolkit.errors import PoolkitError, TaskCancelled
 from poolkit.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -98,9 +98,6 @@ class TaskOwner(Protocol):
         """What an event loop may watch and call to read results; see `poolkit/awaiting.py`."""
 
 
-_READING: Any = object()  # marks an outcome that another thread is unpickling right now
-
-
 class Task(Future[T]):
     """One accepted call: a `concurrent.futures.Future` that can also be awaited under asyncio.
 
@@ -148,7 +145,7 @@ class Task(Future[T]):
         self._wakers: list[Callable[[Any], object]] | None = None
         self._result: Any = None
         self._exception: BaseException | None = None
-        self._load: Callable[[Any], Any] | None = None
+        self._load: Any = None  # what unpickles the outcome; while a thread does that, its number
         self._ok = False
         self._owner = owner
         self.id = 0
@@ -344,8 +341,9 @@ class Task(Future[T]):
     # ===== what the pool calls =====
 
     def publish(self, outcome: Outcome) -> Callbacks | None:
-        """Make `outcome` the task's own and wake whoever waits. Called once, without the pool's lock.
+        """Make `outcome` the task's own and wake whoever waits. Without the pool's lock.
 
+        Called again with the same outcome, maybe at the same time, it does what may not have been done.
         Returns what is to be given to `call_back` by a thread that may.
         Lets go of the call here, as dropping a thread task's arguments may run the user's `__del__`.
         """
@@ -353,12 +351,14 @@ class Task(Future[T]):
         with _LOCK:
             cond = self._cond
             if cond is None:
-                callbacks, wakers = self._settle(outcome)
+                self._settle(outcome)
         if cond is not None:
             with cond:
                 with _LOCK:
-                    callbacks, wakers = self._settle(outcome)
+                    self._settle(outcome)
                 for waiter in self._waiting or ():
+                    if self in waiter.finished_futures:
+                        continue
                     if outcome.cancelled:
                         waiter.add_cancelled(self)
                     elif outcome.ok:
@@ -366,13 +366,19 @@ class Task(Future[T]):
                     else:
                         waiter.add_exception(self)
                 cond.notify_all()
-        for waker in wakers or ():
-            waker(self)
-        return callbacks
+        if self._wakers is not None:
+            for waker in tuple(self._wakers):
+                waker(self)
+            self._wakers = None
+        return self._callbacks
 
     def call_back(self, callbacks: Callbacks) -> None:
-        """Call what was added by `add_done_callback`, in that order."""
-        for callback in callbacks:
+        """Call what was added by `add_done_callback`, in that order, and take it out."""
+        while callbacks:
+            try:
+                callback = callbacks.pop(0)
+            except IndexError:  # another thread was faster
+                return
             try:
                 callback(self)
             except BaseException as exc:
@@ -396,20 +402,19 @@ class Task(Future[T]):
         if self._cond is not None:
             self._cond = threading.Condition()
 
-    def _settle(self, outcome: Outcome) -> tuple[Callbacks | None, list[Callable[[Any], object]] | None]:
-        """Become done; returns what is to be called for it. Under the locks, so nobody enlists afterwards."""
+    def _settle(self, outcome: Outcome) -> None:
+        """Become done, if it is not. Under the locks, so nobody enlists afterwards."""
+        if self._state is not _PENDING:
+            return
         self._ok = outcome.ok
         if outcome.ok or outcome.load is not None:
             self._result = outcome.payload
             self._load = outcome.load
         elif not outcome.cancelled:
             self._exception = outcome.payload
-        outcome.payload = None  # handed over: whoever publishes must not keep it alive
         self._state = _CANCELLED if outcome.cancelled else _FINISHED
         self._owner = None  # a result that is kept does not keep the pool
-        enlisted = self._callbacks, self._wakers
-        self._callbacks = self._wakers = None
-        return enlisted
+        outcome.payload = None  # handed over: whoever publishes must not keep it alive
 
     # ===== the future's own parts =====
 
@@ -459,7 +464,8 @@ class Task(Future[T]):
         lock.acquire()
 
         def wake(_task: object) -> None:
-            lock.release()
+            if lock.locked():
+                lock.release()
 
         if not self._enlist(wake):
             return
@@ -480,36 +486,55 @@ class Task(Future[T]):
             self._wakers.append(waker)
         return True
 
-    def _read(self, timeout: float | None) -> None:
+    def _read(self, timeout: float | None) -> None:  # noqa: C901 -- what must come in one order
         """Unpickle the outcome, once, in the thread that wants it: a slow unpickling costs its reader only."""
-        with _LOCK:
-            load = self._load
-            if load is None:
-                return
-            if load is not _READING:  # only who owns the mark may set it: `_read_done` takes no lock
-                self._load = _READING
-        if load is _READING:
-            cond = self._new_condition()
-            with cond:
-                if not wait_for(cond, lambda: self._load is not _READING, timeout):
-                    msg = f"the outcome of {self!r} is still being unpickled by another thread after {timeout} s"
-                    raise WaitTimeout(msg)
-            self._read(timeout)
-            return
+        load: Any = None
+        payload: Any = None
         value: Any = None
         error: BaseException | None = None
+        mark = threading.get_ident()
         try:
-            value = load(self._result)
-            if not self._ok:
-                value, error = None, value
-        except Exception as exc:  # noqa: BLE001 -- whatever unpickling raises is this task's exception
-            error = exc
-        except BaseException:  # an interrupt of this thread, not the task's: the next reader tries again
-            self._read_done(load)
+            with _LOCK:
+                payload, load = self._result, self._load
+                if load is None:
+                    return
+                if type(load) is not int:  # only who owns the mark may set it: `_read_done` takes no lock
+                    if self._load is not load:  # a handler that interrupted this has read it
+                        return
+                    self._load = mark
+            if type(load) is int:
+                self._wait_for_reader(load, timeout)
+                self._read(timeout)
+                return
+            try:
+                value = load(payload)
+                if not self._ok:
+                    value, error = None, value
+            except (MemoryError, RecursionError):  # as below
+                raise
+            except Exception as exc:  # noqa: BLE001 -- whatever else unpickling raises is this task's exception
+                error = exc
+            self._exception = error
+            if self._load == mark:  # else a handler that interrupted this has read it
+                self._result = value
+                self._read_done(None)
+        except BaseException:  # the reader's own, as an interrupt is: the next one tries again
+            if load is not None and type(load) is not int and self._load == mark:
+                self._result = payload
+                self._read_done(load)
             raise
-        self._result, self._exception = value, error
-        self._read_done(None)
-        error = None
+        finally:
+            error = None
+
+    def _wait_for_reader(self, reader: int, timeout: float | None) -> None:
+        if reader == threading.get_ident():
+            msg = f"the outcome of {self!r} is asked for by what runs while this thread unpickles it"
+            raise PoolkitError(msg)
+        cond = self._new_condition()
+        with cond:
+            if not wait_for(cond, lambda: type(self._load) is not int, timeout):
+                msg = f"the outcome of {self!r} is still being unpickled by another thread after {timeout} s"
+                raise WaitTimeout(msg)
 
     def _read_done(self, load: Callable[[Any], Any] | None) -> None:
         self._load = load

@@ -111,10 +111,11 @@ class Dispatcher:
 
     def _send_batch(self, worker: Worker, batch: list[AnyTask], now: float) -> None:
         worker_id, sent = worker.id, SENT
+        worker.in_doubt = True
+        worker.sent.extend(batch)
         for task in batch:
             task.phase = sent
             task.worker_id = worker_id
-        worker.sent.extend(batch)
         priority = batch[-1].options.priority
         if priority < self._least_sent:  # noqa: PLR1730 -- a call of `min` costs more
             self._least_sent = priority
@@ -122,6 +123,7 @@ class Dispatcher:
         if worker.limit is not None:
             self.roster.near_its_limit(worker)
         self.workforce.send(worker_id, batch, announce=self.announce)
+        worker.in_doubt = False
         self._look_later(now)
         self._watch(worker, now)
         if worker.leave is not None:
@@ -147,15 +149,21 @@ class Dispatcher:
         """Take back what a worker has not claimed; it is queued again in its old place."""
         if worker.state is DOOMED:
             return  # it was taken back before
+        worker.in_doubt = True
         count = min(self.workforce.reclaim(worker.id), len(worker.sent))
         if count:
             worker.draining = True
-            back = [worker.sent.pop() for _ in range(count)]
-            worker.sent_count -= count
-            for task in back:
-                task.phase = QUEUED
-                task.worker_id = None
-            self.queue.put_back(back)
+            self.take_back(worker, count)
+        worker.in_doubt = False
+
+    def take_back(self, worker: Worker, count: int) -> None:
+        """Queue the last tasks that a worker was sent again."""
+        back = [worker.sent.pop() for _ in range(count)]
+        worker.sent_count -= count
+        for task in back:
+            task.phase = QUEUED
+            task.worker_id = None
+        self.queue.put_back(back)
 
     def reclaim_all(self) -> None:
         """Take back everything that no worker has claimed."""
@@ -191,8 +199,8 @@ class Dispatcher:
                 if not self.roster.has_room(now):
                     return
             elif self._steal_at is None:
-                self._steal_at = look_at
                 self.timers.add(look_at, self._steal, None)
+                self._steal_at = look_at
 
     def _unblock(self, now: float) -> None:
         """What stands behind a slow task came before what is queued, so it takes its old place there."""
@@ -245,8 +253,8 @@ class Dispatcher:
 
     def _look_later(self, now: float) -> None:
         if not self._is_looking and self.workforce.max_batch > 1 and self.roster.size > 1:
-            self._is_looking = True
             self.timers.add(now + BEGIN_WITHIN, self._look_for_unbegun, None)
+            self._is_looking = True
 
     # ===== limits of what runs =====
 
@@ -267,11 +275,29 @@ class Dispatcher:
 
     def look_again(self, worker: Worker, when: float) -> None:
         """Have `check` called for this worker at `when`, and not before."""
-        worker.check_at = when
         self.timers.add(when, self._look, worker)
+        worker.check_at = when
 
     def _look(self, worker: Worker, now: float) -> None:
         if worker.check_at is not None and worker.check_at <= now:  # else an earlier one has taken over
             worker.check_at = None
             if worker.state is BUSY and worker.sent:
                 self._check(worker, now)
+
+    # ===== after a step that was torn =====
+
+    def rebuild(self, tasks: list[AnyTask], now: float) -> None:
+        """Queue these tasks, in the order of their submission, and no others. All workers are known to be right."""
+        self.queue.clear()
+        for task in tasks:
+            task.phase = QUEUED
+            task.worker_id = None
+        self.queue.push_many(tasks)
+        self._least_sent = min(
+            (task.options.priority for worker in self.roster for task in worker.sent), default=math.inf
+        )
+        for worker in self.roster:
+            if worker.state is BUSY and not (worker.sent or worker.draining):
+                self.roster.rest(worker, now)
+            elif worker.state is BUSY and worker.sent:
+                self._watch(worker, now)

@@ -32,6 +32,9 @@ class Outcomes:
         self.timers = timers
         self.rng = rng
         self.counters = Counters()
+        # Every accepted task until it is published, in the order of acceptance, with the outcome that was decided: what
+        # `Scheduler.repair` goes by. Entries are taken out without the lock.
+        self.accepted: dict[AnyTask, Outcome | None] = {}
         self.unsettled = 0  # accepted and not settled
         self.waiting: dict[AnyTask, None] = {}  # failed, to be retried after their back-off; in the order of failing
         self.retries = True  # whether what failed may run again
@@ -47,6 +50,7 @@ class Outcomes:
             task.id = next(self.numbers)
         task.seq = self._last_seq = self._last_seq + 1
         task.submitted_at = now
+        self.accepted[task] = None
         self.unsettled += 1
         self.counters.submitted += 1
 
@@ -54,6 +58,7 @@ class Outcomes:
         """Count tasks in that were numbered when they were handed in."""
         for task in tasks:
             task.seq = self._last_seq = self._last_seq + 1
+        self.accepted.update(dict.fromkeys(tasks))
         self.unsettled += len(tasks)
         self.counters.submitted += len(tasks)
 
@@ -108,6 +113,8 @@ class Outcomes:
 
     def _retry(self, task: AnyTask, _now: float) -> None:
         """The back-off is over. The tick that says so dispatches."""
+        if task not in self.waiting:
+            return
         del self.waiting[task]
         task.phase = QUEUED
         self.queue.put_back([task])
@@ -132,6 +139,7 @@ class Outcomes:
 
     def settle(self, task: AnyTask, outcome: Outcome) -> None:
         """Decide a task's outcome, for ever."""
+        self.accepted[task] = outcome
         task.phase = SETTLED
         self.unsettled -= 1
         counters = self.counters

@@ -173,26 +173,27 @@ class Roster:
         if self.hiring is Hiring.NONE or self._must_leave(worker):
             self.stop(worker, now)
         elif self.limits.idle_timeout is not None and self._idle_check_at is None:
-            self._idle_check_at = now + self.limits.idle_timeout
-            self.timers.add(self._idle_check_at, self._check_idle, None)
+            self._check_idle_at(now + self.limits.idle_timeout)
 
     def _check_idle(self, _: None, now: float) -> None:
         """Let workers go that were idle for too long, down to `min_workers`; the longest idle first."""
         self._idle_check_at = None
         timeout = self.limits.idle_timeout or 0.0
         if self.warming:  # somebody waits until all are up; an early one must not leave before a late one comes
-            self._idle_check_at = now + timeout
-            self.timers.add(self._idle_check_at, self._check_idle, None)
+            self._check_idle_at(now + timeout)
             return
         for worker in sorted(self.idle, key=lambda worker: worker.idle_since):
             if self.counted <= self.limits.min_workers:
                 return
             if worker.idle_since + timeout > now:
-                self._idle_check_at = worker.idle_since + timeout
-                self.timers.add(self._idle_check_at, self._check_idle, None)
+                self._check_idle_at(worker.idle_since + timeout)
                 return
             self.leave(worker, "idle", now)
             self.wanted = min(self.wanted, self.counted)
+
+    def _check_idle_at(self, when: float) -> None:
+        self.timers.add(when, self._check_idle, None)
+        self._idle_check_at = when
 
     # ===== leaving =====
 
@@ -228,8 +229,8 @@ class Roster:
         """Kill a worker, for one reason, once. It gets no more work and its place is free."""
         if worker.state is DOOMED:
             return
-        self._move(worker, DOOMED)
         worker.sentence = sentence
+        self._move(worker, DOOMED)
         self._uncount(worker)
         self.workforce.kill(worker.id, want_stack=want_stack)
 
@@ -252,8 +253,8 @@ class Roster:
         self.died_early_at = now
         self.early_deaths += 1
         delay = policy.backoff(self.early_deaths, self.rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
+        self.timers.add(now + delay, self._grow_again, None)
         self.boot_at = now + delay
-        self.timers.add(self.boot_at, self._grow_again, None)
         if state is not STARTING:
             return False
         self.boot_failures += 1
@@ -303,6 +304,26 @@ class Roster:
         self.workers.clear()
         self.idle.clear()
         self.counted = self.starting = self.busy = 0
+
+    # ===== after a step that was torn =====
+
+    def repair(self, now: float) -> None:
+        """Count anew, and give the orders again that may be missing. A worker in doubt is killed."""
+        workers = list(self)
+        self.counted = sum(worker.counted for worker in workers)
+        self.starting = sum(worker.state is STARTING for worker in workers)
+        self.busy = sum(worker.state is BUSY for worker in workers)
+        self.idle[:] = sorted((each for each in workers if each.state is IDLE), key=lambda each: each.idle_since)
+        for worker in workers:
+            if worker.state is STARTING:
+                self.workforce.start(worker.id)
+            elif worker.state is STOPPING:
+                self.timers.add(now + policy.STOP_GRACE, self._kill_unresponsive, worker)
+            elif worker.state is DOOMED:
+                self._uncount(worker)
+                self.workforce.kill(worker.id, want_stack=False)
+            if worker.in_doubt:
+                self.doom(worker, Sentence(None, "in doubt"), want_stack=False)
 
     # ===== the counts =====
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from poolkit._core import failures, policy
@@ -50,7 +50,7 @@ from poolkit._core.workforce import (
 )
 from poolkit.errors import PoolClosed, QueueFull
 from poolkit.outcome import CANCELLED, Outcome
-from poolkit.task import SETTLED, Task
+from poolkit.task import SENT, SETTLED, Task
 
 
 class PoolPhase(enum.IntEnum):
@@ -85,6 +85,9 @@ class Scheduler:
         self._enforcer = Enforcer(workforce, self.roster, self._dispatcher, self._outcomes, self.timers)
         self.counters = self._outcomes.counters
         self.waiting = self._outcomes.waiting  # failed, to be retried after their back-off
+        self.accepted = (
+            self._outcomes.accepted
+        )  # every task until it is published, with its outcome once that is decided
         self.settled = self._outcomes.settled  # outcomes that were decided: to be published, and cleared
         self.events = self._outcomes.events  # to be told to listeners, and cleared
         self.numbers = self._outcomes.numbers  # the ids for tasks that are handed in; any thread may take the next
@@ -129,9 +132,11 @@ class Scheduler:
     def take_in(self, handed_in: deque[AnyTask]) -> None:
         """Accept what was handed in while all were busy, emptying `handed_in`; once the pool is not open, nothing."""
         if handed_in and self.phase is OPEN:
-            tasks = [handed_in.popleft() for _ in range(len(handed_in))]  # others may append meanwhile
+            tasks = list(handed_in)  # others may append meanwhile
             self._outcomes.accept_many(tasks)
             self.queue.push_many(tasks)
+            for _ in tasks:
+                handed_in.popleft()
 
     def room(self) -> int:
         """How many more tasks a bounded queue takes: one for every worker, and `max_queue` that wait."""
@@ -230,8 +235,7 @@ class Scheduler:
 
     def unsettled_tasks(self) -> list[AnyTask]:
         """What was accepted and is not settled, in the order of submission."""
-        tasks = [task for worker in self.roster for task in worker.sent if task.phase is not SETTLED]
-        return sorted([*tasks, *self.queue, *self.waiting], key=lambda task: task.seq)
+        return [task for task, outcome in list(self._outcomes.accepted.items()) if outcome is None]
 
     def give_up(self) -> list[AnyTask]:
         """Forget everything at once, ordering nothing; returns the tasks that were not settled."""
@@ -241,6 +245,7 @@ class Scheduler:
         self.queue.clear()
         self.waiting.clear()
         self.roster.forget_all()
+        self._outcomes.accepted.clear()
         self._outcomes.unsettled = 0
         self.phase = CLOSED
         return left
@@ -262,25 +267,30 @@ class Scheduler:
 
     # ===== what workers report =====
 
-    def handle_all(self, reports: Sequence[Report], now: float) -> None:
-        """Take reports of workers into account, in order. Those of workers that are gone are ignored.
+    def handle_all(self, reports: deque[Report], now: float) -> None:
+        """Take reports of workers into account, in order, and empty `reports`.
 
+        Those of workers that are gone are ignored.
         What workers get next is decided after a run of outcomes, not after each: one message, not many small ones.
+        A report is taken out when it was taken into account, so that one that was torn is done again, which all can be.
         """
         free: dict[Worker, None] = {}
-        for report in reports:
+        for _ in range(len(reports)):  # others may append meanwhile
+            report = reports[0]
             worker = self.roster.workers.get(report.worker_id)
             if worker is None:
-                continue
-            if type(report) is Finished:
+                reports.popleft()
+            elif type(report) is Finished:
                 if self._finished(worker, report, now):
                     free[worker] = None
+                reports.popleft()
             else:
                 if isinstance(report, Died):
                     free.pop(worker, None)  # it is sent nothing more, so nothing more can be laid to its death
                 if free:
                     self._go_on(free, now)
                 self._handle(worker, report, now)
+                reports.popleft()
                 self._advance(now)
         if free:
             self._go_on(free, now)
@@ -326,14 +336,14 @@ class Scheduler:
         task = worker.sent[0]
         if worker.sentence is not None and worker.sentence.task is task:
             return False  # it ended at the last moment; the sentence stands, and is carried out at the worker's death
-        worker.sent.popleft()
-        self.roster.finished(worker, report.rss)
         if task.phase is not SETTLED:
             if task.name in worker.has_run:
                 self._dispatcher.times.measured(task.name, report.ended - report.started)
             else:
                 worker.runs_first(task.name)
             self._outcomes.finished(task, report, now)
+        worker.sent.popleft()
+        self.roster.finished(worker, report.rss)
         return True
 
     def _boot_failed(self, report: BootFailed, now: float) -> None:
@@ -355,16 +365,21 @@ class Scheduler:
 
     def _died(self, worker: Worker, death: Died, now: float) -> None:
         first = worker.sent[0] if worker.sent else None
-        self._dispatcher.reclaim(worker)  # what it had not claimed touches no task
         glance = self.workforce.glance(worker.id)
-        self.workforce.forget(worker.id)
-        begun = [task for task in worker.sent if task.phase is not SETTLED]
+        if worker.in_doubt:  # nobody knows what it had claimed, but what it has not stamped it has not begun
+            ids = [task.id for task in worker.sent]
+            begun = ids.index(glance.begun) + 1 if glance.begun in ids else 0
+            self._dispatcher.take_back(worker, len(ids) - begun)
+        else:
+            self._dispatcher.reclaim(worker)  # what it had not claimed touches no task
         if first is not None and not worker.sent and worker.sentence is None:
             self._enforcer.died_receiving(worker, first, death)
+        for task in worker.sent:
+            if task.phase is SENT:
+                self._enforcer.died_running(worker, task, death, glance, now)
+        self.workforce.forget(worker.id)
         hopeless = self.roster.remove(worker, begun=bool(worker.sent), now=now)
         worker.sent.clear()  # a timer may keep the worker for a while, but not its tasks
-        for task in begun:
-            self._enforcer.died_running(worker, task, death, glance, now)
         self.counters.abandoned += death.abandoned
         if worker.sentence is not None:
             cause = worker.sentence.reason
@@ -377,6 +392,42 @@ class Scheduler:
             self.boots_failed += 1
             self.last_boot_error = failures.cannot_boot(death)
             self._end_unbegun(lambda: failures.cannot_boot(death))
+
+    # ===== after a step that was torn =====
+
+    def repair(self, handed_in: deque[AnyTask], now: float) -> None:
+        """Make everything right again where an exception, such as a MemoryError, tore a step between two instructions.
+
+        What is accepted and what was decided is known (`accepted`), as is which workers are in doubt. A task is at the
+        worker that was sent it, waits for its retry, or else is queued; whoever moves one sees to it that it is never
+        found in the queue when it may have begun.
+        """
+        outcomes, roster = self._outcomes, self.roster
+        roster.repair(now)
+        elsewhere = {task: worker.id for worker in roster for task in worker.sent}
+        published = {task for task, _ in self.settled}
+        queued: list[AnyTask] = []
+        unsettled = 0
+        for task, outcome in list(outcomes.accepted.items()):
+            if outcome is None:
+                unsettled += 1
+                if (worker_id := elsewhere.get(task)) is not None:
+                    task.phase, task.worker_id = SENT, worker_id
+                    self.waiting.pop(task, None)
+                elif task not in self.waiting:
+                    queued.append(task)
+            else:
+                task.phase = SETTLED
+                self.waiting.pop(task, None)
+                if task not in published:
+                    self.settled.append((task, outcome))
+        outcomes.unsettled = unsettled
+        counters = self.counters
+        counters.submitted = counters.succeeded + counters.failed + counters.cancelled + unsettled
+        while handed_in and handed_in[0] in outcomes.accepted:
+            handed_in.popleft()
+        self._dispatcher.rebuild(queued, now)
+        self.tick(now)
 
     # ===== time =====
 
@@ -408,9 +459,9 @@ class Scheduler:
                 self.roster.grow(0, now)
         elif not self._outcomes.unsettled and not self.lingers and self.phase < CLOSED:
             if self.phase is SHUTTING:
-                self.phase = CLOSING
                 self.roster.close(now)
                 self.timers.add(now + policy.STOP_GRACE, self._expel, None)
+                self.phase = CLOSING
             if not self.roster.workers:
                 self.phase = CLOSED
 

@@ -8,6 +8,7 @@ Guarded by: the pool's one lock. Knows no clock: `now` is an argument.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +20,11 @@ FEW = 32  # entries that are over may always lie around
 class Timers:
     """A heap of (instant, action, subject)."""
 
-    __slots__ = ("_count", "_heap", "_is_over", "_over")
+    __slots__ = ("_count", "_due", "_heap", "_is_over", "_over")
 
     def __init__(self, is_over: Callable[[Any], bool]) -> None:
         self._heap: list[tuple[float, int, Action, Any]] = []
+        self._due: deque[tuple[float, int, Action, Any]] = deque()  # taken from the heap, to be called in this tick
         self._count = 0
         self._is_over = is_over  # whether a subject is of no interest any more
         self._over = 0  # at least so many entries, fired ones included, became so since the last sweep
@@ -43,14 +45,16 @@ class Timers:
         return heap[0][0] if heap else None
 
     def fire(self, now: float) -> None:
-        """Call what is due."""
-        heap = self._heap
-        due = []
+        """Call what is due. An action that raises is called again by the next tick."""
+        heap, due = self._heap, self._due
         while heap and heap[0][0] <= now:
-            due.append(heapq.heappop(heap))
-        for _, _, action, subject in due:
+            due.append(heap[0])
+            heapq.heappop(heap)
+        while due:
+            _, _, action, subject = due[0]
             if not self._is_over(subject):
                 action(subject, now)
+            due.popleft()
 
     def let_go(self, entries: int) -> None:
         """Note that the subject of so many entries is over; once those are the most, drop them all.

@@ -23,7 +23,7 @@ class Workforce(Protocol):
     max_batch: int  # the most tasks of one message; 1 where sending ahead gains nothing
 
     def start(self, worker_id: int) -> None:
-        """Start a worker; `Ready`, `BootFailed` or `Died` will be reported."""
+        """Start a worker, unless that was ordered before; `Ready`, `BootFailed` or `Died` will be reported."""
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
         """Send tasks, to be claimed and run in this order. With `announce` each beginning is reported as `Begun`."""
@@ -41,7 +41,7 @@ class Workforce(Protocol):
         """Bytes of memory that the worker has for itself, as the system says; None when that cannot be known."""
 
     def forget(self, worker_id: int) -> None:
-        """Let go of what was kept for a worker that died, after its last tasks were reclaimed."""
+        """Let go of what was kept for a worker that died, after its last tasks were reclaimed. Idempotent."""
 
     def stop(self, worker_id: int) -> None:
         """Ask a worker that has nothing to do to leave; `Died` will be reported."""
@@ -49,7 +49,7 @@ class Workforce(Protocol):
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """End a worker by force, with every program that its tasks started; `Died` will be reported.
 
-        With `want_stack` it is asked for its Python stack first, for a few milliseconds at most.
+        With `want_stack` it is asked for its Python stack first, for a few milliseconds at most. Idempotent.
         """
 
 
@@ -109,7 +109,8 @@ class Sentence:
     """Why a worker is killed, and for which task: that one alone gets the outcome of it, or a retry in its place."""
 
     task: AnyTask | None
-    reason: str  # one of "timeout", "deadline", "memory", "cancelled", "shrunk", "shutdown", "unresponsive"
+    # One of "timeout", "deadline", "memory", "cancelled", "shrunk", "shutdown", "unresponsive", "in doubt".
+    reason: str
     used: int = 0  # for "memory": what the worker had, in bytes
 
 
@@ -126,6 +127,7 @@ class Worker:
         self.leave: str | None = None  # why it is to leave when it has nothing to do: "recycled", "shrunk", "idle"
         self.replaced = False  # its replacement is up, or it needs none: it takes nothing more
         self.counted = True  # whether it counts towards the pool's size
+        self.in_doubt = False  # it is being sent something, or that is being taken back
         self.draining = False  # tasks were reclaimed, and it has not yet reported that it dropped them
         self.has_run: set[str] = set()  # names of functions whose run time it may tell
         self.sentence: Sentence | None = None

@@ -38,7 +38,7 @@ from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Finished, Logged, Report
 from poolkit._workforce.callbacks import Caller
 from poolkit._workforce.driven import DrivenWorkforce
-from poolkit._workforce.interrupts import deciding, let_come, put_off
+from poolkit._workforce.interrupts import Handlers, deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
 from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.logs import Teller, log
@@ -50,6 +50,7 @@ from poolkit.task import Callbacks, Task
 
 if TYPE_CHECKING:
     from poolkit._core.stats import PoolStats, WorkerInfo
+    from poolkit.context import Shield
 
 
 HANDING_IN = "handing-in" not in _os.SWITCHED_OFF  # False: each task is accepted in a step of its own
@@ -92,7 +93,8 @@ class Desk:
         self._later: deque[Callable[[float], object]] = deque()
         self._bounded = limits.max_queue is not None
         self._handed_in: deque[AnyTask] = deque()  # numbered, and not yet known to the scheduler
-        self._left: deque[Report] = deque()  # what worker threads have said, and nobody has taken in
+        self._left: deque[Report] = deque()  # what workers have said, and nobody has taken in
+        self._torn = False  # an exception tore a step, or what follows it: the next one repairs that first
         self._all_busy = False  # the scheduler's word, between two steps
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
@@ -110,6 +112,13 @@ class Desk:
     def _enter(self) -> float:
         """Begin a step, under the lock, by taking in what was handed in. Returns the moment."""
         self._all_busy = False
+        if self._torn:
+            self._torn = False
+            try:
+                self._scheduler.repair(self._handed_in, self.clock())
+            except BaseException:
+                self._torn = True
+                raise
         if self._handed_in:
             self._scheduler.take_in(self._handed_in)
         return self.clock()
@@ -157,20 +166,44 @@ class Desk:
     @deciding
     def _decide(self, step: Callable[[float], T]) -> T:
         """Do a step of the scheduler, at a moment, and publish what comes of it. Not when `_is_torn`."""
+        calls: Calls = deque()
         before = put_off()
         try:
             with self._lock:
                 result = step(self._enter())
                 settled = self._decided()
-            self._publish(settled)
+            self._publish(settled, calls)
             if self._left:
                 self._take_left()
+        except BaseException as exc:
+            if not isinstance(exc, PoolkitError):  # which was refused
+                self._tear()
+            raise
         finally:
-            let_come(before)
+            self._leave(before, calls)
+        if calls:
+            self._call(calls)
         return result
 
-    def _publish(self, settled: Settled, *, call: bool = True) -> None:
-        """Give the tasks their outcomes, and `call` their callbacks or leave that. Never under the lock."""
+    def _tear(self) -> None:
+        """Note that an exception has torn a step, or the publishing of what it decided; somebody will repair that."""
+        self._torn = True
+        self.workforce.wake()
+
+    def _leave(self, before: Handlers | Shield | None, calls: Calls) -> None:
+        """Let signals come again; what their handlers raise leaves the callbacks to the pool's thread."""
+        try:
+            let_come(before)
+        except BaseException:
+            self._uncalled.extend(calls)
+            self.workforce.wake()
+            raise
+
+    def _publish(self, settled: Settled, calls: Calls | None = None) -> None:
+        """Give the tasks their outcomes, and add their callbacks to `calls`, or leave them. Never under the lock.
+
+        Where it is torn, `Scheduler.repair` has it done again for the tasks that are still `accepted`.
+        """
         if self.workforce.unstarted:
             self.deliver(self.workforce.start_now())
         if self._line:
@@ -178,29 +211,25 @@ class Desk:
         if not settled:
             self._reader.published()  # what has just been read may have been a word to the leader
             return
-        left = iter(settled)
-        calls: Calls = deque() if call else self._uncalled
+        accepted = self._scheduler.accepted
+        leaves = calls is None
+        if calls is None:
+            calls = self._uncalled
         publishing.depth = getattr(publishing, "depth", 0) + 1  # a call that is let go of may run the user's `__del__`
         try:
-            for task, outcome in left:
+            for task, outcome in settled:
                 callbacks = task.publish(outcome)
-                if callbacks is not None:
+                if callbacks:
                     calls.append((task, callbacks))
-            self._reader.published()
-            if call and calls:
-                self._call(calls)
-            elif calls and not self._caller.wake():
-                self.workforce.wake()  # the supervisor thread starts that thread
+                accepted.pop(task, None)
         finally:
             publishing.depth -= 1
-            rest = list(left)
-            if rest or (call and calls):  # a Ctrl-C came in between: the pool's threads go on with the rest
-                with self._lock:
-                    self._scheduler.settled.extend(rest)
-                self._uncalled.extend(calls)
-                self.workforce.wake()
-        if self._uncalled and self._closed.is_set():  # there is nobody else any more
-            self._call_back()
+        self._reader.published()
+        if leaves and calls:
+            if not self._caller.wake():
+                self.workforce.wake()  # the supervisor thread starts that thread
+            if self._closed.is_set():  # there is nobody else any more
+                self._call_back()
 
     def _call_next(self) -> None:
         """Call as many of those who wait as there is room for."""
@@ -218,9 +247,12 @@ class Desk:
         if place.called:
             self.workforce.wake()  # a step calls
 
-    def deliver(self, reports: Sequence[Report]) -> None:
+    def deliver(self, reports: list[Report]) -> None:
         """Hand reports of workers to the scheduler, and publish what comes of them."""
-        self._publish(self._handle(reports), call=not self.threaded)
+        calls: Calls | None = None if self.threaded else deque()
+        self._publish(self._handle(reports), calls)
+        if calls:
+            self._call(calls)
 
     def leave(self, report: Report) -> None:
         """Hand a report in, which is at hand as it is, on a worker's own thread. Never blocks.
@@ -240,24 +272,26 @@ class Desk:
             self.workforce.wake()  # whoever has it may have looked already
             return
         try:
-            settled = self._take_in(())
-        finally:
-            self._lock.release()
-        self._publish(settled, call=False)
+            try:
+                settled = self._take_in()
+            finally:
+                self._lock.release()
+            self._publish(settled)
+        except BaseException:
+            self._tear()
+            raise
 
-    def _take_in(self, reports: Sequence[Report]) -> Settled:
-        """Hand the scheduler what was left, and these reports, and have it do what is due. Under the lock."""
+    def _take_in(self) -> Settled:
+        """Hand the scheduler what was left, and have it do what is due. Under the lock."""
         now = self._enter()
-        scheduler, left = self._scheduler, self._left
-        if left:
-            scheduler.handle_all([left.popleft() for _ in range(len(left))], now)  # nobody else takes any
-        scheduler.handle_all(reports, now)
+        if self._left:
+            self._scheduler.handle_all(self._left, now)
         if self._due <= now:
-            scheduler.tick(now)
+            self._scheduler.tick(now)
         return self._decided()
 
-    def _handle(self, reports: Sequence[Report]) -> Settled:
-        """Hand reports of workers to the scheduler; returns what is to be published at once."""
+    def _handle(self, reports: list[Report]) -> Settled:
+        """Hand reports of workers to the scheduler, and empty the list; returns what is to be published at once."""
         if not reports and not self._handed_in and not self._left and self._due > self.clock():
             return []
         logged: list[Logged] = []
@@ -268,10 +302,10 @@ class Desk:
                 self._read_error(report)
             elif type(report) is BootFailed or type(report) is Died:
                 self._prepare_errors(report)
-        if logged:
-            reports = [report for report in reports if type(report) is not Logged]
         with self._lock:
-            settled = self._take_in(reports)
+            self._left.extend([report for report in reports if type(report) is not Logged] if logged else reports)
+            reports.clear()
+            settled = self._take_in()
         return self._teller.hold(logged, settled) if logged or self._teller.untold else settled
 
     @deciding
@@ -291,14 +325,17 @@ class Desk:
             finally:
                 reader.taking = 0
                 reader.lock.release()
-            self._publish(settled, call=False)
+            self._publish(settled)
+        except BaseException:
+            self._tear()
+            raise
         finally:
             let_come(before)
         return True
 
     def _publish_told(self, settled: Settled) -> None:
         """Publish outcomes on the teller's thread."""
-        self._publish(settled, call=False)
+        self._publish(settled)
 
     def lead(self, task: AnyTask, timeout: float | None) -> None:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
@@ -343,8 +380,14 @@ class Desk:
         if self._uncalled:
             self._call(self._uncalled)
 
-    @staticmethod
-    def _call(calls: Calls) -> None:
+    def _call(self, calls: Calls) -> None:
+        """Call callbacks. What they have called by ending tasks is called after them, by the same loop."""
+        outer: Calls | None = getattr(publishing, "calls", None)
+        if outer is not None:
+            while calls and outer is not calls:
+                outer.append(calls.popleft())
+            return
+        publishing.calls = calls
         publishing.depth = getattr(publishing, "depth", 0) + 1
         try:
             while calls:
@@ -352,9 +395,17 @@ class Desk:
                     task, callbacks = calls.popleft()
                 except IndexError:  # another thread was faster
                     return
-                task.call_back(callbacks)
+                try:
+                    task.call_back(callbacks)
+                except BaseException:  # a Ctrl-C; what is left of them is for the pool's threads
+                    calls.appendleft((task, callbacks))
+                    raise
         finally:
             publishing.depth -= 1
+            publishing.calls = None
+            if calls and calls is not self._uncalled:
+                self._uncalled.extend(calls)
+                self.workforce.wake()
 
     def is_open(self) -> bool:
         """Whether tasks are accepted."""

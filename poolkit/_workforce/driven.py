@@ -54,7 +54,7 @@ class DrivenWorkforce(Workforce):
     def read(self, ready: Sequence[int] | None = None) -> list[Report]:  # noqa: ARG002
         """Read what is on the links, or on those that were found `ready`. Does not block.
 
-        By whoever holds the reader's lock.
+        By whoever holds the reader's lock, and empties the list: what was read is in it until then, whatever tears him.
         """
         return []
 

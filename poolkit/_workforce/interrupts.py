@@ -15,8 +15,8 @@ So the main thread puts signals off while it decides: `put_off` exchanges the ha
 In a worker thread it is the exception that stops the thread's task which is kept out, by the task's own shield.
 
 What must stay interruptible (waiting for room, for results, for the end) is outside.
-If another signal's handler raises just between `put_off` and its `try`, nobody calls `let_come`: the note-taker sees
-at the next signal that no frame below it is putting signals off, and puts the handler back by itself.
+If the handler of a signal that is not put off raises just between `put_off` and its `try`, nobody calls `let_come`: the
+next signal, or the next `put_off`, finds the note-taker where no frame is putting signals off, and puts them back.
 Owner: the main thread.
 """
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal.signal` makes enums of what it gives and takes, which costs fifteen times as much
 import os
+import sys
 import threading
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -82,6 +83,9 @@ def put_off() -> Handlers | Shield | None:
         return shield
     found = list(map(_signal.getsignal, NUMBERS))
     if found != _seen:
+        if _note in found and not _is_put_off(sys._getframe(2)):  # noqa: SLF001 -- who called is deciding, of course
+            _put_back()
+            found = list(map(_signal.getsignal, NUMBERS))
         _plan = tuple(
             (number, handler)
             for number, handler in zip(NUMBERS, found, strict=True)
@@ -93,9 +97,12 @@ def put_off() -> Handlers | Shield | None:
         for number, handler in plan:
             _before[number] = handler
             _signal.signal(number, _note)
-    except ValueError:  # a subinterpreter
-        return None
-    return plan or None  # none: within another, or all are ignored, or not Python's
+        return plan or None  # noqa: TRY300 -- none: within another, or all are ignored, or not Python's
+    except BaseException as exc:  # mostly of the handler of a signal that had not had its turn
+        if isinstance(exc, ValueError) and _signal.getsignal(plan[0][0]) is not _note:  # a subinterpreter
+            return None
+        let_come(plan)
+        raise
 
 
 def let_come(before: Handlers | Shield | None) -> None:
@@ -116,15 +123,26 @@ def let_come(before: Handlers | Shield | None) -> None:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    below = frame
-    while below is not None:
-        if below.f_code in _deciding:
-            _noted[number] = frame
-            return
-        below = below.f_back
-    for each, handler in _before.items():
-        if _signal.getsignal(each) is _note:
-            _signal.signal(each, handler)
+    if _is_put_off(frame):
+        _noted[number] = frame
+        return
+    _put_back()
     handle = _before.get(number)
     if handle is not None:
         handle(number, frame)
+
+
+def _is_put_off(frame: FrameType | None) -> bool:
+    """Return True if this frame, or one that called it, puts signals off."""
+    while frame is not None:
+        if frame.f_code in _deciding:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _put_back() -> None:
+    """Put the handlers back that a torn `put_off` has left aside."""
+    for number, handler in _before.items():
+        if _signal.getsignal(number) is _note:
+            _signal.signal(number, handler)

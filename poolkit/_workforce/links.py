@@ -28,6 +28,7 @@ class Links:
         self._members: dict[int, Member] = {}  # by the descriptor of their outcomes
         self._paused: dict[int, Member] = {}  # by their ids; not read until they are resumed
         self._resumed: deque[int] = deque()  # of `_paused`, to be read again
+        self.broken: deque[Member] = deque()  # workers whose link is of no use any more, to be removed
         self._nudge = _os.Wakeup()
         self._poller.register(self._nudge.fileno())
         self.fileno = self._poller.fileno  # readable when a link is; None where there is no such thing
@@ -64,9 +65,8 @@ class Links:
         """Make whoever polls look up. From any thread."""
         self._nudge.set()
 
-    def read(self, reports: list[Report], ready: Sequence[int]) -> list[Member]:
-        """Read once from every link that is `ready`; returns the workers whose link is of no use any more."""
-        broken: list[Member] = []
+    def read(self, reports: list[Report], ready: Sequence[int]) -> None:
+        """Read once from every link that is `ready`. One whose reading was torn is `broken`, as part of it is lost."""
         while self._resumed:
             resumed = self._paused.pop(self._resumed.popleft(), None)
             if resumed is not None:  # else it is gone
@@ -81,15 +81,16 @@ class Links:
                 receive(member, reports)
             except BlockingIOError:
                 continue
-            except _BROKEN:
+            except BaseException as exc:
                 # A worker without a link is of no use. Most often it is ending by itself just now.
-                self.remove(member)
-                broken.append(member)
-        return broken
+                self.broken.append(member)
+                if not isinstance(exc, _BROKEN):
+                    raise
 
     def close(self) -> None:
         """Close it. Idempotent."""
         self._members.clear()
+        self.broken.clear()
         self._paused.clear()
         self._poller.close()
         self._nudge.close()

@@ -74,6 +74,7 @@ class ProcessWorkforce(DrivenWorkforce):
         self._inherited_fds = tuple(inherited_fds)
         self._members: dict[int, Member] = {}
         self._orders: deque[tuple[Callable[..., None], Any]] = deque()  # for the supervisor thread to carry out
+        self._reports: Reports = []  # read, and not handed on; owner: whoever holds the reader's lock
         self._wakeup = _os.Wakeup()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, _nothing_yet)
@@ -105,9 +106,12 @@ class ProcessWorkforce(DrivenWorkforce):
     # ===== orders, given under the pool's lock =====
 
     def start(self, worker_id: int) -> None:
-        """Have the supervisor thread order a process."""
-        member = self._members[worker_id] = Member(worker_id)
-        self._order(self._spawn, member)
+        """Have the supervisor thread order a process. What is in `_members` is ordered."""
+        if worker_id not in self._members:
+            member = Member(worker_id)
+            self._orders.append((self._spawn, member))
+            self._members[worker_id] = member
+            self._wakeup.set()
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
         """Add the tokens, then write the calls as far as the pipe takes them; the supervisor thread writes the rest."""
@@ -177,7 +181,9 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def forget(self, worker_id: int) -> None:
         """Close what is left of a worker that died. On the supervisor thread, which reports deaths."""
-        member = self._members.pop(worker_id)
+        member = self._members.pop(worker_id, None)
+        if member is None:
+            return
         self.links.remove(member)
         for fd in (member.outcomes_fd, member.calls_fd, member.evidence_fd):
             self._unregister(fd)
@@ -241,7 +247,7 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def act(self) -> Reports:
         """Carry out the orders and take in what happened. Does not block, but for the start of a template process."""
-        reports: Reports = []
+        reports = self._reports
         self._wakeup.clear()  # before the orders: one that comes now must not be left for the next time
         while self._orders:
             what, member = self._orders.popleft()
@@ -253,7 +259,7 @@ class ProcessWorkforce(DrivenWorkforce):
             self._nursery.kill_if_it_hangs()
         with self._lock:
             self.freight.tend(self._members.values())
-        reports += self.read()
+        self.read()
         for member in self._dying():
             if (member.kill_at or 0.0) <= monotonic() or evidence.is_complete(member.stack or ""):
                 self._kill(member, reports)
@@ -261,12 +267,23 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def read(self, ready: Sequence[int] | None = None) -> Reports:
         """Read what is on the links, or on those that were found `ready`. Does not block."""
-        reports: Reports = []
-        for member in self.links.read(reports, self.links.poll(0.0) if ready is None else ready):
+        links = self.links
+        if links.broken:  # since a read that was torn
+            self._cut_off()
+        links.read(self._reports, links.poll(0.0) if ready is None else ready)
+        if links.broken:
+            self._cut_off()
+        return self._reports
+
+    def _cut_off(self) -> None:
+        """End the workers whose links are of no use any more."""
+        while self.links.broken:
+            member = self.links.broken[0]
+            self.links.remove(member)
             if self._both is None:
                 self._unregister(member.outcomes_fd)
             self._order(self._kill_cut_off, member)
-        return reports
+            self.links.broken.popleft()
 
     def close(self) -> None:
         """Leave the nursery, which ends every worker that is left, and close everything. Blocks for that."""
@@ -337,6 +354,8 @@ class ProcessWorkforce(DrivenWorkforce):
             self._nursery.refused.clear()
 
     def _spawn(self, member: Member, reports: Reports) -> None:
+        if self._members.get(member.id) is not member:  # the order was torn, and given again
+            return
         try:
             try:
                 nursery, theirs = self._nursery or self._start_nursery(), self._connect(member)

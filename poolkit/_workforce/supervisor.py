@@ -48,6 +48,7 @@ class Supervisor(Desk):
         """Take what `Desk` takes."""
         super().__init__(*args, **kwargs)
         self._thread: SupervisorThread | None = None
+        self._supervised = False  # the thread runs; guarded by: the lock
         self._end_by = math.inf  # when the end is to wait for nothing any more; guarded by: the lock
         self._call_by = math.inf  # when it is to wait for no callback any more; guarded by: the lock
         if self.threaded:
@@ -111,6 +112,10 @@ class Supervisor(Desk):
                 self._take_left()
             if not task.id & PASSES_BY:
                 self._reader.pass_by()
+        except BaseException as exc:
+            if not isinstance(exc, PoolkitError):  # which was refused
+                self._tear()
+            raise
         finally:
             let_come(before)
         return accepted
@@ -316,15 +321,22 @@ class Supervisor(Desk):
                 thread = SupervisorThread(target=self._run, name=f"poolkit-{self.name}", daemon=True)
                 self._thread = thread
             thread.start()
-        except RuntimeError as exc:  # no more threads, or the interpreter is ending; the next call tries again
+        except BaseException as exc:  # no more threads, or the interpreter is ending; the next call tries again
             with self._lock:
-                self._thread = None
+                if not self._supervised:
+                    self._thread = None
+            if type(exc) is not RuntimeError:  # a RecursionError is one, too
+                raise
             msg = f"pool {self.name} cannot start its supervisor thread: {exc}"
             raise PoolClosed(msg) from exc
         finally:
             let_come(before)
 
     def _run(self) -> None:
+        with self._lock:
+            if self._thread is not threading.current_thread():  # who started it was told that this was in vain
+                return
+            self._supervised = True
         try:
             while self._step():
                 pass
@@ -349,7 +361,7 @@ class Supervisor(Desk):
             self._sleeping_until = -math.inf
             settled = self._decided()
             closed = self._scheduler.phase is CLOSED
-        self._publish(settled, call=False)
+        self._publish(settled)
         del settled  # nothing is kept alive while it waits
         if self._uncalled and not self._caller.start():
             self._call_back()
@@ -360,9 +372,9 @@ class Supervisor(Desk):
         self._wait()
         with reader.lock:
             settled = self._handle(self.workforce.act())
-        self._publish(settled, call=False)
+        self._publish(settled)
         if self._teller.untold:
-            self._publish(self._teller.take_due(), call=False)
+            self._publish(self._teller.take_due())
         if self.workforce.notes:
             self._say_what_was_noted()
         return True
@@ -411,6 +423,7 @@ class Supervisor(Desk):
             for task in self._scheduler.give_up():
                 self._scheduler.settled.append((task, Outcome.failure(PoolkitError(why))))
 
+        self._torn = False  # the tasks are given up, whatever has become of the rest
         self._decide(step)
 
     # ===== forks =====
@@ -428,7 +441,7 @@ class Supervisor(Desk):
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
         self._left.clear()  # of tasks that are not settled here
-        self._enter()
+        self._scheduler.take_in(self._handed_in)
         line, self._line = self._line, Line()
         for task in self._scheduler.give_up():
             task.leave_parent()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ class ThreadWorkforce(DrivenWorkforce):
         self._members: dict[int, Member] = {}
         self.unstarted: deque[Member] = deque()
         self._condemned: deque[tuple[Member, bool]] = deque()
-        self._wakeup = threading.Event()
+        self._wakeup = allocate_lock()  # free: somebody has woken us; an Event takes many steps, and a lock of its own
         self._dying: list[tuple[float, Member]] = []
         self._ending: list[threading.Thread] = []  # reported their end and about to return; guarded by the pool's lock
 
@@ -68,8 +69,10 @@ class ThreadWorkforce(DrivenWorkforce):
 
     def start(self, worker_id: int) -> None:
         """Have whoever holds the lock start a thread when it lets go: at exit, CPython 3.12 lets nobody else do it."""
-        member = self._members[worker_id] = Member(worker_id)
-        self.unstarted.append(member)
+        if worker_id not in self._members:
+            member = Member(worker_id)
+            self.unstarted.append(member)
+            self._members[worker_id] = member
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
         """Hand tasks to the thread."""
@@ -125,6 +128,8 @@ class ThreadWorkforce(DrivenWorkforce):
                 member = self.unstarted.popleft()
             except IndexError:  # another thread was faster
                 break
+            if self._members.get(member.id) is not member:  # the order was torn, and given again
+                continue
             # with a prefix, as the standard library names its threads
             name = f"{self._prefix}_{member.id - 1}" if self._prefix else f"poolkit-{self._name}-{member.id}"
             member.thread = thread = threading.Thread(target=self._main, args=(member,), name=name, daemon=True)
@@ -141,7 +146,10 @@ class ThreadWorkforce(DrivenWorkforce):
 
     def wake(self) -> None:
         """Make `wait` return. From any thread."""
-        self._wakeup.set()
+        try:
+            self._wakeup.release()
+        except RuntimeError:  # it is free
+            return
 
     # ===== the supervisor thread =====
 
@@ -149,12 +157,11 @@ class ThreadWorkforce(DrivenWorkforce):
         """Wait to be woken, for at most `timeout` seconds. Threads report by themselves."""
         if self._dying:
             timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - monotonic()))
-        return self._wakeup.wait(timeout) or bool(self._dying)
+        return self._wakeup.acquire(timeout=timeout) or bool(self._dying)
 
     def act(self) -> list[Report]:
         """Carry out the orders, and give those up that do not stop."""
         reports: list[Report] = []
-        self._wakeup.clear()
         while self._condemned:
             self._stop(*self._condemned.popleft())
         now = monotonic()

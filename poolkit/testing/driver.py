@@ -17,6 +17,7 @@ import math
 import random
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures._base import _AsCompletedWaiter, _Waiter
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask
-from poolkit._workforce.desk import Settled, publishing
+from poolkit._workforce.desk import Calls, Settled, publishing
 from poolkit._workforce.line import Place
 from poolkit._workforce.maps import Maps
 from poolkit._workforce.supervisor import Supervisor
@@ -245,7 +246,9 @@ class FakeSupervisor(Supervisor):
                     if self._scheduler.lingers and not self.maps.open:
                         self._scheduler.end_lingering(self.clock())
                     settled = self._decided()
-                self._publish(settled)
+                calls: Calls = deque()
+                self._publish(settled, calls)
+                self._call(calls)
                 reports = self.workforce.act()
                 if not reports and not settled and not changes:
                     break
@@ -269,13 +272,13 @@ class FakeSupervisor(Supervisor):
         finally:
             self._taking_up = False
 
-    def _publish(self, settled: Settled, *, call: bool = True) -> None:
+    def _publish(self, settled: Settled, calls: Calls | None = None) -> None:
         for task, outcome in settled:
             ending = Ending(outcome)
             self.timeline.note(named(task), ending)
             for each in self._unended.pop(task.id, ()):
                 each.end(task, ending)
-        super()._publish(settled, call=call)
+        super()._publish(settled, calls)
 
     def step(self) -> bool:
         """One thing that can happen now: a run that is over ends, else a task begins; False when there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 from unit.scripted_workforce import AnyTask, ScriptedWorker, ScriptedWorkforce
@@ -104,7 +104,7 @@ class ScriptedPool:
         """Hand in the next `count` reports that a worker wrote, or all."""
         left = len(worker.pipe) if count is None else count
         for _ in range(left):
-            self.scheduler.handle_all([worker.pipe.popleft()], self.now)
+            self.scheduler.handle_all(deque([worker.pipe.popleft()]), self.now)
             self.collect()
 
     def boot(self, worker: ScriptedWorker, *, deliver: bool = True) -> None:

@@ -160,3 +160,43 @@ def test_of_two_signals_that_raise_none_is_lost() -> None:
         assert sorted(raised) == sorted([signal.SIGINT, signal.SIGUSR1])
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_handler_that_raises_while_signals_are_being_put_off_leaves_no_note_taker(
+    handler: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of SIGALRM does when it comes between SIGINT's exchange and its own."""
+    before = signal.getsignal(signal.SIGALRM)
+
+    def raise_late(_number: int, _frame: FrameType | None) -> None:
+        raise LookupError
+
+    exchanged: list[int] = []
+
+    class Meddled:
+        getsignal = staticmethod(interrupts._signal.getsignal)
+
+        @staticmethod
+        def signal(number: int, new: object) -> object:
+            if new is interrupts._note and number == signal.SIGALRM:
+                exchanged.append(number)
+                signal.raise_signal(signal.SIGALRM)
+            return signal.signal(number, new)  # type: ignore[arg-type]
+
+    signal.signal(signal.SIGALRM, raise_late)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(interrupts, "_signal", Meddled)
+            with pytest.raises(LookupError):
+                decide(lambda: None)
+        assert exchanged == [signal.SIGALRM]
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert signal.getsignal(signal.SIGALRM) is raise_late
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_note_taker_that_was_forgotten_is_put_back_by_the_next_decision(handler: object) -> None:
+    put_off()
+    decide(lambda: None)
+    assert signal.getsignal(signal.SIGINT) is handler

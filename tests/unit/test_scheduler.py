@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import pytest
 from unit.scripted import ScriptedPool, error_of, up
@@ -149,7 +150,7 @@ def test_a_worker_is_free_before_its_result_is_published() -> None:
     worker = pool.runner(task)
     pool.claim(worker)
     pool.finish(worker, deliver=False)
-    pool.scheduler.handle_all([worker.pipe.popleft()], pool.now)
+    pool.scheduler.handle_all(deque([worker.pipe.popleft()]), pool.now)
     assert pool.scheduler.settled
     assert pool.scheduler.roster.idle
     pool.end()
@@ -160,11 +161,11 @@ def test_an_outcome_that_is_not_due_is_ignored(task_id: int) -> None:
     """Only a worker that was tampered with says so, and it harms no other task."""
     pool = up()
     first, second = pool.submit(), pool.submit()
-    pool.scheduler.handle_all([Finished(1, task_id, 0.0, 0.0, 0, "forged", True)], pool.now)
+    pool.scheduler.handle_all(deque([Finished(1, task_id, 0.0, 0.0, 0, "forged", True)]), pool.now)
     assert pool.scheduler.settled == []
     pool.run_to_rest()
     assert pool.outcomes[first].payload is pool.outcomes[second].payload is None
-    pool.scheduler.handle_all([Finished(1, 1, 0.0, 0.0, 0, "forged", True)], pool.now)
+    pool.scheduler.handle_all(deque([Finished(1, 1, 0.0, 0.0, 0, "forged", True)]), pool.now)
     pool.end()
 
 
@@ -179,7 +180,7 @@ def test_times_that_are_none_harm_nothing(nonsense: float) -> None:
     other = pool.submit(queue_timeout=0.5)
     pool.tick(0.5)
     assert other in pool.outcomes, "its own clock stopped those of others"
-    pool.scheduler.handle_all([Finished(1, task.id, nonsense, nonsense, 0, 1, True)], pool.now)
+    pool.scheduler.handle_all(deque([Finished(1, task.id, nonsense, nonsense, 0, 1, True)]), pool.now)
     pool.collect()
     worker.running = None
     assert pool.scheduler.counters.run_time.snapshot().total == 0.0
@@ -192,7 +193,7 @@ def test_reports_of_workers_that_are_gone_are_ignored() -> None:
     worker = pool.alive()[0]
     pool.die(worker)
     for report in (Ready(1, 1), Finished(1, 1, 0.0, 0.0, 0, 1, True), Died(1)):
-        pool.scheduler.handle_all([report], pool.now)
+        pool.scheduler.handle_all(deque([report]), pool.now)
     pool.check()
     pool.end()
 
@@ -200,11 +201,11 @@ def test_reports_of_workers_that_are_gone_are_ignored() -> None:
 def test_a_worker_that_says_twice_that_it_is_ready_is_idle_once() -> None:
     """The second time changes nothing."""
     pool = up()
-    pool.scheduler.handle_all([Ready(1, 1)], pool.now)
+    pool.scheduler.handle_all(deque([Ready(1, 1)]), pool.now)
     pool.check()
     assert len(pool.scheduler.roster.idle) == 1
     pool.submit()
-    pool.scheduler.handle_all([Ready(1, 1)], pool.now)
+    pool.scheduler.handle_all(deque([Ready(1, 1)]), pool.now)
     pool.check()
     assert not pool.scheduler.roster.idle
     pool.end()
@@ -286,7 +287,7 @@ def test_the_beginning_of_a_task_that_is_settled_is_not_told() -> None:
     pool.claim(worker)
     pool.cancel(task)
     pool.deliver(worker)
-    pool.scheduler.handle_all([Begun(worker.id, 99)], pool.now)
+    pool.scheduler.handle_all(deque([Begun(worker.id, 99)]), pool.now)
     pool.collect()
     assert "TaskStarted" not in [type(event).__name__ for event in pool.events]
     pool.end()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from unit.scripted import ScriptedPool, error_of, running
 
@@ -323,7 +325,7 @@ def test_a_thread_that_would_not_stop_is_counted() -> None:
     task, worker = running(pool, timeout=1.0)
     pool.tick(1.0)
     worker.dead = True
-    pool.scheduler.handle_all([Died(worker.id, abandoned=True)], pool.now)
+    pool.scheduler.handle_all(deque([Died(worker.id, abandoned=True)]), pool.now)
     pool.collect()
     assert "given up" in str(error_of(pool, task))
     assert pool.scheduler.counters.abandoned == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from unit.scripted import AnyTask, ScriptedPool
 
 from poolkit._core import policy
@@ -94,7 +96,7 @@ def test_a_call_is_not_sent_to_a_worker_whose_death_is_reported_with_its_last_ou
     pool.claim(worker)
     pool.finish(worker, deliver=False)
     pool.die(worker, deliver=False)
-    pool.scheduler.handle_all(list(worker.pipe), pool.now)
+    pool.scheduler.handle_all(deque(list(worker.pipe)), pool.now)
     worker.pipe.clear()
     pool.collect()
     assert large.deaths == 0

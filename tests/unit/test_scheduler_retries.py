@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_failure_that_nobody_has_read_is_not_retried() -> None:
     worker = pool.runner(task)
     pool.claim(worker)
     unread = Finished(1, task.id, pool.now, pool.now, 0, b"pickled", False, lambda _: ValueError())
-    pool.scheduler.handle_all([unread], pool.now)
+    pool.scheduler.handle_all(deque([unread]), pool.now)
     pool.collect()
     worker.running = None
     assert pool.outcomes[task] is unread

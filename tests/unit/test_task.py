@@ -318,7 +318,7 @@ def test_a_second_reader_does_not_set_the_mark_again() -> None:
         def _load(self) -> object:
             found = slot.__get__(self)
             asked_in = sys._getframe(1).f_code.co_name
-            if found is task_module._READING and asked_in == "_read" and threading.current_thread() is second:
+            if type(found) is int and asked_in == "_read" and threading.current_thread() is second:
                 looked.set()
                 done.wait()
             return found
