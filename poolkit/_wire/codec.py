@@ -114,13 +114,13 @@ def pack_call(
         if found is not None and found.names:
             names = names.union(found.names)
         return fn_bytes, body, _manifest_for(root, names) if root is not None or names else None
-    except Exception as error:
-        from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
+    except (Exception, GeneratorExit, SystemExit) as error:
+        from poolkit._wire.culprit import HOOKS_RAISE, serialization_error  # noqa: PLC0415 -- only failures need it
 
         roots: list[tuple[str, object]] = [("fn", fn)]
         roots += [(f"args[{index}]", value) for index, value in enumerate(args)]
         roots += [(f'kwargs["{name}"]', value) for name, value in kwargs.items()]
-        raise serialization_error("the call", roots, error) from error
+        raise serialization_error("the call", roots, error, HOOKS_RAISE) from error
 
 
 _NO_NAMES: frozenset[tuple[str, str]] = frozenset()

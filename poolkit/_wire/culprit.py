@@ -11,6 +11,7 @@ value costs no memory. An object that is its own descendant is entered once.
 from __future__ import annotations
 
 import functools
+import signal
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,11 +25,14 @@ from poolkit.errors import SerializationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["serialization_error"]
+    Caught = type[BaseException] | tuple[type[BaseException], ...]
+
+__all__ = ["HOOKS_RAISE", "serialization_error"]
 
 _MAX_PROBES = 200
 _MAX_DEPTH = 24
 _MAX_REPR = 60
+HOOKS_RAISE = (Exception, GeneratorExit, SystemExit)  # what a pickling hook may raise; the rest is for the program
 
 
 class _Parts(NamedTuple):
@@ -42,7 +46,7 @@ def serialization_error(
     subject: str,
     roots: Iterable[tuple[str, object]],
     error: BaseException,
-    caught: type[BaseException] = Exception,
+    caught: Caught = Exception,
 ) -> SerializationError:
     """Return the error that says which part of `roots` cannot be pickled.
 
@@ -51,7 +55,12 @@ def serialization_error(
         roots: the parts to search, each with the path that it goes by.
         error: what pickling raised.
         caught: what trial pickles may raise; BaseException where nothing may escape.
+
+    Raises:
+        SystemExit: it is no error of the call.
     """
+    if caught is HOOKS_RAISE and _is_of_handler(error):
+        raise error
     reason = error
     place = ""
     if not _is_too_deep(error):  # every level would fail alike, and the deepest one tried says nothing
@@ -68,7 +77,16 @@ def _is_too_deep(error: BaseException) -> bool:
     return isinstance(error, RecursionError) or isinstance(error.__cause__ or error.__context__, RecursionError)
 
 
-def _text_of(error: BaseException, caught: type[BaseException]) -> str:
+def _is_of_handler(error: BaseException) -> bool:
+    """Return True if the handler of a signal raised this, as one that exits does: it is meant for the program."""
+    handlers = [getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()]
+    trace = error.__traceback__ if isinstance(error, SystemExit) else None
+    while trace is not None and trace.tb_frame.f_code not in handlers:
+        trace = trace.tb_next
+    return trace is not None
+
+
+def _text_of(error: BaseException, caught: Caught) -> str:
     try:
         return str(error)
     except caught:
@@ -83,7 +101,7 @@ class _Nowhere:
 class _Search:
     """One search. Local to one call."""
 
-    def __init__(self, caught: type[BaseException]) -> None:
+    def __init__(self, caught: Caught) -> None:
         self._caught = caught
         self._probes_left = _MAX_PROBES
 

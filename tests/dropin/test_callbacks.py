@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -165,3 +166,74 @@ def test_the_end_waits_for_callbacks_but_not_beyond_its_timeout(kind: str, slow:
     slow.entered.wait()
     with support.watchdog():
         pool.shutdown(timeout=0.1)  # the callback still runs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_callbacks_of_a_cancel_run_when_signals_come_again(kind: str, new_gate: Callable[[], Gate]) -> None:
+    """A callback of `cancel()` is the user's code on the main thread, which a Ctrl-C ends as any other."""
+    after: list[str] = []
+
+    def interrupted(_task: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        after.append("went on")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with support.watchdog(), poolkit.Pool(1, kind=kind) as pool:
+            release = new_gate()
+            held = pool.submit(work.arrive_and_wait, new_gate(), release)
+            task = pool.submit(abs, -1)
+            others_called = threading.Event()
+            task.add_done_callback(interrupted)
+            task.add_done_callback(lambda _: others_called.set())
+            with pytest.raises(KeyboardInterrupt):
+                task.cancel()
+            assert after == []
+            assert task.cancelled()
+            assert others_called.wait(support.WATCHDOG), "the pool's thread calls the rest"
+            release.signal()
+            held.result()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("depth", [200, 2000])
+def test_callbacks_that_cancel_are_a_queue_and_no_recursion(
+    pool: poolkit.Pool, new_gate: Callable[[], Gate], caplog: pytest.LogCaptureFixture, depth: int
+) -> None:
+    release = new_gate()
+    held = [pool.submit(work.arrive_and_wait, new_gate(), release) for _ in range(2)]
+    tasks = [pool.submit(abs, -number) for number in range(depth)]
+    called: list[int] = []
+
+    def cancel_next(number: int, _task: object) -> None:
+        called.append(number)
+        if number + 1 < depth:
+            tasks[number + 1].add_done_callback(functools.partial(cancel_next, number + 1))
+            assert tasks[number + 1].cancel()
+
+    tasks[0].add_done_callback(functools.partial(cancel_next, 0))
+    assert tasks[0].cancel()
+    assert called == list(range(depth)), "all are called when the first cancel returns"
+    assert not caplog.records
+    release.signal(2)
+    for task in held:
+        task.result()
+
+
+def test_an_exit_in_a_pickling_hook_of_a_callbacks_submit_is_an_error_of_that_task(add_callback: Add) -> None:
+    class Exits:
+        def __reduce__(self) -> Any:
+            raise SystemExit(3)
+
+    found: list[Any] = []
+    done = threading.Event()
+
+    def callback(_task: object) -> None:
+        found.append(pool.submit(print, Exits()).exception())
+        done.set()
+
+    with support.watchdog(), poolkit.Pool(1) as pool:
+        add_callback(pool, callback)
+        assert done.wait(support.WATCHDOG)
+    assert type(found[0]) is poolkit.SerializationError

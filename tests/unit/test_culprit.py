@@ -5,7 +5,10 @@ from __future__ import annotations
 import collections
 import functools
 import operator
+import signal
+import sys
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +16,7 @@ from unit.codec_objects import Box, in_main
 
 from poolkit._wire import culprit
 from poolkit._wire.codec import pack_call, pack_value
+from poolkit.broadcast import broadcast
 from poolkit.errors import SerializationError
 
 
@@ -31,6 +35,9 @@ class Slotted:
 class ExitsWhenPickled:
     def __reduce__(self) -> Any:
         raise SystemExit(3)
+
+    def method(self) -> None:
+        """Nothing."""
 
 
 class RaisesWhenPickled:
@@ -213,12 +220,34 @@ def test_an_object_that_resists_inspection_is_still_reported() -> None:
         pack_value([HidesItsDict()])
 
 
-def test_only_a_result_turns_system_exit_into_an_error() -> None:
-    """A worker survives what the caller's thread must see."""
+def test_an_exit_in_a_pickling_hook_ends_neither_worker_nor_caller() -> None:
     with pytest.raises(SerializationError, match=r"result\[0\]: .*ExitsWhenPickled \(SystemExit: 3\)"):
         pack_value([ExitsWhenPickled()])
-    with pytest.raises(SystemExit):
-        pack_call(print, (ExitsWhenPickled(),), {})
+    for pack in (lambda value: pack_call(print, (1, value), {}), lambda value: pack_call(value.method, (), {})):
+        with pytest.raises(SerializationError, match=r"ExitsWhenPickled.* \(SystemExit: 3\)"):
+            pack(ExitsWhenPickled())
+    with pytest.raises(SerializationError, match=r"obj\[0\]: .*ExitsWhenPickled \(SystemExit: 3\)"):
+        broadcast([ExitsWhenPickled()])
+
+
+@pytest.mark.parametrize("pack", [lambda value: pack_call(print, (value,), {}), broadcast])
+def test_an_exit_in_a_signal_handler_is_no_error_of_the_call(pack: Callable[[object], object]) -> None:
+    """A program that is told to end while it pickles a call ends."""
+
+    class Slow:
+        def __reduce__(self) -> tuple[type, tuple[int]]:
+            signal.raise_signal(signal.SIGTERM)
+            return int, (3,)
+
+    def leave(_number: int, _frame: object) -> None:
+        sys.exit(5)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with pytest.raises(SystemExit):
+            pack(Slow())
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_results_name_their_culprit() -> None:
