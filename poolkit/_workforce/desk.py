@@ -348,9 +348,9 @@ class Desk:
         """Somebody wants to be called back, and does not wait."""
         self._reader.relinquish()
 
-    def watch(self, task: AnyTask) -> tuple[int, Callable[[], bool]] | None:
+    def watch(self, _task: AnyTask) -> tuple[int, Callable[[], bool]] | None:
         """For an event loop: the descriptor of the links, and what reads them; None where there is no such thing."""
-        fd = None if self._is_copy() else self._reader.watch(task)
+        fd = None if self._is_copy() else self._reader.watch()
         if fd is None:
             self._reader.relinquish()
             return None
@@ -358,7 +358,7 @@ class Desk:
 
     def _look_in(self) -> bool:
         """Take in what is on the links, on an event loop's thread; false when there are none any more."""
-        self._reader.look_in()
+        self._reader.pass_by()
         return not self._reader.closed
 
     def _read_error(self, report: Finished) -> None:

@@ -1,10 +1,12 @@
 """Reader: which thread reads the workers' links at a moment.
 
     leader     a thread that waits for a task reads by itself, until that task is done: no other thread has to be
-               woken, and none wakes it. There is one at a time; who comes second waits to be woken.
+               woken, and none wakes it. There is one at a time.
+    follower   a thread that waits for a task while another leads sleeps until its task is done, or the leader leaves,
+               who wakes the first of them: it leads on.
     standby    the supervisor thread reads when nobody else does, so callbacks and dispatch need no waiter.
     passer-by  a thread that submits in quick succession takes in what is there now and then, without waiting; so does
-               an event loop that watches the links, when there is something.
+               an event loop that watches the links, when there is something. A loop neither spins nor sleeps here.
 
 How the standby knows that it is not needed, at no cost for each task: leaders and passers-by set `_until`, a moment
 ahead, each time they look; the standby leaves the links alone until then, wakes, and looks again. A leader that sleeps
@@ -23,8 +25,11 @@ that may be retried.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
+from _thread import allocate_lock
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +46,7 @@ WATCHING = "watching" not in _os.SWITCHED_OFF  # False: event loops are woken by
 LEASE = 0.002  # seconds; how late a callback may be right after a leader left
 FIRST_SLEEP = 0.005  # seconds that a leader sleeps before it takes the long lease, for which it has to pay at the end
 LONG_LEASE = 0.5  # seconds
-PAUSE = 0.001  # seconds that a leader or a loop waits for another thread that is reading just now
+PAUSE = 0.001  # seconds that a leader waits for another thread that is reading just now
 CLOSE_GRACE = 0.1  # seconds that the end of the pool waits for a leader to leave; a late one finds the links closed
 
 
@@ -57,9 +62,8 @@ class Reader:
         self._wake = wake
         self._take = take
         self._spin = Spin()  # owner: the leader
-        self._loop_spin = Spin()  # for event loops; several in one process may spoil each other's guess, no more
-        self._watched_at = 0.0  # when one began to wait for the task that it awaits; 0: it has something since
         self._leader = threading.RLock()  # held by the leader while it waits
+        self._followers: deque[Callable[[], object]] = deque()  # what wakes each; for any thread
         self._awaited: Task[Any] | None = None  # what a sleeping leader waits for; owner: the leader
         self._has_long_lease = False  # owner: the leader
         self._until = -math.inf  # the standby is not needed before; set by anybody, the last word counts
@@ -98,35 +102,13 @@ class Reader:
         self._until = max(self._until, monotonic() + LEASE)
         return self._take()
 
-    def watch(self, task: Task[Any]) -> int | None:
-        """The descriptor that an event loop is to watch from now on, after a spin; None where there is none."""
+    def watch(self) -> int | None:
+        """The descriptor that an event loop is to watch from now on; None where there is none."""
         links = self._links
         if links is None or not WATCHING:
             return None
-        began = now = monotonic()
-        end = began + self._loop_spin.seconds
-        try:
-            while now < end and not task.done():
-                self._until = now + LEASE
-                ready = links.poll(0.0)
-                if not ready:
-                    _os.yield_cpu()
-                elif self._take(ready) and task.done():
-                    self._loop_spin.paid()
-                now = monotonic()
-        except ValueError:  # what a closed epoll raises
-            return None
-        self._watched_at = 0.0 if task.done() else began
-        self._until = max(self._until, now + LEASE)
+        self._until = max(self._until, monotonic() + LEASE)
         return links.fileno
-
-    def look_in(self) -> None:
-        """Take in what is there, on the thread of an event loop that was told so."""
-        if self._watched_at:
-            self._loop_spin.slept(monotonic() - self._watched_at)
-            self._watched_at = 0.0
-        if not self.pass_by():
-            self._never.wait(PAUSE)  # somebody reads: the loop must not spin until that is over
 
     def published(self) -> None:
         """Some thread has published outcomes: a leader that sleeps for one of them is to look up."""
@@ -135,14 +117,17 @@ class Reader:
             self._links.nudge()
 
     def lead(self, task: Task[Any], timeout: float | None) -> None:
-        """Read until `task` is done, for at most `timeout` seconds; returns at once where another thread leads.
+        """Read until `task` is done, for at most `timeout` seconds, or wait while another thread does.
 
-        Blocks; may be interrupted by what a signal handler raises.
+        Blocks; may be interrupted by what a signal handler raises. Returns at once where there are no links.
         """
-        if self._links is None or not self._leader.acquire(blocking=False):
+        if self._links is None:
+            return
+        give_up = math.inf if timeout is None else monotonic() + timeout
+        if not self._leader.acquire(blocking=False) and not self._follow(task, give_up):
             return
         try:
-            self._lead(task, math.inf if timeout is None else monotonic() + timeout)
+            self._lead(task, give_up)
         except ValueError:  # what a closed epoll raises
             if self._links is not None:
                 raise
@@ -152,6 +137,43 @@ class Reader:
             if self._has_long_lease:  # and the standby sleeps as long
                 self._has_long_lease = False
                 self._wake()
+            if self._followers:
+                self._call_next()
+
+    def _follow(self, task: Task[Any], give_up: float) -> bool:
+        """Wait while another thread leads; true when this one has the lead, and `task` is not done."""
+        turn = allocate_lock()
+        turn.acquire()
+
+        def wake(_task: object = None) -> None:
+            if turn.locked():
+                turn.release()
+
+        if task.add_waker(wake) is None:
+            return False
+        leads = False
+        try:
+            while self._links is not None and not task.done():
+                if wake not in self._followers:  # before it is looked whether there is a leader, who will see it
+                    self._followers.append(wake)
+                leads = self._leader.acquire(blocking=False)
+                left = give_up - monotonic()
+                if leads or left <= 0.0:
+                    break
+                turn.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+        finally:
+            try:
+                self._followers.remove(wake)
+            except ValueError:  # it was woken by a leader, or for its task alone
+                if not leads:
+                    self._call_next()
+            task.remove_done_callback(wake)
+        return leads
+
+    def _call_next(self) -> None:
+        """Have a follower lead on."""
+        with contextlib.suppress(IndexError):  # there is none
+            self._followers.popleft()()
 
     def _lead(self, task: Task[Any], give_up: float) -> None:
         now = looked_up = monotonic()  # the latter: when something came last

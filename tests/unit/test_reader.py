@@ -104,16 +104,68 @@ def test_a_leader_gives_up_in_time(desk: Desk) -> None:
     assert desk.takes == 0
 
 
-def test_a_second_one_does_not_lead(desk: Desk) -> None:
-    first = new_task()
-    thread = threading.Thread(target=desk.lead, args=(first,))
-    thread.start()
+def test_a_second_one_leads_when_the_first_leaves(desk: Desk) -> None:
+    """At once, also where nothing comes that would wake anybody."""
+    first, second = new_task(), new_task()
+    leader = threading.Thread(target=desk.lead, args=(first,))
+    leader.start()
     desk.links.asleep.wait()
-    desk.lead(new_task())
+    follower = threading.Thread(target=desk.lead, args=(second,))
+    follower.start()
+    wait_until(lambda: desk.reader._followers)
+    desk.to_settle = first
+    desk.links.asleep.clear()
+    desk.links.arrive()
+    leader.join()
+    desk.links.asleep.wait()  # the second sleeps on the links
+    desk.to_settle = second
+    desk.links.arrive()
+    follower.join()
+    assert first.done()
+    assert second.done()
+    assert not desk.reader._followers
+    assert not second._wakers
+
+
+def test_one_who_waits_beside_a_leader_goes_when_his_task_is_done_or_in_time(desk: Desk) -> None:
+    first, second = new_task(), new_task()
+    leader = threading.Thread(target=desk.lead, args=(first,))
+    leader.start()
+    desk.links.asleep.wait()
+    desk.lead(second, 0.01)
+    follower = threading.Thread(target=desk.lead, args=(second,))
+    follower.start()
+    wait_until(lambda: desk.reader._followers)
+    second.publish(value(1))
+    follower.join()
+    assert not desk.reader._followers
     desk.to_settle = first
     desk.links.arrive()
-    thread.join()
-    assert first.done()
+    leader.join()
+
+
+def test_one_who_is_woken_to_lead_and_cannot_wakes_the_next(desk: Desk) -> None:
+    """His own task was done, or his time was up, at the same moment."""
+    first, second, third = (new_task() for _ in range(3))
+    leader = threading.Thread(target=desk.lead, args=(first,))
+    leader.start()
+    desk.links.asleep.wait()
+    followers = []
+    for number, task in enumerate((second, third), 1):
+        followers.append(threading.Thread(target=desk.lead, args=(task,)))
+        followers[-1].start()
+        wait_until(lambda number=number: len(desk.reader._followers) == number)
+    wake = desk.reader._followers.popleft()  # as the leader does it
+    second.publish(value(1))
+    wake()
+    followers[0].join()
+    wait_until(lambda: len(desk.reader._followers) == 1)  # the third was woken, and found the leader still there
+    desk.to_settle = first
+    desk.links.arrive()
+    leader.join()
+    desk.to_settle = third
+    desk.links.arrive()
+    followers[1].join()
 
 
 def test_a_leader_that_slept_for_long_wakes_the_standby_when_it_leaves(desk: Desk) -> None:
@@ -227,18 +279,16 @@ def test_spinning_that_does_not_pay_is_given_up_until_a_sleep_was_short(monkeypa
 # ===== an event loop =====
 
 
-def test_a_loop_that_looks_in_while_another_thread_reads_waits_for_it() -> None:
-    """Its descriptor stays readable all the while; looking again at once would take a whole CPU."""
+def test_a_loop_neither_spins_nor_sleeps_on_its_thread() -> None:
+    """It has the descriptor, and takes in what is there; if another thread is just reading, it goes on."""
     takes = iter([False, True])
-    reader = Reader(ScriptedLinks(), lambda: None, lambda: next(takes))  # type: ignore[arg-type]
-    waits: list[float] = []
-
-    class Watching:
-        def wait(self, seconds: float) -> None:
-            waits.append(seconds)
-
-    reader._never = Watching()  # type: ignore[assignment]
-    reader.look_in()
-    assert waits == [module.PAUSE]
-    reader.look_in()
-    assert len(waits) == 1
+    links = ScriptedLinks()
+    reader = Reader(links, lambda: None, lambda: next(takes))  # type: ignore[arg-type]
+    reader._never = None  # type: ignore[assignment]
+    links.poll = None  # type: ignore[method-assign,assignment]
+    assert reader.watch() == links.fileno
+    assert reader.spared() > 0.0
+    assert not reader.pass_by()
+    assert reader.pass_by()
+    reader.close()
+    assert reader.watch() is None
