@@ -195,6 +195,27 @@ def close_generator() -> NoReturn:
 # ===== errors =====
 
 
+class SlowToReadError(Exception):
+    """Unpickled in the process of that number, it waits."""
+
+    def __init__(self, owner: int, arrived: Gate, release: Gate) -> None:
+        super().__init__(owner, arrived, release)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _read_slowly, self.args
+
+
+def _read_slowly(owner: int, arrived: Gate, release: Gate) -> SlowToReadError:
+    if os.getpid() == owner:
+        arrived.signal()
+        release.wait()
+    return SlowToReadError(owner, arrived, release)
+
+
+def raise_slow_to_read(owner: int, arrived: Gate, release: Gate) -> NoReturn:
+    raise SlowToReadError(owner, arrived, release)
+
+
 def raise_value_error(text: str) -> NoReturn:
     raise ValueError(text)
 

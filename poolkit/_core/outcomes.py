@@ -37,6 +37,9 @@ class Outcomes:
         self.accepted: dict[AnyTask, Outcome | None] = {}
         self.unsettled = 0  # accepted and not settled
         self.waiting: dict[AnyTask, None] = {}  # failed, to be retried after their back-off; in the order of failing
+        self.unread: dict[
+            AnyTask, Outcome
+        ] = {}  # of those: failures that are to be unpickled first, to know their type
         self.retries = True  # whether what failed may run again
         self.settled: list[tuple[AnyTask, Outcome]] = []  # decided, to be published
         self.events: list[PoolEvent] = []  # to be told to listeners
@@ -91,8 +94,16 @@ class Outcomes:
         task.started_at, task.ended_at = glance.running_since(task.id, now), now
 
     def conclude(self, task: AnyTask, outcome: Outcome, now: float) -> None:
-        """Settle a task whose run failed, or have it wait for its retry."""
-        if not self._is_retried(task, outcome, now):
+        """Settle a task whose run failed, or have it wait: for its retry, or for somebody who unpickles its failure."""
+        if not self._may_run_again(task, now):
+            self.settle(task, outcome)
+            return
+        if outcome.load is not None:
+            task.phase = WAITING
+            self.waiting[task] = None
+            self.unread[task] = outcome
+            return
+        if not policy.counts_for_retry(task.options, outcome.payload):
             self.settle(task, outcome)
             return
         delay = policy.backoff(task.attempts, self.rng)
@@ -103,13 +114,21 @@ class Outcomes:
         self.timers.add(now + delay, self._retry, task)
         self.tell(TaskRetried(task, outcome.payload, delay))
 
-    def _is_retried(self, task: AnyTask, outcome: Outcome, now: float) -> bool:
+    def _may_run_again(self, task: AnyTask, now: float) -> bool:
         options = task.options
         if not (options.retries and self.retries) or not policy.retries_left(options, task.attempts):
             return False
-        if options.deadline is not None and now >= task.submitted_at + options.deadline:
-            return False  # its timer has fired, and will not again
-        return outcome.load is None and policy.counts_for_retry(options, outcome.payload)
+        # Else the timer of its deadline has fired, and will not again.
+        return options.deadline is None or now < task.submitted_at + options.deadline
+
+    def read(self, task: AnyTask, now: float) -> None:
+        """Somebody has unpickled the failure of a task."""
+        outcome = self.unread.get(task)
+        if outcome is not None and task in self.waiting:  # else it was ended meanwhile
+            self.conclude(task, outcome, now)
+            if task.phase is SETTLED:
+                del self.waiting[task]
+        self.unread.pop(task, None)
 
     def _retry(self, task: AnyTask, _now: float) -> None:
         """The back-off is over. The tick that says so dispatches."""

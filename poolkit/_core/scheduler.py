@@ -88,6 +88,7 @@ class Scheduler:
         self.accepted = (
             self._outcomes.accepted
         )  # every task until it is published, with its outcome once that is decided
+        self.unread = self._outcomes.unread  # failures to be unpickled, outside of the lock, and given to `read`
         self.settled = self._outcomes.settled  # outcomes that were decided: to be published, and cleared
         self.events = self._outcomes.events  # to be told to listeners, and cleared
         self.numbers = self._outcomes.numbers  # the ids for tasks that are handed in; any thread may take the next
@@ -237,6 +238,11 @@ class Scheduler:
         """What was accepted and is not settled, in the order of submission."""
         return [task for task, outcome in list(self._outcomes.accepted.items()) if outcome is None]
 
+    def read(self, task: AnyTask, now: float) -> None:
+        """A failure in `unread` was unpickled: see whether it is retried."""
+        self._outcomes.read(task, now)
+        self._advance(now)
+
     def give_up(self) -> list[AnyTask]:
         """Forget everything at once, ordering nothing; returns the tasks that were not settled."""
         left = self.unsettled_tasks()
@@ -244,6 +250,7 @@ class Scheduler:
             task.phase = SETTLED
         self.queue.clear()
         self.waiting.clear()
+        self.unread.clear()
         self.roster.forget_all()
         self._outcomes.accepted.clear()
         self._outcomes.unsettled = 0
@@ -318,11 +325,6 @@ class Scheduler:
             self._boot_failed(report, now)
         elif isinstance(report, Died):
             self._died(worker, report, now)
-
-    def wants_error(self, worker_id: int, task_id: int) -> bool:
-        """Whether a failure of this task has to be unpickled before it is handed in, to see if it is retried."""
-        worker = self.roster.workers.get(worker_id)
-        return worker is not None and any(task.id == task_id and task.options.retries for task in worker.sent)
 
     def may_break(self, worker_id: int) -> bool:
         """Whether the death of this worker may be told as a crash."""

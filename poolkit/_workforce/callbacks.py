@@ -1,4 +1,7 @@
-"""Callbacks: the thread on which a pool calls done callbacks, apart from all that keeps the pool going.
+"""Callers: threads on which a pool runs the user's code, apart from all that keeps the pool going.
+
+One calls done callbacks. Another unpickles failures whose type decides whether they are retried, as a callback may wait
+for such a task.
 
 So a callback that takes long, or waits for another task of the pool, delays other callbacks and nothing else: no thread
 that runs tasks, and not the supervisor, which is needed for limits and deaths. It starts with the first callback.
@@ -21,8 +24,8 @@ class CallbackThread(threading.Thread):
 class Caller:
     """Calls what is left to be called. `call` does it, and returns when there is nothing left."""
 
-    def __init__(self, pool_name: str, call: Callable[[], object]) -> None:
-        self._name = f"poolkit-{pool_name}-callbacks"
+    def __init__(self, name: str, call: Callable[[], object]) -> None:
+        self._name = name
         self._call = call
         self._words: SimpleQueue[bool] = SimpleQueue()  # whether to go on; re-entrant, as an Event is not
         self._thread: CallbackThread | None = None

@@ -35,7 +35,7 @@ from poolkit import _os, errors
 from poolkit._clock import monotonic
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
-from poolkit._core.workforce import AnyTask, BootFailed, Died, Finished, Logged, Report
+from poolkit._core.workforce import AnyTask, BootFailed, Died, Logged, Report
 from poolkit._workforce.callbacks import Caller
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import Handlers, deciding, let_come, put_off
@@ -101,7 +101,8 @@ class Desk:
         self._reader = Reader(workforce.links, workforce.wake, self._take)
         self._teller = Teller(name, self._publish_told, workforce.wake, workforce.links)
         self._uncalled: Calls = deque()  # left to the thread for callbacks
-        self._caller = Caller(name, self._call_back)
+        self._caller = Caller(f"poolkit-{name}-callbacks", self._call_back)
+        self._error_reader = Caller(f"poolkit-{name}-errors", self._read_errors)
         self.maps = Maps(name, workforce.wake, self.is_open)
         self._closed = threading.Event()
         self.forked = False  # this is a copy in a forked child
@@ -140,6 +141,8 @@ class Desk:
             self.workforce.wake()
         if scheduler.roster.warming:
             self._changed.notify_all()
+        if scheduler.unread and not self._error_reader.wake():
+            self.workforce.wake()  # the supervisor thread starts that thread
         return settled
 
     def _is_torn(self) -> bool:
@@ -298,8 +301,6 @@ class Desk:
         for report in reports:
             if type(report) is Logged:
                 logged.append(report)
-            elif type(report) is Finished and not report.ok and report.load is not None:
-                self._read_error(report)
             elif type(report) is BootFailed or type(report) is Died:
                 self._prepare_errors(report)
         with self._lock:
@@ -361,12 +362,25 @@ class Desk:
         self._reader.pass_by()
         return not self._reader.closed
 
-    def _read_error(self, report: Finished) -> None:
-        """Unpickle a failure that may be retried, depending on its type. Not under the lock: it is the user's code."""
-        with self._lock:
-            wanted = self._scheduler.wants_error(report.worker_id, report.task_id)
-        if wanted:
-            report.error()
+    def _read_errors(self) -> None:
+        """Unpickle failures that may be retried, depending on their types. Under no lock: it is the user's code."""
+        publishing.depth = getattr(publishing, "depth", 0) + 1
+        try:
+            while unread := list(self._scheduler.unread.items()):
+                task, outcome = unread[0]
+                outcome.error()
+                with self._reader.lock:
+                    with self._lock:
+                        self._scheduler.read(task, self._enter())
+                        settled = self._decided()
+                    if self._teller.untold:
+                        settled = self._teller.hold((), settled)
+                self._publish(settled)
+        except BaseException:
+            self._tear()
+            raise
+        finally:
+            publishing.depth -= 1
 
     def _prepare_errors(self, report: BootFailed | Died) -> None:
         """Import what a crash is told with. Not under the lock: who imports it just now may be about to want that."""

@@ -19,8 +19,7 @@ thread may lead again; and a leader looks up by itself before its lease ends. Wh
 put off (`_workforce/interrupts.py`).
 
 What is read is decided upon before the next read (`lock`): an outcome never comes after the death of its worker.
-Lock order: `_leader`, `lock`, the pool's lock. No code of the user runs under them, but for the unpickling of a failure
-that may be retried.
+Lock order: `_leader`, `lock`, the pool's lock. No code of the user runs under them.
 """
 
 from __future__ import annotations

@@ -365,6 +365,8 @@ class Supervisor(Desk):
         del settled  # nothing is kept alive while it waits
         if self._uncalled and not self._caller.start():
             self._call_back()
+        if self._scheduler.unread and not self._error_reader.start():
+            self._read_errors()
         self._listeners.tell()
         self.maps.start_if_needed()
         if closed:
@@ -411,6 +413,7 @@ class Supervisor(Desk):
             with self._reader.lock:
                 self.workforce.close()
             self._teller.close(min(LONGEST_END, self._end_by - self.clock()))
+            self._error_reader.close(min(LONGEST_END, self._end_by - self.clock()))
             self._caller.close(self._call_by - self.clock())
         finally:
             lifetime.end(self)
@@ -436,7 +439,8 @@ class Supervisor(Desk):
         self._reader = Reader(None, self.workforce.wake, self._take)
         self._teller = Teller(self.name, self._publish_told, self.workforce.wake, None)
         self._uncalled.clear()
-        self._caller = Caller(self.name, self._call_back)
+        self._caller = Caller(f"poolkit-{self.name}-callbacks", self._call_back)
+        self._error_reader = Caller(f"poolkit-{self.name}-errors", self._read_errors)
         self.maps.leave_parent()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()

@@ -249,6 +249,8 @@ class FakeSupervisor(Supervisor):
                 calls: Calls = deque()
                 self._publish(settled, calls)
                 self._call(calls)
+                if self._scheduler.unread:
+                    self._read_errors()
                 reports = self.workforce.act()
                 if not reports and not settled and not changes:
                     break

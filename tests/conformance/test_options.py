@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -191,6 +192,25 @@ def test_other_exceptions_are_not_retried(pool, journal):
     task = pool.options(retries=3, retry_on=KeyError).submit(work.raise_first_times, journal, 1, "value")
     assert isinstance(task.exception(), ConnectionError)
     assert (task.attempts, len(journal.lines())) == (1, 1)
+
+
+@pytest.mark.needs("process")
+def test_a_failure_that_is_slow_to_unpickle_delays_no_other_result(pool, new_gate):
+    """Whether it is retried depends on its type, so it is unpickled before anybody asks for it."""
+    arrived, release = new_gate(), new_gate()
+    slow = os.getpid(), arrived, release
+    task = pool.options(retries=1, retry_on=KeyError).submit(work.raise_slow_to_read, *slow)
+    arrived.wait()
+    assert not task.done()
+    assert pool.submit(work.add, 1, 2).result() == 3
+    assert isinstance(pool.options(timeout=0.1).submit(work.spin).exception(), TaskTimeout)
+    release.signal()
+    assert isinstance(task.exception(), work.SlowToReadError)
+    assert task.attempts == 1
+    release.signal(2)
+    task = pool.options(retries=1, retry_on=work.SlowToReadError).submit(work.raise_slow_to_read, *slow)
+    assert isinstance(task.exception(), work.SlowToReadError)
+    assert task.attempts == 2
 
 
 @pytest.mark.needs("by_value")

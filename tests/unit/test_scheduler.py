@@ -224,19 +224,6 @@ def test_a_worker_that_is_killed_while_it_boots_gets_no_work() -> None:
     pool.end()
 
 
-def test_only_failures_that_may_be_retried_are_read_early() -> None:
-    """Unpickling is left to who waits, unless its type decides."""
-    pool = up()
-    task = pool.submit(retries=1)
-    assert pool.scheduler.wants_error(1, task.id)
-    assert not pool.scheduler.wants_error(1, 99)
-    assert not pool.scheduler.wants_error(99, task.id)
-    pool.cancel(task)
-    pool.run_to_rest()
-    assert not pool.scheduler.wants_error(1, pool.submit().id)
-    pool.end()
-
-
 # ===== events and looking =====
 
 

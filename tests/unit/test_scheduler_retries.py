@@ -9,7 +9,7 @@ import pytest
 from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker, crash_once, error_of, running, up
 
 from poolkit._core.workforce import Finished
-from poolkit.errors import TaskTimeout
+from poolkit.errors import DeadlineExceeded, TaskTimeout
 from poolkit.task import TaskPhase
 
 # ===== retries =====
@@ -76,17 +76,67 @@ def test_a_task_that_waits_for_its_retry_is_cancelled_at_once() -> None:
     pool.end()
 
 
-def test_a_failure_that_nobody_has_read_is_not_retried() -> None:
-    """Its type is not known, so it is delivered."""
-    pool = up()
-    task = pool.submit(retries=1, retry_on=(Exception,))
+def fail_unread(pool: ScriptedPool, error: BaseException, **options: Any) -> AnyTask:
+    """A task whose failure has arrived, pickled."""
+    task = pool.submit(**options)
     worker = pool.runner(task)
     pool.claim(worker)
-    unread = Finished(1, task.id, pool.now, pool.now, 0, b"pickled", False, lambda _: ValueError())
-    pool.scheduler.handle_all(deque([unread]), pool.now)
-    pool.collect()
+    report = Finished(1, task.id, pool.now, pool.now, 0, b"pickled", False, lambda _: error)
+    pool.scheduler.handle_all(deque([report]), pool.now)
     worker.running = None
-    assert pool.outcomes[task] is unread
+    pool.collect()
+    pool.check()
+    return task
+
+
+def read(pool: ScriptedPool, task: AnyTask) -> None:
+    outcome = pool.scheduler.unread.get(task)
+    if outcome is not None:
+        outcome.error()
+    pool.scheduler.read(task, pool.now)
+    pool.collect()
+    pool.check()
+
+
+def test_only_a_failure_that_may_be_retried_is_read_before_it_is_delivered() -> None:
+    """Unpickling is left to who waits, unless its type decides. The worker goes on meanwhile."""
+    pool = up()
+    task = fail_unread(pool, ValueError())
+    assert task in pool.outcomes
+    assert not pool.scheduler.unread
+    task = fail_unread(pool, ValueError(), retries=1, retry_on=(ValueError,))
+    assert task not in pool.outcomes
+    assert list(pool.scheduler.unread) == [task]
+    other = pool.submit()
+    pool.claim(pool.runner(other))
+    read(pool, task)
+    assert not pool.scheduler.unread
+    assert task.phase is TaskPhase.WAITING
+    read(pool, task)  # nothing is to be read
+    assert pool.scheduler.counters.retried == 1
+    pool.end()
+
+
+def test_a_failure_of_another_type_is_delivered_when_it_was_read() -> None:
+    pool = up()
+    task = fail_unread(pool, KeyError(), retries=1, retry_on=(ValueError,))
+    read(pool, task)
+    assert isinstance(error_of(pool, task), KeyError)
+    assert not pool.scheduler.waiting
+    pool.end()
+
+
+def test_a_task_may_be_ended_before_its_failure_was_read() -> None:
+    pool = up()
+    task = fail_unread(pool, ValueError(), retries=1, retry_on=(ValueError,))
+    assert pool.cancel(task)
+    assert pool.outcomes[task].cancelled
+    read(pool, task)
+    task = fail_unread(pool, ValueError(), retries=1, retry_on=(ValueError,), deadline=5.0)
+    pool.tick(5.0)
+    assert isinstance(error_of(pool, task), DeadlineExceeded)
+    read(pool, task)
+    assert pool.scheduler.counters.retried == 0
     pool.end()
 
 
