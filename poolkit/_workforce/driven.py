@@ -44,11 +44,14 @@ class DrivenWorkforce(Workforce):
         Without `links`, not for those.
         """
 
+    def prepare(self) -> None:
+        """Start what workers are forked from, if any are ordered. On the supervisor thread, without locks. Blocks."""
+
     @abc.abstractmethod
     def act(self) -> list[Report]:
         """Carry out what was ordered and take in what happened.
 
-        On the supervisor thread, by whoever holds the reader's lock. Blocks only to start what workers are forked from.
+        On the supervisor thread, by whoever holds the reader's lock. Does not block, but where `prepare` was in vain.
         """
 
     def read(self, ready: Sequence[int] | None = None) -> list[Report]:  # noqa: ARG002

@@ -245,8 +245,14 @@ class ProcessWorkforce(DrivenWorkforce):
             return bool(self._both.poll(math.ceil(timeout * 1000)) or due)
         return bool(self._selector.select(timeout) or due)
 
+    def prepare(self) -> None:
+        """Start the template process while nobody waits for the reader's lock. Where it fails, `_spawn` tells why."""
+        if self._nursery is None and any(what == self._spawn for what, _ in list(self._orders)):
+            with contextlib.suppress(Exception):
+                self._start_nursery()
+
     def act(self) -> Reports:
-        """Carry out the orders and take in what happened. Does not block, but for the start of a template process."""
+        """Carry out the orders and take in what happened. Does not block, but where `prepare` was in vain."""
         reports = self._reports
         self._wakeup.clear()  # before the orders: one that comes now must not be left for the next time
         while self._orders:

@@ -372,6 +372,7 @@ class Supervisor(Desk):
         if closed:
             return False
         self._wait()
+        self.workforce.prepare()
         with reader.lock:
             settled = self._handle(self.workforce.act())
         self._publish(settled)

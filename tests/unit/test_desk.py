@@ -12,9 +12,11 @@ from poolkit import Pool, PoolClosed, PoolkitError
 from poolkit._workforce.freight import Freight
 from poolkit._workforce.line import Place
 from poolkit._workforce.member import Member
+from poolkit._workforce.nursery import Nursery
 from poolkit._workforce.process import ProcessWorkforce
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor
+from support import WATCHDOG
 
 
 @pytest.fixture
@@ -134,3 +136,25 @@ def test_who_waits_for_something_else_than_a_task_gets_the_standby_at_once(monke
         release.set()
         called.wait()
     assert relinquished
+
+
+def test_the_links_can_be_read_while_a_template_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes as long as what it is to preload; a second one is started when the first has died."""
+    starting, go_on = threading.Event(), threading.Event()
+    start = Nursery.start
+
+    def start_late(self: Nursery, settings: PoolSettings) -> None:
+        starting.set()
+        go_on.wait(WATCHDOG)
+        start(self, settings)
+
+    monkeypatch.setattr(Nursery, "start", start_late)
+    with Pool(1) as pool:
+        task = pool.submit(abs, -1)
+        assert starting.wait(WATCHDOG)
+        lock = desk_of(pool)._reader.lock
+        is_free = lock.acquire(blocking=False)
+        go_on.set()
+        assert is_free
+        lock.release()
+        assert task.result() == 1
