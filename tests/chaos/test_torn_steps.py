@@ -78,7 +78,7 @@ class Stage:
             meeting = threading.Barrier(SIZE)
             for task in [self.pool.submit(meeting.wait) for _ in range(SIZE)]:
                 task.result()
-        stats = support.retry_until(self.pool.stats, lambda stats: not stats.running)
+        stats = support.retry_until(self.pool.stats, lambda stats: not (stats.running or stats.queued))
         assert stats.submitted == stats.succeeded + stats.failed + stats.cancelled
 
 
