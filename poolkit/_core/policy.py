@@ -8,7 +8,9 @@ from poolkit import errors
 from poolkit._core.options import CallOptions
 
 RETRY_BASE, RETRY_CAP = 0.05, 30.0  # seconds: the first back-off of a retried task, and the longest
-BOOT_BASE, BOOT_CAP = 0.1, 10.0  # seconds: the same for workers that die before they began a task
+BOOT_BASE, BOOT_CAP = 0.1, 10.0  # seconds: the same for workers that die before they are ready
+EARLY = 0.1  # seconds; a worker that dies within so long of being ready, without a task, may do so of itself
+EARLY_DEATHS = 2  # so many in a row are replaced at once all the same: somebody may have killed them
 LARGE_CALL = 64 * 1024  # bytes; a worker may die of receiving a call of more than that
 RECEIVE_FAILURES = 3  # so many workers that died with such a call next to be begun are laid to it
 BOOT_FAILURES = 3  # so many in a row that died before they were ready raise to the waiting tasks

@@ -54,9 +54,10 @@ class Roster:
         self.starting = 0  # workers in that state
         self.busy = 0  # workers in that state
         self.hiring = Hiring.FULL
-        self.boot_failures = 0  # deaths before they were ready, in a row
-        self.early_deaths = 0  # deaths before they began a task, with no task done in between: for the back-off
-        self.died_early_at = 0.0  # when the last of these was noticed
+        self.boot_failures = 0  # deaths before they were ready, in a row, since waiting tasks were last told of them
+        self.boot_deaths = 0  # deaths before they were ready, in a row: for the back-off
+        self.early_deaths = 0  # deaths soon after they were ready, in a row, with no task begun or done in between
+        self.died_early_at = 0.0  # when the last of either was noticed
         self.boot_at = 0.0  # not to be started before
         self.warming = 0  # callers that wait until every worker is up
         self.respawned = 0
@@ -102,13 +103,16 @@ class Roster:
     def ready(self, worker: Worker, pid: int | None, now: float) -> None:
         """A worker is up: it may be given work, and a leaving one that waited for its replacement may go."""
         worker.pid = pid
-        self.boot_failures = 0
+        worker.ready_at = now
+        self.boot_failures = self.boot_deaths = 0
         self.starting -= 1
         self._rest(worker, now)
         self._let_replaced_go(now)
 
     def _let_replaced_go(self, now: float) -> None:
         """Let those leave that waited for a replacement, as far as enough workers are up without them."""
+        if self.counted == len(self.workers):
+            return  # nobody is leaving
         waiting = [worker for worker in self if worker.leave is not None and not worker.replaced]
         surplus = self.counted - self.starting + len(waiting) - self.wanted
         for worker in waiting[: max(0, surplus)]:
@@ -248,14 +252,19 @@ class Roster:
         if worker.counted:
             self.respawned += 1
             self._uncount(worker)
-        if begun or worker.tasks_done or worker.since < self.died_early_at:
+        if state is not STARTING and (begun or worker.tasks_done or now > worker.ready_at + policy.EARLY):
+            self.early_deaths = 0
+            return False  # the worker did come up: its replacement will, too
+        if worker.since < self.died_early_at:
             return False  # not one more early death: whatever caused the last one may have ended all that were there
         self.died_early_at = now
-        self.early_deaths += 1
-        delay = policy.backoff(self.early_deaths, self.rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
-        self.timers.add(now + delay, self._grow_again, None)
-        self.boot_at = now + delay
-        if state is not STARTING:
+        if state is STARTING:
+            self.boot_deaths += 1
+            self._back_off(self.boot_deaths, now)
+        else:
+            self.early_deaths += 1
+            if self.early_deaths > policy.EARLY_DEATHS:
+                self._back_off(self.early_deaths - policy.EARLY_DEATHS, now)
             return False
         self.boot_failures += 1
         if self.boot_failures < policy.BOOT_FAILURES or self.ready_count():
@@ -263,6 +272,11 @@ class Roster:
         self.boot_failures = 0
         self.wanted = 0
         return True
+
+    def _back_off(self, failures: int, now: float) -> None:
+        when = now + policy.backoff(failures, self.rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
+        self.timers.add(when, self._grow_again, None)
+        self.boot_at = when
 
     def _grow_again(self, _: None, now: float) -> None:
         self.grow(0, now)

@@ -136,6 +136,7 @@ class Worker:
         self.pid: int | None = None
         self.had = 0  # bytes of memory, when it was sent its last task with a limit on that
         self.since = now
+        self.ready_at = 0.0  # once it is
         self.idle_since = now  # or since it starts
 
     def runs_first(self, name: str) -> None:

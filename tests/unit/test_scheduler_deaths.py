@@ -154,6 +154,49 @@ def test_deaths_of_workers_that_were_ready_do_not_count_as_failed_boots() -> Non
     pool.end()
 
 
+def test_workers_that_are_killed_while_they_are_idle_are_replaced_at_once() -> None:
+    """Somebody else kills them, faster than tasks finish; a task that comes then runs."""
+    pool = up(2)
+    for _ in range(20):
+        pool.tick(0.2)
+        pool.die(pool.alive()[0], signal="SIGKILL")
+        assert len(pool.alive()) == 2
+        pool.boot(pool.alive()[-1])
+    task = pool.submit()
+    pool.run_to_rest()
+    assert pool.outcomes[task].ok
+    pool.end()
+
+
+def test_only_from_the_third_in_a_row_on_workers_that_die_as_soon_as_they_are_ready_back_off() -> None:
+    """The delays grow; what worked in between begins the row anew."""
+    pool = up()
+
+    def die_at_once() -> float:
+        """The delay until the next one is started."""
+        pool.tick(0.05)
+        pool.die(pool.alive()[0])
+        since = pool.now
+        while not pool.alive():
+            due = pool.scheduler.next_deadline()
+            assert due is not None
+            pool.tick(due - pool.now)
+        pool.boot(pool.alive()[0])
+        return pool.now - since
+
+    first, second, third, fourth, fifth = [die_at_once() for _ in range(5)]
+    assert first == second == 0.0
+    assert 0.05 <= third <= 0.1 <= fourth <= 0.2 <= fifth <= 0.4
+    pool.tick(0.2)
+    pool.die(pool.alive()[0])
+    pool.boot(pool.alive()[0])
+    assert [die_at_once(), die_at_once()] == [0.0, 0.0]
+    crash_once(pool)
+    pool.boot(pool.alive()[0])
+    assert [die_at_once(), die_at_once()] == [0.0, 0.0]
+    pool.end()
+
+
 def test_workers_that_die_idle_together_are_no_failed_boots() -> None:
     """They had been ready."""
     pool = up(3)

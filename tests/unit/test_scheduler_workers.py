@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from unit.quick_tasks import causes, finish_all, occupied, sent_ahead, up
 from unit.scripted import ScriptedPool
@@ -281,4 +283,24 @@ def test_shrinking_does_not_leave_a_worker_over_that_waits_for_its_replacement()
     pool.step()
     assert worker.dead
     assert len(pool.alive()) == 1
+    pool.end()
+
+
+def test_a_worker_that_gets_ready_costs_the_same_however_many_there_are() -> None:
+    """Nobody is looked for that may leave while nobody is leaving."""
+
+    class Watched(dict[int, Any]):
+        """Counts how often somebody walks over it."""
+
+        walks = 0
+
+        def values(self) -> Any:
+            self.walks += 1
+            return super().values()
+
+    pool = ScriptedPool(50)
+    watched = pool.scheduler.roster.workers = Watched()
+    pool.warm_up()
+    assert pool.scheduler.roster.ready_count() == 50
+    assert watched.walks == 0
     pool.end()
