@@ -29,11 +29,10 @@ import types
 from collections.abc import Callable, Sequence
 
 from poolkit import _child, _os, _os_processes
-from poolkit._child import chunk, ends, identity, logs, script  # noqa: F401 -- chunk: what `map` runs here
+from poolkit._child import chunk, ends, identity, logs, output, script  # noqa: F401 -- chunk: for `map`
 from poolkit._child.freight import Freight
 from poolkit._child.imported import when_imported
 from poolkit._child.loop import Loop
-from poolkit._child.output import keep_output
 from poolkit._child.tracking import share_tracker
 from poolkit._wire import codec, habits, inherit, messages, reseed
 from poolkit._wire.board import Board
@@ -78,7 +77,7 @@ def run_worker(
     os.register_at_fork(after_in_child=_give_no_evidence)
     board = Board(page)
     os.close(page)
-    keep_output(board)
+    output.keep_output(board)
     loop = Loop(calls, outcomes, _os.Tokens(tokens), board, Freight(passage))
     try:
         return _work(loop, functools.partial(_settle_in, number, outcomes, generators), initializers_fds, initializer)
@@ -153,9 +152,10 @@ def leave(code: int) -> None:
 
 def flush_streams() -> None:
     """Write what is buffered, lest a fork of this process writes it, too."""
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+    for stream in (sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(Exception):
             stream.flush()  # type: ignore[union-attr]
+    output.flush()
 
 
 def own_signals(*left_alone: int) -> None:

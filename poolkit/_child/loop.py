@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 import types
 from collections import deque
 from collections.abc import Callable
 
-from poolkit._child import script
+from poolkit._child import output, script
 from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.freight import Freight
 from poolkit._child.loading import say_where
@@ -157,8 +156,7 @@ class Loop:
         if call.flags & messages.FLAG_ANNOUNCE:
             self.say(messages.BEGUN, call.task_id)
         kind, payload = self._outcome(call, started)
-        _flush(sys.stdout)
-        _flush(sys.stderr)
+        output.flush()
         if os.getpid() != self._pid:
             os._exit(0)  # the task forked, and this is its child, which came back: it has no business here
         rss = 0
@@ -201,12 +199,3 @@ class Loop:
             return messages.VALUE, payload
         self._board.stamp_memory(self.freight.arena.reserved)
         return messages.PARCEL, payload.body  # type: ignore[union-attr]
-
-
-def _flush(stream: Any) -> None:
-    """What a task prints is out when its outcome is: a worker may be killed at any later moment."""
-    try:
-        if stream is not None:
-            stream.flush()
-    except Exception:  # noqa: BLE001, S110 -- a closed or broken stream is not the task's failure
-        pass

@@ -71,11 +71,11 @@ def test_a_stream_stays_the_object_that_it_is_with_all_it_is_set_to(
     stream = make_stdout(**settings)
     buffer = stream.buffer
     before = {name: getattr(stream, name) for name in FACTS.split()}
-    before["line_buffering"] |= not settings.get("unbuffered")
+    before["line_buffering"] = True
     output.keep_output(board)
     assert {name: getattr(stream, name) for name in FACTS.split()} == before
     assert (stream.fileno(), stream.isatty()) == (pipe[1], False)
-    assert (stream.buffer is buffer) != bool(settings.get("unbuffered"))
+    assert (stream.buffer is buffer) != bool(settings.get("unbuffered"))  # which is given one
     assert (stream.buffer.name, stream.buffer.mode) == ("<stdout>", "wb")
     print("héllo", file=stream, flush=True)
     stream.buffer.write(b"bytes\n")
@@ -91,10 +91,9 @@ def test_what_is_still_in_a_buffer_when_it_is_replaced_comes_out_once(
     stream = make_stdout()
     stream.write("before ")
     output.keep_output(board)
-    stream.write("after")
-    stream.flush()
-    assert os.read(pipe[0], 100) == b"before after"
-    assert board.output() == "after"
+    print("after", file=stream)
+    assert os.read(pipe[0], 100) == b"before after\n"
+    assert board.output() == "after\n"
 
 
 def test_a_line_that_was_printed_is_not_in_a_buffer(board: Board, pipe: tuple[int, int], make_stdout: Make) -> None:
@@ -105,6 +104,58 @@ def test_a_line_that_was_printed_is_not_in_a_buffer(board: Board, pipe: tuple[in
     assert board.output() == "important\n"
     print("not yet", end="", file=stream)
     assert board.output() == "important\n"
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_line_is_written_when_it_has_its_end_and_its_rest_when_the_task_is_done(
+    board: Board, pipe: tuple[int, int], make_stdout: Make, *, unbuffered: bool
+) -> None:
+    stream = make_stdout(unbuffered=unbuffered)
+    output.keep_output(board)
+
+    def written() -> bytes:
+        try:
+            return os.read(pipe[0], 1 << 20)
+        except BlockingIOError:
+            return b""
+
+    for part in ("a ", "b", " c"):
+        print(part, end="", file=stream, flush=True)
+        stream.buffer.flush()
+    assert written() == b""
+    assert board.output() == "a b c", "it is kept, should the worker die now"
+    print(file=stream)
+    assert written() == b"a b c\n"
+    print("one\ntwo", end="", file=stream, flush=True)
+    assert written() == b"one\n"
+    print(" 50 %", end="\r", file=stream, flush=True)
+    assert written() == b"two 50 %\r"
+    print("rest", end="", file=stream)
+    stream.flush()
+    assert written() == b""
+    output.flush()
+    assert written() == b"rest"
+    output.flush()
+    assert written() == b""
+    assert board.output() == "a b c\none\ntwo 50 %\rrest"
+    print("last", end="", file=stream)
+    stream.close()
+    assert written() == b"last"
+
+
+def test_a_line_without_an_end_is_held_up_to_a_bound(
+    board: Board, make_stdout: Make, monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(output, "MOST_HELD", 100)
+    stream = make_stdout()
+    output.keep_output(board)
+    for _ in range(25):
+        stream.write("12345678")
+        stream.flush()
+    assert os.read(pipe[0], 1000) == b"12345678" * 13
+    stream.flush()
+    output.flush()
+    assert os.read(pipe[0], 1000) == b"12345678" * 12
 
 
 def test_a_stream_that_was_closed_afterwards_is_closed(board: Board, make_stdout: Make) -> None:
@@ -174,7 +225,7 @@ def test_a_write_that_fails_raises_what_it_raised_before(board: Board, make_stdo
     assert board.output() == ""
     raw.close()
     with pytest.raises(ValueError, match="closed"):
-        raw.write(b"bytes")
+        raw.write(b"bytes\n")
 
 
 class Interrupted(Exception):
