@@ -22,7 +22,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, wait
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from poolkit._child.chunk import ChunkStopped
@@ -122,14 +121,13 @@ class _Chunks(Feed[T]):
     def __init__(
         self,
         *args: Any,
-        ordered: bool,
         timeout: float | None,
         clock: Callable[[], float] = monotonic,
         **options: Any,
     ) -> None:
         """Take what `Feed` takes, too."""
         super().__init__(*args, **options)
-        self._ordered = ordered
+        self._wrapped: dict[Task[list[T]], Any] = {}  # chunks as futures of an event loop that waits for them
         self._clock = clock  # the pool's
         self._deadline = None if timeout is None else clock() + timeout
         self._timeout = timeout
@@ -169,17 +167,23 @@ class _Chunks(Feed[T]):
             if not self._tasks:
                 self._raise_error()
                 raise StopAsyncIteration
-            waiting = [asyncio.wrap_future(task) for task in self._candidates()]
+            waiting = [self._wrap(task, asyncio) for task in self._candidates()]
             try:
                 done, _ = await asyncio.wait(waiting, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError:
                 self.close()
                 raise
-            for future in waiting:  # a future that was not awaited must not cancel, or complain about, its task
-                future.add_done_callback(_retrieve)
             if not done:
                 self._timed_out()
             self._collect(wait=False)
+
+    def _wrap(self, task: Task[list[T]], asyncio: Any) -> Any:
+        """Return the chunk as a future of the running loop: the same each time, as it adds a callback to the chunk."""
+        future = self._wrapped.get(task)
+        if future is None or future.get_loop() is not asyncio.get_running_loop():
+            future = self._wrapped[task] = asyncio.wrap_future(task)
+            future.add_done_callback(_retrieve)  # one that was not awaited must not complain about its task
+        return future
 
     async def _submit_held(self) -> None:
         """Submit what there was no room for, when there is: the others' tasks fill the queue."""
@@ -225,21 +229,36 @@ class _Chunks(Feed[T]):
 
     def _wait_for_one(self) -> None:
         """Wait until a chunk is done; in order, the first one."""
-        candidates = self._candidates()
-        if len(candidates) > 1:
-            done: Any = wait(candidates, timeout=self._left(), return_when=FIRST_COMPLETED).done
-            if not done:
-                self._timed_out()
+        if not self._ordered:
+            self._wait_for_any()
             return
-        task = candidates[0]
+        task = self._candidates()[0]
         try:
             task.exception(self._left())
         except Exception:
-            left = self._left()
-            if not task.done() and left is not None and left < _SOON:
-                self._timed_out()
+            if not task.done():
+                self._end_at_timeout()
             if not task.cancelled():  # that is raised by `_collect`
                 raise  # what a signal handler raised
+
+    def _wait_for_any(self) -> None:
+        arrivals: Any = self._arrivals  # all that the owner asks is whether it is done
+        while True:
+            arrivals.clear()  # before the look: each rings when it is done
+            if any(task.done() for task in self._candidates()):
+                return
+            try:
+                if self._owner is not None:
+                    self._owner.lead(arrivals, self._left())
+                arrivals.get(timeout=self._left())
+            except Exception:
+                self._end_at_timeout()
+                raise  # what a signal handler raised
+
+    def _end_at_timeout(self) -> None:
+        left = self._left()
+        if left is not None and left < _SOON:
+            self._timed_out()
 
     def _collect(self, *, wait: bool = True) -> None:
         """Take the results of one chunk that is done, and put new items in its place."""
@@ -248,6 +267,7 @@ class _Chunks(Feed[T]):
             task, count = self._tasks[index]
             del self._tasks[index]
             self._taken -= count
+        self._wrapped.pop(task, None)
         try:
             try:
                 results = task.result()
@@ -276,6 +296,7 @@ class _Chunks(Feed[T]):
         """Cancel what has not been yielded, and take no more items. Idempotent; does not block."""
         super().close()
         deque(self._to_take, maxlen=0)  # nobody takes what is at hand
+        self._wrapped.clear()
         self._ready.clear()
 
 

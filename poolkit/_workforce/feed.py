@@ -4,7 +4,8 @@ By who reads the results (`poolkit/results.py`), and by who drives a map that no
 once. Who reads takes up to `buffersize` items ahead of what was yielded, and the first exception ends it. Who drives
 takes the rest, with as many chunks at work at a time, and an item of an unread map that raises stops no other.
 With no `chunksize`, chunks grow until one takes about CHUNK_SECONDS; with a time limit or retries they hold one item,
-because both are meant for one item.
+because both are meant for one item. Where results come as they arrive, a chunk is only what a worker may claim at once:
+what is in one with a slow item waits for it, so it is small, whatever `chunksize`, and there are more of them.
 Guarded by: `_lock`: all but `_begun`, `_closed`, `dropped` and `_cut`, which anybody may set, and read. Held while the
 input is asked for items, so it is re-entrant; who must not wait for that tries it. Finalizers do not take it.
 """
@@ -23,15 +24,18 @@ from poolkit._child.chunk import ChunkStopped
 from poolkit._workforce.logs import log
 from poolkit._workforce.maps import Maps
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationError
-from poolkit.task import Task
+from poolkit.task import Task, TaskOwner
 
 T = TypeVar("T")
 
 CHUNK_SECONDS = 0.01  # a chunk that nobody chose is about this much work, so a slow item delays few others
 MOST_ITEMS = 4096  # items in such a chunk
+CLAIM_SECONDS = 0.001  # the same where results come as they arrive
+MOST_CLAIMED = 16
 CHUNK_COST = 0.00001  # seconds that any chunk takes, however few its items
 GROWTH = 8  # how many times larger the next chunk may be
 AHEAD = 2  # chunks per worker that are taken ahead when `buffersize` is not given: more would be more to begin with
+MOST_AHEAD = 16  # where chunks are small, and as many take no more than CHUNK_SECONDS
 
 _driving = threading.local()  # .depth > 0 while this thread drives a map, so that others may be the input of that
 
@@ -56,6 +60,23 @@ class Submits(Protocol):
         """Submit one, and wait for room without blocking the event loop."""
 
 
+class Arrivals(SimpleQueue[None]):
+    """Rung when a chunk is done; for `TaskOwner.lead`, what is done when any of them is."""
+
+    def ring(self, _task: object) -> None:
+        """Take a note."""
+        self.put(None)
+
+    def done(self) -> bool:
+        """Return True if it was rung since it was last cleared."""
+        return not self.empty()
+
+    def clear(self) -> None:
+        """Forget what was noted. For the one who waits."""
+        while not self.empty():
+            self.get()
+
+
 class Feed(Generic[T]):
     """What goes in of one `map`; see the file's header."""
 
@@ -70,6 +91,7 @@ class Feed(Generic[T]):
         chunksize: int | None,
         buffersize: int | None,
         workers: int,
+        ordered: bool = True,
         is_sized: bool = False,
         maps: Maps | None = None,
     ) -> None:
@@ -81,13 +103,17 @@ class Feed(Generic[T]):
         self._fn = fn
         self._items: Iterator[Any] | None = items  # None: exhausted
         self._starred = starred  # whether an item is a tuple of arguments
-        self._adapt = chunksize is None
-        self._chunk = chunksize or 1
-        self._most = MOST_ITEMS
+        self._ordered = ordered
+        self._adapt = chunksize is None or not ordered
+        self._chunk = (chunksize or 1) if ordered else 1
+        self._most = MOST_ITEMS if ordered else min(chunksize or MOST_CLAIMED, MOST_CLAIMED)
+        self._workers = workers
+        self._arrivals = Arrivals()  # where results come as they arrive
+        self._owner: TaskOwner | None = None  # then: of the chunks
         self._slots = workers * AHEAD
         self._bound = buffersize
         if buffersize is not None:
-            self._most = max(1, buffersize // (2 * workers))
+            self._most = min(self._most, max(1, buffersize // (2 * workers)))
             self._chunk = min(self._chunk, buffersize)
         self._lock = threading.RLock()
         self._tasks: deque[tuple[Task[list[T]], int]] = deque()  # submitted and not read, with their number of items
@@ -255,8 +281,11 @@ class Feed(Generic[T]):
 
     def _learn(self, task: Task[list[T]], count: int) -> None:
         if self._adapt and task.run_time is not None:
-            fitting = CHUNK_SECONDS * count / max(task.run_time - CHUNK_COST, 1e-6)
+            seconds = max(task.run_time - CHUNK_COST, 1e-6)
+            fitting = (CHUNK_SECONDS if self._ordered else CLAIM_SECONDS) * count / seconds
             self._chunk = int(max(1, min(fitting, GROWTH * max(count, self._chunk), self._most)))
+            if not self._ordered:
+                self._slots = self._workers * int(max(AHEAD, min(CHUNK_SECONDS / seconds, MOST_AHEAD)))
 
     def _fill(self, *, wait: bool = True, driving: bool = False) -> None:
         """Take items ahead, up to the bound, and submit them. Waits for room if it may, and for nothing else."""
@@ -307,6 +336,8 @@ class Feed(Generic[T]):
         if not self.dropped:
             self._tasks.append((task, len(chunk)))
             self._taken += len(chunk)
+        if not self._ordered:
+            self._owner = task.add_waker(self._arrivals.ring) or self._owner
         if self._sent is not None:
             self._sent.append((task, chunk))
         if self._rings:

@@ -11,6 +11,7 @@ import pytest
 import support_functions as work
 import support_objects as objects
 from poolkit import PoolClosed, TaskCancelled, WorkerCrashed
+from poolkit._workforce.feed import MOST_CLAIMED
 from support import wait_until
 
 
@@ -66,6 +67,24 @@ def test_unordered_yields_as_results_arrive(make_pool, new_gate):
     assert next(results) == release.path
     never.signal()
     assert list(results) == [never.path]
+
+
+@pytest.mark.needs("background")
+@pytest.mark.one_start_method
+@pytest.mark.parametrize("chunksize", [None, 100])
+def test_unordered_waits_for_a_slow_item_with_those_alone_that_were_claimed_with_it(make_pool, new_gate, chunksize):
+    gate = new_gate()
+
+    def wait_at_300(number):
+        if number == 300:
+            gate.wait()
+        return number
+
+    results = make_pool(2).map(wait_at_300, range(600), ordered=False, chunksize=chunksize)
+    found = {next(results) for _ in range(600 - MOST_CLAIMED)}
+    assert 300 not in found
+    gate.signal()
+    assert found | set(results) == set(range(600))
 
 
 @pytest.mark.one_start_method

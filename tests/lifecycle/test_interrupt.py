@@ -308,7 +308,7 @@ def test_alarms_that_raise_at_any_moment_tear_nothing() -> None:
 def test_what_an_alarm_raises_comes_out_of_a_map() -> None:
     """Also if it is an Exception, or the class that waits raise, and the results before it are there by then."""
     source = """
-        import signal, time
+        import itertools, signal, time
         import poolkit
 
         class Alarm(Exception):
@@ -320,15 +320,15 @@ def test_what_an_alarm_raises_comes_out_of_a_map() -> None:
         signal.signal(signal.SIGALRM, ring)
         with poolkit.Pool(1) as pool:
             pool.submit(abs, -1).result()
-            for kind in (Alarm, TimeoutError):
-                results = pool.map(time.sleep, [0.6] * 2, chunksize=1)
+            for kind, ordered in itertools.product((Alarm, TimeoutError), (True, False)):
+                results = pool.map(time.sleep, [0.6] * 2, chunksize=1, ordered=ordered)
                 signal.setitimer(signal.ITIMER_REAL, 0.3)
                 try:
                     list(results)
                 except kind as error:
                     print(error)
         """
-    assert run(source) == ["mine", "mine"]
+    assert run(source) == ["mine"] * 4
 
 
 def test_a_handler_that_a_task_left_ends_its_worker_with_one_line() -> None:

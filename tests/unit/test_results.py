@@ -59,7 +59,21 @@ class Interrupted(Task[Any]):
         return super().exception(timeout)
 
 
-def results_of(pool: Here, items: Iterable[Any], *, chunksize: int = 2) -> Results[Any]:
+class Later(Here):
+    """Runs no chunk; the test publishes what it wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.submitted: list[tuple[Task[Any], list[Any]]] = []
+
+    def submit_chunk(
+        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool | None, late: bool
+    ) -> Task[list[Any]]:
+        self.submitted.append((Task(None, "chunk", None, None), items))
+        return self.submitted[-1][0]
+
+
+def results_of(pool: Here, items: Iterable[Any], *, chunksize: int = 2, ordered: bool = True) -> Results[Any]:
     return Results(
         pool,
         abs,
@@ -69,7 +83,7 @@ def results_of(pool: Here, items: Iterable[Any], *, chunksize: int = 2) -> Resul
         chunksize=chunksize,
         buffersize=None,
         workers=1,
-        ordered=True,
+        ordered=ordered,
         timeout=None,
     )
 
@@ -168,3 +182,41 @@ def test_a_chunk_that_was_cancelled_ends_the_iteration_with_that() -> None:
     with pytest.raises(BaseException, match="cancelled"):
         next(results)
     assert list(results) == []
+
+
+def test_asynchronous_iteration_adds_nothing_to_a_slow_chunk_for_each_result() -> None:
+    """And each result is there as soon as its chunk is done."""
+    pool = Later()
+
+    async def read() -> int:
+        results = results_of(pool, itertools.count(), ordered=False)
+        slow, _ = pool.submitted[0]
+        done = 1
+        for _ in range(200):
+            task, items = pool.submitted[done]
+            done += 1
+            asyncio.get_running_loop().call_soon(task.publish, Outcome(items, ok=True))
+            for item in items:
+                assert await anext_of(results) == item
+        results.close()
+        return len(slow._wakers or ()) + len(slow._callbacks or ())
+
+    assert asyncio.run(read()) <= 2
+
+
+async def anext_of(results: Results[Any]) -> Any:
+    """`anext`, which CPython 3.10 has as well, with a type."""
+    return await results.__anext__()
+
+
+def test_what_arrives_in_any_order_is_waited_for_without_a_callback_for_each_result() -> None:
+    pool = Later()
+    results = results_of(pool, range(1000), ordered=False)
+    slow, _ = pool.submitted[0]
+    for done in range(1, 200):
+        task, items = pool.submitted[done]
+        task.publish(Outcome(items, ok=True))
+        assert [next(results) for _ in items] == items
+    assert len(slow._wakers or ()) <= 1
+    assert results._chunks._arrivals.qsize() <= 1, "what was rung is not kept"
+    results.close()
