@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-KEEP = 128 << 20  # bytes of free memory that a worker keeps for its results
 OWNER = 0  # who frees what a worker lends
 
 
@@ -29,7 +28,7 @@ class Freight:
 
     def __init__(self, passage_fd: int) -> None:
         self.passage = Passage(passage_fd, waits=True)
-        self.arena = Arena(KEEP)
+        self.arena = Arena()
         self._found = Found
 
     def begin(self, threshold: float) -> None:

@@ -11,7 +11,8 @@ lost, and it can be stored from a finalizer in any thread. The writer itself sto
 without being passed on, and for what was lent to a worker that died.
 
 Guarantees: a block is given to one lease at a time; its memory is reserved before it is written to, so a lack of
-memory is an answer (None), never a SIGBUS; free memory that is kept stays under a limit, and is given back when idle.
+memory is an answer (None), never a SIGBUS; it has no more memory than was lent at once in the last seconds, so free
+memory that is kept for one size makes way for another, and all of it is given back when idle.
 Guarded by: `_lock`: everything but the state bytes. Only `take` waits for it, as a signal handler or a finalizer that
 runs in the midst of that may want a lock which the caller of another method has: who finds it held leaves its work to
 the next owner (`_dead`), or for later. A second entry by the same thread gets None instead of a torn arena. What only
@@ -45,7 +46,8 @@ SEGMENT = 64 << 20
 STEPS = 8  # size classes for each doubling
 IDLE = 4.0  # seconds that free memory is kept since its segment was last used
 SOON = 0.05  # seconds until `trim` is to be called again where it found the lock held
-LONGEST_LOOK = 64.0  # seconds between two looks at what is lent for long
+LONGEST_LOOK = 5.0  # seconds between two looks at what is lent for long
+MOST_FOR = 3.0  # seconds; what was lent at once is remembered for so long, and up to twice as long
 
 
 def class_of(nbytes: int) -> int:
@@ -135,16 +137,17 @@ class Lease:
 class Arena:
     """The shared memory of one writer. Thread-safe; nothing in here blocks for long."""
 
-    def __init__(self, keep: int, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._lock = RLock()
         self._dead: deque[int] = deque()  # borrowers that are dead, for the next owner of the lock
-        self._keep = keep  # bytes of free memory that are kept
         self._clock = clock
         self._pid = os.getpid()
         self._next_id = 1
         self.segments: dict[int, Segment] = {}  # by id, which anybody may look for
         self._look_after = IDLE / 4  # seconds until the next look at what is lent
         self.reserved = 0  # bytes of memory in all blocks
+        self._most = self._most_before = 0  # bytes lent at once, since `_turn_at` was set, and before
+        self._turn_at = 0.0  # when the former becomes the latter
         self.idle_at: float | None = None  # when `trim` is to be called next; None: nothing is kept, and nothing lent
         self.is_short = False  # there was no memory, once
 
@@ -188,10 +191,12 @@ class Arena:
             self._next_id += 1
             segments[segment.id] = segment
             index = 0
+        now = self._clock()
+        most = self._most_lent(now, self.lent()[1] + block)
         if not segment.reserved[index]:
-            self._make_room(block, segment)
+            self._give_back(self.reserved + block - most, segment)
         segment.borrowers.pop(index, None)
-        segment.used = self._clock()
+        segment.used = now
         self._look_after = IDLE / 4
         if self.idle_at is None:
             self.idle_at = segment.used + IDLE
@@ -215,9 +220,17 @@ class Arena:
 
     # ===== giving back =====
 
-    def _make_room(self, wanted: int, spared: Segment) -> None:
-        """Keep the free memory under the limit: give back the longest unused, until `wanted` bytes more would fit."""
-        surplus = self.reserved - self.lent()[1] + wanted - self._keep
+    def _most_lent(self, now: float, lent: int) -> int:
+        """Return the most bytes that were lent at once in the last seconds; `lent` are now."""
+        if now >= self._turn_at:
+            self._most_before = self._most if now < self._turn_at + MOST_FOR else 0
+            self._most = 0
+            self._turn_at = now + MOST_FOR
+        self._most = max(self._most, lent)
+        return max(self._most, self._most_before)
+
+    def _give_back(self, surplus: int, spared: Segment | None = None) -> None:
+        """Give free memory back, the longest unused first, until it is so many bytes less."""
         if surplus <= 0:
             return
         for segment in sorted(self.segments.values(), key=lambda each: each.used):
@@ -266,6 +279,7 @@ class Arena:
                 self._strip(segment, math.inf)
             elif segment.reserved.count(1) > segment.lent():
                 kept.append(segment.used + IDLE)
+        self._give_back(self.reserved - self._most_lent(now, self.lent()[1]))
         if kept:
             self.idle_at = max(min(kept), now + 1.0)
         elif self.segments:  # the rest is lent; nobody will say when it comes back

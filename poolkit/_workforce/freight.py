@@ -45,7 +45,6 @@ LOOK_AT_CHILDREN = 2.0  # seconds between two looks whether a forked child is go
 LOOK_AT_DYING = 1.0  # seconds until the next look whether workers are dead that nobody reaps
 RETRY = 0.01  # seconds until a descriptor that the system had no room for is sent again
 SHORT = 16  # items of a list that are looked at one by one
-KEEP = 256 << 20  # bytes of free memory that the owner keeps for arguments
 
 
 class Waybill:
@@ -94,7 +93,7 @@ class Freight:
     def __init__(self, threshold: int | None, name: str) -> None:
         self.threshold = float("inf") if threshold is None else threshold
         self._found = found_from(self.threshold)
-        self.arena = Arena(KEEP)
+        self.arena = Arena()
         self._name = name
         # Set by the workforce: called, from finalizers, when a region is gone that a worker was told of; what wakes the
         # supervisor thread, and what it does for a worker.

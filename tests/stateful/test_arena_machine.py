@@ -8,7 +8,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from poolkit._wire.arena import IDLE, Arena, Lease
 
-KEEP = 4 << 20
 WORKERS = st.integers(1, 3)
 
 
@@ -21,7 +20,7 @@ class ArenaMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.arena = Arena(KEEP, lambda: self.now)
+        self.arena = Arena(lambda: self.now)
         self.seen: dict[tuple[int, int], int] = {}  # (segment, index) -> worker, or 0 for a lease of our own
         self.mark = 0
         self.marks: dict[tuple[int, int], tuple[Lease, int]] = {}

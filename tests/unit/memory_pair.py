@@ -22,7 +22,7 @@ class Pair:
     def __init__(self, threshold: float = 65_536) -> None:
         ours, theirs = socket.socketpair()
         self.threshold = threshold
-        self.arena = Arena(64 * MIB)
+        self.arena = Arena()
         self.out = Passage(ours.detach(), waits=False)
         self.into = Passage(theirs.detach(), waits=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import random
 import threading
 from pathlib import Path
 from typing import NoReturn
@@ -37,7 +38,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def arena(clock: Clock) -> Arena:
-    made = Arena(64 * MIB, clock)
+    made = Arena(clock)
     yield made
     made.close()
 
@@ -204,7 +205,7 @@ def test_closing_waits_for_nobody(arena: Arena) -> None:
     thread.join()
 
 
-@pytest.mark.parametrize("where", ["shared_memory", "_make_room", "_clock", "reserve"])
+@pytest.mark.parametrize("where", ["shared_memory", "_give_back", "_most_lent", "_clock", "reserve"])
 def test_an_interrupt_in_the_midst_of_taking_loses_no_block(
     arena: Arena, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -261,6 +262,39 @@ def test_idle_memory_is_given_back_and_then_nothing_is_due(arena: Arena, clock: 
     assert not arena.segments
 
 
+def test_memory_stays_under_twice_the_most_that_was_lent_in_the_last_ten_seconds(arena: Arena, clock: Clock) -> None:
+    """Whatever sizes come, in whatever order; also when few are lent after many were."""
+    rng = random.Random(4)
+    held: list[Lease] = []
+    alive: list[tuple[float, int]] = []  # when, and how many bytes
+    for step in range(3000):
+        most_held = 8 if step % 1000 < 500 else 1
+        del held[: max(0, len(held) - rng.randrange(most_held))]
+        held.append(take(arena, rng.choice([MIB // 8, MIB, 2 * MIB, 3 * MIB, 5 * MIB, rng.randrange(70_000, 4 * MIB)])))
+        alive.append((clock.now, sum(lease.nbytes for lease in held)))
+        clock.now += rng.choice([0.0, 0.01, 0.1])
+        if arena.idle_at is not None and clock.now >= arena.idle_at:
+            arena.trim()
+        most = max(nbytes for when, nbytes in alive[-1200:] if when > clock.now - 10.0)
+        assert arena.reserved <= 1.2 * most
+    held.clear()
+    clock.now += 10.0
+    arena.trim()
+    assert arena.reserved == 0
+
+
+def test_sizes_that_come_again_find_their_memory(arena: Arena, clock: Clock) -> None:
+    sizes = [MIB, 2 * MIB, 3 * MIB]
+    reserved = 0
+    for turn in range(100):
+        held = [take(arena, nbytes) for nbytes in sizes]
+        del held
+        clock.now += 0.2
+        arena.trim()
+        reserved = reserved or arena.reserved
+        assert arena.reserved == reserved, f"turn {turn}"
+
+
 def test_looks_at_what_is_lent_for_long_become_rare(arena: Arena, clock: Clock) -> None:
     held, other = take(arena, 3 * MIB), take(arena, 3 * MIB)
     del other
@@ -271,7 +305,7 @@ def test_looks_at_what_is_lent_for_long_become_rare(arena: Arena, clock: Clock) 
         arena.trim()
         times.append(clock.now)
     assert all(later - sooner >= 1.0 for sooner, later in itertools.pairwise(times[1:]))
-    assert len(times) < 30
+    assert len(times) < 210
     if hasattr(os, "memfd_create") and not _os.PORTABLE:
         assert arena.reserved == class_of(3 * MIB)  # the held one; the other was given back
     del held
@@ -324,7 +358,7 @@ def test_a_forked_child_frees_nothing_and_gets_nothing(arena: Arena) -> None:
 
 
 def test_a_closed_arena_gives_nothing_and_its_leases_stay_harmless(clock: Clock) -> None:
-    arena = Arena(MIB, clock)
+    arena = Arena(clock)
     lease = take(arena, 70_000)
     arena.close()
     lease.write([b"abc"], [3])
@@ -348,7 +382,7 @@ def test_segments_have_room_for_a_state_byte_of_each_block() -> None:
 
 
 def test_a_descriptor_stays_open_while_somebody_may_reserve_memory_with_it(clock: Clock) -> None:
-    arena = Arena(MIB, clock)
+    arena = Arena(clock)
     lease = take(arena, 70_000)
     fd = lease.segment.fd
     arena.close()
