@@ -14,7 +14,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from types import FunctionType, TracebackType
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import poolkit
@@ -262,11 +262,19 @@ class Face(Executor):
             raise
 
     def _task(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
+        self,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None,
+        chunk_of: Callable[..., Any] | None = None,
     ) -> tuple[poolkit.Task[T], SerializationError | None]:
         """Serialise a call, on this thread; with what went wrong, if it did."""
         if type(fn) is not FunctionType:
             fn = to_be_sent(fn)
+            code = _code_of(fn)
+        else:
+            code = fn.__code__ if chunk_of is None else _code_of(chunk_of)
         options = self._options
         name = options.name or name or name_of(fn)
         try:
@@ -274,7 +282,8 @@ class Face(Executor):
         except SerializationError as exc:
             _note_the_place(exc, name)
             return self._supervisor.new_task(self._supervisor, name, None, options), exc
-        return self._supervisor.new_task(self._supervisor, name, call, options, nbytes), None
+        function = id(code) ^ hash(name)  # both: decorators make functions of one code, and lambdas have one name
+        return self._supervisor.new_task(self._supervisor, name, call, options, nbytes, function), None
 
     def cancel_soon(self, task: poolkit.Task[Any]) -> None:
         """Have a task cancelled by the supervisor's thread; for finalizers, which must not wait for a lock."""
@@ -284,7 +293,7 @@ class Face(Executor):
         self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool | None, late: bool
     ) -> poolkit.Task[list[Any]]:
         """Submit one task that calls `fn` for each of `items`; what `map` is made of. See `Submits`."""
-        task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})")
+        task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})", fn)
         if block is not None and block != task.options.block:
             task.options = task.options.changed(block=block)
         task.late = late
@@ -295,7 +304,7 @@ class Face(Executor):
         self, fn: Callable[..., Any], items: list[Any], *, starred: bool, late: bool
     ) -> poolkit.Task[list[Any]]:
         """Do the same, but wait for room without blocking the event loop."""
-        task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})")
+        task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})", fn)
         task.late = late
         await self._hand_in(task, error)
         return task
@@ -395,6 +404,16 @@ def to_be_sent(fn: Any) -> Any:
 def name_of(fn: Callable[..., Any]) -> str:
     """What a function is called."""
     return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
+
+
+def _code_of(fn: Any) -> object:
+    """Return what is the same for all calls that take as long as this one: the code, or the class."""
+    while type(fn) is functools.partial:
+        fn = fn.func
+    if isinstance(fn, type) or isinstance(getattr(fn, "__self__", None), ModuleType):  # the latter: in C
+        return fn
+    code = getattr(fn, "__code__", None)
+    return code if type(code) is CodeType else type(fn)
 
 
 def _interruptions() -> tuple[type[BaseException], ...]:

@@ -125,6 +125,7 @@ class Task(Future[T]):
         "call",
         "deaths",
         "ended_at",
+        "function",
         "id",
         "name",
         "nbytes",
@@ -136,7 +137,9 @@ class Task(Future[T]):
         "worker_id",
     )
 
-    def __init__(self, owner: TaskOwner | None, name: str, call: Any, options: Any, nbytes: int = 0) -> None:
+    def __init__(
+        self, owner: TaskOwner | None, name: str, call: Any, options: Any, nbytes: int = 0, function: Any = None
+    ) -> None:
         # No super().__init__(): it would build the Condition that this class exists to avoid.
         self._state = _PENDING
         self._cond: threading.Condition | None = None
@@ -152,6 +155,7 @@ class Task(Future[T]):
         self.name = name
         self.call = call
         self.nbytes = nbytes
+        self.function = function or name  # what its run time says something about: an id, not kept alive
         self.options = options
         self.phase = QUEUED
         self.seq = 0

@@ -8,39 +8,40 @@ Guarded by: the pool's one lock.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from poolkit._core.queue import AnyTask, TaskQueue
 
 BATCH_SECONDS = 0.001  # a batch is about this much work
 BATCH_BYTES = 32 * 1024  # and fits the pipe with room to spare, so that sending it never waits
-REMEMBERED = 1024  # names of functions whose run time is kept
+REMEMBERED = 1024  # functions whose run time is kept
 
 
 class RunTimes:
-    """Measured run time per function name, as a moving average."""
+    """Measured run time per function, as `Task.function` has it, as a moving average."""
 
     __slots__ = ("seconds",)
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}  # by name; to be looked at by `take_batch`
+        self.seconds: dict[Any, float] = {}  # by function; to be looked at by `take_batch`
 
-    def measured(self, name: str, seconds: float) -> None:
+    def measured(self, function: Any, seconds: float) -> None:
         """Take one run into account. A longer run counts at once, shorter ones slowly: a batch too small costs less."""
         if not 0.0 <= seconds < math.inf:
             return  # a worker's own word, and this is no time
-        known = self.seconds.get(name)
+        known = self.seconds.get(function)
         if known is None:
             if len(self.seconds) >= REMEMBERED:
                 del self.seconds[next(iter(self.seconds))]
-            self.seconds[name] = seconds
+            self.seconds[function] = seconds
         elif seconds > known:
-            self.seconds[name] = (known + seconds) / 2
+            self.seconds[function] = (known + seconds) / 2
         else:
-            self.seconds[name] = known + (seconds - known) / 8
+            self.seconds[function] = known + (seconds - known) / 8
 
-    def expected(self, name: str) -> float:
+    def expected(self, function: Any) -> float:
         """Seconds one run is expected to take; a whole batch's worth when nothing is known."""
-        return self.seconds.get(name, BATCH_SECONDS)
+        return self.seconds.get(function, BATCH_SECONDS)
 
 
 def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ahead: float = 0.0) -> list[AnyTask]:
@@ -60,7 +61,7 @@ def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ah
     expected = times.seconds
     for _ in range(min(most, share)):
         task = queue.pop()
-        work += expected.get(task.name, BATCH_SECONDS)
+        work += expected.get(task.function, BATCH_SECONDS)
         room_bytes -= task.nbytes
         alone = task.options.memory_limit is not None  # what its worker has is known when it is sent to an idle one
         if (alone or work > BATCH_SECONDS or room_bytes < 0) and (batch or ahead):

@@ -139,7 +139,7 @@ class Dispatcher:
             self._watch(worker, now)
             if self.queue.size and self.workforce.max_batch > 1 and self.roster.can_take(worker):
                 # Send more before it has finished, so that it need not wait for the next message.
-                ahead = len(worker.sent) * self.times.expected(worker.sent[-1].name)
+                ahead = len(worker.sent) * self.times.expected(worker.sent[-1].function)
                 if ahead < BATCH_SECONDS / 2 and len(worker.sent) <= self.workforce.max_batch // 2:
                     self._send(worker, now, max(ahead, 1e-9))
 

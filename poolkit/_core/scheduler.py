@@ -339,10 +339,10 @@ class Scheduler:
         if worker.sentence is not None and worker.sentence.task is task:
             return False  # it ended at the last moment; the sentence stands, and is carried out at the worker's death
         if task.phase is not SETTLED:
-            if task.name in worker.has_run:
-                self._dispatcher.times.measured(task.name, report.ended - report.started)
+            if task.function in worker.has_run:
+                self._dispatcher.times.measured(task.function, report.ended - report.started)
             else:
-                worker.runs_first(task.name)
+                worker.runs_first(task.function)
             self._outcomes.finished(task, report, now)
         worker.sent.popleft()
         self.roster.finished(worker, report.rss)

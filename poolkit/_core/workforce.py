@@ -99,7 +99,7 @@ class WorkerState(enum.IntEnum):
     DOOMED = 4
 
 
-NAMES = 1024  # names of functions that are remembered of one worker
+NAMES = 1024  # functions that are remembered of one worker
 
 STARTING, IDLE, BUSY, STOPPING, DOOMED = WorkerState  # see `poolkit/task.py`
 
@@ -129,7 +129,7 @@ class Worker:
         self.counted = True  # whether it counts towards the pool's size
         self.in_doubt = False  # it is being sent something, or that is being taken back
         self.draining = False  # tasks were reclaimed, and it has not yet reported that it dropped them
-        self.has_run: set[str] = set()  # names of functions whose run time it may tell
+        self.has_run: set[Any] = set()  # functions whose run time it may tell
         self.sentence: Sentence | None = None
         self.check_at: float | None = None  # a timer is set for then, to see whether a run-time limit has passed
         self.unbegun = 0  # the task that it was found not to have begun
@@ -139,11 +139,11 @@ class Worker:
         self.ready_at = 0.0  # once it is
         self.idle_since = now  # or since it starts
 
-    def runs_first(self, name: str) -> None:
+    def runs_first(self, function: Any) -> None:
         """Take down that it ran a function: the first run may have had to import, and says little about the next."""
         if len(self.has_run) >= NAMES:
             self.has_run.clear()
-        self.has_run.add(name)
+        self.has_run.add(function)
 
 
 # ===== reports: what the workers have to say; the scheduler's events =====

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from unit.scripted import up
 
 from poolkit._core.batch import BATCH_BYTES, BATCH_SECONDS, REMEMBERED, RunTimes, take_batch
 from poolkit._core.options import CallOptions
 from poolkit._core.queue import TaskQueue
 from poolkit.task import Task
+from poolkit.testing import FakePool
 
 
 def queue_of(count: int, *, name: str = "f", nbytes: int = 10) -> TaskQueue:
@@ -85,3 +89,85 @@ def test_a_time_that_is_none_is_not_believed(seconds: float) -> None:
     """What a worker says of itself may be anything."""
     times = times_of(seconds)
     assert times.expected("f") == BATCH_SECONDS
+
+
+def wrapped(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(function)
+    def inner(value: Any) -> Any:
+        return function(value)
+
+    return inner
+
+
+class Adder:
+    """Can be called, and has a method of a name that others have, too."""
+
+    def __call__(self, value: int) -> int:
+        return value + 1
+
+    def real(self, value: int) -> int:
+        return value + 2
+
+
+class Other(Adder):
+    """Another class."""
+
+    def real(self, value: int) -> int:
+        return value + 3
+
+
+def test_run_times_are_learnt_for_each_function_not_for_each_name() -> None:
+    """Functions of one name, or of one code, have times of their own; the same one made anew has not."""
+
+    def renamed(function: Any) -> Any:
+        function.__qualname__ = "work"
+        return function
+
+    functions: list[Callable[[Any], Any]] = [
+        lambda value: value,
+        lambda value: -value,
+        renamed(lambda value: value),
+        renamed(lambda value: value + 1),
+        wrapped(abs),
+        wrapped(str),
+        functools.partial(pow, 2),
+        functools.partial(divmod, 2),
+        functools.partial(wrapped(repr)),
+        Adder(),
+        Other(),
+        Adder().real,
+        Other().real,
+        abs,
+        str,
+        type("str", (), {"__init__": lambda _self, _value: None}),
+    ]
+    with FakePool() as pool:
+        seen = [pool.submit(function, 1).function for function in functions]
+        assert len(set(seen)) == len(seen)
+        assert [pool.submit(function, 1).function for function in functions] == seen
+        assert len({pool.submit(lambda number=number: number).function for number in range(10)}) == 1
+        assert len({pool.submit(functools.partial(pow, number), 2).function for number in range(10)}) == 1
+        assert pool.options(name="other").submit(abs, 1).function not in seen
+
+        chunks: list[Any] = []
+        new_task = pool._supervisor.new_task
+        pool._supervisor.new_task = lambda *args: chunks.append(new_task(*args)) or chunks[-1]
+        for function in functions:
+            list(pool.map(function, [1]))
+        assert len({chunk.function for chunk in chunks} | set(seen)) == 2 * len(functions)
+
+
+def test_tasks_of_one_name_do_not_share_a_time() -> None:
+    """The times of one function make no batch of another."""
+    pool = up()
+    pool.scheduler._dispatcher.times.measured("quick", 1e-6)
+    for function in ("quick", "slow"):
+        for _ in range(3):
+            task = pool.task("work")
+            task.function = function
+            pool.scheduler.submit(task, pool.now)
+    worker = pool.alive()[0]
+    pool.run(worker)
+    assert [task.function for task in pool.scheduler.roster.workers[worker.id].sent] == ["quick", "quick"]
+    pool.run_to_rest()
+    pool.end()
