@@ -56,6 +56,7 @@ class Freight:
             body = codec.pack_value(value)
             if len(body) < self._found.threshold:
                 return body  # type: ignore[no-any-return]
+            return self._pack_large(value, body, self._found())
         found = self._found()
         found.look((value,))
         if not (buffers.regions_in_use or is_loaded()):
@@ -65,6 +66,10 @@ class Freight:
                 body = codec.pack_value(value, found)
         if not (found or found.large or found.regions) and len(body) < found.threshold:
             return body  # type: ignore[no-any-return]
+        return self._pack_large(value, body, found)
+
+    def _pack_large(self, value: object, body: Any, found: Found) -> bytes | Parcel:
+        """Put what is large of a pickled result into blocks."""
         try:
             parcel = pack(body, found, self.arena)
             if type(parcel) is Parcel:

@@ -27,7 +27,7 @@ from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask
 from poolkit._wire import buffers, codec
 from poolkit._wire.arena import Arena
-from poolkit._wire.buffers import PLAIN, found_from
+from poolkit._wire.buffers import PLAIN, Found, found_from
 from poolkit._wire.handover import is_loaded
 from poolkit._wire.holds import release_pins
 from poolkit._wire.messages import FLAG_ANNOUNCE, FLAG_COPIES, FLAG_PARCEL
@@ -38,6 +38,7 @@ from poolkit._workforce.logs import log
 from poolkit.errors import SerializationError
 
 if TYPE_CHECKING:
+    from poolkit._wire.plans import Manifest
     from poolkit._workforce.member import Member
 
 
@@ -109,7 +110,7 @@ class Freight:
 
     # ===== out =====
 
-    def pack(  # noqa: C901, PLR0912 -- each function that it would be divided by costs every small call 60 ns
+    def pack(  # noqa: C901 -- each function that it would be divided by costs every small call 60 ns
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, int]:
         """Pickle a call, with what is large in blocks. Raises SerializationError."""
@@ -125,6 +126,8 @@ class Freight:
                     size = len(call[1])
                     if size < self.threshold:
                         return call, len(call[0]) + size
+                    if call[0]:  # else the function is in there, and may have large buffers
+                        return self._pack_large(call, self._found())
                 except SerializationError:  # what goes by value with the function may have to be handed over
                     if not is_loaded():
                         raise
@@ -133,12 +136,17 @@ class Freight:
         if kwargs:
             found.look(kwargs.values())
         if not (buffers.regions_in_use or is_loaded()):
-            fn_bytes, body, manifest = codec.pack_call(fn, args, kwargs, found)
+            call = codec.pack_call(fn, args, kwargs, found)
         else:
             with found:
-                fn_bytes, body, manifest = codec.pack_call(fn, args, kwargs, found)
-        if not (found or found.large or found.regions) and len(body) < self.threshold:
-            return (fn_bytes, body, manifest), len(fn_bytes) + len(body)
+                call = codec.pack_call(fn, args, kwargs, found)
+        if not (found or found.large or found.regions) and len(call[1]) < self.threshold:
+            return call, len(call[0]) + len(call[1])
+        return self._pack_large(call, found)
+
+    def _pack_large(self, call: tuple[bytes, Any, Manifest | None], found: Found) -> tuple[Any, int]:
+        """Put what is large of a pickled call into blocks."""
+        fn_bytes, body, manifest = call
         was_idle = self.arena.idle_at is None
         packed = pack(body, found, self.arena)
         if was_idle and self.arena.idle_at is not None:

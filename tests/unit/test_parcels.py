@@ -8,6 +8,8 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import socket
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from unit.memory_pair import Pair, pair
 
 from poolkit import _os, shared
+from poolkit._child.freight import Freight as WorkerFreight
 from poolkit._wire import codec, holds, passage
 from poolkit._wire.parcels import Arrived, Parcel
 from poolkit._wire.regions import Region, known_region
@@ -445,3 +448,33 @@ def test_arrow_buffers_are_views_too(ends: Pair) -> None:
     del column
     gc.collect()
     assert ends.arena.lent()[0] == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 100_000, "é" * 100_000, 1 << 1_000_000, ["short", "x" * 100_000]],
+    ids=["ascii", "utf8", "int", "list"],
+)
+def test_what_is_large_and_has_no_buffers_is_pickled_once(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    pickled: list[str] = []
+    for name in ("pack_call", "pack_value"):
+        real = getattr(codec, name)
+        monkeypatch.setattr(
+            codec, name, lambda *args, real=real, name=name, **kwargs: pickled.append(name) or real(*args, **kwargs)
+        )
+    with pair() as ends:
+        ours = Freight(65_536, "pool")
+        (_, call, _), _ = ours.pack(textwrap.dedent, (value,), {})
+        assert isinstance(call, Parcel)
+        call.hand_over(ends.out, ours.arena)
+        call.lend(1)
+        assert Arrived(call.body, ends.into, copies=False).load(codec.load_value) == ((value,), {})
+        ours.close()
+    one, other = socket.socketpair()
+    theirs = WorkerFreight(one.detach())
+    theirs.begin(65_536)
+    assert isinstance(theirs.pack_value(value), Parcel)
+    theirs.passage.close()
+    theirs.arena.close()
+    other.close()
+    assert pickled == ["pack_call", "pack_value"]
