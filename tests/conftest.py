@@ -1,9 +1,17 @@
-"""Fixtures of all suites: a watchdog and a leak check around every test, gates, a journal."""
+"""Fixtures of all suites: a watchdog and a leak check around every test, gates, a journal; and which tests are run.
+
+`long` tests are left out, unless `-m` speaks of that marker or the command line names the test: `pytest -m long` runs
+what `pytest` leaves out. Of the combinations of a test's parameters, `every_nth(n)` makes long all but one in n.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +19,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+import poolkit
 import support
 import support_gates
 import support_leaks
@@ -20,9 +29,65 @@ import support_scripts
 hypothesis.settings.register_profile("poolkit", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("poolkit")
 
+SCALE = float(os.environ.get("POOLKIT_CHAOS_SCALE", "1"))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     support.adopt_orphans()
+    support.heed_ctrl_c()
+    if "PYTHONDONTWRITEBYTECODE" in os.environ:
+        _keep_bytecode(config)
+
+
+def _keep_bytecode(config: pytest.Config) -> None:
+    """Have programs keep theirs in a folder of this run: each of a thousand would compile the library otherwise."""
+    del os.environ["PYTHONDONTWRITEBYTECODE"]
+    os.environ["PYTHONPYCACHEPREFIX"] = folder = tempfile.mkdtemp(prefix="poolkit-bytecode-")
+    subprocess.run([sys.executable, "-m", "compileall", "-q", Path(poolkit.__file__).parent], check=True)
+
+    def undo() -> None:
+        del os.environ["PYTHONPYCACHEPREFIX"]
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        shutil.rmtree(folder, ignore_errors=True)
+
+    config.add_cleanup(undo)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` and `-k` are looked at
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    places = Places()
+    for item in items:
+        mark = item.get_closest_marker("every_nth")
+        if mark is not None and mark.args[0] > SCALE and places.of(item) % mark.args[0]:
+            item.add_marker(pytest.mark.long)
+        if item.get_closest_marker("long") is not None:
+            item.add_marker(pytest.mark.slow)
+    if "long" in config.option.markexpr or any("::" in arg for arg in config.args):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long") is not None]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
+
+
+class Places:
+    """Numbers of combinations of parameters: every n-th diagonal of them goes through each value of each parameter."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, ...], dict[str, int]] = {}
+
+    def of(self, item: pytest.Item) -> int:
+        """The sum of the numbers of its values, and of its test in the file: one of two tests without others is kept.
+
+        Not from `callspec.indices`: pytest may have the number of the combination there, for each parameter.
+        """
+        file, name = item.nodeid.partition("::")[0], item.nodeid.partition("[")[0]
+        values = item.callspec.params.items()  # type: ignore[attr-defined]
+        return self._number(name, file) + sum(self._number(repr(value), name, which) for which, value in values)
+
+    def _number(self, what: str, *where: str) -> int:
+        seen = self._seen.setdefault(where, {})
+        return seen.setdefault(what, len(seen))
 
 
 @pytest.fixture(autouse=True)

@@ -173,6 +173,17 @@ def state_of(pid: int) -> str:
         return "" if PROC.is_dir() else "?"
 
 
+def heed_ctrl_c() -> None:
+    """Have Ctrl-C its usual effect, also here in the background of a shell, which has it and SIGQUIT ignored.
+
+    What ignores a signal hands that on to all that it starts, and tests press Ctrl-C for their programs.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
 def adopt_orphans() -> None:
     """Have orphaned grandchildren become children of this process, so that `descendants` finds them. Linux only."""
     if sys.platform == "linux":

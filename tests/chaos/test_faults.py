@@ -48,6 +48,7 @@ def test_a_task_that_ends_its_worker_or_raises(step: str, fault: str, new_gate: 
 @pytest.mark.parametrize("step", ["unpickle", "run", "pickle"])
 @pytest.mark.parametrize("fault", ["hang", "stop"])
 @pytest.mark.parametrize("end", ["timeout", "cancel", "deadline", "shutdown"])
+@pytest.mark.every_nth(3)
 def test_a_task_that_never_ends(step: str, fault: str, end: str, new_gate: Callable[[], Gate]) -> None:
     """The limit, a cancel and a shutdown reach it wherever it hangs."""
     arrived = new_gate()
@@ -89,6 +90,7 @@ def test_a_thread_left_behind_that_ends_the_idle_worker(fault: str, new_gate: Ca
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
 @pytest.mark.parametrize("fault", ["kill", "exit", "raise"])
+@pytest.mark.every_nth(3)
 def test_an_initializer_that_fails(method: str, fault: str) -> None:
     """The tasks are told, after a few tries, and the pool does not spin."""
     trap = faults.Trap("initialize", fault, os.getpid())
@@ -124,6 +126,7 @@ def test_an_initializer_that_never_ends(fault: str, new_gate: Callable[[], Gate]
     ("statement", "expected"),
     [("raise LookupError('no')", poolkit.InitializerFailed), ("import os; os._exit(1)", poolkit.WorkerCrashed)],
 )
+@pytest.mark.every_nth(2)
 def test_a_module_to_preload_that_fails(
     statement: str, expected: type[Exception], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

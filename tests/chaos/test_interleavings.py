@@ -96,7 +96,7 @@ def test_deaths_under_callers_whose_threads_take_turns_all_the_time(
     with faults.new_pool(2) as pool:
         with faults.Killer(pool, rng, "busy", every=0.01) as killer:
             turn = 0
-            while turn < faults.scaled(20) or killer.kills < faults.scaled(5) or not crashed:  # its turns come seldom
+            while turn < faults.scaled(10) or killer.kills < faults.scaled(5) or not crashed:  # its turns come seldom
                 tasks = [pool.submit(faults.run_for, 0.001, turn + number) for number in range(50)]
                 for number, task in enumerate(tasks):
                     error = task.exception()

@@ -65,7 +65,7 @@ def test_random_kills_with_retries_lose_nothing(new_gate: Callable[[], Gate]) ->
 def test_random_kills_under_map(new_gate: Callable[[], Gate]) -> None:
     """With retries every chunk comes, in order."""
     rng = faults.new_rng()
-    count = faults.scaled(2_000)
+    count = faults.scaled(1_000)
     with faults.new_pool(2, retries=100) as pool:
         with faults.Killer(pool, rng):
             assert list(pool.map(work.square, range(count))) == [number * number for number in range(count)]
@@ -120,7 +120,7 @@ def test_kills_of_the_template_process(journal: Journal, new_gate: Callable[[], 
 def test_kills_of_the_template_process_at_any_moment(journal: Journal, new_gate: Callable[[], Gate]) -> None:
     """Also while it starts, and while workers boot: a task crashes only when it had begun."""
     rng = faults.new_rng()
-    count = faults.scaled(1_000)
+    count = faults.scaled(500)
     with faults.new_pool(2) as pool:
         tasks: list[poolkit.Task[object]] = []
         kills = 0

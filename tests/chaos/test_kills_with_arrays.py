@@ -32,7 +32,7 @@ def test_every_lease_returns(retries: int, new_gate: Callable[[], Gate]) -> None
         crashes = 0
         with faults.Killer(pool, rng) as killer:
             flying: deque[tuple[int, poolkit.Task[Any]]] = deque()
-            for number in range(faults.scaled(1000)):
+            for number in range(faults.scaled(300)):
                 flying.append((number, pool.submit(work.double, work.numbered(number, rng.choice([20_000, 60_000])))))
                 if len(flying) > 12:
                     oldest, task = flying.popleft()

@@ -69,6 +69,7 @@ def test_all_workers_are_killed_from_outside_under_load(
 
 @pytest.mark.parametrize("step", ["initialize", "ready", "idle", "leave"])
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.every_nth(2)
 def test_all_workers_end_at_the_same_step_of_their_lives(
     step: str, method: str, traps: Path, journal: Journal, new_gate: Callable[[], Gate]
 ) -> None:
@@ -136,6 +137,7 @@ pool.shutdown()
 
 
 @pytest.mark.parametrize("step", [*LIFE, *WITHIN, *BEFORE])
+@pytest.mark.every_nth(2)
 def test_the_owner_is_killed_at_a_step_of_a_worker(step: str, traps: Path) -> None:
     """Nobody is left, and nothing in shared memory."""
     before = set(os.listdir("/dev/shm"))  # noqa: PTH208, S108

@@ -1,7 +1,7 @@
 """Every fault at every step of a worker's way, with other tasks queued and running all the time.
 
 One task has its error, if it had begun; all others have their own results, and none runs twice; the pool serves at full
-size. By default one cell in three is run, the same ones each time; with POOLKIT_CHAOS_SCALE=3 or more, all of them.
+size. By default one cell in three is run, the same ones each time; the others are long tests.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 `@pytest.mark.needs("crash")` leaves a test out where that capability is missing; nothing asks for a kind by name.
 `@pytest.mark.one_start_method` runs a test with the default start method only: what it looks at is the owner's side.
+`@pytest.mark.each_start_method` always runs it with each one; of all others a part, by turns, has the other two.
 """
 
 from __future__ import annotations
@@ -69,17 +70,19 @@ ONE_START_METHOD = [FORKSERVER, THREAD, FAKE, MANUAL]
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*capabilities): only for kinds of worker that can do this")
     config.addinivalue_line("markers", "one_start_method: the start method of processes makes no difference")
+    config.addinivalue_line("markers", "each_start_method: the start method of processes may make a difference")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kind" not in metafunc.fixturenames:
         return
     kinds = ONE_START_METHOD if metafunc.definition.get_closest_marker("one_start_method") else ALL
-    params = [
-        # An interpreter is started for each worker, which alone takes nearly a quarter of a second.
-        pytest.param(kind, id=kind.name, marks=[pytest.mark.slow] if kind is SPAWN else [])
-        for kind in kinds
-    ]
+    # An interpreter is started for each worker, which alone takes nearly a quarter of a second.
+    marks = {"spawn": [pytest.mark.slow], "fork": []}
+    if not metafunc.definition.get_closest_marker("each_start_method"):
+        marks["spawn"].append(pytest.mark.every_nth(5))
+        marks["fork"].append(pytest.mark.every_nth(3))
+    params = [pytest.param(kind, id=kind.name, marks=marks.get(kind.name, [])) for kind in kinds]
     metafunc.parametrize("kind", params, indirect=True)
 
 

@@ -173,6 +173,7 @@ def test_result_cannot_be_unpickled_here(pool):
     check_others(pool, others)
 
 
+@pytest.mark.each_start_method
 def test_initializer_raises(make_pool, journal):
     pool = make_pool(2, initializer=work.write_and_raise, initargs=(journal, "run", "not today"))
     tasks = []
@@ -189,6 +190,7 @@ def test_initializer_raises(make_pool, journal):
     assert 1 <= len(journal.lines()) <= 2
 
 
+@pytest.mark.each_start_method
 @pytest.mark.needs("crash")
 def test_initializer_dies(make_pool):
     pool = make_pool(initializer=work.die_to_initialize)
@@ -196,6 +198,7 @@ def test_initializer_dies(make_pool):
         pool.submit(work.none_of_it).result()
 
 
+@pytest.mark.each_start_method
 @pytest.mark.needs("process")
 def test_nursery_dies(make_pool, hold):
     pool = make_pool(2)
@@ -248,6 +251,7 @@ def start_owner(kind, new_gate, journal):
         program.communicate()
 
 
+@pytest.mark.each_start_method
 @pytest.mark.needs("process")
 @pytest.mark.slow
 def test_the_owner_is_killed(start_owner):
@@ -298,6 +302,7 @@ with pool:
     wait_for_exit(*family)
 
 
+@pytest.mark.each_start_method
 @pytest.mark.needs("background")
 @pytest.mark.slow
 def test_interpreter_exits_without_shutdown(start_owner, journal):

@@ -12,6 +12,8 @@ import support_functions as work
 from poolkit import InitializerFailed, _os
 from support import WATCHDOG
 
+pytestmark = pytest.mark.each_start_method
+
 
 def test_the_initializer_runs_before_any_task(make_pool):
     pool = make_pool(initializer=work.initialize_positional, initargs=("flavour", "plum"))

@@ -52,6 +52,7 @@ def saved(folder: Path) -> list[int]:
 
 
 @EVERY_KIND
+@pytest.mark.every_nth(2)
 def test_ignored_in_a_with_block(tmp_path: Path, kind: str) -> None:
     text = """
     if __name__ == "__main__":
@@ -63,6 +64,7 @@ def test_ignored_in_a_with_block(tmp_path: Path, kind: str) -> None:
 
 
 @EVERY_KIND
+@pytest.mark.every_nth(2)
 def test_read_after_the_with_block(tmp_path: Path, kind: str) -> None:
     text = """
     if __name__ == "__main__":
@@ -89,6 +91,7 @@ def test_read_in_part_and_then_after_the_with_block(tmp_path: Path, kind: str) -
 @SOME_KINDS
 @pytest.mark.parametrize("held", ["", "results = "])
 @pytest.mark.parametrize("end", ["", "pool.shutdown(wait=False)", "pool.shutdown(wait=False); del pool", "sys.exit()"])
+@pytest.mark.every_nth(3)
 def test_left_to_the_end_of_the_interpreter(tmp_path: Path, kind: str, held: str, end: str) -> None:
     text = f"""
     if __name__ == "__main__":
@@ -255,6 +258,7 @@ print("handed in", flush=True)
 
 @OURS
 @pytest.mark.parametrize("held", ["", "results = "])
+@pytest.mark.every_nth(2)
 def test_an_endless_input_goes_on_until_the_timeout(tmp_path: Path, kind: str, held: str) -> None:
     text = WAIT + ENDLESS.format(held=held) + "pool.shutdown(timeout=1.5); print('ended')"
     with running(START + text, kind, str(tmp_path)) as script:
@@ -267,6 +271,7 @@ def test_an_endless_input_goes_on_until_the_timeout(tmp_path: Path, kind: str, h
 @OURS
 @pytest.mark.parametrize("held", ["", "results = "])
 @pytest.mark.parametrize("end", ["pool.shutdown()", "", "pool.__exit__(None, None, None)"])
+@pytest.mark.every_nth(3)
 def test_an_endless_input_goes_on_until_ctrl_c(tmp_path: Path, kind: str, held: str, end: str) -> None:
     text = WAIT + ENDLESS.format(held=held) + end
     with running(START + text, kind, str(tmp_path)) as script:

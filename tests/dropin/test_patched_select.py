@@ -11,6 +11,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
 @pytest.mark.parametrize("selectors_first", [False, True])
+@pytest.mark.every_nth(2)
 def test_pools_work_without_them(method: str, *, selectors_first: bool) -> None:
     source = """
         import sys

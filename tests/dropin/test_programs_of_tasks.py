@@ -67,6 +67,7 @@ ENDS = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("end", ENDS)
+@pytest.mark.every_nth(3)
 def test_they_end_with_their_worker(method: str, end: str) -> None:
     tasks = 1 if end == "recycled" else None
     source = f"pool = poolkit.Pool(1, start_method={method!r}, max_tasks_per_child={tasks})\n"

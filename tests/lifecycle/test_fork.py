@@ -119,7 +119,7 @@ def work(index):
         counts[index] += sum(task.result() for task in tasks) == 20 or sys.exit("lost")
 
 def fork():
-    for _ in range(40):
+    for _ in range(15):
         pid = os.fork()
         if pid == 0:
             try:

@@ -74,6 +74,7 @@ def test_pools_three_deep_end_with_the_task_of_the_first() -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("daemon", [False, True])
 @pytest.mark.parametrize("end", ["terminate", "kill"])
+@pytest.mark.every_nth(3)
 def test_a_multiprocessing_process_with_a_busy_pool_is_ended(
     method: str, daemon: bool, end: str, tmp_path: Path
 ) -> None:
