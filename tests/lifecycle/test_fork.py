@@ -238,7 +238,7 @@ def test_a_pool_of_forks_is_made_while_another_starts() -> None:
         """
         import poolkit
 
-        for _ in range(40):
+        for _ in range(15):
             with poolkit.Pool(1) as one:
                 first = one.submit(abs, -1)
                 with poolkit.Pool(1, start_method="fork") as other:

@@ -216,10 +216,11 @@ def test_a_program_of_a_task_is_stopped_without_its_own_interrupt() -> None:
 def test_interrupts_at_any_moment_of_a_busy_submitter_tear_nothing() -> None:
     """Without a terminal, and very often: every task that was accepted ends, the pool serves on, and can be left."""
     source = """
-        import random, signal
+        import random, signal, sys
         import poolkit
 
         rng = random.Random(1)
+        sys.unraisablehook = lambda _: None  # what comes inside a finalizer Python drops with a word
         signal.signal(signal.SIGALRM, signal.default_int_handler)  # a thread that sends SIGINT would wait for the GIL
 
         def interrupt_soon():
@@ -275,8 +276,10 @@ def test_a_shut_down_pool_leaves_nothing_that_would_swallow_an_interrupt() -> No
 def test_alarms_that_raise_at_any_moment_tear_nothing() -> None:
     """Many programs limit the time of a call so; every later task must have its result all the same."""
     source = """
-        import random, signal
+        import random, signal, sys
         import poolkit
+
+        sys.unraisablehook = lambda _: None  # what comes inside a finalizer Python drops with a word
 
         class Alarm(BaseException):
             pass

@@ -150,7 +150,16 @@ def inherited() -> tuple[object, ...]:
 
 @pytest.mark.parametrize(
     "change",
-    [change_environment, change_directory, change_mask, change_limit, change_affinity],
+    [
+        change_environment,
+        change_directory,
+        change_mask,
+        change_limit,
+        pytest.param(
+            change_affinity,
+            marks=pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="there is one CPU, which it has"),
+        ),
+    ],
     ids=lambda fn: fn.__name__,
 )
 def test_what_was_changed_between_two_pools_holds_for_the_second(change: Callable[[], Callable[[], object]]) -> None:

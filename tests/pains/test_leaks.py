@@ -148,7 +148,7 @@ def test_row_23_arguments_and_results_are_let_go(pool: poolkit.Pool) -> None:
 
     serve(200)
     before = resident()
-    serve(2000)
+    serve(600)
     assert resident() - before < 20 * MB
 
     argument = np.zeros(MB // 8)
@@ -187,11 +187,11 @@ def test_row_25_a_task_that_was_cancelled_never_starts(journal: Journal, new_gat
 
 
 def test_row_26_a_cancel_hits_no_neighbour(pool: poolkit.Pool) -> None:
-    """At any moment of the tasks' lives; two thousand times."""
+    """At any moment of the tasks' lives; a thousand times."""
     rng = random.Random(26)
     innocent: list[poolkit.Task[int]] = []
     killed = 0
-    for number in range(2000):
+    for number in range(1000):
         task = pool.submit(work.square, number)
         if rng.random() < 0.3:
             pool.submit(work.square, 0).result()

@@ -7,7 +7,7 @@ import hypothesis
 hypothesis.settings.register_profile(
     "stateful",
     deadline=None,
-    max_examples=100,
+    max_examples=40,
     stateful_step_count=80,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )

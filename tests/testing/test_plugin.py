@@ -45,7 +45,8 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run_suite(text: str, *options: str) -> pytest.RunResult:
         pytester.makepyfile(test_service=text)
         loaded = () if INSTALLED else ("-p", "poolkit.testing.plugin")
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *loaded, *options)
+        slow = ("hypothesispytest", "cacheprovider", *(() if "-n" in options else ("asyncio",)))  # to import, each time
+        return pytester.runpytest_subprocess(*[f"-pno:{name}" for name in slow], *loaded, *options)
 
     return run_suite
 

@@ -192,8 +192,9 @@ def test_a_coroutine_that_is_a_task_may_use_the_pool(how: str) -> None:
     async def main() -> int:
         return await pool.submit(inner)
 
-    assert asyncio.run(main()) == 9
-    assert pool.submit(inner).result() == 9
+    with pool:
+        assert asyncio.run(main()) == 9
+        assert pool.submit(inner).result() == 9
 
 
 # ===== context variables =====
