@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -94,8 +93,6 @@ def kind(request: pytest.FixtureRequest) -> Kind:
         for capability in marker.args:
             if not found.can(capability):
                 pytest.skip(f"needs {capability}: {REASONS[capability]}")
-    if found.can("inherits") and "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("needs a process without other threads: start_method='fork' refuses to copy their locks")
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import poolkit
+import support
 import support_arrays
 from lifecycle.scripts import in_tiny_shared_memory, run, running, text_of
 from poolkit._wire import holds
@@ -81,7 +82,7 @@ def test_nothing_is_left_in_shared_memory_by_an_owner_that_is_killed(number: int
         owner.read_lines(2)
         assert owner.kill(number) == -number
         owner.wait_until_gone()
-    assert names() <= before
+    support.wait_until(lambda: names() <= before, "all names to go, also of tests beside this one")
 
 
 @pytest.mark.parametrize("env", [{}, PORTABLE], ids=["usual", "portable"])

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import pytest
 
+import support
 from poolkit import _os
 from poolkit._wire import arena as arenas
 from poolkit._wire.arena import HEADER, IDLE, Arena, Lease, class_of
@@ -369,7 +370,7 @@ def test_a_closed_arena_gives_nothing_and_its_leases_stay_harmless(clock: Clock)
 def test_no_name_is_left_anywhere(arena: Arena) -> None:
     names = names_in_shared_memory()
     leases = [take(arena, 5 * MIB) for _ in range(3)]
-    assert names_in_shared_memory() == names
+    support.wait_until(lambda: names_in_shared_memory() <= names, "all others to go, of tests beside this one")
     assert len(leases) == 3
 
 
