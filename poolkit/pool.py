@@ -148,7 +148,9 @@ class Pool(Face):
         return self._supervisor.workers()
 
     def on(self, event: str, callback: Callable[[Any], object]) -> None:
-        """Call `callback(event)` on the supervisor's thread at each event of a kind; what it raises is logged.
+        """Call `callback(event)` at each event of a kind; what it raises is logged.
+
+        One at a time, in order, on the thread on which done callbacks are called: a slow one delays those, and no task.
 
         Args:
             event: "worker_started", "worker_exited", "task_started", "task_done" or "task_retried".

@@ -1,7 +1,7 @@
 """Callers: threads on which a pool runs the user's code, apart from all that keeps the pool going.
 
-One calls done callbacks. Another unpickles failures whose type decides whether they are retried, as a callback may wait
-for such a task.
+One calls done callbacks, and listeners to events. Another unpickles failures whose type decides whether they are
+retried, as a callback may wait for such a task.
 
 So a callback that takes long, or waits for another task of the pool, delays other callbacks and nothing else: no thread
 that runs tasks, and not the supervisor, which is needed for limits and deaths. It starts with the first callback.
@@ -31,10 +31,11 @@ class Caller:
         self._thread: CallbackThread | None = None
 
     def wake(self) -> bool:
-        """Have the thread look; False when there is none yet. Does not block."""
+        """Have the thread look; False when there is none, yet or any more. Does not block."""
         if self._thread is None:
             return False
-        self._words.put(True)
+        if self._words.empty():  # else it will look as it is
+            self._words.put(True)
         return True
 
     def start(self) -> bool:
@@ -58,4 +59,5 @@ class Caller:
     def _run(self) -> None:
         while self._words.get():
             self._call()
+        self._thread = None  # who comes from now on calls himself
         self._call()

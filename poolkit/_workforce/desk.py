@@ -4,7 +4,8 @@
     hand in   while all workers are busy a new task is only left here, without the lock, for the next step
     leave     a worker thread's report is only left here where another thread has the lock, which looks afterwards
     publish   give tasks their outcomes, wake who waits; callbacks are called by the thread that ended the task by a
-              call of its own, such as cancel(), else by a thread of their own, see `_workforce/callbacks.py`
+              call of its own, such as cancel(), else by a thread of their own, see `_workforce/callbacks.py`;
+              there listeners are told of events, too
     take      read the links, by whoever waits or passes by, and publish
     hold      what was read behind records of tasks is published when they are told, see `_workforce/logs.py`
 
@@ -29,7 +30,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from poolkit import _os, errors
 from poolkit._clock import monotonic
@@ -46,7 +47,7 @@ from poolkit._workforce.maps import Maps
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
-from poolkit.task import Callbacks, Task
+from poolkit.task import Task
 
 if TYPE_CHECKING:
     from poolkit._core.stats import PoolStats, WorkerInfo
@@ -58,7 +59,7 @@ LEAVING = "leaving" not in _os.SWITCHED_OFF  # False: who reports waits for the 
 
 T = TypeVar("T")
 Settled = list[tuple[AnyTask, Outcome]]
-Calls = deque[tuple[AnyTask, Callbacks]]
+Calls = deque[tuple[Callable[[Any], object], Any]]  # what is to be called, with what
 
 publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 
@@ -131,9 +132,8 @@ class Desk:
         settled = [*scheduler.settled]  # a list of its own, also when it is empty
         scheduler.settled.clear()
         if scheduler.events:
-            self._listeners.untold.extend(scheduler.events)
+            self._uncalled.extend([(self._listeners.tell, event) for event in scheduler.events])
             scheduler.events.clear()
-            self.workforce.wake()
         deadline = scheduler.next_deadline()
         self._due = math.inf if deadline is None else deadline
         if self._due < self._sleeping_until or scheduler.phase is CLOSED:
@@ -213,9 +213,10 @@ class Desk:
             self._call_next()
         if not settled:
             self._reader.published()  # what has just been read may have been a word to the leader
+            if self._uncalled:  # events
+                self._have_called()
             return
         accepted = self._scheduler.accepted
-        leaves = calls is None
         if calls is None:
             calls = self._uncalled
         publishing.depth = getattr(publishing, "depth", 0) + 1  # a call that is let go of may run the user's `__del__`
@@ -223,16 +224,22 @@ class Desk:
             for task, outcome in settled:
                 callbacks = task.publish(outcome)
                 if callbacks:
-                    calls.append((task, callbacks))
+                    calls.append((task.call_back, callbacks))
                 accepted.pop(task, None)
         finally:
             publishing.depth -= 1
         self._reader.published()
-        if leaves and calls:
-            if not self._caller.wake():
-                self.workforce.wake()  # the supervisor thread starts that thread
-            if self._closed.is_set():  # there is nobody else any more
-                self._call_back()
+        if self._uncalled:
+            self._have_called()
+
+    def _have_called(self) -> None:
+        """Have the thread for callbacks call what was left to it."""
+        if self._caller.wake():
+            return
+        if self._closed.is_set():  # there is nobody else any more
+            self._call_back()
+        else:
+            self.workforce.wake()  # the supervisor thread starts that thread
 
     def _call_next(self) -> None:
         """Call as many of those who wait as there is room for."""
@@ -390,7 +397,7 @@ class Desk:
             errors.WorkerCrashed  # noqa: B018 -- made at its first use
 
     def _call_back(self) -> None:
-        """Call the callbacks that were left."""
+        """Call the callbacks that were left, and tell the events."""
         if self._uncalled:
             self._call(self._uncalled)
 
@@ -406,13 +413,13 @@ class Desk:
         try:
             while calls:
                 try:
-                    task, callbacks = calls.popleft()
+                    call, what = calls.popleft()
                 except IndexError:  # another thread was faster
                     return
                 try:
-                    task.call_back(callbacks)
+                    call(what)
                 except BaseException:  # a Ctrl-C; what is left of them is for the pool's threads
-                    calls.appendleft((task, callbacks))
+                    calls.appendleft((call, what))
                     raise
         finally:
             publishing.depth -= 1

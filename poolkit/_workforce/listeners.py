@@ -1,11 +1,10 @@
-"""Listeners: who is told of a pool's events, and what has not been told yet.
+"""Listeners: who is told of a pool's events.
 
-Guarded by: the pool's one lock: `add`, `remove`, what goes into `untold`. Owner: the supervisor thread: `tell`.
+Guarded by: the pool's one lock: `add`, `remove`. `tell` is for the thread that calls callbacks.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,6 @@ class Listeners:
     def __init__(self, pool_name: str) -> None:
         self._pool_name = pool_name
         self._by_kind: dict[type, tuple[Listener, ...]] = {}
-        self.untold: deque[PoolEvent] = deque()
 
     def add(self, name: str, listener: Listener) -> frozenset[type]:
         """Have `listener` told of events of that name; returns the kinds that anybody listens to."""
@@ -43,12 +41,10 @@ class Listeners:
             del self._by_kind[kind]
         return frozenset(self._by_kind)
 
-    def tell(self) -> None:
-        """Call the listeners with what is untold. Without the lock: they are the user's code."""
-        while self.untold:
-            event = self.untold.popleft()
-            for listener in self._by_kind.get(type(event), ()):
-                try:
-                    listener(event)
-                except BaseException:
-                    log.exception("a listener of pool %s raised at %r", self._pool_name, event)
+    def tell(self, event: PoolEvent) -> None:
+        """Call the listeners to an event. Without the lock: they are the user's code."""
+        for listener in self._by_kind.get(type(event), ()):
+            try:
+                listener(event)
+            except BaseException:
+                log.exception("a listener of pool %s raised at %r", self._pool_name, event)

@@ -3,7 +3,7 @@
     whoever reads a link      Logged reports, and outcomes ──> Teller.hold: the outcomes are kept behind the records,
                               but for those of a worker that has no untold ones
     the teller's own thread   reads a record, hands it to its logger: handlers and filters are the user's code;
-                              then publishes the outcomes behind it, but leaves their callbacks to the supervisor thread
+                              then publishes the outcomes behind it; their callbacks have a thread of their own
     the supervisor thread     publishes what has waited for too long
 
 So who sees the outcome of a task has seen what the task logged before, and nobody else runs handlers or waits for them.

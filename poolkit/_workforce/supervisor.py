@@ -367,7 +367,6 @@ class Supervisor(Desk):
             self._call_back()
         if self._scheduler.unread and not self._error_reader.start():
             self._read_errors()
-        self._listeners.tell()
         self.maps.start_if_needed()
         if closed:
             return False
@@ -420,7 +419,8 @@ class Supervisor(Desk):
             lifetime.end(self)
             self.maps.close()
             self._closed.set()
-            self._call_back()
+            if not self._caller.wake():  # else a callback takes longer than the end may; it calls the others
+                self._call_back()
 
     def _abandon_tasks(self, why: str) -> None:
         def step(_now: float) -> None:

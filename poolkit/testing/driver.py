@@ -256,7 +256,6 @@ class FakeSupervisor(Supervisor):
                     break
                 self.deliver(reports)
             self._call_back()
-            self._listeners.tell()
 
     def _wake_for_maps(self) -> None:
         """A map was dropped: an eager pool runs the rest at once; where somebody drives, he does."""

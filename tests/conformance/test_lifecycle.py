@@ -132,11 +132,28 @@ def test_listeners_hear_of_a_task_from_start_to_end(pool, recorder):
 
 @pytest.mark.needs("background")
 @pytest.mark.one_start_method
-def test_listeners_run_on_the_supervisors_thread(pool, recorder):
+def test_listeners_run_on_the_thread_for_callbacks(pool, hold, recorder):
     pool.on("task_done", recorder)
-    pool.submit(work.none_of_it).result()
+    held = hold(pool)
+    held.task.add_done_callback(recorder)
+    held.release()
     recorder.next()
-    assert [thread.name for thread in recorder.threads] == [f"poolkit-{pool.name}"]
+    recorder.next()
+    assert {thread.name for thread in recorder.threads} == {f"poolkit-{pool.name}-callbacks"}
+
+
+@pytest.mark.one_start_method
+def test_the_end_waits_until_all_events_are_told_in_their_order(make_pool):
+    told = []
+    with make_pool() as pool:
+        for event in ("worker_started", "task_started", "task_done", "worker_exited"):
+            pool.on(event, lambda event: (told.append(event), pool.stats()))
+        tasks = [pool.submit(work.none_of_it) for _ in range(20)]
+    names = [type(event).__name__ for event in told]
+    assert (names[0], names[-1]) == ("WorkerStarted", "WorkerExited")
+    for task in tasks:
+        mine = [type(event).__name__ for event in told if getattr(event, "task", None) is task]
+        assert mine == ["TaskStarted", "TaskDone"]
 
 
 @pytest.mark.one_start_method

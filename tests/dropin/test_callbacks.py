@@ -1,4 +1,7 @@
-"""Done callbacks that take long, or wait for tasks, as code for the standard library's executors has them."""
+"""Done callbacks that take long, or wait for tasks, as code for the standard library's executors has them.
+
+What listeners to events do, which are called on the same thread, holds up as little.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +53,17 @@ def slow() -> Iterator[Slow]:
 Add = Callable[[poolkit.Pool, Callable[[Any], object]], None]
 
 
-@pytest.fixture
-def add_callback(new_gate: Callable[[], Gate]) -> Add:
+@pytest.fixture(params=["callback", "listener"])
+def add_callback(request: pytest.FixtureRequest, new_gate: Callable[[], Gate]) -> Add:
     """Adds a callback to a task that is done afterwards: to one that is done already it would be called here."""
 
     def add(pool: poolkit.Pool, callback: Callable[[Any], object]) -> None:
         release = new_gate()
-        pool.submit(work.arrive_and_wait, new_gate(), release).add_done_callback(callback)
+        mine = pool.submit(work.arrive_and_wait, new_gate(), release)
+        if request.param == "callback":
+            mine.add_done_callback(callback)
+        else:
+            pool.on("task_done", lambda event: event.task is mine and callback(mine))
         release.signal()
 
     return add
@@ -164,8 +171,9 @@ def test_the_end_waits_for_callbacks_but_not_beyond_its_timeout(kind: str, slow:
     pool = poolkit.Pool(1, kind=kind)
     add_callback(pool, slow)
     slow.entered.wait()
+    add_callback(pool, slow)
     with support.watchdog():
-        pool.shutdown(timeout=0.1)  # the callback still runs
+        pool.shutdown(timeout=0.1)  # the first still runs, and the other one behind it
 
 
 @pytest.mark.parametrize("kind", KINDS)
