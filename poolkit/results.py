@@ -61,6 +61,7 @@ class Results(itertools.chain[T]):
         """Take what `_Chunks` takes."""
         self._chunks = _Chunks(pool, fn, items, **options)
         self._feed.append(_Waiter(self._chunks, self._feed))
+        self._chunks.start()
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -88,9 +89,9 @@ class Results(itertools.chain[T]):
 
         Takes no lock: a garbage collection may come while this thread holds it.
         """
-        self._feed.clear()  # it holds the waiter, which holds it
         chunks = getattr(self, "_chunks", None)
-        if chunks is not None:
+        if chunks is not None:  # else it was torn while it was made
+            self._feed.clear()  # it holds the waiter, which holds it
             chunks.drop()
 
 
@@ -132,7 +133,6 @@ class _Chunks(Feed[T]):
         self._deadline = None if timeout is None else clock() + timeout
         self._timeout = timeout
         self._to_take: Iterator[deque[T]] = iter(())  # says `_ready` once for each of them
-        self._fill()
 
     # ===== what comes next =====
 

@@ -131,7 +131,16 @@ class Feed(Generic[T]):
         self._rings = False  # whether tasks tell him when they are done
         self._told = False  # what an item has raised
         self._cut: PoolClosed | None = None  # what reading on raises, after a shutdown
-        self._late = maps is not None and maps.enlist(self)
+        self._late = False  # accepted also where a graceful shutdown has begun, as the pool knows of it
+
+    def start(self) -> None:
+        """Have the pool know of it, and submit the first chunks. Last: who shuts the pool down may go on with it."""
+        try:
+            self._late = self._maps is not None and self._maps.enlist(self)
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Cancel what has not been yielded, and take no more items. Idempotent; does not block."""

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from poolkit._child.chunk import run_chunk
-from poolkit._workforce.feed import AHEAD
+from poolkit._workforce.feed import AHEAD, Feed
+from poolkit._workforce.maps import Maps
 from poolkit.outcome import CANCELLED, Outcome
 from poolkit.results import Results
 from poolkit.task import Task
@@ -73,7 +74,9 @@ class Later(Here):
         return self.submitted[-1][0]
 
 
-def results_of(pool: Here, items: Iterable[Any], *, chunksize: int = 2, ordered: bool = True) -> Results[Any]:
+def results_of(
+    pool: Here, items: Iterable[Any], *, chunksize: int = 2, ordered: bool = True, maps: Maps | None = None
+) -> Results[Any]:
     return Results(
         pool,
         abs,
@@ -85,6 +88,7 @@ def results_of(pool: Here, items: Iterable[Any], *, chunksize: int = 2, ordered:
         workers=1,
         ordered=ordered,
         timeout=None,
+        maps=maps,
     )
 
 
@@ -220,3 +224,32 @@ def test_what_arrives_in_any_order_is_waited_for_without_a_callback_for_each_res
     assert len(slow._wakers or ()) <= 1
     assert results._chunks._arrivals.qsize() <= 1, "what was rung is not kept"
     results.close()
+
+
+class Torn(BaseException):
+    """What a signal handler raises, between any two instructions."""
+
+
+class MapsOfAPoolThatEnds(Maps):
+    """Another thread ends each map as soon as it is known; then a signal handler raises."""
+
+    def enlist(self, feed: Feed[Any]) -> bool:
+        super().enlist(feed)
+        assert feed.go_on(wait=False)
+        feed.close()
+        raise Torn
+
+
+def test_a_map_is_known_to_its_pool_when_it_is_whole_and_not_after_it_was_torn() -> None:
+    """Its input may be endless, and nobody has what would end it."""
+    maps = MapsOfAPoolThatEnds("pool", lambda: None, lambda: True)
+    with pytest.raises(Torn):
+        results_of(Later(), itertools.count(), maps=maps)
+    assert not maps.open
+    assert maps.left.empty()
+
+
+def test_results_that_were_torn_while_they_were_made_are_dropped_without_a_word() -> None:
+    half_made = Results.from_iterable([[1]])
+    del half_made
+    gc.collect()
