@@ -67,7 +67,8 @@ class Reader:
         self._has_long_lease = False  # owner: the leader
         self._until = -math.inf  # the standby is not needed before; set by anybody, the last word counts
         self.lock = threading.Lock()  # held while links are read and what they say is decided upon
-        self._never = threading.Event()
+        self._never = allocate_lock()  # an Event's wait that is torn raises an error of its own
+        self._never.acquire()
         self.taking = 0  # the thread that does so as a leader or passer-by; 0: none
 
     @property
@@ -182,7 +183,7 @@ class Reader:
                 if now < looked_up + self._spin.seconds:
                     self._spin.paid()
                 if not self._take(ready):
-                    self._never.wait(PAUSE)
+                    self._never.acquire(timeout=PAUSE)
                 now = looked_up = monotonic()
                 continue
             now = monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -292,3 +294,28 @@ def test_a_loop_neither_spins_nor_sleeps_on_its_thread() -> None:
     assert reader.pass_by()
     reader.close()
     assert reader.watch() is None
+
+
+def test_what_a_signal_handler_raises_comes_out_of_a_leader_that_waits_for_another_reader(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is, wherever in the wait it comes."""
+
+    class Rung(Exception):
+        pass
+
+    def ring(_number: int, _frame: object) -> None:
+        raise Rung
+
+    desk.busy = sys.maxsize
+    monkeypatch.setattr(desk.links, "poll", lambda _seconds: [1])
+    monkeypatch.setattr(module, "PAUSE", 0.00001)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for number in range(2000):
+            with pytest.raises(Rung):
+                signal.setitimer(signal.ITIMER_REAL, 0.00005 + number % 100 * 0.000001)
+                desk.lead(new_task())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
