@@ -355,7 +355,9 @@ def loads(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> 
     """Return the value that `dumps` packed, leaving the classes of this process as they are."""
     if data[-1] == _STOP:
         return pickle.loads(data, buffers=buffers)
-    return ClassKeepingUnpickler(io.BytesIO(data), buffers).load()
+    unpickler: Any = ClassKeepingUnpickler(io.BytesIO(data), buffers)
+    unpickler.persistent_load = shared
+    return unpickler.load()
 
 
 class ClassKeepingUnpickler(pickle.Unpickler):
@@ -368,8 +370,6 @@ class ClassKeepingUnpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, buffers: Iterable[Any] = ()) -> None:
         super().__init__(file, buffers=buffers)
         self._kept_classes: set[type] = set()  # owner: the thread that calls load()
-
-    persistent_load = staticmethod(shared)
 
     def find_class(self, module_name: str, name: str) -> Any:
         """Return the global, with the makers of by-value classes guarded."""
