@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
+from _weakref import ref
 from contextvars import ContextVar
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -32,20 +33,19 @@ class Coroutines:
 
     def keep(self) -> None:
         """Have coroutines of this context, the worker's own, run here."""
-        inherited = _KEEPER.get()
-        if inherited is not None:  # by a fork: to close that loop would unregister what its owner waits for
-            _inherited.append(inherited)
-        _KEEPER.set(self)
+        _KEEPER.set(ref(self))
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run it to its end; returns its value, or raises what it raises."""
         import asyncio  # noqa: PLC0415 -- only for those who submit `async def` functions
+        import weakref  # noqa: PLC0415 -- which asyncio imports, too
 
         if self._pid != os.getpid() or not self._lock.acquire(blocking=False):
             return asyncio.run(coroutine)
         try:
             if self._loop is None or self._loop.is_closed():
                 self._loop = asyncio.new_event_loop()
+                weakref.finalize(self, _drop, self._loop, self._pid)
             try:
                 return self._loop.run_until_complete(coroutine)
             finally:
@@ -81,15 +81,22 @@ class Coroutines:
 
     def drop(self) -> None:
         """Close the loop of a fake worker, which just goes, perhaps while another loop runs in its thread."""
-        loop = self._loop
-        if loop is not None and self._pid == os.getpid() and not loop.is_running():
-            loop.close()
-
-    __del__ = drop  # of a fake pool that nobody has shut down
+        if self._loop is not None:
+            _drop(self._loop, self._pid)
 
 
-_KEEPER: ContextVar[Coroutines | None] = ContextVar("poolkit_coroutines", default=None)
-_inherited: list[Coroutines] = []  # kept for ever
+# A reference that keeps nothing alive: what is left in a loop, if only a timer that was cancelled, has its context.
+_KEEPER: ContextVar[ref[Coroutines] | None] = ContextVar("poolkit_coroutines", default=None)
+
+
+def _drop(loop: asyncio.AbstractEventLoop, pid: int) -> None:
+    """Close a loop that nobody has closed, where it was made: a fork's would unregister what its owner waits for.
+
+    It is kept until then, also in a fork: one that was found by the collector, with all that it has, may not be closed
+    any more, as its sockets may have been closed before it.
+    """
+    if pid == os.getpid() and not loop.is_running():
+        loop.close()
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -105,7 +112,8 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
         coroutine.close()
         msg = f"{name}() cannot be run to its end here, where an event loop is running: await it"
         raise RuntimeError(msg)
-    keeper = _KEEPER.get()
+    kept = _KEEPER.get()
+    keeper = None if kept is None else kept()
     return asyncio.run(coroutine) if keeper is None else keeper.run(coroutine)
 
 
