@@ -88,6 +88,8 @@ def begin(number: int, main: dict[str, Any], *, is_copy: bool) -> None:
     reseed.worker_number = number
     functions.find = _sent
     modules.are_others_known = _is_owners
+    for table in (ready, _manifests, _versions, _bundles, _bound, _inherited, _reasons, _containers, functions.circles):
+        table.clear()  # in a fork of a worker, they are of that worker's owner
     if is_copy:
         for name in modules.scripts:
             for key, value in list(vars(sys.modules[name]).items()) if name in sys.modules else ():

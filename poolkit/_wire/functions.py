@@ -116,9 +116,8 @@ def named(module_name: str, qualname: str) -> Any:
 find: Callable[[str, str], Any] = named
 """What pickles of globals mean by a name; in a worker, what was sent for it."""
 
-_circles: dict[
-    tuple[str, str], dict[tuple[str, str], Any]
-] = {}  # by the first name of each: by name, what came with it
+circles: dict[tuple[str, str], dict[tuple[str, str], Any]] = {}
+"""By the first name of each: by name, what came with it."""
 
 
 def shared(reference: tuple[Any, ...]) -> Any:
@@ -130,13 +129,13 @@ def shared(reference: tuple[Any, ...]) -> Any:
 
 def circle_of(names: tuple[tuple[str, str], ...], values: list[Any]) -> Any:
     """Keep the values of names that refer to each other in a circle; return the first."""
-    _circles[names[0]] = dict(zip(names, values))  # noqa: B905 -- as many
+    circles[names[0]] = dict(zip(names, values))  # noqa: B905 -- as many
     return values[0]
 
 
 def circle_member(_: object, first: tuple[str, str], name: tuple[str, str]) -> Any:
     """What came for a name with the first of its circle."""
-    known = _circles.get(first, {})
+    known = circles.get(first, {})
     return known[name] if name in known else named(*name)  # a copy of the owner has it
 
 

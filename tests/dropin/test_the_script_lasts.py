@@ -206,6 +206,37 @@ with poolkit.Pool(1, start_method=sys.argv[1]) as pool:
 """
 
 
+FORKED_TWICE = """
+import sys
+import poolkit
+
+data, count = {"value": 0}, 0
+
+class C:
+    limit = 0
+
+def look():
+    return data["value"], count, C.limit
+
+def change(method):
+    global data, count
+    found = []
+    with poolkit.Pool(1, start_method=method) as pool:
+        for number in range(1, 4):
+            data["value"] = count = C.limit = number
+            found.append(pool.submit(look).result())
+        data = {"value": 4}
+        found.append(pool.submit(look).result())
+    return found
+
+with poolkit.Pool(1, start_method=sys.argv[1]) as pool:
+    for number in range(3):
+        data["value"] = number
+        pool.submit(look).result()
+    print(pool.submit(change, "fork").result())
+"""
+
+
 def run(source: str, folder: Path, *arguments: str) -> list[str]:
     path = folder / "prog.py"
     path.write_text(source, encoding="utf-8")
@@ -230,6 +261,13 @@ def test_tasks_that_are_overtaken_see_the_globals_of_their_submit(tmp_path: Path
     """Also what a copy of the script began with; what a task has bound stays."""
     values = [(number,) * 3 for number in range(4)]
     assert run(OVERTAKEN, tmp_path, method) == [f"{values} there name 'D' is not defined", "('own', 100)"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "fork"])
+def test_forks_of_a_worker_have_what_that_worker_sends_them(tmp_path: Path, method: str) -> None:
+    """Whatever the worker itself was sent before."""
+    assert run(FORKED_TWICE, tmp_path, method) == [str([(1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 3, 3)])]
 
 
 @pytest.mark.slow
