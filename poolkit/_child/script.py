@@ -176,23 +176,29 @@ def prepare(number: int) -> None:
     serials = dict.fromkeys(_manifests.get(number, ()))
     _wanted.update((_versions[serial].key, _versions[serial]) for serial in serials)
     before: list[tuple[Any, Any]] = []
+    shells: list[tuple[str, str]] = []
     try:
         while _bundles:
             _put(_versions.get(_bundles[0][0]) or Version(_bundles[0]), serials, before, is_wanted=False)
             _bundles.popleft()
         for serial in serials:
-            (module_name, name), record = _versions[serial].key, _versions[serial].record
-            if record is not None and record[6] is not None and "." not in name:
-                namespace = vars(sys.modules[module_name])
-                if (module_name, name) not in _bound and name not in namespace:
-                    namespace[name] = shell = pickle.loads(record[6])
-                    _bound[module_name, name] = _SHELL, shell
+            key, record = _versions[serial].key, _versions[serial].record
+            if record is not None and record[6] is not None and "." not in key[1]:
+                namespace = vars(sys.modules[key[0]])
+                if key not in _bound and key[1] not in namespace:
+                    shells.append(key)
+                    namespace[key[1]] = shell = pickle.loads(record[6])
+                    _bound[key] = _SHELL, shell
         is_complete = True
         for serial in serials:
             is_complete &= _put(_versions[serial], serials, before, is_wanted=True)
     finally:
         _wanted.clear()
         _restore(before)
+        for key in shells:
+            if _bound.get(key, (0,))[0] == _SHELL:  # what belongs in it could not be made
+                del _bound[key]
+                vars(sys.modules[key[0]]).pop(key[1], None)
     if is_complete:
         ready.add(number)
 

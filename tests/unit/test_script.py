@@ -447,6 +447,13 @@ def test_a_shell_replaces_nothing(half: Half) -> None:
     assert held == [1, "a"]
 
 
+def test_a_shell_whose_contents_cannot_be_made_is_gone(half: Half) -> None:
+    """Nobody is to take it for the owner's, which has something in it; once that can be made, it is."""
+    content = (1, NAME, "x", VALUE, b"cposix\nno_such_name\n.", None, pickle.dumps([]), ())
+    assert half.make(content) == {}
+    assert half.make(value(2, "x", [1], shell=[])) == {"x": [1]}
+
+
 def test_the_shell_of_an_attribute_is_that_of_its_class(half: Half) -> None:
     base = statement(1, "B", "class B:\n registry = []")
     names = half.make(base, value(2, "B.registry", ["owner"], shell=[]))
