@@ -30,7 +30,7 @@ from poolkit._wire.regions import Region
 
 __all__ = [
     "ABSENT", "ATOMS", "FOLLOWED", "IMPORT", "MISSING", "RESERVED", "STATEMENT", "VALUE", "Item", "Ref", "are_same",
-    "digest_of", "is_fixed", "length_of", "parts_of",
+    "digest_of", "is_fixed", "length_of", "parts_of", "reference",
 ]  # fmt: skip
 
 FOLLOWED = 1024  # bytes of the pickle of a value whose changes in place are followed
@@ -189,7 +189,7 @@ class _Collector(_Tracer):
     def persistent_id(self, obj: Any) -> int | None:
         found = super().persistent_id(obj)
         if found is not None:
-            self.met.append(_reference(obj))
+            self.met.append(reference(obj))
         return found
 
 
@@ -200,7 +200,7 @@ _BY_IDENTITY = frozenset({
 })  # fmt: skip
 
 
-def _reference(value: Any) -> Any:
+def reference(value: Any) -> Any:
     """A weak reference to a value, or what looks like one."""
     try:
         return ref(value)

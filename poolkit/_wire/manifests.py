@@ -13,10 +13,11 @@ import marshal
 import pickle
 import sys
 from _weakref import ref
+from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
-from poolkit._wire.items import IMPORT, Item, Ref, are_same, digest_of, length_of, parts_of
+from poolkit._wire.items import ABSENT, IMPORT, Item, Ref, are_same, digest_of, length_of, parts_of, reference
 from poolkit._wire.modules import module_of, scripts
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.plans import Manifest
@@ -83,17 +84,20 @@ class Sent:
     def _has(self, item: Item) -> bool:
         """Return True if the worker was forked with this version."""
         name, is_act, _ = item.name.partition("#")
-        value, digest, length, parts = self._inherited.get((item.module, name), (_MISSING, None, -1, ()))
-        if is_act:
-            return value is not _MISSING
-        known = None if item.digest is None else (item.digest, item.met)
-        if item.get() is not value or known != digest or item.length not in (-1, length):
+        state = self._inherited.get((item.module, name))
+        if state is None or is_act:
+            return state is not None
+        get, digest, length, parts = state
+        if item.get() is not get():
             return False
-        return are_same(item.parts, parts)
+        if item.kind == ABSENT:  # what cannot be sent is there as it was
+            return True
+        known = None if item.digest is None else (item.digest, item.met)
+        return known == digest and item.length in (-1, length) and are_same(item.parts, parts)
 
 
-Inherited = dict[tuple[str, str], tuple[object, Any, int, tuple[object, ...]]]
-_MISSING = object()
+State = tuple[Callable[[], object], Any, int, tuple[object, ...]]
+Inherited = dict[tuple[str, str], State]
 
 
 def inheritance() -> Inherited:
@@ -109,28 +113,29 @@ def inheritance() -> Inherited:
     return found
 
 
-def _state_of(value: object) -> tuple[object, Any, int, tuple[object, ...]]:
-    return value, digest_of(value), length_of(value), parts_of(value) if type(value) is FunctionType else ()
+def _state_of(value: object) -> State:
+    parts = parts_of(value) if type(value) is FunctionType else ()
+    return reference(value), digest_of(value), length_of(value), parts
 
 
 def describe(name: str) -> dict[str, Any]:
     """What stands for a script module in a worker: the attributes that the import system gave it here."""
-    module = sys.modules.get(name)
-    spec = getattr(module, "__spec__", None)
+    own = getattr(sys.modules.get(name), "__dict__", {})  # not its `__getattr__`, which is the user's
+    spec = own.get("__spec__")
     return {
-        "__file__": _text(getattr(module, "__file__", None)),
-        "__doc__": _text(getattr(module, "__doc__", None)),
-        "__package__": _text(getattr(module, "__package__", None)),
+        "__file__": _text(own.get("__file__")),
+        "__doc__": _text(own.get("__doc__")),
+        "__package__": _text(own.get("__package__")),
         "spec": _text(getattr(spec, "name", None)),
         "origin": _text(getattr(spec, "origin", None)),
-        "typed": _typed_by(module) if name == "__main__" else None,
+        "typed": _typed_by(own) if name == "__main__" else None,
     }
 
 
-def _typed_by(module: Any) -> tuple[str, str] | None:
+def _typed_by(namespace: dict[str, Any]) -> tuple[str, str] | None:
     """The program itself, where it was not in a file."""
     for filename in ("<string>", "<stdin>"):
-        if getattr(module, "__file__", filename) == filename and (text := typed_text(filename)):
+        if namespace.get("__file__", filename) == filename and (text := typed_text(filename)):
             return filename, text
     return None
 

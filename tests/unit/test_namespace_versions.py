@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import subprocess
 import sys
 import threading
 import weakref
@@ -448,3 +449,24 @@ def test_a_copy_of_this_process_is_sent_only_what_has_changed_since(
         changed = ABSENT if "pop" in change else DEFINITION if "def" in source else VALUE
         assert kind or news[0][2:4] == ("K", changed)
         exec(change, vars(script))  # noqa: S102 -- our own source
+
+
+@pytest.mark.parametrize("value", ["subprocess.Popen('true')", "threading.Thread()", "[(n for n in 'a')]"])
+def test_a_copy_of_this_process_keeps_what_cannot_be_sent(new_script: NewScript, value: str) -> None:
+    script = new_script(f"import subprocess, threading\nK = {value}\ndef f(): return K")
+    modules.look()
+    sent = Sent(inheritance())
+    records = pickle.loads(sent.lacking(manifest(script))[0])[4]
+    assert {record[2:4] for record in records} == {("f", INHERITED), ("K", INHERITED)}
+    if isinstance(script.K, subprocess.Popen):
+        script.K.wait()
+
+
+def test_what_copies_of_this_process_have_is_not_kept_alive_for_them(new_script: NewScript) -> None:
+    script = new_script("class C: pass\nK = C()")
+    modules.look()
+    known, weak = Sent(inheritance()), weakref.ref(script.K)
+    del script.K
+    gc.collect()
+    assert weak() is None
+    assert known
