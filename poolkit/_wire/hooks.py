@@ -10,12 +10,13 @@ __all__ = ["is_of_handler", "raise_interrupt"]
 def raise_interrupt(error: BaseException) -> None:
     """Raise an exception again, unless an object's own hook raised it.
 
-    A hook may raise SystemExit or anything. Ctrl-C, what a signal handler raises, and what stops the task of a thread
-    are not its.
+    A hook may raise SystemExit or anything. Ctrl-C, what a signal handler raises, what stops the task of a thread, and
+    a lack of memory are not its.
     """
-    if isinstance(error, Exception):
+    if isinstance(error, Exception) and not isinstance(error, MemoryError):
         return
-    if isinstance(error, KeyboardInterrupt) or type(error).__module__.startswith("poolkit.") or is_of_handler(error):
+    own = (KeyboardInterrupt, MemoryError)
+    if isinstance(error, own) or type(error).__module__.startswith("poolkit.") or is_of_handler(error):
         raise error
 
 

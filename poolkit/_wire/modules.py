@@ -94,8 +94,11 @@ def named_at_top(obj: Any, module_name: Any) -> str | None:
     top, *rest = qualname.split(".")
     if found is None or rest[:1] == ["<locals>"]:
         return None
-    for part in (top, *rest):
-        found = getattr(found, part, _MISSING) if type(found) is not _Script else vars(found).get(part, _MISSING)
+    try:
+        for part in (top, *rest):
+            found = getattr(found, part, _MISSING) if type(found) is not _Script else vars(found).get(part, _MISSING)
+    except Exception:  # noqa: BLE001 -- a module's or metaclass's own `__getattr__`
+        return None
     return top if found is obj else None
 
 

@@ -106,26 +106,32 @@ class Namespace:
             and (not known.bound or sharing.are_bound(known.bound))
         ):
             return known
-        made: Item | None = None
+        made = Item(self.name, name, ABSENT, b"", value)
+        length = length_of(value)
         try:
             if value is not MISSING:
                 made = self._make(name, value, circle, is_new=known is None)
         except BaseException as error:  # noqa: BLE001 -- the user's own hooks
             raise_interrupt(error)
-            reason = describe_error(error).encode(errors="replace")
-            made = Item(self.name, name, ABSENT, reason, value)
-        if made is None:
-            made = Item(self.name, name, ABSENT, b"", MISSING)
+            made.payload = describe_error(error).encode(errors="replace")
+        if made.kind == ABSENT:  # what could not be pickled may be, once it has lost something
+            made.length, made.is_followed = length, length >= 0
         if "." in name:
             made.now = ((self.name, name.partition(".")[0]), *made.now)
-        with _lock:
-            newest = self._items.get(name)
-            if newest is not known and newest is not None and not circle and newest.is_current(value):
-                return newest  # another thread was faster
-            made.serial = serial
-            if newest is None or newest.serial < serial:
-                self._items[name] = made
-        return made
+        made.serial = serial
+        return self._publish(made, value, known, is_alone=not circle)
+
+    def _publish(self, made: Item, value: object, known: Item | None, *, is_alone: bool) -> Item:
+        """Have a version be the newest of its name; return what another thread has made meanwhile, if that will do."""
+        while True:
+            newest = self._items.get(made.name)
+            if is_alone and newest is not None and newest is not known and newest.is_current(value):
+                return newest
+            with _lock:
+                if self._items.get(made.name) is newest:
+                    if newest is None or newest.serial < made.serial:
+                        self._items[made.name] = made
+                    return made
 
     def circle_of(self, name: str) -> tuple[Ref, ...]:
         """The names that go together with this one in the newest version."""

@@ -18,6 +18,7 @@ from poolkit._wire import codec, modules, plans
 from poolkit._wire.items import ABSENT, DEFINITION, INHERITED, VALUE
 from poolkit._wire.manifests import Sent, inheritance
 from poolkit._wire.plans import Manifest, manifest_for
+from support import WATCHDOG
 
 NewScript = Callable[..., Any]
 
@@ -401,6 +402,26 @@ def test_a_version_that_was_bound_later_has_the_larger_serial(new_script: NewScr
     earlier = next(item for item in manifest(script).items if item.name == "K")
     assert script.K is not old
     assert earlier.serial < later[0] or earlier.get() is script.K
+
+
+def test_no_hook_of_an_object_runs_under_a_lock(new_script: NewScript) -> None:
+    """It may wait for another thread, which plans a call of its own."""
+    script = new_script(RACE + "o = V(1)")
+    planned: list[int] = []
+
+    def plan_others() -> None:
+        script.hook = None
+        if not planned:  # of several who make the same version, one finds that of another, and compares
+            version(script, "K")
+        thread = threading.Thread(target=lambda: planned.append(version(script, "o")))
+        thread.start()
+        thread.join(WATCHDOG)
+        assert not thread.is_alive()
+        script.o, script.hook = script.V(1), plan_others
+
+    script.hook = plan_others
+    version(script, "K")
+    assert len(planned) > 1
 
 
 def test_no_more_plans_than_a_bound_are_kept(new_script: NewScript, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from poolkit._wire.functions import scan_code
 from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.items import IMPORT, STATEMENT, VALUE
 from poolkit._wire.plans import manifest_for
+from poolkit.errors import SerializationError
 from support_scripts import WorkerHalf
 
 NewScript = Callable[..., Any]
@@ -133,6 +134,29 @@ def test_a_decorated_class_is_made_beside_an_odd_object(worker: WorkerHalf, new_
     assert worker.call(script.f) is True
 
 
+def test_a_module_may_raise_for_names_that_it_has_not(worker: WorkerHalf, new_script: NewScript) -> None:
+    """By a `__getattr__` of its own, which is asked neither what stands for the module nor what a lambda is called."""
+    script = new_script("def __getattr__(name): return {}[name]\ndef f(): return 1\ndef g(): return lambda: f()")
+    del script.__file__
+    assert worker.call(script.f) == 1
+    assert worker.call(script.g()) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "change"),
+    [("x = {1: (n for n in 'a')}", "del x[1]"), ("x = [(n for n in 'a')]", "x.clear()")],
+)
+def test_a_container_is_tried_again_when_its_length_has_changed(
+    worker: WorkerHalf, new_script: NewScript, source: str, change: str
+) -> None:
+    """What had no pickle may have left it; or another thread filled it while it was pickled."""
+    script = new_script(f"{source}\ndef f(): return len(x)", name=f"odd_container_{next(_numbers)}")
+    with pytest.raises(NameError):
+        worker.call(script.f)
+    exec(change, vars(script))  # noqa: S102 -- our own source
+    assert worker.call(script.f) == 0
+
+
 # ===== what stands for another object =====
 
 _PROXY = """
@@ -172,6 +196,16 @@ def test_an_interrupt_is_no_fault_of_the_object(new_script: NewScript) -> None:
     script = new_script(hook("__reduce_ex__", "raise KeyboardInterrupt") + "x = C()")
     with pytest.raises(KeyboardInterrupt):
         kinds(script, "x")
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_object(worker: WorkerHalf, new_script: NewScript) -> None:
+    """It fails one submit; the next one may succeed."""
+    source = hook("__reduce_ex__", "\n  if lacks: raise MemoryError\n  return C, ()")
+    script = new_script(source + "x, lacks = C(), True\ndef f(): return str(type(x))", name="lacks_memory")
+    with pytest.raises(SerializationError):
+        worker.call(script.f)
+    script.lacks = False
+    assert worker.call(script.f) == "<class 'lacks_memory.C'>"
 
 
 def test_what_a_signal_handler_raises_is_no_fault_of_the_object(new_script: NewScript) -> None:
