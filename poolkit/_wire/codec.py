@@ -29,7 +29,7 @@ from collections import namedtuple
 from poolkit._wire import modules
 from poolkit._wire.buffers import Found
 from poolkit._wire.functions import is_reusable
-from poolkit._wire.modules import scripts
+from poolkit._wire.modules import meaning, scripts
 from poolkit._wire.pickles import (
     BY_VALUE,
     PROTOCOL,
@@ -191,7 +191,7 @@ def load_call(
         fn, args, kwargs = pickle.loads(body, buffers=buffers)
         return fn, args, kwargs
     kept = _functions.get(fn_bytes)
-    if kept is not None and (not kept.name or _meaning(kept.module, kept.name) is kept.fn):
+    if kept is not None and (not kept.name or meaning(kept.module, kept.name) is kept.fn):
         fn = kept.fn
     else:
         fn = pickle.loads(fn_bytes)
@@ -200,19 +200,12 @@ def load_call(
     return fn, args, kwargs
 
 
-def _meaning(module: str, name: str) -> Any:
-    return getattr(sys.modules.get(module), "__dict__", _NO_GLOBALS).get(name)
-
-
-_NO_GLOBALS: dict[str, Any] = {}
-
-
 def _keep(fn_bytes: bytes, fn: Callable[..., Any]) -> None:
     """Keep a function for the next call: one that is reusable, or one by name for as long as the name means it."""
     module = name = ""
     if fn_bytes[-1] != _REUSABLE:
         module, name = getattr(fn, "__module__", ""), getattr(fn, "__name__", "")
-        if not name or _meaning(module, name) is not fn:
+        if not name or meaning(module, name) is not fn:
             return
     if len(fn_bytes) <= _KEPT_NBYTES:
         if len(_functions) >= _KEPT_FUNCTIONS:

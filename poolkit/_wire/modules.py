@@ -27,6 +27,7 @@ __all__ = [
     "look",
     "marks",
     "may_be_bound",
+    "meaning",
     "module_of",
     "named_at_top",
     "scripts",
@@ -105,6 +106,14 @@ def named_at_top(obj: Any, module_name: Any) -> str | None:
 def may_be_bound(name: str, namespace: dict[str, Any]) -> bool:
     """Return True for a name that code looks up among these globals: it is there, or is nobody else's."""
     return name in namespace or not hasattr(builtins, name)
+
+
+def meaning(module_name: str, name: str, default: Any = None) -> Any:
+    """Return what a name at the top of a module is bound to now; the default if there is none."""
+    return getattr(sys.modules.get(module_name), "__dict__", _NO_GLOBALS).get(name, default)
+
+
+_NO_GLOBALS: dict[str, Any] = {}
 
 
 def home_of(namespace: dict[str, Any]) -> str | None:

@@ -24,7 +24,7 @@ from poolkit._wire import handover, modules
 from poolkit._wire.buffers import Found, Parts
 from poolkit._wire.cloud import cloudpickle_module
 from poolkit._wire.functions import named, reduce_cell, reduce_function, scan_code, shared, with_named_parts
-from poolkit._wire.modules import is_registered, marks, may_be_bound, named_at_top, scripts
+from poolkit._wire.modules import is_registered, marks, may_be_bound, meaning, named_at_top, scripts
 from poolkit._wire.reseed import reduce_generator
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -199,7 +199,7 @@ def _make_naming_pickler(base: Any) -> Any:
             """Return the name of the global that an object goes by. Asked for each object that is pickled."""
             needs = self._needs
             reference = needs.names.get(id(obj))
-            if reference is None or reference[:2] in needs.inline:
+            if reference is None or reference[:2] in needs.inline or not _is_bound(reference, obj):
                 needs.met += reference == needs.name
                 return None
             needs.now.add(reference[:2])
@@ -207,6 +207,15 @@ def _make_naming_pickler(base: Any) -> Any:
             return reference
 
     return NamingPickler
+
+
+def _is_bound(reference: tuple[Any, ...], obj: object) -> bool:
+    """Return True if a name still means an object; else another one was there, and this has its id by now."""
+    module_name, name, *index = reference
+    found = meaning(module_name, name)
+    return (
+        any(each is obj for each in found.__closure__ or ()) if index and type(found) is FunctionType else found is obj
+    )
 
 
 def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is given

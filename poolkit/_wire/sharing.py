@@ -20,7 +20,7 @@ from typing import Any
 from poolkit._wire import reseed
 from poolkit._wire.functions import circle_member, circle_of
 from poolkit._wire.items import ATOMS, MISSING, RESERVED, Item, Ref, is_fixed
-from poolkit._wire.modules import named_at_top, scripts
+from poolkit._wire.modules import meaning, named_at_top, scripts
 from poolkit._wire.pickles import PROTOCOL
 
 __all__ = ["are_bound", "bound_objects", "circles_in", "forget_names", "in_circle", "is_alone", "names"]
@@ -104,16 +104,12 @@ def _may_be_shared(value: Any) -> bool:
 
 def bound_objects(refs: Iterable[Ref]) -> tuple[tuple[Ref, int], ...]:
     """Return what these names are bound to now, by their ids: whoever refers to them by name keeps them alive."""
-    return tuple((ref, id(_value_of(ref))) for ref in refs)
+    return tuple((ref, id(meaning(*ref, MISSING))) for ref in refs)
 
 
 def are_bound(bound: Iterable[tuple[Ref, int]]) -> bool:
     """Return True if these names still mean the objects that they were taken for."""
-    return all(id(_value_of(ref)) == known for ref, known in bound)
-
-
-def _value_of(ref: Ref) -> object:
-    return getattr(sys.modules.get(ref[0]), "__dict__", {}).get(ref[1], MISSING)
+    return all(id(meaning(*ref, MISSING)) == known for ref, known in bound)
 
 
 # ===== what needs none of that =====
@@ -209,7 +205,7 @@ class Circle:
 
     def __reduce__(self) -> Any:
         """Have the others kept there for those who ask."""
-        return circle_of, (self._circle, [_value_of(each) for each in self._circle])
+        return circle_of, (self._circle, [meaning(*each) for each in self._circle])
 
 
 def in_circle(circle: tuple[Ref, ...], own: Ref) -> tuple[Any, tuple[Ref, ...]]:
@@ -225,4 +221,4 @@ class Member:
 
     def __reduce__(self) -> Any:
         """Look it up where the first has left it."""
-        return circle_member, (_value_of(self._circle[0]), self._circle[0], self._ref)
+        return circle_member, (meaning(*self._circle[0]), self._circle[0], self._ref)

@@ -610,3 +610,28 @@ def test_an_object_keeps_the_name_that_it_has(load: NewScript) -> None:
     script.A = script.B
     sharing.forget_names()
     assert sharing.names()[id(script.B)] == (script.__name__, "B")
+
+
+REUSED = """
+class C:
+    def __getstate__(self):
+        global last
+        calls.append(0)
+        if len(calls) == at: last = None  # as another thread may do meanwhile
+        return {"text": "a" * 2000}  # it may lie where that was
+calls, at = [], 0
+last = {"other": "thing"}
+x = C()
+def f(): return x.text
+"""
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_an_object_in_the_place_of_one_that_had_a_name_has_none(load: NewScript, at: int) -> None:
+    script = load(REUSED)
+    script.at = at
+    modules.look()
+    found = manifest_for(None, {(script.__name__, "x")})
+    assert found is not None
+    (item,) = (each for each in found.items if each.name == "x")
+    assert item.now == ((script.__name__, "C"),)
