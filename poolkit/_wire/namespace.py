@@ -167,7 +167,7 @@ class Namespace:
         if issubclass(type(value), ModuleType) and (home := _name_of(value)) is not None:
             item = Item(self.name, name, IMPORT, marshal.dumps((home, None)), value)
             if home in scripts and sys.modules.get(home) is value and value is not self.module:
-                item.later = tuple((home, each) for each in vars(value) if each not in RESERVED)
+                item.later = tuple((home, each) for each in list(vars(value)) if each not in RESERVED)
             self._act_on(item, self._acting_on(name, with_calls=False))
             return item
         if issubclass(type(value), type) and value.__module__ == self.name and value.__qualname__ == name:

@@ -71,7 +71,7 @@ class Plan:
                     self._functions.append((item.strong, item.parts[0]))
             elif item.snapshot is not None and isinstance(item.strong, type):
                 attributes, subclasses = vars(item.strong), type.__subclasses__.__get__(item.strong)
-                look_up, values = _looked_up({each: attributes[each] for each in attributes if each[:2] != "__"})
+                look_up, values = _looked_up({each: own for each, own in attributes.copy().items() if each[:2] != "__"})
                 self._classes.append((attributes, len(attributes), subclasses, len(subclasses()), look_up, values))
             elif item.kind == IMPORT and is_package(item.strong):
                 self.count = len(sys.modules)

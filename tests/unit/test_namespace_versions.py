@@ -424,6 +424,20 @@ def test_no_hook_of_an_object_runs_under_a_lock(new_script: NewScript) -> None:
     assert len(planned) > 1
 
 
+def test_a_class_may_be_changed_while_it_is_looked_at(new_script: NewScript) -> None:
+    """By another thread, which the name of an attribute stands for here."""
+    script = new_script("""
+class Name(str):
+    def __getitem__(self, key):
+        setattr(C, f"x{len(vars(C))}", 1)
+        return str.__getitem__(self, key)
+C = type("C", (), {Name("first"): 1, "second": 2, "__module__": __name__})
+def f(): return C
+""")
+    assert {item.name for item in manifest(script).items} >= {"C", "C.first", "C.second", "f"}
+    assert any(each.startswith("x") for each in vars(script.C))
+
+
 def test_no_more_plans_than_a_bound_are_kept(new_script: NewScript, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "MOST_PLANS", 3)
     script = new_script("\n".join(f"def f{n}(): return {n}" for n in range(10)))
