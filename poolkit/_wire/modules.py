@@ -9,7 +9,6 @@ Thread safety: `_seen` and `scripts` only grow, by one atomic operation at a tim
 
 from __future__ import annotations
 
-import builtins
 import sys
 from types import ModuleType
 
@@ -26,7 +25,6 @@ __all__ = [
     "is_registered",
     "look",
     "marks",
-    "may_be_bound",
     "meaning",
     "module_of",
     "named_at_top",
@@ -101,11 +99,6 @@ def named_at_top(obj: Any, module_name: Any) -> str | None:
     except Exception:  # noqa: BLE001 -- a module's or metaclass's own `__getattr__`
         return None
     return top if found is obj else None
-
-
-def may_be_bound(name: str, namespace: dict[str, Any]) -> bool:
-    """Return True for a name that code looks up among these globals: it is there, or is nobody else's."""
-    return name in namespace or not hasattr(builtins, name)
 
 
 def meaning(module_name: str, name: str, default: Any = None) -> Any:

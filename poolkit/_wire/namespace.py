@@ -38,7 +38,7 @@ from poolkit._wire.items import (
     digest_of,
     length_of,
 )
-from poolkit._wire.modules import home_of, is_package, may_be_bound, scripts
+from poolkit._wire.modules import home_of, is_package, scripts
 from poolkit._wire.origins import functions_behind, functions_of, has_run, is_special, makers_of, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
 from poolkit._wire.process_wide import (
@@ -132,6 +132,10 @@ class Namespace:
                     if newest is None or newest.serial < made.serial:
                         self._items[made.name] = made
                     return made
+
+    def is_builtin(self, name: str) -> bool:
+        """Return True for the name of a builtin that has never meant anything else here."""
+        return name not in self.dict and hasattr(builtins, name) and name not in self._items
 
     def circle_of(self, name: str) -> tuple[Ref, ...]:
         """The names that go together with this one in the newest version."""
@@ -291,7 +295,7 @@ class Namespace:
         own = name.partition("#")[0]
         item.now = tuple((self.name, each) for each in scan.now if each in self.dict and each != own)
         names = dict.fromkeys((*scan.later, *sources.names_in_annotations(node)))
-        later = tuple((self.name, each) for each in names if each != own and may_be_bound(each, self.dict))
+        later = tuple((self.name, each) for each in names if each != own)
         item.later = (*later, (self.name, "*")) if scan.is_dynamic_in(self.dict) else later
         item.line = self._position(source), node.lineno
         item.codes = sources.codes_in(code)

@@ -24,7 +24,7 @@ from poolkit._wire import handover, modules
 from poolkit._wire.buffers import Found, Parts
 from poolkit._wire.cloud import cloudpickle_module
 from poolkit._wire.functions import named, reduce_cell, reduce_function, scan_code, shared, with_named_parts
-from poolkit._wire.modules import is_registered, marks, may_be_bound, meaning, named_at_top, scripts
+from poolkit._wire.modules import is_registered, marks, meaning, named_at_top, scripts
 from poolkit._wire.reseed import reduce_generator
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -295,7 +295,7 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             for code in (function.__code__, getattr(getattr(function, "__annotate__", None), "__code__", None)):
                 if code is not None:
                     scan = scan_code(code)
-                    later.update((home, name) for name in (*scan.now, *scan.later) if may_be_bound(name, namespace))
+                    later.update((home, name) for name in (*scan.now, *scan.later))
                     if scan.is_dynamic_in(namespace):
                         later.add((home, "*"))
 

@@ -39,6 +39,21 @@ def bump(key):
     assert (module.count, module.cache, module.first) == (0, {}, None)
 
 
+def test_a_global_may_hide_a_builtin_after_the_first_call(new_script: NewScript, new_worker: NewWorker) -> None:
+    """As `from numpy import sum` does in a later input of a notebook; deleted, it hides it no more."""
+    module = new_script("""
+class C:
+    def m(self): return len([1])
+def f(): return len([1]), C().m(), (lambda: len([1]))()
+by_value = (lambda: lambda: len([1]))()
+""")
+    worker = new_worker()
+    for change in ("", "len = lambda x: 'hidden'", "del len", "len = lambda x: 'again'"):
+        exec(change, vars(module))  # noqa: S102 -- our own source
+        assert worker.call(module.f) == module.f()
+        assert worker.call(module.by_value) == module.by_value()
+
+
 def test_a_task_sees_the_globals_of_its_submit(new_script: NewScript, new_worker: NewWorker) -> None:
     """Rebound or changed in place, whichever call comes first; another worker has sent some of them back."""
     module = new_script("""
