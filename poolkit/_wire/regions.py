@@ -38,9 +38,12 @@ class _Closer:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def __del__(self) -> None:
-        """Close it."""
-        _os.close_fd(self._fd)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Close it, also when the interpreter has taken modules apart."""
+        try:
+            close(self._fd)
+        except OSError:  # somebody has closed it
+            return
 
 
 class Region:

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from unit.memory_pair import Pair, pair
 
-from poolkit import _os, shared
+from poolkit import shared
 from poolkit._child.freight import Freight as WorkerFreight
-from poolkit._wire import codec, holds, passage
+from poolkit._wire import codec, holds, passage, regions
 from poolkit._wire.parcels import Arrived, Parcel
 from poolkit._wire.regions import Region, known_region
 from poolkit._workforce.freight import Freight
@@ -348,13 +348,12 @@ def test_nobody_finds_a_region_whose_descriptor_is_being_closed(monkeypatch: pyt
     """As another thread would that takes in a handle on the same one."""
     region = Region.create(10)
     number, found = region.number, []
-    real = _os.close_fd
 
     def look_and_close(fd: int) -> None:
         found.append(known_region(number))
-        real(fd)
+        os.close(fd)
 
-    monkeypatch.setattr(_os, "close_fd", look_and_close)
+    monkeypatch.setattr(regions._Closer.__del__, "__defaults__", (look_and_close,))
     del region
     assert found == [None]
 

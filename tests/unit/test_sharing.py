@@ -10,7 +10,7 @@ import pytest
 
 from poolkit._wire import modules, sharing
 from poolkit._wire.plans import manifest_for
-from support_scripts import WorkerHalf, pack
+from support_scripts import WorkerHalf, pack, run_script
 
 NewScript = Callable[..., Any]
 _numbers = itertools.count()
@@ -635,3 +635,19 @@ def test_an_object_in_the_place_of_one_that_had_a_name_has_none(load: NewScript,
     assert found is not None
     (item,) = (each for each in found.items if each.name == "x")
     assert item.now == ((script.__name__, "C"),)
+
+
+def test_a_program_with_large_globals_ends_in_silence() -> None:
+    """The interpreter takes modules apart before it lets go of what lies in shared memory."""
+    script = """
+import subprocess, sys
+end = '''
+from poolkit._wire import plans
+import __main__
+class P: pass
+for X in (bytearray(300_000), [P() for _ in range(20_000)]):
+    found = plans.manifest_for(None, {("__main__", "X")})
+'''
+print(repr(subprocess.run([sys.executable, "-c", end], capture_output=True, check=True).stderr))
+"""
+    assert run_script(script) == "b''"
