@@ -134,6 +134,8 @@ def is_alone(value: Any, own: Ref) -> bool:
 def _is_plain(value: Any) -> bool:
     """Return True for containers in containers of nothing but atoms, none of which is a global. 20 ns an element."""
     level: list[Any] = [value]
+    if type(value) in _PLAIN and set(map(type, value)) <= ATOMS and set(map(type, _values_of(value))) <= ATOMS:
+        return True  # without a copy of it
     for depth in range(_DEEPEST):
         kinds = set(map(type, level))
         if kinds <= ATOMS:
@@ -147,6 +149,10 @@ def _is_plain(value: Any) -> bool:
         )
         level = [*islice(chain.from_iterable(contents), _LONGEST + 1)]
     return False
+
+
+def _values_of(value: Any) -> Any:
+    return value.values() if type(value) in (dict, OrderedDict) else ()
 
 
 class _Nowhere:
