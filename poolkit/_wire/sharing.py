@@ -116,7 +116,7 @@ def are_bound(bound: Iterable[tuple[Ref, int]]) -> bool:
 
 
 def is_alone(value: Any, own: Ref) -> bool:
-    """Return True if a value refers to nothing that goes by the name of a global, and to no random generator."""
+    """Return True if a value refers to nothing that goes by a name of a script, and to no random generator."""
     kind = type(value)
     if kind in ATOMS or kind is FunctionType:  # functions take the long way in any case
         return True
@@ -175,8 +175,8 @@ class _Scout(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         """Look at each object that is no atom and no container."""
-        if issubclass(type(obj), self._generators):
-            raise LookupError  # noqa: TRY004 -- no error, but an answer
+        if issubclass(type(obj), self._generators) or type(obj).__module__ in scripts:
+            raise LookupError
         return NotImplemented
 
 
