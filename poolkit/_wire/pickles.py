@@ -265,6 +265,11 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             return True
 
         def _reduce_class(self, cls: type) -> Any:
+            if type(cls).__module__ == "_ctypes" and named_at_top(cls, cls.__module__) is None:
+                from poolkit._wire.process_wide import reduce_c_type  # noqa: PLC0415 -- few values have one of these
+
+                if (reduced := reduce_c_type(cls)) is not NotImplemented:
+                    return reduced
             if inherited is not None:
                 return _reduce_class(cls) if cls.__module__ in scripts else NotImplemented
             if cls.__module__ in scripts or cls.__module__ not in sys.modules:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import os
 import pickle
 import sys
@@ -77,6 +78,8 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 -- one kind 
             return getattr, (sys, name)
     if kind.__module__ == "_io" and hasattr(obj, "name"):
         return _reduce_file(obj)
+    if kind.__module__ == "ctypes" and hasattr(obj, "_FuncPtr"):
+        return _reduce_library(obj)
     if kind.__module__ in ("dataclasses", "os", "sys"):
         module = sys.modules[kind.__module__]
         for name, value in vars(module).items():
@@ -113,6 +116,46 @@ def reduce_named(obj: Any, *, is_itself: bool) -> Any:
     if sys.version_info >= (3, 13) and kind != "NewType" and obj.has_default():
         options["default"] = obj.__default__
     return _typing, (kind, home, args, options)
+
+
+def reduce_c_type(cls: Any) -> Any:
+    """Return how to make a type that ctypes has derived from another, which has no name of its own."""
+    import ctypes  # noqa: PLC0415 -- who has one of these has imported it
+
+    kind = type(cls).__name__
+    if kind == "PyCArrayType" and cls._type_ * cls._length_ is cls:
+        return operator.mul, (cls._type_, cls._length_)
+    if kind == "PyCPointerType" and ctypes.POINTER(cls._type_) is cls:
+        return ctypes.POINTER, (cls._type_,)
+    if kind == "PyCFuncPtrType":
+        raise pickle.PicklingError(f"{cls!r} belongs to the process that made it")
+    return NotImplemented
+
+
+def _reduce_library(library: Any) -> Any:
+    functions = {
+        name: (each.restype, each.argtypes, each.errcheck)
+        for name, each in vars(library).items()
+        if isinstance(each, library._FuncPtr)  # noqa: SLF001 -- its only door
+    }
+    flags = library._FuncPtr._flags_  # noqa: SLF001 -- its only door
+    return _library, (type(library), library._name, bool(flags & _USE_ERRNO), functions)  # noqa: SLF001 -- the same
+
+
+_USE_ERRNO = 8  # as _ctypes.FUNCFLAG_USE_ERRNO
+
+
+def _library(kind: Any, name: Any, use_errno: bool, functions: dict[str, Any]) -> Any:
+    """Load a shared library, and give its functions the types that they had."""
+    library = kind(name, use_errno=use_errno)
+    for each, (restype, argtypes, errcheck) in functions.items():
+        function = getattr(library, each)
+        function.restype = restype
+        if argtypes is not None:
+            function.argtypes = argtypes
+        if errcheck is not None:
+            function.errcheck = errcheck
+    return library
 
 
 def _new_module(kind: type[ModuleType] = ModuleType) -> ModuleType:

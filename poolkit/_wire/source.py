@@ -322,9 +322,15 @@ def _may_write(argument: ast.expr, namespace: dict[str, Any]) -> bool:
 
 
 def has_simple_arguments(call: ast.Call, names: dict[str, list[Any]]) -> bool:
-    """Return True if a call is given what it would be given at any time: no results of calls, names bound once."""
+    """Return True if a call is given what it would be given at any time: no results of calls, names bound once.
+
+    Imports may be several: `import ctypes, ctypes.util`.
+    """
     for value in (*call.args, *(keyword.value for keyword in call.keywords)):
         for each in ast.walk(value):
-            if isinstance(each, ast.Call) or (isinstance(each, ast.Name) and len(names.get(each.id, ())) > 1):
+            if isinstance(each, ast.Call):
+                return False
+            made = names.get(each.id, ()) if isinstance(each, ast.Name) else ()
+            if len(made) > 1 and not all(map(is_import, made)):
                 return False
     return True

@@ -200,6 +200,27 @@ class P(ctypes.Structure):
     _fields_ = [('x', ctypes.c_int)]
 def f(): return P(3).x, ctypes.sizeof(P)
 """,
+    "ctypes_library": """
+import ctypes, ctypes.util
+libm = ctypes.CDLL(ctypes.util.find_library('m'), use_errno=True)
+libm.cos.restype = ctypes.c_double
+libm.cos.argtypes = [ctypes.c_double]
+libm.abs.errcheck = lambda result, function, arguments: result + 1
+libc = ctypes.cdll.LoadLibrary(None)
+def f(): return libm.cos(0.0), libm.abs(-3), libc.abs(-3), ctypes.pythonapi.Py_IsInitialized(), len(libm.cos.argtypes)
+""",
+    "ctypes_types": """
+import ctypes, ctypes.util
+class P(ctypes.Structure): _fields_ = [('x', ctypes.c_int)]
+Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
+Four = ctypes.c_int * 4
+three = (ctypes.c_int * 3)(1, 2, 3)
+points = (P * 2)(P(1), P(2))
+Pointer = ctypes.POINTER(P)
+@Callback
+def twice(x): return x * 2
+def f(): return twice(2), list(three), list(Four(1)), points[1].x, Pointer(P(5)).contents.x
+""",
     "datetime": """
 import datetime as dt
 UTC = dt.timezone.utc
