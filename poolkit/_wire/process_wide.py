@@ -159,7 +159,9 @@ def _library(kind: Any, name: Any, use_errno: bool, functions: dict[str, Any]) -
 
 
 def _new_module(kind: type[ModuleType] = ModuleType) -> ModuleType:
-    return kind.__new__(kind)
+    made = kind.__new__(kind)
+    ModuleType.__init__(made, "")  # up to CPython 3.10 it has no dict before; a subclass may ask for anything
+    return made
 
 
 def _typing(kind: str, module: str, args: list[Any], options: dict[str, Any]) -> Any:
