@@ -154,3 +154,17 @@ def need(names: Iterable[Any]) -> None:
     found = _packing.get(get_ident())
     if found is not None:
         found.names += tuple(names)
+
+
+def is_view(value: Any) -> bool:
+    """Return True for an array that is a part of another one, as a whole or not, which has its items in C order."""
+    kind = type(value)
+    if kind.__name__ != "ndarray" or kind.__module__ != "numpy" or type(value.base) is not kind:
+        return False
+    return bool(value.base.flags.c_contiguous and value.flags.writeable and not value.dtype.hasobject)
+
+
+def reduce_view(array: Any) -> Any:
+    """Return how to make a view of the array that an array is a view of, which another name means."""
+    offset = array.__array_interface__["data"][0] - array.base.__array_interface__["data"][0]
+    return type(array), (array.shape, array.dtype, array.base, offset, array.strides)

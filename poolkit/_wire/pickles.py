@@ -21,7 +21,7 @@ from functools import partial
 from types import CellType, FunctionType, ModuleType
 
 from poolkit._wire import handover, modules
-from poolkit._wire.buffers import Found, Parts
+from poolkit._wire.buffers import Found, Parts, is_view, reduce_view
 from poolkit._wire.cloud import cloudpickle_module
 from poolkit._wire.functions import named, reduce_cell, reduce_function, scan_code, shared, with_named_parts
 from poolkit._wire.modules import is_registered, marks, meaning, named_at_top, scripts
@@ -240,6 +240,8 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
                 reduced = reduce_named(obj, is_itself=obj is needs.itself)
             elif kind is CellType and needs.names is not None:
                 return reduce_cell(obj)
+            elif needs.names is not None and is_view(obj) and id(obj.base) in needs.names:
+                return reduce_view(obj)
             elif needs.reduce is not None and (obj is needs.itself or kind.__module__ not in scripts):
                 reduced = needs.reduce(obj)
             elif needs.reduce is not None:

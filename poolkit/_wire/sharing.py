@@ -18,6 +18,7 @@ from types import BuiltinFunctionType, FunctionType, GenericAlias, ModuleType
 from typing import Any
 
 from poolkit._wire import reseed
+from poolkit._wire.buffers import is_view
 from poolkit._wire.functions import circle_member, circle_of
 from poolkit._wire.items import ATOMS, MISSING, RESERVED, Item, Ref, is_fixed
 from poolkit._wire.modules import meaning, named_at_top, scripts
@@ -175,7 +176,8 @@ class _Scout(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         """Look at each object that is no atom and no container."""
-        if issubclass(type(obj), self._generators) or type(obj).__module__ in scripts:
+        is_of_global = is_view(obj) and id(obj.base) in self._names
+        if is_of_global or issubclass(type(obj), self._generators) or type(obj).__module__ in scripts:
             raise LookupError
         return NotImplemented
 

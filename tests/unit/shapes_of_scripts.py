@@ -821,6 +821,20 @@ import uuid, pathlib
 P = pathlib.Path('/tmp')
 def f(): return P / 'x'
 """,
+    "views_of_arrays": """
+import numpy as np
+state = np.zeros(6)
+pos, vel = state[:3], state[3:]
+by_name = {'grid': state.reshape(2, 3), 'back': state[::-1]}
+large = np.zeros(100_000)
+half = large[50_000:]
+def f():
+    vel[:] += 1
+    pos[:] += vel
+    by_name['back'][0] = 7
+    half[0] = 3
+    return state.tolist(), by_name['grid'].tolist(), large[50_000]
+""",
     "walrus": """
 if (n := 10) > 5:
     K = n
