@@ -315,6 +315,9 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             ):
                 return NotImplemented
             reduced = obj.__reduce_ex__(PROTOCOL)
+            if obj is self._needs.itself and self._needs.name and _looks_up(reduced, self._needs.name):
+                self._needs.is_circular = True
+                raise pickle.PicklingError(f"{self._needs.name[1]} refers to itself by its name")
             if type(reduced) is str:
                 name = obj.__module__, reduced.partition(".")[0]
                 if not _is_known(*name):
@@ -328,6 +331,15 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             return reduced
 
     return Pickler
+
+
+def _looks_up(reduced: Any, name: tuple[str, str]) -> bool:
+    """Return True if what would make an object anew, a function of the script, finds it under its name."""
+    function = getattr(reduced[0], "__func__", reduced[0]) if type(reduced) is tuple else None
+    if type(function) is not FunctionType or function.__module__ != name[0]:
+        return False
+    scan = scan_code(function.__code__)
+    return name[1] in scan.now or name[1] in scan.later
 
 
 def _by_name(obj: Any) -> Any:

@@ -683,6 +683,20 @@ def f():
 _MISSING = object()
 def f(x=_MISSING): return x is _MISSING
 """,
+    "sentinel_by_function": """
+class Null:
+    def __reduce__(self): return Null.instance, ()
+    @staticmethod
+    def instance(): return NULL
+NULL = Null()
+class Only:
+    def __reduce__(self): return get_only, ()
+only = Only()
+def get_only(): return only
+def f(x=NULL):
+    import pickle
+    return x is NULL, pickle.loads(pickle.dumps(NULL)) is NULL, pickle.loads(pickle.dumps(only)) is only
+""",
     "shared_cells": """
 def make():
     n = 0
