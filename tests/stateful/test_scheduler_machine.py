@@ -206,8 +206,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         task = worker.running
         assert task is not None
         if move == "swell":
+            if not worker.memory:  # else it has swollen before, in this run
+                self.swollen[task] = self.pool.now
             worker.memory = 200
-            self.swollen[task] = min(self.pool.now, self.swollen.get(task, math.inf))
         elif move == "shrink":
             worker.memory = 0
             if task in self.swollen:
