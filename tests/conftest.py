@@ -7,11 +7,9 @@ what `pytest` leaves out. Of the combinations of a test's parameters, `every_nth
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,25 +30,12 @@ hypothesis.settings.load_profile("poolkit")
 SCALE = float(os.environ.get("POOLKIT_CHAOS_SCALE", "1"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     support.adopt_orphans()
     support.heed_ctrl_c()
-    if "PYTHONDONTWRITEBYTECODE" in os.environ:
-        _keep_bytecode(config)
-
-
-def _keep_bytecode(config: pytest.Config) -> None:
-    """Have programs keep theirs in a folder of this run: each of a thousand would compile the library otherwise."""
-    del os.environ["PYTHONDONTWRITEBYTECODE"]
-    os.environ["PYTHONPYCACHEPREFIX"] = folder = tempfile.mkdtemp(prefix="poolkit-bytecode-")
-    subprocess.run([sys.executable, "-m", "compileall", "-q", Path(poolkit.__file__).parent], check=True)
-
-    def undo() -> None:
-        del os.environ["PYTHONPYCACHEPREFIX"]
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        shutil.rmtree(folder, ignore_errors=True)
-
-    config.add_cleanup(undo)
+    if sys.dont_write_bytecode:  # each of a thousand programs would compile the library and these modules otherwise
+        folders = [Path(poolkit.__file__).parent, Path(__file__).parent]
+        subprocess.run([sys.executable, "-m", "compileall", "-q", *folders], check=False, stderr=subprocess.DEVNULL)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` and `-k` are looked at
