@@ -61,11 +61,25 @@ class Submits(Protocol):
 
 
 class Arrivals(SimpleQueue[None]):
-    """Rung when a chunk is done; for `TaskOwner.lead`, what is done when any of them is."""
+    """Rung when a chunk is done; for `TaskOwner.lead`, what is done when any of them is. One thread waits for it."""
+
+    _waker: Callable[[], object] | None = None
 
     def ring(self, _task: object) -> None:
-        """Take a note."""
+        """Take a note, and wake who waits."""
         self.put(None)
+        waker = self._waker
+        if waker is not None:
+            waker()
+
+    def add_waker(self, waker: Callable[[], object]) -> object:
+        """Have `waker` called when it is rung; return None where it was."""
+        self._waker = waker
+        return None if self.done() else self
+
+    def remove_done_callback(self, _waker: object) -> None:
+        """Have nobody called any more."""
+        self._waker = None
 
     def done(self) -> bool:
         """Return True if it was rung since it was last cleared."""

@@ -146,7 +146,7 @@ class Reader:
         turn.acquire()
 
         def wake(_task: object = None) -> None:
-            if turn.locked():
+            with contextlib.suppress(RuntimeError):  # a leader and a task that is done may both do it
                 turn.release()
 
         if task.add_waker(wake) is None:

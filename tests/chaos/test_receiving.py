@@ -29,7 +29,7 @@ def test_a_call_too_large_for_the_memory_of_a_worker_fails_and_the_pool_goes_on(
 @pytest.mark.slow
 def test_in_shared_memory_such_a_call_fails_by_itself_and_smaller_ones_do_not() -> None:
     """A worker that has no room to map a segment reads the block instead."""
-    with Pool(1, initializer=support_objects.limit_memory, initargs=(64 * 2**20,)) as pool:
+    with Pool(1, initializer=support_objects.limit_memory, initargs=(100 * 2**20,)) as pool:
         for _ in range(3):
             assert type(pool.submit(len, bytes(160 * 2**20)).exception()) is MemoryError
             assert pool.submit(len, bytes(20 * 2**20)).result() == 20 * 2**20
