@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # without the enums of `signal`
 
+from poolkit._wire.modules import module_of
+
 __all__ = ["is_of_handler", "raise_interrupt"]
 
 
@@ -16,7 +18,7 @@ def raise_interrupt(error: BaseException) -> None:
     if isinstance(error, Exception) and not isinstance(error, MemoryError):
         return
     own = (KeyboardInterrupt, MemoryError)
-    if isinstance(error, own) or type(error).__module__.startswith("poolkit.") or is_of_handler(error):
+    if isinstance(error, own) or module_of(type(error)).startswith("poolkit.") or is_of_handler(error):
         raise error
 
 

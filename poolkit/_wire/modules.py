@@ -116,12 +116,14 @@ def home_of(namespace: dict[str, Any]) -> str | None:
     return name if module is not None and getattr(module, "__dict__", None) is namespace else None
 
 
-def module_of(cls: type) -> Any:
-    """Return what a class says its module is."""
+def module_of(cls: type) -> str:
+    """Return what a class says its module is; "" for one that says something else, as a property for its instances."""
+    name: Any
     try:
-        return cls.__module__
+        name = cls.__module__
     except Exception:  # noqa: BLE001 -- a metaclass may do anything
-        return None
+        return ""
+    return name if isinstance(name, str) else ""
 
 
 def is_package(value: Any) -> bool:

@@ -17,7 +17,7 @@ from contextvars import Context, ContextVar
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
-from poolkit._wire.modules import scripts
+from poolkit._wire.modules import module_of, scripts
 from poolkit._wire.reseed import reduce_generator
 
 __all__ = [
@@ -285,7 +285,7 @@ def writes_to_file(value: Any) -> bool:
 
 
 def _homes(kind: type) -> set[str]:
-    return {cls.__module__.partition(".")[0] for cls in kind.__mro__}
+    return {module_of(cls).partition(".")[0] for cls in kind.__mro__}
 
 
 def is_random_generator(value: Any) -> bool:
@@ -293,6 +293,6 @@ def is_random_generator(value: Any) -> bool:
     for cls in type(value).__mro__:
         if cls.__module__ == "random" and cls.__name__ == "Random":
             return True
-        if cls.__module__.startswith("numpy.random") and cls.__name__ in ("Generator", "RandomState", "BitGenerator"):
+        if module_of(cls).startswith("numpy.random") and cls.__name__ in ("Generator", "RandomState", "BitGenerator"):
             return True
     return False

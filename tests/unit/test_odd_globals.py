@@ -134,6 +134,13 @@ def test_a_decorated_class_is_made_beside_an_odd_object(worker: WorkerHalf, new_
     assert worker.call(script.f) is True
 
 
+def test_a_class_need_not_say_its_module(worker: WorkerHalf, new_script: NewScript) -> None:
+    """As those of compiled functions: what stands there is an attribute of their instances."""
+    source = "class C:\n __module__ = property(lambda self: 'c')\nx = C()\ndef f(): return type(x).__name__"
+    script = new_script(source, name=f"odd_home_{next(_numbers)}")
+    assert worker.call(script.f) == "C"
+
+
 def test_a_module_may_raise_for_names_that_it_has_not(worker: WorkerHalf, new_script: NewScript) -> None:
     """By a `__getattr__` of its own, which is asked neither what stands for the module nor what a lambda is called."""
     script = new_script("def __getattr__(name): return {}[name]\ndef f(): return 1\ndef g(): return lambda: f()")
@@ -231,6 +238,7 @@ def test_the_stop_of_a_threads_task_is_no_fault_of_the_object() -> None:
     with pytest.raises(StopTask):
         raise_interrupt(StopTask())
     raise_interrupt(GeneratorExit())
+    raise_interrupt(type("Odd", (BaseException,), {"__module__": property(str)})())
 
 
 # ===== streams =====
