@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,6 @@ from poolkit._wire import modules
 from poolkit._wire.items import ABSENT, STATEMENT, VALUE
 from poolkit._wire.plans import manifest_for
 from support_scripts import WorkerHalf
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerHalf]:
-    worker = WorkerHalf()
-    yield worker
-    worker.close()
 
 
 @pytest.fixture

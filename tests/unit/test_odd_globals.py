@@ -7,7 +7,7 @@ import logging
 import marshal
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -24,14 +24,6 @@ from support_scripts import WorkerHalf
 
 NewScript = Callable[..., Any]
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerHalf]:
-    """One for all tests here: each script is a module of its own name."""
-    worker = WorkerHalf()
-    yield worker
-    worker.close()
 
 
 def kinds(script: Any, *names: str) -> dict[str, int]:

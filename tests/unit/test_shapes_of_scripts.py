@@ -16,14 +16,6 @@ from support_scripts import WorkerHalf
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerHalf]:
-    """One for all tests here: each script is a module of its own name."""
-    worker = WorkerHalf()
-    yield worker
-    worker.close()
-
-
 @pytest.fixture(autouse=True)
 def json_as_before() -> Iterator[None]:
     """Scripts change it."""

@@ -17,14 +17,6 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerHalf]:
-    """One for all tests here: each script is a module of its own name."""
-    worker = WorkerHalf()
-    yield worker
-    worker.close()
-
-
-@pytest.fixture(scope="module")
 def later_worker() -> Iterator[WorkerHalf]:
     """One that is sent only what there is in the end."""
     worker = WorkerHalf(2)
