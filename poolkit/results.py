@@ -199,9 +199,11 @@ class _Chunks(Feed[T]):
         if not self._begun:
             self._begun = True
             if self._lock.acquire(blocking=False):
-                if self._driver is None:
-                    self._sent = None
-                self._lock.release()
+                try:
+                    if self._driver is None:
+                        self._sent = None
+                finally:
+                    self._lock.release()
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None

@@ -327,8 +327,8 @@ class Desk:
         try:
             if not reader.lock.acquire(blocking=False):
                 return False
-            reader.taking = threading.get_ident()
             try:
+                reader.taking = threading.get_ident()
                 settled = [] if reader.closed else self._handle(self.workforce.read(ready))
             finally:
                 reader.taking = 0

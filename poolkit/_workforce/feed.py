@@ -218,10 +218,11 @@ class Feed(Generic[T]):
 
         Waits for room, if it may `wait` and nothing is submitted.
         """
+        depth = getattr(_driving, "depth", 0)
         if not self._lock.acquire(blocking=self._cut is None):
             return False  # its reader is about to submit what he has taken
-        _driving.depth = getattr(_driving, "depth", 0) + 1
         try:
+            _driving.depth = depth + 1
             sent = self._sent
             if sent is None:  # it was begun to be read
                 sent = [(task, []) for task, _ in list(self._tasks)]
@@ -241,8 +242,8 @@ class Feed(Generic[T]):
             left = self._items is not None or self._held or (self._sent and not self._begun)
             return bool(left) and not self._closed
         finally:
-            _driving.depth -= 1
             self._lock.release()
+            _driving.depth = depth
             if self._closed:
                 self._let_go()
 

@@ -81,18 +81,18 @@ def put_off() -> Handlers | Shield | None:
         if shield is not None:
             shield.hold()
         return shield
-    found = list(map(_signal.getsignal, NUMBERS))
+    found, plan = list(map(_signal.getsignal, NUMBERS)), _plan
     if found != _seen:
         if _note in found and not _is_put_off(sys._getframe(2)):  # noqa: SLF001 -- who called is deciding, of course
             _put_back()
             found = list(map(_signal.getsignal, NUMBERS))
-        _plan = tuple(
+        plan = tuple(
             (number, handler)
             for number, handler in zip(NUMBERS, found, strict=True)
             if callable(handler) and handler is not _note
         )
-        _seen = found
-    plan = _plan
+        if _note not in found:  # else this is within another, and the same is found if that one's end is torn
+            _plan, _seen = plan, found
     try:
         for number, handler in plan:
             _before[number] = handler

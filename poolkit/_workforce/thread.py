@@ -26,7 +26,7 @@ from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, F
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.logs import mark_records
 from poolkit._workforce.references import by_reference
-from poolkit._workforce.thread_member import Member, StopTask, raise_in_thread
+from poolkit._workforce.thread_member import Member, StopTask, stop_task_of
 from poolkit.context import TaskContext
 
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
@@ -187,7 +187,7 @@ class ThreadWorkforce(DrivenWorkforce):
         with member.lock:
             member.doomed = True
             if member.running and not member.held and thread is not None and thread.ident is not None:
-                raise_in_thread(thread.ident, StopTask)
+                stop_task_of(thread.ident)
         member.coroutines.wake()  # or an event loop would see it when its next timer is due
         member.inbox.put(_STOP)
         self._dying.append((monotonic() + STOP_GRACE, member))
@@ -278,7 +278,7 @@ class ThreadWorkforce(DrivenWorkforce):
                 member.running = False
                 doomed = member.doomed
             if doomed:
-                raise_in_thread(threading.get_ident(), None)
+                stop_task_of()
         except StopTask:
             doomed = True
         member.context = None

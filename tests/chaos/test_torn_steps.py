@@ -183,10 +183,6 @@ class Injector:
 STRIDE = max(1, round(16 / faults.SCALE))  # of so many lines, one is tried; with POOLKIT_CHAOS_SCALE=16, each
 
 
-@pytest.mark.skipif(
-    sys.version_info < (3, 12),
-    reason="a traced function spins for ever once an exception was sent to a thread, as tests of thread pools do",
-)
 @pytest.mark.parametrize("error", [MemoryError, RecursionError])
 @pytest.mark.parametrize("name", DEEDS)
 def test_an_error_at_any_line_of_a_pool_loses_nothing(stage: Stage, name: str, error: type[BaseException]) -> None:

@@ -200,3 +200,16 @@ def test_a_note_taker_that_was_forgotten_is_put_back_by_the_next_decision(handle
     put_off()
     decide(lambda: None)
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_decision_within_the_torn_one_does_not_hide_its_note_taker(handler: object) -> None:
+    """It has found the same handlers, and had none to put aside."""
+
+    @deciding
+    def torn() -> None:
+        put_off()
+        decide(lambda: None)
+
+    torn()
+    decide(lambda: None)
+    assert signal.getsignal(signal.SIGINT) is handler
