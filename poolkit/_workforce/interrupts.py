@@ -74,7 +74,7 @@ def put_off() -> Handlers | Shield | None:
 
     Raises what stops the task that runs here, where that was to come anyway.
     """
-    global _seen, _plan  # noqa: PLW0603 -- a process has one set of handlers
+    global _seen, _plan
     if threading.get_ident() != _main:
         context = current_task()
         shield = None if context is None else context.shield()
