@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
 from _thread import get_ident
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import FrameType
     from typing import Any
 
     from typing_extensions import Self
@@ -54,6 +56,7 @@ class Found(list):  # type: ignore[type-arg]
     is_loaded_once = True  # else by each worker, or whenever it is wanted
     _stand_ins: dict[int, tuple[pickle.PickleBuffer, pickle.PickleBuffer]] | None = None
     _before: Found | None = None
+    _frame: FrameType | None = None  # which packs
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """Whether a buffer stays in the pickle."""
@@ -115,18 +118,30 @@ class Found(list):  # type: ignore[type-arg]
 
     def __enter__(self) -> Self:
         """What this thread pickles from now on is for another process, which is handed the regions in it."""
-        thread = get_ident()
-        if thread in _packing:
-            self._before = _packing[thread]
-        _packing[thread] = self
+        self.enter(sys._getframe(1))  # noqa: SLF001 -- the one way to it
         return self
+
+    def enter(self, frame: FrameType) -> None:
+        """Do that until this frame is left, or `__exit__` is called."""
+        thread = get_ident()
+        self._before, self._frame = _packing.get(thread), frame
+        _packing[thread] = self
 
     def __exit__(self, *_: object) -> None:
         """Leave."""
+        thread = get_ident()
         if self._before is None:
-            del _packing[get_ident()]
+            _packing.pop(thread, None)
         else:
-            _packing[get_ident()] = self._before
+            _packing[thread] = self._before
+        self._before = self._frame = None
+
+    def is_left(self) -> bool:
+        """Whether its frame was left: an exception has torn its end."""
+        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 -- the one way to it
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is None
 
 
 def found_from(threshold: float) -> type[Found]:
@@ -136,12 +151,16 @@ def found_from(threshold: float) -> type[Found]:
 
 def packing() -> Found | None:
     """What this thread is packing for another process."""
-    return _packing.get(get_ident())
+    found = _packing.get(get_ident())
+    while found is not None and found.is_left():
+        found.__exit__()
+        found = _packing.get(get_ident())
+    return found
 
 
 def attach(region: Region) -> bool:
     """Send a region along with what this thread is packing; false when it packs nothing for another process."""
-    found = _packing.get(get_ident())
+    found = packing()
     if found is None or not found.hands_over:
         return False
     if not any(region is known for known in found.regions):
@@ -151,7 +170,7 @@ def attach(region: Region) -> bool:
 
 def need(names: Iterable[Any]) -> None:
     """Note names of script modules that what this thread is packing refers to."""
-    found = _packing.get(get_ident())
+    found = packing()
     if found is not None:
         found.names += tuple(names)
 

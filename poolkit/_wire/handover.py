@@ -187,10 +187,7 @@ class _Refusing(Found):
 
 
 class Guard:
-    """A context in which nothing is left to multiprocessing's thread: unless it packs, this thread packs, or refuses.
-
-    It packs what `found` is for; without that, it refuses.
-    """
+    """A context in which nothing is left to multiprocessing's thread: this thread packs for `found`, or refuses."""
 
     __slots__ = ("_entered", "_found")
 
@@ -199,10 +196,10 @@ class Guard:
         self._entered: Found | None = None
 
     def __enter__(self) -> None:
-        """Begin, unless this thread packs."""
-        if buffers.packing() is None:
+        """Begin, unless this thread does that already."""
+        if self._found is None or self._found is not buffers.packing():
             self._entered = _Refusing() if self._found is None else self._found
-            self._entered.__enter__()
+            self._entered.enter(sys._getframe(1))  # noqa: SLF001 -- the one way to it
 
     def __exit__(self, *_: object) -> None:
         """Go on as before."""

@@ -142,6 +142,25 @@ def test_what_a_function_that_goes_by_value_refers_to_arrives(ends: tuple[Connec
         assert (told(ends[0]), told(ours)) == (6, b"hello")
 
 
+class Submitting:
+    """Submits a call while it is pickled for another."""
+
+    def __init__(self, submit: Callable[[], object], end: Connection) -> None:
+        self._submit, self._end = submit, end
+
+    def __reduce__(self) -> Any:
+        self._submit()
+        return work.Holder, (self._end,)
+
+
+def test_a_call_that_is_submitted_while_another_is_pickled(ends: tuple[Connection, Connection]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, poolkit.Pool(1) as pool:
+        argument = Submitting(lambda: pool.submit(lambda: theirs.sendall(b"hello")), ends[1])
+        pool.submit(lambda holder: holder.held.send(7), argument).result()
+        assert (told(ends[0]), told(ours)) == (7, b"hello")
+
+
 def test_broadcast_objects_arrive_once_in_each_worker(ends: tuple[Connection, Connection]) -> None:
     with poolkit.Pool(2, max_tasks_per_child=2) as pool, pool.broadcast({"a": [ends[1]]}) as shared:
         for _ in range(6):

@@ -22,7 +22,7 @@ import pytest
 from unit.memory_pair import Pair, pair
 
 import support_handed_over as work
-from poolkit._wire import codec, handover, remote
+from poolkit._wire import buffers, codec, handover, remote
 from poolkit._wire.buffers import Found
 from poolkit._wire.parcels import Parcel
 from poolkit._workforce.freight import Waybill
@@ -233,9 +233,31 @@ def test_without_anybody_to_hand_it_to_it_is_refused(pipe: tuple[Connection, Con
     with handover.Guard(), pytest.raises(pickle.PicklingError, match="only in the arguments"):
         handover.by_value_pickler(cloudpickle.Pickler)(io.BytesIO()).dump(pipe)
     with Found() as found:
-        with handover.Guard():
+        with handover.Guard(found):
             reduction.DupFd(pipe[0].fileno())
         assert len(found.regions) == 1
+        with handover.Guard(), pytest.raises(pickle.PicklingError):  # a call within the packing of another
+            reduction.DupFd(pipe[0].fileno())
+        reduction.DupFd(pipe[0].fileno())
+        assert len(found.regions) == 2
+
+
+def test_what_an_exception_has_torn_at_its_end_packs_no_more(
+    pipe: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn = Found()
+
+    def tear() -> None:
+        torn.__enter__()
+
+    tear()
+    with Found() as found:
+        reduction.DupFd(pipe[0].fileno())
+        assert len(found.regions) == 1
+    monkeypatch.setattr(handover, "_standard", lambda fd: ("standard", fd))
+    assert reduction.DupFd(5) == ("standard", 5)
+    assert not torn.regions
+    assert buffers.packing() is None
 
 
 def test_who_pickles_for_himself_gets_what_multiprocessing_gives(monkeypatch: pytest.MonkeyPatch) -> None:
