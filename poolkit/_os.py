@@ -361,10 +361,11 @@ def is_ending(pid: int) -> bool:
     return not words or bool(int(words[6]) & pf_exiting)
 
 
-def resident_shared_bytes() -> int:
-    """What of this process's resident memory is shared memory; 0 when that cannot be known."""
+def own_resident_bytes() -> int:
+    """Resident memory of this process without shared memory; 0 when it cannot be known."""
     lines = read_text("/proc/self/status").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:")), 0)
+    shared = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:")), 0)
+    return max(0, (resident_bytes() or 0) - shared)
 
 
 def peak_bytes(maxrss: int) -> int:

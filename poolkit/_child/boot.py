@@ -34,6 +34,7 @@ from poolkit._child.freight import Freight
 from poolkit._child.imported import when_imported
 from poolkit._child.loop import Loop
 from poolkit._child.tracking import share_tracker
+from poolkit._os import own_resident_bytes
 from poolkit._wire import codec, habits, inherit, messages, reseed
 from poolkit._wire.board import Board
 from poolkit._wire.hooks import is_of_handler
@@ -98,6 +99,8 @@ def _work(
         return 0
     reseed_generators = settle_in(settings)
     loop.measure_rss = settings["measure_rss"]
+    if settings["is_copy"]:
+        loop.inherited = own_resident_bytes()
     loop.freight.begin(settings["shm_threshold"])
     install = logs.installer(loop.outbox, settings["log_levels"], settings["log_disabled"])
     when_imported("logging", install)

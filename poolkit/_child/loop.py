@@ -18,7 +18,7 @@ from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.freight import Freight
 from poolkit._child.loading import say_where
 from poolkit._clock import monotonic
-from poolkit._os import Tokens, resident_bytes, resident_shared_bytes
+from poolkit._os import Tokens, own_resident_bytes
 from poolkit._os_processes import reap_adopted
 from poolkit._select import poll
 from poolkit._wire import codec, messages
@@ -78,6 +78,7 @@ class Loop:
         self._pid = os.getpid()
         self._waits = 0  # how often there was nothing to read
         self.measure_rss = False
+        self.inherited = 0  # bytes of memory that a fork of the owner had from the beginning, as the next one will
 
     def receive_boot(self) -> bytes | bytearray:
         """The payload of the first frame. Blocks until it is here."""
@@ -160,8 +161,8 @@ class Loop:
         if os.getpid() != self._pid:
             os._exit(0)  # the task forked, and this is its child, which came back: it has no business here
         rss = 0
-        if self.measure_rss:  # what others see too is nothing that a new worker would not have
-            rss = max(0, (resident_bytes() or 0) - resident_shared_bytes())
+        if self.measure_rss:
+            rss = max(0, own_resident_bytes() - self.inherited)
         header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, monotonic(), rss, len(payload))
         self.outbox.send(header, payload)
         self._board.done(call.task_id)

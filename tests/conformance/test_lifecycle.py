@@ -225,6 +225,16 @@ def test_a_worker_that_has_grown_is_replaced(make_pool):
     assert (pool.stats().recycled, pool.stats().respawned) == (1, 0)
 
 
+@pytest.mark.needs("process", "inherits")
+def test_what_a_fork_had_from_its_owner_does_not_count(make_pool):
+    """A new worker would have it as well."""
+    ballast = bytearray(60_000_000)
+    ballast[::4096] = b"x" * len(range(0, len(ballast), 4096))  # memory counts when it is touched
+    pool = make_pool(max_memory_per_child=50_000_000)
+    assert len({pool.submit(work.pid).result() for _ in range(5)}) == 1
+    assert pool.stats().recycled == 0
+
+
 @pytest.mark.needs("real_time")
 def test_idle_workers_leave_down_to_a_minimum(make_pool, recorder):
     pool = make_pool(2, idle_timeout=0.02, min_workers=1)
