@@ -1,11 +1,13 @@
 """Fixtures of all suites: a watchdog and a leak check around every test, gates, a journal; and which tests are run.
 
 `long` tests are left out, unless `-m` speaks of that marker or the command line names the test: `pytest -m long` runs
-what `pytest` leaves out. Of the combinations of a test's parameters, `every_nth(n)` makes long all but one in n.
+what `pytest` leaves out. Of the combinations of a test's parameters, `every_nth(n)` makes long all but one in n; in the
+folders of `FEWER`, that is so with n = 3 without a mark.
 """
 
 from __future__ import annotations
 
+import collections
 import os
 import signal
 import subprocess
@@ -27,6 +29,7 @@ import support_scripts
 hypothesis.settings.register_profile("poolkit", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("poolkit")
 
+FEWER = {"chaos", "conformance", "dropin", "lifecycle", "pains"}
 SCALE = float(os.environ.get("POOLKIT_CHAOS_SCALE", "1"))
 
 
@@ -40,11 +43,18 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` and `-k` are looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    places = Places()
+    places, tests = Places(), collections.defaultdict(list)
     for item in items:
-        mark = item.get_closest_marker("every_nth")
-        if mark is not None and mark.args[0] > SCALE and places.of(item) % mark.args[0]:
-            item.add_marker(pytest.mark.long)
+        if hasattr(item, "callspec"):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    for name, combinations in tests.items():
+        mark = combinations[0].get_closest_marker("every_nth")
+        n = mark.args[0] if mark is not None else min(len(combinations), 3 if name.split("/")[1] in FEWER else 1)
+        if n > SCALE:
+            left_out = [item for item in combinations if places.of(item) % n]
+            for item in left_out[len(left_out) == len(combinations) :]:  # one is always run
+                item.add_marker(pytest.mark.long)
+    for item in items:
         if item.get_closest_marker("long") is not None:
             item.add_marker(pytest.mark.slow)
     if "long" in config.option.markexpr or any("::" in arg for arg in config.args):

@@ -47,6 +47,7 @@ def test_a_worker_that_is_killed_in_the_midst_of_logging(
         faults.check_serves(pool, new_gate)
 
 
+@pytest.mark.long
 def test_workers_that_are_killed_at_random_while_all_log(keeper: Keeper) -> None:
     """Each record is told once, in its task's order, and before the outcome of its task."""
     with faults.new_pool(2) as pool:

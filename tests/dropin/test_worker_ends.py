@@ -45,6 +45,7 @@ def test_a_thread_that_a_task_left_finishes_its_work(method: str, leave: str, tm
     assert path.read_text(encoding="utf-8") == "done"
 
 
+@pytest.mark.long
 def test_a_thread_that_never_ends_keeps_nobody_for_ever() -> None:
     lines = run(
         """

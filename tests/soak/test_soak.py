@@ -20,7 +20,7 @@ def new_seed() -> int:
 
 @pytest.mark.parametrize("kind", ["process", "thread"])
 def test_everything_mixed_is_accounted_for(kind: str) -> None:
-    report = run(new_seed(), 4, [kind])
+    report = run(new_seed(), 2, [kind])
     text = "\n".join(lines_of(report))
     print(text)
     assert not report.violations, text

@@ -249,6 +249,7 @@ def test_it_costs_next_to_nothing_where_it_is_not_used() -> None:
     assert set(done.stdout.split()) == {"poolkit", "poolkit.testing", "poolkit.testing.plugin"}
 
 
+@pytest.mark.long
 def test_a_thousand_tests_with_a_fake_pool(run: Run) -> None:
     """How long that takes is measured by the benchmarks; here it is that they pass."""
     result = run(
