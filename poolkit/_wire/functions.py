@@ -289,10 +289,24 @@ class Scan:
         self.is_dynamic = tables.is_local or not _DYNAMIC.isdisjoint(now) or not _DYNAMIC.isdisjoint(later)
 
     def is_dynamic_in(self, namespace: dict[str, Any]) -> bool:
-        """Return True if the code may look up names that do not stand in it: by `sys.modules`, too."""
+        """Return True if the code may look up names that do not stand in it: by `sys.modules` or unpickling, too."""
         if self.is_dynamic or any(namespace.get(name) is sys for name in self.tables):
             return True
-        return any(namespace.get(name) is sys.modules for name in (*self.now, *self.later))
+        values = [namespace.get(name) for name in (*self.now, *self.later)]
+        return any(value is sys.modules or _unpickles(value) for value in values)
+
+
+_UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "copyreg", "dill", "joblib", "shelve"}
+
+
+def _unpickles(value: object) -> bool:
+    """Return True for a module that unpickles, and for what is imported from one."""
+    kind = type(value)
+    if kind is types.ModuleType:
+        home = vars(value).get("__name__")
+    else:
+        home = value.__module__ if kind in (types.FunctionType, types.BuiltinFunctionType, type) else None
+    return type(home) is str and home.partition(".")[0] in _UNPICKLERS
 
 
 _GLOBAL = frozenset({

@@ -38,7 +38,7 @@ from poolkit._wire.items import (
     digest_of,
     length_of,
 )
-from poolkit._wire.modules import home_of, is_package, scripts
+from poolkit._wire.modules import home_of, is_package, module_of, scripts
 from poolkit._wire.origins import functions_behind, functions_of, has_run, is_special, makers_of, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
 from poolkit._wire.process_wide import (
@@ -57,6 +57,7 @@ __all__ = ["Namespace"]
 
 LARGE = 64 * 1024  # bytes of a value that travels in shared memory, once for all workers
 
+_PLAIN = {int, float, complex, bool, type(None), str, bytes, bytearray, tuple, list, dict, set, frozenset}
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
 _lock = threading.RLock()
 _serials = itertools.count(1)
@@ -148,6 +149,24 @@ class Namespace:
         top, _, attribute = name.partition(".")
         cls = self.dict.get(top)
         return vars(cls).get(attribute, MISSING) if issubclass(type(cls), type) else MISSING
+
+    def own_names(self) -> list[str]:
+        """Return what code that looks names up by text may mean: functions, classes and plain data of this module.
+
+        Not what is large: it might be sent in vain.
+        """
+        names = []
+        for name, value in list(self.dict.items()):
+            kind = type(value)
+            if kind is FunctionType:
+                is_own = value.__globals__ is self.dict
+            elif issubclass(kind, type):
+                is_own = module_of(value) == self.name
+            else:
+                is_own = sys.getsizeof(value) < LARGE if kind in _PLAIN else module_of(kind) == self.name
+            if is_own and type(name) is str and not (name.startswith("__") and name.endswith("__")):
+                names.append(name)
+        return names
 
     def bundle(self) -> tuple[Item, ...]:
         """All plain functions that need nothing to be made, but sentinels as their defaults."""

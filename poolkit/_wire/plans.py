@@ -205,11 +205,7 @@ def _collect(roots: Any) -> tuple[dict[Ref, Item], list[Ref], list[Ref]]:
         if namespace is None:
             continue
         if name == "*":
-            pending += [
-                (module_name, function)
-                for function, value in list(namespace.dict.items())
-                if type(value) is FunctionType and value.__globals__ is namespace.dict
-            ]
+            pending += [(module_name, bound) for bound in namespace.own_names()]
             continue
         if namespace.is_builtin(name):
             unbound.append(each)

@@ -55,8 +55,6 @@ DIFFERENCES = {
     ("ipython", "names_looked_up"): _NO_FILE,
     ("ipython", "open_files"): _NO_FILE,
     ("standard-input", "open_files"): _NO_FILE,
-    ("standard-input", "names_looked_up"): _NO_SOURCE,
-    ("standard-input", "pickle_files"): _NO_SOURCE,
     ("standard-input", "ctypes_and_properties"): _NO_SOURCE,
     ("standard-input", "sentinels_and_module_getattr"): _NO_SOURCE,
     ("standard-input", "weak_dictionaries_and_iterators"): _NO_SOURCE,

@@ -40,15 +40,12 @@ SESSIONS: dict[str, tuple[Session, str, int]] = {
 
 _NO_FILE = "`__file__` is not set there"
 _NOT_MAIN = "a module of tests is not `__main__`"
-_PICKLED = "what a task unpickles by name is made from a file, or was sent with a call; there is no file"
 _NO_SOURCE = "what is typed has no source before CPython 3.13: what only its statement could make is not there"
 
 DIFFERENCES = {
-    ("notebook", "names_looked_up"): _PICKLED,
-    ("notebook", "pickle_files"): _PICKLED,
+    ("notebook", "names_looked_up"): _NO_FILE,
     ("notebook", "open_files"): _NO_FILE,
-    ("terminal", "names_looked_up"): _PICKLED,
-    ("terminal", "pickle_files"): _PICKLED,
+    ("terminal", "names_looked_up"): _NO_FILE,
     ("terminal", "open_files"): _NO_FILE,
     ("pytest-prepend", "names_looked_up"): _NOT_MAIN,
     ("pytest-append", "names_looked_up"): _NOT_MAIN,
