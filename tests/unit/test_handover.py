@@ -245,6 +245,7 @@ def test_without_anybody_to_hand_it_to_it_is_refused(pipe: tuple[Connection, Con
 def test_what_an_exception_has_torn_at_its_end_packs_no_more(
     pipe: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    handover.plain_table()
     torn = Found()
 
     def tear() -> None:
