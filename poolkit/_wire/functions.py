@@ -296,7 +296,7 @@ class Scan:
         return any(value is sys.modules or _unpickles(value) for value in values)
 
 
-_UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "copyreg", "dill", "joblib", "shelve"}
+_UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
 
 
 def _unpickles(value: object) -> bool:

@@ -57,7 +57,6 @@ __all__ = ["Namespace"]
 
 LARGE = 64 * 1024  # bytes of a value that travels in shared memory, once for all workers
 
-_PLAIN = {int, float, complex, bool, type(None), str, bytes, bytearray, tuple, list, dict, set, frozenset}
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
 _lock = threading.RLock()
 _serials = itertools.count(1)
@@ -151,22 +150,16 @@ class Namespace:
         return vars(cls).get(attribute, MISSING) if issubclass(type(cls), type) else MISSING
 
     def own_names(self) -> list[str]:
-        """Return what code that looks names up by text may mean: functions, classes and plain data of this module.
+        """Return what code that looks names up by text may mean, without data: functions and classes of this module.
 
-        Not what is large: it might be sent in vain.
+        Data may change from call to call, as the variable of a loop, and each change would be looked for and sent.
         """
-        names = []
-        for name, value in list(self.dict.items()):
-            kind = type(value)
-            if kind is FunctionType:
-                is_own = value.__globals__ is self.dict
-            elif issubclass(kind, type):
-                is_own = module_of(value) == self.name
-            else:
-                is_own = sys.getsizeof(value) < LARGE if kind in _PLAIN else module_of(kind) == self.name
-            if is_own and type(name) is str and not (name.startswith("__") and name.endswith("__")):
-                names.append(name)
-        return names
+        return [
+            name
+            for name, value in list(self.dict.items())
+            if (type(value) is FunctionType and value.__globals__ is self.dict)
+            or (issubclass(type(value), type) and module_of(value) == self.name)
+        ]
 
     def bundle(self) -> tuple[Item, ...]:
         """All plain functions that need nothing to be made, but sentinels as their defaults."""

@@ -30,8 +30,8 @@ def stop_task_of(*idents: int) -> None:
     """
     stop, send = ctypes.py_object(StopTask), ctypes.pythonapi.PyThreadState_SetAsyncExc
     try:
-        for ident in map(ctypes.c_ulong, (*idents, threading.get_ident())):  # calls of Python's own would be traced
-            send(ident, stop)
+        for ident in (*idents, threading.get_ident()):
+            send(ctypes.c_ulong(ident), stop)
         for _ in range(_ENOUGH):
             pass
     except StopTask:
