@@ -18,7 +18,7 @@ import poolkit
 import support
 import support_functions as work
 from chaos import faults
-from poolkit._workforce.line import Place
+from poolkit._workforce.line import Line, Place
 from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
@@ -94,15 +94,19 @@ def test_twenty_threads_that_submit_cancel_and_resize_all_hear_of_the_end(kind: 
 def test_threads_and_coroutines_stand_in_one_line(
     journal: Journal, new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First come, first called; there is room for two, so the second called may come before the first."""
+    """First come, first called; there is room for two, so the second called may come before the first.
+
+    It is decided under the pool's lock; two threads that wake those whom they took out may overtake each other.
+    """
     called: list[Place] = []
-    call = Place.call
+    take = Line.take
 
-    def note(place: Place) -> bool:
-        called.append(place)
-        return call(place)
+    def note(line: Line, count: int) -> list[Place]:
+        taken = take(line, count)
+        called.extend(taken)
+        return taken
 
-    monkeypatch.setattr(Place, "call", note)
+    monkeypatch.setattr(Line, "take", note)
     with faults.new_pool(1, max_queue=1) as pool:
         _, release = full(pool, new_gate, 1)
         threads = []
