@@ -336,8 +336,8 @@ class Roster:
             elif worker.state is DOOMED:
                 self._uncount(worker)
                 self.workforce.kill(worker.id, want_stack=False)
-            if worker.in_doubt:
-                self.doom(worker, Sentence(None, "in doubt"), want_stack=False)
+            if worker.in_doubt or worker.sentence is not None:  # the latter was torn from its kill
+                self.doom(worker, worker.sentence or Sentence(None, "in doubt"), want_stack=False)
 
     # ===== the counts =====
 

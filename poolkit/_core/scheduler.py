@@ -94,6 +94,7 @@ class Scheduler:
         self.numbers = self._outcomes.numbers  # the ids for tasks that are handed in; any thread may take the next
         self.phase = OPEN
         self.lingers = False  # after a shutdown: the rest of maps is still accepted, and waited for
+        self._cancels = self._kills = False  # what a shutdown asked for
         self.broken: BootFailed | None = None  # what the initializer raised
         self.why_closed = "the pool was shut down, by shutdown() or the end of its with block"  # when it is
         self.boots_failed = 0  # how often starting workers was given up, and why
@@ -216,6 +217,8 @@ class Scheduler:
         self.lingers = lingers and (self.phase is OPEN or self.lingers) and not (cancel_queued or kill)
         if kill_after is not None:
             self.timers.add(now + kill_after, self._kill_rest, None)
+        self._cancels |= cancel_queued
+        self._kills |= kill
         self.phase = max(self.phase, SHUTTING)
         self.roster.hiring = max(self.roster.hiring, Hiring.NONE if kill else Hiring.DEMAND)
         if cancel_queued or kill:
@@ -429,6 +432,10 @@ class Scheduler:
         while handed_in and handed_in[0] in outcomes.accepted:
             handed_in.popleft()
         self._dispatcher.rebuild(queued, now)
+        for worker in roster.resize(roster.size, now):
+            self._dispatcher.reclaim(worker)
+        if self.phase is SHUTTING:
+            self.shutdown(cancel_queued=self._cancels, kill=self._kills, now=now, lingers=True)
         self.tick(now)
 
     # ===== time =====

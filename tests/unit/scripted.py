@@ -84,6 +84,7 @@ class ScriptedPool:
             assert task.phase is TaskPhase.SETTLED
             self.outcomes[task] = outcome
             self._attempts[task] = task.attempts
+            self.scheduler.accepted.pop(task, None)
         self.events += self.scheduler.events
         self.scheduler.events.clear()
 
