@@ -226,18 +226,21 @@ class LinkPoller:
     """A set of descriptors that are waited on for reading, by several threads at once.
 
     `fileno` is a descriptor that is readable when one of them is, so that a set can be part of another; None where
-    there is no such thing.
+    there is no such thing. `poll(seconds)` returns pairs, of which the first is a descriptor that has something to
+    read, or is closed on the other side. It blocks for at most `seconds`; None: for ever.
     """
 
-    __slots__ = ("_poller", "fileno")
+    __slots__ = ("_poller", "fileno", "poll")
 
     def __init__(self) -> None:
         if LINUX and hasattr(select, "epoll"):
             self._poller: Any = select.epoll()
             self.fileno: int | None = self._poller.fileno()
+            self.poll: Callable[[float | None], list[tuple[int, int]]] = self._poller.poll
         else:
             self._poller = poll()
             self.fileno = None
+            self.poll = self._poll_for
 
     def register(self, fd: int) -> None:
         """Add a descriptor."""
@@ -247,11 +250,8 @@ class LinkPoller:
         """Take one out."""
         self._poller.unregister(fd)
 
-    def poll(self, seconds: float | None) -> list[int]:
-        """Those that have something to read, or are closed on the other side. Blocks for at most `seconds`."""
-        if self.fileno is None and seconds is not None:
-            seconds = math.ceil(seconds * 1000)
-        return [fd for fd, _ in self._poller.poll(seconds)]
+    def _poll_for(self, seconds: float | None) -> list[tuple[int, int]]:
+        return list(self._poller.poll(None if seconds is None else math.ceil(seconds * 1000)))
 
     def close(self) -> None:
         """Close it; registers and unregisters nothing, so a forked child may. Idempotent."""

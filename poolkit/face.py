@@ -275,15 +275,15 @@ class Face(Executor):
             code = _code_of(fn)
         else:
             code = fn.__code__ if chunk_of is None else _code_of(chunk_of)
-        options = self._options
-        name = options.name or name or name_of(fn)
+        options, supervisor = self._options, self._supervisor
+        name = options.name or name or (fn.__qualname__ if type(fn) is FunctionType else name_of(fn))
         try:
-            call, nbytes = self._supervisor.workforce.pack(fn, args, kwargs)
+            call, nbytes = supervisor.workforce.pack(fn, args, kwargs)
         except SerializationError as exc:
             _note_the_place(exc, name)
-            return self._supervisor.new_task(self._supervisor, name, None, options), exc
+            return supervisor.new_task(supervisor, name, None, options), exc
         function = id(code) ^ hash(name)  # both: decorators make functions of one code, and lambdas have one name
-        return self._supervisor.new_task(self._supervisor, name, call, options, nbytes, function), None
+        return supervisor.new_task(supervisor, name, call, options, nbytes, function), None
 
     def cancel_soon(self, task: poolkit.Task[Any]) -> None:
         """Have a task cancelled by the supervisor's thread; for finalizers, which must not wait for a lock."""

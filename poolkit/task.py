@@ -521,7 +521,9 @@ class Task(Future[T]):
             self._exception = error
             if self._load == mark:  # else a handler that interrupted this has read it
                 self._result = value
-                self._read_done(None)
+                self._load = None
+                if self._cond is not None:  # in this order, as in `_read_done`
+                    self._read_done(None)
         except BaseException:  # the reader's own, as an interrupt is: the next one tries again
             if load is not None and type(load) is not int and self._load == mark:
                 self._result = payload

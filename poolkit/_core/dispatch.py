@@ -51,15 +51,6 @@ class Dispatcher:
 
     # ===== out =====
 
-    def offer(self, task: AnyTask, now: float) -> None:
-        """Take in a task that was just accepted: it goes straight to an idle worker where nothing waits before it."""
-        weigh = task.options.memory_limit is not None
-        if not (self.queue.size or weigh) and (worker := self.roster.take_idle()) is not None:
-            self._send_batch(worker, [task], now)
-        else:
-            self.queue.push(task)
-            self.dispatch(now)
-
     def advance(self, now: float) -> None:
         """After any event: send what can be sent; when nothing is queued, share what stands behind slow tasks."""
         if self.queue.size:
@@ -107,9 +98,10 @@ class Dispatcher:
         workers = max(1, self.roster.ready_count() + self.roster.starting)
         batch = take_batch(self.queue, self.times, most=most, workers=workers, ahead=ahead)
         if batch:
-            self._send_batch(worker, batch, now)
+            self.send(worker, batch, now)
 
-    def _send_batch(self, worker: Worker, batch: list[AnyTask], now: float) -> None:
+    def send(self, worker: Worker, batch: list[AnyTask], now: float) -> None:
+        """Send tasks that are in no other place to a busy worker that can take them."""
         worker_id, sent = worker.id, SENT
         worker.in_doubt = True
         worker.sent.extend(batch)
@@ -124,8 +116,11 @@ class Dispatcher:
             self.roster.near_its_limit(worker)
         self.workforce.send(worker_id, batch, announce=self.announce)
         worker.in_doubt = False
-        self._look_later(now)
-        self._watch(worker, now)
+        if not self._is_looking:
+            self._look_later(now)
+        options = worker.sent[0].options
+        if options.timeout is not None or options.memory_limit is not None:
+            self._watch(worker, now)
         if worker.leave is not None:
             self.roster.grow(self.queue.size, now)  # its replacement warms up meanwhile
 

@@ -156,10 +156,8 @@ class Roster:
         if limit is not None and worker.leave is None and limit - worker.sent_count <= policy.replace_ahead(limit):
             self._recycle(worker)
 
-    def finished(self, worker: Worker, rss: int) -> None:
-        """A worker finished a task, and used `rss` bytes of memory after it."""
-        worker.tasks_done += 1
-        self.early_deaths = 0
+    def weighed(self, worker: Worker, rss: int) -> None:
+        """Take into account that a worker used `rss` bytes of memory after a task."""
         most = self.limits.max_memory_per_child
         if most is not None and rss > most and worker.leave is None and worker.state is BUSY:
             self._recycle(worker)
@@ -174,7 +172,7 @@ class Roster:
         worker.state = IDLE
         self.idle.append(worker)
         worker.idle_since = now
-        if self.hiring is Hiring.NONE or self._must_leave(worker):
+        if self.hiring is Hiring.NONE or worker.replaced or worker.limit is not None and self._must_leave(worker):
             self.stop(worker, now)
         elif self.limits.idle_timeout is not None and self._idle_check_at is None:
             self._check_idle_at(now + self.limits.idle_timeout)

@@ -165,7 +165,8 @@ class Scheduler:
             InitializerFailed: the pool's initializer raised.
             QueueFull: the bounded queue has no room.
         """
-        self._check_open_for(task)
+        if self.phase is not OPEN:
+            self._check_open_for(task)
         if self.limits.max_queue is not None and self.phase is OPEN and self.is_full():
             msg = (
                 f"cannot submit {task.name}: the queue is full "
@@ -174,9 +175,14 @@ class Scheduler:
             )
             raise QueueFull(msg)
         self._outcomes.accept(task, now)
-        if task.options.queue_timeout is not None or task.options.deadline is not None:
+        options = task.options
+        if options.queue_timeout is not None or options.deadline is not None:
             self._enforcer.watch(task, now)
-        self._dispatcher.offer(task, now)
+        if not self.queue.size and options.memory_limit is None and (worker := self.roster.take_idle()) is not None:
+            self._dispatcher.send(worker, [task], now)  # nothing waits before it
+        else:
+            self.queue.push(task)
+            self._dispatcher.dispatch(now)
 
     def refuse(self, task: AnyTask, error: BaseException, now: float) -> None:
         """Accept a task that cannot be sent: it fails at once, with `error`."""
@@ -185,7 +191,7 @@ class Scheduler:
         self._outcomes.settle(task, Outcome.failure(error))
 
     def _check_open_for(self, task: AnyTask) -> None:
-        if self.phase is not OPEN and not (task.late and self.lingers):
+        if not (task.late and self.lingers):
             self.check_open(f"submit {task.name}")
 
     def cancel(self, task: AnyTask, now: float) -> bool:
@@ -308,7 +314,10 @@ class Scheduler:
     def _go_on(self, free: dict[Worker, None], now: float) -> None:
         """Let workers that finished something go on, and empty `free`."""
         for worker in free:
-            self._dispatcher.go_on(worker, now)
+            if worker.sent or worker.draining:
+                self._dispatcher.go_on(worker, now)
+            else:
+                self.roster.rest(worker, now)
         free.clear()
         self._advance(now)
 
@@ -348,7 +357,10 @@ class Scheduler:
                 worker.runs_first(task.function)
             self._outcomes.finished(task, report, now)
         worker.sent.popleft()
-        self.roster.finished(worker, report.rss)
+        worker.tasks_done += 1
+        self.roster.early_deaths = 0
+        if report.rss:
+            self.roster.weighed(worker, report.rss)
         return True
 
     def _boot_failed(self, report: BootFailed, now: float) -> None:
@@ -462,7 +474,8 @@ class Scheduler:
 
     def _advance(self, now: float) -> None:
         """After every event: send what can be sent, share what is stuck, and go on with a shutdown."""
-        self._dispatcher.advance(now)
+        if self.queue.size or self.roster.busy:
+            self._dispatcher.advance(now)
         if self.phase is OPEN:
             if self.roster.counted < self.roster.wanted:
                 self.roster.grow(0, now)

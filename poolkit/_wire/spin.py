@@ -27,23 +27,16 @@ GIVE_UP = 3
 class Spin:
     """How one waiter waits. Not thread-safe."""
 
-    __slots__ = ("_in_vain",)
+    __slots__ = ("in_vain", "seconds")
 
     def __init__(self) -> None:
-        self._in_vain = 0
-
-    @property
-    def seconds(self) -> float:
-        """How long to look before the next sleep."""
-        return SPIN if self._in_vain < GIVE_UP else 0.0
-
-    def paid(self) -> None:
-        """What was waited for came while spinning."""
-        self._in_vain = 0
+        self.in_vain = 0  # waits in a row that outlasted the spin; set to 0 when one was over while spinning
+        self.seconds = SPIN  # how long to look before the next sleep
 
     def slept(self, seconds: float) -> None:
         """It took a sleep, after so many seconds in all."""
-        self._in_vain = 0 if seconds < WORTH else self._in_vain + 1
+        self.in_vain = 0 if seconds < WORTH else self.in_vain + 1
+        self.seconds = SPIN if self.in_vain < GIVE_UP else 0.0
 
     def wait(self, poller: poll, seconds: float | None = None) -> None:
         """Return when there is something to read, or after about so many seconds. Blocks."""
@@ -51,7 +44,7 @@ class Spin:
         end = started + self.seconds
         while monotonic() < end:
             if poller.poll(0):
-                self._in_vain = 0
+                self.in_vain = 0
                 return
             _os.yield_cpu()
         poller.poll(None if seconds is None else math.ceil(seconds * 1000))

@@ -58,6 +58,7 @@ HANDING_IN = "handing-in" not in _os.SWITCHED_OFF  # False: each task is accepte
 LEAVING = "leaving" not in _os.SWITCHED_OFF  # False: who reports waits for the lock
 
 T = TypeVar("T")
+Ready = Sequence[tuple[int, int]]  # as `poll` has them: descriptors, and what is the matter with them
 Settled = list[tuple[AnyTask, Outcome]]
 Calls = deque[tuple[Callable[[Any], object], Any]]  # what is to be called, with what
 
@@ -128,14 +129,14 @@ class Desk:
     def _decided(self) -> Settled:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
-        self._all_busy = HANDING_IN and self.threaded and scheduler.all_busy()
+        self._all_busy = not scheduler.roster.idle and self.threaded and HANDING_IN and scheduler.all_busy()
         settled = [*scheduler.settled]  # a list of its own, also when it is empty
         scheduler.settled.clear()
         if scheduler.events:
             self._uncalled.extend([(self._listeners.tell, event) for event in scheduler.events])
             scheduler.events.clear()
-        deadline = scheduler.next_deadline()
-        self._due = math.inf if deadline is None else deadline
+        timers = scheduler.timers.heap
+        self._due = timers[0][0] if timers else math.inf
         if self._due < self._sleeping_until or scheduler.phase is CLOSED:
             self._sleeping_until = -math.inf  # once is enough
             self.workforce.wake()
@@ -209,10 +210,11 @@ class Desk:
         """
         if self.workforce.unstarted:
             self.deliver(self.workforce.start_now())
-        if self._line:
+        if self._line.places:
             self._call_next()
         if not settled:
-            self._reader.published()  # what has just been read may have been a word to the leader
+            if self._reader.awaited is not None:  # what has just been read may have been a word to the leader
+                self._reader.published()
             if self._uncalled:  # events
                 self._have_called()
             return
@@ -228,7 +230,8 @@ class Desk:
                 accepted.pop(task, None)
         finally:
             publishing.depth -= 1
-        self._reader.published()
+        if self._reader.awaited is not None:
+            self._reader.published()
         if self._uncalled:
             self._have_called()
 
@@ -293,7 +296,11 @@ class Desk:
 
     def _take_in(self) -> Settled:
         """Hand the scheduler what was left, and have it do what is due. Under the lock."""
-        now = self._enter()
+        if self._torn or self._handed_in:
+            now = self._enter()
+        else:
+            self._all_busy = False
+            now = self.clock()
         if self._left:
             self._scheduler.handle_all(self._left, now)
         if self._due <= now:
@@ -317,7 +324,7 @@ class Desk:
         return self._teller.hold(logged, settled) if logged or self._teller.untold else settled
 
     @deciding
-    def _take(self, ready: Sequence[int] | None = None) -> bool:
+    def _take(self, ready: Ready | None = None) -> bool:
         """Read the links and publish what comes of it, unless somebody else reads: False. Any thread. Does not block.
 
         With `ready`, only those that were found to have something a moment ago.
@@ -347,9 +354,12 @@ class Desk:
 
     def lead(self, task: AnyTask, timeout: float | None) -> None:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
-        self._refuse_if_torn("wait for a task")
-        self._check_owner()  # decided in the parent, and published there alone
-        self._teller.step_aside()
+        if self._is_torn():
+            self._refuse_if_torn("wait for a task")
+        if self.forked or os.getpid() != self.pid:
+            self._check_owner()  # decided in the parent, and published there alone
+        if self._teller.untold:
+            self._teller.step_aside()
         self._reader.lead(task, timeout)
 
     def relinquish(self) -> None:

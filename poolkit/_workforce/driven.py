@@ -13,6 +13,9 @@ from poolkit._core.workforce import Report, Workforce
 from poolkit._workforce.links import Links
 
 
+Pack = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], tuple[Any, int]]
+
+
 class DrivenWorkforce(Workforce):
     """A workforce that the supervisor thread waits on.
 
@@ -24,6 +27,8 @@ class DrivenWorkforce(Workforce):
         lacks: why not all workers can be had that were asked for, as far as that is for the user to mend.
         notes: what the supervisor is to log.
         by_reference: whether its workers get the caller's own objects.
+        pack: turns function, arguments and keyword arguments into what `send` takes, and its size in bytes. On the
+            caller's thread, without the lock. May raise SerializationError.
     """
 
     links: Links | None = None
@@ -32,10 +37,7 @@ class DrivenWorkforce(Workforce):
     lacks: OSError | None = None
     notes: Sequence[str] = ()
     by_reference = False
-
-    @abc.abstractmethod
-    def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
-        """Turn a call into what `send` takes, and its size in bytes. On the caller's thread, without the lock."""
+    pack: Pack
 
     @abc.abstractmethod
     def wait(self, timeout: float, *, links: bool) -> bool:
@@ -54,7 +56,7 @@ class DrivenWorkforce(Workforce):
         On the supervisor thread, by whoever holds the reader's lock. Does not block, but where `prepare` was in vain.
         """
 
-    def read(self, ready: Sequence[int] | None = None) -> list[Report]:  # noqa: ARG002
+    def read(self, ready: Sequence[tuple[int, int]] | None = None) -> list[Report]:  # noqa: ARG002
         """Read what is on the links, or on those that were found `ready`. Does not block.
 
         By whoever holds the reader's lock, and empties the list: what was read is in it until then, whatever tears him.

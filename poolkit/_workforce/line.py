@@ -50,27 +50,27 @@ class Line:
 
     def __init__(self) -> None:
         self._tickets = itertools.count(1)
-        self._places: list[Place] = []  # by ticket
+        self.places: list[Place] = []  # by ticket
 
     def __len__(self) -> int:
         """How many wait; those who left may be among them."""
-        return len(self._places)
+        return len(self.places)
 
     def precedes(self, place: Place) -> bool:
         """Whether somebody waits who came before."""
-        return bool(self._places) and (not place.ticket or self._places[0] < place)
+        return bool(self.places) and (not place.ticket or self.places[0] < place)
 
     def stand(self, place: Place) -> None:
         """Have one wait, where he stood if he did."""
-        while self._places and self._places[-1].gone:
-            self._places.pop()
+        while self.places and self.places[-1].gone:
+            self.places.pop()
         place.ticket = place.ticket or next(self._tickets)
         place.called = False
-        bisect.insort(self._places, place)
+        bisect.insort(self.places, place)
 
     def take(self, count: int) -> list[Place]:
         """Take out the first, to be called."""
-        taken, self._places = self._places[:count], self._places[count:]
+        taken, self.places = self.places[:count], self.places[count:]
         for place in taken:
             place.called = True
         return taken

@@ -65,13 +65,13 @@ class Links:
         """Make whoever polls look up. From any thread."""
         self._nudge.set()
 
-    def read(self, reports: list[Report], ready: Sequence[int]) -> None:
+    def read(self, reports: list[Report], ready: Sequence[tuple[int, int]]) -> None:
         """Read once from every link that is `ready`. One whose reading was torn is `broken`, as part of it is lost."""
         while self._resumed:
             resumed = self._paused.pop(self._resumed.popleft(), None)
             if resumed is not None:  # else it is gone
                 self._poller.register(resumed.outcomes_fd)
-        for fd in ready:
+        for fd, _ in ready:
             member = self._members.get(fd)
             if member is None:
                 if fd == self._nudge.fileno():
@@ -111,7 +111,11 @@ def receive(member: Member, reports: list[Report]) -> None:  # noqa: C901 -- one
     worker_id = member.id
     for (kind, task_id, started, ended, rss, _), payload in member.reader.receive():
         if kind == VALUE:
-            member.waybill.finish()
+            waybill = member.waybill
+            if waybill.parcels:
+                waybill.finish()
+            else:
+                waybill.finished += 1
             reports.append(Finished(worker_id, task_id, started, ended, rss, payload, True, load_value))
         elif kind == messages.PARCEL and member.freight is not None:
             member.waybill.finish()

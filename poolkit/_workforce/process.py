@@ -87,6 +87,7 @@ class ProcessWorkforce(DrivenWorkforce):
         self._nursery: Nursery | None = None
         self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
         self.freight = freight
+        self.pack = freight.pack
         self.freight.gone, self.freight.wake = self._region_gone, self.wake
         self._inherited: Inherited | None = None  # what workers have of the script that are forks of this process
         self.freight.lend_tracker = functools.partial(self._order, self._lend_tracker)
@@ -98,10 +99,6 @@ class ProcessWorkforce(DrivenWorkforce):
             except BaseException:
                 self._close_own()
                 raise
-
-    def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
-        """A call becomes bytes on the caller's thread, and blocks of shared memory. Raises SerializationError."""
-        return self.freight.pack(fn, args, kwargs)
 
     # ===== orders, given under the pool's lock =====
 
@@ -271,7 +268,7 @@ class ProcessWorkforce(DrivenWorkforce):
                 self._kill(member, reports)
         return reports
 
-    def read(self, ready: Sequence[int] | None = None) -> Reports:
+    def read(self, ready: Sequence[tuple[int, int]] | None = None) -> Reports:
         """Read what is on the links, or on those that were found `ready`. Does not block."""
         links = self.links
         if links.broken:  # since a read that was torn

@@ -63,7 +63,7 @@ class Reader:
         self._spin = Spin()  # owner: the leader
         self._leader = threading.RLock()  # held by the leader while it waits
         self._followers: deque[Callable[[], object]] = deque()  # what wakes each; for any thread
-        self._awaited: Task[Any] | None = None  # what a sleeping leader waits for; owner: the leader
+        self.awaited: Task[Any] | None = None  # what a sleeping leader waits for; owner: the leader
         self._has_long_lease = False  # owner: the leader
         self._until = -math.inf  # the standby is not needed before; set by anybody, the last word counts
         self.lock = threading.Lock()  # held while links are read and what they say is decided upon
@@ -85,7 +85,7 @@ class Reader:
 
     def patience(self) -> float:
         """For how many seconds the standby may leave alone what falls due: a leader that is awake looks at that too."""
-        return LEASE if self._awaited is None else 0.0
+        return LEASE if self.awaited is None else 0.0
 
     def relinquish(self) -> None:
         """Somebody is to be called back, and does not wait: the standby is needed now."""
@@ -112,7 +112,7 @@ class Reader:
 
     def published(self) -> None:
         """Some thread has published outcomes: a leader that sleeps for one of them is to look up."""
-        awaited = self._awaited
+        awaited = self.awaited
         if awaited is not None and awaited.done() and self._links is not None:
             self._links.nudge()
 
@@ -176,37 +176,42 @@ class Reader:
             self._followers.popleft()()
 
     def _lead(self, task: Task[Any], give_up: float) -> None:
-        now = looked_up = monotonic()  # the latter: when something came last
-        while (links := self._links) is not None and not task.done():
+        spin, now = self._spin, monotonic()
+        looked_up = now  # when something came last
+        while (links := self._links) is not None:
             self._until = now + LEASE
             if ready := links.poll(0.0):
-                if now < looked_up + self._spin.seconds:
-                    self._spin.paid()
+                if now < looked_up + spin.seconds:
+                    spin.in_vain = 0
                 if not self._take(ready):
                     self._never.acquire(timeout=PAUSE)
+                if task.done():
+                    return
                 now = looked_up = monotonic()
                 continue
             now = monotonic()
             if now >= give_up:
                 return
-            if now < looked_up + self._spin.seconds:
+            if now < looked_up + spin.seconds:
                 _os.yield_cpu()
+            elif task.done():
+                return
             else:
                 long = now >= looked_up + FIRST_SLEEP
                 self._sleep(task, links, min(LONG_LEASE / 2 if long else FIRST_SLEEP, give_up - now), long=long)
                 now = monotonic()
-                self._spin.slept(now - looked_up)
+                spin.slept(now - looked_up)
 
     def _sleep(self, task: Task[Any], links: Links, seconds: float, *, long: bool) -> None:
         """Wait until there is something to read, or `published` says that another thread has settled the task."""
         self._until = monotonic() + (LONG_LEASE if long else FIRST_SLEEP + LEASE)
         self._has_long_lease |= long
-        self._awaited = task
+        self.awaited = task
         try:
-            if not task.done():
+            if not task.done():  # since it is known who is to be woken
                 links.poll(seconds)
         finally:
-            self._awaited = None
+            self.awaited = None
 
     def close(self) -> None:
         """Let nobody lead any more. Blocks until whoever does has left; no task is left to wait for."""

@@ -102,9 +102,15 @@ class Supervisor(Desk):
         before = put_off()
         try:
             with self._lock:
-                now = self._enter()
+                if self._torn or self._handed_in:
+                    now = self._enter()
+                else:
+                    self._all_busy = False
+                    now = self.clock()
                 accepted = place is None or error is not None or not self._lines_up(task, place)
-                if accepted:
+                if accepted and not task.id and error is None:
+                    self._scheduler.submit(task, now)
+                elif accepted:
                     self._accept(task, error, now)
                 settled = self._decided()
             self._publish(settled)
@@ -393,7 +399,8 @@ class Supervisor(Desk):
             if left <= 0.0 or self.workforce.wait(min(spared, left), links=False):
                 return
         with self._lock:
-            due = self._sleeping_until = self._due
+            deadline = self._scheduler.next_deadline()
+            due = self._sleeping_until = self._due = math.inf if deadline is None else deadline
         left = min(
             max(0.0, due - self.clock()),
             self._teller.patience(),

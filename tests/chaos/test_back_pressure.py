@@ -120,7 +120,7 @@ def test_threads_and_coroutines_stand_in_one_line(
                     threads.append(threading.Thread(target=pool.submit, args=(work.write_line, journal, number)))
                     threads[-1].start()
                     wait_for_line(pool, number + 1)
-            line.extend(pool._supervisor._line._places)
+            line.extend(pool._supervisor._line.places)
             release.signal()
             for waiting in coroutines:
                 await waiting
@@ -298,7 +298,7 @@ def test_an_interrupt_that_comes_with_the_place_in_the_line_gives_it_up(
             patch.setattr(poolkit._workforce.supervisor, "let_come", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pool.submit(work.none_of_it)
-        assert all(place.gone for place in pool._supervisor._line._places)
+        assert all(place.gone for place in pool._supervisor._line.places)
         release.signal()
         held.result()
         faults.check_serves(pool, new_gate)

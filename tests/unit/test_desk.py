@@ -59,6 +59,7 @@ def test_outcomes_are_told_to_a_sleeping_leader_before_any_callback_runs(
     first = pool.submit(release.wait)
     second = pool.submit(release.wait)
     order = []
+    monkeypatch.setattr(desk_of(pool)._reader, "awaited", first)
     monkeypatch.setattr(desk_of(pool)._reader, "published", lambda: order.append("published"))
     second.add_done_callback(lambda _: order.append("callback"))
     second.cancel()

@@ -11,7 +11,7 @@ import pytest
 from poolkit import Pool
 from poolkit._workforce.desk import publishing
 from poolkit.outcome import Outcome
-from poolkit.task import Task
+from poolkit.task import Task, settled_task
 from poolkit.testing import FakePool
 
 
@@ -139,6 +139,7 @@ def test_who_published_nothing_looks_after_the_leader_all_the_same(monkeypatch: 
     looked: list[bool] = []
     with manual_pool() as pool:
         with monkeypatch.context() as patch:
+            patch.setattr(pool._supervisor._reader, "awaited", settled_task("name", Outcome(1, ok=True)))
             patch.setattr(pool._supervisor._reader, "published", lambda: looked.append(True))
             pool._supervisor._publish([])
         assert looked == [True]

@@ -232,8 +232,8 @@ def test_waits_that_ended_early_leave_nothing_behind() -> None:
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
         with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
             task.result()
     finally:
         signal.signal(signal.SIGALRM, before)
