@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import dis
 import logging
 import pickle
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import Any, NoReturn
 
 import pytest
@@ -162,6 +165,42 @@ def test_an_interrupt_while_loading_is_the_readers_own() -> None:
     with pytest.raises(KeyboardInterrupt):
         task.result()
     assert task.result() == "read"
+
+
+def test_an_exception_at_any_instruction_of_reading_leaves_the_outcome_to_the_next_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As that of a signal handler may be raised between any two of them."""
+
+    class Rung(BaseException):
+        pass
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal left
+        if frame.f_code is not Task._read.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_code.co_code[frame.f_lasti] != dis.opmap["NOP"]:  # no signal comes there
+            left -= 1
+            if left == 0:
+                raise Rung
+        return trace
+
+    # Its own lock: this raises also just behind its acquisition, where no signal comes, and where it stays held.
+    monkeypatch.setattr(task_module, "_LOCK", threading.RLock())
+    before, at, left = sys.gettrace(), 0, 0
+    sys._getframe().f_trace_opcodes = True  # what CPython 3.12 looks at when tracing begins
+    while left <= 0:
+        at += 1
+        left = at
+        task = new_task()
+        task.publish(Outcome(b"x", ok=True, load=bytes.upper))
+        sys.settrace(trace)
+        with contextlib.suppress(Rung):
+            task.exception()
+        sys.settrace(before)
+        assert task.result() == b"X", f"instruction {at}"
+    assert at > 50
 
 
 def test_two_readers_of_one_outcome() -> None:
