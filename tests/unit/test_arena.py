@@ -284,6 +284,22 @@ def test_memory_stays_under_twice_the_most_that_was_lent_in_the_last_ten_seconds
     assert arena.reserved == 0
 
 
+def test_memory_of_many_is_given_back_while_one_of_them_is_used_on_and_on(arena: Arena, clock: Clock) -> None:
+    """Their segment is never idle, and what is taken has memory already."""
+    nbytes = MIB // 16
+    held = [take(arena, nbytes) for _ in range(12)]
+    assert len(arena.segments) == 1
+    give_up = clock.now + 10.0
+    while clock.now < give_up:
+        held.clear()
+        held.append(take(arena, nbytes))
+        clock.now += 0.1
+        if arena.idle_at is not None and clock.now >= arena.idle_at:
+            arena.trim()
+    if hasattr(os, "memfd_create") and not _os.PORTABLE:
+        assert arena.reserved == class_of(nbytes)
+
+
 def test_sizes_that_come_again_find_their_memory(arena: Arena, clock: Clock) -> None:
     sizes = [MIB, 2 * MIB, 3 * MIB]
     reserved = 0
