@@ -39,7 +39,7 @@ from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Logged, Report
 from poolkit._workforce.callbacks import Caller
 from poolkit._workforce.driven import DrivenWorkforce
-from poolkit._workforce.interrupts import Handlers, deciding, let_come, put_off
+from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
 from poolkit._workforce.listeners import Listener, Listeners
 from poolkit._workforce.logs import Teller, log
@@ -51,7 +51,6 @@ from poolkit.task import Task
 
 if TYPE_CHECKING:
     from poolkit._core.stats import PoolStats, WorkerInfo
-    from poolkit.context import Shield
 
 
 HANDING_IN = "handing-in" not in _os.SWITCHED_OFF  # False: each task is accepted in a step of its own
@@ -171,22 +170,26 @@ class Desk:
     def _decide(self, step: Callable[[float], T]) -> T:
         """Do a step of the scheduler, at a moment, and publish what comes of it. Not when `_is_torn`."""
         calls: Calls = deque()
-        before = put_off()
         try:
-            with self._lock:
-                result = step(self._enter())
-                settled = self._decided()
-            self._publish(settled, calls)
-            if self._left:
-                self._take_left()
-        except BaseException as exc:
-            if not isinstance(exc, PoolkitError):  # which was refused
-                self._tear()
+            before = put_off()
+            try:
+                with self._lock:
+                    result = step(self._enter())
+                    settled = self._decided()
+                self._publish(settled, calls)
+                if self._left:
+                    self._take_left()
+            except BaseException as exc:
+                if not isinstance(exc, PoolkitError):  # which was refused
+                    self._tear()
+                raise
+            finally:
+                let_come(before)
+            if calls:
+                self._call(calls)
+        except BaseException:  # mostly what a signal handler raised, once signals came again
+            self._leave_calls(calls)
             raise
-        finally:
-            self._leave(before, calls)
-        if calls:
-            self._call(calls)
         return result
 
     def _tear(self) -> None:
@@ -194,14 +197,12 @@ class Desk:
         self._torn = True
         self.workforce.wake()
 
-    def _leave(self, before: Handlers | Shield | None, calls: Calls) -> None:
-        """Let signals come again; what their handlers raise leaves the callbacks to the pool's thread."""
-        try:
-            let_come(before)
-        except BaseException:
+    def _leave_calls(self, calls: Calls) -> None:
+        """Leave what is still to be called to the pool's thread."""
+        if calls and calls is not self._uncalled:
             self._uncalled.extend(calls)
+            calls.clear()
             self.workforce.wake()
-            raise
 
     def _publish(self, settled: Settled, calls: Calls | None = None) -> None:
         """Give the tasks their outcomes, and add their callbacks to `calls`, or leave them. Never under the lock.
@@ -418,25 +419,27 @@ class Desk:
             while calls and outer is not calls:
                 outer.append(calls.popleft())
             return
-        publishing.calls = calls
-        publishing.depth = getattr(publishing, "depth", 0) + 1
+        depth = getattr(publishing, "depth", 0)
         try:
+            publishing.calls, publishing.depth = calls, depth + 1  # in here, as a signal handler may raise before
+            is_shared = calls is self._uncalled
             while calls:
                 try:
-                    call, what = calls.popleft()
+                    call, what = calls.popleft() if is_shared else calls[0]
                 except IndexError:  # another thread was faster
                     return
                 try:
                     call(what)
                 except BaseException:  # a Ctrl-C; what is left of them is for the pool's threads
-                    calls.appendleft((call, what))
+                    if is_shared:
+                        calls.appendleft((call, what))
                     raise
+                if not is_shared:  # not before: a signal handler may raise between the two
+                    calls.popleft()
         finally:
-            publishing.depth -= 1
+            publishing.depth = depth
             publishing.calls = None
-            if calls and calls is not self._uncalled:
-                self._uncalled.extend(calls)
-                self.workforce.wake()
+            self._leave_calls(calls)
 
     def is_open(self) -> bool:
         """Whether tasks are accepted."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import dis
+import inspect
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from poolkit import Pool, PoolClosed, PoolkitError
+from poolkit._workforce.desk import Desk
 from poolkit._workforce.freight import Freight
 from poolkit._workforce.line import Place
 from poolkit._workforce.member import Member
@@ -16,7 +22,7 @@ from poolkit._workforce.nursery import Nursery
 from poolkit._workforce.process import ProcessWorkforce
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor
-from support import WATCHDOG
+from support import WATCHDOG, wait_until
 
 
 @pytest.fixture
@@ -67,6 +73,54 @@ def test_outcomes_are_told_to_a_sleeping_leader_before_any_callback_runs(
     release.set()
     first.result()
     assert order == ["published", "callback"]
+
+
+def test_callbacks_whose_calls_are_interrupted_anywhere_are_called_all_the_same(pool: Pool) -> None:
+    """A signal handler may raise between any two instructions, also before the first and behind the last of them."""
+
+    class Rung(BaseException):
+        pass
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal left
+        if frame.f_code is not Desk._call.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        is_begun = (
+            event == "opcode" and frame.f_code.co_code[frame.f_lasti] != dis.opmap["NOP"]
+        )  # no signal comes there
+        if event == "call" or (is_begun and frame.f_lineno not in ends):
+            left -= 1
+            if left == 0:
+                raise Rung
+        return trace
+
+    release = threading.Event()
+    held = pool.submit(release.wait)
+    before, at, left = sys.gettrace(), 0, 0
+    sys._getframe().f_trace_opcodes = True  # what CPython 3.12 looks at when tracing begins
+    called: list[int] = []
+    ends = last_lines_of(Desk._call)
+    while left <= 0:
+        at += 1
+        left = at
+        task = pool.submit(abs, -1)
+        task.add_done_callback(lambda _, at=at: called.append(at))
+        sys.settrace(trace)
+        with contextlib.suppress(Rung):
+            task.cancel()
+        sys.settrace(before)
+        wait_until(lambda at=at: at in called, f"the callback, interrupted at instruction {at}")  # type: ignore[misc]
+    assert at > 50
+    assert called == [*range(1, at + 1)]
+    release.set()
+    held.result()
+
+
+def last_lines_of(function: Callable[..., object]) -> set[int]:
+    """The lines of its `finally`, where it calls nothing in which a signal could come before all is put right."""
+    source, first = inspect.getsourcelines(function)
+    return set(range(first + source.index("        finally:\n"), first + len(source)))
 
 
 def test_who_was_interrupted_while_reading_must_not_wait(pool: Pool) -> None:
