@@ -49,6 +49,7 @@ def test_a_tiny_run_prints_a_table_and_writes_its_samples(tmp_path: Path) -> Non
     assert set(samples["rounds"]["latency"][0]) == {"poolkit", "ppe-fork", "machine"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("measure", arrays.MEASURES, ids=lambda measure: measure.name)
 def test_a_measure_of_arrays_runs_with_tiny_ones(measure: Measure) -> None:
@@ -70,6 +71,7 @@ def test_a_contender_that_fails_is_told_and_does_not_run_again() -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_comparison_of_failures_shows_what_each_pool_does(tmp_path: Path) -> None:
     done = subprocess.run(

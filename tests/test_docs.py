@@ -104,6 +104,7 @@ def test_example_scans_files_as_it_would_in_line(tmp_path: Path) -> None:
     assert "12 of 12 files ended as they do in line, 0 were sabotaged" in printed
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_example_loses_only_the_sabotaged_files(tmp_path: Path) -> None:
     printed = run(ROOT / "examples/scan_stdlib.py", "--limit", "12", "--sabotage", "--timeout", "2", where=tmp_path)

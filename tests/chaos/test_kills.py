@@ -31,6 +31,7 @@ def settle(tasks: list[poolkit.Task[object]]) -> tuple[set[object], list[poolkit
     return values, crashes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["forkserver", "fork"])
 def test_random_kills_under_small_tasks(method: str, journal: Journal, new_gate: Callable[[], Gate]) -> None:
     """Each kill costs at most the one task that ran there; with POOLKIT_CHAOS_SCALE=5 there are 100,000 tasks."""
@@ -62,6 +63,7 @@ def test_random_kills_with_retries_lose_nothing(new_gate: Callable[[], Gate]) ->
         faults.check_serves(pool, new_gate)
 
 
+@pytest.mark.long
 def test_random_kills_under_map(new_gate: Callable[[], Gate]) -> None:
     """With retries every chunk comes, in order."""
     rng = faults.new_rng()
@@ -157,6 +159,7 @@ def test_a_worker_that_dies_while_it_sends_its_result(
             faults.check_serves(pool, new_gate)
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_while_it_is_sent_an_argument(
     monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
 ) -> None:

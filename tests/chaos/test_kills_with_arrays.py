@@ -25,6 +25,7 @@ def all_is_back(pool: poolkit.Pool) -> bool:
     return pool.stats().arena_blocks_leased == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("retries", [0, 100])
 def test_every_lease_returns(retries: int, new_gate: Callable[[], Gate]) -> None:
     rng = faults.new_rng()

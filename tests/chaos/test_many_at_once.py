@@ -137,7 +137,7 @@ pool.shutdown()
 
 
 @pytest.mark.parametrize("step", [*LIFE, *WITHIN, *BEFORE])
-@pytest.mark.every_nth(2)
+@pytest.mark.every_nth(9)
 def test_the_owner_is_killed_at_a_step_of_a_worker(step: str, traps: Path) -> None:
     """Nobody is left, and nothing in shared memory."""
     before = names()
@@ -174,7 +174,7 @@ def submit_arrays(pool: poolkit.Pool, ledger: Ledger, sent: Any, shared: Any) ->
 @pytest.mark.parametrize("threshold", [64 * 1024, None])
 @pytest.mark.parametrize("fault", [*ENDS, "raise"])
 @pytest.mark.parametrize("step", [*WITHIN, *BEFORE])
-@pytest.mark.every_nth(6)
+@pytest.mark.every_nth(10)
 def test_a_worker_ends_with_large_buffers_in_flight(
     step: str, fault: str, threshold: int | None, traps: Path, new_gate: Callable[[], Gate]
 ) -> None:

@@ -240,6 +240,7 @@ def test_two_thousand_rounds_of_death_against_completion(journal: Journal, new_g
     assert len(faults.check_ran_once(journal)) >= outcomes.kinds["value"]
 
 
+@pytest.mark.long
 @KINDS
 def test_two_thousand_rounds_of_shutdown_against_submit(kind: str) -> None:
     """Each call is refused, or its task is settled when the shutdown has ended."""

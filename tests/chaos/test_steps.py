@@ -49,7 +49,7 @@ def submit_victim(
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 @pytest.mark.parametrize("fault", [*ENDS, "raise"])
 @pytest.mark.parametrize("step", [*WITHIN, *BEFORE])
-@pytest.mark.every_nth(3)
+@pytest.mark.every_nth(9)
 def test_a_worker_ends_on_the_way_of_a_task(
     step: str, fault: str, method: str, traps: Path, journal: Journal, new_gate: Callable[[], Gate]
 ) -> None:
@@ -77,7 +77,7 @@ def test_a_worker_ends_on_the_way_of_a_task(
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 @pytest.mark.parametrize("fault", [*ENDS])
 @pytest.mark.parametrize("step", LIFE)
-@pytest.mark.every_nth(2)
+@pytest.mark.every_nth(9)
 def test_workers_end_where_they_have_no_task(
     step: str, fault: str, method: str, traps: Path, journal: Journal, new_gate: Callable[[], Gate]
 ) -> None:
@@ -97,7 +97,7 @@ def test_workers_end_where_they_have_no_task(
 @pytest.mark.parametrize("end", ["timeout", "cancel", "deadline", "shutdown"])
 @pytest.mark.parametrize("fault", HANGS)
 @pytest.mark.parametrize("step", [*WITHIN, *BEFORE])
-@pytest.mark.every_nth(3)
+@pytest.mark.every_nth(9)
 def test_a_task_never_ends(
     step: str, fault: str, end: str, traps: Path, journal: Journal, new_gate: Callable[[], Gate]
 ) -> None:

@@ -227,6 +227,7 @@ def test_many_large_echoes_use_little_memory(make_pool: MakePool) -> None:
     assert most <= 64 * MIB
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.needs("process")
 @pytest.mark.one_start_method

@@ -96,7 +96,7 @@ def skip_without(how: str) -> None:
 @pytest.mark.parametrize("kind", ["process", "thread"])
 @pytest.mark.parametrize("imported", ["before", "while"])
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.every_nth(4)
+@pytest.mark.every_nth(9)
 def test_waits_and_limits_go_by_the_real_clock(how: str, imported: str, kind: str) -> None:
     skip_without(how)
     source = FREEZE + "import functools\nREAL = functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)\n"

@@ -383,6 +383,7 @@ def test_a_worker_that_is_killed_while_it_loads(retries: int, tmp_path: Path) ->
             assert pool.submit(work.tell, 1).result() == 0
 
 
+@pytest.mark.long
 def test_random_kills_lose_no_connection(ends: tuple[Connection, Connection]) -> None:
     rng = faults.new_rng()
     count = faults.scaled(300)

@@ -258,7 +258,7 @@ print("handed in", flush=True)
 
 @OURS
 @pytest.mark.parametrize("held", ["", "results = "])
-@pytest.mark.every_nth(2)
+@pytest.mark.every_nth(9)
 def test_an_endless_input_goes_on_until_the_timeout(tmp_path: Path, kind: str, held: str) -> None:
     text = WAIT + ENDLESS.format(held=held) + "pool.shutdown(timeout=1.5); print('ended')"
     with running(START + text, kind, str(tmp_path)) as script:
@@ -271,7 +271,7 @@ def test_an_endless_input_goes_on_until_the_timeout(tmp_path: Path, kind: str, h
 @OURS
 @pytest.mark.parametrize("held", ["", "results = "])
 @pytest.mark.parametrize("end", ["pool.shutdown()", "", "pool.__exit__(None, None, None)"])
-@pytest.mark.every_nth(3)
+@pytest.mark.every_nth(9)
 def test_an_endless_input_goes_on_until_ctrl_c(tmp_path: Path, kind: str, held: str, end: str) -> None:
     text = WAIT + ENDLESS.format(held=held) + end
     with running(START + text, kind, str(tmp_path)) as script:

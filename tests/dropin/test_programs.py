@@ -26,6 +26,7 @@ def _load() -> ModuleType:
 programs = _load()
 
 
+@pytest.mark.every_nth(9)
 @pytest.mark.parametrize("name", programs.PROGRAMS)
 def test_a_program_is_right(name: str, tmp_path: Path) -> None:
     assert programs.run(name, "poolkit", tmp_path) == "right"

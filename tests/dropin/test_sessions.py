@@ -80,6 +80,7 @@ def _cases() -> list[object]:
     return [pytest.param(name, session, id=f"{session}-{name}") for session in compared for name in names_of(session)]
 
 
+@pytest.mark.every_nth(18)
 @pytest.mark.parametrize(("name", "session"), _cases())
 def test_a_program_prints_the_same_in_every_session(name: str, session: str) -> None:
     if session == "notebook":

@@ -248,6 +248,7 @@ def run(source: str, folder: Path, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.every_nth(9)
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
 def test_a_worker_that_replaces_a_killed_one_knows_the_script(tmp_path: Path, method: str) -> None:

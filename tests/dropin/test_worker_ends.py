@@ -30,7 +30,7 @@ def upload(path):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("leave", ["pool.shutdown()", "pool.submit(abs, 1).result()", "pass"])
-@pytest.mark.every_nth(3)
+@pytest.mark.every_nth(9)
 def test_a_thread_that_a_task_left_finishes_its_work(method: str, leave: str, tmp_path: Path) -> None:
     """When the pool is shut down, the worker recycled, or the interpreter ends."""
     path = tmp_path / "done"
@@ -65,7 +65,7 @@ def test_a_thread_that_never_ends_keeps_nobody_for_ever() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("preload", [[], ["tempfile", "logging", "multiprocessing.util"]])
-@pytest.mark.every_nth(2)
+@pytest.mark.every_nth(9)
 def test_what_a_task_wants_done_at_the_end_is_done(method: str, preload: list[str], tmp_path: Path) -> None:
     """Also by those who registered themselves before the worker was forked."""
     source = f"""

@@ -121,7 +121,7 @@ def test_a_dropped_pool_ends_also_where_its_warning_is_an_error(kind: str, cycle
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
 @pytest.mark.parametrize("leave", ["pool.shutdown()", "pass", "poolkit.default_pool().submit(abs, -1).result()"])
-@pytest.mark.every_nth(3)
+@pytest.mark.every_nth(9)
 def test_nothing_warns_of_what_is_left_open(method: str, leave: str) -> None:
     """Python's development mode shows all: neither the owner nor a worker, shut down or not, has something to say."""
     source = f"""
@@ -139,6 +139,7 @@ def test_nothing_warns_of_what_is_left_open(method: str, leave: str) -> None:
 # ===== many, and odd threads =====
 
 
+@pytest.mark.long
 def test_twenty_pools_at_once_and_then_nothing() -> None:
     lines = run(
         """

@@ -245,6 +245,7 @@ def test_a_dropped_pool_that_was_never_used_leaves_at_most_a_template() -> None:
     assert lines == ["no child", "1 ['0', '1', '2']"]
 
 
+@pytest.mark.long
 def test_a_hundred_pools_one_after_another_leave_one_template() -> None:
     lines = run(
         """

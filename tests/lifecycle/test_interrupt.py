@@ -308,6 +308,7 @@ def test_alarms_that_raise_at_any_moment_tear_nothing() -> None:
     assert run(source) == ["whole"]
 
 
+@pytest.mark.long
 def test_what_an_alarm_raises_comes_out_of_a_map() -> None:
     """Also if it is an Exception, or the class that waits raise, and the results before it are there by then."""
     source = """

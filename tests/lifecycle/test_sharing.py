@@ -741,6 +741,7 @@ def test_nobody_outlives_an_owner_with_pools_and_idle_templates(leave: str) -> N
         owner.wait_until_gone()
 
 
+@pytest.mark.long
 def test_pools_come_and_go_in_many_threads_while_templates_are_killed(new_gate: Callable[[], Gate]) -> None:
     """Each task gets an outcome, and what is left in the end is idle."""
     over = threading.Event()

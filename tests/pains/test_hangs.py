@@ -52,6 +52,7 @@ def test_row_01_a_killed_worker_fails_its_task_at_once(pool: poolkit.Pool) -> No
     assert pool.submit(work.add, 1, 2).result() == 3
 
 
+@pytest.mark.long
 def test_row_02_killing_workers_all_the_time_blocks_and_loses_nothing() -> None:
     """A kill every hundred tasks, under ten thousand tasks: no worker can die with a lock that another one needs."""
     rng = random.Random(2)
@@ -200,6 +201,7 @@ def test_row_10_one_ctrl_c_ends_it_with_one_traceback() -> None:
         script.wait_until_gone()
 
 
+@pytest.mark.long
 def test_row_11_recycling_never_stops_the_pool() -> None:
     with poolkit.Pool(1, max_tasks_per_child=2) as pool:
         tasks = [pool.submit(work.pid) for _ in range(40)]

@@ -78,6 +78,7 @@ def test_row_18_a_worker_that_attached_takes_no_shared_memory_with_it() -> None:
     assert run(source) == ["WorkerCrashed"] * 3 + ["b'abc' 70.0", "b'def'"]
 
 
+@pytest.mark.long
 def test_row_19_no_word_of_leaked_shared_memory_and_no_segment_left() -> None:
     """`run` fails on whatever is written to stderr."""
     source = """
@@ -186,6 +187,7 @@ def test_row_25_a_task_that_was_cancelled_never_starts(journal: Journal, new_gat
     assert journal.lines() == ["last"]
 
 
+@pytest.mark.long
 def test_row_26_a_cancel_hits_no_neighbour(pool: poolkit.Pool) -> None:
     """At any moment of the tasks' lives; a thousand times."""
     rng = random.Random(26)

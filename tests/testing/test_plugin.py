@@ -92,6 +92,7 @@ def test_offloaded_calls_land_in_the_fake_pools(run: Run) -> None:
     result.assert_outcomes(passed=4)
 
 
+@pytest.mark.long
 def test_the_marker_sets_what_the_pool_is_made_with(run: Run) -> None:
     result = run(
         """
@@ -148,6 +149,7 @@ def test_a_failed_test_shows_the_timeline(run: Run) -> None:
     )
 
 
+@pytest.mark.long
 def test_real_pools_fail_a_test_that_leaves_something_behind(run: Run) -> None:
     result = run(
         """
@@ -204,6 +206,7 @@ def test_no_real_pool_takes_the_place_of_a_fake_that_was_shut_down(run: Run) -> 
     result.stdout.fnmatch_lines(["*timeline of the fake pool 'fake'*"])
 
 
+@pytest.mark.long
 def test_with_xdist_and_asyncio(run: Run) -> None:
     pytest.importorskip("xdist")
     pytest.importorskip("pytest_asyncio")
