@@ -172,7 +172,7 @@ class Roster:
         worker.state = IDLE
         self.idle.append(worker)
         worker.idle_since = now
-        if self.hiring is Hiring.NONE or worker.replaced or worker.limit is not None and self._must_leave(worker):
+        if self.hiring is Hiring.NONE or worker.replaced or (worker.limit is not None and self._must_leave(worker)):
             self.stop(worker, now)
         elif self.limits.idle_timeout is not None and self._idle_check_at is None:
             self._check_idle_at(now + self.limits.idle_timeout)

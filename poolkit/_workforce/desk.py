@@ -213,25 +213,20 @@ class Desk:
             self.deliver(self.workforce.start_now())
         if self._line.places:
             self._call_next()
-        if not settled:
-            if self._reader.awaited is not None:  # what has just been read may have been a word to the leader
-                self._reader.published()
-            if self._uncalled:  # events
-                self._have_called()
-            return
-        accepted = self._scheduler.accepted
-        if calls is None:
-            calls = self._uncalled
-        publishing.depth = getattr(publishing, "depth", 0) + 1  # a call that is let go of may run the user's `__del__`
-        try:
-            for task, outcome in settled:
-                callbacks = task.publish(outcome)
-                if callbacks:
-                    calls.append((task.call_back, callbacks))
-                accepted.pop(task, None)
-        finally:
-            publishing.depth -= 1
-        if self._reader.awaited is not None:
+        if settled:
+            accepted = self._scheduler.accepted
+            if calls is None:
+                calls = self._uncalled
+            publishing.depth = getattr(publishing, "depth", 0) + 1  # a call that is let go of may run a `__del__`
+            try:
+                for task, outcome in settled:
+                    callbacks = task.publish(outcome)
+                    if callbacks:
+                        calls.append((task.call_back, callbacks))
+                    accepted.pop(task, None)
+            finally:
+                publishing.depth -= 1
+        if self._reader.awaited is not None:  # also where nothing was settled: what was read may have been for him
             self._reader.published()
         if self._uncalled:
             self._have_called()

@@ -12,7 +12,6 @@ from typing import Any
 from poolkit._core.workforce import Report, Workforce
 from poolkit._workforce.links import Links
 
-
 Pack = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], tuple[Any, int]]
 
 
