@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     Caught = type[BaseException] | tuple[type[BaseException], ...]
 
-__all__ = ["HOOKS_RAISE", "serialization_error"]
 
 _MAX_PROBES = 200
 _MAX_DEPTH = 24

@@ -8,8 +8,6 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all
 from types import ModuleType
 from typing import Any
 
-__all__ = ["is_importable"]
-
 _SUFFIXES = frozenset(all_suffixes())
 Places = dict[str, "tuple[str, frozenset[str] | None]"]
 """Of each place on a path: its absolute form, and the names there."""

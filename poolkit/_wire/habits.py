@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["of_process", "of_thread", "settle"]
 
 _OF_CONTEXT = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
 

@@ -6,8 +6,6 @@ import _signal  # type: ignore[import-not-found]  # without the enums of `signal
 
 from poolkit._wire.modules import module_of
 
-__all__ = ["is_of_handler", "raise_interrupt"]
-
 
 def raise_interrupt(error: BaseException) -> None:
     """Raise an exception again, unless an object's own hook raised it.

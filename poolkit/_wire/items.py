@@ -17,27 +17,24 @@ import io
 import pickle
 import threading
 from _weakref import ref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from operator import is_
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+from poolkit._wire.functions import is_fixed
 from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.process_wide import is_random_generator
 from poolkit._wire.regions import Region
-
-__all__ = [
-    "ABSENT", "ATOMS", "FOLLOWED", "IMPORT", "MISSING", "RESERVED", "STATEMENT", "VALUE", "Item", "Ref", "are_same",
-    "digest_of", "is_fixed", "length_of", "parts_of", "reference",
-]  # fmt: skip
 
 FOLLOWED = 1024  # bytes of the pickle of a value whose changes in place are followed
 
 VALUE, STATEMENT, IMPORT, ABSENT, DEFINITION, INHERITED = range(1, 7)
 
 Ref = tuple[str, str]  # module, name
+T = TypeVar("T")
 
 MISSING = object()
 _GONE = object()
@@ -45,7 +42,53 @@ RESERVED = frozenset({
     "__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__cached__", "__builtins__",
     "__annotations__", "__path__", "__annotate__", "__conditional_annotations__",
 })  # fmt: skip
-ATOMS = frozenset({int, str, bytes, float, complex, bool, type(None), type(...), type(NotImplemented)})
+
+
+class Looks:
+    """How a value looked, by which changes in place are told, as far as they are followed. Frozen after __init__.
+
+    Attributes:
+        parts: of a function, its code, defaults and attributes.
+        digest: of what is small, its pickle, and what that tells by identity.
+        length: of what is not, if it has one.
+    """
+
+    __slots__ = ("digest", "is_followed", "length", "parts")
+
+    def __init__(self, value: object) -> None:
+        """Look at a value. Runs pickling hooks of the user's."""
+        self.parts = parts_of(value) if type(value) is FunctionType else ()
+        self.digest: tuple[bytes, tuple[Any, ...]] | None = None
+        self.length: int | None = None
+        if not (issubclass(type(value), _DEFINITIONS) or _tried(is_fixed, value)):
+            self.digest = _tried(_digest_of, value)
+            if self.digest is None and hasattr(type(value), "__len__"):
+                self.length = _tried(len, value)
+        self.is_followed = (  # nearly all functions have neither defaults nor attributes
+            self.parts[1:] != (None, None) if self.parts else (self.digest, self.length) != (None, None)
+        )
+
+    def agree(self, other: Looks) -> bool:
+        """Return True if a value that looked like this looked like that."""
+        return self.digest == other.digest and self.length == other.length and are_same(self.parts, other.parts)
+
+    def are_those_of(self, value: Any) -> bool:
+        """Return True if a value looks like this now."""
+        if self.parts:
+            return are_same(parts_of(value), self.parts)
+        if not self.is_followed:
+            return True
+        return bool(_tried(self._has_stayed, value))  # if that fails now, it has changed
+
+    def _has_stayed(self, value: Any) -> bool:
+        if self.digest is None:
+            return len(value) == self.length
+        data, met = self.digest
+        if not met:
+            return pickle.dumps(value, PROTOCOL) == data
+        file = io.BytesIO()
+        _Tracer(file, PROTOCOL).dump(value)
+        return file.getvalue() == data and _is_alive(met)
 
 
 class Item:
@@ -53,18 +96,20 @@ class Item:
 
     Attributes:
         serial: larger than that of any version before.
+        looks: what its value looked like, where changes in place count.
         now: what has to be there before it is made; `later`: what is needed when it is used.
         shell: an empty container that stands under the name from the first, for what fills it while it is made.
         line: of a statement, behind the number of its input; those that may come in any order come in the script's.
         bound: names that the pickle refers to, and the ids of what they are bound to; `basis`: the versions of them
             that it was first used with, where it `refers`: a new version of one is a new version of it.
         circle: the names that are pickled together, as they refer to each other.
+        is_definition: see there.
+        assigned: attributes that the script assigns to a class; `snapshot`: all when the class was first needed.
     """
 
     __slots__ = (
-        "assigned", "basis", "bound", "circle", "codes", "digest", "is_definition", "is_followed", "kind", "later",
-        "length", "line", "met", "module", "name", "now", "parts", "payload", "reaches", "refers", "region", "serial",
-        "shell", "snapshot", "strong", "submodules", "weak",
+        "assigned", "basis", "bound", "circle", "codes", "is_definition", "kind", "later", "line", "looks", "module",
+        "name", "now", "payload", "refers", "region", "serial", "shell", "snapshot", "strong", "submodules", "weak",
     )  # fmt: skip
 
     def __init__(self, module: str, name: str, kind: int, payload: bytes, value: object) -> None:
@@ -73,6 +118,7 @@ class Item:
         self.kind = kind
         self.payload = payload
         self.serial = 0
+        self.looks = _UNFOLLOWED
         self.region: Region | None = None
         self.shell: bytes | None = None
         self.now: tuple[Ref, ...] = ()
@@ -82,20 +128,14 @@ class Item:
         self.refers = False
         self.circle: tuple[Ref, ...] = ()
         self.submodules: tuple[str, ...] = ()
-        self.reaches = False  # whether its code names packages, of which submodules may be imported later
         self.line = 0, 0
         self.codes: set[Any] = set()
-        self.is_definition = False  # see `is_definition` in `functions.py`
-        self.is_followed = False  # whether changes in place are looked for
-        self.parts = parts_of(value) if type(value) is FunctionType else ()
-        self.assigned: frozenset[str] = frozenset()  # attributes that the script assigns to a class
-        self.digest: bytes | None = None
-        self.met: tuple[Any, ...] = ()  # what its digest tells by identity
-        self.length = -1
-        self.snapshot: dict[str, object] | None = None  # of a class: its attributes when it was first needed
+        self.is_definition = False
+        self.assigned: frozenset[str] = frozenset()
+        self.snapshot: dict[str, object] | None = None
         self.strong: object = None
         self.weak: Any = None  # only a weak reference is kept of what may be large
-        if issubclass(type(value), (FunctionType, type, ModuleType)):
+        if issubclass(type(value), _DEFINITIONS):
             self.strong = value
         else:
             try:
@@ -104,7 +144,7 @@ class Item:
                 self.strong = value
 
     def get(self) -> object:
-        """The object that it was made of; another one if that is gone."""
+        """Return the object that it was made of; another one if that is gone."""
         if self.weak is None:
             return self.strong
         value = self.weak()
@@ -112,26 +152,7 @@ class Item:
 
     def is_current(self, value: object) -> bool:
         """Return True if it still is what the name means."""
-        return self.get() is value and not self.has_changed()
-
-    def has_changed(self) -> bool:
-        """Return True if the value was changed in place, as far as that is followed."""
-        value: Any = self.get()
-        if self.parts:
-            return not are_same(parts_of(value), self.parts)
-        if not self.is_followed:
-            return False
-        try:
-            if self.digest is None:
-                return len(value) != self.length
-            if self.met:
-                file = io.BytesIO()
-                _Tracer(file, PROTOCOL).dump(value)
-                return file.getvalue() != self.digest or not _is_alive(self.met)
-            return pickle.dumps(value, PROTOCOL) != self.digest
-        except BaseException as error:  # noqa: BLE001 -- the user's own hooks; it was possible before
-            raise_interrupt(error)
-            return True
+        return self.get() is value and self.looks.are_those_of(value)
 
     def record(self, *, is_inherited: bool = False) -> tuple[Any, ...]:
         """What travels."""
@@ -143,7 +164,7 @@ class Item:
 
 
 def parts_of(function: FunctionType) -> tuple[object, ...]:
-    """What a function has: its code, defaults and attributes."""
+    """Return what a function has: its code, defaults and attributes."""
     own, defaults = function.__dict__, function.__kwdefaults__
     parts = (function.__code__, function.__defaults__, defaults, *own, *own.values())
     return (*parts, *defaults.values()) if defaults else parts
@@ -174,23 +195,24 @@ class _Bounded:
         return len(data)
 
 
+def _is_small(buffer: pickle.PickleBuffer) -> bool:
+    if buffer.raw().nbytes > FOLLOWED:
+        raise _TooLargeError
+    return True
+
+
 class _Tracer(pickle.Pickler):
     """Pickles in order to compare: what plain pickle refuses, such as lambdas and locks, is told by identity."""
 
-    def persistent_id(self, obj: Any) -> int | None:
-        return id(obj) if type(obj) in _BY_IDENTITY or issubclass(type(obj), type) else None
-
-
-class _Collector(_Tracer):
-    def __init__(self, file: _Bounded) -> None:
-        super().__init__(file, PROTOCOL)
-        self.met: list[Any] = []
+    met: list[Any] | None = None
 
     def persistent_id(self, obj: Any) -> int | None:
-        found = super().persistent_id(obj)
-        if found is not None:
+        """Return the identity of what is told by it."""
+        if type(obj) not in _BY_IDENTITY and not issubclass(type(obj), type):
+            return None
+        if self.met is not None:
             self.met.append(reference(obj))
-        return found
+        return id(obj)
 
 
 _DEFINITIONS = (FunctionType, type, ModuleType)
@@ -201,7 +223,7 @@ _BY_IDENTITY = frozenset({
 
 
 def reference(value: Any) -> Any:
-    """A weak reference to a value, or what looks like one."""
+    """Return a weak reference to a value, or what looks like one."""
     try:
         return ref(value)
     except TypeError:
@@ -213,42 +235,31 @@ def _is_alive(references: Iterable[Any]) -> bool:
     return None not in [each() for each in references]
 
 
-def digest_of(value: object) -> tuple[bytes, tuple[Any, ...]] | None:
-    """What tells whether a value was changed in place: its pickle, and what has none; None if that is not followed.
-
-    Runs pickling hooks of the user's.
-    """
+def _digest_of(value: object) -> tuple[bytes, tuple[Any, ...]] | None:
+    """Return a pickle to compare with later ones, and what that tells by identity; None for what is large."""
+    if is_random_generator(value):  # it goes on in a worker from what was sent
+        return None
     file = _Bounded()
     try:
-        if issubclass(type(value), _DEFINITIONS) or is_fixed(value) or is_random_generator(value):
-            return None
-        try:
-            pickle.Pickler(file, PROTOCOL).dump(value)
-        except _TooLargeError:
-            return None
-        except Exception:  # noqa: BLE001 -- what plain pickle refuses
-            collector = _Collector(file := _Bounded())
-            collector.dump(value)
-            met = tuple(collector.met)
-            return (file.written, met) if _is_alive(met) else None  # hooks may make other objects each time
-    except BaseException as error:  # noqa: BLE001 -- the user's own hooks
-        raise_interrupt(error)
+        pickle.Pickler(file, PROTOCOL, buffer_callback=_is_small).dump(value)
+    except _TooLargeError:
         return None
+    except Exception:  # noqa: BLE001 -- what plain pickle refuses
+        tracer = _Tracer(file := _Bounded(), PROTOCOL, buffer_callback=_is_small)
+        tracer.met = []
+        tracer.dump(value)
+        met = tuple(tracer.met)
+        return (file.written, met) if _is_alive(met) else None  # hooks may make other objects each time
     return file.written, ()
 
 
-def length_of(value: Any) -> int:
-    """How long a value is that can change; -1 if it has no length."""
+def _tried(function: Callable[[Any], T], value: Any) -> T | None:
+    """Call what runs the user's own hooks; return None if those raise."""
     try:
-        if issubclass(type(value), _DEFINITIONS) or is_fixed(value) or not hasattr(type(value), "__len__"):
-            return -1
-        return len(value)
+        return function(value)
     except BaseException as error:  # noqa: BLE001 -- the user's own hooks
         raise_interrupt(error)
-        return -1
+        return None
 
 
-def is_fixed(value: Any) -> bool:
-    """Return True if a value cannot change."""
-    kind = type(value)
-    return kind in ATOMS or ((kind is tuple or kind is frozenset) and all(map(is_fixed, value)))
+_UNFOLLOWED = Looks(None)

@@ -14,17 +14,15 @@ import pickle
 import sys
 from _weakref import ref
 from collections.abc import Callable
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
-from poolkit._wire.items import ABSENT, IMPORT, Item, Ref, are_same, digest_of, length_of, parts_of, reference
+from poolkit._wire.items import ABSENT, IMPORT, Item, Looks, Ref, reference
 from poolkit._wire.modules import module_of, scripts
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.plans import Manifest
 from poolkit._wire.regions import Region
 from poolkit._wire.source import typed_text
-
-__all__ = ["Inherited", "Sent", "describe", "inheritance"]
 
 
 class Sent:
@@ -87,16 +85,12 @@ class Sent:
         state = self._inherited.get((item.module, name))
         if state is None or is_act:
             return state is not None
-        get, digest, length, parts = state
-        if item.get() is not get():
-            return False
-        if item.kind == ABSENT:  # what cannot be sent is there as it was
-            return True
-        known = None if item.digest is None else (item.digest, item.met)
-        return known == digest and item.length in (-1, length) and are_same(item.parts, parts)
+        get, looks = state
+        # what cannot be sent is there as it was
+        return item.get() is get() and (item.kind in (ABSENT, IMPORT) or item.looks.agree(looks))
 
 
-State = tuple[Callable[[], object], Any, int, tuple[object, ...]]
+State = tuple[Callable[[], object], Looks]
 Inherited = dict[tuple[str, str], State]
 
 
@@ -106,16 +100,11 @@ def inheritance() -> Inherited:
     for module_name in sorted(scripts):
         module = sys.modules.get(module_name)
         for name, value in list(vars(module).items()) if isinstance(module, ModuleType) else ():
-            found[module_name, name] = _state_of(value)
+            found[module_name, name] = reference(value), Looks(value)
             if issubclass(type(value), type) and module_of(value) == module_name:
                 for attribute, each in list(vars(value).items()):
-                    found[module_name, f"{name}.{attribute}"] = _state_of(each)
+                    found[module_name, f"{name}.{attribute}"] = reference(each), Looks(each)
     return found
-
-
-def _state_of(value: object) -> State:
-    parts = parts_of(value) if type(value) is FunctionType else ()
-    return reference(value), digest_of(value), length_of(value), parts
 
 
 def describe(name: str) -> dict[str, Any]:

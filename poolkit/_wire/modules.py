@@ -17,19 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = [
-    "MAIN",
-    "are_others_known",
-    "home_of",
-    "is_package",
-    "is_registered",
-    "look",
-    "marks",
-    "meaning",
-    "module_of",
-    "named_at_top",
-    "scripts",
-]
 
 MAIN = ("__main__", "__mp_main__")
 """What the script is called: itself, and in children of multiprocessing."""

@@ -22,11 +22,10 @@ from typing import Any
 from poolkit._wire import sharing
 from poolkit._wire import source as sources
 from poolkit._wire.buffers import Found
-from poolkit._wire.functions import is_definition, scan_code, submodules_of
+from poolkit._wire.functions import ATOMS, is_definition, scan_code, submodules_of
 from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.items import (
     ABSENT,
-    ATOMS,
     FOLLOWED,
     IMPORT,
     MISSING,
@@ -34,17 +33,15 @@ from poolkit._wire.items import (
     STATEMENT,
     VALUE,
     Item,
+    Looks,
     Ref,
-    digest_of,
-    length_of,
 )
-from poolkit._wire.modules import home_of, is_package, module_of, scripts
+from poolkit._wire.modules import home_of, module_of, scripts
 from poolkit._wire.origins import functions_behind, functions_of, has_run, is_special, makers_of, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
 from poolkit._wire.process_wide import (
     imported_from,
     is_made_anew,
-    is_random_generator,
     reduce_global,
     refuse_archive,
     writes_to_file,
@@ -52,8 +49,6 @@ from poolkit._wire.process_wide import (
 from poolkit._wire.regions import fill_region
 from poolkit._wire.remote import describe_error
 from poolkit._wire.source import Source, source_for
-
-__all__ = ["Namespace"]
 
 LARGE = 64 * 1024  # bytes of a value that travels in shared memory, once for all workers
 
@@ -93,29 +88,23 @@ class Namespace:
         """
         if "#" in name:
             return self._acts.get(name)
-        serial = next(_serials)  # of two versions, that which was looked up later has the larger one
-        value = self._value(name)
         if name in RESERVED:
             return None
+        serial = next(_serials)  # of two versions, that which was looked up later has the larger one
+        value = self._value(name)
         known = self._items.get(name)
-        if (
-            known is not None
-            and not (again or circle)
-            and known.is_current(value)
-            and self._has_submodules(known, value)
-            and (not known.bound or sharing.are_bound(known.bound))
-        ):
+        if known is not None and not (again or circle) and known.is_current(value) and sharing.are_bound(known.bound):
             return known
+        looks = Looks(value)  # what travels is no older than that
         made = Item(self.name, name, ABSENT, b"", value)
-        length = length_of(value)
         try:
             if value is not MISSING:
                 made = self._make(name, value, circle, is_new=known is None)
         except BaseException as error:  # noqa: BLE001 -- the user's own hooks
             raise_interrupt(error)
             made.payload = describe_error(error).encode(errors="replace")
-        if made.kind == ABSENT:  # what could not be pickled may be, once it has lost something
-            made.length, made.is_followed = length, length >= 0
+        if made.kind != IMPORT or looks.parts:
+            made.looks = looks
         if "." in name:
             made.now = ((self.name, name.partition(".")[0]), *made.now)
         made.serial = serial
@@ -162,21 +151,15 @@ class Namespace:
         ]
 
     def bundle(self) -> tuple[Item, ...]:
-        """All plain functions that need nothing to be made, but sentinels as their defaults."""
-        found: dict[Item, None] = {}
-        for name, value in list(self.dict.items()):
-            if type(value) is FunctionType and value.__globals__ is self.dict:
-                item = self.item(name)
-                if item is None or item.kind != VALUE or item.region is not None:
-                    continue
-                if not item.now:
-                    found[item] = None
-                    continue
-                needed = [self.item(each) for module, each in item.now if module == self.name]
-                if len(needed) == len(item.now) and all(map(_is_sentinel, needed)):
-                    found.update(dict.fromkeys((*filter(None, needed), item)))
+        """Return all plain functions that need nothing to be made."""
+        functions = [
+            self.item(name)
+            for name, value in list(self.dict.items())
+            if type(value) is FunctionType and value.__globals__ is self.dict
+        ]
+        found = tuple(each for each in functions if each and each.kind == VALUE and not each.region and not each.now)
         if len(found) != len(self._bundle) or not all(map(is_, found, self._bundle)):
-            self._bundle = tuple(found)
+            self._bundle = found
         return self._bundle
 
     def _make(self, name: str, value: Any, circle: tuple[Ref, ...], *, is_new: bool) -> Item:  # noqa: PLR0911 -- by kind
@@ -211,17 +194,8 @@ class Namespace:
         content, inline = sharing.in_circle(circle, own) if circle else (value, (own,))
         item = Item(self.name, name, VALUE, b"", value)
         item.is_definition = is_definition(value)
-        length = length_of(value)
         data, found, needs = self._dump(own, value, content, inline)
         size = len(data) if isinstance(data, bytes) else sum(map(len, data))
-        if size <= FOLLOWED and not found and (digest := digest_of(value)) is not None:
-            item.digest, item.met = digest
-            if digest != (data, ()):  # pickled otherwise, or changed meanwhile: what travels is no older than that
-                data, found, needs = self._dump(own, value, content, inline)
-                size = len(data) if isinstance(data, bytes) else sum(map(len, data))
-        elif not is_random_generator(value):
-            item.length = length
-        item.is_followed = item.digest is not None or item.length >= 0
         if found or size >= LARGE:
             try:
                 item.region = fill_region(data, [buffer.raw() for buffer in found])
@@ -233,12 +207,8 @@ class Namespace:
         item.bound, item.circle = sharing.bound_objects(item.now), circle
         item.refers = bool(item.bound) and (size <= FOLLOWED or type(value) is FunctionType)
         item.later = tuple(each for each in needs.later if each != own)
-        if type(value) is FunctionType:
-            item.is_followed = item.parts[1:] != (None, None)  # nearly all have neither defaults nor attributes
-            if home_of(value.__globals__) == self.name:
-                item.submodules = submodules_of(value.__code__, self.dict)
-                scan = scan_code(value.__code__)
-                item.reaches = any(is_package(self.dict.get(each)) for each in (*scan.now, *scan.later))
+        if type(value) is FunctionType and home_of(value.__globals__) == self.name:
+            item.submodules = submodules_of(value.__code__, self.dict)
         if item.now and type(value) in _CONTAINERS and "." not in name and needs.met == 1 and not circle:
             empty = deque(maxlen=value.maxlen) if isinstance(value, deque) else type(value)()
             item.shell = pickle.dumps(empty, PROTOCOL)
@@ -391,12 +361,6 @@ class Namespace:
                 self._acts[act.name] = act
             item.later = (*item.later, (self.name, act.name))
 
-    def _has_submodules(self, item: Item, value: Any) -> bool:
-        """Return True if none of the submodules that code may reach was imported since."""
-        if type(value) is not FunctionType or not item.reaches:
-            return True
-        return item.submodules == submodules_of(value.__code__, self.dict)
-
     # ===== classes =====
 
     def class_names(self, item: Item, cls: type) -> list[Ref]:
@@ -433,10 +397,6 @@ class Namespace:
 
 
 _PLAIN_ATTRIBUTES = (*ATOMS, list, dict, set, tuple, frozenset, bytearray)
-
-
-def _is_sentinel(item: Item | None) -> bool:
-    return item is not None and type(item.get()) is object
 
 
 def _name_of(module: ModuleType) -> str | None:

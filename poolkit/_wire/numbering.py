@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     NumberOf = Callable[[object], "int | None"]
 
-__all__ = ["dumps_numbered", "loads_numbered"]
-
 
 def dumps_numbered(value: object, number_of: NumberOf) -> bytes:
     """Pickle plainly if possible, else by value; `number_of` gives an exception's number, None for anything else."""

@@ -15,11 +15,9 @@ import functools
 import types
 from typing import Any
 
-from poolkit._wire.items import ATOMS
+from poolkit._wire.functions import ATOMS
 from poolkit._wire.modules import scripts
 from poolkit._wire.source import Source, codes_in, is_constant, makes_no_call, root_of
-
-__all__ = ["functions_behind", "functions_of", "has_run", "is_special", "makers_of", "set_later"]
 
 _MOST_WRAPPERS = 20
 _MOST_BEHIND = 100  # objects that are looked at for functions behind one

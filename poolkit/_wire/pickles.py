@@ -23,7 +23,7 @@ from types import CellType, FunctionType, ModuleType
 from poolkit._wire import handover, modules
 from poolkit._wire.buffers import Found, Parts, is_view, reduce_view
 from poolkit._wire.cloud import cloudpickle_module
-from poolkit._wire.functions import named, reduce_cell, reduce_function, scan_code, shared, with_named_parts
+from poolkit._wire.functions import named, reduce_cell, reduce_function, scan_code, shared
 from poolkit._wire.modules import is_registered, marks, meaning, named_at_top, scripts
 from poolkit._wire.reseed import reduce_generator
 
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-
-__all__ = [
-    "BY_VALUE", "PROTOCOL", "REUSABLE", "ClassKeepingUnpickler", "Needs", "dumps", "dumps_plainly", "loads",
-    "pickler_of",
-]  # fmt: skip
 
 PROTOCOL = 5
 BY_VALUE = b"v"
@@ -227,7 +222,7 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             self._found = found
             self._needs = needs
 
-        def reducer_override(self, obj: Any) -> Any:
+        def reducer_override(self, obj: Any) -> Any:  # noqa: C901 -- one kind after another
             kind, needs = type(obj), self._needs
             reduced: Any = NotImplemented
             if kind is FunctionType or issubclass(kind, type):
@@ -238,8 +233,11 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
                 from poolkit._wire.process_wide import reduce_named  # noqa: PLC0415 -- few values have one of these
 
                 reduced = reduce_named(obj, is_itself=obj is needs.itself)
-            elif kind is CellType and needs.names is not None:
+            elif kind is CellType:
                 return reduce_cell(obj)
+            elif kind is object and needs.names is None and (name := _name_of_sentinel(obj)) is not None:
+                needs.now.add(name)
+                return named, name
             elif needs.names is not None and is_view(obj) and id(obj.base) in needs.names:
                 return reduce_view(obj)
             elif needs.reduce is not None and (obj is needs.itself or kind.__module__ not in scripts):
@@ -284,16 +282,13 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
                 return NotImplemented
             reduced = needs.reduce(function) if needs.reduce is not None else NotImplemented
             if reduced is NotImplemented:
-                reduced = reduce_function(function, has_cells=needs.names is not None)
+                reduced = reduce_function(function)
                 if reduced is None:
                     if inherited is None:
                         raise pickle.PicklingError(f"{function!r} has to go by value")  # see above
                     return NotImplemented
                 if (home := reduced[1][0]) in scripts:
                     self._note_names(function, home)
-                    if needs.names is None:
-                        reduced, names = with_named_parts(function, home, reduced)
-                        needs.now.update((home, name) for name in names)
             return reduced
 
         def _note_names(self, function: FunctionType, home: str) -> None:
@@ -331,6 +326,15 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             return reduced
 
     return Pickler
+
+
+def _name_of_sentinel(obj: object) -> tuple[str, str] | None:
+    """Return what global of a script an `object()` is, which can be nothing but compared with that."""
+    for module_name in scripts:
+        for name, value in getattr(sys.modules.get(module_name), "__dict__", {}).copy().items():
+            if value is obj:
+                return module_name, name
+    return None
 
 
 def _looks_up(reduced: Any, name: tuple[str, str]) -> bool:

@@ -22,10 +22,7 @@ from typing import Any
 
 from poolkit._wire import sharing
 from poolkit._wire.items import IMPORT, MISSING, STATEMENT, Item, Ref
-from poolkit._wire.modules import is_package
 from poolkit._wire.namespace import Namespace
-
-__all__ = ["Manifest", "manifest_for"]
 
 MOST_PLANS = 1024
 FEWEST_PLANS = 16  # that are made before one looks which are still of use
@@ -51,14 +48,13 @@ class Plan:
 
     def __init__(self, items: dict[Ref, Item], unbound: list[Ref], manifest: Manifest) -> None:
         self.manifest = manifest
-        self.count = -1  # of the modules loaded, where submodules of packages matter
         bound: dict[str, dict[str, object]] = {}
         self._weak: list[tuple[Any, str, Any]] = []
         self._followed: list[Item] = []
         self._functions: list[tuple[FunctionType, object]] = []  # those that have neither defaults nor attributes
         self._classes: list[tuple[Any, int, Any, int, Any, tuple[object, ...]]] = []
         for (module_name, name), item in items.items():
-            if item.is_followed:
+            if item.looks.is_followed:
                 self._followed.append(item)
             if "." in name or "#" in name or item.strong is MISSING:
                 continue
@@ -67,14 +63,12 @@ class Plan:
             else:
                 bound.setdefault(module_name, {})[name] = item.strong
             if type(item.strong) is FunctionType:
-                if not item.is_followed:
-                    self._functions.append((item.strong, item.parts[0]))
+                if not item.looks.is_followed:
+                    self._functions.append((item.strong, item.looks.parts[0]))
             elif item.snapshot is not None and isinstance(item.strong, type):
                 attributes, subclasses = vars(item.strong), type.__subclasses__.__get__(item.strong)
                 look_up, values = _looked_up({each: own for each, own in attributes.copy().items() if each[:2] != "__"})
                 self._classes.append((attributes, len(attributes), subclasses, len(subclasses()), look_up, values))
-            elif item.kind == IMPORT and is_package(item.strong):
-                self.count = len(sys.modules)
         self._attributes = [each.__dict__ for each, _ in self._functions]
         self._unbound = [
             (_namespaces[home].dict.keys(), frozenset(name for module_name, name in unbound if module_name == home))
@@ -82,7 +76,7 @@ class Plan:
         ]
         self._modules = [(name, _namespaces[name].module) for name in manifest.modules]
         self._bindings = [(_namespaces[module].dict, *_looked_up(values)) for module, values in bound.items()]
-        self._is_simple = self.count == -1 and not (self._weak or self._classes or self._followed)
+        self._is_simple = not (self._weak or self._classes or self._followed)
 
     def is_current(self) -> bool:  # noqa: C901, PLR0911 -- one kind of change after another
         """Return True if nothing has changed. Costs some 50 ns a name."""
@@ -106,8 +100,6 @@ class Plan:
             return False
 
     def _is_rest_current(self) -> bool:
-        if self.count not in (-1, len(sys.modules)):
-            return False
         for get, name, weak in self._weak:
             value = get(name)
             if value is None or weak() is not value:
@@ -118,7 +110,7 @@ class Plan:
             if values and not all(map(is_, look_up(attributes), values)):
                 return False
         for item in self._followed:  # noqa: SIM110 -- all() with a generator costs 0.3 us more
-            if item.has_changed():
+            if not item.looks.are_those_of(item.get()):
                 return False
         return True
 

@@ -20,16 +20,6 @@ from typing import Any
 from poolkit._wire.modules import module_of, scripts
 from poolkit._wire.reseed import reduce_generator
 
-__all__ = [
-    "imported_from",
-    "is_made_anew",
-    "is_random_generator",
-    "reduce_global",
-    "reduce_named",
-    "refuse_archive",
-    "writes_to_file",
-]
-
 _ATOMS = (int, str, bytes, float, complex, type(None), tuple, frozenset)
 _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
 _LRU = type(functools.lru_cache(lambda: None))

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-__all__ = ["describe_error", "load_error", "pack_error", "type_name"]
-
-
 # One exception. Packed as a plain tuple, so that the packet is made of builtin types only.
 #     type_name: str, message: str, notes: list[str] | None, frames: list[FrameRecord], makers: bytes | None,
 #     state: bytes | None, reason: str, cause: int | None, context: int | None, suppress_context: bool

@@ -20,8 +20,6 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Source", "source_for"]
-
 TYPED = ("<string>", "<stdin>")  # what Python calls a program that is in no file
 _BLOCKS = ("If", "Try", "TryStar", "With")
 

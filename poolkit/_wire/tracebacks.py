@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-__all__ = ["FrameRecord", "capture", "format_frames", "rebuild"]
-
 FrameRecord = tuple[str, str, int, "str | None", "str | None"]
 """File name, function name, line, and the `__name__` and `__file__` of the module."""
 

@@ -275,18 +275,6 @@ def test_submodules_that_code_reaches_through_a_package_are_imported(new_script:
     assert {"xml.etree", "xml.etree.ElementTree"} <= set(items["f"].submodules)
 
 
-def test_a_submodule_that_was_imported_since_is_imported_too(
-    new_script: NewScript, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(sys.modules, "json.tool", raising=False)
-    script = new_script("import json\ndef f(): return json.tool")
-    assert all(not item.submodules for item in manifest(script).items)
-    import json.tool
-
-    assert json.tool is sys.modules["json.tool"]
-    assert any("json.tool" in item.submodules for item in manifest(script).items)
-
-
 # ===== in which order =====
 
 

@@ -305,7 +305,6 @@ def test_a_logger_and_its_handlers_are_those_of_the_worker(worker: WorkerHalf, n
         ("return sys.modules['x']", True),
         ("return getattr(system.modules[__name__], 'x')", True),
         ("return table.get('x')", True),
-        ("import sys as s\n def g(): return s.modules\n return g", True),
         ("from sys import argv, modules\n return modules", True),
         ("return list(model.modules()), sys.argv", False),
         ("import sys\n return [m for m in net.modules()], sys.argv", False),
