@@ -37,7 +37,7 @@ from poolkit._wire.items import (
     Ref,
 )
 from poolkit._wire.modules import home_of, module_of, scripts
-from poolkit._wire.origins import functions_behind, functions_of, has_run, is_special, makers_of, set_later
+from poolkit._wire.origins import functions_behind, functions_of, is_special, makers_of, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
 from poolkit._wire.process_wide import (
     imported_from,
@@ -167,7 +167,8 @@ class Namespace:
             item = Item(self.name, name, IMPORT, marshal.dumps((home, None)), value)
             if home in scripts and sys.modules.get(home) is value and value is not self.module:
                 item.later = tuple((home, each) for each in list(vars(value)) if each not in RESERVED)
-            self._act_on(item, self._acting_on(name, with_calls=False))
+            files = [each for each in self._own_files()[::-1] if sources.may_act_on(each, self.dict, name)]
+            self._act_on(item, [source_for(each, self.dict) for each in files])
             return item
         if issubclass(type(value), type) and value.__module__ == self.name and value.__qualname__ == name:
             return self._make_class(name, value, circle)
@@ -260,7 +261,7 @@ class Namespace:
         if is_class:
             item.assigned = set_later(value, node, is_bare=bool(without))
         is_file = isinstance(self.dict.get("__file__"), str)
-        self._act_on(item, [source] if is_file else self._acting_on(name, with_calls=True))
+        self._act_on(item, [source] if is_file else [source_for(each, self.dict) for each in self._own_files()[::-1]])
         return item
 
     def _is_data(self, name: str) -> bool:
@@ -291,7 +292,7 @@ class Namespace:
         """
         for filename in self._files_of(value):
             source = source_for(filename, self.dict)
-            nodes = makers_of(source, name, value, self.dict) if source is not None else []
+            nodes = makers_of(source, name, value) if source is not None else []
             if source is not None and (len(nodes) > 1 or (nodes and self._may_run(source, nodes[0], value, is_named))):
                 return [(source, node) for node in nodes]
         return []
@@ -299,10 +300,8 @@ class Namespace:
     def _may_run(self, source: Source, node: Any, value: Any, is_named: bool) -> bool:
         if type(node).__name__ in ("Assign", "AnnAssign"):
             return node in source.plain and (is_named or self._may_assign(source, node, value))
-        if not issubclass(type(value), type):
-            return not sources.opens_to_write(node, self.dict)
-        kept = {**self.dict, **vars(value)}
-        return not (any(map(writes_to_file, vars(value).values())) or sources.opens_to_write(node, kept))
+        writers = map(writes_to_file, vars(value).values()) if issubclass(type(value), type) else ()
+        return not (any(writers) or sources.may_write(source.code_of(node)))
 
     def _files_of(self, value: Any) -> list[str]:
         functions = functions_of(value) if issubclass(type(value), type) else functions_behind(value)
@@ -319,15 +318,10 @@ class Namespace:
         files = self._own_files()
         return len(files) - files.index(source.filename) if source.filename in files else 0
 
-    def _acting_on(self, name: str, *, with_calls: bool) -> list[Source]:
-        """The sources that may have statements which act on a name, in the order of their inputs."""
-        files = [each for each in self._own_files() if name in sources.acted_on(each, self.dict, with_calls=with_calls)]
-        return [source for source in (source_for(each, self.dict) for each in files[::-1]) if source is not None]
-
     def _may_assign(self, source: Source, node: Any, value: Any) -> bool:
         """Return True if `name = call(...)` may be run in a worker: it makes the same there, and no file."""
         call = node.value
-        if type(call).__name__ != "Call" or sources.opens_to_write(node, self.dict):
+        if type(call).__name__ != "Call" or sources.may_write(source.code_of(node)):
             return False
         if not sources.has_simple_arguments(call, source.definitions):
             return False
@@ -337,29 +331,30 @@ class Namespace:
             callee = getattr(builtins, root, MISSING)
         return callee is not MISSING and is_made_anew(value, callee)
 
-    def _act_on(self, item: Item, acting: list[Source]) -> None:
+    def _act_on(self, item: Item, acting: list[Source | None]) -> None:
         """Have the statements that act on a definition run behind it, in the script's order."""
         name = item.name
-        for source, node in [(each, node) for each in acting for node in each.acting.get(name, ())]:
-            kind = type(node).__name__
-            if kind == "ClassDef":
+        for source, node in [(each, node) for each in acting if each for node in each.acting.get(name, ())]:
+            is_assignment = type(node).__name__ in ("Assign", "AnnAssign")
+            if type(node).__name__ == "ClassDef":
                 item.later = (*item.later, (self.name, node.name))
+            elif item.kind == IMPORT and not (is_assignment and sources.makes_no_call(node)):
                 continue
-            if item.kind == IMPORT and (kind not in ("Assign", "AnnAssign") or not sources.makes_no_call(node)):
-                continue
-            is_attribute = kind in ("Assign", "AnnAssign") and not sources.sets_item(node)
-            if issubclass(type(item.strong), type) and is_attribute:
+            elif issubclass(type(item.strong), type) and is_assignment and not sources.sets_item(node):
                 item.assigned |= sources.attributes_set(node)  # which travel with their values
-                continue
-            if node in source.inner and not has_run(source, node, self.dict):
-                continue
-            place = f"{name}#{self._position(source)}:{node.lineno}:{node.col_offset}"
-            act = self._statement(place, source, node, item.get(), frozenset())
-            act.now = ((self.name, name), *act.now)
-            with _lock:
-                act.serial = next(_serials)
-                self._acts[act.name] = act
-            item.later = (*item.later, (self.name, act.name))
+            elif node not in source.inner or self._has_decorated(source, node):
+                place = f"{name}#{self._position(source)}:{node.lineno}:{node.col_offset}"
+                act = self._statement(place, source, node, item.get(), frozenset())
+                act.now = ((self.name, name), *act.now)
+                with _lock:
+                    act.serial = next(_serials)
+                    self._acts[act.name] = act
+                item.later = (*item.later, (self.name, act.name))
+
+    def _has_decorated(self, source: Source, node: Any) -> bool:
+        """Return True if a decorator within a block was run: its function is there."""
+        codes = sources.codes_in(source.code_of(node))
+        return any(each.__code__ in codes for each in functions_behind(self.dict.get(getattr(node, "name", ""))))
 
     # ===== classes =====
 

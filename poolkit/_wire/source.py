@@ -218,21 +218,10 @@ def remember_text(filename: str, text: str) -> None:
         linecache.cache[filename] = len(text), None, text.splitlines(keepends=True), filename
 
 
-_ACTED_ON = re.compile(r"(?:^|;|=)[ \t]*(\w+)(?:\.\w+|\[[^\]\n]*\])+[ \t]*(?::[^=\n]*)?(?==(?!=))", re.MULTILINE)
-_CALLED_ON = re.compile(r"@[ \t]*(\w+)[ \t]*[.\[(]|(\w+)(?:\.\w+)*\.register\(|copyreg\.pickle\([ \t]*(\w+)")
-_acted_on: dict[str, tuple[Any, frozenset[str], frozenset[str]]] = {}  # one atomic operation, from any thread
-
-
-def acted_on(filename: str, namespace: dict[str, Any], *, with_calls: bool) -> frozenset[str]:
-    """The names that may have an attribute or item assigned to, or be called to act; told without parsing."""
-    lines = _lines_of(filename, namespace)
-    known = _acted_on.get(filename)
-    if known is None or known[0] is not lines:
-        text = "".join(lines)
-        assigned = frozenset(_ACTED_ON.findall(text))
-        called = frozenset(name for names in _CALLED_ON.findall(text) for name in names)
-        known = _acted_on[filename] = lines, assigned, assigned | called
-    return known[2] if with_calls else known[1]
+def may_act_on(filename: str, namespace: dict[str, Any], name: str) -> bool:
+    """Return True if a file may assign to an attribute or item of what a name means; told without parsing."""
+    pattern = rf"(?m)(?:^|;|=)[ \t]*{re.escape(name)}(?:\.\w+|\[[^\]\n]*\])+[ \t]*(?::[^=\n]*)?=(?!=)"
+    return re.search(pattern, "".join(_lines_of(filename, namespace))) is not None
 
 
 def interactive_files() -> list[str]:
@@ -285,38 +274,20 @@ def attributes_set(node: Any) -> frozenset[str]:
     )
 
 
-def opens_to_write(node: ast.AST, namespace: dict[str, Any]) -> bool:
-    """Return True if running a statement itself, not its functions, may open a file to write to it."""
-    pending: list[Any] = [node]
-    for each in pending:  # grows while we go through it
-        if isinstance(each, ast.Call):
-            name = getattr(each.func, "attr", getattr(each.func, "id", ""))
-            values = [*each.args, *(keyword.value for keyword in each.keywords)]
-            if _CREATES.search(name) or (_OPENS.search(name) and any(_may_write(value, namespace) for value in values)):
-                return True
-        if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            pending += [*each.decorator_list, each.args]
-        elif not isinstance(each, ast.Lambda):
-            pending += ast.iter_child_nodes(each)
-    return False
+def may_write(code: types.CodeType) -> bool:
+    """Return True if running code itself, not the functions in it, may open a file to write to it."""
+    parts = [code]
+    for each in parts:  # grows while we go through it
+        parts += [const for const in each.co_consts if isinstance(const, types.CodeType) and not const.co_flags & 0x1]
+    names = [name for each in parts for name in each.co_names]
+    texts = [const for each in parts for const in each.co_consts if isinstance(const, str)]
+    opens = any(map(_OPENS.search, names)) and any(map(_WRITES.fullmatch, texts))
+    return opens or any(map(_CREATES.search, names))
 
 
 _OPENS = re.compile("open|file|memmap|writer|handler", re.IGNORECASE)
 _CREATES = re.compile("^(write_text|write_bytes|touch|NamedTemporaryFile)$")
 _WRITES = re.compile(r"(?=.*[wxa+])[rwxabtU+]{1,4}")
-
-
-def _may_write(argument: ast.expr, namespace: dict[str, Any]) -> bool:
-    """Return True if an argument may be the mode of a file that is opened to write to it."""
-    for each in ast.walk(argument):
-        text = each.value if isinstance(each, ast.Constant) else None
-        if isinstance(each, ast.Name):
-            text = namespace.get(each.id)
-        elif isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
-            text = getattr(namespace.get(each.value.id), each.attr, None)
-        if isinstance(text, str) and _WRITES.fullmatch(text):
-            return True
-    return False
 
 
 def has_simple_arguments(call: ast.Call, names: dict[str, list[Any]]) -> bool:

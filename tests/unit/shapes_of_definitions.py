@@ -3,34 +3,6 @@
 from __future__ import annotations
 
 DEFINITIONS: dict[str, str] = {
-    "acting_copyreg_in_blocks": """
-import copy
-import copyreg
-class P:
-    def __init__(self, x): self.x = x
-class Q(P): pass
-if P:
-    copyreg.pickle(P, lambda p: (P, (p.x + 1,)))
-else:
-    copyreg.pickle(Q, lambda q: (Q, (q.x + 1,)))
-def f(): return copy.copy(P(1)).x, copy.copy(Q(1)).x
-""",
-    "acting_in_blocks": """
-import json
-import sys
-if sys.platform == 'win32':
-    json.shape_a = 1
-    json.shape_b = lambda: 1
-else:
-    json.shape_a = [2, {'x': 2}]
-    json.shape_b = lambda: json.loads('2')
-try:
-    import no_such_module
-    json.shape_c = 1
-except ImportError:
-    json.shape_c = K = 2
-def f(): return json.shape_a, json.shape_b(), json.shape_c
-""",
     "acting_not_taken": """
 import json
 if False:
@@ -41,18 +13,6 @@ def f(): return json.dumps(1)
 import json
 json.aa = 1; json.bb = 2
 def f(): return json.aa, json.bb
-""",
-    "acting_registrations_in_blocks": """
-import abc
-import sys
-class A(abc.ABC): pass
-class V: pass
-class W: pass
-if sys.platform == 'win32':
-    A.register(V)
-else:
-    A.register(W)
-def f(): return issubclass(V, A), issubclass(W, A)
 """,
     "annotations_that_are_text": """
 from __future__ import annotations
@@ -98,24 +58,6 @@ else:
         x: int
         y: int = 2
 def f(): return C.x, [e.value for e in E], [field.name for field in fields(D)], D(0)
-""",
-    "class_in_branches_by_expression": """
-import ctypes
-import sys
-if sys.maxsize > 2**32:
-    class S(ctypes.Structure):
-        _fields_ = [('x', ctypes.c_int64)]
-    class C:
-        seen = []
-        sizes = {int: 8}
-else:
-    class S(ctypes.Structure):
-        _fields_ = [('x', ctypes.c_int32)]
-    class C:
-        seen = []
-        sizes = {int: 4}
-C.seen.append(1)
-def f(): return ctypes.sizeof(S), S(2**40).x, C.sizes, C.seen
 """,
     "class_in_branches_by_name": """
 from typing import TypedDict

@@ -25,12 +25,6 @@ def item_of(script: Any, name: str) -> Item:
 @pytest.mark.parametrize(
     "bodies",
     [
-        ("x = 1", "x = 2"),
-        ("x = 1", "x = 1; y = 2"),
-        ("x: int", "x: str; y: int"),
-        ("x = []", "x = []; y = []"),
-        ("'One.'", "'Other.'"),
-        ("x = [int]", "x = [str]"),
         ("def m(self): pass", "x = 1"),
         ("def m(self): pass", "def m(self): pass"),
     ],
@@ -39,24 +33,17 @@ def item_of(script: Any, name: str) -> Item:
 def test_a_class_in_branches_is_made_by_its_own_statement(
     new_script: NewScript, bodies: tuple[str, str], taken: bool
 ) -> None:
-    """Told by its line, from CPython 3.13 on; else by what stands in it."""
+    """Told by the code of its methods."""
     one, other = bodies
     script = new_script(f"if {taken}:\n class C:\n  {one}\nelse:\n class C:\n  {other}\n")
     item = item_of(script, "C")
     assert (item.kind, item.line[-1]) == (STATEMENT, 2 if taken else 5)
 
 
-@pytest.mark.parametrize(("base", "line"), [("Exception", 2), ("ValueError", 4)])
-def test_a_class_in_branches_is_told_by_its_base(new_script: NewScript, base: str, line: int) -> None:
-    script = new_script(f"if {base} is Exception:\n class C(Exception): pass\nelse:\n class C(ValueError): pass\n")
-    item = item_of(script, "C")
-    assert (item.kind, item.line[-1]) == (STATEMENT, line)
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="it is told by its line")
-def test_a_class_of_which_the_statement_cannot_be_told_goes_by_value(new_script: NewScript) -> None:
-    script = new_script("if True:\n class C: x = 1\nelse:\n class C: x = 1\n")
-    assert item_of(script, "C").kind == VALUE
+def test_a_class_without_methods_is_told_by_its_line_or_goes_by_value(new_script: NewScript) -> None:
+    """The line is known from CPython 3.13 on."""
+    item = item_of(new_script("if True:\n class C: x = 1\nelse:\n class C: x = 1\n"), "C")
+    assert (item.kind, item.line[-1]) == ((STATEMENT, 2) if sys.version_info >= (3, 13) else (VALUE, 0))
 
 
 @pytest.mark.parametrize(
