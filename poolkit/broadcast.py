@@ -124,7 +124,7 @@ def broadcast(value: T) -> Shared[T]:
         with found:
             data = dumps(value, found, needs)
     except (Exception, GeneratorExit, SystemExit) as error:
-        from poolkit._wire.culprit import HOOKS_RAISE, serialization_error  # noqa: PLC0415 -- only failures need it
+        from poolkit._wire.unpicklable import HOOKS_RAISE, serialization_error  # noqa: PLC0415 -- only failures need it
 
         raise serialization_error("the broadcast object", [("obj", value)], error, HOOKS_RAISE) from error
     return Shared(fill_region(data, [buffer.raw() for buffer in found]), None, found.regions, needs.now | needs.later)

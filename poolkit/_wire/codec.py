@@ -115,7 +115,7 @@ def pack_call(
             names = names.union(found.names)
         return fn_bytes, body, _manifest_for(root, names) if root is not None or names else None
     except (Exception, GeneratorExit, SystemExit) as error:
-        from poolkit._wire.culprit import HOOKS_RAISE, serialization_error  # noqa: PLC0415 -- only failures need it
+        from poolkit._wire.unpicklable import HOOKS_RAISE, serialization_error  # noqa: PLC0415 -- only failures need it
 
         roots: list[tuple[str, object]] = [("fn", fn)]
         roots += [(f"args[{index}]", value) for index, value in enumerate(args)]
@@ -242,7 +242,7 @@ def pack_value(value: object, found: Found | None = None) -> Any:
     try:
         return dumps(value, found)
     except BaseException as error:
-        from poolkit._wire.culprit import serialization_error  # noqa: PLC0415 -- only failures need it
+        from poolkit._wire.unpicklable import serialization_error  # noqa: PLC0415 -- only failures need it
 
         raise serialization_error("the result", [("result", value)], error, BaseException) from error
 

@@ -5,31 +5,32 @@ arguments and attributes are others. The graph travels as a list of records that
 chains may be long or circular, and each exception stands or falls alone. A record has
 
     *makers*   how to make the exception anew, as pickle would: a callable and its arguments; or its whole pickle
-    *state*    its attributes
+    *state*    its attributes, also those that its own `__reduce__` leaves out
     the text   type name, message, notes and frames, in builtin types that every process can load
 
 Each exception is made anew in the worker, before it is sent, exactly as the receiver will do it. One whose recipe
 fails, as its `__init__` wants other arguments than its `args`, is made without a call of it, and all it has is set.
 One whose class cannot be found becomes a `RemoteError` built from the text, while the rest stays as it is.
-An argument or attribute that cannot travel alone is replaced by a string that says so, since type and the others are
-worth more than none. Attributes that the exception's own `__reduce__` leaves out are sent as well.
+An argument or attribute that cannot travel alone is replaced by a string that says so.
 What belongs to every exception is read and set through the descriptors of `BaseException`: a frozen dataclass refuses
 to be assigned to, and a class may have something else of that name.
 
-Nothing here raises, whatever the user's classes do: `pack_error` runs where a worker must survive, and `load_error`
-where an outcome must not be lost. Both therefore catch BaseException around each use of a user's code.
-No exception that is caught here is kept, and none of the frames here outlives its call, so no cycle is left behind.
+Nothing here raises, whatever the user's classes do, so BaseException is caught around each use of a user's code. No
+exception that is caught is kept, and no frame outlives its call, so no cycle is left behind.
 """
 
 from __future__ import annotations
 
 import copyreg
+import io
 import pickle
 import types
 from collections import namedtuple
 
-from poolkit._wire.numbering import dumps_numbered, loads_numbered
-from poolkit._wire.pickles import PROTOCOL
+from poolkit._wire import handover
+from poolkit._wire.cloud import cloudpickle_module
+from poolkit._wire.modules import is_registered
+from poolkit._wire.pickles import BY_VALUE, PROTOCOL, ClassKeepingUnpickler, Needs, pickler_of
 from poolkit._wire.tracebacks import capture, format_frames, rebuild
 from poolkit.errors import RemoteError
 
@@ -50,7 +51,8 @@ _Record = namedtuple(  # noqa: PYI024 -- importing typing would cost each templa
 def pack_error(error: BaseException) -> bytes:
     """Return `error`, and every exception that it leads to, as bytes. Never raises."""
     try:
-        return pickle.dumps(_Graph(error).records(), PROTOCOL)
+        graph = _Graph(error)
+        return pickle.dumps([tuple(graph.record(each)) for each in graph.errors], PROTOCOL)  # grows meanwhile
     except BaseException as failure:  # noqa: BLE001 -- out of memory or of stack: the worker goes on all the same
         text = f"not sent: {type_name(failure)}"
         record = _Record(type_name(error), text, None, [], None, None, "", None, None, False)
@@ -66,10 +68,35 @@ def load_error(data: bytes | bytearray | memoryview) -> BaseException:
         return RemoteError(f"an exception arrived that cannot be read ({describe_error(failure)})")
 
 
+def _dumps(value: object, index_of: Callable[[object], int | None]) -> bytes:
+    """Pickle plainly if possible, else by value; exceptions go by their indices."""
+    if not is_registered():
+        try:
+            return _dumps_with(pickle.Pickler, value, index_of)
+        except Exception:  # noqa: BLE001, S110 -- cloudpickle has the last word
+            pass
+    return _dumps_with(handover.by_value_pickler(cloudpickle_module().Pickler), value, index_of) + BY_VALUE
+
+
+def _dumps_with(base: Any, value: object, index_of: Callable[[object], int | None]) -> bytes:
+    file = io.BytesIO()
+    pickler = pickler_of(base)(file, None, Needs())
+    pickler.persistent_id = index_of
+    if base is pickle.Pickler and (table := handover.plain_table()) is not None:
+        pickler.dispatch_table = table
+    with handover.Guard():
+        pickler.dump(value)
+    return file.getvalue()
+
+
+def _loads(data: bytes, error_at: Callable[[int], BaseException]) -> Any:
+    unpickler: Any = ClassKeepingUnpickler(io.BytesIO(data))
+    unpickler.persistent_load = error_at
+    return unpickler.load()
+
+
 class _Graph:
     """The sender's half. Local to one call."""
-
-    __slots__ = ("_index", "errors")
 
     def __init__(self, error: BaseException) -> None:
         self.errors: list[BaseException] = []
@@ -85,10 +112,7 @@ class _Graph:
             self.errors.append(error)
         return index
 
-    def records(self) -> list[tuple[Any, ...]]:
-        return [tuple(self._record(error)) for error in self.errors]  # grows while we go through it
-
-    def _record(self, error: BaseException) -> _Record:
+    def record(self, error: BaseException) -> _Record:
         makers = state = None
         reason = ""
         try:
@@ -172,20 +196,18 @@ class _Graph:
 
     def _dumps(self, value: object, root: BaseException | None = None) -> bytes:
         """Pickle with every exception but `root` replaced by its number."""
-        return dumps_numbered(value, lambda found: None if found is root else self.index_of(found))
+        return _dumps(value, lambda found: None if found is root else self.index_of(found))
 
     def _loads(self, packed: bytes) -> Any:
-        return loads_numbered(packed, self.errors.__getitem__)
+        return _loads(packed, self.errors.__getitem__)
 
 
 class _Receiver:
     """The receiver's half. Local to one call."""
 
-    __slots__ = ("_made", "_making", "_records")
-
     def __init__(self, records: list[_Record]) -> None:
         self._records = records
-        self._made: list[BaseException | None] = [None] * len(records)
+        self._made: dict[int, BaseException] = {}
         self._making: set[int] = set()
 
     def run(self) -> BaseException:
@@ -194,45 +216,36 @@ class _Receiver:
             self._get(index)
         for index, record in enumerate(self._records):
             error = self._get(index)
-            if record.state is not None:
-                self._set_state(error, record.state)
-            _hang_on(error, record, self._at(record.cause), self._at(record.context))
+            try:
+                state = {} if record.state is None else _loads(record.state, self._get)
+            except BaseException:  # noqa: BLE001 -- an attribute's class is missing here; the exception itself stands
+                state = {}
+            for name, value in state.items():
+                _set(error, name, value)
+            _OWN["__traceback__"].__set__(error, rebuild(record.frames))
+            _OWN["__cause__"].__set__(error, None if record.cause is None else self._get(record.cause))
+            _OWN["__context__"].__set__(error, None if record.context is None else self._get(record.context))
+            _OWN["__suppress_context__"].__set__(error, record.suppress_context)  # last: setting a cause sets it too
         return self._get(0)
 
-    def _at(self, index: int | None) -> BaseException | None:
-        return None if index is None else self._get(index)
-
     def _get(self, index: int) -> BaseException:
-        made = self._made[index]
-        if made is None:
-            made = self._made[index] = self._make(index)
-        return made
+        if index not in self._made:
+            self._made[index] = self._make(index)
+        return self._made[index]
 
     def _make(self, index: int) -> BaseException:
         record = self._records[index]
         reason = record.reason
         if index in self._making:
-            msg = "it contains itself"
-            raise ValueError(msg)
+            raise ValueError("it contains itself")
         if record.makers is not None:
             self._making.add(index)
             try:
-                return _make(self._loads(record.makers))
+                return _make(_loads(record.makers, self._get))
             except BaseException as failure:  # noqa: BLE001 -- whatever a user's class does
                 reason = describe_error(failure)
         self._records[index] = record._replace(state=None)
         return _stand_in(record, reason)
-
-    def _set_state(self, error: BaseException, packed: bytes) -> None:
-        try:
-            state = self._loads(packed)
-        except BaseException:  # noqa: BLE001 -- an attribute's class is missing here; the exception itself stands
-            return
-        for name, value in state.items():
-            _set(error, name, value)
-
-    def _loads(self, packed: bytes) -> Any:
-        return loads_numbered(packed, self._get)
 
 
 _MISSING = object()
@@ -259,8 +272,7 @@ def _make(loaded: Any) -> BaseException:
                 raise
             loaded = make_uncalled(function, arguments)
     if not isinstance(loaded, BaseException):
-        msg = f"its pickle makes {type_name(loaded)}, not an exception"
-        raise TypeError(msg)
+        raise TypeError(f"its pickle makes {type_name(loaded)}, not an exception")
     return loaded
 
 
@@ -275,8 +287,7 @@ def make_uncalled(kind: type[BaseException], arguments: tuple[object, ...]) -> B
                 continue
             _set(made, "args", arguments)
             return made
-    msg = f"{kind.__qualname__} cannot be made without its own recipe"
-    raise TypeError(msg)
+    raise TypeError(f"{kind.__qualname__} cannot be made without its own recipe")
 
 
 def _attributes_of(error: BaseException) -> list[tuple[str, object]]:
@@ -291,14 +302,6 @@ def _attributes_of(error: BaseException) -> list[tuple[str, object]]:
                 except AttributeError:  # a slot that was never set
                     pass
     return attributes
-
-
-def _hang_on(error: BaseException, record: _Record, cause: BaseException | None, context: BaseException | None) -> None:
-    """Join to `error` what pickle leaves out."""
-    _OWN["__traceback__"].__set__(error, rebuild(record.frames))
-    _OWN["__cause__"].__set__(error, cause)
-    _OWN["__context__"].__set__(error, context)
-    _OWN["__suppress_context__"].__set__(error, record.suppress_context)  # last: setting a cause sets it too
 
 
 _OWN = vars(BaseException)

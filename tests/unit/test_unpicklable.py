@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from unit.codec_objects import Box, in_main
 
-from poolkit._wire import culprit
+from poolkit._wire import unpicklable
 from poolkit._wire.codec import pack_call, pack_value
 from poolkit.broadcast import broadcast
 from poolkit.errors import SerializationError
@@ -154,7 +154,7 @@ def with_attribute() -> Any:
         (CYCLE, "[1]: _thread.lock"),
     ],
 )
-def test_the_culprit_is_named_by_its_path(value: object, place: str) -> None:
+def test_the_unpicklable_part_is_named_by_its_path(value: object, place: str) -> None:
     """The message says where the offending part stands and what it is."""
     with pytest.raises(SerializationError) as caught:
         pack_call(operator.is_, (1, value), {})
@@ -185,14 +185,14 @@ def test_too_deep_nesting_is_said_and_not_searched() -> None:
 
 def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without probes left the message names what is known so far."""
-    monkeypatch.setattr(culprit, "_MAX_PROBES", 2)
+    monkeypatch.setattr(unpicklable, "_MAX_PROBES", 2)
     with pytest.raises(SerializationError, match=r"args\[0\]: list"):
         pack_call(print, ([[[LOCK]]],), {})
-    monkeypatch.setattr(culprit, "_MAX_PROBES", 0)
+    monkeypatch.setattr(unpicklable, "_MAX_PROBES", 0)
     with pytest.raises(SerializationError, match=r"the call: \(TypeError"):
         pack_call(print, (LOCK,), {})
-    monkeypatch.setattr(culprit, "_MAX_PROBES", 100)
-    monkeypatch.setattr(culprit, "_MAX_DEPTH", 2)
+    monkeypatch.setattr(unpicklable, "_MAX_PROBES", 100)
+    monkeypatch.setattr(unpicklable, "_MAX_DEPTH", 2)
     with pytest.raises(SerializationError, match=r"args\[0\]\[0\]: list"):
         pack_call(print, ([[[LOCK]]],), {})
 
@@ -250,7 +250,7 @@ def test_an_exit_in_a_signal_handler_is_no_error_of_the_call(pack: Callable[[obj
         signal.signal(signal.SIGTERM, before)
 
 
-def test_results_name_their_culprit() -> None:
+def test_results_name_their_unpicklable_part() -> None:
     """Paths of results begin with `result`."""
     with pytest.raises(SerializationError, match=r'result\["lock"\]: _thread\.lock'):
         pack_value({"lock": LOCK})

@@ -1,0 +1,198 @@
+"""Unpicklable: which part of a call or a result cannot be pickled, and where it stands.
+
+Pickle says only "cannot pickle '_thread.lock' object". The search pickles parts of the value, then parts of the first
+part that fails, and so on down, and names the last one: `args[1]["lock"]: _thread.lock`.
+
+Bounds: at most `_MAX_PROBES` trial pickles and `_MAX_DEPTH` levels, so the search may stop early, at a part that only
+contains the unpicklable one. Long containers are halved, not walked. Trial pickles are written to nowhere, so that a
+large value costs no memory. An object that is its own descendant is entered once.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import TYPE_CHECKING, Any
+
+from poolkit._wire import handover
+from poolkit._wire.buffers import Found
+from poolkit._wire.functions import scan_code
+from poolkit._wire.hooks import is_of_handler
+from poolkit._wire.pickles import PROTOCOL
+from poolkit._wire.remote import type_name
+from poolkit.errors import SerializationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    Caught = type[BaseException] | tuple[type[BaseException], ...]
+    # Things that stand side by side in a value, and how to write the way to each.
+    Parts = tuple[Sequence[object], Callable[[int], str]]
+
+_MAX_PROBES = 200
+_MAX_DEPTH = 24
+_MAX_REPR = 60
+HOOKS_RAISE = (Exception, GeneratorExit, SystemExit)  # what a pickling hook may raise; the rest is for the program
+_HARMLESS = frozenset({int, str, bytes, float, complex, bool, type(None)})
+_HAVE = {types.MethodType: ("__self__", "__func__"), functools.partial: ("func", "args", "keywords")}
+
+
+def serialization_error(
+    subject: str,
+    roots: Iterable[tuple[str, object]],
+    error: BaseException,
+    caught: Caught = Exception,
+) -> SerializationError:
+    """Return the error that says which part of `roots` cannot be pickled.
+
+    Args:
+        subject: what was being pickled, for the message.
+        roots: the parts to search, each with the path that it goes by.
+        error: what pickling raised.
+        caught: what trial pickles may raise; BaseException where nothing may escape.
+
+    Raises:
+        SystemExit: the handler of a signal raised it, as one that exits does: it is meant for the program.
+    """
+    if caught is HOOKS_RAISE and isinstance(error, SystemExit) and is_of_handler(error):
+        raise error
+    reason, place = error, ""
+    is_too_deep = isinstance(error, RecursionError) or isinstance(error.__cause__ or error.__context__, RecursionError)
+    if not is_too_deep:  # every level would fail alike, and the deepest one tried says nothing
+        try:
+            path, value, reason = _Search(caught).run(list(roots), error)
+            place = f"{path}: {type_name(value)} " if path else ""
+        except caught:  # an object so odd that even looking at it raises
+            reason = error
+    try:
+        text = str(reason)
+    except caught:
+        text = "its message cannot be shown"
+    return SerializationError(f"cannot pickle {subject}: {place}({type(reason).__name__}: {text})")
+
+
+class _Nowhere:
+    write = staticmethod(len)
+
+
+class _Search:
+    """One search. Local to one call."""
+
+    def __init__(self, caught: Caught) -> None:
+        self._caught = caught
+        self._probes_left = _MAX_PROBES
+
+    def run(self, roots: Sequence[tuple[str, object]], error: BaseException) -> tuple[str, object, BaseException]:
+        """Return path, value and error of the innermost part that fails; the path is "" when none does."""
+        path, value = "", None
+        groups: Iterable[Parts] = [([value for _, value in roots], lambda index: roots[index][0])]
+        entered: set[int] = set()
+        for _ in range(_MAX_DEPTH):
+            step = self._first_failure(groups, entered)
+            if step is None:
+                break
+            label, value, error = step
+            path += label
+            entered.add(id(value))
+            groups = self._parts_of(value)
+        return path, value, error
+
+    def _first_failure(self, groups: Iterable[Parts], entered: set[int]) -> tuple[str, object, BaseException] | None:
+        for values, label in groups:
+            low, high = 0, len(values)
+            while high - low > 8:  # noqa: PLR2004 -- below, one by one is as quick
+                middle = (low + high) // 2
+                if self._probe(list(values[low:middle])) is not None:
+                    high = middle
+                else:
+                    low = middle
+            for index in range(low, high):
+                error = None if id(values[index]) in entered else self._probe(values[index])
+                if error is not None:
+                    return label(index), values[index], error
+        return None
+
+    def _probe(self, value: object) -> BaseException | None:
+        """Return what pickling `value` raises, or None when it works or the probes are used up."""
+        if type(value) in _HARMLESS or not self._probes_left:
+            return None
+        self._probes_left -= 1
+        import cloudpickle  # noqa: PLC0415 -- loaded by now: it failed just before
+
+        try:
+            with Found():  # a descriptor in it is handed over to nobody
+                handover.by_value_pickler(cloudpickle.Pickler)(_Nowhere(), protocol=PROTOCOL).dump(value)
+        except self._caught as error:
+            # its traceback would keep the frames of this search, and the values in them, alive
+            return error.with_traceback(None)
+        return None
+
+    def _parts_of(self, value: Any) -> Iterator[Parts]:
+        kind = type(value)
+        if kind is list or kind is tuple:
+            yield value, "[{}]".format
+        elif kind is set or kind is frozenset:
+            yield list(value), lambda _: " item"
+        elif kind is dict:
+            yield from _parts_of_mapping(value)
+        elif kind is types.FunctionType:
+            yield from _parts_of_function(value)
+        elif kind in _HAVE:
+            yield _named({name: getattr(value, name) for name in _HAVE[kind]})
+        elif isinstance(value, type):
+            yield _named(vars(value))
+        else:
+            yield from self._parts_of_reduced(value)
+
+    def _parts_of_reduced(self, value: Any) -> Iterator[Parts]:
+        """Ask the object itself what pickle would write; this covers attributes, slots and containers' children."""
+        try:
+            reduced = value.__reduce_ex__(PROTOCOL)
+        except self._caught:  # then it is the object itself
+            return
+        if not isinstance(reduced, tuple):
+            return
+        arguments, state, items, pairs = (*reduced, None, None, None, None)[1:5]
+        names = {id(part): f".{name}" for name, part in getattr(value, "__dict__", {}).items()}
+
+        def label_argument(index: int) -> str:
+            if isinstance(value, tuple) and index:  # a named tuple's arguments are its class, then its items
+                return f"[{index - 1}]"
+            if isinstance(value, BaseException):
+                return f".args[{index}]"
+            return names.get(id(arguments[index]), f" part {index}")
+
+        yield arguments, label_argument
+        for mapping in state if type(state) is tuple else (state,):  # (of __dict__, of __slots__)
+            yield _named(mapping) if type(mapping) is dict else ([mapping], lambda _: " state")
+        yield list(items or ()), "[{}]".format
+        yield from _parts_of_mapping(dict(pairs or ()))
+
+
+def _named(parts: Mapping[Any, object], label: str = ".{}") -> Parts:
+    return list(parts.values()), [label.format(name) for name in parts].__getitem__
+
+
+def _parts_of_mapping(mapping: dict[Any, Any]) -> Iterator[Parts]:
+    keys = list(mapping)
+
+    def label(index: int) -> str:
+        key = keys[index]
+        if type(key) is str:
+            return f'["{key[:_MAX_REPR]}"]'
+        return f"[{key!r}]" if type(key) in _HARMLESS else f"[{type_name(key)}]"
+
+    yield list(mapping.values()), label
+    yield keys, lambda _: " key"
+
+
+def _parts_of_function(function: types.FunctionType) -> Iterator[Parts]:
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    yield _named(
+        {name: each.cell_contents for name, each in cells.items() if each != types.CellType()}, ' closure "{}"'
+    )
+    yield function.__defaults__ or (), " default {}".format
+    yield _named(function.__kwdefaults__ or {}, ' default "{}"')
+    namespace, scan = function.__globals__, scan_code(function.__code__)
+    yield _named({each: namespace[each] for each in (*scan.now, *scan.later) if each in namespace}, ' global "{}"')
+    yield _named(function.__dict__)
