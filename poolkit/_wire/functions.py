@@ -13,7 +13,7 @@ import sys
 import types
 from _weakref import ref  # the module weakref would be one more import in every worker
 
-from poolkit._wire.modules import MAIN, home_of, is_package, module_of, named_at_top, scripts
+from poolkit._wire.modules import MAIN, home_of, is_package, meaning, module_of, named_at_top, scripts
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -119,6 +119,16 @@ def shared(reference: tuple[Any, ...]) -> Any:
     module_name, name, *index = reference
     found = find(module_name, name)
     return found.__closure__[index[0]] if index else found
+
+
+def meant_by(reference: tuple[Any, ...]) -> Any:
+    """Return what a reference means in this process now; None if nothing."""
+    module_name, name, *index = reference
+    found = meaning(module_name, name)
+    if not index:
+        return found
+    cells = found.__closure__ or () if type(found) is types.FunctionType else ()
+    return cells[index[0]] if index[0] < len(cells) else None
 
 
 def circle_of(names: tuple[tuple[str, str], ...], values: list[Any]) -> Any:

@@ -23,8 +23,8 @@ from types import CellType, FunctionType, ModuleType
 from poolkit._wire import handover, modules
 from poolkit._wire.buffers import Found, Parts, is_view, reduce_view
 from poolkit._wire.cloud import cloudpickle_module
-from poolkit._wire.functions import named, reduce_cell, reduce_function, scan_code, shared
-from poolkit._wire.modules import is_registered, marks, meaning, named_at_top, scripts
+from poolkit._wire.functions import meant_by, named, reduce_cell, reduce_function, scan_code, shared
+from poolkit._wire.modules import is_registered, marks, named_at_top, scripts
 from poolkit._wire.reseed import reduce_generator
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -67,15 +67,10 @@ class Needs:
         names: dict[int, tuple[Any, ...]] | None = None,
         inline: tuple[tuple[str, str], ...] = (),
     ) -> None:
+        self.itself, self.name, self.reduce, self.names, self.inline = itself, name, reduce, names, inline
         self.now: set[tuple[str, str]] = set()
         self.later: set[tuple[str, str]] = set()
-        self.itself = itself
-        self.name = name
-        self.is_circular = False
-        self.reduce = reduce
-        self.names = names
-        self.inline = inline
-        self.is_shared = False
+        self.is_circular = self.is_shared = False
         self.met = 0
 
 
@@ -89,36 +84,23 @@ def dumps(value: object, found: Found | None = None, needs: Needs | None = None,
         plainly: pickle's own pickler is worth trying.
     """
     needs = Needs() if needs is None else needs
-    if plainly:
-        data = dumps_plainly(value, found)
-        if data is not None:
-            return data
+    if plainly and (data := dumps_plainly(value, found)) is not None:
+        return data
     if not is_registered():
         try:
-            if found is not None:
-                found.again()
-            with handover.Guard(found):
-                return _dump(pickle.Pickler, value, found, needs)
-        except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything; cloudpickle has the last word
-            needs.is_circular = False
+            return _dump(pickle.Pickler, value, found, needs)
+        except Exception:  # noqa: BLE001, S110 -- a user's __reduce__ may raise anything; cloudpickle has the last word
+            pass
     plain = cloudpickle_module().Pickler
     base = handover.by_value_pickler(plain)
     try:
-        return _dump_by_value(base, value, found, needs)
+        return _dump(base, value, found, needs)
     except Exception:
         if base is not plain:
             raise
     import multiprocessing.reduction  # noqa: F401, PLC0415 -- with this, it may be a socket that was refused
 
-    return _dump_by_value(handover.by_value_pickler(plain), value, found, needs)
-
-
-def _dump_by_value(base: Any, value: object, found: Found | None, needs: Needs) -> Any:
-    if found is not None:
-        found.again()
-    needs.is_circular, needs.met = False, 0
-    with handover.Guard(found):
-        return _dump(base, value, found, needs, BY_VALUE)
+    return _dump(handover.by_value_pickler(plain), value, found, needs)
 
 
 def dumps_plainly(value: object, found: Found | None) -> Any:
@@ -129,15 +111,14 @@ def dumps_plainly(value: object, found: Found | None) -> Any:
     # never a wrong result. The search costs about half as much as copying the bytes once.
     try:
         # without `found`, the value is made of atoms, or is a function that goes by name
-        table = None if found is None else handover.plain_table()
-        if table is None and (found is None or not found.large):
+        if found is None or not (found.large or handover.plain_table()):
             data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
             if found is None or not found.has_read_only:
                 for mark in marks:
                     if mark in data:
                         return None
                 return data
-        data = _dump(pickle.Pickler, value, found, None, table=table)
+        data = _dump(pickle.Pickler, value, found, None)
         if type(data) is Parts and found is not None:
             return None if any(found.may_name(mark, data) for mark in marks) else data
         return None if any(mark in data for mark in marks) else data
@@ -145,31 +126,33 @@ def dumps_plainly(value: object, found: Found | None) -> Any:
         return None
 
 
-def _dump(
-    base: Any, value: object, found: Found | None, needs: Needs | None, mark: bytes = b"", table: Any = None
-) -> Any:
+def _dump(base: Any, value: object, found: Found | None, needs: Needs | None) -> Any:
     """Pickle with a class of picklers; once more, with read-only arrays as writable ones, where there are any.
 
     In parts only where large contents are known: they are kept as they are, all others are copied at once, as what is
     pickled later may change them.
     """
-    if found is None or not found.has_read_only:
-        file = _dump_once(base, value, found, needs, table)
-    if found is not None and found.has_read_only:
-        found.again()
-        file = _dump_once(base, value, found, Needs() if needs is None else needs, table)
-    file.write(BY_VALUE if needs is not None and needs.is_shared else mark)  # plain `pickle.loads` knows no names
+    with handover.Guard(found):
+        knew = found is not None and found.has_read_only
+        file = _dump_once(base, value, found, Needs() if needs is None and knew else needs)
+        if found is not None and found.has_read_only and not knew:
+            file = _dump_once(base, value, found, Needs() if needs is None else needs)
+    if needs is not None and (needs.is_shared or base is not pickle.Pickler):  # plain `pickle.loads` knows no names
+        file.write(BY_VALUE)
     return file if type(file) is Parts else file.getvalue()
 
 
-def _dump_once(base: Any, value: object, found: Found | None, needs: Needs | None, table: Any) -> Any:
+def _dump_once(base: Any, value: object, found: Found | None, needs: Needs | None) -> Any:
     file: Any = Parts() if found is not None and found.large else io.BytesIO()
+    if found is not None:
+        found.again()
     pickler: Any
     if needs is None:
         pickler = pickle.Pickler(file, protocol=PROTOCOL, buffer_callback=found)
     else:
+        needs.is_circular, needs.met = False, 0
         pickler = pickler_of(base, is_naming=needs.names is not None)(file, found, needs)
-        table = handover.plain_table() if base is pickle.Pickler else None
+    table = handover.plain_table() if base is pickle.Pickler else None
     if table is not None:
         pickler.dispatch_table = table
     pickler.dump(value)
@@ -194,7 +177,7 @@ def _make_naming_pickler(base: Any) -> Any:
             """Return the name of the global that an object goes by. Asked for each object that is pickled."""
             needs = self._needs
             reference = needs.names.get(id(obj))
-            if reference is None or reference[:2] in needs.inline or not _is_bound(reference, obj):
+            if reference is None or reference[:2] in needs.inline or meant_by(reference) is not obj:
                 needs.met += reference == needs.name
                 return None
             needs.now.add(reference[:2])
@@ -202,15 +185,6 @@ def _make_naming_pickler(base: Any) -> Any:
             return reference
 
     return NamingPickler
-
-
-def _is_bound(reference: tuple[Any, ...], obj: object) -> bool:
-    """Return True if a name still means an object; else another one was there, and this has its id by now."""
-    module_name, name, *index = reference
-    found = meaning(module_name, name)
-    return (
-        any(each is obj for each in found.__closure__ or ()) if index and type(found) is FunctionType else found is obj
-    )
 
 
 def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is given

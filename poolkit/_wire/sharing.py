@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType, GenericAlias, ModuleType
 from typing import Any
 
-from poolkit._wire.functions import ATOMS, circle_member, circle_of, is_fixed
+from poolkit._wire.functions import ATOMS, circle_member, circle_of, is_fixed, meant_by
 from poolkit._wire.items import MISSING, RESERVED, Item, Ref
 from poolkit._wire.modules import meaning, named_at_top, scripts
 
@@ -50,31 +50,18 @@ def names() -> _Names:
     found = {name: vars(module).copy() for name, module in modules.values() if isinstance(module, ModuleType)}
     bound = [(name, [*each], [*map(id, each.values())]) for name, each in found.items()]
     if bound != before:
-        table = {known: name for known, name in table.items() if id(_meant_by(name)) == known}
+        table = {known: name for known, name in table.items() if id(meant_by(name)) == known}
         for module_name, namespace in found.items():
             _add_names(table, module_name, namespace)
     _table = wanted, bound, table
     return table
 
 
-def _meant_by(reference: tuple[Any, ...]) -> Any:
-    module_name, name, *index = reference
-    value = meaning(module_name, name)
-    if index:
-        cells = _cells_of(value)
-        return cells[index[0]] if index[0] < len(cells) else None
-    return value
-
-
-def _cells_of(value: Any) -> tuple[Any, ...]:
-    return value.__closure__ or () if type(value) is FunctionType else ()
-
-
 def _add_names(table: _Names, module_name: str, namespace: dict[str, Any]) -> None:
     for name, value in namespace.items():
         kind = type(value)
         if kind is FunctionType:
-            for index, cell in enumerate(_cells_of(value) if value.__module__ == module_name else ()):
+            for index, cell in enumerate(value.__closure__ or () if value.__module__ == module_name else ()):
                 table.setdefault(id(cell), (module_name, name, index))
             if value.__qualname__ == name and value.__module__ == module_name:
                 continue
