@@ -183,7 +183,7 @@ def serve(fds: tuple[int, int], number: int) -> None:
 
 
 def _run(passage: Any, definitions: bytes | None, manifest: int, fn_bytes: bytes, body: bytes) -> tuple[bool, bytes]:
-    from poolkit._child import script
+    from poolkit._child import missing, script
 
     if definitions is not None:
         script.define(definitions, passage)
@@ -193,5 +193,5 @@ def _run(passage: Any, definitions: bytes | None, manifest: int, fn_bytes: bytes
         fn, args, kwargs = codec.load_call(fn_bytes, body)
         return True, codec.pack_value(fn(*args, **kwargs))
     except BaseException as error:
-        script.explain(error)
+        missing.explain(error)
         return False, codec.pack_error(error)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from poolkit._child import output, script
 from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.freight import Freight
-from poolkit._child.loading import say_where
+from poolkit._child.missing import explain
 from poolkit._clock import monotonic
 from poolkit._os import Tokens, own_resident_bytes
 from poolkit._os_processes import reap_adopted
@@ -179,14 +179,13 @@ class Loop:
         except BaseException as exc:  # unpickling runs the user's code
             if self.freight.passage.is_broken:
                 raise  # a task has closed it: this worker is of no use any more
-            script.explain(exc)
-            say_where(exc)
+            explain(exc, is_loading=True)
             return messages.ERROR, codec.pack_error(exc)
         deadline = None if call.timeout is None else started + call.timeout
         ok, value = run_call(TaskContext(call.task_id, call.name, call.attempt, deadline), fn, args, kwargs)
         if not ok:
             try:
-                script.explain(value)
+                explain(value)
                 return messages.ERROR, codec.pack_error(value)
             finally:
                 del value  # its traceback holds this frame

@@ -3,7 +3,7 @@
 Each has the globals of all functions of that module here, and is filled by what calls need (`_wire/namespace.py`), when
 a call that needs it is about to run. What the initializer or a task has bound there stays: neither the first sending of
 a name nor a later version replaces a value that is not the very object which was put there for the owner.
-A name that nothing has needed here is made from the source when somebody looks it up on the module, as pickle does.
+A name that nothing has needed here is made when somebody looks it up on the module (`missing.py`).
 Owner: the worker's main thread.
 """
 
@@ -25,7 +25,6 @@ from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.modules import MAIN, Script, add_script
 from poolkit._wire.pickles import loads
 from poolkit._wire.regions import open_region
-from poolkit._wire.remote import describe_error
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -50,11 +49,11 @@ ready: set[int] = set()
 _manifests: dict[int, list[int]] = {}  # number -> serials, in order
 _versions: dict[int, Version] = {}  # by serial: those that manifests have
 _bundles: deque[Record] = deque()  # plain functions, for who looks them up by name
-_bound: dict[tuple[str, str], tuple[int, object]] = {}  # by module and name: the version that is there, and its object
+bound: dict[tuple[str, str], tuple[int, object]] = {}  # by module and name: the version that is there, and its object
 _inherited: dict[tuple[str, str], object] = {}  # what a copy of the owner began with
-_reasons: dict[str, BaseException | str] = {}  # by name: why it could not be made
-_typed: dict[str, tuple[str, str] | None] = {}  # by module: a program that is in no file
-_containers: dict[tuple[str, str], Any] = {}  # those among `_bound` that have their contents
+reasons: dict[str, BaseException | str] = {}  # by name: why it could not be made
+typed: dict[str, tuple[str, str] | None] = {}  # by module: a program that is in no file
+_containers: dict[tuple[str, str], Any] = {}  # those among `bound` that have their contents
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
 MOST_COMPARED = 10_000  # items
 _wanted: dict[tuple[str, str], Version] = {}  # by module and name: what the manifest has that is being prepared
@@ -88,21 +87,21 @@ def begin(number: int, main: dict[str, Any], *, is_copy: bool) -> None:
     reseed.worker_number = number
     functions.find = _sent
     modules.are_others_known = _is_owners
-    for table in (ready, _manifests, _versions, _bundles, _bound, _inherited, _reasons, _containers, functions.circles):
+    for table in (ready, _manifests, _versions, _bundles, bound, _inherited, reasons, _containers, functions.circles):
         table.clear()  # in a fork of a worker, they are of that worker's owner
-    if is_copy:
-        for name in modules.scripts:
-            for key, value in list(vars(sys.modules[name]).items()) if name in sys.modules else ():
-                _inherited[name, key] = value
-                if issubclass(type(value), type) and modules.module_of(value) == name:
-                    own = [(each, bound) for each, bound in vars(value).items() if not each.startswith("__")]
-                    _inherited.update(((name, f"{key}.{each}"), bound) for each, bound in own)
-        _bound.update((key, (0, value)) for key, value in _inherited.items())
-        for generator in reseed.generators_in(modules.scripts):
-            reseed.reseeded(generator, number)
-    else:
+    if not is_copy:
         sys.modules["__main__"] = sys.modules["__mp_main__"] = _make_module("__main__", main)
         when_imported("multiprocessing.spawn", keep_from_running)
+        return
+    for name in modules.scripts:
+        for key, value in list(vars(sys.modules[name]).items()) if name in sys.modules else ():
+            _inherited[name, key] = value
+            if issubclass(type(value), type) and modules.module_of(value) == name:
+                own = [(each, held) for each, held in vars(value).items() if not each.startswith("__")]
+                _inherited.update(((name, f"{key}.{each}"), held) for each, held in own)
+    bound.update((key, (0, value)) for key, value in _inherited.items())
+    for generator in reseed.generators_in(modules.scripts):
+        reseed.reseeded(generator, number)
 
 
 def _make_module(name: str, description: dict[str, Any]) -> ModuleType:
@@ -115,7 +114,7 @@ def _make_module(name: str, description: dict[str, Any]) -> ModuleType:
 
         made.__spec__ = ModuleSpec(description["spec"], None, origin=description["origin"])
     made.__dict__["__builtins__"] = __builtins__
-    _typed[name] = description["typed"]
+    typed[name] = description["typed"]
     return made
 
 
@@ -139,9 +138,9 @@ def _is_owners(module_name: str, name: str) -> bool:
     """Return True if the owner has what a name of a script module means here."""
     if module_name not in modules.scripts:
         return True
-    known = _bound.get((module_name, name))
+    known = bound.get((module_name, name))
     if known is None and module_name in MAIN:
-        known = _bound.get((MAIN[1 - MAIN.index(module_name)], name))
+        known = bound.get((MAIN[1 - MAIN.index(module_name)], name))
     if known is None or known[1] is _MISSING:
         return False
     return vars(sys.modules[module_name]).get(name, _MISSING) is known[1]
@@ -183,24 +182,23 @@ def prepare(number: int) -> None:
             _bundles.popleft()
         for serial in serials:
             key, record = _versions[serial].key, _versions[serial].record
-            if record is not None and record[6] is not None and "." not in key[1]:
-                namespace = vars(sys.modules[key[0]])
-                if key not in _bound and key[1] not in namespace:
-                    shells.append(key)
-                    namespace[key[1]] = shell = pickle.loads(record[6])
-                    _bound[key] = _SHELL, shell
-        is_complete = True
-        for serial in serials:
-            is_complete &= _put(_versions[serial], serials, before, is_wanted=True)
+            namespace = vars(sys.modules[key[0]])
+            if record and record[6] and "." not in key[1] and key not in bound and key[1] not in namespace:
+                shells.append(key)
+                namespace[key[1]] = shell = pickle.loads(record[6])
+                bound[key] = _SHELL, shell
+        done = [_put(_versions[serial], serials, before, is_wanted=True) for serial in serials]
+        if all(done):
+            ready.add(number)
     finally:
         _wanted.clear()
-        _restore(before)
+        for container, contents in before:  # what statements have added, the owner's had already
+            if len(container) != len(contents):
+                _fill(container, contents)
         for key in shells:
-            if _bound.get(key, (0,))[0] == _SHELL:  # what belongs in it could not be made
-                del _bound[key]
+            if bound.get(key, (0,))[0] == _SHELL:  # what belongs in it could not be made
+                del bound[key]
                 vars(sys.modules[key[0]]).pop(key[1], None)
-    if is_complete:
-        ready.add(number)
 
 
 def _put(version: Version, serials: Container[int], before: list[tuple[Any, Any]], *, is_wanted: bool) -> bool:
@@ -221,34 +219,45 @@ def _put(version: Version, serials: Container[int], before: list[tuple[Any, Any]
     except BaseException as exc:  # noqa: BLE001 -- whatever the script's code raises
         raise_interrupt(exc)
         if is_wanted:
-            _reasons[name] = exc
+            reasons[name] = exc
         return False
     _note(version, value, before)
     return True
 
 
+def _bind(holder: Any, attribute: str, value: object) -> None:
+    if type(holder) is dict:
+        if value is _MISSING:
+            holder.pop(attribute, None)
+        else:
+            holder[attribute] = value
+    elif value is not _MISSING:
+        type.__setattr__(holder, attribute, value)
+    elif attribute in vars(holder):
+        type.__delattr__(holder, attribute)
+
+
 def _note(version: Version, value: object, before: list[tuple[Any, Any]]) -> None:
     """Note what was bound."""
     module_name, name = version.key
-    held = _bound.get(version.key)
-    _bound[version.key] = version.serial, value
+    held = bound.get(version.key)
+    bound[version.key] = version.serial, value
     if held is not None and held[0] != _SHELL and held[1] is not value:
         ready.clear()  # some may need the one that was there
         if issubclass(type(value), type):  # what this one has for attributes, no task has bound
-            for key in [key for key in _bound if key[0] == module_name and key[1].startswith(f"{name}.")]:
-                del _bound[key]
-    _reasons.pop(name, None)
+            for key in [key for key in bound if key[0] == module_name and key[1].startswith(f"{name}.")]:
+                del bound[key]
+    reasons.pop(name, None)
+    _containers.pop(version.key, None)
     if value is _MISSING:
         if version.record is not None and version.record[4]:
-            _reasons[name] = version.record[4].decode()
+            reasons[name] = version.record[4].decode()
         return
     version.keep(value)
     if version.is_data and type(value) in _CONTAINERS:
         _containers[version.key] = value
         if before:
             before += _contents([value])
-    else:
-        _containers.pop(version.key, None)
 
 
 def _may_bind(version: Version, holder: Any, attribute: str, serials: Container[int]) -> bool:
@@ -257,14 +266,15 @@ def _may_bind(version: Version, holder: Any, attribute: str, serials: Container[
     Data goes back to what it was when the call was submitted; of functions and classes, the newest counts.
     """
     key, serial = version.key, version.serial
-    held = _bound.get(key)
-    present = (holder if type(holder) is dict else vars(holder)).get(attribute, _MISSING)
-    if type(holder) is not dict and _bound.get((key[0], holder.__qualname__), (0,))[0] not in serials:
+    held = bound.get(key)
+    is_global = type(holder) is dict
+    present = (holder if is_global else vars(holder)).get(attribute, _MISSING)
+    if not is_global and bound.get((key[0], holder.__qualname__), (0,))[0] not in serials:
         may = False  # attributes belong to one version of their class
     elif held is None:
-        may = present is _MISSING or type(holder) is not dict
+        may = present is _MISSING or not is_global
         if not may:
-            _bound[key] = serial, _MISSING  # somebody here was first
+            bound[key] = serial, _MISSING  # somebody here was first
     elif held[0] == serial:
         may = False
         if version.value is _MISSING and held[1] is not _MISSING:  # it came again
@@ -279,7 +289,10 @@ def _make(record: Record, before: list[tuple[Any, Any]]) -> Any:
     """Make a version; `before` gets the contents of what its own code might fill."""
     _, module_name, name, kind, payload, region, _, submodules = record
     for each in submodules:
-        _import(each)
+        try:  # noqa: SIM105 -- contextlib is one more module for a worker to load
+            importlib.import_module(each)
+        except Exception:  # noqa: BLE001, S110 -- if it is really needed, the task will tell
+            pass
     if kind == _ABSENT:
         return _MISSING
     if kind == _INHERITED:
@@ -297,16 +310,18 @@ def _make(record: Record, before: list[tuple[Any, Any]]) -> Any:
         for generator in reseed.generators_from([made], (module_name,)):
             reseed.reseeded(generator, reseed.worker_number)
         return made
-    value = _load(payload, region)
-    held = _bound.get((module_name, name))
+    # what lies in shared memory is private to this worker
+    value = loads(payload) if region is None else loads(*open_region(region, mmap.ACCESS_COPY))
+    held = bound.get((module_name, name))
     if held is not None and held[0] == _SHELL and type(held[1]) is type(value):
-        value = _fill(held[1], value)
+        _fill(held[1], value)
+        return held[1]
     return value
 
 
 def _sent(module_name: str, name: str) -> Any:
-    """What the owner means by a name, in the version of the manifest, whatever this worker has bound it to."""
-    version, held = _wanted.get((module_name, name)), _bound.get((module_name, name))
+    """Return what the owner means by a name, in the version of the manifest, whatever this worker has bound it to."""
+    version, held = _wanted.get((module_name, name)), bound.get((module_name, name))
     if held is not None and held[0] == _SHELL:
         return held[1]
     if version is not None and version.is_data:
@@ -318,116 +333,10 @@ def _sent(module_name: str, name: str) -> Any:
 
 
 def _contents(containers: Iterable[Any]) -> list[tuple[Any, Any]]:
-    """The contents of what the owner has filled, which is not to be filled again by the statements that filled it."""
+    """Return the contents of what the owner has filled, which statements that did so are not to fill again."""
     return [(value, value.copy()) for value in containers if len(value) <= MOST_COMPARED]
 
 
-def _restore(before: list[tuple[Any, Any]]) -> None:
-    for container, contents in before:
-        if len(container) != len(contents):
-            _fill(container, contents)
-
-
-def _bind(holder: Any, attribute: str, value: object) -> None:
-    if value is _MISSING:
-        if attribute in (holder if type(holder) is dict else vars(holder)):
-            holder.pop(attribute) if type(holder) is dict else type.__delattr__(holder, attribute)
-    elif type(holder) is dict:
-        holder[attribute] = value
-    else:
-        type.__setattr__(holder, attribute, value)
-
-
-def _import(name: str) -> None:
-    try:
-        importlib.import_module(name)
-    except Exception:  # noqa: BLE001 -- if it is really needed, the task will tell
-        return
-
-
-def _load(payload: bytes, region: Region | None) -> Any:
-    if region is None:
-        return loads(payload)
-    data, buffers = open_region(region, mmap.ACCESS_COPY)  # private to this worker
-    return loads(data, buffers)
-
-
-def _fill(shell: Any, value: Any) -> Any:
-    """Give a container that is there already what it should have."""
-    shell.clear()
-    if hasattr(shell, "extend"):
-        shell.extend(value)
-    else:
-        shell.update(value)
-    return shell
-
-
-def explain(error: BaseException) -> None:
-    """Add to an exception about a name why that could not be had in this worker."""
-    name = getattr(error, "name", None)
-    if name is None and type(error) is AttributeError and str(error).startswith("Can't get attribute '"):
-        name = str(error).split("'")[2].partition(".")[0]  # unpickled by name
-    reason = _reasons.get(name) if isinstance(name, str) else None
-    if reason is None or not isinstance(error, (NameError, AttributeError, ImportError)):
-        return
-    how = reason if isinstance(reason, str) else describe_error(reason)
-    text = f"{name!r} of the script could not be made in this worker ({how}); an initializer can set it"
-    if hasattr(error, "add_note"):
-        error.add_note(text)
-    else:  # CPython 3.10
-        vars(error).setdefault("__notes__", []).append(text)
-
-
-# ===== names that nothing has needed so far =====
-
-
-def _make_from_source(module: ModuleType, name: str) -> None:  # noqa: C901 -- one step after another
-    """Make a definition of the script from its source, with what it needs: imports, definitions, constants."""
-    filename = getattr(module, "__file__", None)
-    from poolkit._wire.functions import scan_code  # noqa: PLC0415 -- few tasks need it
-    from poolkit._wire.source import (  # noqa: PLC0415
-        is_constant,
-        is_definition,
-        is_import,
-        remember_text,
-        source_for,
-    )
-
-    typed = _typed.get(module.__name__)
-    if typed is not None:
-        filename = typed[0]
-        remember_text(*typed)
-    if not isinstance(filename, str):
-        return
-    source = source_for(filename)
-    namespace = vars(module)
-    pending, making = [name], {name}
-    order: list[tuple[int, str, Any, bool]] = []
-    for each in pending:  # grows while we go through it
-        nodes = source.definitions.get(each, []) if source is not None else []
-        if len(nodes) > 1 and not all(map(is_import, nodes)):  # there is nothing here to tell which one ran
-            continue
-        for node in nodes:
-            if not (is_definition(node) or (each != name and is_constant(node))):
-                continue
-            assert source is not None  # noqa: S101 -- as there is a statement
-            code = source.code_of(node)
-            order.append((node.lineno, each, code, node is nodes[-1]))
-            scan = scan_code(code)
-            for needed in (*scan.now, *scan.later):
-                if needed not in making and needed not in namespace:
-                    making.add(needed)
-                    pending.append(needed)
-    for _, each, code, is_last in sorted(order, key=lambda entry: entry[0]):
-        if each in namespace:
-            continue
-        try:
-            exec(code, namespace)  # noqa: S102 -- the script's own statement
-        except ImportError:
-            if is_last:
-                raise
-            continue
-        _bound[module.__name__, each] = 0, namespace.get(each)
-
-
-Script.make = _make_from_source
+def _fill(container: Any, contents: Any) -> None:
+    container.clear()
+    (container.extend if hasattr(container, "extend") else container.update)(contents)

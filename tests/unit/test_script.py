@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from poolkit._child import script
+from poolkit._child import missing, script
 from poolkit._wire import functions, modules, reseed
 from poolkit._wire.items import ABSENT, DEFINITION, IMPORT, INHERITED, STATEMENT, VALUE
 from poolkit._wire.pickles import BY_VALUE
@@ -61,7 +61,7 @@ class Half:
 @pytest.fixture
 def half(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Half]:
     """A worker's half that has nothing yet."""
-    for name in ("_manifests", "_versions", "_bound", "_inherited", "_reasons", "_typed", "_containers"):
+    for name in ("_manifests", "_versions", "bound", "_inherited", "reasons", "typed", "_containers"):
         monkeypatch.setattr(script, name, {})
     monkeypatch.setattr(script, "_bundles", collections.deque())
     monkeypatch.setattr(script, "ready", set())
@@ -206,7 +206,7 @@ def test_definitions_never_go_back(half: Half, record: Any) -> None:
     """The newest counts; such as a function that a call of before needs."""
     half.make(value(2, "K", [2]))
     assert half.make(record) == {"K": [2]}
-    assert script._reasons == {}
+    assert script.reasons == {}
 
 
 def test_data_does_not_take_the_place_of_a_newer_definition(half: Half) -> None:
@@ -236,7 +236,7 @@ def test_a_name_is_unbound_where_it_is_so_in_the_owner(half: Half) -> None:
     vars(sys.modules[NAME])["L"] = "the task's"
     script.prepare(newer)
     assert half.names == {"L": "the task's"}
-    assert script._reasons == {}
+    assert script.reasons == {}
     script.prepare(older)
     assert half.names == {"K": None, "L": "the task's"}
     script.prepare(newer)
@@ -251,10 +251,10 @@ def test_a_name_that_cannot_be_had_any_more_is_not_what_it_was(half: Half) -> No
     for _ in range(2):
         script.prepare(older)
         assert half.names == {"K": 1}
-        assert script._reasons == {}
+        assert script.reasons == {}
         script.prepare(newer)
         assert half.names == {}
-        assert script._reasons == {"K": "TypeError: it cannot be pickled"}
+        assert script.reasons == {"K": "TypeError: it cannot be pickled"}
 
 
 def test_attributes_belong_to_one_version_of_their_class(half: Half) -> None:
@@ -304,7 +304,7 @@ def test_what_a_task_has_bound_stays(half: Half) -> None:
     for serial, record in ((2, value(2, "K", 2)), (3, statement(3, "K", "K = 1 / 0")), (4, imported(4, "K", "json"))):
         assert record[0] == serial
         assert half.make(record) == {"K": "the task's"}
-    assert script._reasons == {}
+    assert script.reasons == {}
 
 
 def test_what_a_task_has_deleted_stays_so(half: Half) -> None:
@@ -399,7 +399,7 @@ def test_plain_functions_are_there_for_who_looks_them_up(half: Half) -> None:
     """Although no call has named them; one that fails is nobody's trouble."""
     bundle = [value(1, "g", len), (2, NAME, "h", VALUE, b"junk", None, None, ())]
     assert half.make(bundle=bundle) == {"g": len}
-    assert script._reasons == {}
+    assert script.reasons == {}
 
 
 def test_the_bundle_replaces_nothing_newer(half: Half) -> None:
@@ -468,7 +468,7 @@ def raised(fn: Any) -> Any:
     try:
         fn()
     except Exception as error:
-        script.explain(error)
+        missing.explain(error)
         return error
     raise AssertionError
 
@@ -510,13 +510,13 @@ def test_what_failed_is_tried_again_with_the_next_call(half: Half) -> None:
     script.prepare(number)
     assert half.names["K"] == 5
     assert number in script.ready
-    assert script._reasons == {}
+    assert script.reasons == {}
 
 
 def test_a_later_version_makes_good_what_failed(half: Half) -> None:
     half.make(statement(1, "K", "K = 1 / 0"))
     assert half.make(value(2, "K", 2)) == {"K": 2}
-    assert script._reasons == {}
+    assert script.reasons == {}
 
 
 def test_an_attribute_whose_class_could_not_be_made_is_missing_with_it(half: Half) -> None:
@@ -567,7 +567,7 @@ def test_what_a_statement_makes_draws_numbers_of_its_own(half: Half, monkeypatch
     drawn = []
     for number in (1, 2, 1):
         monkeypatch.setattr(reseed, "worker_number", number)
-        script._bound.clear()
+        script.bound.clear()
         script._versions.clear()
         vars(sys.modules[NAME]).update(Random=random.Random)
         vars(sys.modules[NAME]).pop("C", None)
@@ -617,7 +617,7 @@ def test_what_there_is_not_cannot_be_referred_to(half: Half, monkeypatch: pytest
     script.prepare(number)
     assert "x" not in half.names
     assert number not in script.ready
-    assert type(script._reasons["x"]) is AttributeError
+    assert type(script.reasons["x"]) is AttributeError
 
 
 # ===== names that nothing has needed =====

@@ -1,0 +1,92 @@
+"""Missing: what a call or a task does not find by its name in a worker, and what is said of that.
+
+A name of the script that nothing has needed here is made from the source when somebody looks it up on the module, as
+pickle does. Errors of names that are not to be had say that a worker raised them, why, and what to do.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from poolkit._child import script
+from poolkit._wire.modules import Script
+from poolkit._wire.remote import describe_error
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+ADVICE = (
+    "a worker raised this while it loaded the call: it imports by name what functions and arguments belong to, from "
+    "the sys.path that this program had when the worker started. Make that importable there: install it, or extend "
+    "sys.path or PYTHONPATH before the pool is made; a module that exists in this process alone can be sent itself, "
+    "after cloudpickle.register_pickle_by_value(module)"
+)
+
+
+def explain(error: BaseException, *, is_loading: bool = False) -> None:
+    """Add to an error about a name why that could not be had in this worker."""
+    if not isinstance(error, (NameError, AttributeError, ImportError)):
+        return
+    # up to CPython 3.13 in words of its own
+    is_of_pickle = type(error) is AttributeError and str(error).startswith("Can't get attribute '")
+    name = str(error).split("'")[2].partition(".")[0] if is_of_pickle else getattr(error, "name", None)
+    reason = script.reasons.get(name) if isinstance(name, str) else None
+    if reason is not None:
+        how = reason if isinstance(reason, str) else describe_error(reason)
+        text = f"{name!r} of the script could not be made in this worker ({how}); an initializer can set it"
+        if hasattr(error, "add_note"):
+            error.add_note(text)
+        else:  # CPython 3.10
+            vars(error).setdefault("__notes__", []).append(text)
+    is_of_module = isinstance(error, AttributeError) and isinstance(error.obj, ModuleType)
+    if is_loading and (is_of_pickle or is_of_module or isinstance(error, ImportError)):
+        if hasattr(error, "add_note"):
+            error.add_note(ADVICE)
+        else:  # CPython 3.10 shows no notes
+            error.args = (f"{error} ({ADVICE})", *error.args[1:])
+            if isinstance(error, ImportError):
+                error.msg = error.args[0]
+
+
+def make_from_source(module: ModuleType, name: str) -> None:  # noqa: C901 -- one step after another
+    """Make a definition of the script from its source, with what it needs: imports, definitions, constants."""
+    from poolkit._wire import source as sources  # noqa: PLC0415 -- few tasks need it
+    from poolkit._wire.functions import scan_code  # noqa: PLC0415
+
+    filename = getattr(module, "__file__", None)
+    typed = script.typed.get(module.__name__)
+    if typed is not None:
+        filename = typed[0]
+        sources.remember_text(*typed)
+    source = sources.source_for(filename) if isinstance(filename, str) else None
+    if source is None:
+        return
+    namespace = vars(module)
+    pending, making = [name], {name}
+    order: list[tuple[int, str, Any, bool]] = []
+    for each in pending:  # grows while we go through it
+        nodes = source.definitions.get(each, [])
+        if len(nodes) > 1 and not all(map(sources.is_import, nodes)):  # there is nothing here to tell which one ran
+            continue
+        for node in nodes:
+            if not (sources.is_definition(node) or (each != name and sources.is_constant(node))):
+                continue
+            code = source.code_of(node)
+            order.append((node.lineno, each, code, node is nodes[-1]))
+            scan = scan_code(code)
+            needed = [name for name in (*scan.now, *scan.later) if name not in making and name not in namespace]
+            making.update(needed)
+            pending += needed
+    for _, each, code, is_last in sorted(order, key=lambda entry: entry[0]):
+        if each not in namespace:
+            try:
+                exec(code, namespace)  # noqa: S102 -- the script's own statement
+            except ImportError:
+                if is_last:
+                    raise
+                continue
+            script.bound[module.__name__, each] = 0, namespace.get(each)
+
+
+Script.make = make_from_source
