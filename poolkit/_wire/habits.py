@@ -17,68 +17,41 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-
+_OF_INTERPRETER = ("recursionlimit", "int_max_str_digits")
 _OF_CONTEXT = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
 
 
 def of_thread() -> dict[str, Any]:
-    """The decimal context and numpy's handling of errors, of the thread that calls, as far as those are loaded."""
+    """Return decimal context and numpy's handling of errors of the thread that calls, as far as those are loaded."""
     found: dict[str, Any] = {}
-    decimal, numpy = sys.modules.get("decimal"), sys.modules.get("numpy")
+    decimal: Any = sys.modules.get("decimal")
+    numpy: Any = sys.modules.get("numpy")
     if hasattr(decimal, "getcontext"):
-        context = decimal.getcontext()  # type: ignore[union-attr]
+        context = decimal.getcontext()
         traps = [signal.__name__ for signal, is_set in context.traps.items() if is_set]
-        found["decimal"] = [getattr(context, name) for name in _OF_CONTEXT], traps
+        found["decimal"] = {name: getattr(context, name) for name in _OF_CONTEXT}, traps
     if hasattr(numpy, "geterr") and hasattr(numpy, "get_printoptions"):
-        options = numpy.get_printoptions()  # type: ignore[union-attr]
+        options = numpy.get_printoptions()
         plain = {name: value for name, value in options.items() if type(value) in (int, float, bool, str)}
-        found["numpy"] = numpy.geterr(), plain  # type: ignore[union-attr]
+        found["numpy"] = numpy.geterr(), plain
     return found
 
 
 def of_process() -> dict[str, Any]:
-    """Recursion limit, digits of an int, warning filters, and the default timeout of sockets."""
-    filters: list[Any] = [
-        (action, _pattern(message), category, _pattern(module), line)
-        for action, message, category, module, line in _filters()
-        if category.__module__ not in scripts and hasattr(sys.modules.get(category.__module__), category.__name__)
-    ]
+    """Return recursion limit, digits of an int, warning filters, and the default timeout of sockets."""
     return {
-        "recursion": sys.getrecursionlimit(),
-        "digits": sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else None,
-        "filters": filters,
+        "interpreter": {name: getattr(sys, f"get{name}")() for name in _OF_INTERPRETER if hasattr(sys, f"get{name}")},
+        "filters": [
+            (action, _pattern(message), category, _pattern(module), line)
+            for action, message, category, module, line in list(warnings.filters)
+            if category.__module__ not in scripts and hasattr(sys.modules.get(category.__module__), category.__name__)
+        ],
         "socket": _socket.getdefaulttimeout(),
     }
 
 
-def _filters() -> list[Any]:
-    return list(warnings.filters)
-
-
 def _pattern(regex: Any) -> Any:
     return (regex.pattern, regex.flags) if hasattr(regex, "pattern") else regex
-
-
-def settle(settings: dict[str, Any], when_imported: Callable[[str, Callable[[Any], object]], None]) -> None:
-    """Set what differs, in a worker."""
-    if sys.getrecursionlimit() != settings["recursion"]:
-        sys.setrecursionlimit(settings["recursion"])
-    if settings["digits"] is not None and sys.get_int_max_str_digits() != settings["digits"]:
-        sys.set_int_max_str_digits(settings["digits"])
-    if settings["socket"] is not None:
-        _socket.setdefaulttimeout(settings["socket"])
-    if [(each[0], _pattern(each[1]), each[2], _pattern(each[3]), each[4]) for each in _filters()] != settings[
-        "filters"
-    ]:
-        warnings.resetwarnings()
-        warnings.filters.extend(  # type: ignore[attr-defined]
-            (action, _regex(message), category, _regex(module), line)
-            for action, message, category, module, line in settings["filters"]
-        )
-    if "decimal" in settings:
-        when_imported("decimal", lambda decimal: _settle_decimal(decimal, *settings["decimal"]))
-    if "numpy" in settings:
-        when_imported("numpy", lambda numpy: _settle_numpy(numpy, *settings["numpy"]))
 
 
 def _regex(pattern: Any) -> Any:
@@ -87,9 +60,28 @@ def _regex(pattern: Any) -> Any:
     return re.compile(*pattern) if type(pattern) is tuple else pattern
 
 
-def _settle_decimal(decimal: Any, numbers: list[Any], traps: list[str]) -> None:
-    context = decimal.getcontext()
-    for name, value in zip(_OF_CONTEXT, numbers):  # noqa: B905 -- as many as there are
+def settle(settings: dict[str, Any], when_imported: Callable[[str, Callable[[Any], object]], None]) -> None:
+    """Set what differs, in a worker."""
+    own = of_process()
+    for name, value in settings["interpreter"].items():
+        if own["interpreter"].get(name) != value:
+            getattr(sys, f"set{name}")(value)
+    if settings["socket"] is not None:
+        _socket.setdefaulttimeout(settings["socket"])
+    if own["filters"] != settings["filters"]:
+        warnings.resetwarnings()
+        warnings.filters.extend(  # type: ignore[attr-defined]
+            (action, _regex(message), category, _regex(module), line)
+            for action, message, category, module, line in settings["filters"]
+        )
+    if "decimal" in settings:
+        when_imported("decimal", lambda decimal: _settle_decimal(decimal.getcontext(), *settings["decimal"]))
+    if "numpy" in settings:
+        when_imported("numpy", lambda numpy: _settle_numpy(numpy, *settings["numpy"]))
+
+
+def _settle_decimal(context: Any, values: dict[str, Any], traps: list[str]) -> None:
+    for name, value in values.items():
         setattr(context, name, value)
     for signal in context.traps:
         context.traps[signal] = signal.__name__ in traps

@@ -26,8 +26,8 @@ from typing import Any, TypeVar
 from poolkit._wire.functions import is_fixed
 from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.pickles import PROTOCOL
-from poolkit._wire.process_wide import is_random_generator
 from poolkit._wire.regions import Region
+from poolkit._wire.reseed import kinds
 
 FOLLOWED = 1024  # bytes of the pickle of a value whose changes in place are followed
 
@@ -237,7 +237,7 @@ def _is_alive(references: Iterable[Any]) -> bool:
 
 def _digest_of(value: object) -> tuple[bytes, tuple[Any, ...]] | None:
     """Return a pickle to compare with later ones, and what that tells by identity; None for what is large."""
-    if is_random_generator(value):  # it goes on in a worker from what was sent
+    if issubclass(type(value), kinds()):  # it goes on in a worker from what was sent
         return None
     file = _Bounded()
     try:

@@ -6,6 +6,7 @@ Thread safety: items are published under `_lock`, within which no user code runs
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import itertools
@@ -52,6 +53,7 @@ from poolkit._wire.source import Source, source_for
 
 LARGE = 64 * 1024  # bytes of a value that travels in shared memory, once for all workers
 
+_PURE = frozenset({"ctypes.util", "ntpath", "pathlib", "pathlib._local", "posixpath"})
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
 _lock = threading.RLock()
 _serials = itertools.count(1)
@@ -323,13 +325,21 @@ class Namespace:
         call = node.value
         if type(call).__name__ != "Call" or sources.may_write(source.code_of(node)):
             return False
-        if not sources.has_simple_arguments(call, source.definitions):
+        if not sources.has_simple_arguments(call, source.definitions, self._is_pure):
             return False
-        root = sources.root_of(call.func)
-        callee: Any = self.dict.get(root, MISSING) if root is not None else MISSING
-        if callee is MISSING and root is not None:
-            callee = getattr(builtins, root, MISSING)
-        return callee is not MISSING and is_made_anew(value, callee)
+        root = self._meant_by(sources.root_of(call.func) or "")
+        return root is not MISSING and is_made_anew(value, root)
+
+    def _meant_by(self, name: str) -> Any:
+        return self.dict.get(name, getattr(builtins, name, MISSING))
+
+    def _is_pure(self, function: Any) -> bool:
+        """Return True for functions of a few modules that give the same for the same, such as `os.path.join`."""
+        top, *attributes = ast.unparse(function).split(".")
+        found = self._meant_by(top)
+        for each in attributes:
+            found = getattr(found, each, None)
+        return getattr(found, "__module__", None) in _PURE
 
     def _act_on(self, item: Item, acting: list[Source | None]) -> None:
         """Have the statements that act on a definition run behind it, in the script's order."""

@@ -33,22 +33,22 @@ _REFUSED = frozenset({
     ("concurrent.futures._base", "Future"), ("os", "_wrap_close"), ("tempfile", "_TemporaryFileWrapper"),
     ("tempfile", "_TemporaryFileCloser"),
 })  # fmt: skip
-_streams = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
+_STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
+_STANDARD = {0: "stdin", 1: "stdout", 2: "stderr", "<stdin>": "stdin", "<stdout>": "stdout", "<stderr>": "stderr"}
+_LAYERS = ("raw", "buffer")  # of a stream, from the inside
 _variables: dict[tuple[int, str], ContextVar[Any]] = {}  # a worker's own, by the owner's id and name
 
 
-def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 -- one kind of object after another
+def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911 -- one kind of object after another
     """Return how to make an object anew, for a pickler's `reducer_override`; NotImplemented if it is not of these."""
     kind = type(obj)
     if (reduced := reduce_generator(obj)) is not NotImplemented:
         return reduced
-    if any((cls.__module__, cls.__name__) in _REFUSED for cls in kind.__mro__):
+    if _is_refused(kind):
         raise pickle.PicklingError(f"{kind.__name__} objects belong to the process that made them")
     refuse_archive(obj)
-    if kind is _LOCK:
-        return threading.Lock, ()
-    if kind is _RLOCK:
-        return threading.RLock, ()
+    if kind is _LOCK or kind is _RLOCK:
+        return (threading.Lock if kind is _LOCK else threading.RLock), ()
     if issubclass(kind, threading.local):
         return kind, ()
     if kind is _LRU:
@@ -60,22 +60,26 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 -- one kind 
         return NotImplemented
     if kind is ContextVar:
         try:
-            return _context_variable, (id(obj), obj.name, True, Context().run(obj.get))
-        except LookupError:
-            return _context_variable, (id(obj), obj.name, False, None)
-    for name in _streams:
-        if obj is vars(sys).get(name):
-            return getattr, (sys, name)
-    if kind.__module__ == "_io" and hasattr(obj, "name"):
+            return _context_variable, (id(obj), obj.name, Context().run(obj.get))
+        except LookupError:  # it has no default
+            return _context_variable, (id(obj), obj.name)
+    reduced = _attribute_of(sys, obj, _STREAMS)
+    if reduced is NotImplemented and kind.__module__ == "_io" and hasattr(obj, "name"):
         return _reduce_file(obj)
-    if kind.__module__ == "ctypes" and hasattr(obj, "_FuncPtr"):
-        return _reduce_library(obj)
-    if kind.__module__ in ("dataclasses", "os", "sys"):
-        module = sys.modules[kind.__module__]
-        for name, value in vars(module).items():
-            if value is obj:
-                return getattr, (module, name)
+    if reduced is NotImplemented and kind.__module__ in ("dataclasses", "os", "sys"):
+        return _attribute_of(sys.modules[kind.__module__], obj)
+    return reduced
+
+
+def _attribute_of(module: ModuleType, obj: Any, names: tuple[str, ...] = ()) -> Any:
+    for name in names or list(vars(module)):
+        if vars(module).get(name) is obj:
+            return getattr, (module, name)
     return NotImplemented
+
+
+def _is_refused(kind: type) -> bool:
+    return any((cls.__module__, cls.__name__) in _REFUSED for cls in kind.__mro__)
 
 
 def refuse_archive(value: Any) -> None:
@@ -122,30 +126,7 @@ def reduce_c_type(cls: Any) -> Any:
     return NotImplemented
 
 
-def _reduce_library(library: Any) -> Any:
-    functions = {
-        name: (each.restype, each.argtypes, each.errcheck)
-        for name, each in vars(library).items()
-        if isinstance(each, library._FuncPtr)  # noqa: SLF001 -- its only door
-    }
-    flags = library._FuncPtr._flags_  # noqa: SLF001 -- its only door
-    return _library, (type(library), library._name, bool(flags & _USE_ERRNO), functions)  # noqa: SLF001 -- the same
-
-
-_USE_ERRNO = 8  # as _ctypes.FUNCFLAG_USE_ERRNO
-
-
-def _library(kind: Any, name: Any, use_errno: bool, functions: dict[str, Any]) -> Any:
-    """Load a shared library, and give its functions the types that they had."""
-    library = kind(name, use_errno=use_errno)
-    for each, (restype, argtypes, errcheck) in functions.items():
-        function = getattr(library, each)
-        function.restype = restype
-        if argtypes is not None:
-            function.argtypes = argtypes
-        if errcheck is not None:
-            function.errcheck = errcheck
-    return library
+# ===== how things are made in a worker =====
 
 
 def _new_module(kind: type[ModuleType] = ModuleType) -> ModuleType:
@@ -155,22 +136,18 @@ def _new_module(kind: type[ModuleType] = ModuleType) -> ModuleType:
 
 
 def _typing(kind: str, module: str, args: list[Any], options: dict[str, Any]) -> Any:
-    import typing  # noqa: PLC0415 -- who has one of these has imported it
-
-    made = getattr(typing, kind)(*args, **options)
+    made = getattr(importlib.import_module("typing"), kind)(*args, **options)
     made.__module__ = module
     return made
 
 
 def _cached(function: Any, maxsize: int | None, typed: bool, attributes: dict[str, Any]) -> Any:
-    """An `lru_cache` of the function, empty."""
     made = functools.lru_cache(maxsize, typed)(function)
     vars(made).update(attributes)
     return made
 
 
 def _dispatching(registry: dict[type, Any], attributes: dict[str, Any]) -> Any:
-    """A `singledispatch` function with the same implementations."""
     made: Any = functools.singledispatch(registry.pop(object))
     for kind, function in registry.items():
         made.register(kind, function)
@@ -178,74 +155,55 @@ def _dispatching(registry: dict[type, Any], attributes: dict[str, Any]) -> Any:
     return made
 
 
-def _context_variable(key: int, name: str, has_default: bool, default: Any) -> ContextVar[Any]:
-    known = _variables.get((key, name))
-    if known is None:
-        made: ContextVar[Any] = ContextVar(name, default=default) if has_default else ContextVar(name)
-        known = _variables.setdefault((key, name), made)
-    return known
+def _context_variable(key: int, name: str, *default: Any) -> ContextVar[Any]:
+    made: ContextVar[Any] = ContextVar(name, default=default[0]) if default else ContextVar(name)
+    return _variables.setdefault((key, name), made)
 
 
 def _reduce_file(file: Any) -> Any:
-    path = file.name
+    path, is_text = file.name, hasattr(file, "encoding")
     if not file.closed and path in _STANDARD:
-        return _stream, (_STANDARD[path], () if hasattr(file, "encoding") else _LAYERS[hasattr(file, "raw") :])
+        return _stream, (_STANDARD[path], () if is_text else _LAYERS[hasattr(file, "raw") :])
     if not isinstance(path, (str, bytes)) or file.closed:
         return NotImplemented
-    text = (file.encoding, file.errors, None) if hasattr(file, "encoding") else None
-    return _open_again, (os.path.abspath(path), file.mode, text)  # noqa: PTH100 -- bytes too
-
-
-_STANDARD = {0: "stdin", 1: "stdout", 2: "stderr", "<stdin>": "stdin", "<stdout>": "stdout", "<stderr>": "stderr"}
-_LAYERS = ("raw", "buffer")  # of a stream, from the inside
+    options = {"encoding": file.encoding, "errors": file.errors} if is_text else {}
+    return _open_again, (os.path.abspath(path), file.mode, options)  # noqa: PTH100 -- bytes too
 
 
 def _stream(name: str, layers: tuple[str, ...]) -> Any:
-    """This process's own standard stream, or what is below it."""
+    """Return this process's own standard stream, or what is below it."""
     found = getattr(sys, name)
     for layer in reversed(layers):
         found = getattr(found, layer, found)
     return found
 
 
-def _open_again(path: Any, mode: str, text: tuple[Any, ...] | None) -> Any:
+def _open_again(path: Any, mode: str, options: dict[str, str]) -> Any:
     """Open a file of the owner's by its path: to read it from its start, to append to it; never to create or cut it."""
-    kind = "" if text is not None else "b"
-    encoding, errors, newline = text or (None, None, None)
+    kind, plus = "" if options else "b", "+" if "+" in mode else ""
     if not set(mode) & set("wax+"):
-        return open(path, "r" + kind, encoding=encoding, errors=errors, newline=newline)  # noqa: PTH123
-    plus = "+" if "+" in mode else ""
+        return open(path, "r" + kind, **options)  # type: ignore[call-overload] # noqa: PTH123
     fd = os.open(path, (os.O_RDWR if plus else os.O_WRONLY) | os.O_APPEND | os.O_CLOEXEC)
-    return os.fdopen(fd, "a" + plus + kind, encoding=encoding, errors=errors, newline=newline)
+    return os.fdopen(fd, "a" + plus + kind, **options)  # type: ignore[call-overload]
+
+
+# ===== what is imported, or made by its own call =====
 
 
 def imported_from(name: str, value: Any) -> tuple[str, str] | None:
     """Return the module that has this very object under this name, as `from module import name` takes it, and the name.
 
-    An empty name stands for any, as does any name of an object that stands for another, such as `flask.request`.
+    An empty name stands for any.
     """
-    if (name and issubclass(type(value), (FunctionType, type, ModuleType, *_ATOMS))) or type(
-        value
-    ).__module__ in scripts:
+    kind = type(value)
+    if (name and issubclass(kind, (FunctionType, type, ModuleType, *_ATOMS))) or kind.__module__ in scripts:
         return None
-    homes = [(home, vars(module)) for home, module in sys.modules.copy().items() if type(module) is ModuleType]
-    for home, names in homes:
-        if name and home not in scripts and names.get(name) is value:
-            return home, name
-    if name and not _stands_for_another(value):
-        return None
-    for home, names in homes:
-        for each, bound in names.copy().items() if home not in scripts else ():
-            if bound is value:
-                return home, each
+    for home, module in sys.modules.copy().items():
+        if type(module) is ModuleType and home not in scripts:
+            for each in (name,) if name else list(vars(module)):
+                if vars(module).get(each) is value:
+                    return home, each
     return None
-
-
-def _stands_for_another(value: Any) -> bool:
-    try:
-        return value.__class__ is not type(value)
-    except Exception:  # noqa: BLE001 -- what it stands for is not there
-        return True
 
 
 def is_made_anew(value: Any, callee: Any) -> bool:
@@ -254,9 +212,7 @@ def is_made_anew(value: Any, callee: Any) -> bool:
     What is called is imported, not a function of the script; the value is no process, program, thread or socket.
     """
     home = callee.__name__ if issubclass(type(callee), ModuleType) else getattr(callee, "__module__", None)
-    if home is None or home in scripts:
-        return False
-    if any((cls.__module__, cls.__name__) in _REFUSED for cls in type(value).__mro__):
+    if home is None or home in scripts or _is_refused(type(value)):
         return False
     return _NEVER.isdisjoint(_homes(type(value))) and not writes_to_file(value)
 
@@ -276,13 +232,3 @@ def writes_to_file(value: Any) -> bool:
 
 def _homes(kind: type) -> set[str]:
     return {module_of(cls).partition(".")[0] for cls in kind.__mro__}
-
-
-def is_random_generator(value: Any) -> bool:
-    """Return True for a generator of random numbers, which goes on in a worker from what was sent."""
-    for cls in type(value).__mro__:
-        if cls.__module__ == "random" and cls.__name__ == "Random":
-            return True
-        if module_of(cls).startswith("numpy.random") and cls.__name__ in ("Generator", "RandomState", "BitGenerator"):
-            return True
-    return False

@@ -21,45 +21,53 @@ if TYPE_CHECKING:
 
 _WORDS = 4  # of 64 bits, drawn from the old state
 _PROTOCOL = 5  # of pickles
+_HIDDEN = (("random", "_inst"), ("numpy.random.mtrand", "_rand"))  # behind the functions of the libraries
 MOST_LOOKED_AT = 50_000  # objects in which generators are looked for
+_LEAVES = frozenset({
+    int, str, bytes, float, complex, bool, type(None), types.ModuleType, types.CodeType, types.FrameType,
+    types.GeneratorType, types.CoroutineType,
+})  # fmt: skip
 
 worker_number = 0
 """Of this process; 0 where it is no worker."""
 
 
+def _class(module: str, name: str) -> Any:
+    """Return a class of a library, as what `issubclass` takes; nothing where it is not loaded."""
+    return getattr(sys.modules.get(module), name, ())
+
+
 def kinds() -> tuple[type, ...]:
     """Return the classes of generators that this process may have, SystemRandom, which has no state, included."""
-    numpy = sys.modules.get("numpy.random")
-    found = [getattr(numpy, name, None) for name in ("Generator", "RandomState", "BitGenerator")]
-    return tuple(each for each in (getattr(sys.modules.get("random"), "Random", None), *found) if each is not None)
+    found = [_class("numpy.random", name) for name in ("Generator", "RandomState", "BitGenerator")]
+    return tuple(each for each in (_class("random", "Random"), *found) if each)
 
 
-def hidden() -> list[tuple[str, str, Any]]:
-    """Return the generators behind the functions of the libraries, by module and name."""
-    places = (("random", "_inst"), ("numpy.random.mtrand", "_rand"))
-    found = [(module, name, getattr(sys.modules.get(module), name, None)) for module, name in places]
-    return [each for each in found if each[2] is not None]
+def _hidden() -> list[Any]:
+    return [getattr(sys.modules.get(module), name, None) for module, name in _HIDDEN]
 
 
 def reduce_generator(generator: Any) -> Any:
     """Return how to make a generator in a worker, for a pickler's `reducer_override`; NotImplemented for others."""
-    if not issubclass(type(generator), kinds()):
+    kind = type(generator)
+    if not issubclass(kind, kinds()):
         return NotImplemented
-    for module, name, each in hidden():
+    for place, each in zip(_HIDDEN, _hidden()):  # noqa: B905 -- as many
         if generator is each:
-            return _hidden, (module, name)
-    if not _is_of_random(type(generator)) and _is_of_random(type(generator), "SystemRandom"):
-        return type(generator), ()
+            return _find_hidden, place
+    if issubclass(kind, _class("random", "SystemRandom")):
+        return kind, ()
     reduced = generator.__reduce_ex__(_PROTOCOL)
     if type(reduced) is str:
         return NotImplemented
-    make, args, state, *items = (*reduced, None)[: max(len(reduced), 3)]
-    if _is_of_numpy(type(generator), "Generator") and args and _is_of_numpy(type(args[0]), "BitGenerator"):
-        return NotImplemented  # that one is reseeded
-    return make, args, [state], *(*items, None, None)[:2], _set_state
+    make, args, state, items, pairs = (*reduced, None, None, None)[:5]
+    has_bits = any(issubclass(type(each), _class("numpy.random", "BitGenerator")) for each in args)
+    if has_bits and issubclass(kind, _class("numpy.random", "Generator")):
+        return NotImplemented  # those are reseeded
+    return make, args, [state], items, pairs, _set_state
 
 
-def _hidden(module: str, name: str) -> Any:
+def _find_hidden(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
@@ -80,14 +88,14 @@ def reseeded(generator: Any, number: int) -> bool:
     """
     kind = type(generator)  # the class of an object that stands for another is its own
     try:
-        if _is_of_random(kind):
+        if issubclass(kind, _class("random", "Random")) and not issubclass(kind, _class("random", "SystemRandom")):
             generator.seed(generator.getrandbits(64 * _WORDS) << 64 | number)
-        elif _is_of_numpy(kind, "Generator"):
+        elif issubclass(kind, _class("numpy.random", "Generator")):
             bits = generator.bit_generator
             bits.__setstate__(_successor(bits, number).__getstate__())  # and with it, what it spawns
-        elif _is_of_numpy(kind, "BitGenerator"):
+        elif issubclass(kind, _class("numpy.random", "BitGenerator")):
             generator.__setstate__(_successor(generator, number).__getstate__())
-        elif _is_of_numpy(kind, "RandomState"):
+        elif issubclass(kind, _class("numpy.random", "RandomState")):
             old = generator.get_state(legacy=False)
             new = _successor(generator._bit_generator, number)  # noqa: SLF001 -- there is no other way to it
             generator.set_state({**old, **new.state, "has_gauss": 0, "gauss": 0.0})
@@ -101,19 +109,6 @@ def reseeded(generator: Any, number: int) -> bool:
 def _successor(bits: Any, number: int) -> Any:
     words = [int(word) for word in bits.random_raw(_WORDS)]
     return type(bits)(sys.modules["numpy.random"].SeedSequence([*words, number]))
-
-
-def _is_of_random(kind: type, name: str = "Random") -> bool:
-    """Return True for a class of generators with a state; or of those without one."""
-    found = getattr(sys.modules.get("random"), name, None)
-    if found is None or not issubclass(kind, found):
-        return False
-    return name != "Random" or not issubclass(kind, sys.modules["random"].SystemRandom)
-
-
-def _is_of_numpy(kind: type, name: str) -> bool:
-    found = getattr(sys.modules.get("numpy.random"), name, None)
-    return found is not None and issubclass(kind, found)
 
 
 def generators_in(names: Iterable[str]) -> list[Any]:
@@ -136,7 +131,7 @@ def generators_from(values: list[Any], modules: Iterable[str]) -> list[Any]:
         return []
     own, pending = set(modules), list(values)
     found: dict[int, Any] = {}
-    seen = {id(each) for _, _, each in hidden()}
+    seen = {id(each) for each in _hidden()}
     seen.update(id(getattr(module, "__dict__", None)) for module in sys.modules.copy().values())
     most = len(pending) + MOST_LOOKED_AT
     for value in pending:  # grows while we go through it
@@ -146,14 +141,9 @@ def generators_from(values: list[Any], modules: Iterable[str]) -> list[Any]:
         seen.add(id(value))
         if issubclass(kind, wanted):
             bits = getattr(value, "bit_generator", None)  # of several Generators it may be the same
-            found.setdefault(id(value if bits is None else bits), value)
+            if not issubclass(kind, _class("random", "SystemRandom")):
+                found.setdefault(id(value if bits is None else bits), value)
             seen.add(id(bits))
         elif len(pending) < most and (not issubclass(kind, type) or value.__module__ in own):
             pending += gc.get_referents(value)
-    return [each for each in found.values() if not _is_of_random(type(each), "SystemRandom")]
-
-
-_LEAVES = frozenset({
-    int, str, bytes, float, complex, bool, type(None), types.ModuleType, types.CodeType, types.FrameType,
-    types.GeneratorType, types.CoroutineType,
-})  # fmt: skip
+    return list(found.values())

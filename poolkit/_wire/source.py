@@ -290,14 +290,14 @@ _CREATES = re.compile("^(write_text|write_bytes|touch|NamedTemporaryFile)$")
 _WRITES = re.compile(r"(?=.*[wxa+])[rwxabtU+]{1,4}")
 
 
-def has_simple_arguments(call: ast.Call, names: dict[str, list[Any]]) -> bool:
-    """Return True if a call is given what it would be given at any time: no results of calls, names bound once.
+def has_simple_arguments(call: ast.Call, names: dict[str, list[Any]], is_pure: Callable[[ast.expr], bool]) -> bool:
+    """Return True if a call is given what it would be given at any time: names bound once, results of pure functions.
 
     Imports may be several: `import ctypes, ctypes.util`.
     """
     for value in (*call.args, *(keyword.value for keyword in call.keywords)):
         for each in ast.walk(value):
-            if isinstance(each, ast.Call):
+            if isinstance(each, ast.Call) and not is_pure(each.func):
                 return False
             made = names.get(each.id, ()) if isinstance(each, ast.Name) else ()
             if len(made) > 1 and not all(map(is_import, made)):

@@ -181,6 +181,20 @@ def test_a_connection_is_made_anew(new_script: NewScript) -> None:
         assert kinds(script, "x") == {"sqlite3": IMPORT, "x": STATEMENT}
 
 
+@pytest.mark.parametrize(
+    ("argument", "kind"),
+    [("os.path.join(here, 'x.db')", STATEMENT), ("Path('x.db')", STATEMENT), ("tempfile.mktemp()", ABSENT)],
+)
+def test_a_connection_is_made_anew_with_what_is_the_same_at_any_time(
+    new_script: NewScript, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, kind: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "import os.path, sqlite3, tempfile\nfrom pathlib import Path\nhere = '.'\n"
+    script = new_script(f"{text}x = sqlite3.connect({argument})")
+    with contextlib.closing(script.x):
+        assert kinds(script, "x")["x"] == kind
+
+
 def test_an_object_that_a_module_has_under_this_name_is_imported_from_there(new_script: NewScript) -> None:
     script = new_script("from os import environ\nfrom math import sqrt\nfrom json import JSONDecoder, dumps\nf = 1")
     found = {item.name: item for item in manifest(script, "environ", "sqrt", "JSONDecoder", "dumps").items}
