@@ -39,11 +39,12 @@ def of_thread() -> dict[str, Any]:
 
 def of_process() -> dict[str, Any]:
     """Return recursion limit, digits of an int, warning filters, and the default timeout of sockets."""
+    filters: list[Any] = list(warnings.filters)
     return {
         "interpreter": {name: getattr(sys, f"get{name}")() for name in _OF_INTERPRETER if hasattr(sys, f"get{name}")},
         "filters": [
             (action, _pattern(message), category, _pattern(module), line)
-            for action, message, category, module, line in list(warnings.filters)
+            for action, message, category, module, line in filters
             if category.__module__ not in scripts and hasattr(sys.modules.get(category.__module__), category.__name__)
         ],
         "socket": _socket.getdefaulttimeout(),

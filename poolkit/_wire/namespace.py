@@ -164,7 +164,8 @@ class Namespace:
             self._bundle = found
         return self._bundle
 
-    def _make(self, name: str, value: Any, circle: tuple[Ref, ...], *, is_new: bool) -> Item:  # noqa: PLR0911 -- by kind
+    def _make(self, name: str, value: Any, circle: tuple[Ref, ...], *, is_new: bool) -> Item:
+        """A class by its own statement if possible, all else as a pickle; what has none, by its statement."""
         if issubclass(type(value), ModuleType) and (home := _name_of(value)) is not None:
             item = Item(self.name, name, IMPORT, marshal.dumps((home, None)), value)
             if home in scripts and sys.modules.get(home) is value and value is not self.module:
@@ -172,24 +173,29 @@ class Namespace:
             files = [each for each in self._own_files()[::-1] if sources.may_act_on(each, self.dict, name)]
             self._act_on(item, [source_for(each, self.dict) for each in files])
             return item
-        if issubclass(type(value), type) and value.__module__ == self.name and value.__qualname__ == name:
-            return self._make_class(name, value, circle)
-        if is_new and "." not in name and (place := imported_from(name, value)) is not None:
+        is_class = issubclass(type(value), type) and value.__module__ == self.name and value.__qualname__ == name
+        if not is_class and is_new and "." not in name and (place := imported_from(name, value)) is not None:
             return Item(self.name, name, IMPORT, marshal.dumps(place), value)
-        try:
-            refuse_archive(value)
-            return self._make_value(name, value, circle)
-        except BaseException as error:  # noqa: BLE001 -- the user's own hooks
-            raise_interrupt(error)
-            found: list[tuple[Source, Any]] = []
-            with contextlib.suppress(Exception):  # the first reason counts
-                found = self._find(name, value, is_named=isinstance(error, _CircularError))
-                made = self._make_statement(name, value, found)
-                if made is not None:
-                    return made
-                if "." not in name and (place := imported_from("", value)) is not None:
-                    return Item(self.name, name, IMPORT, marshal.dumps(place), value)
-            return self._absent(name, value, error, found)
+        found = self._find(name, value, is_named=True) if is_class else []
+        made = self._make_statement(name, value, found)
+        if made is None:
+            try:
+                refuse_archive(value)
+                made = self._make_value(name, value, circle)
+            except BaseException as error:  # noqa: BLE001 -- the user's own hooks
+                raise_interrupt(error)
+                with contextlib.suppress(Exception):  # the first reason counts
+                    found = found or self._find(name, value, is_named=isinstance(error, _CircularError))
+                    made = self._make_statement(name, value, found)
+                    if made is None and "." not in name and (place := imported_from("", value)) is not None:
+                        made = Item(self.name, name, IMPORT, marshal.dumps(place), value)
+                if made is None:
+                    text = f"; {len(found)} statements define it, and it cannot be told which of them made it"
+                    reason = (describe_error(error) + text * bool(found)).encode(errors="replace")
+                    made = Item(self.name, name, ABSENT, reason, value)
+        if is_class:
+            made.snapshot = dict(vars(value))
+        return made
 
     def _make_value(self, name: str, value: Any, circle: tuple[Ref, ...] = ()) -> Item:
         """As a pickle. Raises whatever pickling raises, and if it could only refer to itself."""
@@ -232,25 +238,6 @@ class Namespace:
 
     # ===== statements =====
 
-    def _make_class(self, name: str, cls: type, circle: tuple[Ref, ...]) -> Item:
-        """By its own statement, else by value."""
-        found = self._find(name, cls, is_named=True)
-        item = self._make_statement(name, cls, found)
-        if item is None:
-            try:
-                item = self._make_value(name, cls, circle)
-            except BaseException as error:  # noqa: BLE001 -- the user's own hooks
-                raise_interrupt(error)
-                item = self._absent(name, cls, error, found)
-        item.snapshot = dict(vars(cls))
-        return item
-
-    def _absent(self, name: str, value: Any, error: BaseException, found: list[Any]) -> Item:
-        text = describe_error(error)
-        if found:
-            text += f"; {len(found)} statements define it, and it cannot be told which of them made it"
-        return Item(self.name, name, ABSENT, text.encode(errors="replace"), value)
-
     def _make_statement(self, name: str, value: Any, found: list[tuple[Source, Any]]) -> Item | None:
         if len(found) != 1:
             return None
@@ -268,8 +255,12 @@ class Namespace:
 
     def _is_data(self, name: str) -> bool:
         """Return True for what arrives with what decorators did to it, as it is not made by its own statement."""
-        if _is_definition(self.dict.get(name, _is_definition)):
+        value = self.dict.get(name, type)
+        if issubclass(type(value), (ModuleType, type, FunctionType)):
             return False
+        with contextlib.suppress(Exception):  # a metaclass may do anything
+            if callable(value) and type(value).__module__ not in scripts:
+                return False
         item = self.item(name)
         return item is None or item.kind != STATEMENT
 
@@ -410,16 +401,6 @@ def _name_of(module: ModuleType) -> str | None:
     if sys.modules.get(name) is module:
         return name
     return next((each for each, known in sys.modules.copy().items() if known is module), None)
-
-
-def _is_definition(value: object) -> bool:
-    kind = type(value)
-    if issubclass(kind, (ModuleType, type, FunctionType)):
-        return True
-    try:
-        return callable(value) and kind.__module__ not in scripts
-    except Exception:  # noqa: BLE001 -- a metaclass may do anything
-        return False
 
 
 class _CircularError(pickle.PicklingError):
