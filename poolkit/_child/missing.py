@@ -67,10 +67,13 @@ def make_from_source(module: ModuleType, name: str) -> None:  # noqa: C901 -- on
     order: list[tuple[int, str, Any, bool]] = []
     for each in pending:  # grows while we go through it
         nodes = source.definitions.get(each, [])
-        if len(nodes) > 1 and not all(map(sources.is_import, nodes)):  # there is nothing here to tell which one ran
+        if len(nodes) > 1 and not all(
+            isinstance(node, sources.IMPORTS) for node in nodes
+        ):  # there is nothing here to tell which one ran
             continue
         for node in nodes:
-            if not (sources.is_definition(node) or (each != name and sources.is_constant(node))):
+            is_made = isinstance(node, (*sources.DEFINITIONS, *sources.IMPORTS))
+            if not (is_made or (each != name and sources.is_constant(node))):
                 continue
             code = source.code_of(node)
             order.append((node.lineno, each, code, node is nodes[-1]))

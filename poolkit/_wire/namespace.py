@@ -38,14 +38,12 @@ from poolkit._wire.items import (
     Ref,
 )
 from poolkit._wire.modules import home_of, module_of, scripts
-from poolkit._wire.origins import functions_behind, functions_of, is_special, makers_of, set_later
+from poolkit._wire.origins import functions_behind, functions_of, is_special, makers_of, may_run, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
 from poolkit._wire.process_wide import (
     imported_from,
-    is_made_anew,
     reduce_global,
     refuse_archive,
-    writes_to_file,
 )
 from poolkit._wire.regions import fill_region
 from poolkit._wire.remote import describe_error
@@ -53,7 +51,6 @@ from poolkit._wire.source import Source, source_for
 
 LARGE = 64 * 1024  # bytes of a value that travels in shared memory, once for all workers
 
-_PURE = frozenset({"ctypes.util", "ntpath", "pathlib", "pathlib._local", "posixpath"})
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
 _lock = threading.RLock()
 _serials = itertools.count(1)
@@ -242,10 +239,9 @@ class Namespace:
         if len(found) != 1:
             return None
         ((source, node),) = found
-        without: frozenset[int] = frozenset()
         is_class = issubclass(type(value), type)
-        if is_class and getattr(node, "decorator_list", None):
-            without = source.decorators_on(node, self._is_data)
+        decorators = getattr(node, "decorator_list", ()) if is_class else ()
+        without = [each for each in decorators if self._is_data(sources.root_of(each) or "")]
         item = self._statement(name, source, node, value, without)
         if is_class:
             item.assigned = set_later(value, node, is_bare=bool(without))
@@ -264,7 +260,7 @@ class Namespace:
         item = self.item(name)
         return item is None or item.kind != STATEMENT
 
-    def _statement(self, name: str, source: Source, node: Any, value: Any, without: frozenset[int]) -> Item:
+    def _statement(self, name: str, source: Source, node: Any, value: Any, without: list[Any]) -> Item:
         code = source.code_of(node, without)
         item = Item(self.name, name, STATEMENT, marshal.dumps(code), value)
         scan = scan_code(code)
@@ -286,15 +282,11 @@ class Namespace:
         for filename in self._files_of(value):
             source = source_for(filename, self.dict)
             nodes = makers_of(source, name, value) if source is not None else []
-            if source is not None and (len(nodes) > 1 or (nodes and self._may_run(source, nodes[0], value, is_named))):
+            if source is not None and (
+                len(nodes) > 1 or (nodes and may_run(source, nodes[0], value, self.dict, is_named=is_named))
+            ):
                 return [(source, node) for node in nodes]
         return []
-
-    def _may_run(self, source: Source, node: Any, value: Any, is_named: bool) -> bool:
-        if type(node).__name__ in ("Assign", "AnnAssign"):
-            return node in source.plain and (is_named or self._may_assign(source, node, value))
-        writers = map(writes_to_file, vars(value).values()) if issubclass(type(value), type) else ()
-        return not (any(writers) or sources.may_write(source.code_of(node)))
 
     def _files_of(self, value: Any) -> list[str]:
         functions = functions_of(value) if issubclass(type(value), type) else functions_behind(value)
@@ -311,41 +303,25 @@ class Namespace:
         files = self._own_files()
         return len(files) - files.index(source.filename) if source.filename in files else 0
 
-    def _may_assign(self, source: Source, node: Any, value: Any) -> bool:
-        """Return True if `name = call(...)` may be run in a worker: it makes the same there, and no file."""
-        call = node.value
-        if type(call).__name__ != "Call" or sources.may_write(source.code_of(node)):
-            return False
-        if not sources.has_simple_arguments(call, source.definitions, self._is_pure):
-            return False
-        root = self._meant_by(sources.root_of(call.func) or "")
-        return root is not MISSING and is_made_anew(value, root)
-
-    def _meant_by(self, name: str) -> Any:
-        return self.dict.get(name, getattr(builtins, name, MISSING))
-
-    def _is_pure(self, function: Any) -> bool:
-        """Return True for functions of a few modules that give the same for the same, such as `os.path.join`."""
-        top, *attributes = ast.unparse(function).split(".")
-        found = self._meant_by(top)
-        for each in attributes:
-            found = getattr(found, each, None)
-        return getattr(found, "__module__", None) in _PURE
-
     def _act_on(self, item: Item, acting: list[Source | None]) -> None:
         """Have the statements that act on a definition run behind it, in the script's order."""
         name = item.name
         for source, node in [(each, node) for each in acting if each for node in each.acting.get(name, ())]:
-            is_assignment = type(node).__name__ in ("Assign", "AnnAssign")
-            if type(node).__name__ == "ClassDef":
+            targets = sources.targets_of(node)
+            if isinstance(node, ast.ClassDef):
                 item.later = (*item.later, (self.name, node.name))
-            elif item.kind == IMPORT and not (is_assignment and sources.makes_no_call(node)):
+            elif item.kind == IMPORT and not (targets and sources.makes_no_call(node)):
                 continue
-            elif issubclass(type(item.strong), type) and is_assignment and not sources.sets_item(node):
-                item.assigned |= sources.attributes_set(node)  # which travel with their values
+            elif (
+                issubclass(type(item.strong), type)
+                and targets
+                and not any(isinstance(x, ast.Subscript) for x in targets)
+            ):
+                own = [each for each in targets if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name)]
+                item.assigned |= {each.attr for each in own}  # which travel with their values
             elif node not in source.inner or self._has_decorated(source, node):
                 place = f"{name}#{self._position(source)}:{node.lineno}:{node.col_offset}"
-                act = self._statement(place, source, node, item.get(), frozenset())
+                act = self._statement(place, source, node, item.get(), [])
                 act.now = ((self.name, name), *act.now)
                 with _lock:
                     act.serial = next(_serials)

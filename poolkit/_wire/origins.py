@@ -8,6 +8,7 @@ of a class. What has nothing of them is not guessed at.
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import functools
 import types
@@ -15,8 +16,21 @@ from typing import Any
 
 from poolkit._wire.functions import ATOMS
 from poolkit._wire.modules import scripts
-from poolkit._wire.source import Source, codes_in, is_constant, makes_no_call
+from poolkit._wire.process_wide import is_made_anew, writes_to_file
+from poolkit._wire.source import (
+    ASSIGNMENTS,
+    IMPORTS,
+    Source,
+    codes_in,
+    has_simple_arguments,
+    is_constant,
+    makes_no_call,
+    may_write,
+    root_of,
+)
 
+_MISSING = object()
+_PURE = frozenset({"ctypes.util", "ntpath", "pathlib", "pathlib._local", "posixpath"})
 _MOST_BEHIND = 100  # objects that are looked at for functions behind one
 
 
@@ -61,7 +75,7 @@ def makers_of(source: Source, name: str, value: Any) -> list[Any]:
     """Return the statements of which one made what a name means: one if that can be told, none if there is none."""
     nodes = [each for each in source.definitions.get(name, ()) if _may_make(each, value)]
     is_only = len(nodes) == 1
-    if any(isinstance(each, (ast.Assign, ast.AnnAssign)) for each in nodes):
+    if any(isinstance(each, ASSIGNMENTS) for each in nodes):
         return [] if is_only and _names(nodes[0].value, name) else nodes
     if issubclass(type(value), type):
         prefix = f"{value.__qualname__}."
@@ -79,9 +93,9 @@ def makers_of(source: Source, name: str, value: Any) -> list[Any]:
 
 
 def _may_make(node: Any, value: Any) -> bool:
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
+    if isinstance(node, IMPORTS):
         return False
-    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+    if isinstance(node, ASSIGNMENTS):
         return not (makes_no_call(node) if issubclass(type(value), type) else is_constant(node))
     return bool(getattr(node, "decorator_list", True)) or issubclass(type(value), (type, types.FunctionType))
 
@@ -101,6 +115,43 @@ def _agreement(source: Source, node: Any, own: list[types.FunctionType]) -> int:
     written = {each.name for each in ast.walk(node) if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))}
     codes = [each.__code__ for each in own if _is_from(each, source) and each.__name__ in written]
     return 2 * codes_in(source.code_of(node)).issuperset(codes) if codes else int(not written)
+
+
+# ===== what may be run in a worker =====
+
+
+def may_run(source: Source, node: Any, value: Any, namespace: dict[str, Any], *, is_named: bool) -> bool:
+    """Return True if a worker may run the statement that made a value: it makes the same there, and no file.
+
+    What goes by its name (`is_named`), such as a sentinel, may be made by any assignment.
+    """
+    if isinstance(node, ASSIGNMENTS) and is_named:
+        return node in source.plain
+    if may_write(source.code_of(node)):
+        return False
+    if not isinstance(node, ASSIGNMENTS):
+        return not (issubclass(type(value), type) and any(map(writes_to_file, vars(value).values())))
+    if node not in source.plain or not isinstance(node.value, ast.Call):
+        return False
+    callee = _meant_by(root_of(node.value.func) or "", namespace)
+    is_simple = has_simple_arguments(node.value, source.definitions, lambda each: _is_pure(each, namespace))
+    return is_simple and callee is not _MISSING and is_made_anew(value, callee)
+
+
+def _meant_by(name: str, namespace: dict[str, Any]) -> Any:
+    return namespace.get(name, getattr(builtins, name, _MISSING))
+
+
+def _is_pure(function: ast.expr, namespace: dict[str, Any]) -> bool:
+    """Return True for functions of a few modules that give the same for the same, such as `os.path.join`."""
+    top, *attributes = ast.unparse(function).split(".")
+    found = _meant_by(top, namespace)
+    for each in attributes:
+        found = getattr(found, each, None)
+    return getattr(found, "__module__", None) in _PURE
+
+
+# ===== what a class was given later =====
 
 
 def _written(node: ast.ClassDef) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from collections.abc import Callable
 from typing import Any
 
 TYPED = ("<string>", "<stdin>")  # what Python calls a program that is in no file
+IMPORTS = (ast.Import, ast.ImportFrom)
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
 _BLOCKS = ("If", "Try", "TryStar", "With")
 
 
@@ -43,96 +46,82 @@ class Source:
         self.inner: set[ast.stmt] = set()
         self._imports: list[ast.stmt] = []
         self._flags = 0
-        tree = ast.parse(text, filename)
-        self._read(tree.body, is_top=True)
+        self._read(ast.parse(text, filename).body, is_top=True)
 
-    def _read(self, body: list[ast.stmt], *, is_top: bool) -> None:  # noqa: C901 -- one kind of statement after another
+    def _read(self, body: list[Any], *, is_top: bool) -> None:  # noqa: C901 -- one kind of statement after another
         if not is_top:
             self.inner.update(body)
         for node in body:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
+            if isinstance(node, IMPORTS):
                 self._read_import(node)
-            elif isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            elif isinstance(node, DEFINITIONS):
                 self.definitions.setdefault(node.name, []).append(node)
                 for decorator in node.decorator_list:
-                    name = _root_of(decorator)
-                    if name is not None and not isinstance(decorator, ast.Name):
-                        self.acting.setdefault(name, []).append(node)
-            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                    if not isinstance(decorator, ast.Name):
+                        self._note_acting(decorator, node)
+            elif isinstance(node, ASSIGNMENTS) and node.value is not None:
                 self._read_assignment(node, is_top=is_top)
             elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
                 self._read_call(node, node.value)
             elif type(node).__name__ == "TypeAlias":
-                alias: Any = node
-                self.definitions.setdefault(alias.name.id, []).append(node)
+                self.definitions.setdefault(node.name.id, []).append(node)
             elif type(node).__name__ in _BLOCKS:
                 for part in ("body", "handlers", "orelse", "finalbody"):
                     for inner in getattr(node, part, ()):
                         self._read(inner.body if isinstance(inner, ast.ExceptHandler) else [inner], is_top=False)
 
-    def _read_import(self, node: ast.Import | ast.ImportFrom) -> None:
-        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+    def _note_acting(self, expression: ast.expr, node: ast.stmt) -> None:
+        name = root_of(expression)
+        if name is not None:
+            self.acting.setdefault(name, []).append(node)
+
+    def _read_assignment(self, node: Any, *, is_top: bool) -> None:
+        targets = targets_of(node)
+        for target in targets:
+            if not isinstance(target, ast.Name):
+                self._note_acting(target, node)
+                continue
+            self.definitions.setdefault(target.id, []).append(node)
+            if is_top and len(targets) == 1:
+                self.plain.add(node)
+
+    def _read_call(self, node: ast.stmt, call: ast.Call) -> None:
+        attribute = getattr(call.func, "attr", None)
+        if attribute == "pickle" and root_of(call.func) == "copyreg" and call.args:
+            self._note_acting(call.args[0], node)
+        elif attribute == "register":
+            self._note_acting(call.func, node)
+
+    def _read_import(self, node: Any) -> None:
+        if getattr(node, "module", None) == "__future__":
             for alias in node.names:
                 self._flags |= getattr(__future__, alias.name).compiler_flag
             return
         self._imports.append(node)
         for alias in node.names:
-            name = alias.asname or alias.name.partition(".")[0]
-            self.definitions.setdefault(name, []).append(node)
+            self.definitions.setdefault(alias.asname or alias.name.partition(".")[0], []).append(node)
 
-    def _read_assignment(self, node: ast.Assign | ast.AnnAssign, *, is_top: bool) -> None:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if node.value is None:
-            return
-        for target in targets:
-            if isinstance(target, ast.Name):
-                self.definitions.setdefault(target.id, []).append(node)
-                if is_top and len(targets) == 1:
-                    self.plain.add(node)
-            elif isinstance(target, (ast.Attribute, ast.Subscript)) and (name := _root_of(target)) is not None:
-                self.acting.setdefault(name, []).append(node)
-
-    def _read_call(self, node: ast.Expr, call: ast.Call) -> None:
-        """Note `X.register(...)` as acting on X, `copyreg.pickle(X, ...)` as acting on X."""
-        if not isinstance(call.func, ast.Attribute):
-            return
-        name = _root_of(call.func)
-        if name == "copyreg" and call.func.attr == "pickle" and call.args:
-            name = _root_of(call.args[0])
-        elif call.func.attr != "register":
-            return
-        if name is not None:
-            self.acting.setdefault(name, []).append(node)
-
-    def code_of(self, node: ast.stmt, without: frozenset[int] = frozenset()) -> types.CodeType:
-        """Compile one statement, without the decorators of these places."""
-        if without and isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            kept = [each for place, each in enumerate(node.decorator_list) if place not in without]
-            fields = {**{name: getattr(node, name) for name in node._fields if hasattr(node, name)}}
-            node = ast.copy_location(type(node)(**{**fields, "decorator_list": kept}), node)
+    def code_of(self, node: Any, without: list[Any] | None = None) -> types.CodeType:
+        """Compile one statement, without some of its decorators."""
+        if without:
+            fields = {name: getattr(node, name) for name in node._fields if hasattr(node, name)}
+            fields["decorator_list"] = [each for each in node.decorator_list if each not in without]
+            node = ast.copy_location(type(node)(**fields), node)
         never = ast.If(test=ast.Constant(value=False), body=self._imports or [ast.Pass()], orelse=[])
         tree = ast.fix_missing_locations(ast.Module(body=[never, node], type_ignores=[]))
         return compile(tree, self.filename, "exec", flags=self._flags, dont_inherit=True)  # type: ignore[no-any-return]
 
-    def decorators_on(self, node: ast.stmt, is_wanted: Callable[[str], bool]) -> frozenset[int]:
-        """The places of a definition's decorators whose first name is one of these."""
-        roots = enumerate(map(_root_of, getattr(node, "decorator_list", ())))
-        return frozenset(place for place, name in roots if name is not None and is_wanted(name))
 
-
-def _root_of(node: ast.AST) -> str | None:
-    """The name that an expression such as `a.b[c].d(e)` begins with."""
+def root_of(node: ast.AST) -> str | None:
+    """Return the name that an expression such as `a.b[c].d(e)` begins with."""
     while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else None
 
 
-root_of = _root_of
-
-
-def sets_item(node: Any) -> bool:
-    """Return True for `x[...] = ...`."""
-    return any(isinstance(each, ast.Subscript) for each in getattr(node, "targets", ()))
+def targets_of(node: Any) -> list[Any]:
+    """Return what a statement assigns to; nothing for any other."""
+    return node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
 
 
 def makes_no_call(node: ast.stmt) -> bool:
@@ -148,7 +137,7 @@ def makes_no_call(node: ast.stmt) -> bool:
 
 
 def codes_in(code: types.CodeType) -> set[types.CodeType]:
-    """All code objects inside one."""
+    """Return all code objects inside one."""
     found: set[types.CodeType] = set()
     pending = [code]
     for current in pending:  # grows while we go through it
@@ -173,26 +162,22 @@ def _lines_of(filename: str, namespace: dict[str, Any] | None) -> list[str]:
 
 
 def source_for(filename: str, namespace: dict[str, Any] | None = None) -> Source | None:
-    """The statements of a file, or of what stands for one in `linecache`; None where there is no source."""
+    """Return the statements of a file, or of what stands for one in `linecache`; None where there is no source."""
     lines = _lines_of(filename, namespace)
     known = _sources.get(filename)
-    if known is not None and known[0] == lines:
-        return known[1]
-    source = None
-    if lines:
-        try:
-            source = Source(filename, "".join(lines))
-        except (SyntaxError, ValueError, RecursionError):
-            source = None
-    _sources[filename] = lines, source
-    return source
+    if known is None or known[0] != lines:
+        known = lines, None
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+            known = lines, Source(filename, "".join(lines)) if lines else None
+        _sources[filename] = known
+    return known[1]
 
 
 _WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")  # options of Python with a value behind them
 
 
 def typed_text(filename: str) -> str:
-    """The program that was given by `python -c`, or on a standard input that can be read again, if there is one."""
+    """Return the program that was given by `python -c`, or on a standard input that can be read again, if any."""
     if filename == "<string>":
         options = iter(sys.orig_argv[1:])
         for option in options:
@@ -202,12 +187,9 @@ def typed_text(filename: str) -> str:
                 break
             if option in _WITH_VALUE:
                 next(options, "")
-    if (
-        filename == "<stdin>"
-        and not sys.flags.interactive
-        and not hasattr(sys, "ps1")
-        and stat.S_ISREG(os.fstat(0).st_mode)
-    ):
+        return ""
+    is_session = sys.flags.interactive or hasattr(sys, "ps1")
+    if filename == "<stdin>" and not is_session and stat.S_ISREG(os.fstat(0).st_mode):
         return os.pread(0, os.fstat(0).st_size, 0).decode()
     return ""
 
@@ -225,24 +207,14 @@ def may_act_on(filename: str, namespace: dict[str, Any], name: str) -> bool:
 
 
 def interactive_files() -> list[str]:
-    """What stands for files in `linecache`: the inputs of a session, the newest first."""
+    """Return what stands for files in `linecache`: the inputs of a session, the newest first."""
     names = [name for name in list(linecache.cache) if name.startswith("<") or "ipykernel" in name]
     return names[::-1]
 
 
-def is_definition(node: ast.stmt) -> bool:
-    """Return True for what may be made from its source alone: definitions, and imports."""
-    return isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.Import, ast.ImportFrom))
-
-
-def is_import(node: ast.stmt) -> bool:
-    """Return True for an import, of which several for one name are tried in turn."""
-    return isinstance(node, (ast.Import, ast.ImportFrom))
-
-
 def is_constant(node: ast.stmt) -> bool:
     """Return True for the assignment of a value that is written out."""
-    if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+    if not isinstance(node, ASSIGNMENTS) or node.value is None:
         return False
     try:
         ast.literal_eval(node.value)
@@ -252,7 +224,7 @@ def is_constant(node: ast.stmt) -> bool:
 
 
 def names_in_annotations(node: ast.stmt) -> list[str]:
-    """The names in the annotations of a class body, which may be text that a decorator or metaclass looks into."""
+    """Return the names in the annotations of a class body, which may be text that a decorator looks into."""
     pending: list[Any] = [each.annotation for each in getattr(node, "body", ()) if isinstance(each, ast.AnnAssign)]
     names = []
     for each in pending:  # grows while we go through it
@@ -264,14 +236,6 @@ def names_in_annotations(node: ast.stmt) -> list[str]:
         else:
             pending += ast.iter_child_nodes(each)
     return names
-
-
-def attributes_set(node: Any) -> frozenset[str]:
-    """The attributes that an assignment such as `X.a = X.b = ...` sets on what it begins with."""
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    return frozenset(
-        each.attr for each in targets if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name)
-    )
 
 
 def may_write(code: types.CodeType) -> bool:
@@ -300,6 +264,6 @@ def has_simple_arguments(call: ast.Call, names: dict[str, list[Any]], is_pure: C
             if isinstance(each, ast.Call) and not is_pure(each.func):
                 return False
             made = names.get(each.id, ()) if isinstance(each, ast.Name) else ()
-            if len(made) > 1 and not all(map(is_import, made)):
+            if len(made) > 1 and not all(isinstance(node, IMPORTS) for node in made):
                 return False
     return True

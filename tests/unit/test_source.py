@@ -318,25 +318,15 @@ def test_a_statement_keeps_its_place_and_file() -> None:
     assert (code.co_filename, code.co_firstlineno) == ("<made up>", 4)
 
 
-def test_decorators_are_left_out_by_their_places() -> None:
-    """By the first name of each."""
-    source = source_of("@a\n@b.c(1)\n@d[0]\n@(lambda f: f)\ndef f(): return 1")
-    (node,) = source.definitions["f"]
-    assert source.decorators_on(node, {"a", "b", "d", "f"}.__contains__) == {0, 1, 2}
-    assert source.decorators_on(node, {"b"}.__contains__) == {1}
-    assert source.decorators_on(ast.parse("x = 1").body[0], {"x"}.__contains__) == frozenset()
+def test_decorators_are_left_out() -> None:
+    source = source_of("@a\n@b.c(1)\n@d[0]\n@(lambda f: f)\ndef f(): return 1\n@a\nclass C(int):\n x = 1")
+    (function,), (cls,) = source.definitions["f"], source.definitions["C"]
     namespace: dict[str, Any] = {}
-    exec(source.code_of(node, frozenset({0, 1, 2})), namespace)  # noqa: S102 -- our own source
+    exec(source.code_of(function, function.decorator_list[:3]), namespace)  # noqa: S102 -- our own source
+    exec(source.code_of(cls, cls.decorator_list), namespace)  # noqa: S102 -- our own source
     assert namespace["f"]() == 1
-
-
-def test_decorators_of_a_class_are_left_out_too() -> None:
-    source = source_of("@a\nclass C(int):\n x = 1")
-    (node,) = source.definitions["C"]
-    namespace: dict[str, Any] = {}
-    exec(source.code_of(node, frozenset({0})), namespace)  # noqa: S102 -- our own source
     assert (namespace["C"].x, namespace["C"].__base__) == (1, int)
-    assert len(node.decorator_list) == 1  # type: ignore[attr-defined]  # the statement itself is as it was
+    assert len(cls.decorator_list) == 1  # the statement itself is as it was
 
 
 @pytest.mark.parametrize("text", ["def f(:", "x = '\0'", "(" * 1000])
