@@ -33,28 +33,25 @@ class _Inherited:
         self.index = index
 
     def detach(self) -> int:
-        """The descriptor, which belongs to the caller from now on."""
         return os.dup(_arrived[self.index])
 
 
 class _Spawning:
-    """Looks to multiprocessing like the process being spawned."""
+    """Looks to multiprocessing like the process being spawned, and keeps a copy of each descriptor for the workers."""
 
     def __init__(self) -> None:
         self.fds: list[int] = []
 
     def duplicate_for_child(self, fd: int) -> int:
-        """Keep a copy of `fd`, to be handed to every worker. Returns its index."""
         self.fds.append(os.dup(fd))
         return len(self.fds) - 1
 
     def DupFd(self, fd: int) -> Any:  # noqa: N802 -- the name multiprocessing calls
-        """What stands in the pickle for `fd`."""
         return _Inherited(fd)
 
 
 def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[bytes, list[int], Manifest | None]:
-    """The initializer and its arguments as a pickle, its descriptors, and what it needs of the script.
+    """Return the initializer and its arguments as a pickle, its descriptors, and what it needs of the script.
 
     The descriptors are the caller's to close. Connections and the like go as multiprocessing reduces them.
 
@@ -85,8 +82,9 @@ def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[
             os.close(fd)
         if not isinstance(exc, Exception):
             raise
-        msg = f"cannot pickle the initializer or its arguments: {type(exc).__name__}: {exc}"
-        raise SerializationError(msg) from exc
+        raise SerializationError(
+            f"cannot pickle the initializer or its arguments: {type(exc).__name__}: {exc}"
+        ) from exc
     finally:
         context.set_spawning_popen(before)
     return buffer.getvalue() + BY_VALUE, stand_in.fds, manifest

@@ -19,6 +19,7 @@ import threading
 from _weakref import ref
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from dataclasses import InitVar, dataclass, field
 from operator import is_
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
@@ -89,78 +90,6 @@ class Looks:
         file = io.BytesIO()
         _Tracer(file, PROTOCOL).dump(value)
         return file.getvalue() == data and _is_alive(met)
-
-
-class Item:
-    """One version of one name. Frozen once it is published, but for `weak` and `basis`.
-
-    Attributes:
-        serial: larger than that of any version before.
-        looks: what its value looked like, where changes in place count.
-        now: what has to be there before it is made; `later`: what is needed when it is used.
-        shell: an empty container that stands under the name from the first, for what fills it while it is made.
-        line: of a statement, behind the number of its input; those that may come in any order come in the script's.
-        bound: names that the pickle refers to, and the ids of what they are bound to; `basis`: the versions of them
-            that it was first used with, where it `refers`: a new version of one is a new version of it.
-        circle: the names that are pickled together, as they refer to each other.
-        is_definition: see there.
-        assigned: attributes that the script assigns to a class; `snapshot`: all when the class was first needed.
-    """
-
-    __slots__ = (
-        "assigned", "basis", "bound", "circle", "codes", "is_definition", "kind", "later", "line", "looks", "module",
-        "name", "now", "payload", "refers", "region", "serial", "shell", "snapshot", "strong", "submodules", "weak",
-    )  # fmt: skip
-
-    def __init__(self, module: str, name: str, kind: int, payload: bytes, value: object) -> None:
-        self.module = module
-        self.name = name
-        self.kind = kind
-        self.payload = payload
-        self.serial = 0
-        self.looks = _UNFOLLOWED
-        self.region: Region | None = None
-        self.shell: bytes | None = None
-        self.now: tuple[Ref, ...] = ()
-        self.later: tuple[Ref, ...] = ()
-        self.bound: tuple[tuple[Ref, int], ...] = ()
-        self.basis: tuple[int, ...] | None = None
-        self.refers = False
-        self.circle: tuple[Ref, ...] = ()
-        self.submodules: tuple[str, ...] = ()
-        self.line = 0, 0
-        self.codes: set[Any] = set()
-        self.is_definition = False
-        self.assigned: frozenset[str] = frozenset()
-        self.snapshot: dict[str, object] | None = None
-        self.strong: object = None
-        self.weak: Any = None  # only a weak reference is kept of what may be large
-        if issubclass(type(value), _DEFINITIONS):
-            self.strong = value
-        else:
-            try:
-                self.weak = ref(value)
-            except TypeError:
-                self.strong = value
-
-    def get(self) -> object:
-        """Return the object that it was made of; another one if that is gone."""
-        if self.weak is None:
-            return self.strong
-        value = self.weak()
-        return _GONE if value is None else value
-
-    def is_current(self, value: object) -> bool:
-        """Return True if it still is what the name means."""
-        return self.get() is value and self.looks.are_those_of(value)
-
-    def record(self, *, is_inherited: bool = False) -> tuple[Any, ...]:
-        """What travels."""
-        if is_inherited:
-            return self.serial, self.module, self.name, INHERITED, b"", None, None, ()
-        kind = DEFINITION if self.kind == VALUE and self.is_definition else self.kind
-        number = None if self.region is None else self.region.number
-        return self.serial, self.module, self.name, kind, self.payload, number, self.shell, self.submodules
 
 
 def parts_of(function: FunctionType) -> tuple[object, ...]:
@@ -263,3 +192,64 @@ def _tried(function: Callable[[Any], T], value: Any) -> T | None:
 
 
 _UNFOLLOWED = Looks(None)
+
+
+# ===== versions =====
+
+
+@dataclass(eq=False, slots=True)
+class Item:
+    """One version of one name. Frozen once it is published, but for `weak` and `basis`."""
+
+    module: str
+    name: str
+    kind: int
+    payload: bytes
+    value: InitVar[object]
+    serial: int = 0  # larger than that of any version before
+    looks: Looks = _UNFOLLOWED  # of its value, where changes in place count
+    region: Region | None = None  # where the payload lies in shared memory
+    shell: bytes | None = None  # an empty container, under the name from the first, for what fills it while it is made
+    now: tuple[Ref, ...] = ()  # what has to be there before it is made
+    later: tuple[Ref, ...] = ()  # what is needed when it is used
+    bound: tuple[tuple[Ref, int], ...] = ()  # names that the pickle refers to, and the ids of what they are bound to
+    refers: bool = False  # whether a new version of one of these is a new version of it
+    basis: tuple[int, ...] | None = None  # the versions of these that it was first used with
+    circle: tuple[Ref, ...] = ()  # the names that are pickled together, as they refer to each other
+    submodules: tuple[str, ...] = ()  # that its code reaches through packages
+    line: tuple[int, int] = (0, 0)  # of a statement, behind the number of its input
+    codes: set[Any] = field(default_factory=set)  # of a statement
+    is_definition: bool = False  # see there
+    assigned: frozenset[str] = frozenset()  # attributes that the script assigns to a class
+    snapshot: dict[str, object] | None = None  # of a class: its attributes when it was first needed
+    strong: object = None
+    weak: Any = None  # only a weak reference is kept of what may be large
+
+    def __post_init__(self, value: object) -> None:
+        """Refer to the value."""
+        if issubclass(type(value), _DEFINITIONS):
+            self.strong = value
+        else:
+            try:
+                self.weak = ref(value)
+            except TypeError:
+                self.strong = value
+
+    def get(self) -> object:
+        """Return the object that it was made of; another one if that is gone."""
+        if self.weak is None:
+            return self.strong
+        value = self.weak()
+        return _GONE if value is None else value
+
+    def is_current(self, value: object) -> bool:
+        """Return True if it still is what the name means."""
+        return self.get() is value and self.looks.are_those_of(value)
+
+    def record(self, *, is_inherited: bool = False) -> tuple[Any, ...]:
+        """What travels."""
+        if is_inherited:
+            return self.serial, self.module, self.name, INHERITED, b"", None, None, ()
+        kind = DEFINITION if self.kind == VALUE and self.is_definition else self.kind
+        number = None if self.region is None else self.region.number
+        return self.serial, self.module, self.name, kind, self.payload, number, self.shell, self.submodules

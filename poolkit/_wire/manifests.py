@@ -44,35 +44,26 @@ class Sent:
             alive = [known() for known in manifests.values()]
             serials = {item.serial for each in alive if each is not None for item in each.items}
         bundles = [each for each in manifest.bundles if each and self._bundles.get(each[0].module) is not each]
-        bundle = [item.record() for each in bundles for item in each if not self._has(item)]
-        inherited: set[int] = set()
+        names = set(manifest.modules)
+        records, regions = [], []
         lacked: set[Ref] = set()
         for item in manifest.items:  # each behind what it refers to
-            if self._has(item) and not (item.refers and any(ref in lacked for ref, _ in item.bound)):
-                inherited.add(item.serial)
-            else:
+            has = self._has(item) and not (item.refers and any(ref in lacked for ref, _ in item.bound))
+            if not has:
                 lacked.add((item.module, item.name))
-        news = [item for item in manifest.items if item.serial not in serials]
-        names = set(manifest.modules)
-        names.update(marshal.loads(item.payload)[0] for item in news if item.kind == IMPORT)  # noqa: S302 -- our own
-        data = pickle.dumps(
-            (
-                gone,
-                manifest.number,
-                [item.serial for item in manifest.items],
-                bundle,
-                [item.record(is_inherited=item.serial in inherited) for item in news],
-                {name: describe(name) for name in names if name in scripts},
-            ),
-            PROTOCOL,
-        )
-        regions = [item.region for item in news if item.region is not None and item.serial not in inherited]
+            if item.serial not in serials:
+                records.append(item.record(is_inherited=has))
+                if item.kind == IMPORT:
+                    names.add(marshal.loads(item.payload)[0])  # noqa: S302 -- our own
+                if item.region is not None and not has:
+                    regions.append(item.region)
+        own = [item.serial for item in manifest.items]
+        bundle = [item.record() for each in bundles for item in each if not self._has(item)]
+        descriptions = {name: describe(name) for name in names if name in scripts}
+        data = pickle.dumps((gone, manifest.number, own, bundle, records, descriptions), PROTOCOL)
         manifests[manifest.number] = ref(manifest)
-        self._next = (
-            manifests,
-            serials.union(item.serial for item in manifest.items),
-            {**self._bundles, **{each[0].module: each for each in bundles}},
-        )
+        sent = {**self._bundles, **{each[0].module: each for each in bundles}}
+        self._next = manifests, serials.union(own), sent
         return data, regions
 
     def commit(self) -> None:

@@ -159,32 +159,28 @@ def _dump_once(base: Any, value: object, found: Found | None, needs: Needs | Non
     return file
 
 
+_picklers: dict[Any, Any] = {}
+
+
 def pickler_of(base: Any, *, is_naming: bool = False) -> Any:
     """Return the class of picklers with our reducers over this one, made once; one that names globals if asked to."""
     made = _picklers.get((base, is_naming))
     if made is None:
-        made = _make_naming_pickler(pickler_of(base)) if is_naming else _make_pickler(base)
+        made = type("Pickler", (pickler_of(base),), {"persistent_id": _name_of}) if is_naming else _make_pickler(base)
         _picklers[base, is_naming] = made
     return made
 
 
-_picklers: dict[Any, Any] = {}
-
-
-def _make_naming_pickler(base: Any) -> Any:
-    class NamingPickler(base):  # type: ignore[misc]
-        def persistent_id(self, obj: Any) -> Any:
-            """Return the name of the global that an object goes by. Asked for each object that is pickled."""
-            needs = self._needs
-            reference = needs.names.get(id(obj))
-            if reference is None or reference[:2] in needs.inline or meant_by(reference) is not obj:
-                needs.met += reference == needs.name
-                return None
-            needs.now.add(reference[:2])
-            needs.is_shared = True
-            return reference
-
-    return NamingPickler
+def _name_of(pickler: Any, obj: Any) -> Any:
+    """Return the name of the global that an object goes by. Asked for each object that is pickled."""
+    needs = pickler._needs  # noqa: SLF001 -- as its method
+    reference = needs.names.get(id(obj))
+    if reference is None or reference[:2] in needs.inline or meant_by(reference) is not obj:
+        needs.met += reference == needs.name
+        return None
+    needs.now.add(reference[:2])
+    needs.is_shared = True
+    return reference
 
 
 def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is given
@@ -393,8 +389,7 @@ def _make_or_keep(make: Callable[..., type], kept: set[type], *args: Any) -> typ
     # cloudpickle's table of the classes that it has met, in either direction. Should a later version rename it,
     # nothing is known, and classes are overwritten again: its own behaviour.
     known = getattr(sys.modules["cloudpickle.cloudpickle"], "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
-    tracker_id = args[-2]
-    mine: type | None = known.get(tracker_id)
+    mine: type | None = known.get(args[-2])
     if mine is None:
         return make(*args)
     kept.add(mine)
