@@ -17,24 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-
-MAIN = ("__main__", "__mp_main__")
-"""What the script is called: itself, and in children of multiprocessing."""
-
-scripts: set[str] = set(MAIN)
-"""The names of all script modules."""
-
-marks: list[bytes] = [b"_main__"]
-"""One of these stands in every plain pickle that names something of a script module."""
+MAIN = ("__main__", "__mp_main__")  # what the script is called: itself, and in children of multiprocessing
+scripts: set[str] = set(MAIN)  # the names of all script modules
+marks: list[bytes] = [b"_main__"]  # one of these stands in every plain pickle that names something of a script module
+count, newest = 0, ""  # how many modules were loaded when they were last looked at, and the newest of them
+_MISSING = object()
+_seen: set[str] = set(MAIN)
 
 are_others_known: Callable[[str, str], bool] | None = None
 """In a worker: whether the owner has this name of that module. None where this process is the owner."""
-
-_MISSING = object()
-_seen: set[str] = set(MAIN)
-count = 0
-"""How many modules were loaded when they were last looked at, and the newest of them."""
-newest = ""
 
 
 def add_script(name: str) -> None:
@@ -82,7 +73,7 @@ def named_at_top(obj: Any, module_name: Any) -> str | None:
         return None
     try:
         for part in (top, *rest):
-            found = getattr(found, part, _MISSING) if type(found) is not _Script else vars(found).get(part, _MISSING)
+            found = getattr(found, part, _MISSING) if type(found) is not Script else vars(found).get(part, _MISSING)
     except Exception:  # noqa: BLE001 -- a module's or metaclass's own `__getattr__`
         return None
     return top if found is obj else None
@@ -90,10 +81,7 @@ def named_at_top(obj: Any, module_name: Any) -> str | None:
 
 def meaning(module_name: str, name: str, default: Any = None) -> Any:
     """Return what a name at the top of a module is bound to now; the default if there is none."""
-    return getattr(sys.modules.get(module_name), "__dict__", _NO_GLOBALS).get(name, default)
-
-
-_NO_GLOBALS: dict[str, Any] = {}
+    return getattr(sys.modules.get(module_name), "__dict__", {}).get(name, default)
 
 
 def home_of(namespace: dict[str, Any]) -> str | None:
@@ -121,7 +109,7 @@ def is_package(value: Any) -> bool:
         return False
 
 
-class _Script(ModuleType):
+class Script(ModuleType):
     """A script module in a worker; see `_child/script.py`."""
 
     make: Callable[[ModuleType, str], Any]
@@ -133,6 +121,3 @@ class _Script(ModuleType):
             if name in vars(self):
                 return vars(self)[name]
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-
-
-Script = _Script
