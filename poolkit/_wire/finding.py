@@ -8,7 +8,7 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all
 from types import ModuleType
 from typing import Any
 
-_STANDARD = os.path.join(os.path.dirname(os.__file__), "")  # noqa: PTH118, PTH120 -- strings
+_STANDARD = os.path.join(os.path.dirname(getattr(os, "__file__", os.devnull)), "")  # noqa: PTH118, PTH120 -- strings
 
 
 def is_importable(name: str, known: dict[str, bool] | None = None) -> bool:

@@ -166,8 +166,9 @@ def _is_alive(references: Iterable[Any]) -> bool:
 
 def _digest_of(value: object) -> tuple[bytes, tuple[Any, ...]] | None:
     """Return a pickle to compare with later ones, and what that tells by identity; None for what is large."""
-    if issubclass(type(value), kinds()):  # it goes on in a worker from what was sent
-        return None
+    nbytes = getattr(value, "nbytes", 0) if hasattr(type(value), "nbytes") else 0
+    if issubclass(type(value), kinds()) or (type(nbytes) is int and nbytes > FOLLOWED):
+        return None  # a generator goes on in a worker from what was sent
     file = _Bounded()
     try:
         pickle.Pickler(file, PROTOCOL, buffer_callback=_is_small).dump(value)

@@ -302,7 +302,7 @@ def _name_of_sentinel(obj: object) -> tuple[str, str] | None:
     """Return what global of a script an `object()` is, which can be nothing but compared with that."""
     for module_name in scripts:
         for name, value in getattr(sys.modules.get(module_name), "__dict__", {}).copy().items():
-            if value is obj:
+            if value is obj and _is_known(module_name, name):
                 return module_name, name
     return None
 

@@ -444,6 +444,20 @@ def test_a_function_by_value_knows_the_sentinels_that_it_has_as_defaults(
     assert worker.call(*eval(expression, vars(load(BY_VALUE)))) is True  # noqa: S307 -- our own source
 
 
+def test_a_sentinel_that_a_result_has_is_the_owners_if_that_has_one(worker: WorkerHalf, load: NewScript) -> None:
+    script = load("""
+MISSING = object()
+class C: pass
+def f():
+    global OWN
+    OWN = object()
+    return MISSING, OWN, C()
+""")
+    known, own, _ = worker.call(script.f)
+    assert known is script.MISSING
+    assert type(own) is object
+
+
 def test_a_default_that_is_no_name_of_the_code_is_copied(worker: WorkerHalf, load: NewScript) -> None:
     """A global that is bound anew for each call."""
     script = load(BY_VALUE)
