@@ -68,9 +68,9 @@ _functions: dict[bytes, _Kept] = {}
 # Pickles of functions by module and name. One atomic operation at a time, from any thread.
 _names: dict[tuple[str, str], bytes] = {}
 
-# Functions by value whose bytes can be used again, with what they had: code, defaults, `__name__` and `__qualname__`;
-# then the bytes, and the names needed. One atomic operation at a time.
-_values: dict[Any, tuple[Any, Any, str, str, bytes, frozenset[tuple[str, str]]]] = {}
+# Functions by value whose bytes can be used again: code and defaults that they had, the bytes, and the names needed.
+# One atomic operation at a time.
+_values: dict[Any, tuple[Any, Any, bytes, frozenset[tuple[str, str]]]] = {}
 
 
 def pack_call(
@@ -158,12 +158,10 @@ def _pack_function(function: types.FunctionType) -> tuple[bytes, frozenset[tuple
         and known[1] is function.__defaults__
         and not function.__dict__
         and not function.__kwdefaults__
-        and known[2] is function.__name__
-        and known[3] is function.__qualname__
     ):
-        return known[4], known[5]
+        return known[2:]
     needs, file = Needs(), io.BytesIO()
-    state = function.__code__, function.__defaults__, function.__name__, function.__qualname__
+    state = function.__code__, function.__defaults__
     reusable = is_reusable(function)
     try:
         pickler_of(pickle.Pickler)(file, None, needs).dump(function)

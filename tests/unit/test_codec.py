@@ -192,8 +192,6 @@ def test_a_function_by_value_goes_as_it_is_now(change: str, expected: int) -> No
     [
         "fn.tag = 3",
         "fn.__kwdefaults__ = {'k': 3}",
-        "fn.__name__ = 'other'",
-        "fn.__qualname__ = 'other.name'",
         "fn.__defaults__ = ([],)",
     ],
 )
