@@ -1,8 +1,7 @@
 """Inherit: multiprocessing's locks, events and queues as `initargs`, as the standard library allows.
 
-They refuse to be pickled unless a process is being spawned, and hand over descriptors through it. `pack_initializer`
-plays that process; the descriptors it collects go to each worker when it is started, where `arrived` keeps them for
-the unpickling.
+They refuse to be pickled unless a process is being spawned. `pack_initializer` plays that process; the descriptors it
+collects go to each worker when it is started, where `arrived` keeps them for the unpickling.
 """
 
 from __future__ import annotations

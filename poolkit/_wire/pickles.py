@@ -77,11 +77,7 @@ class Needs:
 def dumps(value: object, found: Found | None = None, needs: Needs | None = None, *, plainly: bool = True) -> Any:
     """Return the pickle of a value, in parts where `found` knows of large bytes; what cloudpickle raises propagates.
 
-    Args:
-        value: what to pickle.
-        found: takes the large buffers.
-        needs: takes what the other process has to have.
-        plainly: pickle's own pickler is worth trying.
+    `found` takes the large buffers, `needs` what the other side has to have; `plainly`: pickle's own is worth trying.
     """
     needs = Needs() if needs is None else needs
     if plainly and (data := dumps_plainly(value, found)) is not None:
@@ -363,10 +359,9 @@ def loads(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> 
 
 
 class ClassKeepingUnpickler(pickle.Unpickler):
-    """Unpickler for what comes back: a class that this process knows already is not overwritten by its own copy.
+    """Unpickler that does not overwrite a class which this process knows by the copy of it that comes back.
 
-    cloudpickle recognises a class that it sent out when it comes back by value, but then it sets every attribute again
-    from the copy: methods would from now on see the copied globals of the worker, and class attributes its values.
+    cloudpickle recognises a class that it sent out when it comes back by value, but sets every attribute from the copy.
     """
 
     def __init__(self, file: io.BytesIO, buffers: Iterable[Any] = ()) -> None:

@@ -6,8 +6,8 @@
 A call of an unchanged function costs one look at its plan: all names are bound to the same objects, small values that
 can change in place give the same pickle. Otherwise the plan is made again, of the items that are still current.
 
-Thread safety: a plan is frozen once it is made. Two threads that make the same plan at once both do it, of the same
-items. The two tables take one atomic operation at a time, from any thread.
+Thread safety: two threads that make the same plan at once both do it, of the same items. The two tables take one atomic
+operation at a time.
 """
 
 from __future__ import annotations

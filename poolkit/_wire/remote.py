@@ -1,19 +1,11 @@
 """Exceptions across processes: the same exception, with all that hangs on it.
 
-An exception is one node of a graph: its cause, its context, the members of a group, and exceptions among its
-arguments and attributes are others. The graph travels as a list of records that refer to each other by index, so
-chains may be long or circular, and each exception stands or falls alone. A record has
-
-    *makers*   how to make the exception anew, as pickle would: a callable and its arguments; or its whole pickle
-    *state*    its attributes, also those that its own `__reduce__` leaves out
-    the text   type name, message, notes and frames, in builtin types that every process can load
-
-Each exception is made anew in the worker, before it is sent, exactly as the receiver will do it. One whose recipe
-fails, as its `__init__` wants other arguments than its `args`, is made without a call of it, and all it has is set.
-One whose class cannot be found becomes a `RemoteError` built from the text, while the rest stays as it is.
-An argument or attribute that cannot travel alone is replaced by a string that says so.
-What belongs to every exception is read and set through the descriptors of `BaseException`: a frozen dataclass refuses
-to be assigned to, and a class may have something else of that name.
+Causes, contexts, members of groups, and exceptions among arguments and attributes make a graph. It travels as a list
+of records that refer to each other by index, so chains may be circular, and each exception stands or falls alone. Each
+is made anew in the worker, before it is sent, as the receiver will do it. One whose recipe fails is made without a call
+of its `__init__`; one whose class cannot be found becomes a `RemoteError` built from the text; an argument or attribute
+that cannot travel is replaced by a string that says so. What belongs to every exception is read and set through the
+descriptors of `BaseException`, as a frozen dataclass refuses to be assigned to.
 
 Nothing here raises, whatever the user's classes do, so BaseException is caught around each use of a user's code. No
 exception that is caught is kept, and no frame outlives its call, so no cycle is left behind.

@@ -1,10 +1,8 @@
 """Reseed: gives a generator of random numbers a state of its own in each worker.
 
-The new state follows from the old one and the worker's number: no two workers draw the same, and where the old one was
-seeded with a fixed number, a worker of the same number draws the same in each run.
-No module is imported for that: where it is not loaded, nobody has a generator of it.
-Among globals of a script a generator travels so that it is reseeded where it is made, whatever refers to it; as an
-argument it is used as it is.
+The new state follows from the old one and the worker's number: no two workers draw the same, and a fixed seed gives a
+worker of the same number the same numbers in each run. No module is imported for that. Among globals of a script a
+generator is reseeded where it is made, whatever refers to it; as an argument it is used as it is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Source: the statements of a script module, by the names that they define, each as code of its own.
 
-A class, and what decorators made of a function, are made in a worker by their own statement, so that an Enum is an Enum
-and a dataclass a dataclass. The statement is taken from the source only if it agrees with the live object: the code
-objects of its functions are equal. Compiled alone, a statement's code is that of the whole module if the compiler knows
-which names are imported (it compiles calls on those differently), so the imports are put before it, never to be run.
+A class, and what decorators made of a function, are made in a worker by their own statement, if it agrees with the live
+object: the code objects of its functions are equal. Compiled alone, a statement's code is that of the whole module if
+the compiler knows which names are imported, so the imports are put before it, never to be run.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Tracebacks as plain data, and back into real traceback objects.
 
 A frame travels as five strings and numbers; no locals, no code. The receiver makes tracebacks of them with tblib, so
-that debuggers and `traceback.print_exc()` show the remote frames. Formatting is left to the receiver too: it costs
-nothing unless the text is wanted, and the receiver has the source of what was typed into a notebook.
-
-tblib's own dictionaries are not used: they nest, and a RecursionError in a task has a traceback too deep for that.
+that debuggers show the remote frames, and formats them: it has the source of what was typed into a notebook.
+tblib's own dictionaries are not used: they nest, and a RecursionError has a traceback too deep for that.
 """
 
 from __future__ import annotations

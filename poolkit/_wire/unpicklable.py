@@ -1,11 +1,8 @@
 """Unpicklable: which part of a call or a result cannot be pickled, and where it stands.
 
-Pickle says only "cannot pickle '_thread.lock' object". The search pickles parts of the value, then parts of the first
-part that fails, and so on down, and names the last one: `args[1]["lock"]: _thread.lock`.
-
-Bounds: at most `_MAX_PROBES` trial pickles and `_MAX_DEPTH` levels, so the search may stop early, at a part that only
-contains the unpicklable one. Long containers are halved, not walked. Trial pickles are written to nowhere, so that a
-large value costs no memory. An object that is its own descendant is entered once.
+The search pickles parts of the value, then parts of the first part that fails, and so on down, and names the last one:
+`args[1]["lock"]: _thread.lock`. It is bounded, so it may stop at a part that only contains the unpicklable one. Long
+containers are halved, not walked; trial pickles are written to nowhere.
 """
 
 from __future__ import annotations
@@ -43,16 +40,9 @@ def serialization_error(
     error: BaseException,
     caught: Caught = Exception,
 ) -> SerializationError:
-    """Return the error that says which part of `roots` cannot be pickled.
+    """Return the error that says which part of `roots`, each with the path that it goes by, cannot be pickled.
 
-    Args:
-        subject: what was being pickled, for the message.
-        roots: the parts to search, each with the path that it goes by.
-        error: what pickling raised.
-        caught: what trial pickles may raise; BaseException where nothing may escape.
-
-    Raises:
-        SystemExit: the handler of a signal raised it, as one that exits does: it is meant for the program.
+    `error` is what pickling raised, `caught` what trial pickles may raise. Raises the SystemExit of a signal handler.
     """
     if caught is HOOKS_RAISE and isinstance(error, SystemExit) and is_of_handler(error):
         raise error
