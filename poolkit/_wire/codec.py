@@ -30,16 +30,7 @@ from poolkit._wire import modules
 from poolkit._wire.buffers import Found
 from poolkit._wire.functions import is_reusable
 from poolkit._wire.modules import meaning, scripts
-from poolkit._wire.pickles import (
-    BY_VALUE,
-    PROTOCOL,
-    REUSABLE,
-    Needs,
-    dumps,
-    dumps_plainly,
-    loads,
-    pickler_of,
-)
+from poolkit._wire.pickles import BY_VALUE, PROTOCOL, REUSABLE, Needs, dumps, dumps_plainly, loads, pickler_of
 from poolkit._wire.remote import load_error, pack_error
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms

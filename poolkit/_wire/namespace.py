@@ -25,26 +25,11 @@ from poolkit._wire import source as sources
 from poolkit._wire.buffers import Found
 from poolkit._wire.functions import ATOMS, is_definition, scan_code, submodules_of
 from poolkit._wire.hooks import raise_interrupt
-from poolkit._wire.items import (
-    ABSENT,
-    FOLLOWED,
-    IMPORT,
-    MISSING,
-    RESERVED,
-    STATEMENT,
-    VALUE,
-    Item,
-    Looks,
-    Ref,
-)
+from poolkit._wire.items import ABSENT, FOLLOWED, IMPORT, MISSING, RESERVED, STATEMENT, VALUE, Item, Looks, Ref
 from poolkit._wire.modules import home_of, module_of, scripts
 from poolkit._wire.origins import functions_behind, functions_of, is_special, makers_of, may_run, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
-from poolkit._wire.process_wide import (
-    imported_from,
-    reduce_global,
-    refuse_archive,
-)
+from poolkit._wire.process_wide import imported_from, reduce_global, refuse_archive
 from poolkit._wire.regions import fill_region
 from poolkit._wire.remote import describe_error
 from poolkit._wire.source import Source, source_for

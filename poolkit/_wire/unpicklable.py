@@ -35,10 +35,7 @@ _HAVE = {types.MethodType: ("__self__", "__func__"), functools.partial: ("func",
 
 
 def serialization_error(
-    subject: str,
-    roots: Iterable[tuple[str, object]],
-    error: BaseException,
-    caught: Caught = Exception,
+    subject: str, roots: Iterable[tuple[str, object]], error: BaseException, caught: Caught = Exception
 ) -> SerializationError:
     """Return the error that says which part of `roots`, each with the path that it goes by, cannot be pickled.
 
