@@ -106,7 +106,7 @@ class Roster:
         worker.ready_at = now
         self.boot_failures = self.boot_deaths = 0
         self.starting -= 1
-        self._rest(worker, now)
+        self.rest(worker, now)
         self._let_replaced_go(now)
 
     def _let_replaced_go(self, now: float) -> None:
@@ -163,12 +163,11 @@ class Roster:
             self._recycle(worker)
 
     def rest(self, worker: Worker, now: float) -> None:
-        """A worker has nothing more to do: if it was busy it becomes idle, or leaves."""
+        """A worker that was busy has nothing more to do, or one has come up: it becomes idle, or leaves."""
         if worker.state is BUSY:
             self.busy -= 1
-            self._rest(worker, now)
-
-    def _rest(self, worker: Worker, now: float) -> None:
+        elif worker.state is not STARTING:
+            return
         worker.state = IDLE
         self.idle.append(worker)
         worker.idle_since = now

@@ -297,8 +297,15 @@ class Scheduler:
             if worker is None:
                 reports.popleft()
             elif type(report) is Finished:
-                if self._finished(worker, report, now):
-                    free[worker] = None
+                # Not what it was sent: only a worker that was tampered with says so. What ended at the last moment: the
+                # reason to kill its worker stands, and its death is waited for.
+                task = worker.sent[0] if worker.sent else None
+                sentence = worker.sentence
+                if task is None or task.id != report.task_id or (sentence is not None and sentence.task is task):
+                    reports.popleft()
+                    continue
+                self._finished(worker, task, report, now)
+                free[worker] = None
                 reports.popleft()
             else:
                 if isinstance(report, Died):
@@ -343,13 +350,8 @@ class Scheduler:
         worker = self.roster.workers.get(worker_id)
         return worker is not None and worker.sentence is None and (bool(worker.sent) or worker.state is STARTING)
 
-    def _finished(self, worker: Worker, report: Finished, now: float) -> bool:
-        """Take an outcome in; whether the worker may go on."""
-        if not worker.sent or worker.sent[0].id != report.task_id:
-            return False  # not what it was sent: only a worker that was tampered with says so
-        task = worker.sent[0]
-        if worker.sentence is not None and worker.sentence.task is task:
-            return False  # it ended at the last moment; the sentence stands, and is carried out at the worker's death
+    def _finished(self, worker: Worker, task: AnyTask, report: Finished, now: float) -> None:
+        """Take an outcome in."""
         if task.phase is not SETTLED:
             if task.function in worker.has_run:
                 self._dispatcher.times.measured(task.function, report.ended - report.started)
@@ -361,7 +363,6 @@ class Scheduler:
         self.roster.early_deaths = 0
         if report.rss:
             self.roster.weighed(worker, report.rss)
-        return True
 
     def _boot_failed(self, report: BootFailed, now: float) -> None:
         """The initializer raised: no worker would do better, so nothing is started any more."""

@@ -205,7 +205,7 @@ def _keep(fn_bytes: bytes, fn: Callable[..., Any]) -> None:
 def _name_bytes(fn: types.FunctionType) -> bytes | None:
     """The pickle of a function that is what its name means at the top of its module."""
     module, name = fn.__module__, fn.__name__
-    if fn.__qualname__ != name or modules.is_registered():
+    if fn.__qualname__ != name or ("cloudpickle" in sys.modules and modules.is_registered()):
         return None
     namespace = getattr(sys.modules.get(module), "__dict__", None)
     if namespace is None or namespace.get(name) is not fn:

@@ -85,6 +85,7 @@ class Desk:
         self.workforce = workforce
         self.clock = clock
         self._lock = lock
+        self._owns_lock: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 -- as Condition does
         self._changed = threading.Condition(lock)  # for callers of `warm_up`, whom the roster counts
         self._line = Line()
         self._scheduler = Scheduler(workforce, limits, rng or random.Random())
@@ -152,7 +153,7 @@ class Desk:
         """
         if self._reader.taking == threading.get_ident():
             return True
-        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]  # noqa: SLF001 -- as Condition does
+        return self._owns_lock()
 
     def _do_later(self, step: Callable[[float], object]) -> None:
         self._later.append(step)
@@ -332,7 +333,7 @@ class Desk:
                 return False
             try:
                 reader.taking = threading.get_ident()
-                settled = [] if reader.closed else self._handle(self.workforce.read(ready))
+                settled = [] if reader.links is None else self._handle(self.workforce.read(ready))
             finally:
                 reader.taking = 0
                 reader.lock.release()
@@ -350,7 +351,7 @@ class Desk:
 
     def lead(self, task: AnyTask, timeout: float | None) -> None:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
-        if self._is_torn():
+        if self._reader.taking == threading.get_ident() or self._owns_lock():
             self._refuse_if_torn("wait for a task")
         if self.forked or os.getpid() != self.pid:
             self._check_owner()  # decided in the parent, and published there alone

@@ -57,7 +57,7 @@ class Reader:
     """
 
     def __init__(self, links: Links | None, wake: Callable[[], None], take: Callable[..., bool]) -> None:
-        self._links = links if LEADING and links is not None and links.fileno is not None else None
+        self.links = links if LEADING and links is not None and links.fileno is not None else None
         self._wake = wake
         self._take = take
         self._spin = Spin()  # owner: the leader
@@ -74,7 +74,7 @@ class Reader:
     @property
     def closed(self) -> bool:
         """Whether nobody but the supervisor thread reads any more."""
-        return self._links is None
+        return self.links is None
 
     # ===== the standby =====
 
@@ -97,14 +97,14 @@ class Reader:
 
     def pass_by(self) -> bool:
         """Take in what is there; false if somebody else reads, or there are no links. Does not block."""
-        if self._links is None:
+        if self.links is None:
             return False
         self._until = max(self._until, monotonic() + LEASE)
         return self._take()
 
     def watch(self) -> int | None:
         """The descriptor that an event loop is to watch from now on; None where there is none."""
-        links = self._links
+        links = self.links
         if links is None or not WATCHING:
             return None
         self._until = max(self._until, monotonic() + LEASE)
@@ -113,15 +113,15 @@ class Reader:
     def published(self) -> None:
         """Some thread has published outcomes: a leader that sleeps for one of them is to look up."""
         awaited = self.awaited
-        if awaited is not None and awaited.done() and self._links is not None:
-            self._links.nudge()
+        if awaited is not None and awaited.done() and self.links is not None:
+            self.links.nudge()
 
     def lead(self, task: Task[Any], timeout: float | None) -> None:
         """Read until `task` is done, for at most `timeout` seconds, or wait while another thread does.
 
         Blocks; may be interrupted by what a signal handler raises. Returns at once where there are no links.
         """
-        if self._links is None:
+        if self.links is None:
             return
         give_up = math.inf if timeout is None else monotonic() + timeout
         if not self._leader.acquire(blocking=False) and not self._follow(task, give_up):
@@ -129,7 +129,7 @@ class Reader:
         try:
             self._lead(task, give_up)
         except ValueError:  # what a closed epoll raises
-            if self._links is not None:
+            if self.links is not None:
                 raise
         finally:
             self._leader.release()  # first, as nothing comes between
@@ -153,7 +153,7 @@ class Reader:
             return False
         leads = False
         try:
-            while self._links is not None and not task.done():
+            while self.links is not None and not task.done():
                 if wake not in self._followers:  # before it is looked whether there is a leader, who will see it
                     self._followers.append(wake)
                 leads = self._leader.acquire(blocking=False)
@@ -178,7 +178,7 @@ class Reader:
     def _lead(self, task: Task[Any], give_up: float) -> None:
         spin, now = self._spin, monotonic()
         looked_up = now  # when something came last
-        while (links := self._links) is not None:
+        while (links := self.links) is not None:
             self._until = now + LEASE
             if ready := links.poll(0.0):
                 if now < looked_up + spin.seconds:
@@ -215,7 +215,7 @@ class Reader:
 
     def close(self) -> None:
         """Let nobody lead any more. Blocks until whoever does has left; no task is left to wait for."""
-        links, self._links = self._links, None
+        links, self.links = self.links, None
         if links is not None:
             links.nudge()
         if self._leader.acquire(timeout=CLOSE_GRACE):  # else its holder was torn away, or a handler interrupted it

@@ -94,7 +94,7 @@ class Supervisor(Desk):
 
         Written out, as `_decide` for each task would cost a twentieth of what handing it in does.
         """
-        if self._is_torn():
+        if self._reader.taking == threading.get_ident() or self._owns_lock():  # as `_is_torn` has it
             self._do_later(lambda now: self._submit_late(task, error, now))
             return True
         if self._thread is None:
