@@ -75,6 +75,7 @@ def test_outcomes_are_told_to_a_sleeping_leader_before_any_callback_runs(
     assert order == ["published", "callback"]
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="which instructions let no signal in is known up to 3.13")
 def test_callbacks_whose_calls_are_interrupted_anywhere_are_called_all_the_same(pool: Pool) -> None:
     """A signal handler may raise between any two instructions, also before the first and behind the last of them."""
 
