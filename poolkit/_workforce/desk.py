@@ -293,11 +293,8 @@ class Desk:
 
     def _take_in(self) -> Settled:
         """Hand the scheduler what was left, and have it do what is due. Under the lock."""
-        if self._torn or self._handed_in:
-            now = self._enter()
-        else:
-            self._all_busy = False
-            now = self.clock()
+        self._all_busy = False  # before the look at what was handed in, as in `_enter`; that call is for few steps
+        now = self._enter() if self._torn or self._handed_in else self.clock()
         if self._left:
             self._scheduler.handle_all(self._left, now)
         if self._due <= now:

@@ -102,11 +102,8 @@ class Supervisor(Desk):
         before = put_off()
         try:
             with self._lock:
-                if self._torn or self._handed_in:
-                    now = self._enter()
-                else:
-                    self._all_busy = False
-                    now = self.clock()
+                self._all_busy = False  # as in `_take_in`
+                now = self._enter() if self._torn or self._handed_in else self.clock()
                 accepted = place is None or error is not None or not self._lines_up(task, place)
                 if accepted and not task.id and error is None:
                     self._scheduler.submit(task, now)

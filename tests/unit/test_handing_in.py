@@ -92,6 +92,26 @@ def test_the_step_for_the_next_report_takes_it_in(busy: Busy) -> None:
     assert busy.left() == []
 
 
+def test_a_step_takes_its_word_back_before_it_looks_what_was_left(busy: Busy) -> None:
+    """Else who leaves a task between the two finds that all are busy still, and the step does not find the task."""
+    desk, words = busy.desk, []
+
+    class Looked(deque[poolkit.Task[Any]]):
+        def __bool__(self) -> bool:
+            if desk._owns_lock():
+                words.append(desk._all_busy)
+            return len(self) > 0
+
+    desk._handed_in = Looked()
+    assert desk._all_busy
+    last = busy.pool.options(priority=1).submit(abs, -1)  # a step of the submitter
+    assert words.pop() is False
+    busy.release()  # one for a report
+    last.result()
+    assert words
+    assert not any(words)
+
+
 def test_not_too_many_are_left(busy: Busy) -> None:
     for number in range(10 * PASSES_BY):
         busy.pool.submit(busy.ran.append, number)
