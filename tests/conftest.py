@@ -2,7 +2,7 @@
 
 `long` tests are left out, unless `-m` speaks of that marker or the command line names the test: `pytest -m long` runs
 what `pytest` leaves out. Of the combinations of a test's parameters, `every_nth(n)` makes long all but one in n; in the
-folders of `FEWER`, that is so with n = 4 without a mark.
+folders of `FEWER`, that is so with n = 5 without a mark.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             tests[item.nodeid.partition("[")[0]].append(item)
     for name, combinations in tests.items():
         mark = combinations[0].get_closest_marker("every_nth")
-        n = mark.args[0] if mark is not None else min(len(combinations), 4 if name.split("/")[1] in FEWER else 1)
+        n = mark.args[0] if mark is not None else min(len(combinations), 5 if name.split("/")[1] in FEWER else 1)
         if n > SCALE:
             left_out = [item for item in combinations if places.of(item) % n]
             for item in left_out[len(left_out) == len(combinations) :]:  # one is always run

@@ -18,6 +18,7 @@ RUN = Path(__file__).resolve().parent / "benchmarks/run.py"
 COMPARE = Path(__file__).resolve().parent / "pains/compare.py"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_tiny_run_prints_a_table_and_writes_its_samples(tmp_path: Path) -> None:
     done = subprocess.run(

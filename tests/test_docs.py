@@ -115,6 +115,7 @@ def test_example_loses_only_the_sabotaged_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "a core or a stray file was left behind"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_example_filters_pictures_and_shows_them_on_a_sheet(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"

@@ -304,6 +304,7 @@ def test_an_interrupt_that_comes_with_the_place_in_the_line_gives_it_up(
         faults.check_serves(pool, new_gate)
 
 
+@pytest.mark.long
 @KINDS
 def test_twenty_coroutines_and_twenty_threads_share_the_room(kind: str) -> None:
     """None of them gets a tenth only of what another gets; all the coroutines have but one thread."""

@@ -87,6 +87,7 @@ def test_callers_whose_threads_take_turns_all_the_time(kind: str, restless: None
         faults.check_serves(pool, new_gate)
 
 
+@pytest.mark.long
 def test_deaths_under_callers_whose_threads_take_turns_all_the_time(
     restless: None, new_gate: Callable[[], Gate]
 ) -> None:

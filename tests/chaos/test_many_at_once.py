@@ -89,7 +89,7 @@ def test_all_workers_end_at_the_same_step_of_their_lives(
 
 @pytest.mark.parametrize("most", [1, 2])
 @pytest.mark.parametrize("step", [*LIFE, *WITHIN, *BEFORE])
-@pytest.mark.every_nth(2)
+@pytest.mark.every_nth(40)
 def test_workers_end_while_all_are_replaced_all_the_time(
     step: str, most: int, traps: Path, journal: Journal, new_gate: Callable[[], Gate]
 ) -> None:

@@ -216,6 +216,7 @@ def test_two_thousand_rounds_of_timeout_against_completion(kind: str, limit: str
         faults.check_serves(pool, new_gate)
 
 
+@pytest.mark.long
 def test_two_thousand_rounds_of_death_against_completion(journal: Journal, new_gate: Callable[[], Gate]) -> None:
     """A task whose outcome was sent has it, whatever happens to its worker then; else it crashed. None runs twice."""
     rng = faults.new_rng()

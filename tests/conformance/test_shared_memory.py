@@ -134,6 +134,7 @@ def test_a_task_that_runs_again_sees_the_same_input(pool: poolkit.Pool, tmp_path
     wait_until_all_is_back(pool)
 
 
+@pytest.mark.long
 @pytest.mark.needs("process", "crash")
 def test_the_blocks_of_a_worker_that_dies_come_back(pool: poolkit.Pool) -> None:
     for _ in range(3):

@@ -47,7 +47,7 @@ def draw():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", ["", "7"])
-@pytest.mark.every_nth(2)
+@pytest.mark.every_nth(6)
 def test_no_two_workers_draw_the_same_and_a_fixed_seed_gives_the_same_in_each_run(
     method: str, seed: str, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ DRAWS = """
     """
 
 
+@pytest.mark.long
 def test_no_two_workers_draw_the_same_from_what_globals_refer_to() -> None:
     """And a fixed seed gives a worker of one number the same, however it is started."""
     found = [run(DRAWS.format(method=method)) for method in METHODS]

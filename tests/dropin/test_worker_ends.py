@@ -133,6 +133,7 @@ def test_what_the_owner_wants_done_at_its_end_is_not_done_by_workers() -> None:
     assert sorted(lines[1:]) == ["exit handler in the owner", "finalizer 0 in the owner", "finalizer 1 in the owner"]
 
 
+@pytest.mark.long
 def test_a_pool_that_a_task_leaves_open_finishes_its_work(tmp_path: Path) -> None:
     """Also where poolkit was there before the worker was forked."""
     source = f"""

@@ -232,6 +232,7 @@ pool.shutdown()
     assert lines == ["closed True", "1"]
 
 
+@pytest.mark.long
 def test_a_pool_of_forks_is_made_while_another_starts() -> None:
     """The supervisor of that one may hold any lock at that moment, but none that its copy in the fork would want."""
     lines = run(

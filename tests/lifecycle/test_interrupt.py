@@ -105,6 +105,7 @@ def test_in_as_completed_and_wait() -> None:
         )
 
 
+@pytest.mark.long
 def test_while_the_program_does_something_else() -> None:
     for doing in ("time.sleep(3600)", "input()", "while True: pass", "threading.Event().wait()"):
         check(

@@ -133,6 +133,7 @@ signal.pause()
         )
 
 
+@pytest.mark.long
 def test_a_child_forked_while_the_pool_starts_keeps_no_worker_alive() -> None:
     for _ in range(4):
         kill_but_for_the_child(

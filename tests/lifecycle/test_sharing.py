@@ -99,6 +99,7 @@ def test_pools_that_start_at_the_same_moment_share_one() -> None:
     assert len(set(found)) == 1
 
 
+@pytest.mark.long
 def test_a_start_by_fork_is_shared_with_nobody() -> None:
     with poolkit.Pool(1, start_method="fork") as first:
         template = use(first)

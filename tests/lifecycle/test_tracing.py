@@ -48,6 +48,7 @@ print("traced")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trace", ["sys.setprofile", "sys.settrace"])
 def test_a_traced_thread_goes_on_when_the_task_of_another_is_stopped(trace: str) -> None:
     """CPython 3.11 would not, as long as it believes that an exception waits for a thread."""

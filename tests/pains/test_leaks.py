@@ -46,6 +46,7 @@ def segments() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("poolkit*")}  # noqa: S108 -- looked at
 
 
+@pytest.mark.long
 def test_row_18_a_worker_that_attached_takes_no_shared_memory_with_it() -> None:
     """Neither the library's nor the standard library's; and not a word on stderr."""
     source = """
@@ -142,6 +143,7 @@ def test_row_22_map_of_an_endless_input_yields(pool: poolkit.Pool) -> None:
     results.close()
 
 
+@pytest.mark.long
 def test_row_23_arguments_and_results_are_let_go(pool: poolkit.Pool) -> None:
     def serve(count: int) -> None:
         for got in pool.map(work.identity, (np.zeros(MB // 8) for _ in range(count)), chunksize=1):

@@ -235,6 +235,7 @@ def run(side: Real | Fake, steps: list[tuple[str, Any]], end: str) -> dict[str, 
     }
 
 
+@pytest.mark.long
 @hypothesis.settings(max_examples=PROGRAMS)
 @hypothesis.given(
     size=st.integers(1, 2),

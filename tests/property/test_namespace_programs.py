@@ -165,6 +165,7 @@ class Session:
             linecache.cache.pop(f"<input {number} of {self.module.__name__}>", None)
 
 
+@pytest.mark.every_nth(4)
 @pytest.mark.parametrize("seed", range(200))
 def test_a_worker_gives_what_the_functions_give_here(worker: WorkerHalf, tmp_path: Path, seed: int) -> None:
     author, modules = Author(seed), ScriptModules(tmp_path)

@@ -18,6 +18,7 @@ def new_seed() -> int:
     return 1 if "CI" in os.environ else random.SystemRandom().randrange(2**32)
 
 
+@pytest.mark.every_nth(2)
 @pytest.mark.parametrize("kind", ["process", "thread"])
 def test_everything_mixed_is_accounted_for(kind: str) -> None:
     report = run(new_seed(), 2, [kind])

@@ -56,6 +56,7 @@ def test_the_package_has_the_entry_point() -> None:
     assert '[project.entry-points.pytest11]\npoolkit = "poolkit.testing.plugin"\n' in text
 
 
+@pytest.mark.long
 def test_offloaded_calls_land_in_the_fake_pools(run: Run) -> None:
     result = run(
         """
@@ -127,6 +128,7 @@ def test_the_marker_sets_what_the_pool_is_made_with(run: Run) -> None:
     result.stdout.fnmatch_lines(["*the marker poolkit takes its options by name*"])
 
 
+@pytest.mark.long
 def test_a_failed_test_shows_the_timeline(run: Run) -> None:
     result = run(
         """

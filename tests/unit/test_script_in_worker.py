@@ -530,6 +530,7 @@ def test_old_functions_are_freed_although_a_worker_has_them(new_script: NewScrip
     assert old() is None
 
 
+@pytest.mark.long
 def test_what_a_session_defines_again_and_again_is_not_kept(new_worker: NewWorker, tmp_path: Path) -> None:
     """Neither here nor in a worker, whatever called it: functions, classes, what decorators made of them, data."""
     modules, worker = ScriptModules(tmp_path), new_worker()
