@@ -266,7 +266,7 @@ class Namespace:
         """
         for filename in self._files_of(value):
             source = source_for(filename, self.dict)
-            nodes = makers_of(source, name, value) if source is not None else []
+            nodes = makers_of(source, name, value, self.dict) if source is not None else []
             if source is not None and (
                 len(nodes) > 1 or (nodes and may_run(source, nodes[0], value, self.dict, is_named=is_named))
             ):

@@ -1,8 +1,8 @@
 """Origins: which statement of a script made what a name means now, as far as that can be told.
 
 A name may have several statements: in branches, of which some did not run, or one after the other, of which some did
-not run yet. They are told apart by what the live object has of them: code objects, or, from CPython 3.13 on, the line
-of a class. What has nothing of them is not guessed at.
+not run yet. They are told apart by what the live object has of them: code objects; of a class without methods its line,
+from CPython 3.13 on, else what its body binds and what it is derived from. What has nothing of them is not guessed at.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _slots_of(cls: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def makers_of(source: Source, name: str, value: Any) -> list[Any]:
+def makers_of(source: Source, name: str, value: Any, namespace: dict[str, Any]) -> list[Any]:
     """Return the statements of which one made what a name means: one if that can be told, none if there is none."""
     nodes = [each for each in source.definitions.get(name, ()) if _may_make(each, value)]
     is_only = len(nodes) == 1
@@ -84,8 +84,8 @@ def makers_of(source: Source, name: str, value: Any) -> list[Any]:
         best = [each for each, mark in zip(nodes, marks, strict=True) if mark == max(marks) > 0]
         if is_only or len(best) < 2:  # noqa: PLR2004 -- it can be told
             return best
-        first = vars(value).get("__firstlineno__")  # from CPython 3.13 on
-        return [each for each in best if min(part.lineno for part in (each, *each.decorator_list)) == first]
+        marks = [_resemblance(value, each, namespace) for each in best]
+        return [each for each, mark in zip(best, marks, strict=True) if mark == max(marks) >= 0]
     behind = [each for each in functions_behind(value) if _is_from(each, source)]
     codes = {each.__code__ for each in behind if each.__code__.co_name == name}
     told = [each for each in nodes if not codes.isdisjoint(codes_in(source.code_of(each)))]
@@ -115,6 +115,44 @@ def _agreement(source: Source, node: Any, own: list[types.FunctionType]) -> int:
     written = {each.name for each in ast.walk(node) if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))}
     codes = [each.__code__ for each in own if _is_from(each, source) and each.__name__ in written]
     return 2 * codes_in(source.code_of(node)).issuperset(codes) if codes else int(not written)
+
+
+def _resemblance(cls: type, node: Any, namespace: dict[str, Any]) -> int:
+    """Return how much of what a statement binds a class has; -1 if the statement did not make it."""
+    if not isinstance(node, ast.ClassDef):
+        return 0
+    own = vars(cls)
+    if "__firstlineno__" in own:  # from CPython 3.13 on
+        first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+        return 0 if own["__firstlineno__"] == first else -1
+    annotated = {each.target.id for each in node.body if isinstance(each, ast.AnnAssign) and hasattr(each.target, "id")}
+    bases = [_meant_by(name, namespace) for name in map(root_of, node.bases) if name]
+    if (
+        ast.get_docstring(node, clean=False) not in (None, cls.__doc__)
+        or annotated != set(own.get("__annotations__", ()))
+        or any(isinstance(base, type) and base not in cls.__mro__ for base in bases)
+    ):
+        return -1
+    members, fields = getattr(cls, "__members__", {}), getattr(cls, "__dataclass_fields__", {})
+    live = {**own, **{name: member.value for name, member in members.items()}}
+    live.update({name: field.default for name, field in fields.items()})
+    score = sum(base in cls.__bases__ for base in bases or [object])
+    for name, value in _written(node).items():
+        with contextlib.suppress(Exception):  # what cannot be had here
+            made = _evaluated(value, namespace)
+            if type(has := live.get(name, node)) is type(made) and has != made:
+                if type(made) in ATOMS:
+                    return -1
+                score -= 1  # it may have been changed in place
+        score += 1 if name in annotated or name in live else -1
+    return score
+
+
+def _evaluated(expression: ast.expr, namespace: dict[str, Any]) -> Any:
+    """Return what an expression gives now. Raises ValueError for one that calls something."""
+    if not makes_no_call(ast.Expr(expression)):
+        raise ValueError(expression)
+    return eval(ast.unparse(expression), namespace.copy())  # noqa: S307 -- the script's own expression
 
 
 # ===== what may be run in a worker =====

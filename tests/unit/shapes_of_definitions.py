@@ -59,6 +59,24 @@ else:
         y: int = 2
 def f(): return C.x, [e.value for e in E], [field.name for field in fields(D)], D(0)
 """,
+    "class_in_branches_by_expression": """
+import ctypes
+import sys
+if sys.maxsize > 2**32:
+    class S(ctypes.Structure):
+        _fields_ = [('x', ctypes.c_int64)]
+    class C:
+        seen = []
+        sizes = {int: 8}
+else:
+    class S(ctypes.Structure):
+        _fields_ = [('x', ctypes.c_int32)]
+    class C:
+        seen = []
+        sizes = {int: 4}
+C.seen.append(1)
+def f(): return ctypes.sizeof(S), S(2**40).x, C.sizes, C.seen
+""",
     "class_in_branches_by_name": """
 from typing import TypedDict
 if True:

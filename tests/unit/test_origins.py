@@ -25,6 +25,12 @@ def item_of(script: Any, name: str) -> Item:
 @pytest.mark.parametrize(
     "bodies",
     [
+        ("x = 1", "x = 2"),
+        ("x = 1", "x = 1; y = 2"),
+        ("x: int", "x: str; y: int"),
+        ("x = []", "x = []; y = []"),
+        ("'One.'", "'Other.'"),
+        ("x = [int]", "x = [str]"),
         ("def m(self): pass", "x = 1"),
         ("def m(self): pass", "def m(self): pass"),
     ],
@@ -33,14 +39,21 @@ def item_of(script: Any, name: str) -> Item:
 def test_a_class_in_branches_is_made_by_its_own_statement(
     new_script: NewScript, bodies: tuple[str, str], taken: bool
 ) -> None:
-    """Told by the code of its methods."""
+    """Told by its line, from CPython 3.13 on; else by what stands in it."""
     one, other = bodies
     script = new_script(f"if {taken}:\n class C:\n  {one}\nelse:\n class C:\n  {other}\n")
     item = item_of(script, "C")
     assert (item.kind, item.line[-1]) == (STATEMENT, 2 if taken else 5)
 
 
-def test_a_class_without_methods_is_told_by_its_line_or_goes_by_value(new_script: NewScript) -> None:
+@pytest.mark.parametrize(("base", "line"), [("Exception", 2), ("ValueError", 4)])
+def test_a_class_in_branches_is_told_by_its_base(new_script: NewScript, base: str, line: int) -> None:
+    script = new_script(f"if {base} is Exception:\n class C(Exception): pass\nelse:\n class C(ValueError): pass\n")
+    item = item_of(script, "C")
+    assert (item.kind, item.line[-1]) == (STATEMENT, line)
+
+
+def test_a_class_of_two_equal_statements_is_told_by_its_line_or_goes_by_value(new_script: NewScript) -> None:
     """The line is known from CPython 3.13 on."""
     item = item_of(new_script("if True:\n class C: x = 1\nelse:\n class C: x = 1\n"), "C")
     assert (item.kind, item.line[-1]) == ((STATEMENT, 2) if sys.version_info >= (3, 13) else (VALUE, 0))
