@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+import support
 import support_functions as work
 from poolkit import MemoryLimitExceeded, Pool, TaskTimeout, _os, offload
 from poolkit._workforce.process import ProcessWorkforce
@@ -45,6 +46,7 @@ def test_a_task_that_grows_beyond_its_limit_is_stopped_and_no_other(make_pool, h
     assert limited.submit(work.add, 1, 2).result() == 3
     held.release()
     assert held.task.result() == "neighbour"
+    support.wait_until(lambda: exits, "the event, which the thread for callbacks tells")
     assert [(event.cause, event.signal) for event in exits] == [("memory", "SIGKILL")]
     stats = pool.stats()
     assert (stats.failed, stats.crashed, stats.timed_out, stats.succeeded) == (1, 0, 0, 2)
