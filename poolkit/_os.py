@@ -154,6 +154,14 @@ def fill_standard_streams() -> None:
     os.close(fd)
 
 
+def umask() -> int | None:
+    """The file mode mask of this process; None where that cannot be known without changing it."""
+    for line in read_text("/proc/self/status").splitlines():
+        if line.startswith("Umask:"):
+            return int(line[6:], 8)
+    return None
+
+
 def shared_page(nbytes: int) -> int:
     """A descriptor of `nbytes` of zeroed memory, to be mapped by several processes. It has no name anywhere."""
     if LINUX and hasattr(os, "memfd_create"):

@@ -108,10 +108,10 @@ class Pool(Face):
         """Make what drives the pool; of what was checked."""
         if settings.kind == "process" and _os.SUPPORTED:
             # The hooks of forks, before anything is there that a forked child must not have; not for threads.
-            from poolkit._workforce import lifetime, templates  # noqa: F401, PLC0415
+            from poolkit._workforce import lifetime  # noqa: PLC0415
 
             settings.share_cpus()
-            templates.prepare(settings)
+            lifetime.prepare(settings)
         # While the template process starts, all the rest is imported.
         from poolkit._workforce.build import build  # noqa: PLC0415 -- see above
 

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from poolkit._workforce.templates import Template
+    from poolkit._spawn.templates import Template
 
 T = TypeVar("T")
 

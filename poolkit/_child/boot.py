@@ -1,7 +1,7 @@
 """Boot: turns a freshly forked or executed process into a worker: group, signals, evidence, settings, initializer.
 
 The settings come as the first frame (BOOT), a pickled dict:
-    sys_path, argv, cwd   as the owner has them         env        variables to set
+    sys_path, argv, cwd   as the owner has them         env        variables to set, or to remove (None)
     authkey               multiprocessing's key         measure_rss  whether outcomes carry the resident memory
     owner, owner_name     its process id, and what it is called there
     shm_threshold         see `_wire/buffers.py`
@@ -10,7 +10,7 @@ The settings come as the first frame (BOOT), a pickled dict:
     habits                settings of the owner's process and thread, see `_wire/habits.py`
     definitions           what the initializer needs of the script, or None; see `_wire/manifests.py`
     initializer           packed call, or None          preload    names of modules to import
-    open_files            the soft limit to have, or None: the one that it has
+    open_files, umask     the soft limit and the file mode mask to have, or None: those that it has
     log_levels, log_disabled   see `_child/logs.py`
 Owner: the worker's main thread, before it serves.
 """
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 def run_worker(
     fds: list[int],
     parent: int,
-    number: int,
     initializer: Callable[[], object] | None = None,
     generators: Sequence[Any] | None = None,
 ) -> int:
@@ -57,7 +56,6 @@ def run_worker(
     Args:
         fds: descriptors, as `Member.open` has them.
         parent: process id of the template.
-        number: the worker's.
         initializer: what was inherited, with start_method="fork".
         generators: those of random numbers that the template's imports have made; None: this is a new interpreter.
     """
@@ -72,16 +70,15 @@ def run_worker(
     refuse_to_stop()
     for fd in fds:  # a new interpreter had to inherit them; programs that a task starts are not to
         os.set_inheritable(fd, False)
-    calls, outcomes, tokens, page, evidence, passage, *initializers_fds = fds  # as `Member.open` has them
-    faulthandler.enable(file=evidence, all_threads=False)
-    faulthandler.register(_os.STACK_SIGNAL, file=evidence, all_threads=False, chain=False)
+    calls, outcomes, tokens, page, passage, *initializers_fds = fds  # as `Member.open` has them
+    faulthandler.enable(file=page, all_threads=False)  # behind what is mapped as the board: see there
+    faulthandler.register(_os.STACK_SIGNAL, file=page, all_threads=False, chain=False)
     os.register_at_fork(after_in_child=_give_no_evidence)
     board = Board(page)
-    os.close(page)
     output.keep_output(board)
     loop = Loop(calls, outcomes, _os.Tokens(tokens), board, Freight(passage))
     try:
-        return _work(loop, functools.partial(_settle_in, number, outcomes, generators), initializers_fds, initializer)
+        return _work(loop, functools.partial(_settle_in, outcomes, generators), initializers_fds, initializer)
     finally:
         with contextlib.suppress(OSError):  # a task has closed it
             loop.freight.passage.close()  # else it warns that it was not
@@ -204,13 +201,18 @@ def _ignore(_number: int, _frame: types.FrameType | None) -> None:
     return
 
 
-def _settle_in(
-    number: int, outcomes: int, generators: Sequence[Any] | None, settings: dict[str, Any]
-) -> Callable[[], None]:
+def _settle_in(outcomes: int, generators: Sequence[Any] | None, settings: dict[str, Any]) -> Callable[[], None]:
     """Take over the owner's settings; returns what is to be called when the imports are done."""
+    number = settings["number"]
     sys.path[:] = settings["sys_path"]
     sys.argv[:] = settings["argv"]
-    os.environ.update(settings["env"])
+    for name, value in settings["env"].items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if settings["umask"] is not None:
+        os.umask(settings["umask"])
     with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
         os.chdir(settings["cwd"])
     identity.assume(
@@ -220,7 +222,7 @@ def _settle_in(
         sentinel=outcomes,  # it breaks when the owner is gone
         authkey=settings["authkey"],
     )
-    if settings["open_files"] is not None:  # the owner has raised its own
+    if settings["open_files"] is not None:  # the owner has another one than the template, or has raised its own
         import resource  # noqa: PLC0415 -- there only
 
         resource.setrlimit(

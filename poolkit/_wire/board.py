@@ -8,27 +8,41 @@ A reader that sees the old task with the new time thinks a limit began later tha
 Behind the page of fields is a ring with the last that was printed, which the owner reads when the worker is dead:
     _FROM <= _WRITTEN <= _CLAIMED    count bytes; since the task of `_OUTPUT_OF` began, to its end, and what may be torn
 Owner of the ring and its fields: whoever holds the lock in `_child/output.py`.
+Behind that is room for what faulthandler writes, at a fatal signal or when it is asked: it is given the descriptor, and
+writes to that as to a file, whose position the owner has set there.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
+
+from poolkit import _os
 
 RING = 4096  # bytes
-NBYTES = mmap.PAGESIZE + RING
+_EVIDENCE = mmap.PAGESIZE + RING  # where it begins; a multiple of 4 KiB
+NBYTES = _EVIDENCE + (64 << 10)  # a stack has at most 100 frames; what does not fit here is written and not seen
 _BEGUN, _SINCE, _DONE, _MEMORY, _OUTPUT_OF, _FROM, _WRITTEN, _CLAIMED = range(8)
+
+
+def page() -> int:
+    """A descriptor of a new board, for both sides. Raises OSError."""
+    fd = _os.shared_page(NBYTES)
+    os.lseek(fd, _EVIDENCE, os.SEEK_SET)
+    return fd
 
 
 class Board:
     """One worker's board, mapped."""
 
-    __slots__ = ("_ids", "_map", "_ring", "_times")
+    __slots__ = ("_evidence_seen", "_ids", "_map", "_ring", "_times")
 
     def __init__(self, fd: int) -> None:
-        self._map = mmap.mmap(fd, NBYTES)
+        self._map = mmap.mmap(fd, NBYTES, **_os.UNTRACKED)
         self._ids = memoryview(self._map).cast("Q")
         self._times = memoryview(self._map).cast("d")
-        self._ring = memoryview(self._map)[mmap.PAGESIZE :]
+        self._ring = memoryview(self._map)[mmap.PAGESIZE : _EVIDENCE]
+        self._evidence_seen = _EVIDENCE  # up to where the owner has read that
 
     def begin(self, task_id: int, now: float) -> None:
         """Stamp that a task begins; the time first, so that the id never stands beside an older time.
@@ -94,6 +108,13 @@ class Board:
         if kept > start:  # the first line is cut, perhaps within a character
             data = data.partition(b"\n")[2] or data.lstrip(bytes(range(0x80, 0xC0)))
         return data.decode("utf-8", "replace")
+
+    def evidence(self) -> str:
+        """What faulthandler has written since this was asked last."""
+        start = self._evidence_seen
+        end = self._map.find(b"\0", start)
+        self._evidence_seen = end if end >= 0 else NBYTES
+        return self._map[start : self._evidence_seen].decode("utf-8", "replace")
 
     def close(self) -> None:
         """Unmap it. Idempotent."""

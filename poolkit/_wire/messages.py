@@ -17,19 +17,15 @@ Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     TRACKER      payload: the number of a socket on the passage, to which the resource tracker is to be sent
     LOG          payload: a log record's pickled attributes; the task field: which task logged it, 0 for none
 Either way, beside the link, on the passage  records with descriptors: see `_wire/passage.py`
-Owner to nursery, on its root socket       ORDER records
-    OPEN    a pool's control socket is attached, then the owner's standard output and error as the flags say
-Owner to nursery, on a control socket      ORDER records, FORK with descriptors attached
-    FORK    start a worker                  SIGNAL   send a signal to a worker, or kill it with all that it started
-Nursery to owner, on its root socket       one byte, when it has imported what it was to: PREPARED or UNPREPARED
-Nursery to owner, on a control socket      NOTICE records, then `nbytes` of payload
-    OPENED          an OPEN was carried out, so nothing is being imported any more
-    EXITED          a worker ended: its wait status and peak memory
-    FORK_FAILED     no process could be had: the status holds the errno
-    PRELOAD_FAILED  payload: the pickled exception of the import
-    THREADED        payload: names of modules whose import has started threads
-    REFUSED         too few descriptors are left to serve one more pool
-    SIGNALLED       a SIGNAL order was carried out; an owner that hears nothing gives the template process up
+Owner to template, on its root socket      FORK records, each with descriptors attached: the control socket of a new
+                                           worker, the owner's standard output and error as the flags say, its own ones
+Template to owner, on its root socket      one byte, when it has imported what it was to: PREPARED or UNPREPARED
+Owner to template, on a control socket     bytes: the number of a signal for that worker, or KILL
+Template to owner, on a control socket     NOTICE records
+    FORKED       the worker is there: its process id
+    FORK_FAILED  no process could be had: the status holds the errno
+    SIGNALLED    an order was carried out; an owner that hears nothing gives the template process up
+    EXITED       the worker ended: its wait status and peak memory; nothing follows
 """
 
 from __future__ import annotations
@@ -40,22 +36,22 @@ from collections.abc import Iterator
 
 BOOT, CALLS, DROP, STOP, FORGET, DEFINE = 1, 2, 3, 4, 5, 6
 READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, PARCEL, LOG, TRACKER = 11, 12, 13, 14, 15, 16, 17, 18, 19
-FORK, SIGNAL, OPEN = 21, 22, 23
-EXITED, FORK_FAILED, PRELOAD_FAILED, SIGNALLED, OPENED, REFUSED, THREADED = 31, 32, 33, 34, 35, 36, 37
+FORKED, FORK_FAILED, SIGNALLED, EXITED = 31, 32, 33, 34
 
 FRAME_TO_WORKER = struct.Struct("<BxxxIQ")  # kind, count, payload bytes
 FRAME_TO_OWNER = struct.Struct("<BxxxxxxxQddQQ")  # kind, task, started, ended, rss, payload bytes
 # task, attempt, flags, name bytes, timeout (0: none), number of the manifest (0: none), fn bytes, body bytes
 CALL = struct.Struct("<QHHIdQQQ")
-ORDER = struct.Struct("<BBHIQ")  # kind, flags, descriptors, signal, worker
-NOTICE = struct.Struct("<BxxxiQQQQ")  # kind, status, worker, pid, peak rss, payload bytes
+FORK = struct.Struct("<BxH")  # flags, descriptors
+NOTICE = struct.Struct("<BxxxiQQ")  # kind, status, pid, peak rss
 
 # Flags of a call.
 FLAG_ANNOUNCE = 1  # say BEGUN
 FLAG_PARCEL = 2  # the body is a parcel
 FLAG_COPIES = 4  # of which the worker is to make copies, as the call may have to run again
-GROUP = 1  # flag of a SIGNAL: kill the worker with its group and all that descends from it
-HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of an OPEN: which standard streams are open in the owner
+KILL = 0  # instead of a signal: kill the worker with its group and all that descends from it
+HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of a FORK: which standard streams are open in the owner
+MOST_FDS = 64  # descriptors of one FORK, those of `initargs` included
 PREPARED, UNPREPARED = b"\1", b"\0"
 
 _MOST_ATTEMPTS = 0xFFFF

@@ -7,11 +7,11 @@ import os
 import threading
 
 from poolkit import _os
-from poolkit._child.session import MOST_FDS
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
 from poolkit._wire import inherit
 from poolkit._wire.habits import of_thread
+from poolkit._wire.messages import MOST_FDS
 from poolkit._wire.plans import Manifest
 from poolkit._workforce.callbacks import CallbackThread
 from poolkit._workforce.logs import TellerThread
@@ -21,7 +21,7 @@ from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit.errors import SerializationError
 
 _OWN = (SupervisorThread, TellerThread, CallbackThread, MapsThread)
-MOST_INHERITED = MOST_FDS - 8  # the rest is for the worker's own link
+MOST_INHERITED = MOST_FDS - 8  # the rest is for its control socket, its streams and its link
 
 
 def build(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:

@@ -6,22 +6,10 @@ so a stack is complete once one of those is there, or the mark of a stack that i
 
 from __future__ import annotations
 
-import contextlib
-import os
-
 _OWN = "/poolkit/_child/"
 _PRINTING = _OWN + "output.py"  # our one file there whose frames stand inside those of the user's code
 _FATAL = "Fatal Python error"
 _FATAL_SIGNALS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"})
-
-
-def read_available(fd: int) -> str:
-    """What is in a non-blocking pipe now. Never blocks."""
-    pieces = []
-    with contextlib.suppress(BlockingIOError):
-        while piece := os.read(fd, 65536):
-            pieces.append(piece)
-    return b"".join(pieces).decode("utf-8", "replace")
 
 
 def is_complete(text: str) -> bool:

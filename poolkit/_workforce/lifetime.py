@@ -14,12 +14,17 @@ import os
 import threading
 import weakref
 
-from poolkit._workforce import nursery, templates
-from poolkit._workforce.launch import FORKING
+from poolkit import _child
+from poolkit._spawn import templates
+from poolkit._spawn.key import Start
+from poolkit._spawn.launch import FORKING
+from poolkit._workforce.interrupts import deciding, let_come, put_off
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
     from typing import Any, Protocol
+
+    from poolkit._workforce.settings import PoolSettings
 
     class Lasting(Protocol):
         """A pool, as far as its lifetime goes; see `Supervisor`, which imports this file."""
@@ -38,6 +43,25 @@ if TYPE_CHECKING:
 
         def after_fork_in_child(self) -> None:
             """Be a copy in a forked child."""
+
+
+@deciding
+def prepare(settings: PoolSettings) -> None:
+    """Start the template process that a pool will want, so that it is up when the pool is.
+
+    Where that cannot be done now it is left to the first worker, which tells what is wrong. Not in a worker or a
+    template process: modules that make a pool are imported there, mostly for their functions, and a template might
+    import such a module without end, each one in the next.
+    """
+    if settings.start_method == "fork" or _child.is_here:
+        return
+    before = put_off()
+    try:
+        with contextlib.suppress(Exception):
+            start = Start(settings.start_method, settings.preload, settings.shares, settings.env)
+            templates.acquire(start, settings, waits=False)
+    finally:
+        let_come(before)
 
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
@@ -80,7 +104,7 @@ def _finish_all() -> None:
             pool.end_with_interpreter()
     finally:
         with contextlib.suppress(KeyboardInterrupt):  # they end with us in any case
-            templates.end_all(nursery.END_GRACE)
+            templates.end_all(templates.END_GRACE)
 
 
 _held: list[Lasting] = []  # guarded by: FORKING

@@ -1,4 +1,4 @@
-"""Member: one worker process as the owner holds it: its link, tokens, board and evidence.
+"""Member: one worker process as the owner holds it: its link, tokens, board and control socket.
 
 Guarded by: the pool's one lock: the writer, the tokens and the sending half of the passage. By the reader's lock: the
 reader, `pid` and the receiving half.
@@ -16,17 +16,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from poolkit import _os
+from poolkit._spawn import descriptors
+from poolkit._spawn.key import own_path
+from poolkit._spawn.templates import Child
+from poolkit._wire import board as boards
 from poolkit._wire import messages
-from poolkit._wire.board import NBYTES, Board
+from poolkit._wire.board import Board
 from poolkit._wire.habits import of_process
 from poolkit._wire.link import FrameReader, FrameWriter
 from poolkit._wire.manifests import Sent, describe
 from poolkit._wire.passage import Passage
 from poolkit._wire.plans import Manifest
 from poolkit._wire.regions import Region
-from poolkit._workforce import descriptors
 from poolkit._workforce.freight import Freight, Waybill
-from poolkit._workforce.likeness import own_path, volatile_env
 from poolkit._workforce.logs import log_levels
 from poolkit._workforce.settings import PoolSettings
 
@@ -36,7 +38,8 @@ class Member:
 
     def __init__(self, worker_id: int) -> None:
         self.id = worker_id
-        self.pid: int | None = None
+        self.pid: int | None = None  # once it is ready
+        self.child: Child | None = None  # from its order to its end
         self.tokens: _os.Tokens | None = None
         self.board: Board | None = None
         self.reader: FrameReader | None = None
@@ -47,13 +50,13 @@ class Member:
         self.freight: Freight | None = None
         self.is_condemned = False  # to be killed by order; guarded by: the pool's one lock
         self.is_reaped = False  # its end was reported by whoever reaped it, or it never was
-        self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
+        self.calls_fd = self.calls_read_fd = self.outcomes_fd = -1
         self.stack: str | None = None  # what it wrote since it was asked where it is; None: it was not
         self.hint = ""  # why poolkit had to end it
         self.kill_at: float | None = None  # until then it may write its stack
 
     def open(self, inherited: Sequence[int]) -> list[int]:
-        """Make the link, tokens, board and evidence pipe; returns the descriptors for the other side.
+        """Make the link, tokens and board; returns the descriptors for the other side.
 
         They end with copies of `inherited`. Raises OSError; then what was made for the other side is closed.
         """
@@ -62,18 +65,16 @@ class Member:
             fd, self.calls_fd = os.pipe()
             theirs.append(fd)
             # A copy of the reading end stays here: writing to a pipe that nobody can read would raise SIGPIPE, which
-            # ends programs that left it at its default. That the worker died is reported by the nursery.
+            # ends programs that left it at its default. That the worker died is reported by the template.
             self.calls_read_fd = os.dup(fd)
             self.outcomes_fd, fd = os.pipe()
             theirs.append(fd)
             self.tokens = _os.Tokens()
             theirs.append(os.dup(self.tokens.fileno()))
-            fd = _os.shared_page(NBYTES)
+            fd = boards.page()
             theirs.append(fd)
             self.board = Board(fd)
-            self.evidence_fd, fd = os.pipe()
-            theirs.append(fd)
-            for fd in (self.calls_fd, self.outcomes_fd, self.evidence_fd, theirs[-1]):
+            for fd in (self.calls_fd, self.outcomes_fd):
                 os.set_blocking(fd, False)
             ours, other = socket.socketpair()
             theirs.append(other.detach())
@@ -88,16 +89,18 @@ class Member:
 
     def close(self) -> None:
         """Close everything. Idempotent."""
-        for fd in (self.calls_fd, self.calls_read_fd, self.outcomes_fd, self.evidence_fd):
+        if self.child is not None:
+            self.child.close()
+        for fd in (self.calls_fd, self.calls_read_fd, self.outcomes_fd):
             _os.close_fd(fd)
-        self.calls_fd = self.calls_read_fd = self.outcomes_fd = self.evidence_fd = -1
+        self.calls_fd = self.calls_read_fd = self.outcomes_fd = -1
         if self.tokens is not None:
             self.tokens.close()
         if self.board is not None:
             self.board.close()
         if self.passage is not None:
             self.passage.close()
-        self.tokens = self.board = self.passage = None
+        self.child = self.tokens = self.board = self.passage = None
 
 
 def boot_settings(
@@ -117,6 +120,16 @@ def boot_settings(
         cwd = os.getcwd()  # noqa: PTH109 -- a string is what travels
     except OSError:
         cwd = "/"
+    env: dict[str, str | None] = {**settings.shares, **settings.env}
+    umask = open_files = None
+    if member.child is not None:  # what it does not have of its template; of a fork of this process, only the last
+        template = member.child.template
+        if settings.start_method != "fork":
+            env = {**dict.fromkeys(template.env.keys() - os.environ.keys()), **os.environ, **env}
+            umask = _os.umask()
+        env = {name: value for name, value in env.items() if value != template.env.get(name)}
+        if template.open_files != (limit := descriptors.soft_limit_before()):
+            open_files = limit
     packed, manifest = initializer or (None, None)
     definitions: tuple[int, bytes] | None = None
     regions: list[Region] = []
@@ -136,12 +149,13 @@ def boot_settings(
             "authkey": bytes(me.authkey),
             "owner": os.getpid(),
             "owner_name": me.name,
-            "env": {**settings.shares, **volatile_env(), **settings.env},
+            "env": env,
+            "umask": umask,
             "measure_rss": measure_rss,
             "shm_threshold": shm_threshold,
             "preload": settings.preload,
             "initializer": packed,
-            "open_files": descriptors.soft_limit_before(),
+            "open_files": open_files,
             "log_levels": log_levels(),
             "log_disabled": logging.root.manager.disable,
         }

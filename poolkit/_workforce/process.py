@@ -1,14 +1,15 @@
-"""Process workforce: workers that are processes, each behind a private link, forked by the nursery.
+"""Process workforce: workers that are processes, each behind a private link, forked by a template process.
 
     submit, any thread ── send ──> FrameWriter ── pipe ──> worker      under the pool's lock, never blocking
     whoever reads      <── read ── Links       <── pipe ── worker      see `_workforce/reader.py`
-    supervisor thread  <── act ─── the nursery's notices, and stacks
+    supervisor thread  <── act ─── the template's notices, and stacks
 
 Guarantees: whatever a worker wrote before it died is read before its death is reported; nothing two processes share
-can be held by a killed one; a worker is killed through the nursery, which alone knows that its number is still its own.
+can be held by a killed one; a worker is killed through its template, which alone knows that its process id is still its
+own.
 Guarded by: the pool's one lock: `_members`, each member's writer and tokens. By the reader's lock: the links.
-Owner: the supervisor thread: the nursery, the selector, each member's evidence. `_orders` is appended to by anybody,
-before the wake-up is set; `act` clears the wake-up before it looks.
+Owner: the supervisor thread: the template, the selector, each member's child and evidence. `_orders` is appended to by
+anybody, before the wake-up is set; `act` clears the wake-up before it looks.
 Longer than most, since starting, sending and ending a worker share all of that.
 """
 
@@ -33,22 +34,27 @@ from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
 from poolkit._os_memory import OutOfMemory
 from poolkit._select import poll
+from poolkit._spawn import descriptors, templates
+from poolkit._spawn.key import Start
+from poolkit._spawn.templates import Child, Template
 from poolkit._wire import codec, messages
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.manifests import Inherited, Sent, inheritance
 from poolkit._wire.messages import call_parts
 from poolkit._wire.plans import Manifest
 from poolkit._wire.regions import Region
-from poolkit._workforce import descriptors, evidence, templates
+from poolkit._workforce import evidence
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.freight import Freight
 from poolkit._workforce.links import Links, drain
+from poolkit._workforce.logs import log
 from poolkit._workforce.member import Member
-from poolkit._workforce.nursery import Nursery
 from poolkit._workforce.settings import PoolSettings
 
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 STACK_GRACE = 0.2  # seconds a worker gets to write its stack before it is killed without; most take one thousandth
+STACK_LOOK = 0.001  # seconds between two looks whether it has
+ROOM_LOOK = 0.005  # seconds between two looks whether the template has taken earlier orders
 
 Reports = list[Report]
 
@@ -84,7 +90,9 @@ class ProcessWorkforce(DrivenWorkforce):
             self._both = poll()
             self._both.register(self._selector.fileno(), select.POLLIN)
             self._both.register(self.links.fileno, select.POLLIN)
-        self._nursery: Nursery | None = None
+        self._template: Template | None = None
+        self._asked: set[Child] = set()  # those whose template has not carried out all that it was told
+        self._delayed: list[Member] = []  # to be ordered once the template has taken earlier orders
         self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
         self.freight = freight
         self.pack = freight.pack
@@ -95,7 +103,7 @@ class ProcessWorkforce(DrivenWorkforce):
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
             try:
-                self._start_nursery()
+                self._acquire_template()
             except BaseException:
                 self._close_own()
                 raise
@@ -182,7 +190,8 @@ class ProcessWorkforce(DrivenWorkforce):
         if member is None:
             return
         self.links.remove(member)
-        for fd in (member.outcomes_fd, member.calls_fd, member.evidence_fd):
+        self._let_go(member)
+        for fd in (member.outcomes_fd, member.calls_fd):
             self._unregister(fd)
         if member.writer is not None and member.reader is not None:
             self._closed_bytes[0] += member.writer.sent
@@ -231,9 +240,11 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def wait(self, timeout: float, *, links: bool) -> bool:
         """Wait until there is something to do, for at most `timeout` seconds; without `links`, not for them."""
-        due = [member.kill_at or 0.0 for member in self._dying()]
-        if self._nursery is not None and (answer_due := self._nursery.answer_due()) is not None:
-            due.append(answer_due)
+        due = [at for at in (child.answer_due() for child in self._asked) if at < math.inf]
+        if any(True for _ in self._dying()):
+            due.append(monotonic() + STACK_LOOK)
+        if self._delayed:
+            due.append(monotonic() + ROOM_LOOK)
         if (tend_at := self.freight.due()) is not None:
             due.append(tend_at)
         if due:
@@ -244,9 +255,9 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def prepare(self) -> None:
         """Start the template process while nobody waits for the reader's lock. Where it fails, `_spawn` tells why."""
-        if self._nursery is None and any(what == self._spawn for what, _ in list(self._orders)):
+        if self._template is None and any(what == self._spawn for what, _ in list(self._orders)):
             with contextlib.suppress(Exception):
-                self._start_nursery()
+                self._acquire_template()
 
     def act(self) -> Reports:
         """Carry out the orders and take in what happened. Does not block, but where `prepare` was in vain."""
@@ -255,15 +266,19 @@ class ProcessWorkforce(DrivenWorkforce):
         while self._orders:
             what, member = self._orders.popleft()
             what(member, reports)
-        self._watch_orders(reports)
+        delayed, self._delayed = self._delayed, []
+        for member in delayed:
+            self._spawn(member, reports)
         for key, events in self._selector.select(0):
             key.data(events, reports)
-        if self._nursery is not None:
-            self._nursery.kill_if_it_hangs()
+        for child in self._asked:
+            child.kill_template_if_it_hangs()
         with self._lock:
             self.freight.tend(self._members.values())
         self.read()
         for member in self._dying():
+            if member.board is not None:
+                member.stack = (member.stack or "") + member.board.evidence()
             if (member.kill_at or 0.0) <= monotonic() or evidence.is_complete(member.stack or ""):
                 self._kill(member, reports)
         return reports
@@ -289,13 +304,19 @@ class ProcessWorkforce(DrivenWorkforce):
             self.links.broken.popleft()
 
     def close(self) -> None:
-        """Leave the nursery, which ends every worker that is left, and close everything. Blocks for that."""
-        if self._nursery is not None:
-            self._unregister(self._nursery.fileno())
-            self._nursery.close()
-            self._nursery = None
-        else:
-            templates.forgo(self._settings)
+        """End every worker that is left, and close everything. Blocks for that."""
+        template, children = self._template, [member.child for member in self._members.values() if member.child]
+        for child in children:
+            self._unregister(child.fileno())
+        if not templates.end_all_of(children, templates.END_GRACE):
+            for each in {child.template for child in children}:
+                templates.retire(each)
+        is_private = template is not None and not template.key
+        if template is not None and is_private:
+            template.end()
+        # Where there is no shared template this may be a finalizer, whose thread may hold FORKING, or any other lock.
+        templates.release(self._settings, waits=template is not None and not is_private)
+        self._template = None
         with self._lock:
             members = list(self._members.values())
             self._members.clear()
@@ -306,8 +327,6 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def close_in_forked_child(self) -> None:
         """Close the copies of descriptors that a forked child of the owner has; touch nothing that is shared."""
-        if self._nursery is not None:
-            self._nursery.close_in_forked_child()
         for member in self._members.values():
             member.close()
         self.freight.arena.close()
@@ -333,50 +352,56 @@ class ProcessWorkforce(DrivenWorkforce):
 
     # ----- starting -----
 
-    def _start_nursery(self) -> Nursery:
-        if self._settings.start_method == "fork":
+    def _acquire_template(self) -> Template:
+        settings = self._settings
+        if settings.start_method == "fork":
             self._inherited = inheritance()
-        with self._lock:  # a fork takes it too: see the header of `_workforce/nursery.py`
-            nursery = self._nursery = Nursery()
-        try:
-            nursery.start(self._settings)
-        except BaseException:
-            self._nursery = None
-            raise
-        self._selector.register(nursery.fileno(), selectors.EVENT_READ, self._noticed)
-        return nursery
-
-    def _watch_orders(self, reports: Reports) -> None:
-        """Wait for room on the control socket while orders are left to be sent; report those that it refuses."""
-        if self._nursery is not None:
-            events = selectors.EVENT_READ if self._nursery.flush() else selectors.EVENT_READ | selectors.EVENT_WRITE
-            if self._selector.get_key(self._nursery.fileno()).events != events:
-                self._selector.modify(self._nursery.fileno(), events, self._noticed)
-            for worker_id, error in self._nursery.refused:
-                reports.append(Died(worker_id, hint=f"the order to start it could not be sent: {error}"))
-            self._nursery.refused.clear()
+            env = {**settings.shares, **settings.env}
+            self._template = templates.fork(settings, settings.preload, env, settings.bound_initializer())
+        else:
+            start = Start(settings.start_method, settings.preload, settings.shares, settings.env)
+            self._template = templates.acquire(start, settings)
+        assert self._template is not None  # noqa: S101 -- it was waited for
+        return self._template
 
     def _spawn(self, member: Member, reports: Reports) -> None:
         if self._members.get(member.id) is not member:  # the order was torn, and given again
             return
-        try:
-            try:
-                nursery, theirs = self._nursery or self._start_nursery(), self._connect(member)
-            except OSError as exc:
-                if not self._finds_room(exc):
-                    raise
-                member.close()
-                nursery, theirs = self._nursery or self._start_nursery(), self._connect(member)
-        except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
-            if isinstance(exc, OSError) and exc.errno == errno.EMFILE:
-                exc = self.lacks = OSError(errno.EMFILE, descriptors.lack(self._wanted()))
-            what = str(exc) if isinstance(exc, RuntimeError) else repr(exc)  # which are our own words
-            reports.append(Died(member.id, hint=f"it could not be started: {what}"))
+        if self._template is not None and not self._template.has_room():
+            self._delayed.append(member)
             return
-        nursery.fork(member.id, theirs)
+        for may_try_again in (True, False):
+            try:
+                self._start(member)
+                break
+            except templates.GONE:
+                member.close()
+                assert self._template is not None  # noqa: S101 -- it was to fork the worker
+                if may_try_again:  # one that was there may go at this moment
+                    self._leave_template(self._template)
+                    continue
+                self._lost(member, self._template, None, reports)
+                return
+            except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
+                member.close()
+                if may_try_again and isinstance(exc, OSError) and self._finds_room(exc):
+                    continue
+                error: Exception = exc
+                if isinstance(exc, OSError) and exc.errno == errno.EMFILE:
+                    error = self.lacks = OSError(errno.EMFILE, descriptors.lack(self._wanted()))
+                what = str(error) if isinstance(error, RuntimeError) else repr(error)  # which are our own words
+                reports.append(Died(member.id, hint=f"it could not be started: {what}"))
+                return
         if self._out_of_memory is None:
             self._out_of_memory = OutOfMemory()
         self._out_of_memory.look()
+
+    def _leave_template(self, template: Template) -> str:
+        """Start no more workers from one that has ended; how it did, in words. Blocks until it has."""
+        how = template.end()
+        if self._template is template:
+            self._template = None
+        return how
 
     def _wanted(self) -> int:
         return max(self._settings.size, len(self._members))  # a pool may have grown
@@ -388,27 +413,42 @@ class ProcessWorkforce(DrivenWorkforce):
         missing = self._wanted() - sum(member.calls_fd >= 0 for member in self._members.values())
         return error.errno == errno.EMFILE and descriptors.raise_limit(max(1, missing), self.notes)
 
-    def _connect(self, member: Member) -> list[int]:
-        """Open a worker's ends and send the first frame; returns the descriptors for the other side."""
-        member.sent = Sent(self._inherited)
-        member.freight = self.freight
+    def _start(self, member: Member) -> None:
+        """Have a worker forked, and send its first frame."""
+        template = self._template or self._acquire_template()
         theirs = member.open(self._inherited_fds)
         try:
-            told, regions = self._boot(member)
-            self.links.add(member)
-            if self._both is None:
-                self._selector.register(member.outcomes_fd, selectors.EVENT_READ, _nothing_yet)
-            with self._lock:
-                member.writer = FrameWriter(member.calls_fd)
-                if regions:
-                    self.freight.hand_over(member, regions)
-                self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)), told])
-                member.sent.commit()
-        except BaseException:
+            child = member.child = template.spawn(theirs)
+        finally:
             for fd in theirs:
-                _os.close_fd(fd)
+                os.close(fd)
+        self._asked.add(child)
+        self._selector.register(child.fileno(), selectors.EVENT_READ, functools.partial(self._noticed, member))
+        try:
+            self._connect(member)
+        except BaseException:
+            self._disconnect(member)
             raise
-        return theirs
+
+    def _connect(self, member: Member) -> None:
+        """Begin to read a worker's link, and send its first frame."""
+        member.sent = Sent(self._inherited)
+        member.freight = self.freight
+        told, regions = self._boot(member)
+        self.links.add(member)
+        if self._both is None:
+            self._selector.register(member.outcomes_fd, selectors.EVENT_READ, _nothing_yet)
+        with self._lock:
+            member.writer = FrameWriter(member.calls_fd)
+            if regions:
+                self.freight.hand_over(member, regions)
+            self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)), told])
+            member.sent.commit()
+
+    def _disconnect(self, member: Member) -> None:
+        self.links.remove(member)
+        self._unregister(member.outcomes_fd)
+        self._let_go(member)
 
     # ----- links -----
 
@@ -444,20 +484,13 @@ class ProcessWorkforce(DrivenWorkforce):
     # ----- ends -----
 
     def _ask_stack(self, member: Member, reports: Reports) -> None:
-        if self._nursery is None or member.evidence_fd < 0:
+        if member.child is None or member.board is None:
             self._kill(member, reports)
             return
-        evidence.read_available(member.evidence_fd)  # what is there already is not of this task
+        member.board.evidence()  # what is there already is not of this task
         member.stack = ""
         member.kill_at = monotonic() + STACK_GRACE
-        self._selector.register(member.evidence_fd, selectors.EVENT_READ, functools.partial(self._stack_came, member))
-        self._nursery.signal(member.id, _os.STACK_SIGNAL, group=False)
-
-    def _stack_came(self, member: Member, _events: int, _reports: Reports) -> None:
-        text = evidence.read_available(member.evidence_fd)
-        if not text:
-            self._unregister(member.evidence_fd)
-        member.stack = (member.stack or "") + text
+        self._signal(member.child, _os.STACK_SIGNAL)
 
     def _kill_cut_off(self, member: Member, reports: Reports) -> None:
         """End a worker whose link is of no use. Mostly it has ended by itself, which is why."""
@@ -470,35 +503,65 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def _kill(self, member: Member, reports: Reports) -> None:
         member.kill_at = None
-        if self._nursery is not None:
-            self._nursery.signal(member.id, signal.SIGKILL, group=True, up=member.pid is not None)
-            if self._nursery.is_importing():  # it may never be forked, and is killed when it is
-                reports.append(Died(member.id, signal="SIGKILL"))
+        child = member.child
+        if child is not None and child.template.word() is not None:
+            self._signal(child, messages.KILL)
+        elif child is not None or member in self._delayed:  # the template imports; it may never be forked
+            if child is None:
+                self._delayed.remove(member)
+            self._let_go(member)
+            reports.append(Died(member.id, signal="SIGKILL"))
 
-    def _noticed(self, _events: int, reports: Reports) -> None:
-        """The nursery has something to say, or is gone."""
-        assert self._nursery is not None  # noqa: S101 -- its socket is registered while it is there
-        try:
-            notices = self._nursery.receive()
-        except EOFError:
-            self._nursery_died(self._nursery, reports)
+    def _signal(self, child: Child, number: int) -> None:
+        child.signal(number)
+        self._asked.add(child)
+
+    def _let_go(self, member: Member) -> None:
+        """Close a worker's control socket, so that it ends if it has not."""
+        child, member.child = member.child, None
+        if child is not None:
+            self._asked.discard(child)
+            self._unregister(child.fileno())
+            child.close()
+
+    def _noticed(self, member: Member, _events: int, reports: Reports) -> None:
+        """The template has something to say of a worker, or is gone."""
+        child = member.child
+        if child is None:
             return
-        for (kind, status, worker_id, pid, peak, _), payload in notices:
-            member = self._members.get(worker_id)
-            if kind == messages.PRELOAD_FAILED:
-                error = codec.load_error(payload)
-                reports += [BootFailed(each, error) for each in list(self._members)[:1]]
-            elif kind == messages.THREADED:
-                self._nursery.warn_of_threads(payload.decode(), is_forked=self._settings.start_method == "fork")
-            elif member is None:
-                continue
-            elif kind == messages.EXITED:
-                self._ended(member, reports, status=status, pid=pid, peak=peak)
-            elif kind == messages.FORK_FAILED:
-                hint = f"its process could not be forked: {os.strerror(status)}"
-                reports.append(Died(worker_id, hint=hint))
+        try:
+            ended = child.receive()
+        except EOFError:
+            self._let_go(member)
+            self._lost(member, child.template, child.pid, reports)
+            return
+        if child.is_answered():
+            self._asked.discard(child)
+        if names := child.template.modules_with_threads():
+            self._warn_of_threads(names)
+        if ended is None:
+            return
+        self._let_go(member)
+        if ended.error:
+            if child.template is self._template and child.template.key:  # it is full; another one may not be
+                templates.retire(child.template)
+                self._template = None
+            hint = f"its process could not be forked: {os.strerror(ended.error)}"
+            reports.append(Died(member.id, hint=hint))
+        else:
+            self._ended(member, reports, status=ended.status, pid=child.pid, peak=ended.peak_rss)
 
-    def _ended(self, member: Member, reports: Reports, *, status: int, pid: int, peak: int) -> None:
+    def _warn_of_threads(self, names: str) -> None:
+        log.warning(
+            "preload: threads run since %s was imported, and a forked worker has none of them, while what they "
+            "hold stays locked there; %s; best leave that out of `preload`",
+            names,
+            "with start_method='fork' workers are forked all the same"
+            if self._settings.start_method == "fork"
+            else "so each worker is a new interpreter, which imports it by itself",
+        )
+
+    def _ended(self, member: Member, reports: Reports, *, status: int, pid: int | None, peak: int) -> None:
         member.is_reaped = True
         code = os.waitstatus_to_exitcode(status)
         name = _os.signal_name(-code) if code < 0 else None
@@ -512,24 +575,21 @@ class ProcessWorkforce(DrivenWorkforce):
     def _died(self, member: Member, reports: Reports, name: str | None, **facts: Any) -> None:
         """Report a death by that signal, after what the worker left: outcomes that it sent, stack and output."""
         drain(member, reports)
-        rest = evidence.read_available(member.evidence_fd) if member.evidence_fd >= 0 else ""
-        stack = evidence.of_death(name, member.stack, rest)
-        output = member.board.output() if member.board is not None else ""
+        board = member.board
+        stack = evidence.of_death(name, member.stack, "" if board is None else board.evidence())
+        output = "" if board is None else board.output()
         reports.append(Died(member.id, signal=name, stack=stack, output=output, **facts))
 
-    def _nursery_died(self, nursery: Nursery, reports: Reports) -> None:
-        """Every worker dies with the template: the kernel kills them. What their tasks started, we kill here."""
-        self._nursery = None
-        self._unregister(nursery.fileno())
-        how = nursery.bury()
-        for member in list(self._members.values()):
-            if member.reader is None:  # not ordered yet: the order stands, for the next nursery
-                continue
-            if member.pid is not None:
-                # Its number was its own a moment ago, and numbers go round before they come again.
-                _os_processes.kill_group(member.pid, signal.SIGKILL)
-            hint = f"the workers ended with the template process that forks them, which {how}"
-            self._died(member, reports, None if member.pid is None else "SIGKILL", pid=member.pid, hint=hint)
+    def _lost(self, member: Member, template: Template, pid: int | None, reports: Reports) -> None:
+        """A worker dies with its template: the kernel kills it. What its tasks started, we kill here."""
+        how = self._leave_template(template)
+        if (error := template.failure()) is not None:
+            reports.append(BootFailed(member.id, codec.load_error(error)))
+            return
+        if pid is not None:  # its number was its own a moment ago, and numbers go round before they come again
+            _os_processes.kill_group(pid, signal.SIGKILL)
+        hint = f"the workers ended with the template process that forks them, which {how}"
+        self._died(member, reports, None if pid is None else "SIGKILL", pid=pid, hint=hint)
 
 
 def _nothing_yet(_events: int, _reports: Reports) -> None:

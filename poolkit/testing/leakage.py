@@ -118,8 +118,8 @@ def describe_process(pid: int) -> str:
 
 def _open_fds() -> dict[tuple[int, str], str]:
     """The descriptors and where they lead, and what that is whatever its name: a file may lose it."""
-    own = {template._root.fileno() for template in idle_templates() if template._root is not None}  # noqa: SLF001 -- of this library
-    own |= {template._said for template in idle_templates()}  # noqa: SLF001 -- see above
+    own = {template._root.fileno() for template in idle_templates()}  # noqa: SLF001 -- of this library
+    own |= {template._page for template in idle_templates()}  # noqa: SLF001 -- see above
     own.add(_resource_tracker()[1])
     found = {}
     for path in list((_PROC / "self/fd").iterdir()) if _PROC.is_dir() else []:
@@ -138,6 +138,7 @@ def _resource_tracker() -> tuple[Any, Any]:
 
 
 def idle_templates() -> list[Any]:
-    """The template processes that no pool has. Not imported for this: if there are any, it is there."""
-    module = sys.modules.get("poolkit._workforce.templates")
-    return [one for one in list(getattr(module, "_templates", {}).values()) if not one.users]
+    """The template processes that fork no workers. Not imported for this: if there are any, it is there."""
+    module = sys.modules.get("poolkit._spawn.templates")
+    busy = {child.template for child in list(getattr(module, "_children", ()))}
+    return [one for one in list(getattr(module, "_templates", {}).values()) if one not in busy]

@@ -68,8 +68,8 @@ def template_pid(pool: poolkit.Pool) -> int:
     """The process that forks a pool's workers; waits until there is one."""
 
     def look() -> int:
-        nursery = pool._supervisor.workforce._nursery  # type: ignore[attr-defined]
-        return -1 if nursery is None else nursery.pid
+        template = pool._supervisor.workforce._template  # type: ignore[attr-defined]
+        return -1 if template is None else int(template.pid)
 
     return retry_until(look, lambda pid: pid > 0, "a template process")
 

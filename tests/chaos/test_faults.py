@@ -145,7 +145,7 @@ def test_a_module_to_preload_that_never_ends(
     statements = f"import support_gates\nsupport_gates.Gate({arrived.path!r}).signal()\nwhile True: pass"
     (tmp_path / "endless_preload.py").write_text(statements, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("poolkit._workforce.nursery.END_GRACE", 0.2)
+    monkeypatch.setattr("poolkit._spawn.templates.END_GRACE", 0.2)
     monkeypatch.setattr("poolkit._core.policy.STOP_GRACE", 0.2)
     pool = faults.new_pool(2, preload=["endless_preload"])
     with faults.closed_by_force(pool):

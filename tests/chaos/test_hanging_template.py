@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poolkit._workforce.nursery.ANSWER_GRACE", 0.2)
+    monkeypatch.setattr("poolkit._spawn.templates.ANSWER_GRACE", 0.2)
 
 
 def test_a_time_limit_stops_the_task_all_the_same(new_gate: Callable[[], Gate]) -> None:

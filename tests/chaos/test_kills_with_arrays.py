@@ -61,9 +61,9 @@ def test_every_lease_returns_when_the_template_process_is_killed() -> None:
         for _ in range(3):
             tasks = [pool.submit(work.double, work.numbered(number)) for number in range(50)]
             tasks[0].result()
-            nursery = pool._supervisor.workforce._nursery
-            if nursery is not None:
-                os.kill(nursery.pid, signal.SIGKILL)
+            template = pool._supervisor.workforce._template
+            if template is not None:
+                os.kill(template.pid, signal.SIGKILL)
             for task in tasks:
                 assert task.exception() is None or isinstance(task.exception(), poolkit.WorkerCrashed)
             assert int(pool.submit(work.double, work.numbered(2)).result()[0]) == 4

@@ -200,18 +200,18 @@ def test_initializer_dies(make_pool):
 
 @pytest.mark.each_start_method
 @pytest.mark.needs("process")
-def test_nursery_dies(make_pool, hold):
+def test_template_dies(make_pool, hold):
     pool = make_pool(2)
     held = [hold(pool), hold(pool)]
     queued = [pool.submit(work.square, number) for number in range(5)]
     pids = [worker.pid for worker in pool.workers()]
-    nursery = parent_of(pids[0])
-    os.kill(nursery, signal.SIGKILL)
+    template = parent_of(pids[0])
+    os.kill(template, signal.SIGKILL)
     for one in held:
         assert type(one.task.exception()) is WorkerCrashed
     check_others(pool, queued)
     wait_for_exit(*pids)
-    assert parent_of(pool.workers()[0].pid) != nursery
+    assert parent_of(pool.workers()[0].pid) != template
 
 
 # ===== the owner: programs of their own =====

@@ -52,7 +52,7 @@ def test_the_start_method_of_the_context_counts(method: str) -> None:
         import poolkit
 
         def look():
-            return getattr(__import__("sys"), "was_here", False), "poolkit._child.nursery" in __import__("sys").modules
+            return getattr(__import__("sys"), "was_here", False), "poolkit._child.template" in __import__("sys").modules
 
         sys.was_here = True
         with poolkit.Pool(1, multiprocessing.get_context(sys.argv[1])) as pool:

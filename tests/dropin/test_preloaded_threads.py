@@ -48,9 +48,9 @@ def test_workers_are_new_interpreters_then_and_it_is_said_once(tmp_path: Path) -
 for _ in range(2):
     with poolkit.Pool(2, preload=["json", "threaded"]) as pool:
         print(pool.submit(eval, "__import__('threaded').others()").result())
-        template = pool._supervisor.workforce._nursery.pid
+        template = pool._supervisor.workforce._template.pid
 with poolkit.Pool(1, preload=["json"]) as pool:  # another template
-    print(pool.submit(abs, -1).result(), pool._supervisor.workforce._nursery.pid != template)
+    print(pool.submit(abs, -1).result(), pool._supervisor.workforce._template.pid != template)
 print(len(records), "threaded" in records[0], "json" in records[0], "preload" in records[0])
 """
     )

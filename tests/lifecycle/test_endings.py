@@ -145,7 +145,7 @@ def test_twenty_pools_at_once_and_then_nothing() -> None:
         """
         import contextlib, os, threading
         import poolkit
-        from poolkit._workforce import templates
+        from poolkit._spawn import templates
 
         held = []
         for _ in range(2):

@@ -200,7 +200,7 @@ def test_a_dropped_pool_warns_and_finishes_its_work(cycle: bool) -> None:
         f"""
         import gc, os, threading, warnings
         import poolkit
-        from poolkit._workforce import templates
+        from poolkit._spawn import templates
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -231,7 +231,7 @@ def test_a_dropped_pool_that_was_never_used_leaves_at_most_a_template() -> None:
         """
         import os, threading
         import poolkit
-        from poolkit._workforce import templates
+        from poolkit._spawn import templates
         poolkit.Pool(2)
         poolkit.Pool(2, start_method="fork")
         templates.end_all(5.0)
@@ -251,7 +251,7 @@ def test_a_hundred_pools_one_after_another_leave_one_template() -> None:
         """
         import os, threading
         import poolkit
-        from poolkit._workforce import templates
+        from poolkit._spawn import templates
 
         def look():
             return sorted(os.listdir("/proc/self/fd")), threading.enumerate()

@@ -71,7 +71,7 @@ def test_nobody_outlives_an_owner_that_is_killed_while_its_pool_starts() -> None
 
 
 def test_nobody_outlives_an_owner_whose_template_process_was_killed_too() -> None:
-    find_template = "template = pool._supervisor.workforce._nursery.pid; os.kill(template, 9); os.kill(os.getpid(), 9)"
+    find_template = "template = pool._supervisor.workforce._template.pid; os.kill(template, 9); os.kill(os.getpid(), 9)"
     # What the task's program did is not reached here: nobody is left to tell it, so there is none in this test.
     source = OWNER.replace("(hold_the_gil, sleep, stop, start_program)", "(hold_the_gil, sleep, sleep, stop)")
     with running(source + "input()\n" + find_template, "forkserver") as owner:

@@ -9,19 +9,46 @@ from collections.abc import Iterator
 import pytest
 
 from poolkit import _os
-from poolkit._wire.board import NBYTES, RING, Board
+from poolkit._wire.board import RING, Board, page
 
 
 @pytest.fixture(params=["memfd", "file"])
 def boards(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Board, Board]]:
     """The worker's and the owner's view of one page."""
     monkeypatch.setattr(_os, "LINUX", request.param == "memfd" and _os.LINUX)
-    fd = _os.shared_page(NBYTES)
+    fd = page()
     mine, theirs = Board(fd), Board(fd)
     os.close(fd)
     yield mine, theirs
     mine.close()
     theirs.close()
+
+
+@pytest.fixture
+def written_to() -> Iterator[tuple[int, Board]]:
+    """What faulthandler writes to, and the owner's view."""
+    fd = page()
+    owner = Board(fd)
+    yield fd, owner
+    owner.close()
+    os.close(fd)
+
+
+def test_what_faulthandler_writes_is_read_once(written_to: tuple[int, Board]) -> None:
+    fd, owner = written_to
+    assert not owner.evidence()
+    for text in ("File\n", "caf\xe9 "):
+        os.write(fd, text.encode())
+        assert owner.evidence() == text
+        assert not owner.evidence()
+    assert (owner.read(), owner.output()) == ((0, 0.0, 0), "")
+
+
+def test_what_does_not_fit_is_left_out(written_to: tuple[int, Board]) -> None:
+    fd, owner = written_to
+    os.write(fd, b"x" * 1_000_000)
+    assert owner.evidence() == "x" * (64 << 10)
+    assert not owner.evidence()
 
 
 def test_a_fresh_board_says_nothing(boards: tuple[Board, Board]) -> None:

@@ -33,7 +33,7 @@ def test_a_worker_that_nobody_waits_for_any_more_ends_without_a_word(
     pid = os.fork()
     if pid == 0:
         try:
-            os._exit(boot.run_worker(theirs, os.getppid(), 1))
+            os._exit(boot.run_worker(theirs, os.getppid()))
         finally:
             os._exit(99)  # it raised, which would be printed
     for fd in theirs:

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from poolkit import Pool, PoolClosed, PoolkitError
+from poolkit._spawn import templates
+from poolkit._spawn.key import Start
 from poolkit._workforce.desk import Desk
 from poolkit._workforce.freight import Freight
 from poolkit._workforce.line import Place
 from poolkit._workforce.member import Member
-from poolkit._workforce.nursery import Nursery
 from poolkit._workforce.process import ProcessWorkforce
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor
@@ -47,9 +48,9 @@ def test_an_order_that_is_given_while_others_are_carried_out_is_not_left_lying(
         carried_out.append(member)
 
     member = Member(1)
-    monkeypatch.setattr(workforce, "_watch_orders", lambda _: workforce._order(carry_out, member))
+    monkeypatch.setattr(workforce, "read", lambda: workforce._order(carry_out, member))
     workforce.act()
-    monkeypatch.setattr(workforce, "_watch_orders", lambda _: None)
+    monkeypatch.setattr(workforce, "read", list)
     assert carried_out == []
     assert workforce.wait(0.0, links=True)
     workforce.act()
@@ -197,14 +198,15 @@ def test_who_waits_for_something_else_than_a_task_gets_the_standby_at_once(monke
 def test_the_links_can_be_read_while_a_template_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which takes as long as what it is to preload; a second one is started when the first has died."""
     starting, go_on = threading.Event(), threading.Event()
-    start = Nursery.start
+    acquire = templates.acquire
 
-    def start_late(self: Nursery, settings: PoolSettings) -> None:
-        starting.set()
-        go_on.wait(WATCHDOG)
-        start(self, settings)
+    def acquire_late(start: Start, user: object, *, waits: bool = True) -> templates.Template | None:
+        if waits:
+            starting.set()
+            go_on.wait(WATCHDOG)
+        return acquire(start, user, waits=waits)
 
-    monkeypatch.setattr(Nursery, "start", start_late)
+    monkeypatch.setattr(templates, "acquire", acquire_late)
     with Pool(1) as pool:
         task = pool.submit(abs, -1)
         assert starting.wait(WATCHDOG)

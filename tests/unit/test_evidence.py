@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from poolkit._workforce import evidence
@@ -75,16 +73,3 @@ def test_a_task_that_is_stuck_in_a_print_is_shown_there() -> None:
 def test_the_users_own_files_are_no_mark() -> None:
     assert not evidence.is_complete('  File "/home/poolkit/_children/x.py", line 1 in f\n')
     assert not evidence.is_complete('  ValueError: "/poolkit/_child/"\n')
-
-
-def test_what_is_in_the_pipe_is_read_without_waiting() -> None:
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    try:
-        assert evidence.read_available(read) == ""
-        os.write(write, b"caf\xc3\xa9 \xff")
-        assert evidence.read_available(read) == "café \ufffd"
-        os.close(write)
-        assert evidence.read_available(read) == ""
-    finally:
-        os.close(read)

@@ -41,7 +41,7 @@ def test_more_attempts_than_the_field_holds_are_its_largest_number() -> None:
 
 
 def test_every_kind_has_a_number_of_its_own() -> None:
-    flags = {"GROUP", "HAS_OUTPUT", "HAS_ERRORS"}
+    flags = {"KILL", "HAS_OUTPUT", "HAS_ERRORS", "MOST_FDS"}
     kinds = [
         value
         for name, value in vars(messages).items()
@@ -51,7 +51,7 @@ def test_every_kind_has_a_number_of_its_own() -> None:
     assert all(0 < kind < 256 for kind in kinds)
 
 
-@pytest.mark.parametrize("layout", [messages.FRAME_TO_WORKER, messages.FRAME_TO_OWNER, messages.NOTICE])
+@pytest.mark.parametrize("layout", [messages.FRAME_TO_WORKER, messages.FRAME_TO_OWNER])
 def test_sizes_have_64_bits(layout: object) -> None:
     """And are the last field, which is where a reader looks."""
     assert str(layout.format).endswith("Q")  # type: ignore[attr-defined]

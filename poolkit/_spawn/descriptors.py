@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import resource
 
-PER_WORKER = 7  # its calls (two), outcomes, tokens, board, evidence and passage
+PER_WORKER = 7  # its control socket, calls (two), outcomes, tokens, board and passage
 SPARE = 64  # for what else the program opens
 
 _raised: tuple[int, int] | None = None  # the soft limit that there was before, and the one that was set
 
 
-def soft_limit_before() -> int | None:
-    """The soft limit that workers are to have; None: that of this process."""
-    if _raised is not None and resource.getrlimit(resource.RLIMIT_NOFILE)[0] == _raised[1]:
-        return _raised[0]
-    return None
+def soft_limit() -> int:
+    """The soft limit of this process."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def limits_before() -> tuple[int, int]:
-    """The limits that workers have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    before = soft_limit_before()
-    return (soft if before is None else before), hard
+def soft_limit_before() -> int:
+    """The soft limit that this process would have if it had not been raised here: that of workers."""
+    soft = soft_limit()
+    return _raised[0] if _raised is not None and soft == _raised[1] else soft
 
 
 def raise_limit(workers: int, notes: list[str]) -> bool:
@@ -47,8 +44,7 @@ def raise_limit(workers: int, notes: list[str]) -> bool:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (OSError, ValueError):  # the system has another limit above
         return False
-    if before is None:
-        before = soft
+    if before == soft:
         notes.append(f"the soft limit on open files was raised from {soft} to {wanted}, for {workers} workers more")
     _raised = before, wanted
     return True
