@@ -57,8 +57,25 @@ def _prctl(*args: int) -> None:
 
 def children() -> set[int]:
     """The children of this process; empty where that cannot be known. One that has ended and was not reaped counts."""
+    if not has_children():
+        return set()
+    found = _listed_children()
+    if found is not None and found == _listed_children():  # one that ends meanwhile may hide the next
+        return found
     me = os.getpid()
-    return {pid for pid, (parent, _) in _all().items() if parent == me} if has_children() else set()
+    return {pid for pid, (parent, _) in _all().items() if parent == me}
+
+
+def _listed_children() -> set[int] | None:
+    """What the kernel lists as children, which costs nothing for all other processes; None where it has no such list."""
+    found: set[int] = set()
+    try:
+        for thread in os.listdir("/proc/self/task") if _os.has_proc() else ():  # noqa: PTH208 -- see below
+            with open(f"/proc/self/task/{thread}/children", "rb") as file:  # noqa: PTH123 -- see below
+                found.update(map(int, file.read().split()))
+    except OSError:
+        return None
+    return found or None
 
 
 def has_children() -> bool:
@@ -147,7 +164,7 @@ def kill_trees(pids: Collection[int]) -> None:
 
 def kill_adopted(own: Collection[int]) -> None:
     """Kill all children of this process but its own, and what descends from them."""
-    if has_children():
+    if children() - set(own):
         _kill_below(lambda: _descendants((os.getpid(),), own))
 
 

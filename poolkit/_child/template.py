@@ -7,8 +7,8 @@ Guarantees: one thread, and nothing in it waits for the owner; it reaps every wo
 it reaps one it kills what is left of the worker's process group, and then all that it adopted from it
 (`_os_processes.py`), so that no program of a task outlives it; while the dead leader is unreaped its process id cannot
 mean anybody else. When a control socket closes, it kills that worker with all that it started, reaps it, and then
-closes its own end. When the owner is gone, in whatever way, it does so with all of them and ends. When the template is killed,
-the kernel kills the workers (`die_with_parent`). No signal that can be ignored ends it.
+closes its own end. When the owner is gone, in whatever way, it does so with all of them and ends. When the template is
+killed, the kernel kills the workers (`die_with_parent`). No signal that can be ignored ends it.
 A preloaded module that has started threads makes it unfit to be copied: the locks they hold stay locked in the copies.
 So its workers are new interpreters then, as with "spawn".
 It keeps neither the owner's standard streams, which may be pipes whose end somebody waits for, nor anything that came
@@ -56,8 +56,11 @@ def main(root_fd: int, output: int, errors: int, start: int, start_method: str, 
     `output` and `errors` are the owner's streams, -1 where they are closed, to take the place of ours. The standard
     input is the page that `launch.execute` made: behind `start` is what this process has printed so far.
     """
-    with contextlib.suppress(OSError):  # it leads one, unless CPython 3.10 has started it by way of subprocess
-        os.setpgid(0, 0)
+    for name in os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"):  # noqa: PTH208 -- pathlib costs an import
+        fd = int(name)
+        with contextlib.suppress(OSError):  # the one that listed them is closed again
+            if fd > 2 and fd not in {root_fd, output, errors} and os.get_inheritable(fd):  # noqa: PLR2004
+                os.close(fd)  # one of the owner's: Python makes none that programs inherit, libraries do
     os.set_inheritable(root_fd, False)  # a program started by a preloaded module would hide the owner's end
     printed = os.pread(0, os.fstat(0).st_size, start)
     streams = {fd: stream for fd, stream in ((1, output), (2, errors)) if stream >= 0}
@@ -168,8 +171,10 @@ class TemplateProcess:
                             return
                     elif fd in self._workers and not self._signal(fd):
                         released.append(fd)
+                for control in released:  # closed once its worker is reaped
+                    self._poller.unregister(control)
                 if released:
-                    self._kill(released)
+                    _os_processes.kill_trees([self._workers[control] for control in released])
         finally:
             self._kill_all()
 
@@ -265,12 +270,6 @@ class TemplateProcess:
             os.kill(pid, order[0])
         self._notice(control, messages.SIGNALLED)
         return True
-
-    def _kill(self, released: list[int]) -> None:
-        """Kill workers whose control sockets were closed. They are closed here once those are reaped."""
-        for control in released:
-            self._poller.unregister(control)
-        _os_processes.kill_trees([self._workers[control] for control in released])
 
     # ===== ends =====
 

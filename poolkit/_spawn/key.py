@@ -39,20 +39,26 @@ class Start:
         self.env = {**os.environ, **(shares if self.preload else {}), **env}
         self.paths = _search_path()
         self.directory = _directory()
-        read = {name: self.env[name] for name in self.env if name.startswith(_READ_AT_START)}
-        whole = (self.paths, self.directory, tuple(map(_files_of, self.preload)))
-        if self.preload or start_method == "spawn":
-            read = self.env
+        # With "spawn", the interpreters of the workers start there, too.
+        reads_all = bool(self.preload) or start_method == "spawn"
+        read = {name for name in self.env if reads_all or name.startswith(_READ_AT_START)}
         self.key: Key = (
             self.command,
             start_method,
             self.preload,
-            frozenset(read.items()),
-            whole if self.preload else (),
+            frozenset((name, self.env[name]) for name in read),
+            (self.paths, self.directory, tuple(map(_files_of, self.preload))) if self.preload else (),
             (os.getuid(), os.geteuid(), os.getgid(), os.getegid()),
             frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (),
             tuple((is_open(fd), os.isatty(fd)) for fd in (1, 2)),
         )
+
+
+def _directory() -> str:
+    """The current directory; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return os.getcwd()  # noqa: PTH109 -- importing pathlib takes 6 ms
+    return ""
 
 
 def own_path() -> list[str]:
@@ -125,15 +131,6 @@ def _files_of(name: str) -> tuple[object, ...]:
             whole = f"{whole}.{part}"
             spec = importlib.machinery.PathFinder.find_spec(whole, spec.submodule_search_locations)
     return tuple(found)
-
-
-def _directory() -> tuple[object, ...]:
-    """This directory, empty if it is gone; another one of the same name is not the same."""
-    try:
-        found = os.stat(".")  # noqa: PTH116 -- importing pathlib takes 6 ms
-        return (os.getcwd(), found.st_dev, found.st_ino)  # noqa: PTH109
-    except OSError:
-        return ()
 
 
 def is_open(fd: int) -> bool:

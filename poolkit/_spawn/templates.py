@@ -2,20 +2,19 @@
 
     Template   one template process: `spawn` has it fork a worker, with a control socket of that worker's own
     Child      the owner's end of that: signals, and how the worker ended; closed, it kills the worker
-    acquire    a user, such as a pool, gets the template that fits, or a new one; one that is there already is shared
+    acquire    a user, such as a pool, gets the template with its key, or a new one; several users share one
     release    the user is done; the template stays for the next one, until this process ends
 
-What fits is told by `key.py`. A template that is dead, stopped, or could not import what it was to preload, or not in
-time, is replaced when it is acquired next, and ends with the last user that has it. Of those that have no user, the
-MOST_IDLE that were released last stay. One that is forked from this process has its memory and initializer, so it is
-of one user alone, and no part of the registry.
+A template that is dead, stopped, or could not import what it was to preload, or not in time, is replaced when it is
+acquired next, and ends with the last user that has it. Of those that have no user, the MOST_IDLE that were released
+last stay. One that is forked from this process has its memory and initializer: it is of one user alone, and has no key.
 
-No socket here may have copies: the end of a root socket is what ends a template, that of a control socket what ends a
-worker, and their other ends tell of the template's death. So they are made while FORKING is held, which every fork
-takes, and are known before that is let go of: a forked child closes its copies and begins with an empty registry.
-Guarded by: FORKING: `_templates`, `_living`, `_owner`, each template's `users`, `_children`, and what is sent on a root.
-By a template's `_lock`: whether it was killed or waited for, as only until then its number is its own, and its page.
-Owner: a Child belongs to one thread, which is also the one that closes it. Lock order: FORKING, a template's `_lock`.
+No socket here may have copies: the end of a root socket ends the template, that of a control socket the worker, and the
+other ends tell of the template's death. So they are made while FORKING is held, which every fork takes, and are known
+before that is let go of: a forked child closes its copies and begins with an empty registry.
+Guarded by: FORKING: `_templates`, `_living`, `_children`, each template's `users`, and what is sent on a root socket.
+By a template's `_lock`: whether it was waited for, as only until then its process id is its own; its page.
+Owner: a Child belongs to one thread. Lock order: FORKING, a template's `_lock`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import signal
 import threading
 import weakref
 from collections import deque, namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from poolkit import _os
 from poolkit._clock import monotonic
@@ -42,10 +41,9 @@ from poolkit._spawn.launch import FORKING
 from poolkit._wire import messages
 
 MOST_IDLE = 2  # templates without a user: two kinds of pools may take turns
-PREPARE_GRACE = 10.0  # seconds it gets to import what it is to preload, before a later user has another one started
+PREPARE_GRACE = 10.0  # seconds one gets to import what it is to preload, before a later user has another one started
 ANSWER_GRACE = 2.0  # seconds one gets to carry out an order; one that is stopped or hangs cannot stop a task
-SECOND_LOOK = 0.5  # seconds more, lest a pause of the whole machine is taken for its own
-END_GRACE = 5.0  # seconds it gets to kill workers whose control sockets are closed
+END_GRACE = 5.0  # seconds one gets to kill workers whose control sockets are closed
 GONE = (BrokenPipeError, ConnectionResetError)  # what `spawn` raises where the template has ended
 _MOST_PRINTED = 2000  # bytes of what a program printed that an error has
 _NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends programs that left it at its default
@@ -57,36 +55,40 @@ Exit = namedtuple("Exit", "status error peak_rss")  # noqa: PYI024 -- importing 
 class Template:
     """One template process."""
 
-    def __init__(
-        self,
-        root: _socket.socket,
-        page: int,
-        nbytes: int,
-        env: Mapping[str, str],
-        key: Key = (),
-        program: str = "",
-    ) -> None:
-        """Take its root socket, and its page, of which so much is what it was told. FORKING is held.
-
-        Without a key it is of one user alone.
-        """
+    def __init__(self, data: bytes, env: Mapping[str, str], key: Key = (), program: str = "") -> None:
+        """Make its sockets and its page, with this on it, for a process that is started with `start`."""
         self.pid = -1  # until it is started
         self.key = key
-        self.env = env  # what it was started with
+        self.env = env  # what it is started with
         self.open_files = descriptors.soft_limit()  # the same
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
-        self.heard_at = -math.inf  # when it answered last, to whoever that was
-        self.is_suspect = False  # an answer was overdue, and is waited for a little longer
-        self._root = root
-        self._page, self._printed_from = page, nbytes
+        self.answered_at = -math.inf  # when it carried out an order last
+        self.is_retired = False  # set where it is to have no other users, and is to end with the last that it has
+        with FORKING:
+            self._root, self._theirs = launch.socket_pair()
+            self._page, self._printed_from = launch.page_with(data), len(data)
+            _living.add(self)
         self._program = program
         self._word: bytes | None = None  # what it said of its imports, once it has
         self._report = b""  # and more of that
         self._started = monotonic()
         self._lock = threading.Lock()
         self._ending = ""  # how it ended, in words, once it was waited for
-        self._hangs = False  # so it was killed by us
-        _living.add(self)
+
+    def start(self, launcher: Callable[[_socket.socket, int, int], int]) -> None:
+        """Have it started by this, which takes its end of the root socket, the number of ours, and its page.
+
+        Raises:
+            Exception: it could not be started.
+        """
+        try:
+            self.pid = launcher(self._theirs, self._root.fileno(), self._page)
+        except BaseException:
+            self._root.close()
+            self._close_page()
+            raise
+        finally:
+            self._theirs.close()
 
     def spawn(self, fds: Sequence[int]) -> Child:
         """Have a process forked that gets these descriptors, which stay the caller's, and the present standard streams.
@@ -104,13 +106,12 @@ class Template:
                         attached.append(fd)
                         flags |= flag
                 attached += fds
-                order = messages.FORK.pack(flags, len(attached))
                 rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", attached))
-                self._root.sendmsg([order], [rights], _NO_SIGNAL)
+                self._root.sendmsg([messages.FORK.pack(flags, len(attached))], [rights], _NO_SIGNAL)
                 return Child(self, ours)
             except BaseException as exc:
                 ours.close()
-                if isinstance(exc, OSError) and exc.errno == errno.EBADF:  # another user of it has closed our end
+                if isinstance(exc, OSError) and exc.errno == errno.EBADF:  # another user of it has ended it
                     raise BrokenPipeError from exc
                 raise
             finally:
@@ -119,11 +120,10 @@ class Template:
     def has_room(self) -> bool:
         """Return True if an order can be given now; False while it has not taken earlier ones."""
         poller = poll()
-        try:
+        with contextlib.suppress(ValueError):  # it is closed, as `spawn` tells
             poller.register(self._root, select.POLLOUT)
-        except ValueError:  # it is closed, as `spawn` tells
-            return True
-        return bool(poller.poll(0))
+            return bool(poller.poll(0))
+        return True
 
     def word(self) -> bytes | None:
         """What it says of its imports: PREPARED, UNPREPARED; None: nothing yet; empty: nothing, as it is gone."""
@@ -159,99 +159,62 @@ class Template:
         Nor is it too long about that: whatever it waits for, a new one may not have to.
         """
         with self._lock:
-            if self._hangs or not self._is_unchanged(os.WEXITED | os.WSTOPPED):
+            try:
+                if self._ending or self.is_retired or self._has_changed(os.WEXITED | os.WSTOPPED):
+                    return False
+            except ChildProcessError:  # somebody else waited for it
                 return False
         word = self.word()
         return word == messages.PREPARED or (word is None and monotonic() < self._started + PREPARE_GRACE)
 
-    def kill(self, *, hangs: bool = False) -> None:
-        """Kill it, if it still runs; its workers die with it. Call `end` afterwards."""
-        with self._lock:
-            if self._is_unchanged(os.WEXITED):
-                self._hangs = self._hangs or hangs
-                try:
-                    os.kill(self.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-                except PermissionError:  # we have become somebody else; it ends by itself, and its workers with it
-                    self._ending = f"must not be killed by user {os.geteuid()} and was told to end"
-                    with contextlib.suppress(OSError):
-                        self._root.shutdown(_socket.SHUT_RDWR)
-
-    def end(self) -> str:
-        """Kill it, if it still runs; how it ended, in words. Blocks until it has, and holds no lock meanwhile."""
+    def end(self, *, hangs: bool = False) -> str:
+        """Kill it, if it still runs, and its workers with it; how it ended, in words. Blocks until it has."""
         never_began = self.word() == b""
         self.close_root()
-        self.kill()
-        if not self._ending:
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             if not self._ending:
-                self._ending = self._reap()
-                if never_began and not self._hangs:
+                self._ending = self._kill(hangs=hangs)
+                if never_began and not hangs:
                     self._ending += self._last_words()
             self._close_page()
             return self._ending
 
-    def end_with_workers(self, seconds: float) -> None:
-        """End one that may have workers: it kills them first, and is killed itself if that takes too long."""
-        with contextlib.suppress(OSError):
-            self._root.shutdown(_socket.SHUT_WR)
-            self._root.settimeout(seconds)
-            while self._root.recv(8):
-                pass
-        self.end()
+    def _kill(self, *, hangs: bool) -> str:
+        try:
+            self._has_changed(os.WEXITED)  # if it is not our child, that is no process id of ours
+            os.kill(self.pid, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except (ChildProcessError, ProcessLookupError):  # somebody else waited for it
+            return "ended"
+        except PermissionError:  # we have become somebody else; it ends by itself, and its workers with it
+            return f"must not be killed by user {os.geteuid()} and was told to end"
+        if hangs:
+            return f"did not answer for {ANSWER_GRACE:g} s and was killed"
+        return f"was killed by {_os.signal_name(-code)}" if code < 0 else f"exited with code {code}"
 
-    def close_root(self) -> None:
-        """Close our end; a forked child closes its copy."""
-        with contextlib.suppress(OSError):
-            self._root.close()
+    def _has_changed(self, changes: int) -> bool:
+        """Whether any of this has become of our child, which is not reaped by that."""
+        return os.waitid(os.P_PID, self.pid, changes | os.WNOHANG | os.WNOWAIT) is not None
+
+    def _last_words(self) -> str:
+        """What it printed before it ran our code, if that is what it was to do; and what to do about it."""
+        size = os.fstat(self._page).st_size
+        printed = os.pread(self._page, _MOST_PRINTED, max(self._printed_from, size - _MOST_PRINTED))
+        text = printed.decode(errors="replace").strip()
+        what = f"the last that it printed: {text!r}" if printed else "it printed nothing"
+        return (
+            f" before it was ready; {self._program!r} was started for it, and {what}; "
+            f"if that is no Python interpreter, {ADVICE}"
+        )
 
     def _close_page(self) -> None:
         _os.close_fd(self._page)
         self._page = -1
 
-    def _is_unchanged(self, changes: int) -> bool:
-        """Whether it is our child, so that its number cannot mean anybody else, and none of this has become of it.
-
-        It is not reaped by that. Where somebody else has done so, that is noted as its end.
-        """
-        if self._ending:
-            return False
-        try:
-            return os.waitid(os.P_PID, self.pid, changes | os.WNOHANG | os.WNOWAIT) is None
-        except ChildProcessError:
-            self._ending = "ended"
-            return False
-
-    def _reap(self) -> str:
-        """Whoever comes first."""
-        try:
-            code: int | None = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        except ChildProcessError:  # somebody else waited for it
-            code = None
-        if self._hangs:
-            return f"did not answer for {ANSWER_GRACE:g} s and was killed"
-        if code is None:
-            return "ended"
-        return f"was killed by {_os.signal_name(-code)}" if code < 0 else f"exited with code {code}"
-
-    def _last_words(self) -> str:
-        """What it printed before it ran our code, if that is what it was to do; and what to do about it."""
-        printed = b""
+    def close_root(self) -> None:
+        """Close our end, so that it ends; a forked child closes its copy."""
         with contextlib.suppress(OSError):
-            size = os.fstat(self._page).st_size
-            printed = os.pread(self._page, _MOST_PRINTED, max(self._printed_from, size - _MOST_PRINTED))
-        what = (
-            f"the last that it printed: {printed.decode(errors='replace').strip()!r}"
-            if printed
-            else "it printed nothing"
-        )
-        return (
-            f" before it was ready; {self._program!r} was started for it, and {what}; "
-            f"if that is no Python interpreter, {ADVICE}"
-        )
+            self._root.close()
 
 
 class Child:
@@ -261,10 +224,14 @@ class Child:
         """Take the control socket, which has just been ordered. FORKING is held."""
         self.template = template
         self.pid: int | None = None  # once it is known
+        # When each order was given that was not carried out yet: that to fork, then signals. Nothing is expected of a
+        # template that imports.
+        self.unanswered = deque((self._asked(),))
         self._control = control
-        # When each order was given that was not carried out yet. One that still imports takes its time.
-        self._asked = deque((monotonic() if template.word() else math.inf,))
         _children.add(self)
+
+    def _asked(self) -> float:
+        return monotonic() if self.template.word() else math.inf
 
     def fileno(self) -> int:
         """The control socket's descriptor, to wait for notices."""
@@ -275,11 +242,7 @@ class Child:
         # One that is gone is told by its end-of-file; one that takes no more orders has not answered earlier ones.
         with contextlib.suppress(OSError):
             self._control.send(bytes((number,)), _NO_SIGNAL)
-        self._asked.append(monotonic() if self.template.word() else math.inf)
-
-    def kill(self) -> None:
-        """Order its end, and that of all that it started."""
-        self.signal(messages.KILL)
+        self.unanswered.append(self._asked())
 
     def receive(self) -> Exit | None:
         """Take in the notices that are here; how the process ended, if that was among them.
@@ -302,47 +265,20 @@ class Child:
             if kind == messages.FORK_FAILED:
                 return Exit(0, status, 0)
             self.pid = pid or self.pid
-            self._asked.popleft()
-            self.template.heard_at = monotonic()
-            self.template.is_suspect = False
+            self.unanswered.popleft()
+            self.template.answered_at = monotonic()
 
     def answer_due(self) -> float:
         """When the template must have carried out what it was told first; infinity: nothing is due.
 
         It carries out one order after another, so as long as it answers others it does not hang.
         """
-        return max(min(self._asked, default=math.inf), self.template.heard_at) + ANSWER_GRACE
+        return max(min(self.unanswered, default=math.inf), self.template.answered_at) + ANSWER_GRACE
 
-    def is_answered(self) -> bool:
-        """Return True if all orders were carried out."""
-        return not self._asked
-
-    def kill_template_if_it_hangs(self) -> None:
-        """Kill the template if an answer is overdue; all its workers die with it. Call when all notices were read."""
-        template, now = self.template, monotonic()
-        if self.answer_due() > now:
-            return
-        if not template.is_suspect:
-            template.is_suspect = True
-            template.heard_at = now - ANSWER_GRACE + SECOND_LOOK
-        else:
-            self._asked.clear()
-            template.kill(hangs=True)
-
-    def release(self) -> None:
-        """Have it killed, without waiting for that; `end_all_of` does."""
-        with contextlib.suppress(OSError):
-            self._control.shutdown(_socket.SHUT_WR)
-
-    def wait(self, until: float) -> bool:
-        """Wait until it is gone, after `release`; False when it is not at that time."""
-        try:
-            self._control.settimeout(max(0.001, until - monotonic()))
-            while self._control.recv(4096):
-                pass
-        except OSError:  # a timeout too
-            return False
-        return True
+    def end_template_if_it_hangs(self) -> None:
+        """End the template if an answer is overdue; all its workers end with it. Call when all notices were read."""
+        if self.answer_due() <= monotonic():
+            self.template.end(hangs=True)
 
     def close(self) -> None:
         """Close it: the template kills the process, if that still runs, with all that it started. Idempotent."""
@@ -351,55 +287,86 @@ class Child:
             self._control.close()
 
 
-def end_all_of(children: Sequence[Child], seconds: float) -> bool:
-    """Kill these and close them; False when some are not gone after so many seconds.
+def end_children(children: Sequence[Child], seconds: float) -> bool:
+    """Have these killed and wait until they are gone; False if some are not after so many seconds. All are closed.
 
     Those that a template is to fork which still imports are not waited for: it finds that they are not wanted.
     """
     for child in children:
-        child.release()
+        with contextlib.suppress(OSError):
+            child._control.shutdown(_socket.SHUT_WR)  # noqa: SLF001 -- a function of the class, for many at once
     until = monotonic() + seconds
-    gone = [child.template.word() is None or child.wait(until) for child in children]
-    for child in children:
-        child.close()
-    return all(gone)
+    try:
+        for child in children:
+            with contextlib.suppress(ConnectionError):
+                child._control.settimeout(max(0.001, until - monotonic()))  # noqa: SLF001
+                while child.template.word() is not None and child._control.recv(4096):  # noqa: SLF001
+                    pass
+    except TimeoutError:
+        return False
+    finally:
+        for child in children:
+            child.close()
+    return True
 
 
 _templates: dict[Key, Template] = {}  # those that were released last stand last
 _living: weakref.WeakSet[Template] = weakref.WeakSet()  # of those taken out, too
 _children: set[Child] = set()
-_owner = os.getpid()
+
+
+@contextlib.contextmanager
+def _registry(*, waits: bool = True) -> Iterator[list[Template] | None]:
+    """Hold FORKING; what is put into the list is ended when it is let go of. None: it is held, and not waited for."""
+    is_held: bool = FORKING._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 -- as `threading.Condition` does
+    if not waits and (is_held or not FORKING.acquire(blocking=False)):
+        yield None
+        return
+    if waits:
+        FORKING.acquire()
+    over: list[Template] = []
+    try:
+        yield over
+        idle = [template for template in _templates.values() if not template.users]
+        for template in idle[:-MOST_IDLE]:
+            over += _take_out(template)
+    finally:
+        FORKING.release()
+        for template in over:
+            template.end()
+
+
+def _take_out(template: Template) -> list[Template]:
+    """Give it to no other user. Returned if it has none, so that it is to be ended."""
+    if _templates.get(template.key) is template:
+        del _templates[template.key]
+    return [] if template.users else [template]
 
 
 def acquire(start: Start, user: object, *, waits: bool = True) -> Template | None:
     """Find the template that this user is to have, or start it. Blocks while one is started.
 
-    Another one that was acquired for the same user, and is still in the registry, is released. Where it must not wait,
-    as the thread may hold FORKING and be in a finalizer, there may be none.
+    Another one that was acquired for the same user, and is still in the registry, is released. In a finalizer, whose
+    thread may hold FORKING, it must not wait, and there may be none.
 
     Raises:
         Exception: none could be started.
     """
-    over: list[Template] = []
-    if not _enter(waits=waits):
-        return None
-    try:
-        _forget_parents()
+    with _registry(waits=waits) as over:
+        if over is None:
+            return None
         for other in _templates.values():
             other.users.discard(user)
         template = _templates.get(start.key)
         if template is not None and not template.is_fit():
-            over += _take_out((template,))
+            over.extend(_take_out(template))
             template = None
         if template is None:
-            template = _templates[start.key] = _start(start)
+            template = Template(launch.told(start), start.env, start.key, start.command[0])
+            template.start(lambda theirs, number, page: launch.execute(theirs, number, page, start))
+            _templates[start.key] = template
         template.users.add(user)
-        over += _take_out_idle()
         return template
-    finally:
-        FORKING.release()
-        for one in over:
-            one.end()
 
 
 def fork(
@@ -410,32 +377,17 @@ def fork(
     Raises:
         OSError: there are no more processes, or descriptors.
     """
-    page = launch.page_with(b"")
-    theirs = template = None
-    try:
-        with FORKING:
-            ours, theirs = launch.socket_pair()
-            template = Template(ours, page, 0, {**os.environ, **env})
-        template.pid = launch.fork(theirs, page, preload, env, initializer)
-    except BaseException:
-        if template is None:
-            os.close(page)
-        else:
-            template.close_root()
-        raise
-    finally:
-        if theirs is not None:
-            theirs.close()
+    template = Template(b"", {**os.environ, **env})
+    template.start(lambda theirs, _, page: launch.fork(theirs, page, preload, env, initializer))
     template.users.add(user)
     return template
 
 
 def release(user: object, *, waits: bool = True) -> None:
     """A user has no children any more, and wants none. May block until processes have ended."""
-    over: list[Template] = []
-    if not _enter(waits=waits):  # it is forgotten soon, and with it that it was a user
-        return
-    try:
+    with _registry(waits=waits) as over:
+        if over is None:  # the user is forgotten soon, and with it that it was one
+            return
         for template in [one for one in list(_living) if user in one.users]:
             template.users.discard(user)
             if template.users:
@@ -444,93 +396,26 @@ def release(user: object, *, waits: bool = True) -> None:
             if _templates.get(template.key) is template and template.is_fit() and template.word() is not None:
                 _templates[template.key] = _templates.pop(template.key)
             else:
-                over += _take_out((template,))
-        over += _take_out_idle()
-    finally:
-        FORKING.release()
-        for one in over:
-            one.end()
+                over.extend(_take_out(template))
 
 
-def retire(template: Template) -> None:
-    """Give a template to no other user: it ends with the last that has it."""
+def end_all() -> None:
+    """The interpreter ends: end them all. One that still has users may have workers to kill, and ends by itself."""
     with FORKING:
-        over = _take_out((template,))
-    for one in over:
-        one.end()
-
-
-def end_all(seconds: float) -> None:
-    """The interpreter ends: end them all, after the pools."""
-    with FORKING:
-        _forget_parents()
         over = list(_templates.values())
         _templates.clear()
     for template in over:
         if template.users:
-            template.end_with_workers(seconds)
+            template.close_root()
         else:
             template.end()
 
 
 def after_fork_in_child() -> None:
     """In a forked child of the owner, where nobody else runs: close the copies, and begin anew."""
-    global _owner  # noqa: PLW0603 -- guarded by FORKING
     for template in _living:
         template.close_root()
     for child in [*_children]:
         child.close()
     _living.clear()
     _templates.clear()
-    _owner = os.getpid()
-
-
-# ===== under FORKING =====
-
-
-def _enter(*, waits: bool) -> bool:
-    """Take FORKING; False where it is held, and must not be waited for: this thread may hold it."""
-    is_held: bool = FORKING._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 -- as `threading.Condition` does
-    return (waits or not is_held) and FORKING.acquire(blocking=waits)
-
-
-def _forget_parents() -> None:
-    """After a fork that Python did not see."""
-    if os.getpid() != _owner:
-        after_fork_in_child()
-
-
-def _take_out(those: Iterable[Template]) -> list[Template]:
-    """Give these to no other user. Returned are those that have none, so that they are to be ended."""
-    over = []
-    for template in those:
-        if _templates.get(template.key) is template:
-            del _templates[template.key]
-        if not template.users:
-            over.append(template)
-    return over
-
-
-def _take_out_idle() -> list[Template]:
-    """Those that have no user, and that are too many."""
-    return _take_out([one for one in _templates.values() if not one.users][:-MOST_IDLE])
-
-
-def _start(start: Start) -> Template:
-    data = launch.told(start)
-    page = launch.page_with(data)
-    ours = theirs = None
-    try:
-        ours, theirs = launch.socket_pair()
-        pid = launch.execute(theirs, ours, page, len(data), start)
-    except BaseException:
-        os.close(page)
-        if ours is not None:
-            ours.close()
-        raise
-    finally:
-        if theirs is not None:
-            theirs.close()
-    template = Template(ours, page, len(data), start.env, start.key, start.command[0])
-    template.pid = pid
-    return template

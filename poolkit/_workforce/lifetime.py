@@ -104,7 +104,7 @@ def _finish_all() -> None:
             pool.end_with_interpreter()
     finally:
         with contextlib.suppress(KeyboardInterrupt):  # they end with us in any case
-            templates.end_all(templates.END_GRACE)
+            templates.end_all()
 
 
 _held: list[Lasting] = []  # guarded by: FORKING

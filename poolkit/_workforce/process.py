@@ -92,7 +92,6 @@ class ProcessWorkforce(DrivenWorkforce):
             self._both.register(self.links.fileno, select.POLLIN)
         self._template: Template | None = None
         self._asked: set[Child] = set()  # those whose template has not carried out all that it was told
-        self._delayed: list[Member] = []  # to be ordered once the template has taken earlier orders
         self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
         self.freight = freight
         self.pack = freight.pack
@@ -189,10 +188,7 @@ class ProcessWorkforce(DrivenWorkforce):
         member = self._members.pop(worker_id, None)
         if member is None:
             return
-        self.links.remove(member)
         self._let_go(member)
-        for fd in (member.outcomes_fd, member.calls_fd):
-            self._unregister(fd)
         if member.writer is not None and member.reader is not None:
             self._closed_bytes[0] += member.writer.sent
             self._closed_bytes[1] += member.reader.received
@@ -241,9 +237,9 @@ class ProcessWorkforce(DrivenWorkforce):
     def wait(self, timeout: float, *, links: bool) -> bool:
         """Wait until there is something to do, for at most `timeout` seconds; without `links`, not for them."""
         due = [at for at in (child.answer_due() for child in self._asked) if at < math.inf]
-        if any(True for _ in self._dying()):
+        if self._dying():
             due.append(monotonic() + STACK_LOOK)
-        if self._delayed:
+        if self._orders:  # those for which the template had no room, or else the wake-up is set
             due.append(monotonic() + ROOM_LOOK)
         if (tend_at := self.freight.due()) is not None:
             due.append(tend_at)
@@ -263,16 +259,13 @@ class ProcessWorkforce(DrivenWorkforce):
         """Carry out the orders and take in what happened. Does not block, but where `prepare` was in vain."""
         reports = self._reports
         self._wakeup.clear()  # before the orders: one that comes now must not be left for the next time
-        while self._orders:
+        for _ in range(len(self._orders)):
             what, member = self._orders.popleft()
             what(member, reports)
-        delayed, self._delayed = self._delayed, []
-        for member in delayed:
-            self._spawn(member, reports)
         for key, events in self._selector.select(0):
             key.data(events, reports)
         for child in self._asked:
-            child.kill_template_if_it_hangs()
+            child.end_template_if_it_hangs()
         with self._lock:
             self.freight.tend(self._members.values())
         self.read()
@@ -305,18 +298,18 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def close(self) -> None:
         """End every worker that is left, and close everything. Blocks for that."""
-        template, children = self._template, [member.child for member in self._members.values() if member.child]
+        children = [member.child for member in self._members.values() if member.child]
         for child in children:
             self._unregister(child.fileno())
-        if not templates.end_all_of(children, templates.END_GRACE):
-            for each in {child.template for child in children}:
-                templates.retire(each)
-        is_private = template is not None and not template.key
-        if template is not None and is_private:
+        if not templates.end_children(children, templates.END_GRACE):
+            for child in children:
+                child.template.is_retired = True
+        template, self._template = self._template, None
+        is_shared = template is not None and bool(template.key)
+        if template is not None and not is_shared:
             template.end()
-        # Where there is no shared template this may be a finalizer, whose thread may hold FORKING, or any other lock.
-        templates.release(self._settings, waits=template is not None and not is_private)
-        self._template = None
+        # Where it is not shared this may be a finalizer, whose thread may hold FORKING, or any other lock.
+        templates.release(self._settings, waits=is_shared)
         with self._lock:
             members = list(self._members.values())
             self._members.clear()
@@ -368,14 +361,14 @@ class ProcessWorkforce(DrivenWorkforce):
         if self._members.get(member.id) is not member:  # the order was torn, and given again
             return
         if self._template is not None and not self._template.has_room():
-            self._delayed.append(member)
+            self._orders.append((self._spawn, member))  # without a wake-up: see `wait`
             return
         for may_try_again in (True, False):
             try:
                 self._start(member)
                 break
             except templates.GONE:
-                member.close()
+                self._close_ends(member)
                 assert self._template is not None  # noqa: S101 -- it was to fork the worker
                 if may_try_again:  # one that was there may go at this moment
                     self._leave_template(self._template)
@@ -383,7 +376,7 @@ class ProcessWorkforce(DrivenWorkforce):
                 self._lost(member, self._template, None, reports)
                 return
             except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
-                member.close()
+                self._close_ends(member)
                 if may_try_again and isinstance(exc, OSError) and self._finds_room(exc):
                     continue
                 error: Exception = exc
@@ -424,14 +417,6 @@ class ProcessWorkforce(DrivenWorkforce):
                 os.close(fd)
         self._asked.add(child)
         self._selector.register(child.fileno(), selectors.EVENT_READ, functools.partial(self._noticed, member))
-        try:
-            self._connect(member)
-        except BaseException:
-            self._disconnect(member)
-            raise
-
-    def _connect(self, member: Member) -> None:
-        """Begin to read a worker's link, and send its first frame."""
         member.sent = Sent(self._inherited)
         member.freight = self.freight
         told, regions = self._boot(member)
@@ -444,11 +429,6 @@ class ProcessWorkforce(DrivenWorkforce):
                 self.freight.hand_over(member, regions)
             self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)), told])
             member.sent.commit()
-
-    def _disconnect(self, member: Member) -> None:
-        self.links.remove(member)
-        self._unregister(member.outcomes_fd)
-        self._let_go(member)
 
     # ----- links -----
 
@@ -506,9 +486,7 @@ class ProcessWorkforce(DrivenWorkforce):
         child = member.child
         if child is not None and child.template.word() is not None:
             self._signal(child, messages.KILL)
-        elif child is not None or member in self._delayed:  # the template imports; it may never be forked
-            if child is None:
-                self._delayed.remove(member)
+        elif child is not None or member.calls_fd < 0:  # the template imports, or has no room: it may never be forked
             self._let_go(member)
             reports.append(Died(member.id, signal="SIGKILL"))
 
@@ -517,12 +495,19 @@ class ProcessWorkforce(DrivenWorkforce):
         self._asked.add(child)
 
     def _let_go(self, member: Member) -> None:
-        """Close a worker's control socket, so that it ends if it has not."""
+        """Watch no descriptor of a worker any more, and close its control socket, so that it ends if it has not."""
+        self.links.remove(member)
+        self._unregister(member.outcomes_fd)
+        self._unregister(member.calls_fd)
         child, member.child = member.child, None
         if child is not None:
             self._asked.discard(child)
             self._unregister(child.fileno())
             child.close()
+
+    def _close_ends(self, member: Member) -> None:
+        self._let_go(member)
+        member.close()
 
     def _noticed(self, member: Member, _events: int, reports: Reports) -> None:
         """The template has something to say of a worker, or is gone."""
@@ -535,7 +520,7 @@ class ProcessWorkforce(DrivenWorkforce):
             self._let_go(member)
             self._lost(member, child.template, child.pid, reports)
             return
-        if child.is_answered():
+        if not child.unanswered:
             self._asked.discard(child)
         if names := child.template.modules_with_threads():
             self._warn_of_threads(names)
@@ -543,9 +528,8 @@ class ProcessWorkforce(DrivenWorkforce):
             return
         self._let_go(member)
         if ended.error:
-            if child.template is self._template and child.template.key:  # it is full; another one may not be
-                templates.retire(child.template)
-                self._template = None
+            if ended.error == errno.EMFILE and child.template is self._template and child.template.key:
+                child.template.is_retired, self._template = True, None  # it is full; the next one is not
             hint = f"its process could not be forked: {os.strerror(ended.error)}"
             reports.append(Died(member.id, hint=hint))
         else:
@@ -586,10 +570,12 @@ class ProcessWorkforce(DrivenWorkforce):
         if (error := template.failure()) is not None:
             reports.append(BootFailed(member.id, codec.load_error(error)))
             return
-        if pid is not None:  # its number was its own a moment ago, and numbers go round before they come again
-            _os_processes.kill_group(pid, signal.SIGKILL)
         hint = f"the workers ended with the template process that forks them, which {how}"
-        self._died(member, reports, None if pid is None else "SIGKILL", pid=pid, hint=hint)
+        if pid is None:
+            reports.append(Died(member.id, hint=hint))
+        else:  # its number was its own a moment ago, and numbers go round before they come again
+            _os_processes.kill_group(pid, signal.SIGKILL)
+            self._died(member, reports, "SIGKILL", pid=pid, hint=hint)
 
 
 def _nothing_yet(_events: int, _reports: Reports) -> None:

@@ -87,7 +87,7 @@ MEASURES = (
             Row(
                 "owner", "wake-ups of the owner", "number", {"poolkit": "at most 3, then 0"}, words=("calmer", "busier")
             ),
-            Row("children", "of its children (poolkit: the nursery)", "number", words=("calmer", "busier")),
+            Row("children", "of its children (poolkit: the template)", "number", words=("calmer", "busier")),
             Row("grandchildren", "of their children (poolkit: the workers)", "number", words=("calmer", "busier")),
             Row("cpu", "CPU time of all but the owner", "ms", {"poolkit": "0"}, words=("calmer", "busier")),
         ),

@@ -252,16 +252,3 @@ def test_a_worker_has_the_owners_terminal_and_may_not_read_it(method: str) -> No
         ended = script.finish()
         assert ended.out.splitlines() == ["written", "True True EIO"]
         script.wait_until_gone()
-
-
-def test_started_by_way_of_subprocess_it_has_the_owners_terminal_too() -> None:
-    source = """
-        os.posix_spawn = None
-        del os.posix_spawn
-        with poolkit.Pool(1) as pool:
-            session, leads, error = pool.submit(use_terminal).result(30)
-            print(session == os.getsid(0), leads, error)
-        """
-    with Script(python("-c", TERMINAL + text_of(source)), terminal=True) as script:
-        assert script.finish().out.splitlines() == ["written", "True True EIO"]
-        script.wait_until_gone()

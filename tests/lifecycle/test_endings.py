@@ -158,7 +158,7 @@ def test_twenty_pools_at_once_and_then_nothing() -> None:
                     thread.start()
                 for thread in threads:
                     thread.join()
-            templates.end_all(5.0)
+            templates.end_all()
             held.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
         print(held[0] == held[1], held[0][0])
         """

@@ -215,7 +215,7 @@ def test_a_dropped_pool_warns_and_finishes_its_work(cycle: bool) -> None:
         for thread in threading.enumerate():
             if thread is not threading.main_thread():
                 thread.join()
-        templates.end_all(5.0)  # it would wait for the next pool
+        templates.end_all()  # it would wait for the next pool
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
@@ -234,7 +234,7 @@ def test_a_dropped_pool_that_was_never_used_leaves_at_most_a_template() -> None:
         from poolkit._spawn import templates
         poolkit.Pool(2)
         poolkit.Pool(2, start_method="fork")
-        templates.end_all(5.0)
+        templates.end_all()
         try:
             os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
@@ -262,7 +262,7 @@ def test_a_hundred_pools_one_after_another_leave_one_template() -> None:
             if kind == "process":
                 first = locals().get("first") or look()
         print(look() == first, len(templates._templates))
-        templates.end_all(5.0)
+        templates.end_all()
         try:
             os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:

@@ -151,14 +151,14 @@ def test_a_fork_while_the_template_process_starts_holds_nothing_up() -> None:
     lines = forked(
         """
 starting = threading.Event()
-real = os.posix_spawn
+real = os.posix_spawnp
 
 def slow(*args, **kwargs):
     "Have the fork come as soon as the sockets are there."
     starting.set()
     return real(*args, **kwargs)
 
-os.posix_spawn = slow
+os.posix_spawnp = slow
 made = []
 thread = threading.Thread(target=lambda: made.append(poolkit.Pool(1)))
 thread.start()

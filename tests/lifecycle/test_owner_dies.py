@@ -154,7 +154,7 @@ import os, signal, sys, threading
 import poolkit
 
 starting, forked = threading.Event(), threading.Event()
-spawn = os.posix_spawn
+spawn = os.posix_spawnp
 
 def be_overtaken_and_spawn(*args, **kwargs):
     starting.set()
@@ -169,7 +169,7 @@ def fork():
     forked.set()
     os.write(1, b"child %d\\n" % child)
 
-os.posix_spawn = be_overtaken_and_spawn
+os.posix_spawnp = be_overtaken_and_spawn
 threading.Thread(target=fork).start()
 pool = poolkit.Pool(1)
 os.write(1, b"%d\\n" % pool.submit(lambda: 7).result())

@@ -30,15 +30,13 @@ from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
 
-END_GRACE = 5.0
-
 
 @pytest.fixture(autouse=True)
 def _afresh() -> Iterator[None]:
     """Begin without a template process, and leave none."""
-    templates.end_all(END_GRACE)
+    templates.end_all()
     yield
-    templates.end_all(END_GRACE)
+    templates.end_all()
 
 
 def use(pool: poolkit.Pool) -> int:
@@ -51,6 +49,14 @@ def use_new(max_workers: int = 1) -> int:
     """The template process of a pool that is over."""
     with poolkit.Pool(max_workers) as pool:
         return use(pool)
+
+
+def stop(template: int, pool: poolkit.Pool) -> None:
+    """Stop a template process that has carried out all that this pool has told it."""
+    workforce = pool._supervisor.workforce
+    support.wait_until(lambda: not workforce._asked)  # type: ignore[attr-defined]
+    os.kill(template, signal.SIGSTOP)
+    os.waitid(os.P_PID, template, os.WSTOPPED | os.WNOWAIT)
 
 
 def open_pipes(pid: int) -> set[str]:
@@ -477,7 +483,7 @@ def test_a_template_that_somebody_else_waited_for_is_replaced(monkeypatch: pytes
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid) if pid == template else kill(pid, number))
     with poolkit.Pool(1) as pool:
         assert use(pool) != template
-    templates.end_all(END_GRACE)
+    templates.end_all()
     assert killed == []
 
 
@@ -487,9 +493,9 @@ def test_forks_are_not_held_up_while_a_template_ends(monkeypatch: pytest.MonkeyP
     os.waitid(os.P_PID, template, os.WSTOPPED | os.WNOWAIT)
     end, held = templates.Template.end, []
 
-    def look_and_end(one: templates.Template) -> str:
+    def look_and_end(one: templates.Template, *, hangs: bool = False) -> str:
         held.append(FORKING._is_owned())
-        return end(one)
+        return end(one, hangs=hangs)
 
     monkeypatch.setattr(templates.Template, "end", look_and_end)
     with poolkit.Pool(1) as pool:
@@ -514,8 +520,7 @@ def test_a_template_that_stops_in_use_serves_no_new_pool(new_gate: Callable[[], 
         task = first.submit(work.arrive_and_wait, arrived, release, "kept")
         arrived.wait()
         template = template_pid(first)
-        os.kill(template, signal.SIGSTOP)
-        os.waitid(os.P_PID, template, os.WSTOPPED | os.WNOWAIT)
+        stop(template, first)
         with poolkit.Pool(1) as second:
             assert use(second) != template
         os.kill(template, signal.SIGCONT)
@@ -634,7 +639,7 @@ def test_a_template_that_does_not_let_go_of_a_pool_serves_no_new_one(
         support.wait_until(lambda: not first.workers(), "the worker to be let go")
         task = second.submit(work.arrive_and_wait, arrived, release, "kept")
         arrived.wait()
-        os.kill(template, signal.SIGSTOP)
+        stop(template, second)
         first.shutdown()
         with poolkit.Pool(1) as third:
             assert use(third) != template

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from poolkit._spawn import templates
 from poolkit._spawn.templates import Child, Template
 from poolkit._wire import messages
 from poolkit._wire.messages import FORK, NOTICE
+from poolkit._workforce import lifetime  # noqa: F401 -- the hooks of forks, which close copies of our sockets
 from support import WATCHDOG
 
 
@@ -23,19 +25,22 @@ class Played:
     """A template whose process is a sleeping child, and which the test plays."""
 
     def __init__(self, *, is_prepared: bool = True) -> None:
-        ours, self.root = socket.socketpair()
-        ours.setblocking(False)
-        self.root.settimeout(WATCHDOG)
-        self.page = os.memfd_create("page")
-        self.template = Template(ours, self.page, 0, {}, ("key",), "/bin/program")
-        self.template.pid = os.fork()
-        if not self.template.pid:
-            self.root.close()
-            signal.pause()
-            os._exit(0)
+        self.template = Template(b"", {}, ("key",), "/bin/program")
+        self.template.start(self._launch)
         if is_prepared:
             self.say(messages.PREPARED)
         self.controls: list[socket.socket] = []
+
+    def _launch(self, theirs: Any, _number: int, page: int) -> int:
+        pid = os.fork()
+        if not pid:
+            theirs.close()
+            signal.pause()
+            os._exit(0)
+        self.root = socket.socket(fileno=os.dup(theirs.fileno()))
+        self.root.settimeout(WATCHDOG)
+        self.page = page
+        return pid
 
     def say(self, word: bytes) -> None:
         self.root.send(word)
@@ -96,7 +101,7 @@ def test_an_order_carries_the_control_socket_the_streams_and_the_descriptors(pla
 def test_orders_are_one_byte_each(played: Played) -> None:
     child, control, _ = played.spawn()
     child.signal(signal.SIGUSR1)
-    child.kill()
+    child.signal(messages.KILL)
     assert control.recv(10) == bytes((signal.SIGUSR1, messages.KILL))
     child.close()
 
@@ -108,16 +113,16 @@ def test_notices_say_the_number_and_how_it_ended(played: Played) -> None:
     notice(control, messages.FORKED, pid=12345)
     assert child.receive() is None
     assert child.pid == 12345
-    assert child.is_answered()
-    child.kill()
-    assert not child.is_answered()
+    assert not child.unanswered
+    child.signal(messages.KILL)
+    assert child.unanswered
     notice(control, messages.SIGNALLED)
     notice(control, messages.EXITED, status=9, peak=5000)
     control.close()
     ended = child.receive()
     assert ended is not None
     assert (ended.status, ended.error, ended.peak_rss) == (9, 0, 5000)
-    assert child.is_answered()
+    assert not child.unanswered
     assert child.pid == 12345
     child.close()
 
@@ -138,7 +143,7 @@ def test_an_end_without_how_is_that_of_the_template(played: Played, rest: bytes)
     control.close()
     with pytest.raises(EOFError):
         child.receive()
-    child.kill()
+    child.signal(messages.KILL)
     child.close()
 
 
@@ -182,13 +187,13 @@ def test_children_that_are_gone_in_time_are_waited_for(played: Played) -> None:
     """And those of a template that does not let go of them, no longer than that."""
     (one, its, _), (other, _, _) = played.spawn(), played.spawn()
     its.close()
-    assert templates.end_all_of([one], WATCHDOG)
-    assert not templates.end_all_of([other], 0.01)
+    assert templates.end_children([one], WATCHDOG)
+    assert not templates.end_children([other], 0.01)
 
 
 def test_children_of_a_template_that_still_imports_are_not_waited_for(importing: Played) -> None:
     child, control, _ = importing.spawn()
-    assert templates.end_all_of([child], WATCHDOG)
+    assert templates.end_children([child], WATCHDOG)
     assert control.recv(1) == b""
 
 
@@ -199,17 +204,13 @@ def test_an_order_that_is_not_carried_out_in_time_is_the_end_of_the_template(
     played: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(templates, "ANSWER_GRACE", 0.0)
-    monkeypatch.setattr(templates, "SECOND_LOOK", 0.0)
     child, control, _ = played.spawn()
     notice(control, messages.FORKED, pid=1)
     child.receive()
-    child.kill_template_if_it_hangs()
-    child.kill_template_if_it_hangs()
+    child.end_template_if_it_hangs()
     assert played.template.is_fit(), "it has done all that it was told"
-    child.kill()
-    child.kill_template_if_it_hangs()
-    assert played.template.is_fit(), "all of the machine may have stood still"
-    child.kill_template_if_it_hangs()
+    child.signal(messages.KILL)
+    child.end_template_if_it_hangs()
     assert not played.template.is_fit()
     assert "did not answer" in played.template.end()
     child.close()
@@ -231,10 +232,10 @@ def test_one_that_carries_out_other_orders_does_not_hang(played: Played, monkeyp
 
 def test_one_that_still_imports_is_not_hurried(importing: Played) -> None:
     child, _, _ = importing.spawn()
-    child.kill()
+    child.signal(messages.KILL)
     assert child.answer_due() == math.inf
     importing.say(messages.PREPARED)
-    child.kill()
+    child.signal(messages.KILL)
     assert child.answer_due() < math.inf
     child.close()
 
@@ -285,10 +286,10 @@ def test_one_that_may_not_be_killed_is_told_to_end_and_not_waited_for(
     template = played.template
     with monkeypatch.context() as patched:
         patched.setattr(os, "kill", refuse)
-        template.kill(hangs=True)
-        assert played.root.recv(1) == b""
+        assert "must not be killed" in template.end(hangs=True)
+        with pytest.raises(ConnectionResetError):  # it left a word unread
+            played.root.recv(1)
         assert not template.is_fit()
-        assert "must not be killed" in template.end()
     os.kill(template.pid, signal.SIGKILL)
     os.waitpid(template.pid, 0)
 
