@@ -67,11 +67,11 @@ def children() -> set[int]:
 
 
 def _listed_children() -> set[int] | None:
-    """What the kernel lists as children, which costs nothing for all other processes; None where it has no such list."""
+    """What the kernel lists as children, without a look at all other processes; None where it has no such list."""
     found: set[int] = set()
     try:
-        for thread in os.listdir("/proc/self/task") if _os.has_proc() else ():  # noqa: PTH208 -- see below
-            with open(f"/proc/self/task/{thread}/children", "rb") as file:  # noqa: PTH123 -- see below
+        for thread in os.listdir("/proc/self/task") if _os.has_proc() else ():  # noqa: PTH208
+            with open(f"/proc/self/task/{thread}/children", "rb") as file:  # noqa: PTH123
                 found.update(map(int, file.read().split()))
     except OSError:
         return None

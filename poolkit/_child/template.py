@@ -56,11 +56,7 @@ def main(root_fd: int, output: int, errors: int, start: int, start_method: str, 
     `output` and `errors` are the owner's streams, -1 where they are closed, to take the place of ours. The standard
     input is the page that `launch.execute` made: behind `start` is what this process has printed so far.
     """
-    for name in os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"):  # noqa: PTH208 -- pathlib costs an import
-        fd = int(name)
-        with contextlib.suppress(OSError):  # the one that listed them is closed again
-            if fd > 2 and fd not in {root_fd, output, errors} and os.get_inheritable(fd):  # noqa: PLR2004
-                os.close(fd)  # one of the owner's: Python makes none that programs inherit, libraries do
+    _close_inherited({0, 1, 2, root_fd, output, errors})
     os.set_inheritable(root_fd, False)  # a program started by a preloaded module would hide the owner's end
     printed = os.pread(0, os.fstat(0).st_size, start)
     streams = {fd: stream for fd, stream in ((1, output), (2, errors)) if stream >= 0}
@@ -79,6 +75,15 @@ def main(root_fd: int, output: int, errors: int, start: int, start_method: str, 
         os.close(null)
         template.serve()
     os._exit(0)
+
+
+def _close_inherited(kept: set[int]) -> None:
+    """Close what was inherited of the owner but these. Python makes no descriptors that programs inherit; others do."""
+    with contextlib.suppress(OSError):  # there is no such directory
+        for name in os.listdir("/proc/self/fd" if _os.LINUX else "/dev/fd"):  # noqa: PTH208 -- pathlib costs an import
+            with contextlib.suppress(OSError):  # the one that listed them is closed again
+                if int(name) not in kept and os.get_inheritable(int(name)):
+                    os.close(int(name))
 
 
 class TemplateProcess:

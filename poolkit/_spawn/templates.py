@@ -55,13 +55,13 @@ Exit = namedtuple("Exit", "status error peak_rss")  # noqa: PYI024 -- importing 
 class Template:
     """One template process."""
 
-    def __init__(self, data: bytes, env: Mapping[str, str], key: Key = (), program: str = "") -> None:
+    def __init__(self, user: object, data: bytes, env: Mapping[str, str], key: Key = (), program: str = "") -> None:
         """Make its sockets and its page, with this on it, for a process that is started with `start`."""
         self.pid = -1  # until it is started
         self.key = key
         self.env = env  # what it is started with
         self.open_files = descriptors.soft_limit()  # the same
-        self.users: weakref.WeakSet[object] = weakref.WeakSet()
+        self.users: weakref.WeakSet[object] = weakref.WeakSet((user,))
         self.answered_at = -math.inf  # when it carried out an order last
         self.is_retired = False  # set where it is to have no other users, and is to end with the last that it has
         with FORKING:
@@ -84,6 +84,7 @@ class Template:
         try:
             self.pid = launcher(self._theirs, self._root.fileno(), self._page)
         except BaseException:
+            _living.discard(self)
             self._root.close()
             self._close_page()
             raise
@@ -153,6 +154,10 @@ class Template:
             names, self._report = self._report, b""
         return names.decode()
 
+    def is_used(self) -> bool:
+        """Return True if somebody wants it, or processes that it has forked are there. FORKING is held."""
+        return bool(self.users) or any(child.template is self for child in _children)
+
     def is_fit(self) -> bool:
         """Return True if it can have one more user: it is neither dead nor stopped, nor failed to import.
 
@@ -169,6 +174,7 @@ class Template:
 
     def end(self, *, hangs: bool = False) -> str:
         """Kill it, if it still runs, and its workers with it; how it ended, in words. Blocks until it has."""
+        _living.discard(self)
         never_began = self.word() == b""
         self.close_root()
         with self._lock:
@@ -311,7 +317,7 @@ def end_children(children: Sequence[Child], seconds: float) -> bool:
 
 
 _templates: dict[Key, Template] = {}  # those that were released last stand last
-_living: weakref.WeakSet[Template] = weakref.WeakSet()  # of those taken out, too
+_living: set[Template] = set()  # all that have not been ended; those taken out, too
 _children: set[Child] = set()
 
 
@@ -327,7 +333,7 @@ def _registry(*, waits: bool = True) -> Iterator[list[Template] | None]:
     over: list[Template] = []
     try:
         yield over
-        idle = [template for template in _templates.values() if not template.users]
+        idle = [template for template in _templates.values() if not template.is_used()]
         for template in idle[:-MOST_IDLE]:
             over += _take_out(template)
     finally:
@@ -337,17 +343,17 @@ def _registry(*, waits: bool = True) -> Iterator[list[Template] | None]:
 
 
 def _take_out(template: Template) -> list[Template]:
-    """Give it to no other user. Returned if it has none, so that it is to be ended."""
+    """Give it to no other user. Returned if it is not used, so that it is to be ended."""
     if _templates.get(template.key) is template:
         del _templates[template.key]
-    return [] if template.users else [template]
+    return [] if template.is_used() else [template]
 
 
 def acquire(start: Start, user: object, *, waits: bool = True) -> Template | None:
     """Find the template that this user is to have, or start it. Blocks while one is started.
 
-    Another one that was acquired for the same user, and is still in the registry, is released. In a finalizer, whose
-    thread may hold FORKING, it must not wait, and there may be none.
+    Another one that was acquired for the same user is not kept for it. In a finalizer, whose thread may hold FORKING,
+    it must not wait, and there may be none.
 
     Raises:
         Exception: none could be started.
@@ -362,7 +368,7 @@ def acquire(start: Start, user: object, *, waits: bool = True) -> Template | Non
             over.extend(_take_out(template))
             template = None
         if template is None:
-            template = Template(launch.told(start), start.env, start.key, start.command[0])
+            template = Template(user, launch.told(start), start.env, start.key, start.command[0])
             template.start(lambda theirs, number, page: launch.execute(theirs, number, page, start))
             _templates[start.key] = template
         template.users.add(user)
@@ -377,9 +383,8 @@ def fork(
     Raises:
         OSError: there are no more processes, or descriptors.
     """
-    template = Template(b"", {**os.environ, **env})
+    template = Template(user, b"", {**os.environ, **env})
     template.start(lambda theirs, _, page: launch.fork(theirs, page, preload, env, initializer))
-    template.users.add(user)
     return template
 
 
@@ -388,15 +393,14 @@ def release(user: object, *, waits: bool = True) -> None:
     with _registry(waits=waits) as over:
         if over is None:  # the user is forgotten soon, and with it that it was one
             return
-        for template in [one for one in list(_living) if user in one.users]:
+        for template in [*_living, *(set(_templates.values()) - _living)]:
+            is_shared, had = _templates.get(template.key) is template, user in template.users
             template.users.discard(user)
-            if template.users:
-                continue
             # One that was released while it imported may do so for ever.
-            if _templates.get(template.key) is template and template.is_fit() and template.word() is not None:
-                _templates[template.key] = _templates.pop(template.key)
-            else:
+            if not is_shared or (had and (not template.is_fit() or template.word() is None)):
                 over.extend(_take_out(template))
+            elif had and not template.users:
+                _templates[template.key] = _templates.pop(template.key)
 
 
 def end_all() -> None:
@@ -405,7 +409,7 @@ def end_all() -> None:
         over = list(_templates.values())
         _templates.clear()
     for template in over:
-        if template.users:
+        if template.is_used():
             template.close_root()
         else:
             template.end()
@@ -413,7 +417,7 @@ def end_all() -> None:
 
 def after_fork_in_child() -> None:
     """In a forked child of the owner, where nobody else runs: close the copies, and begin anew."""
-    for template in _living:
+    for template in [*_living]:
         template.close_root()
     for child in [*_children]:
         child.close()

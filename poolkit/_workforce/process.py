@@ -363,38 +363,28 @@ class ProcessWorkforce(DrivenWorkforce):
         if self._template is not None and not self._template.has_room():
             self._orders.append((self._spawn, member))  # without a wake-up: see `wait`
             return
-        for may_try_again in (True, False):
+        try:
             try:
                 self._start(member)
-                break
-            except templates.GONE:
+            except OSError as exc:
                 self._close_ends(member)
-                assert self._template is not None  # noqa: S101 -- it was to fork the worker
-                if may_try_again:  # one that was there may go at this moment
-                    self._leave_template(self._template)
-                    continue
-                self._lost(member, self._template, None, reports)
-                return
-            except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
-                self._close_ends(member)
-                if may_try_again and isinstance(exc, OSError) and self._finds_room(exc):
-                    continue
-                error: Exception = exc
-                if isinstance(exc, OSError) and exc.errno == errno.EMFILE:
-                    error = self.lacks = OSError(errno.EMFILE, descriptors.lack(self._wanted()))
-                what = str(error) if isinstance(error, RuntimeError) else repr(error)  # which are our own words
-                reports.append(Died(member.id, hint=f"it could not be started: {what}"))
-                return
+                if not self._finds_room(exc):
+                    raise
+                self._start(member)
+        except templates.GONE:
+            assert self._template is not None  # noqa: S101 -- it was to fork the worker
+            self._lost(member, self._template, None, reports)
+            return
+        except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
+            self._close_ends(member)
+            if isinstance(exc, OSError) and exc.errno == errno.EMFILE:
+                exc = self.lacks = OSError(errno.EMFILE, descriptors.lack(self._wanted()))
+            what = str(exc) if isinstance(exc, RuntimeError) else repr(exc)  # which are our own words
+            reports.append(Died(member.id, hint=f"it could not be started: {what}"))
+            return
         if self._out_of_memory is None:
             self._out_of_memory = OutOfMemory()
         self._out_of_memory.look()
-
-    def _leave_template(self, template: Template) -> str:
-        """Start no more workers from one that has ended; how it did, in words. Blocks until it has."""
-        how = template.end()
-        if self._template is template:
-            self._template = None
-        return how
 
     def _wanted(self) -> int:
         return max(self._settings.size, len(self._members))  # a pool may have grown
@@ -566,7 +556,9 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def _lost(self, member: Member, template: Template, pid: int | None, reports: Reports) -> None:
         """A worker dies with its template: the kernel kills it. What its tasks started, we kill here."""
-        how = self._leave_template(template)
+        how = template.end()
+        if self._template is template:
+            self._template = None
         if (error := template.failure()) is not None:
             reports.append(BootFailed(member.id, codec.load_error(error)))
             return

@@ -649,10 +649,9 @@ def test_a_template_that_does_not_let_go_of_a_pool_serves_no_new_one(
     assert not support.is_alive(template)
 
 
-def test_a_pool_for_which_there_are_no_descriptors_left_costs_the_others_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_gate: Callable[[], Gate]
-) -> None:
-    """It gets a template of its own."""
+@pytest.fixture
+def full_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module to preload that leaves so few descriptors in its template that this can have a few workers only."""
     monkeypatch.syspath_prepend(tmp_path)
     text = """
         import os, resource
@@ -666,16 +665,40 @@ def test_a_pool_for_which_there_are_no_descriptors_left_costs_the_others_nothing
                 os.close(fd)
         """
     (tmp_path / "takes_descriptors.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    return "takes_descriptors"
+
+
+def test_a_pool_for_which_there_are_no_descriptors_left_costs_the_others_nothing(
+    full_template: str, new_gate: Callable[[], Gate]
+) -> None:
+    """It gets a template of its own."""
     arrived, release = new_gate(), new_gate()
     with contextlib.ExitStack() as pools:
-        first = pools.enter_context(poolkit.Pool(1, preload=["takes_descriptors"]))
+        first = pools.enter_context(poolkit.Pool(1, preload=[full_template]))
         task = first.submit(work.arrive_and_wait, arrived, release, "kept")
         arrived.wait()
         pools.callback(release.signal)
-        found = {use(pools.enter_context(poolkit.Pool(1, preload=["takes_descriptors"]))) for _ in range(6)}
+        found = {use(pools.enter_context(poolkit.Pool(1, preload=[full_template]))) for _ in range(6)}
         assert len(found) > 1
         release.signal()
         assert task.result() == "kept"
+
+
+def test_a_pool_has_workers_of_several_templates_where_one_has_no_descriptors_left(
+    full_template: str, new_gate: Callable[[], Gate]
+) -> None:
+    """Those of the first go on."""
+    arrived, release = new_gate(), new_gate()
+    with poolkit.Pool(8, preload=[full_template]) as pool:
+        tasks = [pool.submit(work.arrive_and_wait, arrived, release, number) for number in range(8)]
+        arrived.wait(8)
+        parents = {Path(f"/proc/{pid}/stat").read_text(encoding="ascii").split()[3] for pid in worker_pids(pool)}
+        assert len(parents) > 1
+        release.signal(8)
+        assert [task.result() for task in tasks] == list(range(8))
+        assert pool.stats().crashed == 0
+    for parent in parents - {str(template.pid) for template in support.idle_templates()}:
+        support.wait_for_exit(int(parent))
 
 
 def test_a_forked_child_has_templates_of_its_own() -> None:

@@ -25,18 +25,23 @@ class Played:
     """A template whose process is a sleeping child, and which the test plays."""
 
     def __init__(self, *, is_prepared: bool = True) -> None:
-        self.template = Template(b"", {}, ("key",), "/bin/program")
+        self.template = Template(self, b"", {}, ("key",), "/bin/program")
         self.template.start(self._launch)
         if is_prepared:
             self.say(messages.PREPARED)
         self.controls: list[socket.socket] = []
 
     def _launch(self, theirs: Any, _number: int, page: int) -> int:
+        ready, is_ready = os.pipe()
         pid = os.fork()
         if not pid:
             theirs.close()
+            os.write(is_ready, b"x")
             signal.pause()
             os._exit(0)
+        os.read(ready, 1)
+        os.close(ready)
+        os.close(is_ready)
         self.root = socket.socket(fileno=os.dup(theirs.fileno()))
         self.root.settimeout(WATCHDOG)
         self.page = page
