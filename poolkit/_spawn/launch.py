@@ -63,7 +63,7 @@ def _above_streams(fd: int) -> int:
         os.close(fd)
 
 
-def told(start: Start) -> bytes:
+def start_data(start: Start) -> bytes:
     """What the page of a template process has that is a new interpreter."""
     return marshal.dumps((start.paths, start.start_method, start.preload))
 

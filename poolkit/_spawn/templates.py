@@ -12,7 +12,8 @@ last stay. One that is forked from this process has its memory and initializer: 
 No socket here may have copies: the end of a root socket ends the template, that of a control socket the worker, and the
 other ends tell of the template's death. So they are made while FORKING is held, which every fork takes, and are known
 before that is let go of: a forked child closes its copies and begins with an empty registry.
-Guarded by: FORKING: `_templates`, `_living`, `_children`, each template's `users`, and what is sent on a root socket.
+Guarded by: FORKING: `_templates`, each template's `users`, what is sent on a root socket, and what is added to
+`_living` and `_children`.
 By a template's `_lock`: whether it was waited for, as only until then its process id is its own; its page.
 Owner: a Child belongs to one thread. Lock order: FORKING, a template's `_lock`.
 """
@@ -156,7 +157,7 @@ class Template:
 
     def is_used(self) -> bool:
         """Return True if somebody wants it, or processes that it has forked are there. FORKING is held."""
-        return bool(self.users) or any(child.template is self for child in _children)
+        return bool(self.users) or any(child.template is self for child in [*_children])
 
     def is_fit(self) -> bool:
         """Return True if it can have one more user: it is neither dead nor stopped, nor failed to import.
@@ -180,7 +181,7 @@ class Template:
         with self._lock:
             if not self._ending:
                 self._ending = self._kill(hangs=hangs)
-                if never_began and not hangs:
+                if never_began and self._program and not hangs:
                     self._ending += self._last_words()
             self._close_page()
             return self._ending
@@ -368,7 +369,7 @@ def acquire(start: Start, user: object, *, waits: bool = True) -> Template | Non
             over.extend(_take_out(template))
             template = None
         if template is None:
-            template = Template(user, launch.told(start), start.env, start.key, start.command[0])
+            template = Template(user, launch.start_data(start), start.env, start.key, start.command[0])
             template.start(lambda theirs, number, page: launch.execute(theirs, number, page, start))
             _templates[start.key] = template
         template.users.add(user)
@@ -404,7 +405,7 @@ def release(user: object, *, waits: bool = True) -> None:
 
 
 def end_all() -> None:
-    """The interpreter ends: end them all. One that still has users may have workers to kill, and ends by itself."""
+    """The interpreter ends: end them all. One that is still used may have workers to kill, and ends by itself."""
     with FORKING:
         over = list(_templates.values())
         _templates.clear()

@@ -315,6 +315,12 @@ def test_one_that_never_began_is_told_of_with_its_program_and_output(importing: 
         os.fstat(importing.page)
 
 
+def test_one_that_is_a_fork_of_its_owner_has_no_program_to_be_told(importing: Played) -> None:
+    importing.template._program = ""
+    importing.root.close()
+    assert importing.template.end() == "was killed by SIGKILL"
+
+
 def test_one_that_began_is_not_asked_what_it_printed(played: Played) -> None:
     assert played.template.is_fit()
     with pytest.raises(OSError, match="Bad file descriptor"):
