@@ -43,7 +43,8 @@ from poolkit._wire import messages
 
 MOST_IDLE = 2  # templates without a user: two kinds of pools may take turns
 PREPARE_GRACE = 10.0  # seconds one gets to import what it is to preload, before a later user has another one started
-ANSWER_GRACE = 2.0  # seconds one gets to carry out an order; one that is stopped or hangs cannot stop a task
+ANSWER_GRACE = 2.0  # seconds one gets to carry out a signal; one that is stopped or hangs cannot stop a task
+FORK_GRACE = 10.0  # seconds one gets for a fork, which takes the longer the more it has preloaded
 END_GRACE = 5.0  # seconds one gets to kill workers whose control sockets are closed
 GONE = (BrokenPipeError, ConnectionResetError)  # what `spawn` raises where the template has ended
 _MOST_PRINTED = 2000  # bytes of what a program printed that an error has
@@ -231,9 +232,9 @@ class Child:
         """Take the control socket, which has just been ordered. FORKING is held."""
         self.template = template
         self.pid: int | None = None  # once it is known
-        # When each order was given that was not carried out yet: that to fork, then signals. Nothing is expected of a
-        # template that imports.
-        self.unanswered = deque((self._asked(),))
+        # When each signal was ordered that was not carried out yet, behind the order to fork, which may take longer.
+        # Nothing is expected of a template that imports.
+        self.unanswered = deque((self._asked() + FORK_GRACE - ANSWER_GRACE,))
         self._control = control
         _children.add(self)
 
@@ -323,31 +324,24 @@ _children: set[Child] = set()
 
 
 @contextlib.contextmanager
-def _registry(*, waits: bool = True) -> Iterator[list[Template] | None]:
-    """Hold FORKING; what is put into the list is ended when it is let go of. None: it is held, and not waited for."""
+def _registry(*, waits: bool = True) -> Iterator[bool]:
+    """Hold FORKING, and then end what nobody uses any more. False: it is held, and not waited for."""
     is_held: bool = FORKING._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 -- as `threading.Condition` does
     if not waits and (is_held or not FORKING.acquire(blocking=False)):
-        yield None
+        yield False
         return
     if waits:
         FORKING.acquire()
     over: list[Template] = []
     try:
-        yield over
-        idle = [template for template in _templates.values() if not template.is_used()]
-        for template in idle[:-MOST_IDLE]:
-            over += _take_out(template)
+        yield True
+        for template in [one for one in _templates.values() if not one.is_used()][:-MOST_IDLE]:
+            del _templates[template.key]
+        over += [one for one in [*_living] if _templates.get(one.key) is not one and not one.is_used()]
     finally:
         FORKING.release()
         for template in over:
             template.end()
-
-
-def _take_out(template: Template) -> list[Template]:
-    """Give it to no other user. Returned if it is not used, so that it is to be ended."""
-    if _templates.get(template.key) is template:
-        del _templates[template.key]
-    return [] if template.is_used() else [template]
 
 
 def acquire(start: Start, user: object, *, waits: bool = True) -> Template | None:
@@ -359,16 +353,14 @@ def acquire(start: Start, user: object, *, waits: bool = True) -> Template | Non
     Raises:
         Exception: none could be started.
     """
-    with _registry(waits=waits) as over:
-        if over is None:
+    with _registry(waits=waits) as is_held:
+        if not is_held:
             return None
         for other in _templates.values():
             other.users.discard(user)
         template = _templates.get(start.key)
-        if template is not None and not template.is_fit():
-            over.extend(_take_out(template))
-            template = None
-        if template is None:
+        if template is None or not template.is_fit():
+            _templates.pop(start.key, None)
             template = Template(user, launch.start_data(start), start.env, start.key, start.command[0])
             template.start(lambda theirs, number, page: launch.execute(theirs, number, page, start))
             _templates[start.key] = template
@@ -391,17 +383,18 @@ def fork(
 
 def release(user: object, *, waits: bool = True) -> None:
     """A user has no children any more, and wants none. May block until processes have ended."""
-    with _registry(waits=waits) as over:
-        if over is None:  # the user is forgotten soon, and with it that it was one
+    with _registry(waits=waits) as is_held:
+        if not is_held:  # the user is forgotten soon, and with it that it was one
             return
-        for template in [*_living, *(set(_templates.values()) - _living)]:
-            is_shared, had = _templates.get(template.key) is template, user in template.users
+        for key, template in list(_templates.items()):
+            if user in template.users:
+                template.users.discard(user)
+                del _templates[key]
+                # One that is left alone while it imports may do so for ever.
+                if template.is_fit() and (template.users or template.word() is not None):
+                    _templates[key] = template
+        for template in [*_living]:
             template.users.discard(user)
-            # One that was released while it imported may do so for ever.
-            if not is_shared or (had and (not template.is_fit() or template.word() is None)):
-                over.extend(_take_out(template))
-            elif had and not template.users:
-                _templates[template.key] = _templates.pop(template.key)
 
 
 def end_all() -> None:

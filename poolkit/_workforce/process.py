@@ -91,6 +91,7 @@ class ProcessWorkforce(DrivenWorkforce):
             self._both.register(self._selector.fileno(), select.POLLIN)
             self._both.register(self.links.fileno, select.POLLIN)
         self._template: Template | None = None
+        self._shares_templates = False  # once one was acquired that other pools may have
         self._asked: set[Child] = set()  # those whose template has not carried out all that it was told
         self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
         self.freight = freight
@@ -305,11 +306,10 @@ class ProcessWorkforce(DrivenWorkforce):
             for child in children:
                 child.template.is_retired = True
         template, self._template = self._template, None
-        is_shared = template is not None and bool(template.key)
-        if template is not None and not is_shared:
+        if template is not None and not template.key:
             template.end()
-        # Where it is not shared this may be a finalizer, whose thread may hold FORKING, or any other lock.
-        templates.release(self._settings, waits=is_shared)
+        # Where none was acquired this may be a finalizer, whose thread may hold FORKING, or any other lock.
+        templates.release(self._settings, waits=self._shares_templates)
         with self._lock:
             members = list(self._members.values())
             self._members.clear()
@@ -352,6 +352,7 @@ class ProcessWorkforce(DrivenWorkforce):
             env = {**settings.shares, **settings.env}
             self._template = templates.fork(settings, settings.preload, env, settings.bound_initializer())
         else:
+            self._shares_templates = True
             start = Start(settings.start_method, settings.preload, settings.shares, settings.env)
             self._template = templates.acquire(start, settings)
         assert self._template is not None  # noqa: S101 -- it was waited for

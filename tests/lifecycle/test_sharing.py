@@ -740,7 +740,7 @@ def test_a_copy_of_the_root_in_a_forked_child_keeps_no_template_alive(retired: b
         pool = poolkit.Pool(1)
         pool.submit(abs, -1).result()
         if {retired}:
-            templates._take_out(pool._supervisor.workforce._template)
+            templates._templates.clear()
         else:
             pool.shutdown()
         child = os.fork()

@@ -226,7 +226,8 @@ def test_one_that_carries_out_other_orders_does_not_hang(played: Played, monkeyp
     now = 1000.0
     monkeypatch.setattr(templates, "monotonic", lambda: now)
     (one, control, _), (other, _, _) = played.spawn(), played.spawn()
-    now += templates.ANSWER_GRACE
+    assert one.answer_due() == now + templates.FORK_GRACE
+    now += templates.FORK_GRACE
     notice(control, messages.FORKED, pid=1)
     one.receive()
     assert one.answer_due() == math.inf
