@@ -1,7 +1,7 @@
-"""Broadcast: one object for many calls, packed once into a region of its own and loaded at most once by each worker.
+"""Broadcast: one object for many calls, packed once into memory of its own and loaded at most once by each worker.
 
-The region holds the pickle and, behind it, every buffer that the object has. A worker keeps what it loaded with the
-region, until the owner says that the region is gone. Threads get the object itself.
+The memory holds the pickle and, behind it, every buffer that the object has. A worker keeps what it loaded with the
+memory, until the owner says that the memory is gone. Threads get the object itself.
 Owner: whoever made the handle; what is packed is frozen.
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 import mmap
 import pickle
 
+from poolkit._memory.memory import Memory, expected_memory, fill_memory, open_memory
 from poolkit._wire import buffers
 from poolkit._wire.buffers import Found
 from poolkit._wire.modules import look
 from poolkit._wire.pickles import Needs, dumps
-from poolkit._wire.regions import Region, expected_region, fill_region, open_region
 
 TYPE_CHECKING = False  # importing typing would cost each worker 6 ms
 if TYPE_CHECKING:
@@ -48,20 +48,20 @@ class Shared(_Base[T]):
     closed, and no call that was submitted with it is left, the workers let go of it.
     """
 
-    def __init__(self, region: Region | None, value: Any, inner: tuple[Region, ...] = (), names: Any = ()) -> None:
+    def __init__(self, memory: Memory | None, value: Any, inner: tuple[Memory, ...] = (), names: Any = ()) -> None:
         global in_threads  # noqa: PLW0603 -- goes one way
-        if region is None:
+        if memory is None:
             in_threads = True
-        self._region = region
+        self._memory = memory
         self._inner = inner  # shared memory that the object refers to
         self._names = names  # of the script, that it refers to
         self._object = value  # in the thread kind: the object itself
-        self.nbytes = 0 if region is None else region.nbytes
+        self.nbytes = 0 if memory is None else memory.nbytes
         self._closed = False
 
     def close(self) -> None:
         """Let go of it; calls that were submitted already are not affected. Idempotent."""
-        self._region = self._object = None
+        self._memory = self._object = None
         self._inner = ()
         self._closed = True
 
@@ -83,14 +83,14 @@ class Shared(_Base[T]):
     def __reduce__(self) -> Any:
         """What is loaded in the worker."""
         self._itself()  # refuses, if it is closed
-        region = self._region
-        if region is None or not buffers.attach(region):
+        memory = self._memory
+        if memory is None or not buffers.attach(memory):
             msg = "a broadcast object can be passed only as an argument of a call to a pool of the kind that made it"
             raise pickle.PicklingError(msg)
         for inner in self._inner:
             buffers.attach(inner)
         buffers.need(self._names)
-        return _load, (region.number,)
+        return _load, (memory.id,)
 
     def __repr__(self) -> str:
         """Show the size."""
@@ -112,7 +112,7 @@ class _Frozen(Found):
 
 
 def broadcast(value: T) -> Shared[T]:
-    """Pack an object into a region of its own.
+    """Pack an object into memory of its own.
 
     Raises:
         SerializationError: it cannot be pickled; the message names the part.
@@ -127,13 +127,13 @@ def broadcast(value: T) -> Shared[T]:
         from poolkit._wire.unpicklable import HOOKS_RAISE, serialization_error  # noqa: PLC0415 -- only failures need it
 
         raise serialization_error("the broadcast object", [("obj", value)], error, HOOKS_RAISE) from error
-    return Shared(fill_region(data, [buffer.raw() for buffer in found]), None, found.regions, needs.now | needs.later)
+    return Shared(fill_memory(data, [buffer.raw() for buffer in found]), None, found.memories, needs.now | needs.later)
 
 
 def _load(number: int) -> Any:
     """The object of a broadcast, loaded unless that was done before."""
-    region = expected_region(number)
-    if type(region.kept) is not tuple:
-        data, buffers = open_region(region, mmap.ACCESS_READ)
-        region.kept = (pickle.loads(data, buffers=buffers),)
-    return region.kept[0]
+    memory = expected_memory(number)
+    if type(memory.kept) is not tuple:
+        data, buffers = open_memory(memory, mmap.ACCESS_READ)
+        memory.kept = (pickle.loads(data, buffers=buffers),)
+    return memory.kept[0]

@@ -1,14 +1,14 @@
 """Shared: memory that users hold and several processes see: SharedBuffer and SharedArray.
 
-Each is a handle on a region (`_wire/regions.py`), memory without a name unless one is asked for (`_wire/named.py`).
-Pickled in a call, a result or `initargs`, a handle is a few dozen bytes, and the region's descriptor goes along;
+Each is a handle on `Memory` (`_memory/memory.py`), without a name unless one is asked for (`_memory/named.py`).
+Pickled in a call, a result or `initargs`, a handle is a few dozen bytes, and the descriptor goes along;
 pickled by itself it names the descriptor of its process, which another can open for as long as the handle is there
 (Linux only).
 
 Who frees the memory? Nobody has to: it is free when the last process has let go of it: closed its handles and dropped
 its views, or ended, in whatever way. `close` ends one handle. Memory that views show stays mapped until the last one is
 gone: an array keeps the mapping, whatever becomes of the handle; a SharedBuffer is the mapping, and refuses.
-Thread-safe: what is in a region is memory, and whoever writes to it says who may.
+Thread-safe: it is memory, and whoever writes to it says who may.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 import mmap
 
 from poolkit import _os
+from poolkit._memory.memory import Memory, expected_memory
 from poolkit._wire import buffers
-from poolkit._wire.regions import Region, expected_region
 
 TYPE_CHECKING = False  # importing typing would cost each worker 6 ms
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class SharedBuffer(mmap.mmap):
     process that made it has a handle.
     """
 
-    _region: Region | None
+    _memory: Memory | None
 
     def __new__(cls, nbytes: int, name: str | None = None) -> Self:
         """Make one of `nbytes` zeroed bytes.
@@ -63,18 +63,18 @@ class SharedBuffer(mmap.mmap):
     @classmethod
     def attach(cls, name: str) -> Self:
         """Open the block of this name, whoever made it. Raises FileNotFoundError, or another OSError."""
-        region = _attach(name)
-        return cls._of(region, region.nbytes)
+        memory = _attach(name)
+        return cls._of(memory, memory.nbytes)
 
     @property
     def name(self) -> str | None:
         """The name under which others may attach to it; None if it has none, or is closed."""
-        return None if self._region is None else self._region.name
+        return None if self._memory is None else self._memory.name
 
     @classmethod
-    def _of(cls, region: Region, nbytes: int) -> Self:
-        self = super().__new__(cls, region.fd, nbytes, **_os.UNTRACKED)
-        self._region = region
+    def _of(cls, memory: Memory, nbytes: int) -> Self:
+        self = super().__new__(cls, memory.fd, nbytes, **_os.UNTRACKED)
+        self._memory = memory
         return self
 
     @property
@@ -93,11 +93,11 @@ class SharedBuffer(mmap.mmap):
         except BufferError:
             msg = "this shared memory is still seen by views of it, such as arrays: drop them before it is closed"
             raise BufferError(msg) from None
-        self._region = None
+        self._memory = None
 
     def unlink(self) -> None:
         """Have no further handle be passed on, and the name removed; handles that were stay. Idempotent."""
-        _unlink(self._region)
+        _unlink(self._memory)
 
     def resize(self, _size: int) -> None:
         """Refuse: other processes would lose what they see."""
@@ -114,11 +114,11 @@ class SharedBuffer(mmap.mmap):
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
         """A handle."""
-        region = self._region
-        if region is None or self.closed:
+        memory = self._memory
+        if memory is None or self.closed:
             msg = "this SharedBuffer is closed"
             raise ValueError(msg)
-        return _shared_buffer, (region, len(self), region.name)
+        return _shared_buffer, (memory, len(self), memory.name)
 
     def __repr__(self) -> str:
         """Show the size."""
@@ -132,9 +132,9 @@ class SharedArray:
     the last of them.
     """
 
-    __slots__ = ("_dtype", "_mapping", "_region", "shape")
+    __slots__ = ("_dtype", "_mapping", "_memory", "shape")
 
-    _region: Region | None
+    _memory: Memory | None
     _mapping: mmap.mmap | None
 
     def __init__(self, shape: int | tuple[int, ...], dtype: Any = "float64", name: str | None = None) -> None:
@@ -168,21 +168,21 @@ class SharedArray:
             FileNotFoundError: there is no block of this name; or another OSError.
         """
         made = cls.__new__(cls)
-        nbytes, region = made._describe(shape, dtype), _attach(name)  # noqa: SLF001 -- its other half
-        if region.nbytes < nbytes:
-            msg = f"the block {name!r} has {region.nbytes} bytes, but this array needs {nbytes}"
+        nbytes, memory = made._describe(shape, dtype), _attach(name)  # noqa: SLF001 -- its other half
+        if memory.nbytes < nbytes:
+            msg = f"the block {name!r} has {memory.nbytes} bytes, but this array needs {nbytes}"
             raise ValueError(msg)
-        made._hold(region)  # noqa: SLF001 -- see above
+        made._hold(memory)  # noqa: SLF001 -- see above
         return made
 
     @property
     def name(self) -> str | None:
         """The name under which others may attach to it; None if it has none, or is closed."""
-        return None if self._region is None else self._region.name
+        return None if self._memory is None else self._memory.name
 
-    def _hold(self, region: Region) -> None:
-        self._region = region
-        self._mapping = region.mapping()
+    def _hold(self, memory: Memory) -> None:
+        self._memory = memory
+        self._mapping = memory.mapping()
 
     @classmethod
     def copy_of(cls, array: Any, name: str | None = None) -> SharedArray:
@@ -225,15 +225,15 @@ class SharedArray:
     @property
     def closed(self) -> bool:
         """Whether this handle was closed."""
-        return self._region is None
+        return self._memory is None
 
     def close(self) -> None:
         """Let go of it: from now on, to use this handle is a ValueError. Idempotent; views and other handles stay."""
-        self._region = self._mapping = None
+        self._memory = self._mapping = None
 
     def unlink(self) -> None:
         """Have no further handle be passed on, and the name removed; handles that were stay. Idempotent."""
-        _unlink(self._region)
+        _unlink(self._memory)
 
     def __enter__(self) -> Self:
         """Use it as a context manager."""
@@ -245,18 +245,18 @@ class SharedArray:
 
     def __reduce__(self) -> Any:
         """A handle."""
-        if self._region is None:
+        if self._memory is None:
             msg = "this SharedArray is closed"
             raise ValueError(msg)
         dtype: Any = self.dtype
         if dtype.kind in _PLAIN:  # a string is pickled and read in a tenth of the time
             dtype = dtype.str
-        region = self._region
+        memory = self._memory
         if (
-            region.name is None and not region.is_unlinked and buffers.attach(region)
-        ):  # as the region's own handle, in half the time
-            return _arrived_array, (region.number, self.shape, dtype)
-        return _shared_array, (region, self.shape, dtype, region.name)
+            memory.name is None and not memory.is_unlinked and buffers.attach(memory)
+        ):  # as the memory's own handle, in half the time
+            return _arrived_array, (memory.id, self.shape, dtype)
+        return _shared_array, (memory, self.shape, dtype, memory.name)
 
     def __repr__(self) -> str:
         """Show shape and type."""
@@ -264,42 +264,42 @@ class SharedArray:
         return f"<poolkit.SharedArray shape={self.shape} dtype={self.dtype}{state}>"
 
 
-def _create(nbytes: int, name: str | None) -> Region:
+def _create(nbytes: int, name: str | None) -> Memory:
     if name is None:
-        return Region.create(nbytes)
-    from poolkit._wire.named import create_region  # noqa: PLC0415 -- for few programs
+        return Memory.create(nbytes)
+    from poolkit._memory.named import create_memory  # noqa: PLC0415 -- for few programs
 
-    return create_region(nbytes, name)
-
-
-def _attach(name: str) -> Region:
-    from poolkit._wire.named import attach_region  # noqa: PLC0415 -- for few programs
-
-    return attach_region(name)
+    return create_memory(nbytes, name)
 
 
-def _unlink(region: Region | None) -> None:
-    if region is None:
+def _attach(name: str) -> Memory:
+    from poolkit._memory.named import attach_memory  # noqa: PLC0415 -- for few programs
+
+    return attach_memory(name)
+
+
+def _unlink(memory: Memory | None) -> None:
+    if memory is None:
         return
-    region.is_unlinked = True
-    if region.name is not None:
-        from poolkit._wire.named import remove_name  # noqa: PLC0415 -- for few programs
+    memory.is_unlinked = True
+    if memory.name is not None:
+        from poolkit._memory.named import remove_name  # noqa: PLC0415 -- for few programs
 
-        remove_name(region.name)
+        remove_name(memory.name)
 
 
-def _shared_array(region: Region, shape: tuple[int, ...], dtype: Any, name: str | None = None) -> SharedArray:
-    region.name = name
+def _shared_array(memory: Memory, shape: tuple[int, ...], dtype: Any, name: str | None = None) -> SharedArray:
+    memory.name = name
     made = SharedArray.__new__(SharedArray)
     made.shape, made._dtype = shape, dtype  # noqa: SLF001 -- its other half
-    made._hold(region)  # noqa: SLF001 -- see above
+    made._hold(memory)  # noqa: SLF001 -- see above
     return made
 
 
 def _arrived_array(number: int, shape: tuple[int, ...], dtype: Any) -> SharedArray:
-    return _shared_array(expected_region(number), shape, dtype)
+    return _shared_array(expected_memory(number), shape, dtype)
 
 
-def _shared_buffer(region: Region, nbytes: int, name: str | None) -> SharedBuffer:
-    region.name = name
-    return SharedBuffer._of(region, nbytes)  # noqa: SLF001 -- its other half
+def _shared_buffer(memory: Memory, nbytes: int, name: str | None) -> SharedBuffer:
+    memory.name = name
+    return SharedBuffer._of(memory, nbytes)  # noqa: SLF001 -- its other half

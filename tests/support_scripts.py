@@ -101,12 +101,12 @@ class WorkerHalf:
     """A process that has what it was sent, and no more."""
 
     def __init__(self, number: int = 1) -> None:
+        from poolkit._memory.channel import DescriptorChannel
         from poolkit._wire.manifests import Sent, describe
-        from poolkit._wire.passage import Passage
 
         self._sent = Sent()
         ours, theirs = socket.socketpair()
-        passage, other = socket.socketpair()
+        channel, other = socket.socketpair()
         fds = (theirs.fileno(), other.fileno())
         begin = _BEGIN.format(path=sys.path, fds=fds, number=number)
         self._process = subprocess.Popen([sys.executable, "-W", "error", "-c", begin], pass_fds=fds)
@@ -114,7 +114,7 @@ class WorkerHalf:
         other.close()
         self._file = ours.makefile("rwb")
         ours.close()
-        self._passage = Passage(passage.detach(), waits=False)
+        self._channel = DescriptorChannel(channel.detach(), is_worker=False)
         self._write(describe("__main__"))
 
     def call(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,8 +128,8 @@ class WorkerHalf:
         if manifest is not None:
             number = manifest.number
             if number not in self._sent.manifests:
-                definitions, regions = self._sent.lacking(manifest)
-                self._passage.tell((), regions, None)  # type: ignore[arg-type]  # an arena is asked about segments alone
+                definitions, memories = self._sent.lacking(manifest)
+                self._channel.tell(memories)
                 self._sent.commit()
         self._write((definitions, number, fn, body))
         ok, payload = pickle.load(self._file)
@@ -150,7 +150,7 @@ class WorkerHalf:
         except BrokenPipeError:  # it died
             pass
         finally:
-            self._passage.close()
+            self._channel.close()
             self._process.wait()
 
     def _write(self, message: object) -> None:
@@ -167,9 +167,9 @@ def bound_names(module_name: str, names: tuple[str, ...]) -> dict[str, Any]:
 def serve(fds: tuple[int, int], number: int) -> None:
     """Be a worker, until the other side closes the link."""
     from poolkit._child import script
-    from poolkit._wire.passage import Passage
+    from poolkit._memory.channel import DescriptorChannel
 
-    passage = Passage(fds[1], waits=True)
+    channel = DescriptorChannel(fds[1], is_worker=True)
     with socket.socket(fileno=fds[0]) as link, link.makefile("rwb") as file:
         script.begin(number, pickle.load(file), is_copy=False)
         while True:
@@ -177,16 +177,16 @@ def serve(fds: tuple[int, int], number: int) -> None:
                 definitions, manifest, fn_bytes, body = pickle.load(file)
             except EOFError:
                 break
-            pickle.dump(_run(passage, definitions, manifest, fn_bytes, body), file, 5)
+            pickle.dump(_run(channel, definitions, manifest, fn_bytes, body), file, 5)
             file.flush()
-    passage.close()
+    channel.close()
 
 
-def _run(passage: Any, definitions: bytes | None, manifest: int, fn_bytes: bytes, body: bytes) -> tuple[bool, bytes]:
+def _run(channel: Any, definitions: bytes | None, manifest: int, fn_bytes: bytes, body: bytes) -> tuple[bool, bytes]:
     from poolkit._child import missing, script
 
     if definitions is not None:
-        script.define(definitions, passage)
+        script.define(definitions, channel)
     try:
         if manifest and manifest not in script.ready:
             script.prepare(manifest)

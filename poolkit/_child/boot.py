@@ -30,10 +30,10 @@ from collections.abc import Callable, Sequence
 
 from poolkit import _child, _os, _os_processes
 from poolkit._child import chunk, ends, identity, logs, output, script  # noqa: F401 -- chunk: for `map`
-from poolkit._child.freight import Freight
 from poolkit._child.imported import when_imported
 from poolkit._child.loop import Loop
 from poolkit._child.tracking import share_tracker
+from poolkit._memory.worker import WorkerTransport
 from poolkit._os import own_resident_bytes
 from poolkit._wire import codec, habits, inherit, messages, reseed
 from poolkit._wire.board import Board
@@ -70,18 +70,18 @@ def run_worker(
     refuse_to_stop()
     for fd in fds:  # a new interpreter had to inherit them; programs that a task starts are not to
         os.set_inheritable(fd, False)
-    calls, outcomes, tokens, page, passage, *initializers_fds = fds  # as `Member.open` has them
+    calls, outcomes, tokens, page, channel, *initializers_fds = fds  # as `Member.open` has them
     faulthandler.enable(file=page, all_threads=False)  # behind what is mapped as the board: see there
     faulthandler.register(_os.STACK_SIGNAL, file=page, all_threads=False, chain=False)
     os.register_at_fork(after_in_child=_give_no_evidence)
     board = Board(page)
     output.keep_output(board)
-    loop = Loop(calls, outcomes, _os.Tokens(tokens), board, Freight(passage))
+    loop = Loop(calls, outcomes, _os.Tokens(tokens), board, WorkerTransport(channel))
     try:
         return _work(loop, functools.partial(_settle_in, outcomes, generators), initializers_fds, initializer)
     finally:
         with contextlib.suppress(OSError):  # a task has closed it
-            loop.freight.passage.close()  # else it warns that it was not
+            loop.transport.channel.close()  # else it warns that it was not
 
 
 def _work(
@@ -98,13 +98,13 @@ def _work(
     loop.measure_rss = settings["measure_rss"]
     if settings["is_copy"]:
         loop.inherited = own_resident_bytes()
-    loop.freight.begin(settings["shm_threshold"])
+    loop.transport.begin(settings["shm_threshold"])
     install = logs.installer(loop.outbox, settings["log_levels"], settings["log_disabled"])
     when_imported("logging", install)
     if not settings["is_copy"]:
         habits.settle(settings["habits"], when_imported)
     script.begin(settings["number"], settings["main"], is_copy=settings["is_copy"])
-    share_tracker(loop.freight.passage, loop.outbox)
+    share_tracker(loop.transport.channel, loop.outbox)
     try:
         for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
             importlib.import_module(name)
@@ -114,7 +114,7 @@ def _work(
         inherit.arrived(initializers_fds)
         if settings["definitions"] is not None:
             number, definitions = settings["definitions"]
-            script.define(definitions, loop.freight.passage)
+            script.define(definitions, loop.transport.channel)
             script.prepare(number)
         _initialize(settings["initializer"], inherited_initializer)
     except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told

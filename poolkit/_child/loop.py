@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import types
 from collections import deque
 from collections.abc import Callable
 
 from poolkit._child import output, script
 from poolkit._child.coroutines import Coroutines, run_coroutine
-from poolkit._child.freight import Freight
 from poolkit._child.missing import explain
 from poolkit._clock import monotonic
+from poolkit._memory.worker import WorkerTransport
 from poolkit._os import Tokens, own_resident_bytes
 from poolkit._os_processes import reap_adopted
 from poolkit._select import poll
@@ -64,12 +65,14 @@ def run_here(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 class Loop:
     """The loop of one process worker."""
 
-    def __init__(self, calls_fd: int, outcomes_fd: int, tokens: Tokens, board: Board, freight: Freight) -> None:
+    def __init__(
+        self, calls_fd: int, outcomes_fd: int, tokens: Tokens, board: Board, transport: WorkerTransport
+    ) -> None:
         self._reader = FrameReader(calls_fd, messages.FRAME_TO_WORKER)
         self.outbox = Outbox(outcomes_fd)
         self._tokens = tokens
         self._board = board
-        self.freight = freight
+        self.transport = transport
         self._inbox: deque[messages.Call | int] = deque()  # calls not yet claimed, and DROP and STOP between them
         os.set_blocking(calls_fd, False)
         self._poller = poll()
@@ -109,8 +112,10 @@ class Loop:
                     item = messages.DROP  # a call is not kept alive while the worker waits for the next
                 else:
                     self._drop()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return  # the owner is gone
+        except (EOFError, BrokenPipeError, ConnectionResetError) as exc:  # the owner is gone
+            if self.transport.channel.is_broken and exc.args:
+                print(f"poolkit: worker {os.getpid()} ends, as {exc}", file=sys.stderr)  # noqa: T201
+            return
         finally:
             coroutines.close()
 
@@ -122,13 +127,16 @@ class Loop:
             self._waits += 1
             if not self._waits % REAP_EVERY:
                 reap_adopted()
-            arena = self.freight.arena
-            if arena.idle_at is None:
+            arena = self.transport.arena
+            if arena.trim_at is None:
                 self._spin.wait(self._poller)
             else:
-                self._spin.wait(self._poller, max(0.0, arena.idle_at - monotonic()))
+                self._spin.wait(self._poller, max(0.0, arena.trim_at - monotonic()))
                 arena.trim()
                 self._board.stamp_memory(arena.reserved)
+            channel = self.transport.channel
+            while channel.gone and channel.forget():
+                self.say(messages.FORGOTTEN)
             return []
 
     def _receive(self) -> None:
@@ -136,9 +144,9 @@ class Loop:
             if kind == messages.CALLS:
                 self._inbox.extend(messages.unpack_calls(payload, count))
             elif kind == messages.DEFINE:
-                script.define(payload, self.freight.passage)
+                script.define(payload, self.transport.channel)
             elif kind == messages.FORGET:
-                self.freight.passage.let_go(int.from_bytes(payload, "little"))
+                self.transport.channel.forget_theirs()
             else:
                 self._inbox.append(kind)
 
@@ -172,13 +180,13 @@ class Loop:
         try:
             if call.manifest and call.manifest not in script.ready:
                 script.prepare(call.manifest)
-            if call.flags & messages.FLAG_PARCEL:
-                fn, args, kwargs = self.freight.load_call(call)
+            if call.flags & messages.FLAG_OUT_OF_BAND:
+                fn, args, kwargs = self.transport.load_call(call)
             else:
                 fn, args, kwargs = codec.load_call(call.fn, call.body)
         except BaseException as exc:  # unpickling runs the user's code
-            if self.freight.passage.is_broken:
-                raise  # a task has closed it: this worker is of no use any more
+            if self.transport.channel.is_broken:
+                raise  # this worker is of no use any more
             explain(exc, is_loading=True)
             return messages.ERROR, codec.pack_error(exc)
         deadline = None if call.timeout is None else started + call.timeout
@@ -191,11 +199,11 @@ class Loop:
                 del value  # its traceback holds this frame
         del fn, args, kwargs  # shared memory that only they refer to is free for what comes next
         try:
-            payload = self.freight.pack_value(value)
+            payload = self.transport.pack_value(value)
         except SerializationError as exc:
             exc.args = (f"task {call.task_id} ({call.name}, attempt {call.attempt}): {exc}",)
             return messages.ERROR, codec.pack_error(exc)
         if type(payload) is bytes:
             return messages.VALUE, payload
-        self._board.stamp_memory(self.freight.arena.reserved)
-        return messages.PARCEL, payload.body  # type: ignore[union-attr]
+        self._board.stamp_memory(self.transport.arena.reserved)
+        return messages.OUT_OF_BAND, payload.body  # type: ignore[union-attr]

@@ -19,22 +19,22 @@ from types import ModuleType
 
 from poolkit._child.imported import when_imported
 from poolkit._child.spawned import keep_from_running
+from poolkit._memory.memory import open_memory
 from poolkit._wire import functions, modules, reseed
 from poolkit._wire.functions import is_definition
 from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.modules import MAIN, Script, add_script
 from poolkit._wire.pickles import loads
-from poolkit._wire.regions import open_region
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
     from typing import Any
 
-    from poolkit._wire.passage import Passage
-    from poolkit._wire.regions import Region
+    from poolkit._memory.channel import DescriptorChannel
+    from poolkit._memory.memory import Memory
 
-    Record = tuple[int, str, str, int, bytes, "Region | None", "bytes | None", tuple[str, ...]]
+    Record = tuple[int, str, str, int, bytes, "Memory | None", "bytes | None", tuple[str, ...]]
 
 # As `_wire/items.py` has them, which is the owner's.
 _VALUE, _STATEMENT, _IMPORT, _ABSENT, _DEFINITION, _INHERITED = range(1, 7)
@@ -149,15 +149,15 @@ def _is_owners(module_name: str, name: str) -> bool:
 # ===== what comes =====
 
 
-def define(payload: Any, passage: Passage) -> None:
+def define(payload: Any, channel: DescriptorChannel) -> None:
     """Take in what a call that follows will need."""
     gone, number, serials, bundle, records, descriptions = pickle.loads(payload)
     for name, description in descriptions.items():
         _have_module(name, description)
     for record in records:
-        region = passage.region(record[5]) if record[5] else None
+        memory = channel.take(record[5]) if record[5] else None
         if record[0] not in _versions:
-            _versions[record[0]] = Version((*record[:5], region, *record[6:]))
+            _versions[record[0]] = Version((*record[:5], memory, *record[6:]))
     for serial in serials:
         _versions[serial].uses += 1
     _manifests[number] = serials
@@ -287,7 +287,7 @@ def _may_bind(version: Version, holder: Any, attribute: str, serials: Container[
 
 def _make(record: Record, before: list[tuple[Any, Any]]) -> Any:
     """Make a version; `before` gets the contents of what its own code might fill."""
-    _, module_name, name, kind, payload, region, _, submodules = record
+    _, module_name, name, kind, payload, memory, _, submodules = record
     for each in submodules:
         try:  # noqa: SIM105 -- contextlib is one more module for a worker to load
             importlib.import_module(each)
@@ -311,7 +311,7 @@ def _make(record: Record, before: list[tuple[Any, Any]]) -> Any:
             reseed.reseeded(generator, reseed.worker_number)
         return made
     # what lies in shared memory is private to this worker
-    value = loads(payload) if region is None else loads(*open_region(region, mmap.ACCESS_COPY))
+    value = loads(payload) if memory is None else loads(*open_memory(memory, mmap.ACCESS_COPY))
     held = bound.get((module_name, name))
     if held is not None and held[0] == _SHELL and type(held[1]) is type(value):
         _fill(held[1], value)

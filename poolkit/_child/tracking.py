@@ -14,23 +14,23 @@ import socket
 
 from poolkit import _os
 from poolkit._child.imported import when_imported
+from poolkit._memory.channel import DescriptorChannel
 from poolkit._wire import messages
 from poolkit._wire.link import Outbox
-from poolkit._wire.passage import Passage
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
 
-def share_tracker(passage: Passage, outbox: Outbox) -> None:
+def share_tracker(channel: DescriptorChannel, outbox: Outbox) -> None:
     """Have this process ask for the owner's tracker instead of starting one."""
     owner = os.getpid()
 
     def use(tracker: Any) -> None:
         # What a fork of the owner has inherited is the owner's; a child that a task forks has no link of its own.
         if tracker._fd is None and os.getpid() == owner:  # noqa: SLF001 -- as `multiprocessing.spawn` sets it
-            fd = _ask(passage, outbox)
+            fd = _ask(channel, outbox)
             if tracker._fd is None:  # noqa: SLF001 -- see above
                 tracker._fd = fd  # noqa: SLF001 -- see above
             else:
@@ -53,13 +53,13 @@ def _before(ensure: Any, use: Any, tracker: Any) -> Any:
     return ensure_running
 
 
-def _ask(passage: Passage, outbox: Outbox) -> int | None:
+def _ask(channel: DescriptorChannel, outbox: Outbox) -> int | None:
     """The owner's tracker: a descriptor to write to. Blocks until it is here; None if the owner cannot."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
             try:
-                number = passage.hand(theirs.fileno())
+                number = channel.send(theirs.fileno())
             except OSError:
                 return None
         payload = number.to_bytes(8, "little")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import resource
 
-PER_WORKER = 7  # its control socket, calls (two), outcomes, tokens, board and passage
+PER_WORKER = 7  # its control socket, calls (two), outcomes, tokens, board and descriptor channel
 SPARE = 64  # for what else the program opens
 
 _raised: tuple[int, int] | None = None  # the soft limit that there was before, and the one that was set

@@ -17,13 +17,12 @@ from _thread import get_ident
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import FrameType
     from typing import Any
 
     from typing_extensions import Self
 
-    from poolkit._wire.regions import Region
 
 _GLANCE = 3  # items of a list or tuple that are looked at for large bytes
 _LARGE = (bytes, bytearray)
@@ -31,7 +30,9 @@ _LARGE = (bytes, bytearray)
 PLAIN = frozenset({int, float, bool, type(None), str, complex})
 
 _packing: dict[int, Found] = {}  # by thread, what is being packed for another process
-regions_in_use = False  # set by the first region of this process; until then, nobody need enter `_packing`
+memory_in_use = False  # set by the first handle on shared memory here; until then, nobody need enter `_packing`
+# Set by `_memory`, which is above this room: writes a pickle and its buffers into shared memory. Raises OSError.
+store: Callable[[Any, list[memoryview]], Any]
 
 
 class Parts(list):  # type: ignore[type-arg]
@@ -49,10 +50,10 @@ class Found(list):  # type: ignore[type-arg]
 
     threshold: float = math.inf  # bytes; see `found_from`
     large: tuple[Any, ...] = ()  # bytes that were known to be large beforehand
-    regions: tuple[Region, ...] = ()  # shared memory that the value refers to
+    memories: tuple[Any, ...] = ()  # shared memory and descriptors that the value refers to
     names: tuple[Any, ...] = ()  # of script modules that it refers to, beside those that the pickler notes
     has_read_only = False  # an array that has to become writable
-    hands_over = True  # whether regions and descriptors can go along
+    hands_over = True  # whether shared memory and descriptors can go along
     is_loaded_once = True  # else by each worker, or whenever it is wanted
     _stand_ins: dict[int, tuple[pickle.PickleBuffer, pickle.PickleBuffer]] | None = None
     _before: Found | None = None
@@ -85,7 +86,7 @@ class Found(list):  # type: ignore[type-arg]
     def again(self) -> None:
         """The value is pickled once more: forget what was found."""
         self.clear()
-        self.regions = ()
+        self.memories = ()
         self.names = ()
         self._stand_ins = None
 
@@ -114,10 +115,10 @@ class Found(list):  # type: ignore[type-arg]
         self._stand_ins[id(stand_in)] = (stand_in, buffer)
         return stand_in
 
-    # ===== regions =====
+    # ===== what goes along =====
 
     def __enter__(self) -> Self:
-        """What this thread pickles from now on is for another process, which is handed the regions in it."""
+        """What this thread pickles from now on is for another process, which is handed the memory in it."""
         self.enter(sys._getframe(1))  # noqa: SLF001 -- the one way to it
         return self
 
@@ -158,13 +159,13 @@ def packing() -> Found | None:
     return found
 
 
-def attach(region: Region) -> bool:
-    """Send a region along with what this thread is packing; false when it packs nothing for another process."""
+def attach(memory: Any) -> bool:
+    """Send memory along with what this thread is packing; false when it packs nothing for another process."""
     found = packing()
     if found is None or not found.hands_over:
         return False
-    if not any(region is known for known in found.regions):
-        found.regions += (region,)
+    if not any(memory is known for known in found.memories):
+        found.memories += (memory,)
     return True
 
 

@@ -3,8 +3,8 @@
 multiprocessing pickles with reducers of its own, in the table of `multiprocessing.reduction.ForkingPickler`: torch and
 others register theirs there. Without them a Connection would travel as the bare number of its descriptor. Reducers ask
 `multiprocessing.reduction.DupFd` for what is to stand for a descriptor. While a thread packs for another process, that
-is answered here: a copy of the descriptor goes along as a region (`_wire/regions.py`), so it is closed when the call or
-result was loaded, or dropped before. It would be answered by a thread of multiprocessing's otherwise, which hands
+is answered here: a copy of the descriptor goes along (`_memory/memory.py`), and is closed when the call or result was
+loaded, or dropped before. It would be answered by a thread of multiprocessing's otherwise, which hands
 each descriptor out once, so that no task could be retried, and keeps for ever what nobody fetches.
 
 Costs nothing before multiprocessing is loaded, and hardly more before its connections are or somebody registers: until
@@ -15,7 +15,6 @@ Owner: what is here takes one atomic operation at a time, from any thread.
 from __future__ import annotations
 
 import copyreg
-import os
 import pickle
 import sys
 from collections import ChainMap
@@ -23,7 +22,6 @@ from functools import partial
 
 from poolkit._wire import buffers
 from poolkit._wire.buffers import Found
-from poolkit._wire.regions import Region, expected_region, new_number
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -145,25 +143,8 @@ def _made_of(kind: Any, base: Any, descriptor: Any, arguments: list[Any], state:
 # ===== descriptors =====
 
 
-class Descriptor:
-    """Stands in a pickle for a descriptor that goes along."""
-
-    __slots__ = ("_region",)
-
-    def __init__(self, region: Region) -> None:
-        self._region = region
-
-    def __reduce__(self) -> Any:
-        """What is found on the other side, as long as that is being loaded."""
-        return _descriptor, (self._region.number,)
-
-    def detach(self) -> int:
-        """A copy of it, which belongs to the caller."""
-        return os.dup(self._region.fd)
-
-
-def _descriptor(number: int) -> Descriptor:
-    return Descriptor(expected_region(number))
+# Set by `_memory`, which is above this room: has a descriptor go along, and returns what stands for it in a pickle.
+send_along: Callable[..., Any] | None = None
 
 
 def _dup_fd(fd: int) -> Any:
@@ -175,9 +156,8 @@ def _dup_fd(fd: int) -> Any:
     if not found.hands_over:
         msg = "a file descriptor can be handed over only in the arguments or the result of a call, or in a broadcast"
         raise pickle.PicklingError(msg)
-    region = Region(os.dup(fd), new_number(once=found.is_loaded_once), 0)
-    buffers.attach(region)
-    return Descriptor(region)
+    assert send_along is not None  # noqa: S101 -- whoever packs for another process has imported it
+    return send_along(fd, is_loaded_once=found.is_loaded_once)
 
 
 class _Refusing(Found):

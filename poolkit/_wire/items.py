@@ -27,7 +27,6 @@ from typing import Any, TypeVar
 from poolkit._wire.functions import is_fixed
 from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.pickles import PROTOCOL
-from poolkit._wire.regions import Region
 from poolkit._wire.reseed import kinds
 
 FOLLOWED = 1024  # bytes of the pickle of a value whose changes in place are followed
@@ -209,7 +208,7 @@ class Item:
     value: InitVar[object]
     serial: int = 0  # larger than that of any version before
     looks: Looks = _UNFOLLOWED  # of its value, where changes in place count
-    region: Region | None = None  # where the payload lies in shared memory
+    region: Any = None  # the shared memory that the payload lies in
     shell: bytes | None = None  # an empty container, under the name from the first, for what fills it while it is made
     now: tuple[Ref, ...] = ()  # what has to be there before it is made
     later: tuple[Ref, ...] = ()  # what is needed when it is used
@@ -252,5 +251,5 @@ class Item:
         if is_inherited:
             return self.serial, self.module, self.name, INHERITED, b"", None, None, ()
         kind = DEFINITION if self.kind == VALUE and self.is_definition else self.kind
-        number = None if self.region is None else self.region.number
+        number = None if self.region is None else self.region.id
         return self.serial, self.module, self.name, kind, self.payload, number, self.shell, self.submodules

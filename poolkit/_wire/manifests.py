@@ -21,7 +21,6 @@ from poolkit._wire.items import ABSENT, IMPORT, Item, Looks, Ref, reference
 from poolkit._wire.modules import module_of, scripts
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.plans import Manifest
-from poolkit._wire.regions import Region
 from poolkit._wire.source import typed_text
 
 
@@ -35,7 +34,7 @@ class Sent:
         self._inherited = inherited or {}
         self._next: tuple[Any, Any, Any] = (self.manifests, self._serials, self._bundles)
 
-    def lacking(self, manifest: Manifest) -> tuple[bytes, list[Region]]:
+    def lacking(self, manifest: Manifest) -> tuple[bytes, list[Any]]:
         """Return the payload of the frame that has what the worker lacks for this manifest; `commit` once written."""
         manifests = {number: known for number, known in self.manifests.items() if known() is not None}
         gone = [number for number in self.manifests if number not in manifests]

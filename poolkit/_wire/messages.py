@@ -5,18 +5,19 @@ Owner to worker, on the worker's link      FRAME_TO_WORKER header + payload
     CALLS   `count` calls, each CALL header + name + fn + body; one token a call was added before
     DEFINE  payload: what a call that follows needs of the script, see `_wire/manifests.py`
     DROP    what stands before it was reclaimed: drop the rest of it and say DRAINED
-    FORGET  payload: the number of a region that is gone in the owner
+    FORGET  the next record on the descriptor channel that says so tells what is gone in the owner
     STOP    leave
 Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     READY        booted and initialised; the task field holds the process id
     BOOT_FAILED  payload: the pickled exception of the initializer
     BEGUN        a task began; sent only where the call asked for it
     VALUE        a task's pickled value          ERROR    a task's pickled exception
-    PARCEL       a task's value, as a parcel: see `_wire/parcels.py`
+    OUT_OF_BAND  a task's value, whose large parts lie in shared memory: see `_memory/out_of_band.py`
+    FORGOTTEN    as FORGET, of what is gone in the worker
     DRAINED      all that was reclaimed is dropped
-    TRACKER      payload: the number of a socket on the passage, to which the resource tracker is to be sent
+    TRACKER      payload: the id of a socket on the descriptor channel, to which the resource tracker is to be sent
     LOG          payload: a log record's pickled attributes; the task field: which task logged it, 0 for none
-Either way, beside the link, on the passage  records with descriptors: see `_wire/passage.py`
+Either way, beside the link, on the descriptor channel  records with descriptors: see `_memory/channel.py`
 Owner to template, on its root socket      FORK records, each with descriptors attached: the control socket of a new
                                            worker, the owner's standard output and error as the flags say, its own ones
 Template to owner, on its root socket      one byte, when it has imported what it was to: PREPARED or UNPREPARED
@@ -35,7 +36,7 @@ from collections import namedtuple
 from collections.abc import Iterator
 
 BOOT, CALLS, DROP, STOP, FORGET, DEFINE = 1, 2, 3, 4, 5, 6
-READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, PARCEL, LOG, TRACKER = 11, 12, 13, 14, 15, 16, 17, 18, 19
+READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, OUT_OF_BAND, LOG, TRACKER, FORGOTTEN = range(11, 21)
 FORKED, FORK_FAILED, SIGNALLED, EXITED = 31, 32, 33, 34
 
 FRAME_TO_WORKER = struct.Struct("<BxxxIQ")  # kind, count, payload bytes
@@ -47,7 +48,7 @@ NOTICE = struct.Struct("<BxxxiQQ")  # kind, status, pid, peak rss
 
 # Flags of a call.
 FLAG_ANNOUNCE = 1  # say BEGUN
-FLAG_PARCEL = 2  # the body is a parcel
+FLAG_OUT_OF_BAND = 2  # the body is an out-of-band message
 FLAG_COPIES = 4  # of which the worker is to make copies, as the call may have to run again
 KILL = 0  # instead of a signal: kill the worker with its group and all that descends from it
 HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of a FORK: which standard streams are open in the owner

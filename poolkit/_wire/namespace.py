@@ -20,7 +20,7 @@ from operator import is_
 from types import FunctionType, ModuleType
 from typing import Any
 
-from poolkit._wire import sharing
+from poolkit._wire import buffers, sharing
 from poolkit._wire import source as sources
 from poolkit._wire.buffers import Found
 from poolkit._wire.functions import ATOMS, is_definition, scan_code, submodules_of
@@ -30,7 +30,6 @@ from poolkit._wire.modules import home_of, module_of, scripts
 from poolkit._wire.origins import functions_behind, functions_of, is_special, makers_of, may_run, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
 from poolkit._wire.process_wide import imported_from, reduce_global, refuse_archive
-from poolkit._wire.regions import fill_region
 from poolkit._wire.remote import describe_error
 from poolkit._wire.source import Source, source_for
 
@@ -189,7 +188,7 @@ class Namespace:
         size = len(data) if isinstance(data, bytes) else sum(map(len, data))
         if found or size >= LARGE:
             try:
-                item.region = fill_region(data, [buffer.raw() for buffer in found])
+                item.region = buffers.store(data, [buffer.raw() for buffer in found])
             except OSError:  # no shared memory: through the link
                 data = dumps(content, None, needs, plainly=not needs.is_shared)
         if item.region is None:

@@ -52,7 +52,7 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
 
 
 def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
-    from poolkit._workforce.freight import Freight  # noqa: PLC0415 -- see above
+    from poolkit._memory.owner import OwnerTransport  # noqa: PLC0415 -- see above
     from poolkit._workforce.member import boot_settings  # noqa: PLC0415 -- see above
     from poolkit._workforce.process import ProcessWorkforce  # noqa: PLC0415 -- see above
 
@@ -71,16 +71,16 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
                 os.close(fd)
             msg = f"initargs need {len(fds)} descriptors in each worker; {MOST_INHERITED} can be handed over"
             raise SerializationError(msg)
-    lock, freight = threading.RLock(), Freight(settings.shm_threshold, name)
+    lock, transport = threading.RLock(), OwnerTransport(settings.shm_threshold, name)
     boot = functools.partial(
         boot_settings,
         settings,
         initializer=packed,
         measure_rss=limits.max_memory_per_child is not None,
-        shm_threshold=freight.threshold,
+        shm_threshold=transport.threshold,
         habits=of_thread(),
     )
-    workforce = ProcessWorkforce(lock, settings, boot=boot, inherited_fds=fds, freight=freight)
+    workforce = ProcessWorkforce(lock, settings, boot=boot, inherited_fds=fds, transport=transport)
     return Supervisor(lock, workforce, limits, name=name)
 
 

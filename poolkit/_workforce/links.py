@@ -17,6 +17,7 @@ from poolkit._wire.codec import load_value
 from poolkit._wire.messages import VALUE
 from poolkit._workforce.member import Member
 
+_OUTCOMES = (messages.VALUE, messages.OUT_OF_BAND, messages.ERROR)
 _BROKEN = (EOFError, OSError, MemoryError, OverflowError)  # closed, or nonsense
 
 
@@ -84,6 +85,8 @@ class Links:
             except BaseException as exc:
                 # A worker without a link is of no use. Most often it is ending by itself just now.
                 self.broken.append(member)
+                if isinstance(exc, EOFError) and exc.args:
+                    member.hint = f"poolkit had to end it, as {exc}"
                 if not isinstance(exc, _BROKEN):
                     raise
 
@@ -107,34 +110,33 @@ def drain(member: Member, reports: list[Report]) -> None:
 
 def receive(member: Member, reports: list[Report]) -> None:  # noqa: C901 -- one branch for each kind of message
     """Turn what one read of a worker's link gives into reports; raises what the reader raises."""
-    assert member.reader is not None  # noqa: S101 -- a link is added together with its reader
-    worker_id = member.id
+    assert member.reader is not None  # noqa: S101 -- a link is added when all of it is open
+    worker_id, channel, transport = member.id, member.channel, member.transport
+    assert channel is not None  # noqa: S101 -- see above
     for (kind, task_id, started, ended, rss, _), payload in member.reader.receive():
+        if channel.calls and kind in _OUTCOMES:
+            channel.calls.pop(task_id, None)
         if kind == VALUE:
-            waybill = member.waybill
-            if waybill.parcels:
-                waybill.finish()
-            else:
-                waybill.finished += 1
             reports.append(Finished(worker_id, task_id, started, ended, rss, payload, True, load_value))
-        elif kind == messages.PARCEL and member.freight is not None:
-            member.waybill.finish()
-            arrived = member.freight.arrive(member, payload)
-            reports.append(Finished(worker_id, task_id, started, ended, rss, *arrived))
+        elif kind == messages.OUT_OF_BAND and transport is not None:
+            received = transport.receive(channel, payload)
+            reports.append(Finished(worker_id, task_id, started, ended, rss, *received))
         elif kind == messages.ERROR:
-            member.waybill.finish()
             reports.append(Finished(worker_id, task_id, started, ended, rss, payload, False, codec.load_error))
-        elif kind == messages.TRACKER and member.freight is not None:
-            member.freight.wants_tracker(member, payload)
+        elif kind == messages.TRACKER and transport is not None:
+            transport.wants_tracker(channel, payload)
+        elif kind == messages.FORGOTTEN:
+            channel.forget_theirs()
         elif kind == messages.LOG:
             reports.append(Logged(worker_id, task_id, payload))
         elif kind == messages.DRAINED:
+            channel.calls.clear()  # what it was sent and has not begun
             reports.append(Drained(worker_id))
         elif kind == messages.READY and member.pid is None:  # said once; later, only a hostile task says it
             member.pid = task_id
             reports.append(Ready(worker_id, task_id))
         elif kind == messages.BEGUN:
-            member.waybill.begin()
+            channel.begun(task_id)
             reports.append(Begun(worker_id, task_id))
         elif kind == messages.BOOT_FAILED:
             reports.append(BootFailed(worker_id, codec.load_error(payload)))

@@ -1,7 +1,7 @@
 """Member: one worker process as the owner holds it: its link, tokens, board and control socket.
 
-Guarded by: the pool's one lock: the writer, the tokens and the sending half of the passage. By the reader's lock: the
-reader, `pid` and the receiving half.
+Guarded by: the pool's one lock: the writer, the tokens and the sending half of the descriptor channel. By the reader's
+lock: the reader, `pid` and the receiving half.
 Owner: the supervisor thread: the rest.
 """
 
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from poolkit import _os
+from poolkit._memory.memory import Memory
+from poolkit._memory.owner import OwnerTransport, WorkerChannel
 from poolkit._spawn import descriptors
 from poolkit._spawn.key import own_path
 from poolkit._spawn.templates import Child
@@ -25,10 +27,7 @@ from poolkit._wire.board import Board
 from poolkit._wire.habits import of_process
 from poolkit._wire.link import FrameReader, FrameWriter
 from poolkit._wire.manifests import Sent, describe
-from poolkit._wire.passage import Passage
 from poolkit._wire.plans import Manifest
-from poolkit._wire.regions import Region
-from poolkit._workforce.freight import Freight, Waybill
 from poolkit._workforce.logs import log_levels
 from poolkit._workforce.settings import PoolSettings
 
@@ -44,10 +43,9 @@ class Member:
         self.board: Board | None = None
         self.reader: FrameReader | None = None
         self.writer: FrameWriter | None = None
-        self.passage: Passage | None = None
-        self.waybill = Waybill()
+        self.channel: WorkerChannel | None = None
         self.sent = Sent()  # what it has of the script
-        self.freight: Freight | None = None
+        self.transport: OwnerTransport | None = None
         self.is_condemned = False  # to be killed by order; guarded by: the pool's one lock
         self.is_reaped = False  # its end was reported by whoever reaped it, or it never was
         self.calls_fd = self.calls_read_fd = self.outcomes_fd = -1
@@ -78,7 +76,7 @@ class Member:
                 os.set_blocking(fd, False)
             ours, other = socket.socketpair()
             theirs.append(other.detach())
-            self.passage = Passage(ours.detach(), waits=False)
+            self.channel = WorkerChannel(ours.detach(), self.id)
             theirs += [os.dup(fd) for fd in inherited]
             self.reader = FrameReader(self.outcomes_fd, messages.FRAME_TO_OWNER)
         except BaseException:
@@ -98,9 +96,9 @@ class Member:
             self.tokens.close()
         if self.board is not None:
             self.board.close()
-        if self.passage is not None:
-            self.passage.close()
-        self.child = self.tokens = self.board = self.passage = None
+        if self.channel is not None:
+            self.channel.close()
+        self.child = self.tokens = self.board = self.channel = None
 
 
 def boot_settings(
@@ -111,8 +109,8 @@ def boot_settings(
     measure_rss: bool,
     shm_threshold: float,
     habits: dict[str, Any],
-) -> tuple[bytes, list[Region]]:
-    """What a worker is told first, pickled, see `_child/boot.py`; and the regions that it refers to."""
+) -> tuple[bytes, list[Memory]]:
+    """What a worker is told first, pickled, see `_child/boot.py`; and the memory that it refers to."""
     from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
 
     me = process.current_process()
@@ -132,9 +130,9 @@ def boot_settings(
             open_files = limit
     packed, manifest = initializer or (None, None)
     definitions: tuple[int, bytes] | None = None
-    regions: list[Region] = []
+    memories: list[Memory] = []
     if manifest is not None:
-        data, regions = member.sent.lacking(manifest)
+        data, memories = member.sent.lacking(manifest)
         definitions = manifest.number, data
     told = pickle.dumps(
         {
@@ -160,4 +158,4 @@ def boot_settings(
             "log_disabled": logging.root.manager.disable,
         }
     )
-    return told, regions
+    return told, memories

@@ -32,6 +32,8 @@ from typing import Any
 from poolkit import _os, _os_processes
 from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
+from poolkit._memory.memory import Memory
+from poolkit._memory.owner import OwnerTransport
 from poolkit._os_memory import OutOfMemory
 from poolkit._select import poll
 from poolkit._spawn import descriptors, templates
@@ -42,10 +44,8 @@ from poolkit._wire.link import FrameWriter
 from poolkit._wire.manifests import Inherited, Sent, inheritance
 from poolkit._wire.messages import call_parts
 from poolkit._wire.plans import Manifest
-from poolkit._wire.regions import Region
 from poolkit._workforce import evidence
 from poolkit._workforce.driven import DrivenWorkforce
-from poolkit._workforce.freight import Freight
 from poolkit._workforce.links import Links, drain
 from poolkit._workforce.logs import log
 from poolkit._workforce.member import Member
@@ -70,9 +70,9 @@ class ProcessWorkforce(DrivenWorkforce):
         lock: threading.RLock,
         settings: PoolSettings,
         *,
-        boot: Callable[[Member], tuple[bytes, list[Region]]],
+        boot: Callable[[Member], tuple[bytes, list[Memory]]],
         inherited_fds: Sequence[int],
-        freight: Freight,
+        transport: OwnerTransport,
     ) -> None:
         self._lock = lock
         self._settings = settings
@@ -94,11 +94,11 @@ class ProcessWorkforce(DrivenWorkforce):
         self._shares_templates = False  # once one was acquired that other pools may have
         self._asked: set[Child] = set()  # those whose template has not carried out all that it was told
         self._out_of_memory: OutOfMemory | None = None  # made with the first worker; owner: the supervisor thread
-        self.freight = freight
-        self.pack = freight.pack
-        self.freight.gone, self.freight.wake = self._region_gone, self.wake
+        self.transport = transport
+        self.pack = transport.pack
+        self.transport.wake, self.transport.warn = self.wake, log.warning
         self._inherited: Inherited | None = None  # what workers have of the script that are forks of this process
-        self.freight.lend_tracker = functools.partial(self._order, self._lend_tracker)
+        self.transport.lend_tracker = functools.partial(self._order, self._lend_tracker)
         self.notes: list[str] = []  # owner: the supervisor thread
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
@@ -124,7 +124,7 @@ class ProcessWorkforce(DrivenWorkforce):
         parts: list[bytes] = [b""]
         sent = member.sent
         usual = messages.FLAG_ANNOUNCE if announce else 0
-        for place, task in enumerate(tasks, 1):
+        for task in tasks:
             fn, body, manifest = task.call
             flags = usual
             number = 0
@@ -133,10 +133,12 @@ class ProcessWorkforce(DrivenWorkforce):
                 if number not in sent.manifests:
                     self._define(member, manifest)
             if type(body) is not bytes:
-                body, more = self.freight.load(member, place, task, body)
+                assert member.channel is not None  # noqa: S101 -- as its writer
+                body, more = self.transport.send(
+                    member.channel, task.id, body, may_run_again=bool(task.options.retries)
+                )
                 flags |= more
             parts += call_parts(task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, flags, number)
-        member.waybill.sent += len(tasks)
         nbytes = sum(map(len, parts))
         parts[0] = messages.FRAME_TO_WORKER.pack(messages.CALLS, len(tasks), nbytes)
         assert member.tokens is not None  # noqa: S101 -- only a worker that is ready is sent something
@@ -146,9 +148,10 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def _define(self, member: Member, manifest: Manifest) -> None:
         """Write what the worker lacks of the script, before the frame with the call that needs it."""
-        payload, regions = member.sent.lacking(manifest)
-        if regions:
-            self.freight.hand_over(member, regions)
+        payload, memories = member.sent.lacking(manifest)
+        if memories:
+            assert member.channel is not None  # noqa: S101 -- as its writer
+            self.transport.hand_over(member.channel, memories)
         self._write(member, [messages.FRAME_TO_WORKER.pack(messages.DEFINE, 0, len(payload)), payload])
         member.sent.commit()
 
@@ -159,7 +162,6 @@ class ProcessWorkforce(DrivenWorkforce):
             return 0
         count = member.tokens.take_all()
         if count:
-            member.waybill.take_back(count)
             self._write(member, [messages.FRAME_TO_WORKER.pack(messages.DROP, 0, 0)])
         return count
 
@@ -193,10 +195,11 @@ class ProcessWorkforce(DrivenWorkforce):
         if member.writer is not None and member.reader is not None:
             self._closed_bytes[0] += member.writer.sent
             self._closed_bytes[1] += member.reader.received
-        if member.is_reaped or member.pid is None:
-            self.freight.died(worker_id)
-        else:
-            self.freight.dies(member)
+        if member.channel is not None:
+            if member.is_reaped or member.pid is None:
+                self.transport.died(member.channel)
+            else:
+                self.transport.dies(member.channel, member.outcomes_fd)
         member.close()
 
     def link_bytes(self) -> tuple[int, int]:
@@ -209,8 +212,11 @@ class ProcessWorkforce(DrivenWorkforce):
         return sent, received
 
     def memory_use(self) -> tuple[int, int, int, int, int]:
-        """See `Freight.use`."""
-        return self.freight.use(self._members.values())
+        """See `OwnerTransport.use`."""
+        members = self._members.values()
+        return self.transport.use(
+            [(each.channel, each.board.memory()) for each in members if each.channel and each.board]
+        )
 
     def resident_bytes(self, worker_id: int) -> int | None:
         """Resident memory of a worker."""
@@ -220,10 +226,6 @@ class ProcessWorkforce(DrivenWorkforce):
     def wake(self) -> None:
         """Make `wait` return. From any thread."""
         self._wakeup.set()
-
-    def _region_gone(self, number: int) -> None:
-        """Have workers let go of it. From a finalizer, in any thread."""
-        self._order(self._forget_region, number)
 
     def _order(self, what: Callable[..., None], member: Any) -> None:
         self._orders.append((what, member))
@@ -242,7 +244,7 @@ class ProcessWorkforce(DrivenWorkforce):
             due.append(monotonic() + STACK_LOOK)
         if self._orders:  # those for which the template had no room, or else the wake-up is set
             due.append(monotonic() + ROOM_LOOK)
-        if (tend_at := self.freight.due()) is not None:
+        if (tend_at := self.transport.due()) is not None:
             due.append(tend_at)
         if due:
             timeout = min(timeout, max(0.0, min(due) - monotonic()))
@@ -268,7 +270,7 @@ class ProcessWorkforce(DrivenWorkforce):
         for child in self._asked:
             child.end_template_if_it_hangs()
         with self._lock:
-            self.freight.tend(self._members.values())
+            self.transport.tend([member.channel for member in self._members.values()])
         self.read()
         for member in self._dying():
             if member.board is not None:
@@ -315,14 +317,14 @@ class ProcessWorkforce(DrivenWorkforce):
             self._members.clear()
         for member in members:
             member.close()
-        self.freight.close()
+        self.transport.close()
         self._close_own()
 
     def close_in_forked_child(self) -> None:
         """Close the copies of descriptors that a forked child of the owner has; touch nothing that is shared."""
         for member in self._members.values():
             member.close()
-        self.freight.arena.close()
+        self.transport.arena.close()
         self._close_own()
 
     def _close_own(self) -> None:
@@ -409,15 +411,17 @@ class ProcessWorkforce(DrivenWorkforce):
         self._asked.add(child)
         self._selector.register(child.fileno(), selectors.EVENT_READ, functools.partial(self._noticed, member))
         member.sent = Sent(self._inherited)
-        member.freight = self.freight
-        told, regions = self._boot(member)
+        member.transport = self.transport
+        told, memories = self._boot(member)
+        assert member.channel is not None  # noqa: S101 -- it is open
+        member.channel.wake = functools.partial(self._order, self._forget, member)  # by finalizers, in any thread
         self.links.add(member)
         if self._both is None:
             self._selector.register(member.outcomes_fd, selectors.EVENT_READ, _nothing_yet)
         with self._lock:
             member.writer = FrameWriter(member.calls_fd)
-            if regions:
-                self.freight.hand_over(member, regions)
+            if memories:
+                self.transport.hand_over(member.channel, memories)
             self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)), told])
             member.sent.commit()
 
@@ -428,17 +432,14 @@ class ProcessWorkforce(DrivenWorkforce):
         if member.calls_fd >= 0 and self._selector.get_map().get(member.calls_fd) is None:
             self._selector.register(member.calls_fd, selectors.EVENT_WRITE, functools.partial(self._writable, member))
 
-    def _forget_region(self, number: int, _reports: Reports) -> None:
-        """A region is gone here: workers that were told of it are to let go of it."""
+    def _forget(self, member: Member, _reports: Reports) -> None:
+        """Memory is gone here that a worker was told of: it is to let go of it."""
         with self._lock:
-            if not self.freight.is_gone(number):
-                return
-            for member in self._members.values():
-                if member.passage is not None and member.passage.forget(number):
-                    payload = number.to_bytes(8, "little")
-                    self._write(member, [messages.FRAME_TO_WORKER.pack(messages.FORGET, 0, 8), payload])
+            while member.channel is not None and member.channel.forget():
+                self._write(member, [messages.FRAME_TO_WORKER.pack(messages.FORGET, 0, 0)])
+                self.transport.flush(member.channel)
 
-    def _lend_tracker(self, asked: Region, _reports: Reports) -> None:
+    def _lend_tracker(self, asked: Memory, _reports: Reports) -> None:
         """Send the resource tracker of this process to a worker, which waits for it, or for the end of the socket."""
         from multiprocessing import resource_tracker  # noqa: PLC0415 -- few need it
 
@@ -465,7 +466,7 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def _kill_cut_off(self, member: Member, reports: Reports) -> None:
         """End a worker whose link is of no use. Mostly it has ended by itself, which is why."""
-        if member.pid is not None and not _os.is_ending(member.pid):
+        if not member.hint and member.pid is not None and not _os.is_ending(member.pid):
             member.hint = (
                 "poolkit had to end it: the task closed or wrote to descriptors that are not its own, or replaced its "
                 "process by exec"

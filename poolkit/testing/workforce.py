@@ -94,13 +94,13 @@ class FakeCall:
         load: gives what is called, anew each time if it was packed. Raises whatever unpickling raises.
     """
 
-    __slots__ = ("_regions", "count", "fn", "load")
+    __slots__ = ("_memories", "count", "fn", "load")
 
-    def __init__(self, fn: Function, count: int, load: Callable[[], Whole], regions: Any = ()) -> None:
+    def __init__(self, fn: Function, count: int, load: Callable[[], Whole], memories: Any = ()) -> None:
         self.fn = fn
         self.count = count
         self.load = load
-        self._regions = regions  # shared memory that the arguments refer to
+        self._memories = memories  # shared memory that the arguments refer to
 
     def arguments(self) -> list[Arguments]:
         """The arguments of each of its calls. Raises as `load`."""
@@ -174,9 +174,9 @@ class FakeWorkforce(DrivenWorkforce):
             return FakeCall(known, count, lambda: whole), 0
         with Found() as found:  # handles and read-only arrays go as they would to a worker
             call = codec.pack_call(fn, args, kwargs, found)
-        return FakeCall(known, count, functools.partial(codec.load_call, *call[:2]), found.regions), len(call[0]) + len(
-            call[1]
-        )
+        return FakeCall(known, count, functools.partial(codec.load_call, *call[:2]), found.memories), len(
+            call[0]
+        ) + len(call[1])
 
     def start(self, worker_id: int) -> None:
         """A worker comes up at once, unless the initializer raises."""
@@ -333,7 +333,7 @@ class FakeWorkforce(DrivenWorkforce):
                 return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
             with Found() as found:
                 packed = codec.pack_value(value, found)
-            return Outcome((packed, found.regions), ok=True, load=_load_value)
+            return Outcome((packed, found.memories), ok=True, load=_load_value)
         except SerializationError as exc:
             exc.args = (f"task {task.id} ({task.name}, attempt {context.attempt}): {exc}",)  # as in `_child/loop.py`
             return Outcome(codec.pack_error(exc), ok=False, load=codec.load_error)

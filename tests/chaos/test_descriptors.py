@@ -16,7 +16,7 @@ from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
 
-LINK = ["calls", "outcomes", "tokens", "evidence", "passage"]
+LINK = ["calls", "outcomes", "tokens", "evidence", "channel"]
 
 
 def new_pool(size: int) -> poolkit.Pool:
@@ -47,7 +47,7 @@ def test_one_worker_without_a_descriptor(which: str, how: str, journal: Journal,
 @pytest.mark.parametrize("how", ["close", "dup2"])
 @pytest.mark.parametrize("which", LINK)
 def test_what_comes_next_has_a_large_argument(which: str, how: str, new_gate: Callable[[], Gate]) -> None:
-    """And no memory of that size was handed over yet, so the passage is needed."""
+    """And no memory of that size was handed over yet, so the descriptor channel is needed."""
     with new_pool(1) as pool:
         spoiled = pool.submit(traps.spoil, which, how)
         array = arrays.numbered(3, 1_000_000)
@@ -60,7 +60,7 @@ def test_what_comes_next_has_a_large_argument(which: str, how: str, new_gate: Ca
                 assert (task.result() == 6).all()
             else:
                 failed += 1
-                assert which == "passage", error
+                assert which == "channel", error
         assert failed <= 1, "the worker goes on with what it cannot do"
         faults.check_serves(pool, new_gate)
 

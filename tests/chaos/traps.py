@@ -89,9 +89,9 @@ def _know_the_link() -> None:
 
     def meddled(self: loop.Loop, calls: int, outcomes: int, tokens: Tokens, *others: Any) -> None:
         make(self, calls, outcomes, tokens, *others)
-        passage = self.freight.passage._socket.fileno()
+        channel = self.transport.channel._socket.fileno()
         # In the order of `Member.open`, where the last two stand side by side.
-        _link.update(calls=calls, outcomes=outcomes, tokens=tokens.fileno(), evidence=passage - 1, passage=passage)
+        _link.update(calls=calls, outcomes=outcomes, tokens=tokens.fileno(), evidence=channel - 1, channel=channel)
 
     loop.Loop.__init__ = meddled  # type: ignore[method-assign,assignment]
 
@@ -126,7 +126,7 @@ def _lay() -> None:
         kind = messages.FRAME_TO_OWNER.unpack(header)[0]
         if kind == messages.READY:
             spring("ready")
-        if kind in {messages.VALUE, messages.ERROR, messages.PARCEL} and running == "victim":
+        if kind in {messages.VALUE, messages.ERROR, messages.OUT_OF_BAND} and running == "victim":
             frame = header + bytes(payload)
             half = len(frame) // 2
             send(self, frame[:half], b"")

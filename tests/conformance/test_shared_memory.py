@@ -377,19 +377,18 @@ def test_hundreds_of_handles_arrive_in_both_directions(pool: poolkit.Pool) -> No
     assert len(pool.submit(work.make_many, 300).result()) == 300
 
 
-@pytest.mark.needs("process")
-@pytest.mark.skipif("POOLKIT_PORTABLE" in os.environ or sys.platform != "linux", reason="elsewhere the worker ends")
-def test_a_worker_without_room_for_descriptors_fails_tasks_until_it_has_room(pool: poolkit.Pool) -> None:
-    limit = pool.submit(work.limit_descriptors, 3).result()
-    error = pool.submit(work.checksum, work.numbered(1)).exception()
-    assert isinstance(error, OSError)
-    assert isinstance(pool.submit(work.echo, [poolkit.SharedBuffer(10)]).exception(), OSError)
-    pool.submit(work.limit_descriptors, limit).result()
+@pytest.mark.needs("process", "crash")
+def test_a_worker_without_room_for_descriptors_is_replaced(pool: poolkit.Pool) -> None:
+    for what in (work.numbered(1), [poolkit.SharedBuffer(10)]):
+        pool.submit(work.limit_descriptors, 3).result()
+        error = pool.submit(work.echo, what).exception()
+        assert isinstance(error, poolkit.WorkerCrashed)
+        assert "no room for descriptors" in error.output
     assert pool.submit(work.checksum, work.numbered(1)).result() == 30_000
     with poolkit.SharedArray(10) as shared:
         assert pool.submit(work.total, shared).result() == 0
     wait_until_all_is_back(pool)
-    assert pool.stats().crashed == 0
+    assert pool.stats().crashed == 2
 
 
 @pytest.mark.needs("process")

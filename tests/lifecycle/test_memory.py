@@ -13,7 +13,7 @@ import poolkit
 import support
 import support_arrays
 from lifecycle.scripts import in_tiny_shared_memory, run, running, text_of
-from poolkit._wire import holds
+from poolkit._memory import holds
 
 pytestmark = pytest.mark.slow
 

@@ -1,108 +1,127 @@
-"""Any order of taking, lending, freeing, dying and trimming: blocks never overlap, and every lease comes back."""
+"""Any order of taking, sending, seeing, settling, dying and trimming: no block has two users, and each comes back."""
 
 from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from poolkit._wire.arena import IDLE, Arena, Lease
+from poolkit._memory.arena import IDLE, Arena, Lease, Segment
 
 WORKERS = st.integers(1, 3)
 
 
+class View:
+    """What a worker sees."""
+
+    def __init__(self, lease: Lease, worker: int, mark: int) -> None:
+        self.segment: Segment = lease.segment
+        self.index, self.nbytes = lease.index, lease.nbytes
+        self.worker, self.mark = worker, mark
+        self.is_gone = False
+        self.segment.bytes[self.index] = 1
+
+    def end(self) -> None:
+        if not self.is_gone:
+            self.segment.bytes[self.index] = 0
+        self.is_gone = True
+
+
 class ArenaMachine(RuleBasedStateMachine):
-    """The arena beside the simplest model: which lease, or which worker, sees which bytes."""
+    """The arena beside the simplest model: which lease, and which worker, sees which bytes."""
 
     own = Bundle("own")
-    sent = Bundle("sent")
+    seen = Bundle("seen")
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.arena = Arena(lambda: self.now)
-        self.seen: dict[tuple[int, int], int] = {}  # (segment, index) -> worker, or 0 for a lease of our own
+        self.leases: dict[int, tuple[Lease, int]] = {}  # by the mark that was written; with the worker it was sent to
+        self.views: list[View] = []
         self.mark = 0
-        self.marks: dict[tuple[int, int], tuple[Lease, int]] = {}
 
     def teardown(self) -> None:
-        self.marks.clear()
+        self.leases.clear()
+        self.views.clear()
         self.arena.close()
 
-    @staticmethod
-    def at(lease: Lease) -> tuple[int, int]:
-        return lease.segment.id, lease.index
-
-    def forget(self, lease: Lease) -> None:
-        self.seen.pop(self.at(lease), None)
-        self.marks.pop(self.at(lease), None)
+    def places(self) -> set[tuple[int, int]]:
+        of_leases = {(lease.segment.id, lease.index) for lease, _ in self.leases.values()}
+        return of_leases | {(view.segment.id, view.index) for view in self.views if not view.is_gone}
 
     @rule(target=own, nbytes=st.sampled_from([1, 4096, 5000, 70_000, 300_000, 1 << 20, 3 << 20]))
-    def take(self, nbytes: int) -> object:
+    def take(self, nbytes: int) -> int:
+        before = self.places()
         lease = self.arena.take(nbytes)
         assert lease is not None
-        assert self.at(lease) not in self.seen
-        self.seen[self.at(lease)] = 0
+        assert (lease.segment.id, lease.index) not in before
         self.mark += 1
-        view = memoryview(lease.segment.mapping)[lease.offset : lease.offset + nbytes]
-        view[0], view[-1] = self.mark % 256, self.mark % 251
-        self.marks[self.at(lease)] = (lease, self.mark)
-        view.release()
-        return lease
+        lease.write([bytes([self.mark % 256]) * nbytes], [nbytes])
+        self.leases[self.mark] = lease, 0
+        return self.mark
 
-    @rule(lease=consumes(own))
-    def drop(self, lease: Lease) -> None:
-        self.forget(lease)
-        lease.__del__()  # the machine holds what it made; a second time is as harmless as the first
-        lease.is_lent = True
+    @rule(mark=own, worker=WORKERS)
+    def send(self, mark: int, worker: int) -> None:
+        """Perhaps again, after it was taken back from another."""
+        if mark in self.leases and not any(view.mark == mark and not view.is_gone for view in self.views):
+            lease, _ = self.leases[mark]
+            lease.lend(worker)
+            self.leases[mark] = lease, worker
 
-    @rule(target=sent, lease=consumes(own), worker=WORKERS)
-    def lend(self, lease: Lease, worker: int) -> object:
-        lease.lend(worker)
-        self.seen[self.at(lease)] = worker
-        return lease, worker
+    @rule(target=seen, mark=own)
+    def begin(self, mark: int) -> View | None:
+        lease, worker = self.leases.get(mark, (None, 0))
+        if lease is None or not worker or any(view.mark == mark for view in self.views):
+            return None
+        self.views.append(View(lease, worker, mark))
+        return self.views[-1]
 
-    @rule(target=own, pair=consumes(sent))
-    def reclaim(self, pair: tuple[Lease, int]) -> object:
-        lease, worker = pair
-        if self.seen.get(self.at(lease)) != worker or self.marks.get(self.at(lease), (None, 0))[0] is not lease:
-            return multiple()  # the worker died, and the block is somebody else's
-        lease.reclaim()
-        self.seen[self.at(lease)] = 0
-        return lease
+    @rule(mark=consumes(own))
+    def settle(self, mark: int) -> None:
+        self.leases.pop(mark, None)
 
-    @rule(pair=consumes(sent))
-    def reader_frees(self, pair: tuple[Lease, int]) -> None:
-        lease, _ = pair
-        if self.marks.get(self.at(lease), (None, 0))[0] is lease:
-            self.forget(lease)
-            lease.segment.mapping[lease.index] = 0
+    @rule(target=seen, mark=consumes(own))
+    def transfer(self, mark: int) -> View | None:
+        """As a worker does with a result, whose reader never dies."""
+        lease, worker = self.leases.pop(mark, (None, 0))
+        if lease is None or worker:
+            return None
+        lease.transfer()
+        self.views.append(View(lease, 0, mark))
+        return self.views[-1]
+
+    @rule(view=consumes(seen))
+    def reader_frees(self, view: View | None) -> None:
+        if view is not None:
+            view.end()
 
     @rule(worker=WORKERS)
     def dies(self, worker: int) -> None:
         self.arena.take_back(worker)
-        for place in [place for place, who in self.seen.items() if who == worker]:
-            del self.seen[place]
-            self.marks.pop(place, None)
+        for view in self.views:
+            if view.worker == worker:
+                view.is_gone = True
 
-    @rule(seconds=st.sampled_from([0.5, IDLE, 100.0]))
+    @rule(seconds=st.sampled_from([0.5, 1.0, IDLE, 100.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.arena.trim()
 
     @invariant()
     def leases_balance(self) -> None:
-        assert self.arena.lent()[0] == len(self.seen)
+        assert self.arena.alive()[0] == len(self.places())
 
     @invariant()
     def nobody_wrote_to_what_another_sees(self) -> None:
-        for lease, mark in self.marks.values():
-            assert lease.segment.mapping[lease.offset] in {mark % 256, mark % 251}
-            assert lease.segment.mapping[lease.offset + lease.nbytes - 1] == mark % 251
+        shown = [(lease.segment, lease.index, lease.nbytes, mark) for mark, (lease, _) in self.leases.items()]
+        shown += [(view.segment, view.index, view.nbytes, view.mark) for view in self.views if not view.is_gone]
+        for segment, index, nbytes, mark in shown:
+            assert segment.bytes[segment.at(index)] == segment.bytes[segment.at(index) + nbytes - 1] == mark % 256
 
     @invariant()
-    def what_is_lent_has_memory(self) -> None:
-        assert self.arena.reserved >= self.arena.lent()[1]
+    def what_is_alive_has_memory(self) -> None:
+        assert self.arena.reserved >= self.arena.alive()[1]
 
 
 ArenaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

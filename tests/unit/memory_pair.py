@@ -1,4 +1,4 @@
-"""Two ends of a passage in one process, with an arena at the one: what a writer and a reader are made of."""
+"""Two ends of a descriptor channel in one process, with an arena at the one: what a writer and a reader are made of."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from poolkit._memory.arena import Arena
+from poolkit._memory.channel import DescriptorChannel
+from poolkit._memory.out_of_band import OutOfBand, Received, pack
 from poolkit._wire import codec
-from poolkit._wire.arena import Arena
 from poolkit._wire.buffers import found_from
-from poolkit._wire.parcels import Arrived, Parcel, pack
-from poolkit._wire.passage import Passage
 
 MIB = 1 << 20
 
@@ -23,21 +23,25 @@ class Pair:
         ours, theirs = socket.socketpair()
         self.threshold = threshold
         self.arena = Arena()
-        self.out = Passage(ours.detach(), waits=False)
-        self.into = Passage(theirs.detach(), waits=True)
+        self.out = DescriptorChannel(ours.detach(), is_worker=False)
+        self.into = DescriptorChannel(theirs.detach(), is_worker=True)
 
-    def pack(self, value: Any) -> bytes | Parcel:
+    def pack(self, value: Any) -> bytes | OutOfBand:
         found = found_from(self.threshold)()
         found.look((value,))
         with found:
             body = codec.pack_value(value, found)
         return pack(body, found, self.arena)
 
-    def send(self, parcel: Parcel, *, copies: bool = False) -> Arrived:
-        parcel.hand_over(self.out, self.arena)
+    def send(self, message: OutOfBand, *, copies: bool = False) -> Received:
+        message.hand_over(self.out)
         if not copies:
-            parcel.lend(1)
-        return Arrived(parcel.body, self.into, copies=copies)
+            message.lend(1)
+        return Received(message.body, self.into, copies=copies)
+
+    def leased(self) -> int:
+        """How many blocks somebody has."""
+        return self.arena.alive()[0]
 
     def trip(self, value: Any, *, copies: bool = False) -> Any:
         packed = self.pack(value)

@@ -17,8 +17,8 @@ import pytest
 
 import support
 from poolkit import _os
-from poolkit._wire import arena as arenas
-from poolkit._wire.arena import HEADER, IDLE, Arena, Lease, class_of
+from poolkit._memory import arena as arenas
+from poolkit._memory.arena import HEADER, IDLE, MOST_FOR, Arena, Lease, class_of
 
 MIB = 1 << 20
 
@@ -50,8 +50,10 @@ def take(arena: Arena, nbytes: int) -> Lease:
     return lease
 
 
-def free_as_reader(lease: Lease) -> None:
-    lease.segment.mapping[lease.index] = 0
+def see(lease: Lease, worker_id: int = 1) -> None:
+    """As a worker that was sent it."""
+    lease.lend(worker_id)
+    lease.segment.bytes[lease.index] = 1
 
 
 def place(lease: Lease) -> tuple[int, int]:
@@ -69,62 +71,63 @@ def test_a_block_is_at_most_an_eighth_larger_than_asked_for_apart_from_whole_pag
 def test_a_block_belongs_to_one_lease_until_it_is_freed(arena: Arena) -> None:
     leases = [take(arena, 100_000) for _ in range(1500)]  # more than one segment has
     assert len({place(lease) for lease in leases}) == 1500
-    assert arena.lent()[0] == 1500
+    assert arena.alive()[0] == 1500
     freed = place(leases.pop(700))
     assert place(take(arena, 100_000)) == freed
 
 
 def test_the_lowest_free_block_is_taken_so_that_pages_stay_warm(arena: Arena) -> None:
-    first, second = take(arena, 70_000), take(arena, 70_000)
-    assert (first.index, second.index) == (0, 1)
-    for lease in (second, first):
-        lease.lend(1)
-        free_as_reader(lease)
-    assert take(arena, 70_000).index == 0
-    assert arena.reserved == 2 * class_of(70_000)
+    leases = [take(arena, 70_000) for _ in range(6)]
+    assert [lease.index for lease in leases] == [0, 1, 2, 3, 4, 5]
+    for number in (5, 3, 1, 2):
+        if number == 2:
+            see(leases[number])
+        leases[number] = take(arena, 80_000)
+    assert [take(arena, 70_000).index for _ in range(2)] == [1, 1]
+    again = [take(arena, 70_000) for _ in range(3)]
+    assert [lease.index for lease in again] == [1, 3, 5]
+    assert arena.reserved == 6 * class_of(70_000) + 4 * class_of(80_000)
 
 
-def test_what_was_lent_is_freed_by_its_reader_alone(arena: Arena) -> None:
+def test_a_block_is_free_when_neither_its_lease_nor_a_reader_is_left(arena: Arena) -> None:
+    for is_first in (True, False):
+        lease = take(arena, 70_000)
+        see(lease)
+        at, states = place(lease), lease.segment.bytes
+        if is_first:
+            states[at[1]] = 0
+        else:
+            del lease
+        assert arena.alive()[0] == 1
+        assert place(take(arena, 70_000)) != at
+        lease, states[at[1]] = None, 0
+        assert arena.alive()[0] == 0
+        assert place(take(arena, 70_000)) == at
+
+
+def test_what_was_transferred_is_freed_by_its_reader_alone(arena: Arena) -> None:
     lease = take(arena, 70_000)
-    lease.lend(1)
-    at, segment = place(lease), lease.segment
+    lease.transfer()
+    segment = lease.segment
     del lease
-    assert segment.lent() == 1
-    other = take(arena, 70_000)
-    assert place(other) != at
-    segment.mapping[at[1]] = 0
-    assert place(take(arena, 70_000)) == at
+    assert segment.alive() == 1
+    segment.bytes[0] = 0
+    assert segment.alive() == 0
 
 
-def test_a_lease_whose_reader_was_faster_does_not_free_the_next_one(arena: Arena) -> None:
-    lease = take(arena, 70_000)
-    lease.lend(1)
-    free_as_reader(lease)
-    other = take(arena, 70_000)
-    assert place(other) == place(lease)
-    del lease
-    assert arena.lent()[0] == 1
-
-
-def test_what_was_taken_back_is_the_leases_own_again(arena: Arena) -> None:
-    lease = take(arena, 70_000)
-    lease.lend(1)
-    lease.reclaim()
-    arena.take_back(1)
-    assert arena.lent()[0] == 1
-    del lease
-    assert arena.lent()[0] == 0
-
-
-def test_the_death_of_a_worker_frees_what_it_had_and_nothing_else(arena: Arena) -> None:
+def test_the_death_of_a_worker_frees_what_it_saw_and_nothing_else(arena: Arena) -> None:
     leases = [take(arena, 70_000) for _ in range(6)]
     for number, lease in enumerate(leases[:4]):
-        lease.lend(1 + number % 2)
-    free_as_reader(leases[0])  # it was worker 1's, and is the next lease's now
-    again = take(arena, 70_000)
-    assert place(again) == place(leases[0])
+        see(lease, 1 + number % 2)
+    del lease
+    leases[0].lend(2)  # after it was taken back from worker 1
     arena.take_back(1)
-    assert [lease.segment.mapping[lease.index] for lease in leases] == [1, 1, 0, 1, 1, 1]
+    assert [lease.segment.bytes[lease.index] for lease in leases] == [1, 1, 0, 1, 0, 0]
+    assert arena.alive()[0] == 6
+    leases.clear()
+    assert arena.alive()[0] == 3
+    arena.take_back(2)
+    assert arena.alive()[0] == 0
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM])
@@ -147,15 +150,22 @@ def test_a_size_that_no_system_has_is_no_block(arena: Arena) -> None:
     assert arena.take(1 << 62) is None
 
 
-def test_an_entry_from_within_is_refused_instead_of_tearing_the_arena(arena: Arena) -> None:
-    with arena._lock:
-        assert arena.take(70_000) is None
+def test_an_entry_from_within_is_refused_instead_of_tearing_the_arena(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, inner = arena._clock, []
+    with monkeypatch.context() as patch:
+        patch.setattr(arena, "_clock", lambda: inner.append(arena.take(70_000)) or real())
+        outer = take(arena, 70_000)
+    assert inner == [None]
     assert arena.take(70_000) is not None
+    del outer
 
 
 def test_only_taking_waits_for_another_thread(arena: Arena, clock: Clock) -> None:
     lease = take(arena, 70_000)
-    lease.lend(1)
+    see(lease)
+    del lease
     clock.now += IDLE
     locked, done = threading.Event(), threading.Event()
 
@@ -169,25 +179,35 @@ def test_only_taking_waits_for_another_thread(arena: Arena, clock: Clock) -> Non
     locked.wait()
     arena.trim()
     arena.take_back(1)
-    assert arena.lent()[0] == 1
-    assert arena.lent()[1] == class_of(70_000)
-    assert arena.idle_at is not None
-    assert arena.idle_at <= clock.now + 0.1
+    assert arena.alive() == (1, class_of(70_000))
+    assert arena.trim_at is not None
+    assert arena.trim_at <= clock.now + 1.0
     done.set()
     thread.join()
-    clock.now = arena.idle_at
+    clock.now = arena.trim_at
     arena.trim()
-    assert arena.lent()[0] == 0
+    assert arena.alive()[0] == 0
 
 
-def test_what_is_left_by_a_call_in_the_midst_of_taking_is_done_by_the_taker(arena: Arena) -> None:
+def test_what_is_left_by_a_call_in_the_midst_of_taking_is_done_by_the_next_one(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lease = take(arena, 70_000)
-    lease.lend(1)
-    with arena._lock:
+    see(lease)
+    at = place(lease)
+    del lease
+    real = arena._clock
+
+    def die() -> float:
         arena.take_back(1)
-        arena.trim()
-    assert arena.lent()[0] == 1
-    assert place(take(arena, 70_000)) == place(lease)
+        assert arena.take(70_000) is None
+        return real()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arena, "_clock", die)
+        take(arena, 80_000)
+    assert arena.alive()[0] == 1
+    assert place(take(arena, 70_000)) == at
 
 
 def test_closing_waits_for_nobody(arena: Arena) -> None:
@@ -206,7 +226,7 @@ def test_closing_waits_for_nobody(arena: Arena) -> None:
     thread.join()
 
 
-@pytest.mark.parametrize("where", ["shared_memory", "_give_back", "_most_lent", "_clock", "reserve"])
+@pytest.mark.parametrize("where", ["shared_memory", "_give_back", "_most_alive", "_clock", "reserve"])
 def test_an_interrupt_in_the_midst_of_taking_loses_no_block(
     arena: Arena, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -221,8 +241,7 @@ def test_an_interrupt_in_the_midst_of_taking_loses_no_block(
         with pytest.raises(KeyboardInterrupt):
             arena.take(70_000)
     del held
-    assert arena.lent()[0] == 0
-    assert not arena._lock._is_owned()  # type: ignore[attr-defined]
+    assert arena.alive()[0] == 0
     assert take(arena, 70_000)
 
 
@@ -249,18 +268,16 @@ def test_idle_memory_is_given_back_and_then_nothing_is_due(arena: Arena, clock: 
     assert sum(os.fstat(segment.fd).st_blocks * 512 for segment in segments) >= 12 * MIB
     assert all(os.fstat(segment.fd).st_mode & 0o777 == 0o600 for segment in segments)
     del leases, segments
-    clock.now += IDLE - 0.1
+    clock.now += MOST_FOR
     arena.trim()
     assert arena.reserved == 4 * class_of(3 * MIB)
-    looks = 0
-    while arena.idle_at is not None:
-        assert arena.idle_at >= clock.now
-        clock.now = arena.idle_at
+    while arena.trim_at is not None:
+        assert arena.trim_at >= clock.now + 0.99
+        clock.now = arena.trim_at
         arena.trim()
-        looks += 1
-    assert looks <= 2
+    assert clock.now <= 100.0 + IDLE + 1.0
     assert arena.reserved == 0
-    assert not arena.segments
+    assert not any(arena.segments.values())
 
 
 def test_memory_stays_under_twice_the_most_that_was_lent_in_the_last_ten_seconds(arena: Arena, clock: Clock) -> None:
@@ -274,7 +291,7 @@ def test_memory_stays_under_twice_the_most_that_was_lent_in_the_last_ten_seconds
         held.append(take(arena, rng.choice([MIB // 8, MIB, 2 * MIB, 3 * MIB, 5 * MIB, rng.randrange(70_000, 4 * MIB)])))
         alive.append((clock.now, sum(lease.nbytes for lease in held)))
         clock.now += rng.choice([0.0, 0.01, 0.1])
-        if arena.idle_at is not None and clock.now >= arena.idle_at:
+        if arena.trim_at is not None and clock.now >= arena.trim_at:
             arena.trim()
         most = max(nbytes for when, nbytes in alive[-1200:] if when > clock.now - 10.0)
         assert arena.reserved <= 1.2 * most
@@ -317,8 +334,8 @@ def test_looks_at_what_is_lent_for_long_become_rare(arena: Arena, clock: Clock) 
     del other
     times = []
     while clock.now < 1100.0:
-        assert arena.idle_at is not None
-        clock.now = max(clock.now, arena.idle_at)
+        assert arena.trim_at is not None
+        clock.now = max(clock.now, arena.trim_at)
         arena.trim()
         times.append(clock.now)
     assert all(later - sooner >= 1.0 for sooner, later in itertools.pairwise(times[1:]))
@@ -326,7 +343,7 @@ def test_looks_at_what_is_lent_for_long_become_rare(arena: Arena, clock: Clock) 
     if hasattr(os, "memfd_create") and not _os.PORTABLE:
         assert arena.reserved == class_of(3 * MIB)  # the held one; the other was given back
     del held
-    clock.now = arena.idle_at
+    clock.now = arena.trim_at
     arena.trim()
     assert arena.reserved == 0
 
@@ -371,7 +388,7 @@ def test_a_forked_child_frees_nothing_and_gets_nothing(arena: Arena) -> None:
         del lease
         os._exit(0 if refused else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    assert arena.lent()[0] == 1
+    assert arena.alive()[0] == 1
 
 
 def test_a_closed_arena_gives_nothing_and_its_leases_stay_harmless(clock: Clock) -> None:

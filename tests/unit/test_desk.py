@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from poolkit import Pool, PoolClosed, PoolkitError
+from poolkit._memory.owner import OwnerTransport
 from poolkit._spawn import templates
 from poolkit._spawn.key import Start
 from poolkit._workforce.desk import Desk
-from poolkit._workforce.freight import Freight
 from poolkit._workforce.line import Place
 from poolkit._workforce.member import Member
 from poolkit._workforce.process import ProcessWorkforce
@@ -41,7 +41,9 @@ def test_an_order_that_is_given_while_others_are_carried_out_is_not_left_lying(
 ) -> None:
     """Whoever clears the wake-up must look at the orders after that."""
     settings = PoolSettings(1, "process", None, None, (), (), None, None)
-    workforce = ProcessWorkforce(threading.RLock(), settings, boot=bytes, inherited_fds=(), freight=Freight(None, ""))
+    workforce = ProcessWorkforce(
+        threading.RLock(), settings, boot=bytes, inherited_fds=(), transport=OwnerTransport(None, "")
+    )
     carried_out: list[Member] = []
 
     def carry_out(member: Member, _reports: list[Any]) -> None:

@@ -22,10 +22,10 @@ import pytest
 from unit.memory_pair import Pair, pair
 
 import support_handed_over as work
+from poolkit._memory.out_of_band import OutOfBand
+from poolkit._memory.owner import WorkerChannel
 from poolkit._wire import buffers, codec, handover, remote
 from poolkit._wire.buffers import Found
-from poolkit._wire.parcels import Parcel
-from poolkit._workforce.freight import Waybill
 
 
 @pytest.fixture
@@ -120,17 +120,17 @@ def test_partials_keep_what_multiprocessing_would_leave_out(ends: Pair) -> None:
 
 def test_a_descriptor_arrives_under_a_number_of_its_own(ends: Pair, pipe: tuple[Connection, Connection]) -> None:
     packed = ends.pack({"a": [pipe[1]]})
-    assert isinstance(packed, Parcel)
+    assert isinstance(packed, OutOfBand)
     with closing(ends.send(packed).load(codec.load_value)["a"][0]) as end:
         assert end.fileno() not in {pipe[0].fileno(), pipe[1].fileno()}
         end.send("through")
         assert pipe[0].recv() == "through"
 
 
-def test_a_copy_is_closed_when_its_parcel_is_dropped(ends: Pair, pipe: tuple[Connection, Connection]) -> None:
+def test_a_copy_is_closed_when_its_message_is_dropped(ends: Pair, pipe: tuple[Connection, Connection]) -> None:
     packed = ends.pack([pipe[1]])
-    assert isinstance(packed, Parcel)
-    fd = packed.regions[0].fd
+    assert isinstance(packed, OutOfBand)
+    fd = packed.memories[0].fd
     assert is_open(fd)
     del packed
     gc.collect()
@@ -140,47 +140,43 @@ def test_a_copy_is_closed_when_its_parcel_is_dropped(ends: Pair, pipe: tuple[Con
 def test_what_a_first_try_has_copied_is_closed(ends: Pair, pipe: tuple[Connection, Connection]) -> None:
     before = work.sockets()
     packed = ends.pack([pipe[1], lambda: 5])
-    assert isinstance(packed, Parcel)
-    assert len(packed.regions) == 1
+    assert isinstance(packed, OutOfBand)
+    assert len(packed.memories) == 1
     assert work.sockets() == before + 1
 
 
-def test_a_reader_parts_with_a_descriptor_and_is_told_in_vain_that_it_is_gone(
+def test_a_reader_that_has_loaded_a_call_has_none_of_its_descriptors(
     ends: Pair, pipe: tuple[Connection, Connection]
 ) -> None:
     packed = ends.pack([pipe[1]])
-    assert isinstance(packed, Parcel)
-    arrived = ends.send(packed)
-    arrived.load(codec.load_value)[0].close()
-    (region,) = arrived.regions
-    fd, number = region.fd, region.number
-    ends.into.part_with(arrived.regions)
-    del arrived, region, packed  # in one process, both sides have the same one
+    assert isinstance(packed, OutOfBand)
+    received = ends.send(packed)
+    received.load(codec.load_value)[0].close()
+    fd, number = packed.memories[0].fd, packed.memories[0].id
+    del received, packed  # in one process, both sides have the same one
     assert not is_open(fd)
-    ends.into.let_go(number)
-    assert not ends.into._parted
+    assert list(ends.out.gone) == [number]
+    assert ends.out.forget()
+    ends.into.forget_theirs()
 
 
 def test_a_reader_that_may_have_to_load_again_keeps_it(ends: Pair, pipe: tuple[Connection, Connection]) -> None:
     packed = ends.pack([pipe[1]])
-    assert isinstance(packed, Parcel)
+    assert isinstance(packed, OutOfBand)
     for _ in range(2):
         with closing(ends.send(packed, copies=True).load(codec.load_value)[0]) as end:
             end.send("again")
             assert pipe[0].recv() == "again"
-    number = packed.regions[0].number
-    ends.into.let_go(number)
-    assert not ends.into._regions
+    assert list(ends.into.memories) == [packed.memories[0].id]
 
 
 def test_what_stands_for_a_descriptor_may_be_opened_later(ends: Pair) -> None:
     read, write = os.pipe()
     packed = ends.pack([Lazy(write)])
-    assert isinstance(packed, Parcel)
-    arrived = ends.send(packed)
-    (loaded,) = arrived.load(codec.load_value)
-    ends.into.part_with(arrived.regions)
-    del arrived, packed
+    assert isinstance(packed, OutOfBand)
+    received = ends.send(packed)
+    (loaded,) = received.load(codec.load_value)
+    del received, packed
     fd = loaded.descriptor.detach()
     os.write(fd, b"late")
     assert os.read(read, 10) == b"late"
@@ -199,23 +195,17 @@ class Lazy:
         return {"descriptor": reduction.DupFd(self.fd)}
 
 
-def test_only_the_task_that_has_begun_parts_with_its_descriptors(
-    ends: Pair, pipe: tuple[Connection, Connection]
-) -> None:
-    waybill = Waybill()
-    waybill.begin()
+def test_only_the_task_that_has_begun_closes_its_descriptors(ends: Pair, pipe: tuple[Connection, Connection]) -> None:
+    channel = WorkerChannel(os.dup(ends.out._socket.fileno()), 1)
     packed = [ends.pack([pipe[1]]) for _ in range(3)]
-    for place, parcel in enumerate(packed, 1):
-        assert isinstance(parcel, Parcel)
-        parcel.goes_once = place != 2
-        waybill.add(place, parcel)
-    waybill.sent = 3
-    for begun in range(3):
-        waybill.begin()
-        expected = [0 if place <= begun and place != 1 else 1 for place in range(3)]
-        assert [len(parcel.regions) for parcel in packed if isinstance(parcel, Parcel)] == expected
-        waybill.finish()
-    waybill.begin()
+    for number, message in enumerate(packed):
+        assert isinstance(message, OutOfBand)
+        assert message.has_descriptors()
+        channel.calls[number] = message
+    for begun in (7, 1, 0):
+        channel.begun(begun)
+    assert [message.has_descriptors() for message in packed if isinstance(message, OutOfBand)] == [False, False, True]
+    channel.close()
 
 
 # ===== where no descriptor can follow =====
@@ -235,11 +225,11 @@ def test_without_anybody_to_hand_it_to_it_is_refused(pipe: tuple[Connection, Con
     with Found() as found:
         with handover.Guard(found):
             reduction.DupFd(pipe[0].fileno())
-        assert len(found.regions) == 1
+        assert len(found.memories) == 1
         with handover.Guard(), pytest.raises(pickle.PicklingError):  # a call within the packing of another
             reduction.DupFd(pipe[0].fileno())
         reduction.DupFd(pipe[0].fileno())
-        assert len(found.regions) == 2
+        assert len(found.memories) == 2
 
 
 def test_what_an_exception_has_torn_at_its_end_packs_no_more(
@@ -254,10 +244,10 @@ def test_what_an_exception_has_torn_at_its_end_packs_no_more(
     tear()
     with Found() as found:
         reduction.DupFd(pipe[0].fileno())
-        assert len(found.regions) == 1
+        assert len(found.memories) == 1
     monkeypatch.setattr(handover, "_standard", lambda fd: ("standard", fd))
     assert reduction.DupFd(5) == ("standard", 5)
-    assert not torn.regions
+    assert not torn.memories
     assert buffers.packing() is None
 
 

@@ -91,11 +91,11 @@ def test_what_arrives_is_what_was_sent_and_every_block_comes_back(value: Any, co
     with pair(THRESHOLD) as ends:
         got = ends.trip(value, copies=copies)
         check(plain, got)
-        held = ends.arena.lent()[0]
+        held = ends.leased()
         more = ends.trip(value)
         check(plain, got)  # what came later lies elsewhere
         check(plain, more)
         del got, more
         gc.collect(1)  # the old generation is large in a long run, and none of this is in it
-        assert ends.arena.lent()[0] == 0 or held == 0
-        assert ends.arena.lent()[0] == 0
+        assert ends.leased() == 0 or held == 0
+        assert ends.leased() == 0

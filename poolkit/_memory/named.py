@@ -1,4 +1,4 @@
-"""Named: regions that any process may attach to by a name, as blocks of `multiprocessing.shared_memory`.
+"""Named: memory that any process may attach to by a name, as blocks of `multiprocessing.shared_memory`.
 
 The name belongs to the process that made the block: it is removed with that process's last handle, or at its end. If it
 is killed, the resource tracker of the standard library removes it. Who attaches is not known to the tracker, which
@@ -11,12 +11,13 @@ import contextlib
 import os
 
 from poolkit import _os
-from poolkit._wire.regions import Region, new_number
+from poolkit._memory.memory import Memory, new_id
+from poolkit._wire import buffers
 
-__all__ = ["attach_region", "create_region", "remove_name"]
+__all__ = ["attach_memory", "create_memory", "remove_name"]
 
 
-def create_region(nbytes: int, name: str) -> Region:
+def create_memory(nbytes: int, name: str) -> Memory:
     """Make a new one of zeroed memory under a name.
 
     Raises:
@@ -29,23 +30,24 @@ def create_region(nbytes: int, name: str) -> Region:
     block = SharedMemory(_checked(name), create=True, size=nbytes)
     block.close()
     try:
-        region = attach_region(name)
-        _os.reserve(region.fd, 0, nbytes)
+        memory = attach_memory(name)
+        _os.reserve(memory.fd, 0, nbytes)
     except BaseException:
         block.unlink()
         raise
-    weakref.finalize(region, _remove_own, name, os.getpid())
-    return region
+    weakref.finalize(memory, _remove_own, name, os.getpid())
+    return memory
 
 
-def attach_region(name: str) -> Region:
+def attach_memory(name: str) -> Memory:
     """Open the block of this name. Raises FileNotFoundError, or another OSError."""
     import _posixshmem  # noqa: PLC0415 -- for few programs
 
     fd = _posixshmem.shm_open(_path(_checked(name)), os.O_RDWR, mode=0o600)
-    region = Region(fd, new_number(), os.fstat(fd).st_size)
-    region.name = name
-    return region
+    buffers.memory_in_use = True
+    memory = Memory(fd, new_id(), os.fstat(fd).st_size)
+    memory.name = name
+    return memory
 
 
 def remove_name(name: str) -> None:
