@@ -24,7 +24,7 @@ import mmap
 import os
 from _thread import RLock
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from poolkit import _os
 from poolkit._clock import monotonic
@@ -50,15 +50,24 @@ LOOK = 0.001  # seconds between two looks at what is alive
 
 def class_of(nbytes: int) -> int:
     """The size of the blocks that hold so many bytes: at most an eighth larger, apart from whole pages."""
-    nbytes = max(nbytes, LEAST_BLOCK)
+    known = _classes.get(nbytes)
+    if known is not None:
+        return known
+    if len(_classes) >= 256:  # noqa: PLR2004 -- any number
+        _classes.clear()
+    size, nbytes = nbytes, max(nbytes, LEAST_BLOCK)
     step = max(HEADER, (1 << (nbytes - 1).bit_length()) // 2 // STEPS)
-    return -(-nbytes // step) * step
+    _classes[size] = block = -(-nbytes // step) * step
+    return block
+
+
+_classes: dict[int, int] = {}  # one atomic operation at a time, from any thread
 
 
 class Segment(Memory):
     """One piece of shared memory as its writer has it. Guarded by: the arena's lock."""
 
-    __slots__ = ("block", "borrowers", "bytes", "count", "held", "high", "reserved", "used")
+    __slots__ = ("block", "borrowers", "bytes", "count", "find_state", "held", "high", "reserved", "used")
 
     is_segment = True
 
@@ -69,6 +78,7 @@ class Segment(Memory):
         super().__init__(_os.shared_memory(nbytes), new_id(), nbytes)
         _os.reserve(self.fd, 0, HEADER)
         self.bytes = self.view()
+        self.find_state = self.mapping().find
         self.bytes[SIZE_AT:HEADER] = block.to_bytes(8, "little")
         self.held = bytearray(self.count)  # 1 for each block that has a lease
         self.reserved = bytearray(self.count)  # 1 for each block that has memory
@@ -78,7 +88,7 @@ class Segment(Memory):
 
     def free(self) -> int:
         """The lowest block that is free; -1 if none is."""
-        find, index = self.mapping().find, 0
+        find, index = self.find_state, 0
         while (index := self.held.find(0, index)) >= 0:
             seen = index
             if (index := find(b"\0", index, self.count)) in (seen, -1):
@@ -112,28 +122,22 @@ class Lease:
         self.nbytes = nbytes
         self.is_held = False  # until the block is taken
 
-    @property
-    def offset(self) -> int:
-        """Where the block begins in its segment."""
-        return self.segment.at(self.index)
-
-    def write(self, parts: list[Any], sizes: list[int]) -> None:
-        """Copy buffers in, one behind the other; `sizes` says how many bytes each has.
+    def write(self, pieces: Sequence[Any], nbytes: int) -> int:
+        """Copy buffers in, one behind the other, `nbytes` in all; returns where the block begins.
 
         Raises ValueError when one has changed its size meanwhile.
         """
-        start, view = self.offset, self.segment.bytes
-        for part, size in zip(parts, sizes):  # noqa: B905 -- made together
-            view[start : start + size] = part
+        segment = self.segment
+        offset = HEADER + self.index * segment.block
+        start, end = offset, offset + nbytes
+        for piece in pieces:
+            size = len(piece)
+            segment.bytes[start : min(start + size, end)] = piece
             start += size
-
-    def lend(self, worker_id: int) -> None:
-        """Have `Arena.take_back` free the block of what this worker saw of it, should the worker die."""
-        self.segment.borrowers[self.index] = worker_id
-
-    def transfer(self) -> None:
-        """From now on, the reader alone says when the block is free, even if it has not seen it yet."""
-        self.segment.bytes[self.index] = 1
+        if start != end:
+            msg = "what is written has changed its size"
+            raise ValueError(msg)
+        return offset
 
     def __del__(self) -> None:
         """End it."""
@@ -159,7 +163,7 @@ class Arena:
         self.trim_at: float | None = None  # when `trim` is to be called next; None: nothing is kept
         self.is_short = False  # there was no memory, once
 
-    def take(self, nbytes: int) -> Lease | None:
+    def take(self, nbytes: int) -> Lease | None:  # noqa: C901, PLR0912 -- small arrays feel each call
         """A block of at least so many bytes; None when it cannot be had, now or here."""
         if os.getpid() != self._pid:
             return None
@@ -171,44 +175,40 @@ class Arena:
                     return None
                 try:
                     self._is_entered = True
-                    lease = self._take(block, nbytes)
+                    if self._dead:
+                        self._bury()
+                    alike = self.segments.setdefault(block, [])
+                    for segment in alike:
+                        index = segment.free()
+                        if index >= 0:
+                            break
+                    else:
+                        segment, index = Segment(block, min(SEGMENT, FIRST_SEGMENT << len(alike))), 0
+                        alike.append(segment)
+                    self._used = segment.used = now = self._clock()
+                    if not segment.reserved[index]:
+                        self._give_back(self.reserved + block - self._most_alive(now, block), segment)
+                    elif index > segment.high or now >= self._look_at:
+                        self._most_alive(now, block)
+                    segment.high = max(segment.high, index)
+                    if self.trim_at is None:
+                        self.trim_at = now + 1.0
+                    lease = Lease(segment, index, nbytes)
+                    # No call stands between these two, so an interrupt comes before both, or finds a lease that ends.
+                    segment.held[index], lease.is_held = 1, True
                 finally:
                     self._is_entered = False
-            segment, index = lease.segment, lease.index
             if not segment.reserved[index]:  # nobody else looks at it while it is held; this may take a while
-                _os.reserve(segment.fd, lease.offset, block)
+                _os.reserve(segment.fd, segment.at(index), block)
                 with self._lock:
                     segment.reserved[index] = 1
                     self.reserved += block
         except (OSError, ValueError, OverflowError):  # no memory, no descriptors, no address space
             if lease is not None:
-                _os.give_back(lease.segment.mapping(), lease.offset, block)  # of which there may have been a part
+                # There may have been a part of it.
+                _os.give_back(lease.segment.mapping(), lease.segment.at(lease.index), block)
             self.is_short = True
             return None
-        return lease
-
-    def _take(self, block: int, nbytes: int) -> Lease:
-        if self._dead:
-            self._bury()
-        alike = self.segments.setdefault(block, [])
-        for segment in alike:
-            index = segment.free()
-            if index >= 0:
-                break
-        else:
-            segment, index = Segment(block, min(SEGMENT, FIRST_SEGMENT << len(alike))), 0
-            alike.append(segment)
-        self._used = segment.used = now = self._clock()
-        if not segment.reserved[index]:
-            self._give_back(self.reserved + block - self._most_alive(now, block), segment)
-        elif index > segment.high or now >= self._look_at:
-            self._most_alive(now, block)
-        segment.high = max(segment.high, index)
-        if self.trim_at is None:
-            self.trim_at = now + 1.0
-        lease = Lease(segment, index, nbytes)
-        # No call stands between these two, so an interrupt comes before both, or finds a lease that frees the block.
-        segment.held[index], lease.is_held = 1, True
         return lease
 
     def take_back(self, worker_id: int) -> None:

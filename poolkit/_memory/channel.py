@@ -48,7 +48,7 @@ class DescriptorChannel:
         self.told: set[int] = set()  # what the other side was told of, and keeps
         self.gone: deque[int] = deque()  # what of that is gone
         self.wake: Callable[[], None] = lambda: None  # called when something is
-        self._pending: deque[tuple[bytes, list[int]]] = deque()  # not sent yet, with descriptors that belong to it
+        self.pending: deque[tuple[bytes, list[int]]] = deque()  # not sent yet, with descriptors that belong to it
         channels.add(self)
 
     # ----- out -----
@@ -87,7 +87,7 @@ class DescriptorChannel:
                     self._send(data, theirs)
                 except OSError as exc:
                     raise self._break(f"it has no room to hand shared memory over: {exc}") from exc
-            elif self._pending or not self._try_to_send(data, theirs):
+            elif self.pending or not self._try_to_send(data, theirs):
                 own: list[int] = []
                 try:
                     own.extend(os.dup(fd) for fd in theirs)
@@ -96,15 +96,15 @@ class DescriptorChannel:
                         os.close(fd)
                     self.close()
                     return
-                self._pending.append((data, own))
+                self.pending.append((data, own))
 
     def flush(self) -> bool:
         """Send what is pending, as far as it goes. True when nothing is left."""
-        while self._pending:
-            data, fds = self._pending[0]
+        while self.pending:
+            data, fds = self.pending[0]
             if not self._try_to_send(data, fds):
                 return False
-            self._pending.popleft()
+            self.pending.popleft()
             for fd in fds:
                 _os.close_fd(fd)
         return True
@@ -180,8 +180,8 @@ class DescriptorChannel:
         """Close it. Idempotent. Mappings stay for as long as something of them is seen."""
         channels.discard(self)
         self._socket.close()
-        while self._pending:
-            for fd in self._pending.popleft()[1]:
+        while self.pending:
+            for fd in self.pending.popleft()[1]:
                 _os.close_fd(fd)
         self.memories.clear()
 

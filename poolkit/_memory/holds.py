@@ -7,7 +7,7 @@ lock, no message, from a finalizer in any thread.
 
 A forked child has copies of the views, and nobody hears of their end. So a fork pins what is seen at that moment until
 the child has ended or become another program, which closes its end of a pipe. The child itself frees nothing.
-Owner: whoever has a view. `_holds` and `_pins` take one atomic operation at a time, from any thread.
+Owner: whoever has a view. `_holds` and `pins` take one atomic operation at a time, from any thread.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ class _Hold(ref):  # type: ignore[type-arg]
 
 
 _holds: set[_Hold] = set()
-_pins: list[
-    tuple[int, list[Any]]
-] = []  # what forked children may see, and an end of a pipe that they have the other of
+pins: list[tuple[int, list[Any]]] = []  # what forked children may see, and an end of a pipe that they have the other of
 _pipes: dict[int, tuple[int, int]] = {}  # during a fork, by thread; two may fork at once
 
 
@@ -75,29 +73,29 @@ def _after_fork_in_parent() -> None:
     ours, theirs = _pipes.pop(get_ident(), (-1, -1))
     seen = [hold() for hold in list(_holds)]
     if seen:
-        _pins.append((ours, seen))  # without a pipe, for ever
+        pins.append((ours, seen))  # without a pipe, for ever
     _os.close_fd(theirs)
 
 
 def _after_fork_in_child() -> None:
     own = _pipes.pop(get_ident(), (-1, -1))  # its other end tells the parent when this process is gone
-    for fd in [own[0], *(fd for ends in _pipes.values() for fd in ends), *(fd for fd, _ in _pins)]:
+    for fd in [own[0], *(fd for ends in _pipes.values() for fd in ends), *(fd for fd, _ in pins)]:
         _os.close_fd(fd)
-    for left in (_pipes, _pins, _holds):
+    for left in (_pipes, pins, _holds):
         left.clear()
 
 
 def unpin() -> bool:
     """Let go of what children saw that are gone; return True if any is left."""
-    for pin in list(_pins):
+    for pin in list(pins):
         if pin[0] >= 0:
             poller = poll()
             poller.register(pin[0], 0)  # nothing is read, as the number may be another's by now
             with contextlib.suppress(ValueError):  # another thread has looked, too
                 if poller.poll(0):
-                    _pins.remove(pin)
+                    pins.remove(pin)
                     os.close(pin[0])
-    return bool(_pins)
+    return bool(pins)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work

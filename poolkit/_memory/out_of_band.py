@@ -24,7 +24,6 @@ from poolkit._wire.buffers import Found, Parts
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 _HEAD = struct.Struct("<II")  # parts, memories
@@ -35,27 +34,31 @@ _ID = struct.Struct("<Q")
 class OutOfBand:
     """A packed value as its writer has it. While it is there, nobody else is given its blocks."""
 
-    __slots__ = ("body", "leases", "memories", "nbytes")
+    __slots__ = ("_told", "body", "leases", "memories", "nbytes")
 
     def __init__(self, leases: list[Lease], memories: tuple[Memory, ...], body: bytes) -> None:
         self.leases = leases
         self.memories = memories  # that the value refers to
         self.body = body  # what travels on the link
         self.nbytes = sum([lease.nbytes for lease in leases])  # what lies in shared memory
+        self._told = [lease.segment.id for lease in leases]  # what has to be known to the other side
+        if memories:
+            self._told += [memory.id for memory in memories]
 
     def hand_over(self, channel: DescriptorChannel) -> None:
         """Have the other side know the memory, before it is sent what refers to it. Raises as `tell`."""
-        channel.tell([*[lease.segment for lease in self.leases], *self.memories])
+        if not channel.told.issuperset(self._told):
+            channel.tell([*[lease.segment for lease in self.leases], *self.memories])
 
     def lend(self, worker_id: int) -> None:
-        """See `Lease.lend`."""
+        """Have `Arena.take_back` free what this worker saw of the blocks, should it die."""
         for lease in self.leases:
-            lease.lend(worker_id)
+            lease.segment.borrowers[lease.index] = worker_id
 
     def transfer(self) -> None:
-        """See `Lease.transfer`."""
+        """From now on, the reader alone says when the blocks are free, even if it has not seen them yet."""
         for lease in self.leases:
-            lease.transfer()
+            lease.segment.bytes[lease.index] = 1
 
     def has_descriptors(self) -> bool:
         """Whether it has such that are the reader's alone once it has them."""
@@ -67,35 +70,40 @@ class OutOfBand:
 
 
 def pack(body: bytes | Parts, found: Found, arena: Arena) -> bytes | OutOfBand:
-    """Put what is large into blocks, as far as there is memory; a body with nothing large is returned as it is."""
-    parts = body if type(body) is Parts else None
-    if parts is None and not found and not found.memories and len(body) < found.threshold:
-        return body  # type: ignore[return-value]
+    """Put what is large into blocks, as far as there is memory; a body with nothing large is returned as it is.
+
+    Raises ValueError when something has changed its size meanwhile.
+    """
+    threshold, memories = found.threshold, found.memories
+    pickled: list[Any] = body if type(body) is Parts else [body]
+    nbytes = sum(map(len, pickled))
+    if nbytes < threshold and not found and not memories:
+        return b"".join(pickled)
     leases: list[Lease] = []
-    table: list[bytes] = []
+    table = [_HEAD.pack(1 + len(found), len(memories))]
     behind: list[Any] = []
-    pickled: list[Any] = [body] if parts is None else parts
     for pieces in [pickled, *[[buffer.raw()] for buffer in found]]:
-        sizes = [len(piece) for piece in pieces]
-        total = sum(sizes)
-        lease = arena.take(total) if total >= found.threshold else None
+        if pieces is not pickled:
+            nbytes = len(pieces[0])
+        lease = arena.take(nbytes) if nbytes >= threshold else None
         if lease is None:
-            table.append(_BLOCK.pack(0, 0, 0, total))
+            table.append(_BLOCK.pack(0, 0, 0, nbytes))
             behind += pieces
         else:
-            lease.write(pieces, sizes)
-            table.append(_BLOCK.pack(lease.segment.id, lease.index, lease.offset, total))
             leases.append(lease)
-    if not leases and not found and not found.memories:
+            offset = lease.write(pieces, nbytes)
+            table.append(_BLOCK.pack(lease.segment.id, lease.index, offset, nbytes))
+    if not leases and not found and not memories:
         return b"".join(pickled)
-    ids = [_ID.pack(memory.id) for memory in found.memories]
-    return OutOfBand(leases, found.memories, b"".join([_HEAD.pack(len(table), len(ids)), *table, *ids, *behind]))
+    if memories:
+        table += [_ID.pack(memory.id) for memory in memories]
+    return OutOfBand(leases, memories, b"".join(table + behind))
 
 
 class Received:
     """Such a message as its reader has it: it, and every view of it that is still seen, keep its blocks."""
 
-    __slots__ = ("_buffers", "_pickle", "memories", "nbytes")
+    __slots__ = ("_parts", "memories", "nbytes", "pickle")
 
     def __init__(self, data: bytes | bytearray | memoryview, channel: DescriptorChannel, *, copies: bool) -> None:
         """Take one in; with `copies`, its blocks are not seen any longer.
@@ -116,7 +124,10 @@ class Received:
                     start += size
                     continue
                 nbytes += size
-                whole = channel.memory(number).view()
+                memory = channel.memories.get(number)
+                whole = memory.kept if memory is not None else None
+                if whole is None:
+                    whole = channel.memory(number).view()
                 if copies:
                     found.append(bytearray(whole[offset : offset + size]))
                 else:
@@ -124,7 +135,7 @@ class Received:
             self.nbytes = nbytes
             take = channel.memory if copies else channel.take  # what is loaded again is kept for that
             self.memories = [take(number) for (number,) in _ID.iter_unpack(view[at : at + count * _ID.size])]
-            self._pickle, *self._buffers = found
+            self.pickle, *self._parts = found
         except (struct.error, ValueError) as exc:
             raise EOFError from exc
         except OSError as exc:
@@ -132,12 +143,12 @@ class Received:
             msg = f"it has no room for shared memory: {exc}"
             raise EOFError(msg) from exc
 
-    def load(self, load: Callable[[Any, list[Any]], Any]) -> Any:
-        """Unpickle: `load` gets the pickle and its buffers. May be repeated; whatever it raises propagates."""
-        buffers: list[Any] = []
-        for part in self._buffers:
+    def buffers(self) -> list[Any]:
+        """What the pickle is loaded with; it may be loaded again."""
+        found: list[Any] = []
+        for part in self._parts:
             if type(part) is bytearray:
-                buffers.append(part)
+                found.append(part)
             else:
-                buffers.append(bytearray(part) if part.readonly else pickle.PickleBuffer(part))
-        return load(self._pickle, buffers)
+                found.append(bytearray(part) if part.readonly else pickle.PickleBuffer(part))
+        return found

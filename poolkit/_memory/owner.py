@@ -25,7 +25,7 @@ from poolkit._memory.holds import unpin
 from poolkit._memory.memory import Memory
 from poolkit._memory.out_of_band import OutOfBand, Received, pack
 from poolkit._wire import buffers, codec
-from poolkit._wire.buffers import PLAIN, Found, found_from
+from poolkit._wire.buffers import PLAIN, Found, found_from, stand_ins
 from poolkit._wire.handover import is_loaded
 from poolkit._wire.messages import FLAG_ANNOUNCE, FLAG_COPIES, FLAG_OUT_OF_BAND
 from poolkit.errors import SerializationError
@@ -80,7 +80,7 @@ class OwnerTransport:
 
     # ===== out =====
 
-    def pack(  # noqa: C901 -- each function that it would be divided by costs every small call 60 ns
+    def pack(  # noqa: C901, PLR0912 -- each function that it would be divided by costs every small call 60 ns
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, int]:
         """Pickle a call, with what is large in blocks. Raises SerializationError."""
@@ -102,9 +102,12 @@ class OwnerTransport:
                     if not is_loaded():
                         raise
         found = self._found()
-        found.look(args)
-        if kwargs:
-            found.look(kwargs.values())
+        if not kwargs and type(fn) is FunctionType and (plain := stand_ins(args, found)) is not None:
+            args = plain
+        else:
+            found.look(args)
+            if kwargs:
+                found.look(kwargs.values())
         if not (buffers.memory_in_use or is_loaded()):
             call = codec.pack_call(fn, args, kwargs, found)
         else:
@@ -136,12 +139,14 @@ class OwnerTransport:
             flags |= FLAG_COPIES
         else:
             call.lend(channel.worker_id)
-            if call.has_descriptors():  # which are let go of when the task begins: the other end may wait for that
+            # They are let go of when the task begins: the other end may wait for that.
+            if call.memories and call.has_descriptors():
                 flags |= FLAG_ANNOUNCE
         channel.calls[task_id] = call
         call.hand_over(channel)
         self.sent += call.nbytes
-        self.flush(channel)
+        if channel.pending:
+            self.flush(channel)
         return call.body, flags
 
     def hand_over(self, channel: WorkerChannel, memories: list[Memory]) -> None:
@@ -241,4 +246,4 @@ class OwnerTransport:
 
 def load_value(received: Received) -> Any:
     """The value of a result that came out of band; exceptions propagate as they are."""
-    return received.load(codec.load_value)
+    return codec.load_value(received.pickle, received.buffers())

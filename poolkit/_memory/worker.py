@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from poolkit._memory.arena import Arena
 from poolkit._memory.channel import DescriptorChannel
-from poolkit._memory.holds import unpin
+from poolkit._memory.holds import pins, unpin
 from poolkit._memory.out_of_band import OutOfBand, Received, pack
 from poolkit._wire import buffers, codec
-from poolkit._wire.buffers import PLAIN, Found, found_from
+from poolkit._wire.buffers import PLAIN, Found, found_from, stand_ins
 from poolkit._wire.handover import is_loaded
 from poolkit._wire.messages import FLAG_COPIES, Call
 from poolkit.errors import SerializationError
@@ -35,9 +35,10 @@ class WorkerTransport:
 
     def load_call(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Unpickle a call that came out of band; whatever that raises propagates."""
-        unpin()
+        if pins:
+            unpin()
         received = Received(call.body, self.channel, copies=bool(call.flags & FLAG_COPIES))
-        return received.load(lambda data, found: codec.load_call(call.fn, data, found))  # type: ignore[no-any-return]
+        return codec.load_call(call.fn, received.pickle, received.buffers())
 
     def pack_value(self, value: object) -> bytes | OutOfBand:
         """Pickle a result.
@@ -52,7 +53,10 @@ class WorkerTransport:
                 return body  # type: ignore[no-any-return]
             return self._pack_large(value, body, self._found())
         found = self._found()
-        found.look((value,))
+        if (plain := stand_ins(value if type(value) is tuple else (value,), found)) is not None:
+            value = plain if type(value) is tuple else plain[0]
+        else:
+            found.look((value,))
         if not (buffers.memory_in_use or is_loaded()):
             body = codec.pack_value(value, found)
         else:

@@ -79,9 +79,9 @@ def dumps(value: object, found: Found | None = None, needs: Needs | None = None,
 
     `found` takes the large buffers, `needs` what the other side has to have; `plainly`: pickle's own is worth trying.
     """
-    needs = Needs() if needs is None else needs
     if plainly and (data := dumps_plainly(value, found)) is not None:
         return data
+    needs = Needs() if needs is None else needs
     if not is_registered():
         try:
             return _dump(pickle.Pickler, value, found, needs)
@@ -107,8 +107,11 @@ def dumps_plainly(value: object, found: Found | None) -> Any:
     # never a wrong result. The search costs about half as much as copying the bytes once.
     try:
         # without `found`, the value is made of atoms, or is a function that goes by name
-        if found is None or not (found.large or handover.plain_table()):
-            data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
+        collect: Any = found
+        if found is not None and found.is_known:
+            collect = found.append if found.are_large else None
+        if found is None or not (found.large or (not found.is_known and handover.plain_table())):
+            data = pickle.dumps(value, PROTOCOL, buffer_callback=collect)
             if found is None or not found.has_read_only:
                 for mark in marks:
                     if mark in data:

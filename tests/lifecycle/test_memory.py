@@ -109,6 +109,6 @@ def test_what_a_forked_template_saw_is_let_go_of_with_its_pool() -> None:
         kept = pool.submit(support_arrays.numbered, 1).result()
         forked = poolkit.Pool(1, start_method="fork")
         assert forked.submit(support_arrays.checksum, kept).result() == len(kept)
-    assert holds._pins
+    assert holds.pins
     forked.shutdown()
-    assert not holds._pins
+    assert not holds.pins

@@ -57,7 +57,7 @@ class ArenaMachine(RuleBasedStateMachine):
         assert lease is not None
         assert (lease.segment.id, lease.index) not in before
         self.mark += 1
-        lease.write([bytes([self.mark % 256]) * nbytes], [nbytes])
+        lease.write([bytes([self.mark % 256]) * nbytes], nbytes)
         self.leases[self.mark] = lease, 0
         return self.mark
 
@@ -66,7 +66,7 @@ class ArenaMachine(RuleBasedStateMachine):
         """Perhaps again, after it was taken back from another."""
         if mark in self.leases and not any(view.mark == mark and not view.is_gone for view in self.views):
             lease, _ = self.leases[mark]
-            lease.lend(worker)
+            lease.segment.borrowers[lease.index] = worker
             self.leases[mark] = lease, worker
 
     @rule(target=seen, mark=own)
@@ -87,7 +87,7 @@ class ArenaMachine(RuleBasedStateMachine):
         lease, worker = self.leases.pop(mark, (None, 0))
         if lease is None or worker:
             return None
-        lease.transfer()
+        lease.segment.bytes[lease.index] = 1
         self.views.append(View(lease, 0, mark))
         return self.views[-1]
 
@@ -102,6 +102,9 @@ class ArenaMachine(RuleBasedStateMachine):
         for view in self.views:
             if view.worker == worker:
                 view.is_gone = True
+        for mark, (lease, sent_to) in self.leases.items():
+            if sent_to == worker:
+                self.leases[mark] = lease, 0
 
     @rule(seconds=st.sampled_from([0.5, 1.0, IDLE, 100.0]))
     def time_passes(self, seconds: float) -> None:

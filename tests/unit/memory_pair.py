@@ -10,6 +10,7 @@ from typing import Any
 from poolkit._memory.arena import Arena
 from poolkit._memory.channel import DescriptorChannel
 from poolkit._memory.out_of_band import OutOfBand, Received, pack
+from poolkit._memory.owner import load_value
 from poolkit._wire import codec
 from poolkit._wire.buffers import found_from
 
@@ -47,7 +48,7 @@ class Pair:
         packed = self.pack(value)
         if isinstance(packed, bytes):
             return codec.load_value(packed)
-        return self.send(packed, copies=copies).load(codec.load_value)
+        return load_value(self.send(packed, copies=copies))
 
     def close(self) -> None:
         self.out.close()

@@ -19,6 +19,7 @@ import support
 from poolkit import _os
 from poolkit._memory import arena as arenas
 from poolkit._memory.arena import HEADER, IDLE, MOST_FOR, Arena, Lease, class_of
+from poolkit._memory.out_of_band import OutOfBand
 
 MIB = 1 << 20
 
@@ -52,7 +53,7 @@ def take(arena: Arena, nbytes: int) -> Lease:
 
 def see(lease: Lease, worker_id: int = 1) -> None:
     """As a worker that was sent it."""
-    lease.lend(worker_id)
+    lease.segment.borrowers[lease.index] = worker_id
     lease.segment.bytes[lease.index] = 1
 
 
@@ -107,7 +108,7 @@ def test_a_block_is_free_when_neither_its_lease_nor_a_reader_is_left(arena: Aren
 
 def test_what_was_transferred_is_freed_by_its_reader_alone(arena: Arena) -> None:
     lease = take(arena, 70_000)
-    lease.transfer()
+    OutOfBand([lease], (), b"").transfer()
     segment = lease.segment
     del lease
     assert segment.alive() == 1
@@ -120,7 +121,7 @@ def test_the_death_of_a_worker_frees_what_it_saw_and_nothing_else(arena: Arena) 
     for number, lease in enumerate(leases[:4]):
         see(lease, 1 + number % 2)
     del lease
-    leases[0].lend(2)  # after it was taken back from worker 1
+    leases[0].segment.borrowers[leases[0].index] = 2  # after it was taken back from worker 1
     arena.take_back(1)
     assert [lease.segment.bytes[lease.index] for lease in leases] == [1, 1, 0, 1, 0, 0]
     assert arena.alive()[0] == 6
@@ -358,7 +359,7 @@ def test_given_back_memory_is_free_for_readers_that_have_it_mapped(arena: Arena,
         assert 3 * MIB <= os.fstat(fd).st_blocks * 512 < 4 * MIB
     os.close(fd)
     again = take(arena, 3 * MIB)
-    again.write([b"x" * MIB], [MIB])  # reserved anew
+    again.write([b"x" * MIB], MIB)  # reserved anew
     assert arena.reserved == 2 * class_of(3 * MIB)
 
 
@@ -395,7 +396,7 @@ def test_a_closed_arena_gives_nothing_and_its_leases_stay_harmless(clock: Clock)
     arena = Arena(clock)
     lease = take(arena, 70_000)
     arena.close()
-    lease.write([b"abc"], [3])
+    lease.write([b"abc"], 3)
     assert arena.take(70_000) is None
     del lease
 

@@ -23,7 +23,7 @@ from unit.memory_pair import Pair, pair
 
 import support_handed_over as work
 from poolkit._memory.out_of_band import OutOfBand
-from poolkit._memory.owner import WorkerChannel
+from poolkit._memory.owner import WorkerChannel, load_value
 from poolkit._wire import buffers, codec, handover, remote
 from poolkit._wire.buffers import Found
 
@@ -121,7 +121,7 @@ def test_partials_keep_what_multiprocessing_would_leave_out(ends: Pair) -> None:
 def test_a_descriptor_arrives_under_a_number_of_its_own(ends: Pair, pipe: tuple[Connection, Connection]) -> None:
     packed = ends.pack({"a": [pipe[1]]})
     assert isinstance(packed, OutOfBand)
-    with closing(ends.send(packed).load(codec.load_value)["a"][0]) as end:
+    with closing(load_value(ends.send(packed))["a"][0]) as end:
         assert end.fileno() not in {pipe[0].fileno(), pipe[1].fileno()}
         end.send("through")
         assert pipe[0].recv() == "through"
@@ -151,7 +151,7 @@ def test_a_reader_that_has_loaded_a_call_has_none_of_its_descriptors(
     packed = ends.pack([pipe[1]])
     assert isinstance(packed, OutOfBand)
     received = ends.send(packed)
-    received.load(codec.load_value)[0].close()
+    load_value(received)[0].close()
     fd, number = packed.memories[0].fd, packed.memories[0].id
     del received, packed  # in one process, both sides have the same one
     assert not is_open(fd)
@@ -164,7 +164,7 @@ def test_a_reader_that_may_have_to_load_again_keeps_it(ends: Pair, pipe: tuple[C
     packed = ends.pack([pipe[1]])
     assert isinstance(packed, OutOfBand)
     for _ in range(2):
-        with closing(ends.send(packed, copies=True).load(codec.load_value)[0]) as end:
+        with closing(load_value(ends.send(packed, copies=True))[0]) as end:
             end.send("again")
             assert pipe[0].recv() == "again"
     assert list(ends.into.memories) == [packed.memories[0].id]
@@ -175,7 +175,7 @@ def test_what_stands_for_a_descriptor_may_be_opened_later(ends: Pair) -> None:
     packed = ends.pack([Lazy(write)])
     assert isinstance(packed, OutOfBand)
     received = ends.send(packed)
-    (loaded,) = received.load(codec.load_value)
+    (loaded,) = load_value(received)
     del received, packed
     fd = loaded.descriptor.detach()
     os.write(fd, b"late")

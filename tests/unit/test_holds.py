@@ -13,7 +13,7 @@ import pytest
 from unit.memory_pair import Pair, pair
 
 from poolkit._memory import holds
-from poolkit._wire import codec
+from poolkit._memory.owner import load_value
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -36,7 +36,7 @@ def test_what_a_forked_child_sees_stays_unchanged_until_the_child_is_gone(ends: 
         os.close(theirs)
         os.read(ours, 1)
         right = np.array_equal(got, np.arange(20_000.0))
-        right = right and np.array_equal(unread.load(codec.load_value), np.arange(20_000.0))
+        right = right and np.array_equal(load_value(unread), np.arange(20_000.0))
         del got, unread
         os._exit(0 if right else 1)
     del got, unread
@@ -54,10 +54,10 @@ def test_what_a_forked_child_sees_stays_unchanged_until_the_child_is_gone(ends: 
 
 def test_an_interrupt_while_children_are_looked_for_lets_go_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = os.pipe()
-    monkeypatch.setattr(holds, "_pins", [(ours, [])])
+    monkeypatch.setattr(holds, "pins", [(ours, [])])
 
     def interrupt() -> NoReturn:
-        assert holds._pins
+        assert holds.pins
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -74,7 +74,7 @@ def test_who_comes_late_to_a_child_that_is_gone_takes_nothing_from_who_has_the_n
     """Two threads may look at once."""
     ours, theirs = os.pipe()
     os.close(theirs)
-    monkeypatch.setattr(holds, "_pins", [(ours, [])])
+    monkeypatch.setattr(holds, "pins", [(ours, [])])
     real = select.poll
 
     others: list[int] = []
@@ -104,4 +104,4 @@ def test_without_views_a_fork_costs_no_descriptor(ends: Pair) -> None:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    assert not holds._pins
+    assert not holds.pins
