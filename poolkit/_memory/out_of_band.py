@@ -34,20 +34,20 @@ _ID = struct.Struct("<Q")
 class OutOfBand:
     """A packed value as its writer has it. While it is there, nobody else is given its blocks."""
 
-    __slots__ = ("_told", "body", "leases", "memories", "nbytes")
+    __slots__ = ("_ids", "body", "leases", "memories", "nbytes")
 
-    def __init__(self, leases: list[Lease], memories: tuple[Memory, ...], body: bytes) -> None:
+    def __init__(
+        self, leases: list[Lease], memories: tuple[Memory, ...], body: bytes, ids: list[int], nbytes: int
+    ) -> None:
         self.leases = leases
         self.memories = memories  # that the value refers to
         self.body = body  # what travels on the link
-        self.nbytes = sum([lease.nbytes for lease in leases])  # what lies in shared memory
-        self._told = [lease.segment.id for lease in leases]  # what has to be known to the other side
-        if memories:
-            self._told += [memory.id for memory in memories]
+        self.nbytes = nbytes  # what lies in shared memory
+        self._ids = ids  # of all memory that the other side has to know
 
     def hand_over(self, channel: DescriptorChannel) -> None:
         """Have the other side know the memory, before it is sent what refers to it. Raises as `tell`."""
-        if not channel.told.issuperset(self._told):
+        if not channel.told.issuperset(self._ids):
             channel.tell([*[lease.segment for lease in self.leases], *self.memories])
 
     def lend(self, worker_id: int) -> None:
@@ -80,6 +80,8 @@ def pack(body: bytes | Parts, found: Found, arena: Arena) -> bytes | OutOfBand:
     if nbytes < threshold and not found and not memories:
         return b"".join(pickled)
     leases: list[Lease] = []
+    ids = [memory.id for memory in memories]
+    large = 0
     table = [_HEAD.pack(1 + len(found), len(memories))]
     behind: list[Any] = []
     for pieces in [pickled, *[[buffer.raw()] for buffer in found]]:
@@ -91,13 +93,14 @@ def pack(body: bytes | Parts, found: Found, arena: Arena) -> bytes | OutOfBand:
             behind += pieces
         else:
             leases.append(lease)
-            offset = lease.write(pieces, nbytes)
-            table.append(_BLOCK.pack(lease.segment.id, lease.index, offset, nbytes))
+            number, large = lease.segment.id, large + nbytes
+            ids.append(number)
+            table.append(_BLOCK.pack(number, lease.index, lease.write(pieces, nbytes), nbytes))
     if not leases and not found and not memories:
         return b"".join(pickled)
     if memories:
         table += [_ID.pack(memory.id) for memory in memories]
-    return OutOfBand(leases, memories, b"".join(table + behind))
+    return OutOfBand(leases, memories, b"".join(table + behind), ids, large)
 
 
 class Received:
@@ -117,7 +120,7 @@ class Received:
             start = at + count * _ID.size
             found: list[Any] = []
             nbytes = 0
-            view = memoryview(data).toreadonly()
+            view = data if type(data) is bytes else memoryview(data).toreadonly()
             for number, index, offset, size in _BLOCK.iter_unpack(view[_HEAD.size : at]):
                 if not number:
                     found.append(view[start : start + size])
@@ -134,7 +137,8 @@ class Received:
                     found.append(see(whole, index, offset, size))
             self.nbytes = nbytes
             take = channel.memory if copies else channel.take  # what is loaded again is kept for that
-            self.memories = [take(number) for (number,) in _ID.iter_unpack(view[at : at + count * _ID.size])]
+            ids = _ID.iter_unpack(view[at : at + count * _ID.size]) if count else ()
+            self.memories = [take(number) for (number,) in ids]
             self.pickle, *self._parts = found
         except (struct.error, ValueError) as exc:
             raise EOFError from exc
@@ -145,10 +149,11 @@ class Received:
 
     def buffers(self) -> list[Any]:
         """What the pickle is loaded with; it may be loaded again."""
-        found: list[Any] = []
-        for part in self._parts:
-            if type(part) is bytearray:
-                found.append(part)
-            else:
-                found.append(bytearray(part) if part.readonly else pickle.PickleBuffer(part))
-        return found
+        return [
+            pickle.PickleBuffer(part)
+            if type(part) is memoryview and not part.readonly
+            else part
+            if type(part) is bytearray
+            else bytearray(part)  # in the message
+            for part in self._parts
+        ]

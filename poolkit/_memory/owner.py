@@ -25,7 +25,8 @@ from poolkit._memory.holds import unpin
 from poolkit._memory.memory import Memory
 from poolkit._memory.out_of_band import OutOfBand, Received, pack
 from poolkit._wire import buffers, codec
-from poolkit._wire.buffers import PLAIN, Found, found_from, stand_ins
+from poolkit._wire.arrays import stand_ins
+from poolkit._wire.buffers import PLAIN, Found, found_from
 from poolkit._wire.handover import is_loaded
 from poolkit._wire.messages import FLAG_ANNOUNCE, FLAG_COPIES, FLAG_OUT_OF_BAND
 from poolkit.errors import SerializationError
@@ -102,7 +103,7 @@ class OwnerTransport:
                     if not is_loaded():
                         raise
         found = self._found()
-        if not kwargs and type(fn) is FunctionType and (plain := stand_ins(args, found)) is not None:
+        if not kwargs and type(fn) is FunctionType and (plain := stand_ins(args, found, "call")) is not None:
             args = plain
         else:
             found.look(args)

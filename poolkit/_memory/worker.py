@@ -10,7 +10,8 @@ from poolkit._memory.channel import DescriptorChannel
 from poolkit._memory.holds import pins, unpin
 from poolkit._memory.out_of_band import OutOfBand, Received, pack
 from poolkit._wire import buffers, codec
-from poolkit._wire.buffers import PLAIN, Found, found_from, stand_ins
+from poolkit._wire.arrays import stand_ins
+from poolkit._wire.buffers import PLAIN, Found, found_from
 from poolkit._wire.handover import is_loaded
 from poolkit._wire.messages import FLAG_COPIES, Call
 from poolkit.errors import SerializationError
@@ -53,8 +54,9 @@ class WorkerTransport:
                 return body  # type: ignore[no-any-return]
             return self._pack_large(value, body, self._found())
         found = self._found()
-        if (plain := stand_ins(value if type(value) is tuple else (value,), found)) is not None:
-            value = plain if type(value) is tuple else plain[0]
+        values, kind = (value, "tuple") if type(value) is tuple else ((value,), "value")
+        if (plain := stand_ins(values, found, kind)) is not None:
+            value = plain if kind == "tuple" else plain[0]
         else:
             found.look((value,))
         if not (buffers.memory_in_use or is_loaded()):

@@ -21,6 +21,7 @@ from functools import partial
 from types import CellType, FunctionType, ModuleType
 
 from poolkit._wire import handover, modules
+from poolkit._wire.arrays import keep_pickle, known_pickle
 from poolkit._wire.buffers import Found, Parts, is_view, reduce_view
 from poolkit._wire.cloud import cloudpickle_module
 from poolkit._wire.functions import meant_by, named, reduce_cell, reduce_function, scan_code, shared
@@ -99,7 +100,7 @@ def dumps(value: object, found: Found | None = None, needs: Needs | None = None,
     return _dump(handover.by_value_pickler(plain), value, found, needs)
 
 
-def dumps_plainly(value: object, found: Found | None) -> Any:
+def dumps_plainly(value: object, found: Found | None) -> Any:  # noqa: PLR0911 -- fastest first
     """Return the plain pickle of a value, or None when it cannot be that."""
     if is_registered():
         return None
@@ -107,11 +108,10 @@ def dumps_plainly(value: object, found: Found | None) -> Any:
     # never a wrong result. The search costs about half as much as copying the bytes once.
     try:
         # without `found`, the value is made of atoms, or is a function that goes by name
-        collect: Any = found
         if found is not None and found.is_known:
-            collect = found.append if found.are_large else None
-        if found is None or not (found.large or (not found.is_known and handover.plain_table())):
-            data = pickle.dumps(value, PROTOCOL, buffer_callback=collect)
+            return _dumps_known(value, found)
+        if found is None or not (found.large or handover.plain_table()):
+            data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
             if found is None or not found.has_read_only:
                 for mark in marks:
                     if mark in data:
@@ -123,6 +123,18 @@ def dumps_plainly(value: object, found: Found | None) -> Any:
         return None if any(mark in data for mark in marks) else data
     except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything
         return None
+
+
+def _dumps_known(value: object, found: Found) -> bytes | None:
+    """Do that with a value of atoms and arrays of numbers."""
+    data = known_pickle(found) if found.key is not None else None
+    if data is None:
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=found.append if found.are_large else None)
+        for mark in marks:
+            if mark in data:
+                return None
+        keep_pickle(found, data)
+    return data
 
 
 def _dump(base: Any, value: object, found: Found | None, needs: Needs | None) -> Any:

@@ -108,7 +108,7 @@ def test_a_block_is_free_when_neither_its_lease_nor_a_reader_is_left(arena: Aren
 
 def test_what_was_transferred_is_freed_by_its_reader_alone(arena: Arena) -> None:
     lease = take(arena, 70_000)
-    OutOfBand([lease], (), b"").transfer()
+    OutOfBand([lease], (), b"", [], 0).transfer()
     segment = lease.segment
     del lease
     assert segment.alive() == 1
