@@ -34,7 +34,7 @@ _ID = struct.Struct("<Q")
 class OutOfBand:
     """A packed value as its writer has it. While it is there, nobody else is given its blocks."""
 
-    __slots__ = ("_ids", "body", "leases", "memories", "nbytes")
+    __slots__ = ("_ids", "body", "goes_once", "leases", "memories", "nbytes")
 
     def __init__(
         self, leases: list[Lease], memories: tuple[Memory, ...], body: bytes, ids: list[int], nbytes: int
@@ -42,6 +42,7 @@ class OutOfBand:
         self.leases = leases
         self.memories = memories  # that the value refers to
         self.body = body  # what travels on the link
+        self.goes_once = False  # has descriptors that are needed no more once its task has begun
         self.nbytes = nbytes  # what lies in shared memory
         self._ids = ids  # of all memory that the other side has to know
 

@@ -52,7 +52,7 @@ class WorkerChannel(DescriptorChannel):
     def begun(self, task_id: int) -> None:
         """A task has begun, and so has what goes with it once."""
         call = self.calls.get(task_id)
-        if call is not None:
+        if call is not None and call.goes_once:
             call.close_descriptors()
 
     def alive(self) -> tuple[int, int]:
@@ -143,6 +143,7 @@ class OwnerTransport:
             # They are let go of when the task begins: the other end may wait for that.
             if call.memories and call.has_descriptors():
                 flags |= FLAG_ANNOUNCE
+                call.goes_once = True
         channel.calls[task_id] = call
         call.hand_over(channel)
         self.sent += call.nbytes

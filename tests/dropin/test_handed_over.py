@@ -348,6 +348,7 @@ def test_without_room_for_a_copy_the_call_is_refused(ends: tuple[Connection, Con
 def test_a_task_that_is_retried_has_its_connection_each_time(pool: poolkit.Pool, tmp_path: Path) -> None:
     ours, theirs = multiprocessing.Pipe()
     with closing(ours):
+        pool.on("task_started", lambda _event: None)  # so that the worker says when it begins
         retrying = pool.options(retries=5, retry_on=ConnectionError)
         task = retrying.submit(work.tell_at_last, theirs, os.fspath(tmp_path / "tries"), 4)
         theirs.close()
