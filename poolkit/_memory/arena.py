@@ -12,9 +12,9 @@ which stores the 1 before it is sent. What a worker saw that is dead is freed by
 Guarantees: a block is given to one lease at a time; its memory is reserved before it is written to, so a lack of
 memory is an answer (None), never a SIGBUS; the arena holds no more memory than was alive at once in the last seconds,
 so free memory that is kept for one size makes way for another, and all of it is given back when idle.
-Guarded by: `_lock`: everything but the state bytes and `held`. Only `take` waits for it, as a signal handler or a
-finalizer that runs in the midst of that may want a lock which the caller of another method has: who finds it held
-leaves its work to the next `take`, or for later. A second entry by the same thread gets None instead of a torn arena.
+Guarded by: `_lock`: everything but the state bytes, `held` and `borrowers`. Only `take` waits for it, as a signal
+handler or a finalizer that runs in the midst of that may want a lock which the caller of `trim` has. A second entry by
+the same thread gets None instead of a torn arena.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import math
 import mmap
 import os
 from _thread import RLock
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from poolkit import _os
@@ -82,7 +81,7 @@ class Segment(Memory):
         self.bytes[SIZE_AT:HEADER] = block.to_bytes(8, "little")
         self.held = bytearray(self.count)  # 1 for each block that has a lease
         self.reserved = bytearray(self.count)  # 1 for each block that has memory
-        self.borrowers: dict[int, int] = {}  # by block: the worker that it was last sent to
+        self.borrowers: dict[int, int] = {}  # by block: the worker that it was last sent to; guarded by its users
         self.used = 0.0  # when a block was last taken
         self.high = -1  # the highest block that was taken lately: as many were alive, and one more
 
@@ -114,12 +113,11 @@ def use_of(view: memoryview) -> tuple[int, int]:
 class Lease:
     """The writer's right to one block."""
 
-    __slots__ = ("index", "is_held", "nbytes", "segment")
+    __slots__ = ("index", "is_held", "segment")
 
-    def __init__(self, segment: Segment, index: int, nbytes: int) -> None:
+    def __init__(self, segment: Segment, index: int) -> None:
         self.segment = segment
         self.index = index
-        self.nbytes = nbytes
         self.is_held = False  # until the block is taken
 
     def write(self, pieces: Sequence[Any], nbytes: int) -> int:
@@ -151,7 +149,6 @@ class Arena:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._lock = RLock()
         self._is_entered = False
-        self._dead: deque[int] = deque()  # workers that are dead, for the next `take` or `trim`
         self._clock = clock
         self._pid = os.getpid()
         self.segments: dict[int, list[Segment]] = {}  # by the size of their blocks
@@ -163,7 +160,7 @@ class Arena:
         self.trim_at: float | None = None  # when `trim` is to be called next; None: nothing is kept
         self.is_short = False  # there was no memory, once
 
-    def take(self, nbytes: int) -> Lease | None:  # noqa: C901, PLR0912 -- small arrays feel each call
+    def take(self, nbytes: int) -> Lease | None:  # noqa: C901 -- small arrays feel each call
         """A block of at least so many bytes; None when it cannot be had, now or here."""
         if os.getpid() != self._pid:
             return None
@@ -175,8 +172,6 @@ class Arena:
                     return None
                 try:
                     self._is_entered = True
-                    if self._dead:
-                        self._bury()
                     alike = self.segments.setdefault(block, [])
                     for segment in alike:
                         index = segment.free()
@@ -193,7 +188,7 @@ class Arena:
                     segment.high = max(segment.high, index)
                     if self.trim_at is None:
                         self.trim_at = now + 1.0
-                    lease = Lease(segment, index, nbytes)
+                    lease = Lease(segment, index)
                     # No call stands between these two, so an interrupt comes before both, or finds a lease that ends.
                     segment.held[index], lease.is_held = 1, True
                 finally:
@@ -212,35 +207,14 @@ class Arena:
         return lease
 
     def take_back(self, worker_id: int) -> None:
-        """Free whatever a worker saw that is dead; if the lock is held, the next `take` or `trim` does."""
-        self._dead.append(worker_id)
-        self._enter(self._bury)
-
-    def _bury(self) -> None:
-        while self._dead:
-            worker_id = self._dead.popleft()
-            for segment in self._all():
-                for index in [index for index, who in list(segment.borrowers.items()) if who == worker_id]:
-                    del segment.borrowers[index]
+        """Free whatever a worker saw that is dead. By who guards `Segment.borrowers`; needs no lock of ours."""
+        for segment in self._all():
+            for index, who in segment.borrowers.items():
+                if who == worker_id:
                     segment.bytes[index] = 0
 
     def _all(self) -> list[Segment]:
         return [segment for alike in list(self.segments.values()) for segment in alike]
-
-    def _enter(self, what: Callable[[], None]) -> None:
-        """Do that under the lock, if nobody has it."""
-        held: list[bool] = []
-        try:
-            held += map(self._lock.acquire, (False,))  # in one call, so that no interrupt comes between the two
-            if held[0] and not self._is_entered:
-                try:
-                    self._is_entered = True
-                    what()
-                finally:
-                    self._is_entered = False
-        finally:
-            if held and held[0]:
-                self._lock.release()
 
     # ===== giving back =====
 
@@ -283,17 +257,24 @@ class Arena:
     def trim(self) -> None:
         """Give back what was not needed lately; `trim_at` says when to look again."""
         now = self._clock()
-        if self.trim_at is not None and now >= self.trim_at and os.getpid() == self._pid:
-            self.trim_at = now + 1.0
-            self._enter(self._trim)
-
-    def _trim(self) -> None:
-        self._bury()
-        now = self._clock()
-        is_idle = now >= self._used + IDLE
-        self._give_back(math.inf if is_idle else self.reserved - self._most_alive(now))
-        if is_idle:  # nobody will say when the rest comes back
-            self.trim_at = now + IDLE if self._all() else None
+        if self.trim_at is None or now < self.trim_at or os.getpid() != self._pid:
+            return
+        self.trim_at = now + 1.0
+        held: list[bool] = []
+        try:
+            held += map(self._lock.acquire, (False,))  # in one call, so that no interrupt comes between the two
+            if held[0] and not self._is_entered:
+                try:
+                    self._is_entered = True
+                    is_idle = now >= self._used + IDLE
+                    self._give_back(math.inf if is_idle else self.reserved - self._most_alive(now))
+                    if is_idle:  # nobody will say when the rest comes back
+                        self.trim_at = now + IDLE if self._all() else None
+                finally:
+                    self._is_entered = False
+        finally:
+            if held and held[0]:
+                self._lock.release()
 
     def close(self) -> None:
         """Let go of everything, without the lock. Memory that somebody still sees stays until he does not."""

@@ -21,7 +21,7 @@ from poolkit import _os
 from poolkit._clock import monotonic
 from poolkit._memory.arena import Arena, use_of
 from poolkit._memory.channel import DescriptorChannel
-from poolkit._memory.holds import unpin
+from poolkit._memory.holds import pins, unpin
 from poolkit._memory.memory import Memory
 from poolkit._memory.out_of_band import OutOfBand, Received, pack
 from poolkit._wire import buffers, codec
@@ -31,8 +31,7 @@ from poolkit._wire.handover import is_loaded
 from poolkit._wire.messages import FLAG_ANNOUNCE, FLAG_COPIES, FLAG_OUT_OF_BAND
 from poolkit.errors import SerializationError
 
-LOOK_AT_CHILDREN = 2.0  # seconds between two looks whether a forked child is gone
-LOOK_AT_DYING = 1.0  # seconds until the next look whether workers are dead that nobody reaps
+LOOK = 1.0  # seconds between two looks whether forked children that see results are gone, and workers nobody reaps
 RETRY = 0.01  # seconds until a descriptor that the system had no room for is sent again
 SHORT = 16  # items of a list that are looked at one by one
 
@@ -76,8 +75,7 @@ class OwnerTransport:
         self._has_warned = False
         self._dying: list[tuple[WorkerChannel, int]] = []  # of workers that may still run, with a copy of their link
         self.sent = self.received = 0  # bytes, through shared memory
-        self._unpin_at: float | None = None  # when to see whether forked children are gone that see results
-        self.due_at: float | None = None  # when `tend` is to be called because of what could not be sent
+        self._is_pending = False  # a channel had no room for something
 
     # ===== out =====
 
@@ -160,7 +158,7 @@ class OwnerTransport:
     def flush(self, channel: WorkerChannel) -> None:
         """Send what a channel has had no room for; the supervisor thread goes on with the rest."""
         if not channel.flush():
-            self.due_at = 0.0
+            self._is_pending = True
             self.wake()
 
     # ===== in =====
@@ -191,22 +189,21 @@ class OwnerTransport:
 
     def due(self) -> float | None:
         """When `tend` is to be called next; None when there is no need."""
-        dying_at = monotonic() + LOOK_AT_DYING if self._dying else None
-        times = (self.due_at, self._unpin_at, dying_at, self.arena.trim_at)
-        return min((due for due in times if due is not None), default=None)
+        if self._is_pending:
+            return monotonic() + RETRY
+        if self._dying or pins:
+            return monotonic() + LOOK
+        return self.arena.trim_at
 
     def tend(self, channels: Iterable[WorkerChannel | None]) -> None:
         """Do what is due now and then: send what sockets had no room for, give back what is idle. Under the lock."""
         if self._dying:
             self._look_at_dying()
-        self._unpin_at = monotonic() + LOOK_AT_CHILDREN if unpin() else None
-        if self.due_at is not None:
-            self.due_at = None
-            for channel in channels:
-                if channel is not None and not channel.flush():
-                    self.due_at = monotonic() + RETRY
-        if self.arena.trim_at is not None:
-            self.arena.trim()
+        unpin()
+        if self._is_pending:
+            left = [channel for channel in channels if channel is not None and not channel.flush()]
+            self._is_pending = bool(left)
+        self.arena.trim()
 
     def _look_at_dying(self) -> None:
         """See who of those is dead by now."""

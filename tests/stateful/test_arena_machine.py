@@ -16,7 +16,7 @@ class View:
 
     def __init__(self, lease: Lease, worker: int, mark: int) -> None:
         self.segment: Segment = lease.segment
-        self.index, self.nbytes = lease.index, lease.nbytes
+        self.index = lease.index
         self.worker, self.mark = worker, mark
         self.is_gone = False
         self.segment.bytes[self.index] = 1
@@ -40,6 +40,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.leases: dict[int, tuple[Lease, int]] = {}  # by the mark that was written; with the worker it was sent to
         self.views: list[View] = []
         self.mark = 0
+        self.sizes: dict[int, int] = {}
 
     def teardown(self) -> None:
         self.leases.clear()
@@ -59,6 +60,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.mark += 1
         lease.write([bytes([self.mark % 256]) * nbytes], nbytes)
         self.leases[self.mark] = lease, 0
+        self.sizes[self.mark] = nbytes
         return self.mark
 
     @rule(mark=own, worker=WORKERS)
@@ -83,9 +85,9 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @rule(target=seen, mark=consumes(own))
     def transfer(self, mark: int) -> View | None:
-        """As a worker does with a result, whose reader never dies."""
-        lease, worker = self.leases.pop(mark, (None, 0))
-        if lease is None or worker:
+        """As a worker does with a result, whose reader never dies; it sends nothing to workers."""
+        lease, _ = self.leases.pop(mark, (None, 0))
+        if lease is None or lease.index in lease.segment.borrowers:
             return None
         lease.segment.bytes[lease.index] = 1
         self.views.append(View(lease, 0, mark))
@@ -117,8 +119,10 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_wrote_to_what_another_sees(self) -> None:
-        shown = [(lease.segment, lease.index, lease.nbytes, mark) for mark, (lease, _) in self.leases.items()]
-        shown += [(view.segment, view.index, view.nbytes, view.mark) for view in self.views if not view.is_gone]
+        shown = [(lease.segment, lease.index, self.sizes[mark], mark) for mark, (lease, _) in self.leases.items()]
+        shown += [
+            (view.segment, view.index, self.sizes[view.mark], view.mark) for view in self.views if not view.is_gone
+        ]
         for segment, index, nbytes, mark in shown:
             assert segment.bytes[segment.at(index)] == segment.bytes[segment.at(index) + nbytes - 1] == mark % 256
 

@@ -11,7 +11,7 @@ import os
 import random
 import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -163,6 +163,25 @@ def test_an_entry_from_within_is_refused_instead_of_tearing_the_arena(
     del outer
 
 
+def test_an_entry_from_within_giving_back_is_refused(
+    arena: Arena, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be given a block whose memory is just being given back."""
+    take(arena, 70_000)
+    clock.now += IDLE
+    real = _os.give_back
+    inner: list[Lease | None] = []
+
+    def enter(*args: Any) -> bool:
+        inner.append(arena.take(70_000))
+        return real(*args)
+
+    monkeypatch.setattr(_os, "give_back", enter)
+    arena.trim()
+    assert inner == [None]
+    assert arena.reserved == 0
+
+
 def test_only_taking_waits_for_another_thread(arena: Arena, clock: Clock) -> None:
     lease = take(arena, 70_000)
     see(lease)
@@ -178,37 +197,19 @@ def test_only_taking_waits_for_another_thread(arena: Arena, clock: Clock) -> Non
     thread = threading.Thread(target=hold, daemon=True)
     thread.start()
     locked.wait()
+    reserved = arena.reserved
     arena.trim()
-    arena.take_back(1)
     assert arena.alive() == (1, class_of(70_000))
+    arena.take_back(1)
+    assert arena.alive()[0] == 0
+    assert arena.reserved == reserved
     assert arena.trim_at is not None
     assert arena.trim_at <= clock.now + 1.0
     done.set()
     thread.join()
     clock.now = arena.trim_at
     arena.trim()
-    assert arena.alive()[0] == 0
-
-
-def test_what_is_left_by_a_call_in_the_midst_of_taking_is_done_by_the_next_one(
-    arena: Arena, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lease = take(arena, 70_000)
-    see(lease)
-    at = place(lease)
-    del lease
-    real = arena._clock
-
-    def die() -> float:
-        arena.take_back(1)
-        assert arena.take(70_000) is None
-        return real()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(arena, "_clock", die)
-        take(arena, 80_000)
-    assert arena.alive()[0] == 1
-    assert place(take(arena, 70_000)) == at
+    assert arena.reserved == 0
 
 
 def test_closing_waits_for_nobody(arena: Arena) -> None:
@@ -290,7 +291,7 @@ def test_memory_stays_under_twice_the_most_that_was_lent_in_the_last_ten_seconds
         most_held = 8 if step % 1000 < 500 else 1
         del held[: max(0, len(held) - rng.randrange(most_held))]
         held.append(take(arena, rng.choice([MIB // 8, MIB, 2 * MIB, 3 * MIB, 5 * MIB, rng.randrange(70_000, 4 * MIB)])))
-        alive.append((clock.now, sum(lease.nbytes for lease in held)))
+        alive.append((clock.now, sum(lease.segment.block for lease in held)))
         clock.now += rng.choice([0.0, 0.01, 0.1])
         if arena.trim_at is not None and clock.now >= arena.trim_at:
             arena.trim()
