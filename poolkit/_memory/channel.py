@@ -44,6 +44,7 @@ class DescriptorChannel:
         self._socket.setblocking(is_worker)
         self._is_worker = is_worker  # receiving blocks, and sending fails rather than be put off
         self.is_broken = False
+        self.who = "it" if is_worker else "the owner"  # in what is said of the worker
         self.memories: dict[int, Memory] = {}  # what came from the other side
         self.told: set[int] = set()  # what the other side was told of, and keeps
         self.gone: deque[int] = deque()  # what of that is gone
@@ -86,7 +87,7 @@ class DescriptorChannel:
                 try:
                     self._send(data, theirs)
                 except OSError as exc:
-                    raise self._break(f"it has no room to hand shared memory over: {exc}") from exc
+                    raise self._break(f"{self.who} has no room to hand shared memory over: {exc}") from exc
             elif self.pending or not self._try_to_send(data, theirs):
                 own: list[int] = []
                 try:
@@ -149,7 +150,7 @@ class DescriptorChannel:
             kind, count = _HEAD.unpack(data)
             numbers = struct.unpack(f"<{count}Q", self._socket.recv(8 * count))
             if kind == _HERE and len(fds) < count:
-                raise self._break("it has no room for descriptors")
+                raise self._break(f"{self.who} has no room for descriptors")
             for number in numbers:
                 if kind == _HERE:
                     self._keep(number, fds)

@@ -145,7 +145,7 @@ class Received:
             raise EOFError from exc
         except OSError as exc:
             channel.is_broken = True
-            msg = f"it has no room for shared memory: {exc}"
+            msg = f"{channel.who} has no room for shared memory: {exc}"
             raise EOFError(msg) from exc
 
     def buffers(self) -> list[Any]:

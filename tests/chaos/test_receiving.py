@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import support_arrays
 import support_functions as work
 import support_objects
 from poolkit import Pool, WorkerCrashed
@@ -37,3 +38,17 @@ def test_a_call_too_large_for_the_address_space_of_a_worker_crashes_it_and_small
             assert len(pool.submit(bytes, 20 * 2**20).result()) == 20 * 2**20
             assert pool.stats().crashed == crashed
         assert pool.stats().arena_blocks_leased == 0
+
+
+@pytest.mark.slow
+def test_a_result_for_which_the_owner_has_no_descriptor_left_crashes_its_worker_and_the_pool_goes_on() -> None:
+    with Pool(1) as pool:
+        assert len(pool.submit(bytes, 10).result()) == 10
+        limit = support_arrays.limit_descriptors(3)
+        try:
+            error = pool.submit(bytes, 200_000).exception()
+        finally:
+            support_arrays.limit_descriptors(limit)
+        assert isinstance(error, WorkerCrashed)
+        assert "the owner has no room for descriptors" in error.hint
+        assert len(pool.submit(bytes, 200_000).result()) == 200_000
