@@ -7,6 +7,7 @@ import contextlib
 import dis
 import logging
 import pickle
+import random
 import signal
 import sys
 import threading
@@ -386,3 +387,35 @@ def test_a_second_reader_does_not_set_the_mark_again() -> None:
     first.join()
     second.join()
     assert found == [7, 7]
+
+
+class Alarmed(Exception):
+    pass
+
+
+def test_a_handler_that_raises_at_any_moment_leaves_no_lock_held() -> None:
+    """The lock is that of all tasks: who waits for it in another thread would wait for ever."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise Alarmed
+
+    rng = random.Random(1)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(300):
+            waiting, done = new_task(), [new_task() for _ in range(100)]
+            for task in done:
+                task.publish(Outcome(b"", ok=True, load=len))
+            with contextlib.suppress(Alarmed):
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 1e-4))
+                while True:
+                    waiting.remove_done_callback(print)
+                    waiting.add_done_callback(print)
+                    with contextlib.suppress(TimeoutError):
+                        waiting.result(timeout=0)
+                    if done:
+                        assert done.pop().result() == 0
+            assert not task_module._LOCK._is_owned()  # type: ignore[attr-defined]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
