@@ -12,7 +12,6 @@ import importlib
 import operator
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, ParamSpec, TypeVar, overload
@@ -20,6 +19,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from poolkit._child.chunk import run_chunk
 from poolkit._child.loop import run_here
 from poolkit._core.options import UNSET, CallOptions
+from poolkit._locks import RLock
 from poolkit._wire.modules import MAIN
 from poolkit._workforce.settings import KINDS
 from poolkit.context import current_task
@@ -32,7 +32,7 @@ from poolkit.task import Task, settled_task
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_lock = threading.RLock()
+_lock = RLock()
 _defaults: dict[str, Pool] = {}  # guarded by: _lock
 _installed: list[Pool] = []  # guarded by: _lock
 _used: contextvars.ContextVar[Pool | PoolView | None] = contextvars.ContextVar("poolkit_pool", default=None)
@@ -115,7 +115,7 @@ class use_pool:  # noqa: N801 -- used like a function, and a class lets every ex
 
 def _forget_in_child() -> None:
     global _lock  # noqa: PLW0603 -- another thread may have held it when the process forked
-    _lock = threading.RLock()
+    _lock = RLock()
     _defaults.clear()
     _installed.clear()
 

@@ -28,6 +28,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from poolkit._clock import monotonic, wait_for
+from poolkit._locks import RLock
 from poolkit.errors import PoolkitError, TaskCancelled
 from poolkit.outcome import Outcome
 
@@ -50,31 +51,16 @@ else:  # two classes there; whoever waits may expect either
 
 
 # Held for a few instructions. Re-entrant, as a garbage collection inside may run a finalizer that asks for it.
-_LOCK = threading.RLock()
+_LOCK = RLock()
 
 
 def _new_lock_in_child() -> None:
     global _LOCK  # noqa: PLW0603 -- another thread may have held it when the process forked
-    _LOCK = threading.RLock()
+    _LOCK = RLock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work
     os.register_at_fork(after_in_child=_new_lock_in_child)
-
-
-def _locked(do: Callable[..., T], *args: Any) -> T:
-    """Call `do` while holding _LOCK; for threads into which a signal handler may raise.
-
-    CPython 3.14 looks for signals between the entry of a `with` statement and its body, where what a handler raises
-    leaves the lock held. Here the lock is taken and noted by one instruction.
-    """
-    held: list[bool] = []
-    try:
-        held += map(_LOCK.acquire, (True,))
-        return do(*args)
-    finally:
-        if held:
-            _LOCK.release()
 
 
 class TaskPhase(enum.IntEnum):
@@ -288,8 +274,13 @@ class Task(Future[T]):
                 if owner is not None:
                     owner.relinquish()
                 return
-        owner = self._owner  # before it is known that it is not done
-        if not _locked(self._add, "_callbacks", fn):
+        with _LOCK:
+            owner, pending = self._owner, self._state is _PENDING
+            if pending:
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(fn)
+        if not pending:
             self.call_back([fn])
         elif owner is not None:
             owner.relinquish()
@@ -301,9 +292,14 @@ class Task(Future[T]):
         """
         count = 0
         for name in ("_callbacks", "_wakers"):
-            found = list(getattr(self, name) or ())
+            with _LOCK:
+                found = list(getattr(self, name) or ())
             removed = [each for each in found if each == fn]  # without the lock: it is the user's code
-            count += _locked(self._remove, name, removed)
+            with _LOCK:
+                enlisted = getattr(self, name) or []
+                kept = [each for each in enlisted if not any(each is other for other in removed)]
+                count += len(enlisted) - len(kept)
+                enlisted[:] = kept
         return count
 
     def add_waker(self, waker: Callable[[Any], object]) -> TaskOwner | None:
@@ -312,7 +308,7 @@ class Task(Future[T]):
         Returns the pool whose links may be read meanwhile; None when there is nothing to wait for.
         """
         owner = self._owner
-        if _locked(self._add, "_wakers", waker):
+        if self._enlist(waker):
             return owner
         waker(self)
         return None
@@ -445,13 +441,12 @@ class Task(Future[T]):
     def _new_condition(self) -> threading.Condition:
         cond = self._cond
         if cond is None:
-            cond = _locked(self._agree_on, threading.Condition())
+            fresh = threading.Condition()
+            with _LOCK:
+                if self._cond is None:
+                    self._cond = fresh
+                cond = self._cond
         return cond
-
-    def _agree_on(self, fresh: threading.Condition) -> threading.Condition:
-        if self._cond is None:
-            self._cond = fresh
-        return self._cond
 
     def _wait(self, timeout: float | None) -> None:
         give_up = None if timeout is None else monotonic() + timeout
@@ -477,32 +472,26 @@ class Task(Future[T]):
             if lock.locked():
                 lock.release()
 
+        if not self._enlist(wake):
+            return
         try:
-            if _locked(self._add, "_wakers", wake):
-                lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+            lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
         finally:
-            _locked(self._remove, "_wakers", [wake])  # if it was not called, it must not stay
+            with _LOCK:
+                if self._wakers is not None and wake in self._wakers:  # not woken: it must not stay
+                    self._wakers.remove(wake)
 
-    def _add(self, name: str, call: Callable[[Any], object]) -> bool:
-        """Have `call` called by the publisher; False when it has come already. Under _LOCK."""
-        if self._state is not _PENDING:
-            return False
-        enlisted = getattr(self, name)
-        if enlisted is None:
-            setattr(self, name, [call])
-        else:
-            enlisted.append(call)
+    def _enlist(self, waker: Callable[[Any], object]) -> bool:
+        """Have `waker` called by the publisher; False when it has come already."""
+        with _LOCK:
+            if self._state is not _PENDING:
+                return False
+            if self._wakers is None:
+                self._wakers = []
+            self._wakers.append(waker)
         return True
 
-    def _remove(self, name: str, removed: list[Any]) -> int:
-        """Take these out, as far as they are there; returns how many were. Under _LOCK."""
-        enlisted = getattr(self, name) or []
-        kept = [each for each in enlisted if not any(each is other for other in removed)]
-        count = len(enlisted) - len(kept)
-        enlisted[:] = kept
-        return count
-
-    def _read(self, timeout: float | None) -> None:  # noqa: C901, PLR0912 -- what must come in one order
+    def _read(self, timeout: float | None) -> None:  # noqa: C901 -- what must come in one order
         """Unpickle the outcome, once, in the thread that wants it: a slow unpickling costs its reader only."""
         load: Any = None
         payload: Any = None
@@ -510,9 +499,7 @@ class Task(Future[T]):
         error: BaseException | None = None
         mark = threading.get_ident()
         try:
-            held: list[bool] = []
-            try:
-                held += map(_LOCK.acquire, (True,))  # see `_locked`
+            with _LOCK:
                 payload, load = self._result, self._load
                 if load is None:
                     return
@@ -520,9 +507,6 @@ class Task(Future[T]):
                     if self._load is not load:  # a handler that interrupted this has read it
                         return
                     self._load = mark
-            finally:
-                if held:
-                    _LOCK.release()
             if type(load) is int:
                 self._wait_for_reader(load, timeout)
                 self._read(timeout)

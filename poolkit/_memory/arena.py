@@ -22,11 +22,11 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from _thread import RLock
 from collections.abc import Callable, Sequence
 
 from poolkit import _os
 from poolkit._clock import monotonic
+from poolkit._locks import RLock
 from poolkit._memory.memory import Memory, new_id
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms

@@ -11,10 +11,10 @@ import marshal
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from poolkit import _os
+from poolkit._locks import RLock
 from poolkit._spawn.key import ADVICE, GUARD, is_open
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Held by whoever forks this process, or starts another; taken before a pool's lock. Re-entrant for signal handlers that
 # fork, and for finalizers, which see that it is held.
-FORKING = threading.RLock()
+FORKING = RLock()
 
 _START_CODE = f"""\
 import sys, os, marshal

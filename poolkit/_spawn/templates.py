@@ -28,13 +28,13 @@ import math
 import os
 import select
 import signal
-import threading
 import weakref
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from poolkit import _os
 from poolkit._clock import monotonic
+from poolkit._locks import RLock
 from poolkit._select import poll
 from poolkit._spawn import descriptors, launch
 from poolkit._spawn.key import ADVICE, Key, Start, is_open
@@ -74,7 +74,7 @@ class Template:
         self._word: bytes | None = None  # what it said of its imports, once it has
         self._report = b""  # and more of that
         self._started = monotonic()
-        self._lock = threading.Lock()
+        self._lock = RLock()
         self._ending = ""  # how it ended, in words, once it was waited for
 
     def start(self, launcher: Callable[[_socket.socket, int, int], int]) -> None:
@@ -324,8 +324,11 @@ _children: set[Child] = set()
 
 
 @contextlib.contextmanager
-def _registry(*, waits: bool = True) -> Iterator[bool]:
-    """Hold FORKING, and then end what nobody uses any more. False: it is held, and not waited for."""
+def _registry(*, waits: bool = True, ends: bool = True) -> Iterator[bool]:
+    """Hold FORKING, and then end what nobody uses any more. False: it is held, and not waited for.
+
+    Without `ends` that is left to the next who comes here, as it may take a while.
+    """
     is_held: bool = FORKING._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 -- as `threading.Condition` does
     if not waits and (is_held or not FORKING.acquire(blocking=False)):
         yield False
@@ -340,7 +343,7 @@ def _registry(*, waits: bool = True) -> Iterator[bool]:
         over += [one for one in [*_living] if _templates.get(one.key) is not one and not one.is_used()]
     finally:
         FORKING.release()
-        for template in over:
+        for template in over if ends else ():
             template.end()
 
 
@@ -382,8 +385,8 @@ def fork(
 
 
 def release(user: object, *, waits: bool = True) -> None:
-    """A user has no children any more, and wants none. May block until processes have ended."""
-    with _registry(waits=waits) as is_held:
+    """A user has no children any more, and wants none. With `waits` it may block until processes have ended."""
+    with _registry(waits=waits, ends=waits) as is_held:
         if not is_held:  # the user is forgotten soon, and with it that it was one
             return
         for key, template in list(_templates.items()):

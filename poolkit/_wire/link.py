@@ -8,11 +8,12 @@ the worker's side the reader belongs to its main thread, and the outbox to any t
 
 from __future__ import annotations
 
-import _thread  # `threading` is for those who start threads
 import errno
 import os
 import struct
 from collections import deque
+
+from poolkit._locks import RLock
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class Outbox:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._frames: deque[tuple[bytes, list[int]]] = deque()  # frame, and how much each write has taken of it
-        self._lock = _thread.RLock()
+        self._lock = RLock()
         self._writing = False
 
     def send(self, header: bytes, payload: bytes) -> None:

@@ -14,12 +14,12 @@ import marshal
 import os
 import pickle
 import sys
-import threading
 from collections import OrderedDict, deque
 from operator import is_
 from types import FunctionType, ModuleType
 from typing import Any
 
+from poolkit._locks import RLock
 from poolkit._wire import buffers, sharing
 from poolkit._wire import source as sources
 from poolkit._wire.buffers import Found
@@ -36,14 +36,14 @@ from poolkit._wire.source import Source, source_for
 LARGE = 64 * 1024  # bytes of a value that travels in shared memory, once for all workers
 
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
-_lock = threading.RLock()
+_lock = RLock()
 _serials = itertools.count(1)
 
 
 def _renew_lock() -> None:
     """In a forked child: another thread may have had it."""
     global _lock  # noqa: PLW0603 -- the lock that there is
-    _lock = threading.RLock()
+    _lock = RLock()
 
 
 if hasattr(os, "register_at_fork"):

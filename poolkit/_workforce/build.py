@@ -9,6 +9,7 @@ import threading
 from poolkit import _os
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import Report
+from poolkit._locks import RLock
 from poolkit._wire import inherit
 from poolkit._wire.habits import of_thread
 from poolkit._wire.messages import MOST_FDS
@@ -47,7 +48,7 @@ def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Sup
     workforce = ThreadWorkforce(
         name=name, prefix=settings.thread_name_prefix, initializer=settings.bound_initializer(), leave=leave
     )
-    supervisor = Supervisor(threading.RLock(), workforce, limits, name=name)
+    supervisor = Supervisor(RLock(), workforce, limits, name=name)
     return supervisor
 
 
@@ -71,7 +72,7 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
                 os.close(fd)
             msg = f"initargs need {len(fds)} descriptors in each worker; {MOST_INHERITED} can be handed over"
             raise SerializationError(msg)
-    lock, transport = threading.RLock(), OwnerTransport(settings.shm_threshold, name)
+    lock, transport = RLock(), OwnerTransport(settings.shm_threshold, name)
     boot = functools.partial(
         boot_settings,
         settings,

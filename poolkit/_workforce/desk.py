@@ -37,6 +37,7 @@ from poolkit._clock import monotonic
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Logged, Report
+from poolkit._locks import RLock
 from poolkit._workforce.callbacks import Caller
 from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
@@ -73,7 +74,7 @@ class Desk:
 
     def __init__(
         self,
-        lock: threading.RLock,
+        lock: RLock,
         workforce: DrivenWorkforce,
         limits: PoolLimits,
         *,

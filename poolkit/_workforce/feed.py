@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from poolkit._child.chunk import ChunkStopped
+from poolkit._locks import RLock
 from poolkit._workforce.logs import log
 from poolkit._workforce.maps import Maps
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationError
@@ -129,7 +130,7 @@ class Feed(Generic[T]):
         if buffersize is not None:
             self._most = min(self._most, max(1, buffersize // (2 * workers)))
             self._chunk = min(self._chunk, buffersize)
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._tasks: deque[tuple[Task[list[T]], int]] = deque()  # submitted and not read, with their number of items
         self._taken = 0  # items in _tasks
         self._ready: deque[T] = deque()  # results at hand, in order
@@ -260,7 +261,7 @@ class Feed(Generic[T]):
 
     def leave_parent(self) -> None:
         """Be a copy in a forked child: another thread may have held the lock."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def _ring_when_done(self, task: Task[list[T]]) -> None:
         owner = task.add_waker(self._ring)

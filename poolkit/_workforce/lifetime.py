@@ -11,10 +11,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import threading
 import weakref
 
 from poolkit import _child
+from poolkit._locks import RLock
 from poolkit._spawn import templates
 from poolkit._spawn.key import Start
 from poolkit._spawn.launch import FORKING
@@ -66,7 +66,7 @@ def prepare(settings: PoolSettings) -> None:
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
 _registered = -1  # the process that is to finish the work of its pools at its end; guarded by: _live_lock
-_live_lock = threading.RLock()  # re-entrant for finalizers that a collection runs while it is held
+_live_lock = RLock()  # re-entrant for finalizers that a collection runs while it is held
 
 
 def begin(pool: Lasting) -> None:

@@ -24,7 +24,6 @@ import select
 import selectors
 import signal
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +31,7 @@ from typing import Any
 from poolkit import _os, _os_processes
 from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
+from poolkit._locks import RLock
 from poolkit._memory.memory import Memory
 from poolkit._memory.owner import OwnerTransport
 from poolkit._os_memory import OutOfMemory
@@ -67,7 +67,7 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def __init__(
         self,
-        lock: threading.RLock,
+        lock: RLock,
         settings: PoolSettings,
         *,
         boot: Callable[[Member], tuple[bytes, list[Memory]]],

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolkit import _os
 from poolkit._clock import monotonic
+from poolkit._locks import RLock
 from poolkit._wire.spin import Spin
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Reader:
         self._wake = wake
         self._take = take
         self._spin = Spin()  # owner: the leader
-        self._leader = threading.RLock()  # held by the leader while it waits
+        self._leader = RLock()  # held by the leader while it waits
         self._followers: deque[Callable[[], object]] = deque()  # what wakes each; for any thread
         self.awaited: Task[Any] | None = None  # what a sleeping leader waits for; owner: the leader
         self._has_long_lease = False  # owner: the leader

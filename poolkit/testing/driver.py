@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask
+from poolkit._locks import RLock
 from poolkit._workforce.desk import Calls, Settled, publishing
 from poolkit._workforce.line import Place
 from poolkit._workforce.maps import Maps
@@ -127,7 +128,7 @@ class FakeSupervisor(Supervisor):
         seed: int,
     ) -> None:
         clock = timeline.clock
-        super().__init__(threading.RLock(), workforce, limits, name=name, clock=clock, rng=random.Random(seed))
+        super().__init__(RLock(), workforce, limits, name=name, clock=clock, rng=random.Random(seed))
         self.calls: list[Call] = []
         self._unended: dict[int, list[Call]] = {}  # by the id of their task
         self.timeline = timeline

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,18 @@ def test_children_of_a_template_that_still_imports_are_not_waited_for(importing:
     child, control, _ = importing.spawn()
     assert templates.end_children([child], WATCHDOG)
     assert control.recv(1) == b""
+
+
+# ===== the end of one that nobody uses =====
+
+
+def test_a_finalizer_leaves_the_end_of_a_template_to_the_next_who_may_wait(played: Played) -> None:
+    played.template.users.clear()
+    user = threading.Event()
+    templates.release(user, waits=False)
+    assert played.template in templates._living
+    templates.release(user)
+    assert played.template not in templates._living
 
 
 # ===== a template that hangs =====

@@ -1,0 +1,28 @@
+"""Locks that what a signal handler raises cannot leave held.
+
+CPython 3.14 looks for signals between the entry of a `with` statement and its body. What a handler raises there leaves
+the lock held for ever; before 3.14 there was no such moment.
+"""
+
+from __future__ import annotations
+
+import sys
+from _thread import RLock as _RLock
+
+if sys.version_info < (3, 14):
+    RLock = _RLock
+else:
+
+    class RLock(_RLock):  # type: ignore[valid-type,misc]
+        """A re-entrant lock that is taken, and noted as taken, by one instruction."""
+
+        def __enter__(self) -> bool:
+            """Take the lock. Blocks."""
+            held: list[bool] = []
+            try:
+                held += map(self.acquire, (True,))
+            except BaseException:
+                if held:
+                    self.release()
+                raise
+            return True
