@@ -57,7 +57,11 @@ class Face(Executor):
             QueueFull: the queue is full, and `options(block=False)` or a callback must not wait.
         """
         task, error = self._task(fn, args, kwargs, None)
-        self._supervisor.submit(task, error)
+        supervisor = self._supervisor
+        if supervisor.bounded:
+            supervisor.submit_waiting(task, error)
+        else:
+            supervisor.submit(task, error)
         return task
 
     async def submit_async(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]:
@@ -297,7 +301,11 @@ class Face(Executor):
         if block is not None and block != task.options.block:
             task.options = task.options.changed(block=block)
         task.late = late
-        self._supervisor.submit(task, error)
+        supervisor = self._supervisor
+        if supervisor.bounded:
+            supervisor.submit_waiting(task, error)
+        else:
+            supervisor.submit(task, error)
         return task
 
     async def submit_chunk_async(

@@ -353,24 +353,25 @@ class Task(Future[T]):
         Lets go of the call here, as dropping a thread task's arguments may run the user's `__del__`.
         """
         self.call = None
-        with _LOCK:
+        while True:
             cond = self._cond
-            if cond is None:
-                self._settle(outcome)
-        if cond is not None:
-            with cond:
+            with cond or _LOCK:
                 with _LOCK:
-                    self._settle(outcome)
-                for waiter in self._waiting or ():
-                    if self in waiter.finished_futures:
+                    if self._cond is not cond:  # somebody made one meanwhile
                         continue
-                    if outcome.cancelled:
-                        waiter.add_cancelled(self)
-                    elif outcome.ok:
-                        waiter.add_result(self)
-                    else:
-                        waiter.add_exception(self)
-                cond.notify_all()
+                    if self._state is _PENDING:
+                        self._ok = outcome.ok
+                        if outcome.ok or outcome.load is not None:
+                            self._result = outcome.payload
+                            self._load = outcome.load
+                        elif not outcome.cancelled:
+                            self._exception = outcome.payload
+                        self._state = _CANCELLED if outcome.cancelled else _FINISHED
+                        self._owner = None  # a result that is kept does not keep the pool
+                        outcome.payload = None  # handed over: whoever publishes must not keep it alive
+                if cond is not None:
+                    self._tell_waiters(cond, outcome)
+            break
         if self._wakers is not None:
             for waker in tuple(self._wakers):
                 waker(self)
@@ -407,19 +408,18 @@ class Task(Future[T]):
         if self._cond is not None:
             self._cond = threading.Condition()
 
-    def _settle(self, outcome: Outcome) -> None:
-        """Become done, if it is not. Under the locks, so nobody enlists afterwards."""
-        if self._state is not _PENDING:
-            return
-        self._ok = outcome.ok
-        if outcome.ok or outcome.load is not None:
-            self._result = outcome.payload
-            self._load = outcome.load
-        elif not outcome.cancelled:
-            self._exception = outcome.payload
-        self._state = _CANCELLED if outcome.cancelled else _FINISHED
-        self._owner = None  # a result that is kept does not keep the pool
-        outcome.payload = None  # handed over: whoever publishes must not keep it alive
+    def _tell_waiters(self, cond: threading.Condition, outcome: Outcome) -> None:
+        """Tell those who wait by `concurrent.futures.wait` and `as_completed`, under their condition."""
+        for waiter in self._waiting or ():
+            if self in waiter.finished_futures:
+                continue
+            if outcome.cancelled:
+                waiter.add_cancelled(self)
+            elif outcome.ok:
+                waiter.add_result(self)
+            else:
+                waiter.add_exception(self)
+        cond.notify_all()
 
     # ===== the future's own parts =====
 

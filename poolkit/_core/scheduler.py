@@ -283,7 +283,7 @@ class Scheduler:
 
     # ===== what workers report =====
 
-    def handle_all(self, reports: deque[Report], now: float) -> None:
+    def handle_all(self, reports: deque[Report], now: float) -> None:  # noqa: C901 -- on the way of every task
         """Take reports of workers into account, in order, and empty `reports`.
 
         Those of workers that are gone are ignored.
@@ -291,9 +291,10 @@ class Scheduler:
         A report is taken out when it was taken into account, so that one that was torn is done again, which all can be.
         """
         free: dict[Worker, None] = {}
+        roster = self.roster
         for _ in range(len(reports)):  # others may append meanwhile
             report = reports[0]
-            worker = self.roster.workers.get(report.worker_id)
+            worker = roster.workers.get(report.worker_id)
             if worker is None:
                 reports.popleft()
             elif type(report) is Finished:
@@ -304,7 +305,18 @@ class Scheduler:
                 if task is None or task.id != report.task_id or (sentence is not None and sentence.task is task):
                     reports.popleft()
                     continue
-                self._finished(worker, task, report, now)
+                if task.phase is not SETTLED:
+                    function = task.function
+                    if function in worker.has_run:
+                        self._dispatcher.times.measured(function, report.ended - report.started)
+                    else:
+                        worker.runs_first(function)
+                    self._outcomes.finished(task, report, now)
+                worker.sent.popleft()
+                worker.tasks_done += 1
+                roster.early_deaths = 0
+                if report.rss:
+                    roster.weighed(worker, report.rss)
                 free[worker] = None
                 reports.popleft()
             else:
@@ -349,20 +361,6 @@ class Scheduler:
         """Whether the death of this worker may be told as a crash."""
         worker = self.roster.workers.get(worker_id)
         return worker is not None and worker.sentence is None and (bool(worker.sent) or worker.state is STARTING)
-
-    def _finished(self, worker: Worker, task: AnyTask, report: Finished, now: float) -> None:
-        """Take an outcome in."""
-        if task.phase is not SETTLED:
-            if task.function in worker.has_run:
-                self._dispatcher.times.measured(task.function, report.ended - report.started)
-            else:
-                worker.runs_first(task.function)
-            self._outcomes.finished(task, report, now)
-        worker.sent.popleft()
-        worker.tasks_done += 1
-        self.roster.early_deaths = 0
-        if report.rss:
-            self.roster.weighed(worker, report.rss)
 
     def _boot_failed(self, report: BootFailed, now: float) -> None:
         """The initializer raised: no worker would do better, so nothing is started any more."""

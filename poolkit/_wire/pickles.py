@@ -39,7 +39,7 @@ BY_VALUE = b"v"
 REUSABLE = b"r"
 """Mark behind the bytes of a function that a worker may load once and call many times."""
 
-_STOP = pickle.STOP[0]
+STOP = pickle.STOP[0]
 _MISSING = object()
 
 
@@ -366,7 +366,7 @@ def _set_class_state(cls: type, state: tuple[Any, ...]) -> None:
 
 def loads(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> Any:
     """Return the value that `dumps` packed, leaving the classes of this process as they are."""
-    if data[-1] == _STOP:
+    if data[-1] == STOP:
         return pickle.loads(data, buffers=buffers)
     unpickler: Any = ClassKeepingUnpickler(io.BytesIO(data), buffers)
     unpickler.persistent_load = shared

@@ -94,7 +94,7 @@ class Desk:
         # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
         # the supervisor thread to do. Appended to without the lock.
         self._later: deque[Callable[[float], object]] = deque()
-        self._bounded = limits.max_queue is not None
+        self.bounded = limits.max_queue is not None
         self._handed_in: deque[AnyTask] = deque()  # numbered, and not yet known to the scheduler
         self._left: deque[Report] = deque()  # what workers have said, and nobody has taken in
         self._torn = False  # an exception tore a step, or what follows it: the next one repairs that first
@@ -331,7 +331,8 @@ class Desk:
                 return False
             try:
                 reader.taking = threading.get_ident()
-                settled = [] if reader.links is None else self._handle(self.workforce.read(ready))
+                links = reader.links
+                settled = [] if links is None else self._handle(links.read(ready))
             finally:
                 reader.taking = 0
                 reader.lock.release()

@@ -55,13 +55,6 @@ class DrivenWorkforce(Workforce):
         On the supervisor thread, by whoever holds the reader's lock. Does not block, but where `prepare` was in vain.
         """
 
-    def read(self, ready: Sequence[tuple[int, int]] | None = None) -> list[Report]:  # noqa: ARG002
-        """Read what is on the links, or on those that were found `ready`. Does not block.
-
-        By whoever holds the reader's lock, and empties the list: what was read is in it until then, whatever tears him.
-        """
-        return []
-
     @abc.abstractmethod
     def wake(self) -> None:
         """Make `wait` return soon. From any thread."""

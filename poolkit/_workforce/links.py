@@ -7,14 +7,16 @@ thread.
 
 from __future__ import annotations
 
+import pickle
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from poolkit import _os
 from poolkit._core.workforce import Begun, BootFailed, Drained, Finished, Logged, Ready, Report
 from poolkit._wire import codec, messages
 from poolkit._wire.codec import load_value
 from poolkit._wire.messages import VALUE
+from poolkit._wire.pickles import STOP
 from poolkit._workforce.member import Member
 
 _OUTCOMES = (messages.VALUE, messages.OUT_OF_BAND, messages.ERROR)
@@ -24,12 +26,14 @@ _BROKEN = (EOFError, OSError, MemoryError, OverflowError)  # closed, or nonsense
 class Links:
     """The links of one pool's workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, cut_off: Callable[[], None]) -> None:
         self._poller = _os.LinkPoller()
         self._members: dict[int, Member] = {}  # by the descriptor of their outcomes
         self._paused: dict[int, Member] = {}  # by their ids; not read until they are resumed
         self._resumed: deque[int] = deque()  # of `_paused`, to be read again
-        self.broken: deque[Member] = deque()  # workers whose link is of no use any more, to be removed
+        self.broken: deque[Member] = deque()  # workers whose link is of no use any more
+        self._cut_off = cut_off  # called while there are any, to take them out
+        self.reports: list[Report] = []  # read, and not handed on
         self._nudge = _os.Wakeup()
         self._poller.register(self._nudge.fileno())
         self.fileno = self._poller.fileno  # readable when a link is; None where there is no such thing
@@ -66,20 +70,25 @@ class Links:
         """Make whoever polls look up. From any thread."""
         self._nudge.set()
 
-    def read(self, reports: list[Report], ready: Sequence[tuple[int, int]]) -> None:
-        """Read once from every link that is `ready`. One whose reading was torn is `broken`, as part of it is lost."""
+    def read(self, ready: Sequence[tuple[int, int]] | None = None) -> list[Report]:  # noqa: C901 -- see `receive`
+        """Read once from every link that has something, or that was found `ready`; returns `reports`. Does not block.
+
+        A link whose reading was torn is `broken`, as part of what it said is lost.
+        """
+        if self.broken:
+            self._cut_off()
         while self._resumed:
             resumed = self._paused.pop(self._resumed.popleft(), None)
             if resumed is not None:  # else it is gone
                 self._poller.register(resumed.outcomes_fd)
-        for fd, _ in ready:
+        for fd, _ in self.poll(0.0) if ready is None else ready:
             member = self._members.get(fd)
             if member is None:
                 if fd == self._nudge.fileno():
                     self._nudge.clear()
                 continue
             try:
-                receive(member, reports)
+                receive(member, self.reports)
             except BlockingIOError:
                 continue
             except BaseException as exc:
@@ -89,6 +98,9 @@ class Links:
                     member.hint = f"poolkit had to end it, as {exc}"
                 if not isinstance(exc, _BROKEN):
                     raise
+        if self.broken:
+            self._cut_off()
+        return self.reports
 
     def close(self) -> None:
         """Close it. Idempotent."""
@@ -117,7 +129,8 @@ def receive(member: Member, reports: list[Report]) -> None:  # noqa: C901 -- one
         if channel.calls and kind in _OUTCOMES:
             channel.calls.pop(task_id, None)
         if kind == VALUE:
-            reports.append(Finished(worker_id, task_id, started, ended, rss, payload, True, load_value))
+            load = pickle.loads if payload and payload[-1] == STOP else load_value
+            reports.append(Finished(worker_id, task_id, started, ended, rss, payload, True, load))
         elif kind == messages.OUT_OF_BAND and transport is not None:
             received = transport.receive(channel, payload)
             reports.append(Finished(worker_id, task_id, started, ended, rss, *received))

@@ -80,11 +80,10 @@ class ProcessWorkforce(DrivenWorkforce):
         self._inherited_fds = tuple(inherited_fds)
         self._members: dict[int, Member] = {}
         self._orders: deque[tuple[Callable[..., None], Any]] = deque()  # for the supervisor thread to carry out
-        self._reports: Reports = []  # read, and not handed on; owner: whoever holds the reader's lock
         self._wakeup = _os.Wakeup()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, _nothing_yet)
-        self.links: Links = Links()
+        self.links: Links = Links(self._cut_off)
         self._both: select.poll | None = None  # what the selector and the links wait for; None where they are one
         if self.links.fileno is not None:
             self._both = poll()
@@ -260,7 +259,7 @@ class ProcessWorkforce(DrivenWorkforce):
 
     def act(self) -> Reports:
         """Carry out the orders and take in what happened. Does not block, but where `prepare` was in vain."""
-        reports = self._reports
+        reports = self.links.reports
         self._wakeup.clear()  # before the orders: one that comes now must not be left for the next time
         for _ in range(len(self._orders)):
             what, member = self._orders.popleft()
@@ -271,23 +270,13 @@ class ProcessWorkforce(DrivenWorkforce):
             child.end_template_if_it_hangs()
         with self._lock:
             self.transport.tend([member.channel for member in self._members.values()])
-        self.read()
+        self.links.read()
         for member in self._dying():
             if member.board is not None:
                 member.stack = (member.stack or "") + member.board.evidence()
             if (member.kill_at or 0.0) <= monotonic() or evidence.is_complete(member.stack or ""):
                 self._kill(member, reports)
         return reports
-
-    def read(self, ready: Sequence[tuple[int, int]] | None = None) -> Reports:
-        """Read what is on the links, or on those that were found `ready`. Does not block."""
-        links = self.links
-        if links.broken:  # since a read that was torn
-            self._cut_off()
-        links.read(self._reports, links.poll(0.0) if ready is None else ready)
-        if links.broken:
-            self._cut_off()
-        return self._reports
 
     def _cut_off(self) -> None:
         """End the workers whose links are of no use any more."""

@@ -117,7 +117,7 @@ class Reader:
         if awaited is not None and awaited.done() and self.links is not None:
             self.links.nudge()
 
-    def lead(self, task: Task[Any], timeout: float | None) -> None:
+    def lead(self, task: Task[Any], timeout: float | None) -> None:  # noqa: C901, PLR0912 -- on the way of every task
         """Read until `task` is done, for at most `timeout` seconds, or wait while another thread does.
 
         Blocks; may be interrupted by what a signal handler raises. Returns at once where there are no links.
@@ -127,8 +127,32 @@ class Reader:
         give_up = math.inf if timeout is None else monotonic() + timeout
         if not self._leader.acquire(blocking=False) and not self._follow(task, give_up):
             return
+        spin, now = self._spin, monotonic()
+        looked_up = now  # when something came last
         try:
-            self._lead(task, give_up)
+            while (links := self.links) is not None:
+                self._until = now + LEASE
+                if ready := links.poll(0.0):
+                    if now < looked_up + spin.seconds:
+                        spin.in_vain = 0
+                    if not self._take(ready):
+                        self._never.acquire(timeout=PAUSE)
+                    if task.done():
+                        return
+                    now = looked_up = monotonic()
+                    continue
+                now = monotonic()
+                if now >= give_up:
+                    return
+                if now < looked_up + spin.seconds:
+                    _os.yield_cpu()
+                elif task.done():
+                    return
+                else:
+                    long = now >= looked_up + FIRST_SLEEP
+                    self._sleep(task, links, min(LONG_LEASE / 2 if long else FIRST_SLEEP, give_up - now), long=long)
+                    now = monotonic()
+                    spin.slept(now - looked_up)
         except ValueError:  # what a closed epoll raises
             if self.links is not None:
                 raise
@@ -175,33 +199,6 @@ class Reader:
         """Have a follower lead on."""
         with contextlib.suppress(IndexError):  # there is none
             self._followers.popleft()()
-
-    def _lead(self, task: Task[Any], give_up: float) -> None:
-        spin, now = self._spin, monotonic()
-        looked_up = now  # when something came last
-        while (links := self.links) is not None:
-            self._until = now + LEASE
-            if ready := links.poll(0.0):
-                if now < looked_up + spin.seconds:
-                    spin.in_vain = 0
-                if not self._take(ready):
-                    self._never.acquire(timeout=PAUSE)
-                if task.done():
-                    return
-                now = looked_up = monotonic()
-                continue
-            now = monotonic()
-            if now >= give_up:
-                return
-            if now < looked_up + spin.seconds:
-                _os.yield_cpu()
-            elif task.done():
-                return
-            else:
-                long = now >= looked_up + FIRST_SLEEP
-                self._sleep(task, links, min(LONG_LEASE / 2 if long else FIRST_SLEEP, give_up - now), long=long)
-                now = monotonic()
-                spin.slept(now - looked_up)
 
     def _sleep(self, task: Task[Any], links: Links, seconds: float, *, long: bool) -> None:
         """Wait until there is something to read, or `published` says that another thread has settled the task."""

@@ -56,10 +56,13 @@ class Supervisor(Desk):
 
     # ===== what the pool asks =====
 
-    def submit(self, task: AnyTask, error: BaseException | None = None, place: Place | None = None) -> bool:
-        """Accept a task; with `error` it fails at once. Blocks while the queue is full, if its options say so.
+    @deciding
+    def submit(  # noqa: C901, PLR0912 -- on the way of every task
+        self, task: AnyTask, error: BaseException | None = None, place: Place | None = None
+    ) -> bool:
+        """Accept a task; with `error` it fails at once. Does not block.
 
-        With a `place` it does not block: false says that the place is in the line, to try again when it is called.
+        False says that there is no room and that `place`, where it is given, is in the line: to try again when called.
 
         Raises:
             PoolClosed, InitializerFailed, QueueFull: it was not accepted.
@@ -74,26 +77,7 @@ class Supervisor(Desk):
                 if not task.id & PASSES_BY and not self._is_torn() and not self._reader.pass_by():
                     self._decide(lambda _now: None)  # lest too many are left here
                 return True
-        if place is not None or not self._bounded:
-            return self._submit(task, error, place)
-        turn = allocate_lock()  # a Condition is one that an interrupted waiter may keep, and who calls him needs
-        turn.acquire()
-        place = Place(turn.release)
-        try:
-            while not self._submit(task, error, place):
-                self._teller.step_aside()
-                turn.acquire()
-        except BaseException:
-            self.leave_line(place)
-            raise
-        return True
-
-    @deciding
-    def _submit(self, task: AnyTask, error: BaseException | None, place: Place | None) -> bool:
-        """Accept a task in a step; false when its caller has to wait at his place.
-
-        Written out, as `_decide` for each task would cost a twentieth of what handing it in does.
-        """
+        # Written out, as `_decide` for each task would cost a twentieth of what handing it in does.
         if self._reader.taking == threading.get_ident() or self._owns_lock():  # as `_is_torn` has it
             self._do_later(lambda now: self._submit_late(task, error, now))
             return True
@@ -123,6 +107,19 @@ class Supervisor(Desk):
             let_come(before)
         return accepted
 
+    def submit_waiting(self, task: AnyTask, error: BaseException | None) -> None:
+        """Do the same as `submit`, but wait while the queue is full, if the task's options say so."""
+        turn = allocate_lock()  # a Condition is one that an interrupted waiter may keep, and who calls him needs
+        turn.acquire()
+        place = Place(turn.release)
+        try:
+            while not self.submit(task, error, place):
+                self._teller.step_aside()
+                turn.acquire()
+        except BaseException:
+            self.leave_line(place)
+            raise
+
     def _accept(self, task: AnyTask, error: BaseException | None, now: float) -> None:
         """Hand a task to the scheduler.
 
@@ -149,7 +146,7 @@ class Supervisor(Desk):
     def _lines_up(self, task: AnyTask, place: Place) -> bool:
         """Whether a caller has to wait for room, at his place in the line. Nobody passes those who wait."""
         full = self._scheduler.is_full()
-        waits = task.options.block and self._bounded and self._scheduler.phase is OPEN
+        waits = task.options.block and self.bounded and self._scheduler.phase is OPEN
         if not waits or not (full or self._line.precedes(place)):
             return False
         if getattr(publishing, "depth", 0) or threading.current_thread() is self._thread:

@@ -283,9 +283,7 @@ def test_a_death_that_is_noticed_before_the_outcome_is_read(
         read = workforce.links.read
         task = pool.submit(faults.leave_thread_behind, release, how)
         deaf = threading.Event()
-        monkeypatch.setattr(
-            workforce.links, "read", lambda reports, ready: () if deaf.is_set() else read(reports, ready)
-        )
+        monkeypatch.setattr(workforce.links, "read", lambda ready=None: [] if deaf.is_set() else read(ready))
         pid = task.result()
         deaf.set()
         done = pool.submit(work.arrive, arrived)

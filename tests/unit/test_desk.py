@@ -50,9 +50,9 @@ def test_an_order_that_is_given_while_others_are_carried_out_is_not_left_lying(
         carried_out.append(member)
 
     member = Member(1)
-    monkeypatch.setattr(workforce, "read", lambda: workforce._order(carry_out, member))
+    monkeypatch.setattr(workforce.links, "read", lambda: workforce._order(carry_out, member))
     workforce.act()
-    monkeypatch.setattr(workforce, "read", list)
+    monkeypatch.setattr(workforce.links, "read", list)
     assert carried_out == []
     assert workforce.wait(0.0, links=True)
     workforce.act()
