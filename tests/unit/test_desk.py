@@ -7,6 +7,7 @@ import dis
 import inspect
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -168,11 +169,8 @@ def test_a_copy_in_a_forked_child_does_not_read_what_is_its_parents(
 def test_nothing_is_read_once_the_links_are_closed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that submits may pass by while another one ends the pool."""
     desk = desk_of(pool)
-
-    def read() -> list[Any]:
-        raise ValueError("I/O operation on closed epoll object")
-
-    monkeypatch.setattr(desk.workforce, "read", read)
+    monkeypatch.setattr(desk._reader, "links", types.SimpleNamespace(nudge=int))  # without `read`
+    desk._reader.close()
     assert desk._take()
 
 

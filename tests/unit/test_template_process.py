@@ -24,6 +24,7 @@ class Served:
     def __init__(self) -> None:
         self.root, theirs = socket.socketpair()
         self.process = TemplateProcess(theirs, "forkserver")
+        self.process._helpers = _os_processes.children()  # else it may take those of this process for adopted ones
         self._ends = [self.root, theirs]
 
     def order(self, *fds: int, count: int | None = None) -> socket.socket:
