@@ -114,7 +114,7 @@ class Loop:
                     self._drop()
         except (EOFError, BrokenPipeError, ConnectionResetError) as exc:  # the owner is gone
             if self.transport.channel.is_broken and exc.args:
-                print(f"poolkit: worker {os.getpid()} ends, as {exc}", file=sys.__stderr__)  # noqa: T201
+                print(f"poolkit: worker {os.getpid()} ends, as {exc}", file=sys.__stderr__)
             return
         finally:
             coroutines.close()

@@ -403,7 +403,7 @@ def release(user: object, *, waits: bool = True) -> None:
 def end_all() -> None:
     """The interpreter ends: end them all. One that is still used may have workers to kill, and ends by itself."""
     with FORKING:
-        over = list(_templates.values())
+        over = [*_living]
         _templates.clear()
     for template in over:
         if template.is_used():

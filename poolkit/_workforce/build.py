@@ -15,13 +15,12 @@ from poolkit._wire.habits import of_thread
 from poolkit._wire.messages import MOST_FDS
 from poolkit._wire.plans import Manifest
 from poolkit._workforce.callbacks import CallbackThread
-from poolkit._workforce.logs import TellerThread
 from poolkit._workforce.maps import MapsThread
 from poolkit._workforce.settings import PoolSettings
 from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit.errors import SerializationError
 
-_OWN = (SupervisorThread, TellerThread, CallbackThread, MapsThread)
+_OWN = (SupervisorThread, CallbackThread, MapsThread)
 MOST_INHERITED = MOST_FDS - 8  # the rest is for its control socket, its streams and its link
 
 

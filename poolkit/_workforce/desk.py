@@ -7,7 +7,7 @@
               call of its own, such as cancel(), else by a thread of their own, see `_workforce/callbacks.py`;
               there listeners are told of events, too
     take      read the links, by whoever waits or passes by, and publish
-    hold      what was read behind records of tasks is published when they are told, see `_workforce/logs.py`
+    defer     outcomes of tasks that logged are published behind their records, see `_workforce/logs.py`
 
 Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block,
 no pickling and no code of the user runs under the last two. The main thread puts signals off while it decides, see
@@ -43,7 +43,7 @@ from poolkit._workforce.driven import DrivenWorkforce
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
 from poolkit._workforce.listeners import Listener, Listeners
-from poolkit._workforce.logs import Teller, log
+from poolkit._workforce.logs import Records, log
 from poolkit._workforce.maps import Maps
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
@@ -102,8 +102,8 @@ class Desk:
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake, self._take)
-        self._teller = Teller(name, self._publish_told, workforce.wake, workforce.links)
-        self._uncalled: Calls = deque()  # left to the thread for callbacks
+        self._uncalled: Calls = deque()  # left to the callback thread
+        self.records = Records(name, self._uncalled, self._publish, workforce.wake, workforce.links)
         self._caller = Caller(f"poolkit-{name}-callbacks", self._call_back)
         self._error_reader = Caller(f"poolkit-{name}-errors", self._read_errors)
         self.maps = Maps(name, workforce.wake, self.is_open)
@@ -312,11 +312,13 @@ class Desk:
                 logged.append(report)
             elif type(report) is BootFailed or type(report) is Died:
                 self._prepare_errors(report)
+        if logged:
+            self.records.add(logged)
         with self._lock:
             self._left.extend([report for report in reports if type(report) is not Logged] if logged else reports)
             reports.clear()
             settled = self._take_in()
-        return self._teller.hold(logged, settled) if logged or self._teller.untold else settled
+        return self.records.defer(settled) if settled and self.records.pending else settled
 
     @deciding
     def _take(self, ready: Ready | None = None) -> bool:
@@ -344,26 +346,27 @@ class Desk:
             let_come(before)
         return True
 
-    def _publish_told(self, settled: Settled) -> None:
-        """Publish outcomes on the teller's thread."""
-        self._publish(settled)
-
     def lead(self, task: AnyTask, timeout: float | None) -> None:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
-        if self._reader.taking == threading.get_ident() or self._owns_lock():
+        here = threading.get_ident()
+        if self._reader.taking == here or self._owns_lock():
             self._refuse_if_torn("wait for a task")
         if self.forked or os.getpid() != self.pid:
             self._check_owner()  # decided in the parent, and published there alone
-        if self._teller.untold:
-            self._teller.step_aside()
+        if self._caller.ident == here:
+            self.records.step_aside()
         self._reader.lead(task, timeout)
 
     def relinquish(self) -> None:
-        """Somebody wants to be called back, and does not wait."""
+        """Somebody wants to be called back, or waits in a way of his own."""
+        if self._caller.ident == threading.get_ident():
+            self.records.step_aside()
         self._reader.relinquish()
 
     def watch(self, _task: AnyTask) -> tuple[int, Callable[[], bool]] | None:
         """For an event loop: the descriptor of the links, and what reads them; None where there is no such thing."""
+        if self._caller.ident == threading.get_ident():
+            self.records.step_aside()
         fd = None if self._is_copy() else self._reader.watch()
         if fd is None:
             self._reader.relinquish()
@@ -386,8 +389,7 @@ class Desk:
                     with self._lock:
                         self._scheduler.read(task, self._enter())
                         settled = self._decided()
-                    if self._teller.untold:
-                        settled = self._teller.hold((), settled)
+                    settled = self.records.defer(settled)
                 self._publish(settled)
         except BaseException:
             self._tear()
@@ -431,6 +433,8 @@ class Desk:
                     raise
                 if not is_shared:  # not before: a signal handler may raise between the two
                     calls.popleft()
+                elif self.records.pass_by:
+                    self.records.pass_by = False
         finally:
             publishing.depth = depth
             publishing.calls = None

@@ -26,7 +26,7 @@ from poolkit._workforce.callbacks import Caller
 from poolkit._workforce.desk import Desk, publishing
 from poolkit._workforce.interrupts import deciding, let_come, put_off
 from poolkit._workforce.line import Line, Place
-from poolkit._workforce.logs import LONGEST_END, Teller, log
+from poolkit._workforce.logs import Records, log
 from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
@@ -34,6 +34,8 @@ from poolkit.task import SETTLED, WaitTimeout
 
 PASSES_BY = 0x1F  # one submit in 32 takes in what is on the links
 SHORT_WAIT = 0.02  # seconds; what falls due in so short a wait may come late by as much
+LONGEST_END = 30.0  # seconds that the end of a pool waits for failures to be unpickled
+HANDLERS_GRACE = 1.0  # seconds that an end that is to be quick waits for handlers of records
 LONGEST_WAIT = 86400.0  # seconds; system calls refuse much longer ones, and one wake-up a day is nothing
 
 
@@ -114,7 +116,6 @@ class Supervisor(Desk):
         place = Place(turn.release)
         try:
             while not self.submit(task, error, place):
-                self._teller.step_aside()
                 turn.acquire()
         except BaseException:
             self.leave_line(place)
@@ -297,9 +298,7 @@ class Supervisor(Desk):
         """Whether this thread may wait for the pool's end: not one that the end itself waits for."""
         if threading.current_thread() is self._thread or getattr(publishing, "depth", 0) > 0:
             return False
-        if self._teller.is_here() or self.maps.is_here():
-            return False
-        return not self.workforce.is_own_thread()
+        return not self.maps.is_here() and not self.workforce.is_own_thread()
 
     def drop(self) -> None:
         """The pool object is gone: finish what was accepted, then end. From a finalizer, so without the lock."""
@@ -375,8 +374,6 @@ class Supervisor(Desk):
         with reader.lock:
             settled = self._handle(self.workforce.act())
         self._publish(settled)
-        if self._teller.untold:
-            self._publish(self._teller.take_due())
         if self.workforce.notes:
             self._say_what_was_noted()
         return True
@@ -397,7 +394,6 @@ class Supervisor(Desk):
             due = self._sleeping_until = self._due = math.inf if deadline is None else deadline
         left = min(
             max(0.0, due - self.clock()),
-            self._teller.patience(),
             self.maps.warn_if_slow(),
             spared or math.inf,
             LONGEST_WAIT,
@@ -413,15 +409,22 @@ class Supervisor(Desk):
         try:
             with self._reader.lock:
                 self.workforce.close()
-            self._teller.close(min(LONGEST_END, self._end_by - self.clock()))
             self._error_reader.close(min(LONGEST_END, self._end_by - self.clock()))
-            self._caller.close(self._call_by - self.clock())
+            self._close_callbacks()
         finally:
             lifetime.end(self)
             self.maps.close()
             self._closed.set()
             if not self._caller.wake():  # else a callback takes longer than the end may; it calls the others
                 self._call_back()
+
+    def _close_callbacks(self) -> None:
+        """Wait until all is called; at an end that is to be quick, not for handlers of records that take their time."""
+        give_up = self._call_by
+        if self.records.pending and not self._caller.close(min(give_up, self._end_by + HANDLERS_GRACE) - self.clock()):
+            give_up = give_up if not self.records.pending else -math.inf
+        self._caller.close(give_up - self.clock())
+        self.records.step_aside()
 
     def _abandon_tasks(self, why: str) -> None:
         def step(_now: float) -> None:
@@ -439,8 +442,8 @@ class Supervisor(Desk):
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
         self._reader = Reader(None, self.workforce.wake, self._take)
-        self._teller = Teller(self.name, self._publish_told, self.workforce.wake, None)
         self._uncalled.clear()
+        self.records = Records(self.name, self._uncalled, self._publish, self.workforce.wake, None)
         self._caller = Caller(f"poolkit-{self.name}-callbacks", self._call_back)
         self._error_reader = Caller(f"poolkit-{self.name}-errors", self._read_errors)
         self.maps.leave_parent()

@@ -145,13 +145,8 @@ class FakeSupervisor(Supervisor):
     # ===== what the pool asks =====
 
     def submit(self, task: AnyTask, error: BaseException | None = None, place: Place | None = None) -> bool:
-        """Accept a task, and if eager, run all there is. A full queue makes room by itself, if it may wait for that."""
+        """Accept a task, and if eager, run all there is."""
         with self._turn:
-            if place is None and task.options.block and error is None and not getattr(publishing, "depth", 0):
-                while self._scheduler.is_full() and self.go_on():
-                    pass
-                if self._scheduler.is_full():  # for ever: a real one would stand still
-                    task.options = task.options.changed(block=False)
             call = task.call
             if not super().submit(task, error, place):
                 return False
@@ -163,6 +158,16 @@ class FakeSupervisor(Supervisor):
             self.settle()
             self._run_if_eager()
         return True
+
+    def submit_waiting(self, task: AnyTask, error: BaseException | None) -> None:
+        """Accept a task. A full queue makes room by itself, if the task may wait for that."""
+        with self._turn:
+            if task.options.block and error is None and not getattr(publishing, "depth", 0):
+                while self._scheduler.is_full() and self.go_on():
+                    pass
+                if self._scheduler.is_full():  # for ever: a real one would stand still
+                    task.options = task.options.changed(block=False)
+            super().submit_waiting(task, error)
 
     def _run_if_eager(self) -> None:
         if self._eager and not self._depth and not self._running_all:  # else who runs all comes to it

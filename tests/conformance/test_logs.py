@@ -29,13 +29,6 @@ def keeper():
     logging.root.removeHandler(handler)
 
 
-@pytest.fixture(autouse=True)
-def patience(monkeypatch):
-    """Outcomes do not go ahead of records only because the machine is busy."""
-    monkeypatch.setattr("poolkit._workforce.logs.STALL", logs.PATIENCE)
-    monkeypatch.setattr("poolkit._workforce.logs.LONGEST_WAIT", logs.PATIENCE)
-
-
 @pytest.fixture
 def level():
     """Set the level of a logger for the length of a test."""
@@ -345,29 +338,11 @@ def test_a_handler_may_shut_the_pool_down(pool, keeper):
 
 @pytest.mark.needs("process")
 @pytest.mark.one_start_method
-def test_a_handler_that_waits_for_a_lock_of_who_waits_for_the_task_holds_nobody_up_for_long(pool, keeper, monkeypatch):
-    monkeypatch.setattr("poolkit._workforce.logs.STALL", 0.1)
-    lock = threading.Lock()
-    told = threading.Event()
-
-    def take_lock(_record):
-        with lock:
-            told.set()
-
-    keeper.action = take_lock
-    with lock:
-        assert pool.submit(logs.say, "hello").result() > 0
-        assert pool.submit(work.square, 3).result() == 9
-    wait_until(told.is_set, "the record is told")
-
-
-@pytest.mark.needs("process")
-@pytest.mark.one_start_method
 def test_a_ctrl_c_while_a_result_waits_for_a_handler_loses_nothing(pool, keeper, recorder):
     release = threading.Event()
 
     def press(_record):
-        wait_until(lambda: pool._supervisor._teller._held, "an outcome waits")
+        wait_until(lambda: pool._supervisor.records.deferred, "an outcome waits")
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         release.wait()
 
@@ -393,7 +368,7 @@ def held_up(make_pool, keeper):
     pool = make_pool(2, max_queue=100)
     pool.warm_up()
     pool.noisy = pool.submit(logs.say_many, 3000)
-    wait_until(lambda: pool._supervisor._teller._paused, "its worker is not read any more")
+    wait_until(lambda: pool._supervisor.records.paused, "its worker is not read any more")
     yield pool
     release.set()
 
@@ -426,7 +401,7 @@ def test_an_event_loop_goes_on(held_up):
 def test_submitting_goes_on_and_memory_does_not_grow(held_up):
     tasks = [held_up.submit(logs.say, "once") for _ in range(96)]
     wait_until(lambda: held_up.stats().succeeded >= 50, "the other worker runs them")
-    assert len(held_up._supervisor._teller.untold) < 2500
+    assert held_up._supervisor.records.pending.total() < 2500
     assert not any(task.done() for task in tasks[-5:])
 
 
@@ -449,7 +424,7 @@ def test_a_worker_is_read_again_when_half_of_its_records_are_told(make_pool, kee
 
     def look(_record):
         nonlocal most
-        most = max(most, len(pool._supervisor._teller.untold))
+        most = max(most, pool._supervisor.records.pending.total())
 
     keeper.action = look
     assert pool.submit(logs.say_many, 20_000).result() == 20_000
@@ -465,7 +440,7 @@ def test_a_handler_may_wait_for_a_task_of_the_worker_that_logs_too_much(make_poo
 
     def ask(record):
         if record.getMessage() == "0":
-            wait_until(lambda: pool._supervisor._teller._paused, "the worker is not read")
+            wait_until(lambda: pool._supervisor.records.paused, "the worker is not read")
             answers.append(pool.submit(work.square, 3).result())
 
     keeper.action = ask

@@ -1,17 +1,16 @@
-"""Frames of several writers in one outbox; records and outcomes at the teller; the marks of threads' records.
+"""Frames of several writers in one outbox; records and outcomes behind them; the marks of threads' records.
 
 Longer than most: each order in which records, outcomes and interrupts can come is one case.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import marshal
 import os
 import threading
-import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,9 +19,8 @@ from poolkit._core.workforce import Logged
 from poolkit._wire import link
 from poolkit._wire.link import Outbox
 from poolkit._workforce import logs
-from poolkit._workforce.logs import Teller
+from poolkit._workforce.logs import Records
 from poolkit.task import Task
-from support import wait_until
 from support_logs import Keeper
 
 # ===== the outbox =====
@@ -183,7 +181,7 @@ def test_what_a_handler_raises_is_not_swallowed_with_that(pipe: Pipe, monkeypatc
         outbox.leave(b"frame")
 
 
-# ===== the teller =====
+# ===== records and outcomes =====
 
 
 @pytest.fixture
@@ -195,51 +193,30 @@ def keeper() -> Iterator[Keeper]:
 
 
 class Owner:
-    """A teller, what it has published, and how often it woke the supervisor thread."""
+    """Records, what was published behind them, which workers are not read, and the test as the callback thread."""
 
     def __init__(self) -> None:
-        self.links = SomeLinks()
+        self.calls: deque[tuple[Callable[[Any], object], Any]] = deque()
         self.published: list[Any] = []
-        self.woken = 0
-        self.teller = Teller("test", self.published.extend, self.wake, self.links)  # type: ignore[arg-type]
-
-    def wake(self) -> None:
-        self.woken += 1
-
-
-class SomeLinks:
-    """Which workers are not read."""
-
-    def __init__(self) -> None:
-        self.paused: set[int] = set()
+        self.not_read: set[int] = set()
+        self.records = Records("test", self.calls, self.published.extend, int, self)  # type: ignore[arg-type]
 
     def pause(self, worker_id: int) -> bool:
-        self.paused.add(worker_id)
+        self.not_read.add(worker_id)
         return True
 
     def resume(self, worker_id: int) -> None:
-        self.paused.remove(worker_id)
+        self.not_read.remove(worker_id)
+
+    def call(self, count: int) -> None:
+        for _ in range(count):
+            call, what = self.calls.popleft()
+            call(what)
 
 
 @pytest.fixture
-def owner() -> Iterator[Owner]:
-    made = Owner()
-    yield made
-    made.teller.close(30.0)
-
-
-@pytest.fixture
-def teller(owner: Owner) -> Teller:
-    return owner.teller
-
-
-@pytest.fixture
-def release(keeper: Keeper, owner: Owner) -> Iterator[threading.Semaphore]:
-    """Handlers wait until they are let go of, one release a record."""
-    semaphore = threading.Semaphore(0)
-    keeper.action = lambda _: semaphore.acquire()
-    yield semaphore
-    semaphore.release(1000)
+def owner() -> Owner:
+    return Owner()
 
 
 def logged(message: str, worker_id: int = 1, name: str = "support") -> Logged:
@@ -255,176 +232,78 @@ def outcome_of(worker_id: int, attempts: int = 1) -> Any:
 OUTCOME = outcome_of(1)
 
 
-def test_outcomes_do_not_wait_where_nothing_was_logged(teller: Teller) -> None:
-    assert teller.hold([], OUTCOME) == OUTCOME
+def test_outcomes_do_not_wait_where_nothing_was_logged(owner: Owner) -> None:
+    assert owner.records.defer(OUTCOME) == OUTCOME
 
 
-def test_outcomes_are_published_when_what_was_logged_before_is_told(
-    owner: Owner, keeper: Keeper, release: threading.Semaphore
-) -> None:
-    teller = owner.teller
-    assert teller.hold([logged("one")], []) == []
-    assert teller.hold([logged("two")], OUTCOME) == []
-    release.release()
-    wait_until(lambda: len(keeper.records) == 2, "the second is being told")
-    assert teller.take_due() == owner.published == []
-    release.release()
-    wait_until(lambda: owner.published == OUTCOME, "it is published")
+def test_outcomes_are_published_behind_what_was_logged_before(owner: Owner, keeper: Keeper) -> None:
+    owner.records.add([logged("one")])
+    owner.records.add([logged("two")])
+    assert owner.records.defer(OUTCOME) == []
+    owner.call(2)
     assert keeper.messages == ["one", "two"]
-    assert teller.hold([], OUTCOME) == OUTCOME
-
-
-def test_outcomes_do_not_wait_for_a_handler_that_hangs(
-    owner: Owner, release: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    teller = owner.teller
-    monkeypatch.setattr(logs, "STALL", 0.01)
-    assert teller.hold([logged("one")], OUTCOME) == []
-    assert owner.woken, "the supervisor thread is to look"
-    assert 0.0 <= teller.patience() <= 0.01
-    wait_until(lambda: teller.take_due() == OUTCOME, "it is due")
-    assert teller.hold([logged("two")], OUTCOME) == OUTCOME, "from now on, until the first is told"
-    monkeypatch.setattr(logs, "STALL", 30.0)
-    release.release()
-    wait_until(lambda: len(teller.untold) == 1, "the first is told")
-    assert teller.hold([logged("three")], OUTCOME) == []
     assert owner.published == []
+    owner.call(1)
+    assert owner.published == OUTCOME
+    assert owner.records.defer(OUTCOME) == OUTCOME
 
 
-def test_outcomes_wait_under_any_load_where_each_waits_for_a_moment_only(
-    owner: Owner, monkeypatch: pytest.MonkeyPatch, release: threading.Semaphore
-) -> None:
-    """Records come for longer than an outcome may wait, and there is always one that is untold."""
-    teller = owner.teller
-    monkeypatch.setattr(logs, "LONGEST_WAIT", 0.1)
-    monkeypatch.setattr(logs, "STALL", 30.0)
-    teller.hold([logged("first")], [])
-    began = time.monotonic()
-    times = [began] * 3
-    for count in itertools.count():
-        times = [*times[1:], time.monotonic()]
-        early = teller.hold([logged("next")], OUTCOME) + teller.take_due()
-        assert not early or time.monotonic() > times[0] + 0.1, "it has not waited for long"
-        release.release()
-        wait_until(lambda least=count: len(owner.published) >= least, "those before are published")  # type: ignore[misc]
-        if time.monotonic() > began + 0.4:
-            return
+def test_outcomes_of_workers_that_log_nothing_wait_for_nobody(owner: Owner) -> None:
+    quiet = outcome_of(2)
+    owner.records.add([logged("one", 1)])
+    assert owner.records.defer(quiet + OUTCOME) == quiet
+    assert owner.records.defer(quiet) == quiet
+    assert owner.records.defer(outcome_of(2, attempts=2)) == [], "what it logged in another worker may be pending"
 
 
-def test_outcomes_of_workers_that_log_nothing_wait_for_nobody(owner: Owner, release: threading.Semaphore) -> None:
-    teller, quiet = owner.teller, outcome_of(2)
-    assert teller.hold([logged("one", 1)], quiet + OUTCOME) == quiet
-    assert teller.hold([], quiet) == quiet
-    assert teller.hold([], outcome_of(2, attempts=2)) == [], "what it logged in another worker may be untold"
-
-
-def test_each_outcome_waits_for_so_long_at_most_whatever_the_others_do(
-    owner: Owner, monkeypatch: pytest.MonkeyPatch, release: threading.Semaphore
-) -> None:
-    monkeypatch.setattr(logs, "LONGEST_WAIT", 0.01)
-    teller = owner.teller
-    teller.hold([logged("one")], OUTCOME)
-    wait_until(lambda: teller.take_due() == OUTCOME, "it has waited for that long")
-    monkeypatch.setattr(logs, "LONGEST_WAIT", 30.0)
-    assert teller.hold([logged("two")], OUTCOME) == []
-
-
-def test_the_supervisor_thread_is_not_woken_for_each_outcome_that_is_held(teller: Teller, owner: Owner) -> None:
-    for _ in range(50):
-        teller.hold([logged("one")], OUTCOME)
-        teller.patience()
-        wait_until(lambda: not teller.untold, "it is told")
-    assert owner.woken < 10
-
-
-def test_a_worker_that_logs_more_than_can_be_told_is_not_read_until_half_of_it_is(
-    owner: Owner, release: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_logs_more_than_is_handled_is_not_read_until_half_of_it_is(
+    owner: Owner, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "MANY", 4)
-    teller, paused = owner.teller, owner.links.paused
-    teller.hold([logged("quiet", 2)] * 4, [])
-    teller.hold([logged("noisy", 1)] * 4, [])
-    assert paused == set()
-    teller.hold([logged("noisy", 1)], [])
-    assert paused == {1}
-    release.release(6)
-    wait_until(lambda: len(teller.untold) == 3, "two of it are told")
-    assert paused == {1}
-    release.release()
-    wait_until(lambda: paused == set(), "two of it are left")
-    assert owner.woken
+    owner.records.add([logged("quiet", 2)] * 4)
+    owner.records.add([logged("noisy", 1)] * 4)
+    assert owner.not_read == set()
+    owner.records.add([logged("noisy", 1)])
+    assert owner.not_read == {1}
+    owner.call(6)
+    assert owner.not_read == {1}
+    owner.call(1)
+    assert owner.not_read == set()
+    assert keeper.messages == ["quiet"] * 4 + ["noisy"] * 3
 
 
-def test_a_handler_that_waits_for_the_pool_has_all_workers_read(
+def test_where_the_callback_thread_waits_outcomes_pass_and_all_workers_are_read(
     owner: Owner, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may wait for a task of the one that logs so much."""
     monkeypatch.setattr(logs, "MANY", 1)
-    asked, release = threading.Event(), threading.Semaphore(0)
 
-    def ask(_record: object) -> None:
-        asked.wait()
-        owner.teller.step_aside()
-        release.acquire()
+    def wait(_record: object) -> None:
+        owner.records.step_aside()
+        assert owner.published == OUTCOME
+        assert owner.not_read == set()
+        assert owner.records.defer(OUTCOME) == OUTCOME
+        owner.records.add([logged("two")] * 2)
+        assert owner.not_read == set()
 
-    keeper.action = ask
-    owner.teller.hold([logged("one")] * 2, OUTCOME)
-    assert owner.links.paused == {1}
-    asked.set()
-    wait_until(lambda: owner.links.paused == set(), "it is read again")
-    assert owner.teller.take_due() == OUTCOME
-    assert owner.teller.hold([logged("two")], OUTCOME) == OUTCOME
-    assert owner.links.paused == set()
-    release.release(3)
-
-
-def test_without_a_thread_outcomes_do_not_wait_and_records_are_told_at_the_end(
-    owner: Owner, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the end of the interpreter no thread can be started."""
-
-    def refuse(_self: object) -> None:
-        raise RuntimeError
-
-    monkeypatch.setattr("poolkit._workforce.logs.TellerThread.start", refuse)
-    monkeypatch.setattr(logs, "MANY", 1)
-    for number in range(3):
-        assert owner.teller.hold([logged(str(number))], OUTCOME) == OUTCOME
-    assert owner.links.paused == set()
-    assert not keeper.records
-    owner.teller.close(30.0)
-    assert keeper.messages == ["0", "1", "2"]
-
-
-def test_closing_tells_what_is_left_but_does_not_wait_for_a_handler_that_hangs(
-    owner: Owner, keeper: Keeper, release: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logs, "STALL", 0.01)
-    owner.teller.hold([logged("one"), logged("two")], OUTCOME)
-    owner.teller.close(30.0)
-    assert owner.published == OUTCOME
-    assert owner.teller.hold([], OUTCOME) == OUTCOME
-    release.release(2)
-    monkeypatch.setattr(logs, "STALL", 30.0)
-    owner.teller.close(30.0)
-    assert keeper.messages == ["one", "two"]
-    assert owner.published == OUTCOME
-
-
-def test_closing_in_no_time_waits_for_no_handler(owner: Owner, release: threading.Semaphore) -> None:
-    owner.teller.hold([logged("one"), logged("two")], OUTCOME)
-    began = time.monotonic()
-    owner.teller.close(0.0)
-    assert time.monotonic() - began < logs.STALL
-    assert owner.published == OUTCOME
+    owner.records.add([logged("one")] * 2)
+    assert owner.records.defer(OUTCOME) == []
+    assert owner.not_read == {1}
+    keeper.action = wait
+    owner.call(1)
+    keeper.action = None
+    owner.records.pass_by = False  # as the callback thread does
+    assert owner.records.defer(OUTCOME) == []
+    owner.call(5)
+    assert owner.published == OUTCOME * 2
+    assert keeper.messages == ["one"] * 2 + ["two"] * 2
 
 
 @pytest.mark.parametrize("payload", [b"", b"no marshal", marshal.dumps(3), marshal.dumps({"name": 3, "levelno": 30})])
-def test_a_record_that_is_none_is_said(owner: Owner, keeper: Keeper, payload: bytes) -> None:
-    for count in (1, 2):
-        owner.teller.hold([Logged(1, 2, payload)], OUTCOME)
-        wait_until(lambda least=count: len(owner.published) == least, "it was tried")  # type: ignore[misc]
+def test_a_record_that_is_none_is_said_once(owner: Owner, keeper: Keeper, payload: bytes) -> None:
+    owner.records.add([Logged(1, 2, payload)] * 2)
+    owner.call(2)
     assert [record.name for record in keeper.records] == ["poolkit"]
+    assert not owner.records.pending
 
 
 # ===== beside =====
