@@ -132,7 +132,6 @@ class Task(Future[T]):
         "nbytes",
         "options",
         "phase",
-        "seq",
         "started_at",
         "submitted_at",
         "worker_id",
@@ -159,7 +158,6 @@ class Task(Future[T]):
         self.function = function or name  # what its run time says something about: an id, not kept alive
         self.options = options
         self.phase = QUEUED
-        self.seq = 0
         self.attempts = 0
         self.deaths = 0  # workers that died before they began it, and had nothing else to die of
         self.worker_id: int | None = None

@@ -45,13 +45,11 @@ class Outcomes:
         self.events: list[PoolEvent] = []  # to be told to listeners
         self.listened: frozenset[type] = frozenset()  # the events that somebody listens to
         self.numbers = itertools.count(1)  # ids of tasks; to be taken by anybody
-        self._last_seq = 0
 
     def accept(self, task: AnyTask, now: float) -> None:
         """Count a task in, and number it if that was not done when it was handed in."""
         if not task.id:
             task.id = next(self.numbers)
-        task.seq = self._last_seq = self._last_seq + 1
         task.submitted_at = now
         self.accepted[task] = None
         self.unsettled += 1
@@ -59,8 +57,6 @@ class Outcomes:
 
     def accept_many(self, tasks: list[AnyTask]) -> None:
         """Count tasks in that were numbered when they were handed in."""
-        for task in tasks:
-            task.seq = self._last_seq = self._last_seq + 1
         self.accepted.update(dict.fromkeys(tasks))
         self.unsettled += len(tasks)
         self.counters.submitted += len(tasks)

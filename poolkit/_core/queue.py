@@ -1,19 +1,19 @@
 """TaskQueue: the tasks accepted and not yet sent, most urgent first.
 
-Guarantees: larger priority first, FIFO (by `task.seq`) inside one priority; a task that is put back takes its old
-place. Removing a task keeps nothing of it but its number. Needs only the standard library.
+Guarantees: larger priority first, FIFO (by `task.id`) inside one priority; a task that is put back takes its old
+place. A task that is removed is kept until it would be the first, or those removed are the most.
 Guarded by: the pool's one lock.
 
 A level holds the tasks of one priority, in two parts, each in order by itself: those that came in (their numbers only
 grow) and those that came back (few, so a heap of their numbers will do). The older of the two heads is the next.
-Cost: push and pop are O(1), put_back is O(log n) a task, remove is O(1); with p priorities in use, O(log p) on top.
+Cost: push, pop and remove are O(1), put_back is O(log n) a task; with p priorities in use, O(log p) on top.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Any
@@ -22,51 +22,57 @@ from poolkit.task import Task
 
 AnyTask = Task[Any]
 
-_by_seq = attrgetter("seq")
+MOST_REMOVED = 100  # fewer are not worth looking through all
+
+_by_id = attrgetter("id")
 
 
 class _Level:
     """The queued tasks of one priority."""
 
-    __slots__ = ("came_back", "came_in", "numbers")
+    __slots__ = ("came_back", "came_in", "numbers", "removed")
 
     def __init__(self) -> None:
-        # An OrderedDict, not a deque: a cancelled task leaves at once, from anywhere, and is not kept alive.
-        self.came_in: OrderedDict[AnyTask, None] = OrderedDict()
-        self.came_back: dict[int, AnyTask] = {}  # by seq
+        self.came_in: deque[AnyTask] = deque()
+        self.removed: set[AnyTask] = set()  # those of `came_in` that are not queued any more
+        self.came_back: dict[int, AnyTask] = {}  # by id
         self.numbers: list[int] = []  # heap: every key of `came_back`, and some of tasks that were removed since
 
     def __bool__(self) -> bool:
-        return bool(self.came_in or self.came_back)
+        return len(self.came_in) > len(self.removed) or bool(self.came_back)
 
     def __iter__(self) -> Iterator[AnyTask]:
-        back = sorted(self.came_back.values(), key=_by_seq)
-        return heapq.merge(back, self.came_in, key=_by_seq) if back else iter(self.came_in)
+        came_in = [task for task in self.came_in if task not in self.removed] if self.removed else self.came_in
+        back = sorted(self.came_back.values(), key=_by_id)
+        return heapq.merge(back, came_in, key=_by_id) if back else iter(came_in)
 
     def put_back(self, task: AnyTask) -> None:
         if not self.came_back:
             self.numbers.clear()
-        self.came_back[task.seq] = task
-        heapq.heappush(self.numbers, task.seq)
+        self.came_back[task.id] = task
+        heapq.heappush(self.numbers, task.id)
 
     def first(self) -> AnyTask:
+        came_in, removed = self.came_in, self.removed
+        while removed and came_in and came_in[0] in removed:
+            removed.discard(came_in.popleft())
         if self.came_back:
             numbers = self.numbers
             while numbers[0] not in self.came_back:
                 heapq.heappop(numbers)
             back = self.came_back[numbers[0]]
-            if not self.came_in or back.seq < next(iter(self.came_in)).seq:
+            if not came_in or back.id < came_in[0].id:
                 return back
-        return next(iter(self.came_in))
+        return came_in[0]
 
-    def remove(self, task: AnyTask) -> bool:
-        if task in self.came_in:
-            del self.came_in[task]
-        elif self.came_back.get(task.seq) is task:
-            del self.came_back[task.seq]
-        else:
-            return False
-        return True
+    def remove(self, task: AnyTask) -> None:
+        if self.came_back.get(task.id) is task:
+            del self.came_back[task.id]
+            return
+        self.removed.add(task)
+        if len(self.removed) > MOST_REMOVED and 2 * len(self.removed) > len(self.came_in):
+            self.came_in = deque(each for each in self.came_in if each not in self.removed)
+            self.removed.clear()
 
 
 class TaskQueue:
@@ -88,8 +94,8 @@ class TaskQueue:
             yield from self._levels[priority]
 
     def push(self, task: AnyTask) -> None:
-        """Add `task` behind the others of its priority; its `seq` must be the largest yet."""
-        self._level(task.options.priority).came_in[task] = None
+        """Add `task` behind the others of its priority."""
+        self._level(task.options.priority).came_in.append(task)
         self.size += 1
 
     def push_many(self, tasks: list[AnyTask]) -> None:
@@ -98,11 +104,11 @@ class TaskQueue:
         for task in tasks:
             if task.options.priority != priority:
                 level = self._level(priority := task.options.priority)
-            level.came_in[task] = None
+            level.came_in.append(task)
         self.size += len(tasks)
 
     def put_back(self, tasks: Iterable[AnyTask]) -> None:
-        """Put tasks that were taken out back in their old places, by `seq`."""
+        """Put tasks that were taken out back in their old places, by their ids."""
         for task in tasks:
             self._level(task.options.priority).put_back(task)
             self.size += 1
@@ -110,13 +116,14 @@ class TaskQueue:
     def pop(self) -> AnyTask:
         """Take the most urgent task out. Raises IndexError when empty."""
         level = self._levels[-self._order[0]]
-        if level.came_in and not level.came_back:  # nearly always
+        if level.came_in and not level.came_back and not level.removed:  # nearly always
             self.size -= 1
-            return level.came_in.popitem(last=False)[0]
+            return level.came_in.popleft()
         level = self._first_level()
         self.size -= 1
         task = level.first()
-        level.remove(task)
+        if level.came_back.pop(task.id, None) is None:
+            level.came_in.popleft()
         return task
 
     def peek(self) -> AnyTask:
@@ -127,13 +134,10 @@ class TaskQueue:
         """No task in the queue is more urgent than this; cheaper than to look at the first one."""
         return -self._order[0] if self._order else -math.inf
 
-    def remove(self, task: AnyTask) -> bool:
-        """Take `task` out from anywhere; False when it is not queued."""
-        level = self._levels.get(task.options.priority)
-        if level is None or not level.remove(task):
-            return False
+    def remove(self, task: AnyTask) -> None:
+        """Take a task that is queued out from anywhere."""
+        self._levels[task.options.priority].remove(task)
         self.size -= 1
-        return True
 
     def clear(self) -> list[AnyTask]:
         """Take everything out, most urgent first."""

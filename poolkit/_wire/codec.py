@@ -56,8 +56,9 @@ _Kept = namedtuple("_Kept", "fn module name")  # noqa: PYI024
 # owner: the worker's task loop, the only caller of load_call. Oldest first; bounded to 16 MiB of keys.
 _functions: dict[bytes, _Kept] = {}
 
-# Pickles of functions by module and name. One atomic operation at a time, from any thread.
-_names: dict[tuple[str, str], bytes] = {}
+# Calls without arguments of functions by module and name, one for all: many may be queued. One atomic operation at a
+# time, from any thread.
+_names: dict[tuple[str, str], tuple[bytes, bytes, None]] = {}
 
 # Functions by value whose bytes can be used again: code and defaults that they had, the bytes, and the names needed.
 # One atomic operation at a time.
@@ -79,14 +80,14 @@ def pack_call(
             modules.look()
         root: tuple[str, str] | None = None
         content: Any
-        if type(fn) is types.FunctionType and (name := _name_bytes(fn)) is not None:
+        if type(fn) is types.FunctionType and (by_name := _by_name(fn)) is not None:
+            fn_bytes, content = by_name[0], (args, kwargs)
             if (module := fn.__module__) in scripts:
                 root = module, fn.__name__
                 if not args and not kwargs:
-                    return name, _NO_ARGUMENTS, _manifest_for(root, _NO_NAMES)
+                    return fn_bytes, _NO_ARGUMENTS, _manifest_for(root, _NO_NAMES)
             elif not args and not kwargs:
-                return name, _NO_ARGUMENTS, None
-            fn_bytes, content = name, (args, kwargs)
+                return by_name
             names = _NO_NAMES
         elif type(fn) is types.FunctionType and (packed := _pack_function(fn)) is not None:
             fn_bytes, names = packed
@@ -202,21 +203,21 @@ def _keep(fn_bytes: bytes, fn: Callable[..., Any]) -> None:
         _functions[fn_bytes] = _Kept(fn, module, name)
 
 
-def _name_bytes(fn: types.FunctionType) -> bytes | None:
-    """The pickle of a function that is what its name means at the top of its module."""
+def _by_name(fn: types.FunctionType) -> tuple[bytes, bytes, None] | None:
+    """Return the call without arguments of a function that is what its name means at the top of its module."""
     module, name = fn.__module__, fn.__name__
     if fn.__qualname__ != name or ("cloudpickle" in sys.modules and modules.is_registered()):
         return None
     namespace = getattr(sys.modules.get(module), "__dict__", None)
     if namespace is None or namespace.get(name) is not fn:
         return None
-    data = _names.get((module, name))
-    if data is None:
-        data = dumps(fn)
+    call = _names.get((module, name))
+    if call is None:
+        call = dumps(fn), _NO_ARGUMENTS, None
         if len(_names) >= _KEPT_FUNCTIONS:
             _names.clear()
-        _names[module, name] = data
-    return data
+        _names[module, name] = call
+    return call
 
 
 def pack_value(value: object, found: Found | None = None) -> Any:

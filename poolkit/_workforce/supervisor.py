@@ -127,10 +127,11 @@ class Supervisor(Desk):
         One that was handed in may have been taken in since, when somebody may have been idle. Else it is not left here.
         """
         if task.id:
-            if task.seq:
+            try:
+                self._handed_in.remove(task)
+            except ValueError:
                 self._scheduler.tick(now)
                 return
-            self._handed_in.remove(task)
         if error is None:
             self._scheduler.submit(task, now)
         else:

@@ -29,7 +29,7 @@ def test_it_behaves_as_a_list_sorted_by_priority_and_number(steps: list[tuple[st
     for seq, (what, number) in enumerate(steps, 1):
         if what == "push":
             task: Task[Any] = Task(None, "", None, CallOptions(priority=number))
-            task.seq = seq
+            task.id = seq
             queue.push(task)
             inside.append(task)
         elif what == "pop" and inside:
@@ -38,13 +38,13 @@ def test_it_behaves_as_a_list_sorted_by_priority_and_number(steps: list[tuple[st
             outside.append(task)
         elif what == "remove" and inside:
             task = inside.pop(number % len(inside))
-            assert queue.remove(task)
+            queue.remove(task)
             outside.append(task)
         elif what == "put back" and outside:
             task = outside.pop(number % len(outside))
             queue.put_back([task])
             inside.append(task)
-        inside.sort(key=lambda task: (-task.options.priority, task.seq))
+        inside.sort(key=lambda task: (-task.options.priority, task.id))
         assert list(queue) == inside
         assert len(queue) == len(inside)
         if inside:

@@ -21,7 +21,7 @@ def queue_of(count: int, *, name: str = "f", nbytes: int = 10) -> TaskQueue:
     queue = TaskQueue()
     for seq in range(count):
         task: Task[Any] = Task(None, name, None, CallOptions(), nbytes)
-        task.seq = seq
+        task.id = seq
         queue.push(task)
     return queue
 

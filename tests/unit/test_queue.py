@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poolkit._core.options import CallOptions
-from poolkit._core.queue import TaskQueue
+from poolkit._core.queue import MOST_REMOVED, TaskQueue
 from poolkit.task import Task
 
 AnyTask = Task[Any]
@@ -18,7 +18,7 @@ AnyTask = Task[Any]
 
 def make(seq: int, priority: int = 0) -> AnyTask:
     task: AnyTask = Task(None, f"task{seq}", None, CallOptions(priority=priority))
-    task.id = task.seq = seq
+    task.id = seq
     return task
 
 
@@ -31,7 +31,7 @@ def filled(*priorities: int) -> tuple[TaskQueue, list[AnyTask]]:
 
 
 def popped(queue: TaskQueue) -> list[int]:
-    return [queue.pop().seq for _ in range(len(queue))]
+    return [queue.pop().id for _ in range(len(queue))]
 
 
 def test_the_most_urgent_comes_first_and_equals_in_order() -> None:
@@ -47,7 +47,7 @@ def test_what_is_put_back_takes_its_old_place() -> None:
     queue.put_back([taken[3], taken[1]])
     queue.put_back([taken[2]])
     queue.put_back([taken[0]])
-    assert [task.seq for task in queue] == [1, 2, 3, 4, 5, 6]
+    assert [task.id for task in queue] == [1, 2, 3, 4, 5, 6]
     assert popped(queue) == [1, 2, 3, 4, 5, 6]
 
 
@@ -57,10 +57,10 @@ def test_what_is_put_back_and_removed_does_not_come_again() -> None:
     for _ in range(3):
         queue.pop()
     queue.put_back(tasks)
-    assert queue.remove(tasks[0])
+    queue.remove(tasks[0])
     assert queue.peek() is tasks[1]
     queue.put_back([tasks[0]])
-    assert queue.remove(tasks[1])
+    queue.remove(tasks[1])
     assert popped(queue) == [1, 3]
     queue.put_back([tasks[2]])
     assert popped(queue) == [3]
@@ -93,18 +93,15 @@ def test_an_empty_queue_gives_nothing() -> None:
             queue.pop()
 
 
-def test_remove_tells_whether_the_task_was_there() -> None:
-    """Removing what is not queued changes nothing."""
-    queue, tasks = filled(0, 0)
-    assert queue.remove(tasks[0])
-    assert not queue.remove(tasks[0])
-    assert not queue.remove(make(9, priority=3))
-    assert len(queue) == 1
-    assert tasks[0] not in queue
-    assert tasks[1] in queue
-    assert make(9, priority=3) not in queue
-    queue.put_back([tasks[0]])
-    assert tasks[0] in queue
+def test_what_is_removed_is_not_there_and_may_come_back() -> None:
+    """From the middle, too."""
+    queue, tasks = filled(0, 0, 0)
+    queue.remove(tasks[1])
+    assert len(queue) == 2
+    assert list(queue) == [tasks[0], tasks[2]]
+    queue.put_back([tasks[1]])
+    assert list(queue) == tasks
+    assert popped(queue) == [1, 2, 3]
 
 
 def test_an_emptied_priority_is_used_again() -> None:
@@ -137,14 +134,17 @@ def test_clear_gives_everything_in_order() -> None:
     assert list(queue) == []
 
 
-def test_a_removed_task_is_not_kept_alive() -> None:
-    """A cancelled task costs no memory, wherever it stood."""
-    queue, tasks = filled(0, 0, 0)
-    watched = weakref.ref(tasks[1])
-    queue.remove(tasks[1])
-    del tasks
+def test_removed_tasks_are_not_kept_once_they_are_the_most() -> None:
+    """Wherever they stood."""
+    count = 3 * MOST_REMOVED
+    queue, tasks = filled(*[0] * count)
+    watched = [weakref.ref(task) for task in tasks[1:]]
+    for task in tasks[1:]:
+        queue.remove(task)
+    del tasks, task
     gc.collect()
-    assert watched() is None
+    assert sum(each() is not None for each in watched) <= MOST_REMOVED
+    assert popped(queue) == [1]
 
 
 def test_numbers_of_removed_tasks_do_not_pile_up() -> None:
