@@ -324,11 +324,8 @@ _children: set[Child] = set()
 
 
 @contextlib.contextmanager
-def _registry(*, waits: bool = True, ends: bool = True) -> Iterator[bool]:
-    """Hold FORKING, and then end what nobody uses any more. False: it is held, and not waited for.
-
-    Without `ends` that is left to the next who comes here, as it may take a while.
-    """
+def _registry(*, waits: bool = True) -> Iterator[bool]:
+    """Hold FORKING, and then end what nobody uses any more. False: it is held, and not waited for."""
     is_held: bool = FORKING._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 -- as `threading.Condition` does
     if not waits and (is_held or not FORKING.acquire(blocking=False)):
         yield False
@@ -343,7 +340,7 @@ def _registry(*, waits: bool = True, ends: bool = True) -> Iterator[bool]:
         over += [one for one in [*_living] if _templates.get(one.key) is not one and not one.is_used()]
     finally:
         FORKING.release()
-        for template in over if ends else ():
+        for template in over:
             template.end()
 
 
@@ -385,8 +382,8 @@ def fork(
 
 
 def release(user: object, *, waits: bool = True) -> None:
-    """A user has no children any more, and wants none. With `waits` it may block until processes have ended."""
-    with _registry(waits=waits, ends=waits) as is_held:
+    """A user has no children any more, and wants none. May block until processes that were killed have ended."""
+    with _registry(waits=waits) as is_held:
         if not is_held:  # the user is forgotten soon, and with it that it was one
             return
         for key, template in list(_templates.items()):
@@ -403,7 +400,7 @@ def release(user: object, *, waits: bool = True) -> None:
 def end_all() -> None:
     """The interpreter ends: end them all. One that is still used may have workers to kill, and ends by itself."""
     with FORKING:
-        over = [*_living]
+        over = list(_templates.values())
         _templates.clear()
     for template in over:
         if template.is_used():

@@ -211,12 +211,12 @@ def test_what_no_pool_has_is_kept_for_the_last_kinds_only() -> None:
 
 
 def test_what_was_started_for_pools_that_are_there_is_kept_for_them() -> None:
-    """And when they are not there any more, for the last kinds only, once a pool ends that has used its own."""
+    """And when they are not there any more, for the last kinds only."""
     pools = [poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": str(value)}) for value in range(2 * templates.MOST_IDLE)]
     started = [template.pid for template in support.idle_templates()]
     used = pools[: -templates.MOST_IDLE]
     assert [use(pool) for pool in used] == started[: len(used)]
-    for pool in reversed(pools):
+    for pool in pools:
         pool.shutdown()
     assert len(support.idle_templates()) == templates.MOST_IDLE
 
