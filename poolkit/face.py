@@ -286,8 +286,7 @@ class Face(Executor):
         except SerializationError as exc:
             _note_the_place(exc, name)
             return supervisor.new_task(supervisor, name, None, options), exc
-        function = id(code) ^ hash(name)  # both: decorators make functions of one code, and lambdas have one name
-        return supervisor.new_task(supervisor, name, call, options, nbytes, function), None
+        return supervisor.new_task(supervisor, name, call, options, nbytes, code), None
 
     def cancel_soon(self, task: poolkit.Task[Any]) -> None:
         """Have a task cancelled by the supervisor's thread; for finalizers, which must not wait for a lock."""

@@ -124,9 +124,9 @@ class Task(Future[T]):
         "_wakers",
         "attempts",
         "call",
+        "code",
         "deaths",
         "ended_at",
-        "function",
         "id",
         "name",
         "nbytes",
@@ -138,7 +138,7 @@ class Task(Future[T]):
     )
 
     def __init__(
-        self, owner: TaskOwner | None, name: str, call: Any, options: Any, nbytes: int = 0, function: Any = None
+        self, owner: TaskOwner | None, name: str, call: Any, options: Any, nbytes: int = 0, code: Any = None
     ) -> None:
         # No super().__init__(): it would build the Condition that this class exists to avoid.
         self._state = _PENDING
@@ -155,7 +155,7 @@ class Task(Future[T]):
         self.name = name
         self.call = call
         self.nbytes = nbytes
-        self.function = function or name  # what its run time says something about: an id, not kept alive
+        self.code = code  # of the function
         self.options = options
         self.phase = QUEUED
         self.attempts = 0
@@ -342,6 +342,14 @@ class Task(Future[T]):
         raise TypeError(msg)
 
     # ===== what the pool calls =====
+
+    @property
+    def function(self) -> int:
+        """What its run time says something about.
+
+        By code and name: decorators make functions of one code, and lambdas have one name.
+        """
+        return id(self.code) ^ hash(self.name)
 
     def publish(self, outcome: Outcome) -> Callbacks | None:
         """Make `outcome` the task's own and wake whoever waits. Without the pool's lock.

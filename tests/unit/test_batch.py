@@ -28,7 +28,7 @@ def queue_of(count: int, *, name: str = "f", nbytes: int = 10) -> TaskQueue:
 
 def times_of(seconds: float) -> RunTimes:
     times = RunTimes()
-    times.measured("f", seconds)
+    times.measured(id(None) ^ hash("f"), seconds)
     return times
 
 
@@ -68,8 +68,9 @@ def test_what_was_sent_already_counts() -> None:
 
 def test_a_longer_run_counts_at_once_and_shorter_ones_slowly() -> None:
     """A batch that is too small costs less than one that is too large."""
-    times = times_of(0.001)
-    times.measured("f", 0.003)
+    times = RunTimes()
+    for seconds in (0.001, 0.003):
+        times.measured("f", seconds)
     assert times.expected("f") == pytest.approx(0.002)
     times.measured("f", 0.0)
     assert times.expected("f") == pytest.approx(0.002 * 7 / 8)
@@ -160,14 +161,14 @@ def test_run_times_are_learnt_for_each_function_not_for_each_name() -> None:
 def test_tasks_of_one_name_do_not_share_a_time() -> None:
     """The times of one function make no batch of another."""
     pool = up()
-    pool.scheduler._dispatcher.times.measured("quick", 1e-6)
-    for function in ("quick", "slow"):
+    pool.scheduler._dispatcher.times.measured(id(len) ^ hash("work"), 1e-6)
+    for code in (len, sum):
         for _ in range(3):
             task = pool.task("work")
-            task.function = function
+            task.code = code
             pool.scheduler.submit(task, pool.now)
     worker = pool.alive()[0]
     pool.run(worker)
-    assert [task.function for task in pool.scheduler.roster.workers[worker.id].sent] == ["quick", "quick"]
+    assert [task.code for task in pool.scheduler.roster.workers[worker.id].sent] == [len, len]
     pool.run_to_rest()
     pool.end()

@@ -48,7 +48,7 @@ def test_the_first_run_of_a_function_at_a_worker_says_nothing_about_the_next() -
     for known in (False, True):
         worker = pool.runner(pool.submit("new"))
         pool.run(worker)
-        assert ("new" in times.seconds) is known
+        assert bool(times.seconds) is known
     pool.end()
 
 
@@ -56,8 +56,9 @@ def test_of_a_worker_only_so_many_functions_are_remembered() -> None:
     pool = ScriptedPool(1)
     pool.warm_up()
     for number in range(NAMES + 1):
-        pool.run(pool.runner(pool.submit(f"f{number}")))
-    assert pool.scheduler.roster.workers[pool.alive()[0].id].has_run == {f"f{NAMES}"}
+        task = pool.submit(f"f{number}")
+        pool.run(pool.runner(task))
+    assert pool.scheduler.roster.workers[pool.alive()[0].id].has_run == {task.function}
     pool.end()
 
 
@@ -79,7 +80,7 @@ def test_nothing_more_is_sent_behind_work_for_a_while() -> None:
     tasks = [pool.submit() for _ in range(8)]
     worker = pool.runner(tasks[0])
     pool.run(worker)
-    pool.scheduler._dispatcher.times.measured("work", 0.01)
+    pool.scheduler._dispatcher.times.measured(id(None) ^ hash("work"), 0.01)
     pool.run(worker)
     assert len(worker.unclaimed) == 2
     pool.end()
@@ -167,7 +168,7 @@ def test_a_worker_is_started_for_what_stands_behind_a_slow_task() -> None:
     """It is demand as if it were queued."""
     pool = ScriptedPool(1)
     pool.warm_up()
-    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    pool.scheduler._dispatcher.times.measured(id(None) ^ hash("work"), 1e-6)
     worker, tasks = sent_ahead(pool, 3)
     pool.resize(2)
     pool.tick(0.002)

@@ -57,7 +57,7 @@ def test_a_limit_behind_another_task_counts_from_its_own_beginning() -> None:
     """The worker is looked at again when the task before has ended."""
     pool = ScriptedPool()
     pool.warm_up()
-    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    pool.scheduler._dispatcher.times.measured(id(None) ^ hash("work"), 1e-6)
     pool.submit()
     tasks = [pool.submit(timeout=10.0), pool.submit(timeout=0.5)]
     worker = pool.alive()[0]
@@ -78,7 +78,7 @@ def test_a_beginning_that_is_reported_late_counts_from_when_it_was() -> None:
     """The board tells since when, whatever the owner was doing."""
     pool = ScriptedPool()
     pool.warm_up()
-    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    pool.scheduler._dispatcher.times.measured(id(None) ^ hash("work"), 1e-6)
     pool.submit()
     pool.submit(), pool.submit(timeout=1.0)
     worker = pool.alive()[0]
@@ -111,7 +111,7 @@ def test_a_task_that_ends_while_it_is_looked_at_is_not_punished() -> None:
     """Between the look and the reclaim it may end and the next one begin: nobody is killed, and that one is watched."""
     pool = ScriptedPool()
     pool.warm_up()
-    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    pool.scheduler._dispatcher.times.measured(id(None) ^ hash("work"), 1e-6)
     pool.submit()
     tasks = [pool.submit(timeout=1.0) for _ in range(4)]
     worker = pool.alive()[0]
@@ -155,7 +155,7 @@ def test_an_outcome_before_that_of_the_condemned_task_is_delivered() -> None:
     """A timeout touches one task only."""
     pool = ScriptedPool()
     pool.warm_up()
-    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    pool.scheduler._dispatcher.times.measured(id(None) ^ hash("work"), 1e-6)
     pool.submit()
     first, second = pool.submit(), pool.submit(deadline=1.0)
     worker = pool.alive()[0]
@@ -176,7 +176,7 @@ def test_a_sentence_is_for_one_task_even_when_more_are_lost() -> None:
     """An outcome that never arrived was lost in a crash, not to somebody else's limit."""
     pool = ScriptedPool()
     pool.warm_up()
-    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    pool.scheduler._dispatcher.times.measured(id(None) ^ hash("work"), 1e-6)
     pool.submit()
     lost, slow = pool.submit(timeout=9.0), pool.submit(deadline=1.0)
     worker = pool.alive()[0]

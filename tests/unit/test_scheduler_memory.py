@@ -182,7 +182,7 @@ def test_a_limit_below_what_a_new_worker_needs_is_told_as_that() -> None:
 def test_a_task_with_a_limit_is_sent_alone_to_an_idle_worker() -> None:
     """What its worker had before is known then."""
     pool = up(1)
-    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    pool.scheduler._dispatcher.times.measured(id(None) ^ hash("work"), 1e-6)
     held = pool.submit()
     tasks = [pool.submit(), pool.submit(memory_limit=100), pool.submit(memory_limit=100), pool.submit()]
     worker = pool.runner(held)
@@ -199,7 +199,7 @@ def test_a_task_with_a_limit_is_sent_alone_to_an_idle_worker() -> None:
 def test_none_is_sent_ahead_behind_tasks_that_take_no_time() -> None:
     """None that could be measured."""
     pool = up(1)
-    pool.scheduler._dispatcher.times.measured("work", 0.0)
+    pool.scheduler._dispatcher.times.measured(id(None) ^ hash("work"), 0.0)
     worker = pool.runner(pool.submit())
     others = [pool.submit(), pool.submit()]
     limited = pool.submit(memory_limit=100)

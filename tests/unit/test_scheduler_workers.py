@@ -18,7 +18,7 @@ from poolkit.task import TaskPhase
 def test_no_worker_gets_more_tasks_than_its_limit(limit: int) -> None:
     """And nobody waits for a boot while others could work; never are more than `size` busy."""
     pool = ScriptedPool(2, max_tasks_per_child=limit)
-    pool.scheduler._dispatcher.times.measured("work", 1e-6)
+    pool.scheduler._dispatcher.times.measured(id(None) ^ hash("work"), 1e-6)
     tasks = [pool.submit() for _ in range(100)]
     most: dict[int, int] = {}
     while pool.step():
