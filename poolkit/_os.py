@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PORTABLE = os.environ.get("POOLKIT_PORTABLE") == "1"
 # Tricks that the fast path is to do without, so that the tests can run without each:
-# "leading,spinning,batches,handing-in,leaving,watching".
+# "leading,spinning,batches,posting-tasks,posting-reports,watching".
 SWITCHED_OFF = frozenset(os.environ.get("POOLKIT_WITHOUT", "").split(","))
 LINUX = sys.platform == "linux" and not PORTABLE
 SUPPORTED = os.name == "posix"

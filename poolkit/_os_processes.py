@@ -99,8 +99,8 @@ def _all() -> dict[int, tuple[int, str]]:
     return found
 
 
-def _descendants(roots: Collection[int], spared: Collection[int]) -> set[int]:
-    """All that descend from these, but for those that are spared and what descends from them."""
+def _descendants(roots: Collection[int], excluded: Collection[int]) -> set[int]:
+    """All that descend from these, but for those that are excluded and what descends from them."""
     below: dict[int, list[int]] = {}
     for pid, (parent, _) in _all().items():
         below.setdefault(parent, []).append(pid)
@@ -108,7 +108,7 @@ def _descendants(roots: Collection[int], spared: Collection[int]) -> set[int]:
     left = list(roots)
     while left:
         for pid in below.get(left.pop(), ()):
-            if pid not in found and pid not in spared:
+            if pid not in found and pid not in excluded:
                 found.add(pid)
                 left.append(pid)
     return found

@@ -35,7 +35,7 @@ class Watched(Protocol):
         What is returned is false when there is nothing to watch any more. None: the pool reads them by itself.
         """
 
-    def relinquish(self) -> None:
+    def end_lease(self) -> None:
         """See to it that outcomes are published without anybody reading."""
 
 
@@ -129,7 +129,7 @@ class _Mailbox:
         except (OSError, NotImplementedError):
             if copy >= 0:
                 os.close(copy)
-            pool.relinquish()
+            pool.end_lease()
         else:
             self._watching[pool] = copy
 

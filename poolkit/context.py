@@ -66,7 +66,7 @@ class TaskContext:
         return None if self._deadline is None else max(0.0, self._deadline - self._clock())
 
     def shield(self) -> Shield | None:
-        """What keeps an asynchronous exception out of code that must not be torn; None where there are none."""
+        """What keeps an asynchronous exception out of code that must not be interrupted; None where there are none."""
         return self._shield
 
     def request_stop(self) -> None:

@@ -19,9 +19,9 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from poolkit._child.chunk import run_chunk
 from poolkit._child.loop import run_here
 from poolkit._core.options import UNSET, CallOptions
+from poolkit._kinds.settings import KINDS
 from poolkit._locks import RLock
 from poolkit._wire.modules import MAIN
-from poolkit._workforce.settings import KINDS
 from poolkit.context import current_task
 from poolkit.face import PoolView
 from poolkit.outcome import Outcome

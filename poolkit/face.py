@@ -1,4 +1,4 @@
-"""Face: what a pool and a view of it have in common, handing in calls; and the view.
+"""Face: what a pool and a view of it have in common, submitting calls; and the view.
 
 Every method is thread-safe. The annotations say `poolkit.Task` and the like, as that is imported when somebody looks at
 them, and not before the template process is started.
@@ -25,7 +25,7 @@ from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from poolkit._workforce.supervisor import Supervisor
+    from poolkit._engine.supervisor import Supervisor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,7 +33,7 @@ SomeFace = TypeVar("SomeFace", bound="Face")  # typing.Self is not in CPython 3.
 
 
 class Face(Executor):
-    """What a pool and a view of it have in common: handing in calls. `_options` are the defaults of its calls."""
+    """What a pool and a view of it have in common: submitting calls. `_options` are the defaults of its calls."""
 
     name: str
     if TYPE_CHECKING:
@@ -70,23 +70,23 @@ class Face(Executor):
         Raises: what `submit` raises; QueueFull for `options(block=False)`, or in a callback.
         """
         task, error = self._task(fn, args, kwargs, None)
-        await self._hand_in(task, error)
+        await self._submit_when_room(task, error)
         return task
 
-    async def _hand_in(self, task: poolkit.Task[Any], error: SerializationError | None) -> None:
+    async def _submit_when_room(self, task: poolkit.Task[Any], error: SerializationError | None) -> None:
         """Submit a task once there is room."""
         import asyncio  # noqa: PLC0415 -- only where there is an event loop
 
-        from poolkit._workforce.line import Place  # noqa: PLC0415 -- see above
+        from poolkit._engine.waiters import Waiter  # noqa: PLC0415 -- see above
 
         turn, loop = asyncio.Event(), asyncio.get_running_loop()
-        place = Place(lambda: loop.call_soon_threadsafe(turn.set))
+        waiter = Waiter(lambda: loop.call_soon_threadsafe(turn.set))
         try:
-            while not self._supervisor.submit(task, error, place):
+            while not self._supervisor.submit(task, error, waiter):
                 await turn.wait()
                 turn.clear()
         except BaseException:
-            self._supervisor.leave_line(place)
+            self._supervisor.stop_waiting(waiter)
             raise
 
     def map(
@@ -183,7 +183,7 @@ class Face(Executor):
             block=block,
             name=name,
         )
-        why_not = self._supervisor.workforce.why_not_weighed
+        why_not = self._supervisor.workforce.why_memory_unknown
         if changed.memory_limit is not None and why_not is not None:
             msg = f"memory_limit={memory_limit!r} cannot be kept: {why_not}"
             raise ValueError(msg)
@@ -313,7 +313,7 @@ class Face(Executor):
         """Do the same, but wait for room without blocking the event loop."""
         task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})", fn)
         task.late = late
-        await self._hand_in(task, error)
+        await self._submit_when_room(task, error)
         return task
 
     def _results(  # noqa: PLR0913 -- what `map` was given

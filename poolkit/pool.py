@@ -15,14 +15,14 @@ import poolkit
 from poolkit import _os
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions, PoolLimits
-from poolkit._workforce import logs  # noqa: F401 -- see there
-from poolkit._workforce.settings import Context, PoolSettings, check_limits, start_method_of
+from poolkit._engine import log_records  # noqa: F401 -- see there
+from poolkit._kinds.settings import Context, PoolSettings, check_limits, start_method_of
 from poolkit.broadcast import Shared, broadcast
 from poolkit.face import Face
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from poolkit._workforce.supervisor import Supervisor
+    from poolkit._engine.supervisor import Supervisor
 
 T = TypeVar("T")
 
@@ -108,12 +108,12 @@ class Pool(Face):
         """Make what drives the pool; of what was checked."""
         if settings.kind == "process" and _os.SUPPORTED:
             # The hooks of forks, before anything is there that a forked child must not have; not for threads.
-            from poolkit._workforce import lifetime  # noqa: PLC0415
+            from poolkit._engine import lifetime  # noqa: PLC0415
 
             settings.share_cpus()
             lifetime.prepare(settings)
         # While the template process starts, all the rest is imported.
-        from poolkit._workforce.build import build  # noqa: PLC0415 -- see above
+        from poolkit._engine.build import build  # noqa: PLC0415 -- see above
 
         return build(settings, limits, self.name)
 

@@ -5,7 +5,7 @@ Guarantees: at most `buffersize` items are taken ahead of what was yielded; orde
 in the standard library; an item that was yielded is not kept alive. A wait that was interrupted can be taken up again;
 what interrupts the taking of items or results ends the iteration, as it ends a generator. What was never read is done
 all the same.
-Items travel in chunks, several calls in one task, see `_workforce/feed.py`.
+Items travel in chunks, several calls in one task, see `_engine/feed.py`.
 Owner: the one thread (or coroutine) that iterates. Not thread-safe.
 
 How to iterate at the speed of C: 30 ns an item, where a `__next__` in Python takes 60 to 110 (a quarter of what a tiny
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from poolkit._child.chunk import ChunkStopped
 from poolkit._clock import monotonic
-from poolkit._workforce.feed import Feed, Submits
+from poolkit._engine.feed import Feed, Submits
 from poolkit.task import Task, WaitTimeout
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Results(itertools.chain[T]):
         Takes no lock: a garbage collection may come while this thread holds it.
         """
         chunks = getattr(self, "_chunks", None)
-        if chunks is not None:  # else it was torn while it was made
+        if chunks is not None:  # else its making was interrupted
             self._feed.clear()  # it holds the waiter, which holds it
             chunks.drop()
 

@@ -92,7 +92,7 @@ class TaskOwner(Protocol):
     def lead(self, task: Task[Any], timeout: float | None) -> None:
         """Read results, for at most `timeout` seconds, until `task` has its own. May return at any moment. Blocks."""
 
-    def relinquish(self) -> None:
+    def end_lease(self) -> None:
         """See to it that outcomes are published without anybody leading."""
 
     def watch(self, task: Task[Any]) -> tuple[int, Callable[[], bool]] | None:
@@ -270,7 +270,7 @@ class Task(Future[T]):
             if waker is not None:
                 owner = self.add_waker(waker)
                 if owner is not None:
-                    owner.relinquish()
+                    owner.end_lease()
                 return
         with _LOCK:
             owner, pending = self._owner, self._state is _PENDING
@@ -281,7 +281,7 @@ class Task(Future[T]):
         if not pending:
             self.call_back([fn])
         elif owner is not None:
-            owner.relinquish()
+            owner.end_lease()
 
     def remove_done_callback(self, fn: Callable[[Future[T]], object]) -> int:
         """Take back what `add_done_callback` was given; returns how often it was there. Thread-safe; does not block.
@@ -434,7 +434,7 @@ class Task(Future[T]):
         """The Condition that `concurrent.futures.wait` and `as_completed` lock; made on first use."""
         owner = self._owner
         if owner is not None:
-            owner.relinquish()
+            owner.end_lease()
         return self._new_condition()
 
     @property

@@ -25,17 +25,17 @@ class RaisesOnUnpickle:
 class DiesOnUnpickle:
     """Kills the process that unpickles it, unless it is the one given."""
 
-    def __init__(self, spared: int) -> None:
-        self.spared = spared
+    def __init__(self, lease: int) -> None:
+        self.lease = lease
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _die_unless, (self.spared,)
+        return _die_unless, (self.lease,)
 
 
-def _die_unless(spared: int) -> DiesOnUnpickle:
-    if os.getpid() != spared:
+def _die_unless(lease: int) -> DiesOnUnpickle:
+    if os.getpid() != lease:
         die()
-    return DiesOnUnpickle(spared)
+    return DiesOnUnpickle(lease)
 
 
 class HangsOnUnpickle:

@@ -54,7 +54,7 @@ def run_worker(
     """Be a worker until told to stop; returns the exit code. Called in a process of its own.
 
     Args:
-        fds: descriptors, as `Member.open` has them.
+        fds: descriptors, as `Peer.open` has them.
         parent: process id of the template.
         initializer: what was inherited, with start_method="fork".
         generators: those of random numbers that the template's imports have made; None: this is a new interpreter.
@@ -70,7 +70,7 @@ def run_worker(
     refuse_to_stop()
     for fd in fds:  # a new interpreter had to inherit them; programs that a task starts are not to
         os.set_inheritable(fd, False)
-    calls, outcomes, tokens, page, channel, *initializers_fds = fds  # as `Member.open` has them
+    calls, outcomes, tokens, page, channel, *initializers_fds = fds  # as `Peer.open` has them
     faulthandler.enable(file=page, all_threads=False)  # behind what is mapped as the board: see there
     faulthandler.register(_os.STACK_SIGNAL, file=page, all_threads=False, chain=False)
     os.register_at_fork(after_in_child=_give_no_evidence)

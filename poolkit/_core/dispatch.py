@@ -15,7 +15,7 @@ from poolkit._core.batch import BATCH_SECONDS, RunTimes, take_batch
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Action, Timers
-from poolkit._core.workforce import BUSY, DOOMED, Sentence, Worker, Workforce
+from poolkit._core.workforce import BUSY, DOOMED, KillReason, Worker, Workforce
 from poolkit.task import QUEUED, SENT
 
 STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it to who is idle
@@ -79,12 +79,12 @@ class Dispatcher:
         When there is none, one of them is exchanged, unless another is on its way or there is a place for one.
         """
 
-        def suits(worker: Worker) -> bool:
-            worker.had = self.workforce.memory(worker.id) or 0
-            return worker.had <= limit or not worker.tasks_done
+        def fits(worker: Worker) -> bool:
+            worker.rss_before = self.workforce.memory(worker.id) or 0
+            return worker.rss_before <= limit or not worker.tasks_done
 
         roster = self.roster
-        worker = roster.take_idle(suits)
+        worker = roster.take_idle(fits)
         if worker is None and roster.idle and roster.busy < roster.size and not roster.starting:
             if roster.counted >= roster.size:
                 roster.exchange(next(worker for worker in roster.idle if worker.counted), now)
@@ -169,7 +169,7 @@ class Dispatcher:
         """After a reclaim: whether `task` is what the worker runs now. Only the last one it claimed can be."""
         if worker.state is DOOMED or not worker.sent or worker.sent[-1] is not task:
             return False
-        return not self.workforce.glance(worker.id).is_done(task)
+        return not self.workforce.status(worker.id).is_done(task)
 
     def _make_way(self) -> None:
         """Priority is strict: take back what was sent ahead but is less urgent than the first in the queue.
@@ -210,7 +210,7 @@ class Dispatcher:
         for worker in self.roster:
             if len(worker.sent) > 1 and not worker.draining and worker.state is BUSY:
                 task = worker.sent[0]
-                since = self.workforce.glance(worker.id).running_since(task.id, now)
+                since = self.workforce.status(worker.id).running_since(task.id, now)
                 if since is not None or worker.unbegun != task.id:  # else `_look_for_unbegun` sees to it
                     found.append((worker, now if since is None else since))
         return found
@@ -225,8 +225,8 @@ class Dispatcher:
         for worker in self.roster:
             if worker.state is not BUSY or worker.draining or not worker.sent:
                 continue
-            task, glance = worker.sent[0], self.workforce.glance(worker.id)
-            if glance.running_since(task.id, now) is not None or glance.is_done(task):
+            task, status = worker.sent[0], self.workforce.status(worker.id)
+            if status.running_since(task.id, now) is not None or status.is_done(task):
                 continue
             if task.nbytes > policy.LARGE_CALL:
                 continue  # it may need as long to arrive, everywhere
@@ -243,7 +243,7 @@ class Dispatcher:
         At worst it did answer, and has just been found so again: it has no task, so nobody suffers.
         """
         if worker.draining and not worker.sent:
-            self.roster.doom(worker, Sentence(None, "unresponsive"), want_stack=False)
+            self.roster.kill(worker, KillReason(None, "unresponsive"), want_stack=False)
             self.roster.grow(self.queue.size, now)
 
     def _look_later(self, now: float) -> None:
@@ -262,10 +262,10 @@ class Dispatcher:
         task = worker.sent[0]
         limit = task.options.timeout
         if task.options.memory_limit is not None:
-            limit = policy.WEIGH_NEAR if limit is None else min(limit, policy.WEIGH_NEAR)
+            limit = policy.CHECK_MEMORY_NEAR if limit is None else min(limit, policy.CHECK_MEMORY_NEAR)
         if limit is None or (worker.check_at is not None and worker.check_at <= now + limit):
             return
-        since = self.workforce.glance(worker.id).running_since(task.id, now)
+        since = self.workforce.status(worker.id).running_since(task.id, now)
         self.look_again(worker, (now if since is None else since) + limit)
 
     def look_again(self, worker: Worker, when: float) -> None:
@@ -279,7 +279,7 @@ class Dispatcher:
             if worker.state is BUSY and worker.sent:
                 self._check(worker, now)
 
-    # ===== after a step that was torn =====
+    # ===== after an interrupted step =====
 
     def rebuild(self, tasks: list[AnyTask], now: float) -> None:
         """Queue these tasks, in the order of their submission, and no others. All workers are known to be right."""

@@ -23,7 +23,7 @@ from poolkit._core.outcomes import Outcomes
 from poolkit._core.queue import AnyTask
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Timers
-from poolkit._core.workforce import Died, Glance, Sentence, Worker, Workforce
+from poolkit._core.workforce import Died, KillReason, Status, Worker, Workforce
 from poolkit.outcome import CANCELLED, Outcome
 from poolkit.task import QUEUED, SENT, SETTLED
 
@@ -57,17 +57,17 @@ class Enforcer:
             self.outcomes.settle(task, CANCELLED)
             return
         running = self.dispatcher.is_running(worker, task)
-        self.outcomes.cut_short(task, self.workforce.glance(worker.id), now)
+        self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
         self.outcomes.settle(task, CANCELLED)
         if running:
-            self._doom(worker, Sentence(task, "cancelled"), now)
+            self._doom(worker, KillReason(task, "cancelled"), now)
 
     def _deadline(self, task: AnyTask, now: float) -> None:
         worker = self._recall(task)
         if self.outcomes.withdraw(task) or worker is None:
             self.outcomes.settle(task, Outcome.failure(failures.deadline_exceeded(task)))
         elif self.dispatcher.is_running(worker, task):
-            self._doom(worker, Sentence(task, "deadline"), now)
+            self._doom(worker, KillReason(task, "deadline"), now)
 
     def _queue_timeout(self, task: AnyTask, _now: float) -> None:
         if task.attempts:
@@ -81,29 +81,29 @@ class Enforcer:
     def check(self, worker: Worker, now: float) -> None:
         """Look whether the first task of a worker has run for too long, or made it too large.
 
-        The board knows when it began. A worker that cannot be weighed just now is looked at again.
+        The board knows when it began. A worker whose memory cannot be read just now is looked at again.
         """
         task = worker.sent[0]
         limit, most = task.options.timeout, task.options.memory_limit
-        glance = self.workforce.glance(worker.id)
-        if task.phase is SETTLED or glance.is_done(task):
+        status = self.workforce.status(worker.id)
+        if task.phase is SETTLED or status.is_done(task):
             return  # what comes after it is watched when its outcome is here
-        since = glance.running_since(task.id, now)  # None: not begun, so nothing counts yet
-        sentence: Sentence | None = None
+        since = status.running_since(task.id, now)  # None: not begun, so nothing counts yet
+        kill_reason: KillReason | None = None
         look_at = math.inf
         if limit is not None:
             look_at = now + max(limit, policy.LOOK_AGAIN) if since is None else since + limit
             if look_at <= now:
-                sentence = Sentence(task, "timeout")
-        if most is not None and sentence is None:
+                kill_reason = KillReason(task, "timeout")
+        if most is not None and kill_reason is None:
             used = self.workforce.memory(worker.id) or 0
-            look_at = min(look_at, now + policy.weigh_again(most - used))
+            look_at = min(look_at, now + policy.check_memory_in(most - used))
             if since is not None and used > most:
-                sentence = Sentence(task, "memory", used)
-        if sentence is not None:
+                kill_reason = KillReason(task, "memory", used)
+        if kill_reason is not None:
             self.dispatcher.reclaim(worker)
             if self.dispatcher.is_running(worker, task):
-                self._doom(worker, sentence, now)
+                self._doom(worker, kill_reason, now)
         elif look_at < math.inf:
             self.dispatcher.look_again(worker, look_at)
 
@@ -113,8 +113,8 @@ class Enforcer:
         """Whether a worker is known to run this task."""
         if task.phase is not SENT or task.worker_id is None:
             return False
-        glance = self.workforce.glance(task.worker_id)
-        return glance.begun == task.id and glance.done != task.id
+        status = self.workforce.status(task.worker_id)
+        return status.begun == task.id and status.done != task.id
 
     def _recall(self, task: AnyTask) -> Worker | None:
         """Take back what the worker of `task` has not claimed; that worker, if the task was sent to one."""
@@ -124,10 +124,10 @@ class Enforcer:
         self.dispatcher.reclaim(worker)
         return worker
 
-    def _doom(self, worker: Worker, sentence: Sentence, now: float) -> None:
-        wants_outcome = sentence.task is not None and sentence.task.phase is SENT
+    def _doom(self, worker: Worker, kill_reason: KillReason, now: float) -> None:
+        wants_outcome = kill_reason.task is not None and kill_reason.task.phase is SENT
         # What grows is not given the time to write its stack.
-        self.roster.doom(worker, sentence, want_stack=wants_outcome and sentence.reason != "memory")
+        self.roster.kill(worker, kill_reason, want_stack=wants_outcome and kill_reason.reason != "memory")
         if wants_outcome:
             self.timers.add(now + policy.DEATH_GRACE, self._overdue, worker)
         self.roster.grow(self.dispatcher.queue.size, now)
@@ -137,12 +137,12 @@ class Enforcer:
 
         It is not retried: its run has not ended.
         """
-        sentence = worker.sentence
-        if sentence is None or sentence.task is None or sentence.task.phase is SETTLED:
+        kill_reason = worker.kill_reason
+        if kill_reason is None or kill_reason.task is None or kill_reason.task.phase is SETTLED:
             return
-        task = sentence.task
-        self.outcomes.cut_short(task, self.workforce.glance(worker.id), now)
-        self.outcomes.settle(task, Outcome.failure(failures.sentenced(task, worker, sentence, None)))
+        task = kill_reason.task
+        self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
+        self.outcomes.settle(task, Outcome.failure(failures.killed_for(task, worker, kill_reason, None)))
 
     def died_receiving(self, worker: Worker, task: AnyTask, death: Died) -> None:
         """A worker died that was to begin `task` next, and ran nothing. A large call may be what it died of.
@@ -156,15 +156,15 @@ class Enforcer:
                 self.outcomes.counters.crashed += 1
                 self.outcomes.settle(task, Outcome.failure(failures.cannot_receive(task, worker, death)))
 
-    def died_running(self, worker: Worker, task: AnyTask, death: Died, glance: Glance, now: float) -> None:
+    def died_running(self, worker: Worker, task: AnyTask, death: Died, status: Status, now: float) -> None:
         """End a task whose worker died while it ran it: killed for it, or in a crash."""
-        self.outcomes.cut_short(task, glance, now)
-        sentence = worker.sentence
-        if sentence is None or sentence.task is not task:
+        self.outcomes.cut_short(task, status, now)
+        kill_reason = worker.kill_reason
+        if kill_reason is None or kill_reason.task is not task:
             self.outcomes.crashed(task, failures.crashed(task, worker, death), now)
         else:
-            outcome = Outcome.failure(failures.sentenced(task, worker, sentence, death))
-            if sentence.reason == "deadline":  # it counts retries, so there is none
+            outcome = Outcome.failure(failures.killed_for(task, worker, kill_reason, death))
+            if kill_reason.reason == "deadline":  # it counts retries, so there is none
                 self.outcomes.settle(task, outcome)
             else:
                 self.outcomes.conclude(task, outcome, now)

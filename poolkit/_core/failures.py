@@ -5,7 +5,7 @@ from __future__ import annotations
 from poolkit import errors
 from poolkit._core.policy import BOOT_FAILURES
 from poolkit._core.queue import AnyTask
-from poolkit._core.workforce import Died, Sentence, Worker
+from poolkit._core.workforce import Died, KillReason, Worker
 from poolkit.errors import (
     DeadlineExceeded,
     MemoryLimitExceeded,
@@ -116,14 +116,14 @@ def _shown(char: str) -> str:
     return char if char.isprintable() or char == "\t" else ascii(char)[1:-1]  # terminals obey what is not printable
 
 
-def sentenced(
-    task: AnyTask, worker: Worker, sentence: Sentence, death: Died | None
+def killed_for(
+    task: AnyTask, worker: Worker, kill_reason: KillReason, death: Died | None
 ) -> TaskTimeout | DeadlineExceeded | MemoryLimitExceeded:
     """The worker was killed for what `task` did; no `death` yet: it does not die."""
-    if sentence.reason == "deadline":
+    if kill_reason.reason == "deadline":
         return deadline_exceeded(task, death)
-    if sentence.reason == "memory":
-        return grew_too_large(task, worker, sentence.used)
+    if kill_reason.reason == "memory":
+        return grew_too_large(task, worker, kill_reason.used)
     return timed_out(task, death)
 
 
@@ -132,11 +132,12 @@ def grew_too_large(task: AnyTask, worker: Worker, used: int) -> MemoryLimitExcee
     limit = task.options.memory_limit
     text = (
         f"{_which(task)} was stopped: worker {worker.id} (pid {worker.pid}) had grown to {used / 1e6:.1f} MB, beyond "
-        f"the task's memory_limit of {limit / 1e6:.1f} MB; it had {worker.had / 1e6:.1f} MB when it was sent the task; "
+        f"the task's memory_limit of {limit / 1e6:.1f} MB; it had {worker.rss_before / 1e6:.1f} MB when it "
+        "was sent the task; "
     )
-    if worker.had > limit:
+    if worker.rss_before > limit:
         text += "the limit is below what any worker needs, with what it imports: raise it"
-    elif worker.had > limit / 2:
+    elif worker.rss_before > limit / 2:
         text += "most of that was there before, imported or left by other tasks: raise the limit, or recycle workers"
     else:
         text += "give the task less at a time, or raise the limit"

@@ -16,7 +16,7 @@ from poolkit._core import policy
 from poolkit._core.counters import Counters
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.timers import Timers
-from poolkit._core.workforce import Finished, Glance, PoolEvent, TaskDone, TaskRetried
+from poolkit._core.workforce import Finished, PoolEvent, Status, TaskDone, TaskRetried
 from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout
 from poolkit.outcome import Outcome
 from poolkit.task import QUEUED, SETTLED, WAITING
@@ -47,7 +47,7 @@ class Outcomes:
         self.numbers = itertools.count(1)  # ids of tasks; to be taken by anybody
 
     def accept(self, task: AnyTask, now: float) -> None:
-        """Count a task in, and number it if that was not done when it was handed in."""
+        """Count a task in, and number it if that was not done when it was posted."""
         if not task.id:
             task.id = next(self.numbers)
         task.submitted_at = now
@@ -56,7 +56,7 @@ class Outcomes:
         self.counters.submitted += 1
 
     def accept_many(self, tasks: list[AnyTask]) -> None:
-        """Count tasks in that were numbered when they were handed in."""
+        """Count tasks in that were numbered when they were posted."""
         self.accepted.update(dict.fromkeys(tasks))
         self.unsettled += len(tasks)
         self.counters.submitted += len(tasks)
@@ -84,10 +84,10 @@ class Outcomes:
         self.conclude(task, Outcome.failure(error), now)
 
     @staticmethod
-    def cut_short(task: AnyTask, glance: Glance, now: float) -> None:
+    def cut_short(task: AnyTask, status: Status, now: float) -> None:
         """Note that a run was ended by force, or by a crash; call this before the error that says so is made."""
         task.attempts += 1
-        task.started_at, task.ended_at = glance.running_since(task.id, now), now
+        task.started_at, task.ended_at = status.running_since(task.id, now), now
 
     def conclude(self, task: AnyTask, outcome: Outcome, now: float) -> None:
         """Settle a task whose run failed, or have it wait: for its retry, or for somebody who unpickles its failure."""

@@ -17,13 +17,16 @@ BOOT_FAILURES = 3  # so many in a row that died before they were ready raise to 
 STOP_GRACE = 5.0  # seconds a worker gets to leave by itself before it is killed
 DEATH_GRACE = 1.0  # seconds to wait for a killed worker's death before its task is settled all the same
 LOOK_AGAIN = 0.01  # seconds after which a task with a shorter limit is looked at again when it has not begun
-WEIGH_NEAR, WEIGH_FAR = 0.005, 0.05  # seconds between two looks at a worker's memory, near its limit and far from it
+CHECK_MEMORY_NEAR, CHECK_MEMORY_FAR = (
+    0.005,
+    0.05,
+)  # seconds between two looks at a worker's memory, near its limit and far from it
 GROWTH = 2e9  # bytes a second by which a worker may grow meanwhile
 
 
-def weigh_again(room: int) -> float:
+def check_memory_in(room: int) -> float:
     """In how many seconds to look again at a worker that may use `room` bytes more."""
-    return min(WEIGH_FAR, max(WEIGH_NEAR, room / GROWTH))
+    return min(CHECK_MEMORY_FAR, max(CHECK_MEMORY_NEAR, room / GROWTH))
 
 
 def retries_left(options: CallOptions, attempts: int) -> bool:

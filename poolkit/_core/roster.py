@@ -3,7 +3,7 @@
 Guarantees: never more than `size` workers are busy, nor more than `size` that count (one that is leaving, stopping or
 doomed does not), nor are more started than make twice the size in all; a worker gets no more tasks than its limit; a
 crash loop at boot backs off and is told.
-Owner of: each worker's `state`, `leave`, `replaced`, `counted`, `limit`, `tasks_done`, `sentence`.
+Owner of: each worker's `state`, `leave`, `replaced`, `counted`, `limit`, `tasks_done`, `kill_reason`.
 Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 
 How a worker is recycled, so that nobody waits for a boot
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from poolkit._core import policy
 from poolkit._core.options import PoolLimits
 from poolkit._core.timers import Timers
-from poolkit._core.workforce import BUSY, DOOMED, IDLE, STARTING, STOPPING, Sentence, Worker, WorkerState, Workforce
+from poolkit._core.workforce import BUSY, DOOMED, IDLE, STARTING, STOPPING, KillReason, Worker, WorkerState, Workforce
 
 
 class Hiring(enum.IntEnum):
@@ -126,14 +126,14 @@ class Roster:
             return self.busy < self.size
         return self._missing() > 0 and self.hiring is not Hiring.NONE and now >= self.boot_at
 
-    def take_idle(self, suits: Callable[[Worker], bool] | None = None) -> Worker | None:
-        """The warmest idle worker, to be sent something now; None when none suits, or `size` workers are busy."""
+    def take_idle(self, fits: Callable[[Worker], bool] | None = None) -> Worker | None:
+        """The warmest idle worker, to be sent something now; None when none fits, or `size` workers are busy."""
         if not self.idle or self.busy >= self.size:
             return None
-        if suits is None:
+        if fits is None:
             worker = self.idle.pop()
         else:
-            found = next(filter(suits, reversed(self.idle)), None)
+            found = next(filter(fits, reversed(self.idle)), None)
             if found is None:
                 return None
             worker = found
@@ -156,7 +156,7 @@ class Roster:
         if limit is not None and worker.leave is None and limit - worker.sent_count <= policy.replace_ahead(limit):
             self._recycle(worker)
 
-    def weighed(self, worker: Worker, rss: int) -> None:
+    def check_memory(self, worker: Worker, rss: int) -> None:
         """Take into account that a worker used `rss` bytes of memory after a task."""
         most = self.limits.max_memory_per_child
         if most is not None and rss > most and worker.leave is None and worker.state is BUSY:
@@ -224,13 +224,13 @@ class Roster:
         self.timers.add(now + policy.STOP_GRACE, self._kill_unresponsive, worker)
 
     def _kill_unresponsive(self, worker: Worker, _now: float) -> None:
-        self.doom(worker, Sentence(None, "unresponsive"), want_stack=False)
+        self.kill(worker, KillReason(None, "unresponsive"), want_stack=False)
 
-    def doom(self, worker: Worker, sentence: Sentence, *, want_stack: bool) -> None:
+    def kill(self, worker: Worker, kill_reason: KillReason, *, want_stack: bool) -> None:
         """Kill a worker, for one reason, once. It gets no more work and its place is free."""
         if worker.state is DOOMED:
             return
-        worker.sentence = sentence
+        worker.kill_reason = kill_reason
         self._move(worker, DOOMED)
         self._uncount(worker)
         self.workforce.kill(worker.id, want_stack=want_stack)
@@ -292,7 +292,7 @@ class Roster:
         counted = sorted((worker for worker in self if worker.counted), key=lambda worker: (worker.state, worker.id))
         for worker in counted[: max(0, self.counted - size)]:
             if worker.state is STARTING:
-                self.doom(worker, Sentence(None, "shrunk"), want_stack=False)
+                self.kill(worker, KillReason(None, "shrunk"), want_stack=False)
             else:
                 if worker.state is BUSY:
                     busy.append(worker)
@@ -307,7 +307,7 @@ class Roster:
             if worker.state is IDLE:
                 self.stop(worker, now)
             elif worker.state is STARTING:
-                self.doom(worker, Sentence(None, "shutdown"), want_stack=False)
+                self.kill(worker, KillReason(None, "shutdown"), want_stack=False)
 
     def forget_all(self) -> None:
         """Strike everybody out, ordering nothing; start none any more."""
@@ -316,7 +316,7 @@ class Roster:
         self.idle.clear()
         self.counted = self.starting = self.busy = 0
 
-    # ===== after a step that was torn =====
+    # ===== after an interrupted step =====
 
     def repair(self, now: float) -> None:
         """Count anew, and give the orders again that may be missing. A worker in doubt is killed."""
@@ -333,8 +333,8 @@ class Roster:
             elif worker.state is DOOMED:
                 self._uncount(worker)
                 self.workforce.kill(worker.id, want_stack=False)
-            if worker.in_doubt or worker.sentence is not None:  # the latter was torn from its kill
-                self.doom(worker, worker.sentence or Sentence(None, "in doubt"), want_stack=False)
+            if worker.in_doubt or worker.kill_reason is not None:  # the latter is to be killed
+                self.kill(worker, worker.kill_reason or KillReason(None, "in doubt"), want_stack=False)
 
     # ===== the counts =====
 

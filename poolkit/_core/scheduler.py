@@ -39,9 +39,9 @@ from poolkit._core.workforce import (
     Died,
     Drained,
     Finished,
+    KillReason,
     Ready,
     Report,
-    Sentence,
     TaskStarted,
     Worker,
     WorkerExited,
@@ -91,7 +91,7 @@ class Scheduler:
         self.unread = self._outcomes.unread  # failures to be unpickled, outside of the lock, and given to `read`
         self.settled = self._outcomes.settled  # outcomes that were decided: to be published, and cleared
         self.events = self._outcomes.events  # to be told to listeners, and cleared
-        self.numbers = self._outcomes.numbers  # the ids for tasks that are handed in; any thread may take the next
+        self.numbers = self._outcomes.numbers  # the ids for posted tasks; any thread may take the next
         self.phase = OPEN
         self.lingers = False  # after a shutdown: the rest of maps is still accepted, and waited for
         self._cancels = self._kills = False  # what a shutdown asked for
@@ -118,7 +118,7 @@ class Scheduler:
     # ===== what callers ask =====
 
     def all_busy(self) -> bool:
-        """Whether an unhurried task that comes now can only wait.
+        """Return True if a plain task submitted now could only be queued.
 
         Then every worker has something to do or is starting, and will report: that is when to take such tasks in.
         """
@@ -131,14 +131,14 @@ class Scheduler:
             and not self._dispatcher.makes_way
         )
 
-    def take_in(self, handed_in: deque[AnyTask]) -> None:
-        """Accept what was handed in while all were busy, emptying `handed_in`; once the pool is not open, nothing."""
-        if handed_in and self.phase is OPEN:
-            tasks = list(handed_in)  # others may append meanwhile
+    def take_in(self, posted: deque[AnyTask]) -> None:
+        """Accept the tasks that were posted while all were busy, emptying `posted`; none once the pool is not open."""
+        if posted and self.phase is OPEN:
+            tasks = list(posted)  # others may append meanwhile
             self._outcomes.accept_many(tasks)
             self.queue.push_many(tasks)
             for _ in tasks:
-                handed_in.popleft()
+                posted.popleft()
 
     def room(self) -> int:
         """How many more tasks a bounded queue takes: one for every worker, and `max_queue` that wait."""
@@ -232,7 +232,7 @@ class Scheduler:
             self.cancel_all(begun=kill, now=now)
         if kill:
             for worker in list(self.roster):
-                self.roster.doom(worker, Sentence(None, "shutdown"), want_stack=False)
+                self.roster.kill(worker, KillReason(None, "shutdown"), want_stack=False)
         self._advance(now)
 
     def end_lingering(self, now: float) -> None:
@@ -288,7 +288,7 @@ class Scheduler:
 
         Those of workers that are gone are ignored.
         What workers get next is decided after a run of outcomes, not after each: one message, not many small ones.
-        A report is taken out when it was taken into account, so that one that was torn is done again, which all can be.
+        A report is taken out when it was taken into account: an interrupted one is handled again, which harms none.
         """
         free: dict[Worker, None] = {}
         roster = self.roster
@@ -301,8 +301,8 @@ class Scheduler:
                 # Not what it was sent: only a worker that was tampered with says so. What ended at the last moment: the
                 # reason to kill its worker stands, and its death is waited for.
                 task = worker.sent[0] if worker.sent else None
-                sentence = worker.sentence
-                if task is None or task.id != report.task_id or (sentence is not None and sentence.task is task):
+                kill_reason = worker.kill_reason
+                if task is None or task.id != report.task_id or (kill_reason is not None and kill_reason.task is task):
                     reports.popleft()
                     continue
                 if task.phase is not SETTLED:
@@ -316,7 +316,7 @@ class Scheduler:
                 worker.tasks_done += 1
                 roster.early_deaths = 0
                 if report.rss:
-                    roster.weighed(worker, report.rss)
+                    roster.check_memory(worker, report.rss)
                 free[worker] = None
                 reports.popleft()
             else:
@@ -360,7 +360,7 @@ class Scheduler:
     def may_break(self, worker_id: int) -> bool:
         """Whether the death of this worker may be told as a crash."""
         worker = self.roster.workers.get(worker_id)
-        return worker is not None and worker.sentence is None and (bool(worker.sent) or worker.state is STARTING)
+        return worker is not None and worker.kill_reason is None and (bool(worker.sent) or worker.state is STARTING)
 
     def _boot_failed(self, report: BootFailed, now: float) -> None:
         """The initializer raised: no worker would do better, so nothing is started any more."""
@@ -381,24 +381,24 @@ class Scheduler:
 
     def _died(self, worker: Worker, death: Died, now: float) -> None:
         first = worker.sent[0] if worker.sent else None
-        glance = self.workforce.glance(worker.id)
+        status = self.workforce.status(worker.id)
         if worker.in_doubt:  # nobody knows what it had claimed, but what it has not stamped it has not begun
             ids = [task.id for task in worker.sent]
-            begun = ids.index(glance.begun) + 1 if glance.begun in ids else 0
+            begun = ids.index(status.begun) + 1 if status.begun in ids else 0
             self._dispatcher.take_back(worker, len(ids) - begun)
         else:
             self._dispatcher.reclaim(worker)  # what it had not claimed touches no task
-        if first is not None and not worker.sent and worker.sentence is None:
+        if first is not None and not worker.sent and worker.kill_reason is None:
             self._enforcer.died_receiving(worker, first, death)
         for task in worker.sent:
             if task.phase is SENT:
-                self._enforcer.died_running(worker, task, death, glance, now)
+                self._enforcer.died_running(worker, task, death, status, now)
         self.workforce.forget(worker.id)
         hopeless = self.roster.remove(worker, begun=bool(worker.sent), now=now)
         worker.sent.clear()  # a timer may keep the worker for a while, but not its tasks
         self.counters.abandoned += death.abandoned
-        if worker.sentence is not None:
-            cause = worker.sentence.reason
+        if worker.kill_reason is not None:
+            cause = worker.kill_reason.reason
         elif worker.state is STOPPING:
             cause = worker.leave or "stopped"
         else:
@@ -409,10 +409,10 @@ class Scheduler:
             self.last_boot_error = failures.cannot_boot(death)
             self._end_unbegun(lambda: failures.cannot_boot(death))
 
-    # ===== after a step that was torn =====
+    # ===== after an interrupted step =====
 
-    def repair(self, handed_in: deque[AnyTask], now: float) -> None:
-        """Make everything right again where an exception, such as a MemoryError, tore a step between two instructions.
+    def repair(self, posted: deque[AnyTask], now: float) -> None:
+        """Make the state consistent again where an exception, such as a MemoryError, interrupted a step.
 
         What is accepted and what was decided is known (`accepted`), as is which workers are in doubt. A task is at the
         worker that was sent it, waits for its retry, or else is queued; whoever moves one sees to it that it is never
@@ -440,8 +440,8 @@ class Scheduler:
         outcomes.unsettled = unsettled
         counters = self.counters
         counters.submitted = counters.succeeded + counters.failed + counters.cancelled + unsettled
-        while handed_in and handed_in[0] in outcomes.accepted:
-            handed_in.popleft()
+        while posted and posted[0] in outcomes.accepted:
+            posted.popleft()
         self._dispatcher.rebuild(queued, now)
         for worker in roster.resize(roster.size, now):
             self._dispatcher.reclaim(worker)
@@ -489,7 +489,7 @@ class Scheduler:
     def _expel(self, _: None, now: float) -> None:
         """Workers that have nothing to do and do not go are killed; those that do not die of it are given up."""
         for worker in list(self.roster):
-            self.roster.doom(worker, Sentence(None, "unresponsive"), want_stack=False)
+            self.roster.kill(worker, KillReason(None, "unresponsive"), want_stack=False)
         self.timers.add(now + policy.STOP_GRACE, self._abandon, None)
 
     def _abandon(self, _: None, now: float) -> None:

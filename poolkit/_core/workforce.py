@@ -34,7 +34,7 @@ class Workforce(Protocol):
         After it took any, the worker reports `Drained` when it has dropped them; nothing may be sent to it before.
         """
 
-    def glance(self, worker_id: int) -> Glance:
+    def status(self, worker_id: int) -> Status:
         """What the worker says of itself on the board, without a message."""
 
     def memory(self, worker_id: int) -> int | None:
@@ -53,7 +53,7 @@ class Workforce(Protocol):
         """
 
 
-class Glance:
+class Status:
     """What a worker's board says: its own word, and a worker that runs hostile code may write there what it likes.
 
     Attributes:
@@ -86,7 +86,7 @@ class WorkerState(enum.IntEnum):
 
     STARTING -> IDLE      it reported that it is ready and initialised
     IDLE     -> BUSY      tasks were sent              BUSY -> IDLE   nothing that was sent is unfinished or undropped
-    IDLE     -> STOPPING  asked to leave               any  -> DOOMED  killed, by sentence
+    IDLE     -> STOPPING  asked to leave               any  -> DOOMED  killed, for its kill_reason
     any      -> removed   it died, was stopped or was abandoned
 
     Only the roster moves a worker from one to the next.
@@ -105,7 +105,7 @@ STARTING, IDLE, BUSY, STOPPING, DOOMED = WorkerState  # see `poolkit/task.py`
 
 
 @record(frozen=True)
-class Sentence:
+class KillReason:
     """Why a worker is killed, and for which task: that one alone gets the outcome of it, or a retry in its place."""
 
     task: AnyTask | None
@@ -130,11 +130,11 @@ class Worker:
         self.in_doubt = False  # it is being sent something, or that is being taken back
         self.draining = False  # tasks were reclaimed, and it has not yet reported that it dropped them
         self.has_run: set[Any] = set()  # functions whose run time it may tell
-        self.sentence: Sentence | None = None
+        self.kill_reason: KillReason | None = None
         self.check_at: float | None = None  # a timer is set for then, to see whether a run-time limit has passed
         self.unbegun = 0  # the task that it was found not to have begun
         self.pid: int | None = None
-        self.had = 0  # bytes of memory, when it was sent its last task with a limit on that
+        self.rss_before = 0  # bytes of memory, when it was sent its last task with a limit on that
         self.since = now
         self.ready_at = 0.0  # once it is
         self.idle_since = now  # or since it starts
@@ -251,7 +251,7 @@ class WorkerStarted:
 
 @record(frozen=True)
 class WorkerExited:
-    """A worker is gone; `cause` is "crashed", "stopped", "recycled", "shrunk", "idle" or a sentence's reason."""
+    """A worker is gone; `cause` is "crashed", "stopped", "recycled", "shrunk", "idle" or a kill_reason's reason."""
 
     worker_id: int
     pid: int | None

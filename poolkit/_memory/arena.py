@@ -14,7 +14,7 @@ memory is an answer (None), never a SIGBUS; the arena holds no more memory than 
 so free memory that is kept for one size makes way for another, and all of it is given back when idle.
 Guarded by: `_lock`: everything but the state bytes, `held` and `borrowers`. Only `take` waits for it, as a signal
 handler or a finalizer that runs in the midst of that may want a lock which the caller of `trim` has. A second entry by
-the same thread gets None instead of a torn arena.
+the same thread gets None instead of an inconsistent arena.
 """
 
 from __future__ import annotations
@@ -230,10 +230,10 @@ class Arena:
         self._most = max(self._most, self.alive()[1] + more)
         return max(self._most, self._most_before)
 
-    def _give_back(self, surplus: float, spared: Segment | None = None) -> None:
+    def _give_back(self, surplus: float, kept: Segment | None = None) -> None:
         """Give free memory back, the longest unused first, until it is so many bytes less.
 
-        With the last of it, and where that cannot be had by block, a segment goes, unless it is spared.
+        With the last of it, and where that cannot be had by block, a segment goes, unless it is `kept`.
         """
         for segment in sorted(self._all(), key=lambda each: each.used):
             if surplus <= 0:
@@ -246,7 +246,7 @@ class Arena:
                     segment.reserved[index] = 0
                     freed += segment.block
             left = segment.reserved.count(1)
-            if segment is not spared and not segment.alive() and (freed < surplus or not left):
+            if segment is not kept and not segment.alive() and (freed < surplus or not left):
                 alike = self.segments.get(segment.block, [])
                 if segment in alike:  # else the arena was closed meanwhile
                     alike.remove(segment)

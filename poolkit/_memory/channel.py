@@ -42,7 +42,7 @@ class DescriptorChannel:
     def __init__(self, fd: int, *, is_worker: bool) -> None:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(is_worker)
-        self._is_worker = is_worker  # receiving blocks, and sending fails rather than be put off
+        self._is_worker = is_worker  # receiving blocks, and sending fails rather than wait
         self.is_broken = False
         self.who = "it" if is_worker else "the owner"  # in what is said of the worker
         self.memories: dict[int, Memory] = {}  # what came from the other side

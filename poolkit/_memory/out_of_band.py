@@ -51,7 +51,7 @@ class OutOfBand:
         if not channel.told.issuperset(self._ids):
             channel.tell([*[lease.segment for lease in self.leases], *self.memories])
 
-    def lend(self, worker_id: int) -> None:
+    def note_borrower(self, worker_id: int) -> None:
         """Have `Arena.take_back` free what this worker saw of the blocks, should it die."""
         for lease in self.leases:
             lease.segment.borrowers[lease.index] = worker_id

@@ -70,7 +70,7 @@ class OwnerTransport:
         self._name = name
         # Set by the workforce: what wakes the supervisor thread; what it does for a worker; where a warning goes.
         self.wake: Callable[[], None] = lambda: None
-        self.lend_tracker: Callable[[Memory], None] = lambda _: None
+        self.send_tracker: Callable[[Memory], None] = lambda _: None
         self.warn: Callable[..., None] = lambda *_: None
         self._has_warned = False
         self._dying: list[tuple[WorkerChannel, int]] = []  # of workers that may still run, with a copy of their link
@@ -137,7 +137,7 @@ class OwnerTransport:
         if may_run_again:
             flags |= FLAG_COPIES
         else:
-            call.lend(channel.worker_id)
+            call.note_borrower(channel.worker_id)
             # They are let go of when the task begins: the other end may wait for that.
             if call.memories and call.has_descriptors():
                 flags |= FLAG_ANNOUNCE
@@ -171,7 +171,7 @@ class OwnerTransport:
 
     def wants_tracker(self, channel: WorkerChannel, payload: bytes | bytearray) -> None:
         """A worker asks for this process's resource tracker. Raises EOFError: it sent nonsense."""
-        self.lend_tracker(channel.take(int.from_bytes(payload, "little")))
+        self.send_tracker(channel.take(int.from_bytes(payload, "little")))
 
     # ===== ends =====
 

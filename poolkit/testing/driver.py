@@ -25,11 +25,11 @@ from typing import Any, TypeVar
 
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask
+from poolkit._engine.engine import Calls, Settled, publishing
+from poolkit._engine.maps import Maps
+from poolkit._engine.supervisor import Supervisor
+from poolkit._engine.waiters import Waiter
 from poolkit._locks import RLock
-from poolkit._workforce.desk import Calls, Settled, publishing
-from poolkit._workforce.line import Place
-from poolkit._workforce.maps import Maps
-from poolkit._workforce.supervisor import Supervisor
 from poolkit.errors import PoolkitError
 from poolkit.task import Task, WaitTimeout
 from poolkit.testing.calls import Call, Ending, Timeline
@@ -96,7 +96,7 @@ class FakeTask(Task):  # type: ignore[type-arg]
         self._pool = weakref.ref(owner)
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Do what a task does; what `fn` hands in is run after it, or a chain of such calls would be a recursion."""
+        """Do what a task does; what `fn` submits is run after it, or a chain of such calls would be a recursion."""
         pool = self._pool()
         with pool.accepting() if pool is not None and self.done() else contextlib.nullcontext():
             super().add_done_callback(fn)
@@ -144,11 +144,11 @@ class FakeSupervisor(Supervisor):
 
     # ===== what the pool asks =====
 
-    def submit(self, task: AnyTask, error: BaseException | None = None, place: Place | None = None) -> bool:
+    def submit(self, task: AnyTask, error: BaseException | None = None, waiter: Waiter | None = None) -> bool:
         """Accept a task, and if eager, run all there is."""
         with self._turn:
             call = task.call
-            if not super().submit(task, error, place):
+            if not super().submit(task, error, waiter):
                 return False
             calls = Call.of(task, call)
             self.calls += calls
@@ -175,7 +175,7 @@ class FakeSupervisor(Supervisor):
 
     @contextlib.contextmanager
     def accepting(self) -> Iterator[None]:
-        """Run what is handed in meanwhile afterwards, if eager."""
+        """Run what is submitted meanwhile afterwards, if eager."""
         with self._turn:
             with self._runs_all():
                 yield
@@ -247,7 +247,7 @@ class FakeSupervisor(Supervisor):
             while True:
                 changes = self._take_up_maps()
                 with self._lock:
-                    self._do_what_was_put_off(self.clock())
+                    self._do_postponed(self.clock())
                     self._scheduler.tick(self.clock())
                     if self._scheduler.lingers and not self.maps.open:
                         self._scheduler.end_lingering(self.clock())
@@ -265,7 +265,7 @@ class FakeSupervisor(Supervisor):
 
     def _wake_for_maps(self) -> None:
         """A map was dropped: an eager pool runs the rest at once; where somebody drives, he does."""
-        if self._eager and self._turn.is_free() and not self._is_torn():
+        if self._eager and self._turn.is_free() and not self._is_reentrant():
             self.settle()
 
     def _take_up_maps(self) -> bool:

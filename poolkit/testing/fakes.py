@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from poolkit._core import options as checks
 from poolkit._core.options import PoolLimits
+from poolkit._kinds.settings import PoolSettings
 from poolkit._wire.inherit import pack_initializer
-from poolkit._workforce.settings import PoolSettings
 from poolkit.errors import PoolkitError
 from poolkit.face import name_of
 from poolkit.pool import Pool

@@ -1,6 +1,6 @@
 """Script: what a test has decided about calls that a fake pool runs: what they return, raise, take, or die of.
 
-A `When` is a list of steps for the calls of one function, told like a sentence:
+A `When` is a list of steps for the calls of one function, told like a kill_reason:
 
     pool.when(fetch, "a.png").crashes().then.takes(2).returns(b"...")
 

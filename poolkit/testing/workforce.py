@@ -25,12 +25,12 @@ from typing import Any
 from poolkit._child.chunk import run_chunk
 from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.loop import run_call
-from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Glance, Ready, Report
+from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Ready, Report, Status
+from poolkit._kinds.driven import DrivenWorkforce
+from poolkit._kinds.loggers import mark_records
+from poolkit._kinds.references import by_reference
 from poolkit._wire import codec
 from poolkit._wire.buffers import Found
-from poolkit._workforce.driven import DrivenWorkforce
-from poolkit._workforce.logs import mark_records
-from poolkit._workforce.references import by_reference
 from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
@@ -124,7 +124,7 @@ class Run:
         self.steps: list[Step] = []
 
 
-class Member:
+class FakeWorker:
     """One worker in the books."""
 
     __slots__ = ("begun", "claims", "context", "coroutines", "done", "id", "run", "since")
@@ -161,7 +161,7 @@ class FakeWorkforce(DrivenWorkforce):
         self._rng = rng
         self._initializer = initializer
         self._note = note  # writes a line of the timeline
-        self._members: dict[int, Member] = {}
+        self._workers: dict[int, FakeWorker] = {}
         self._reports: list[Report] = []  # what the workers will say when they are asked
 
     # ===== orders =====
@@ -180,10 +180,10 @@ class FakeWorkforce(DrivenWorkforce):
 
     def start(self, worker_id: int) -> None:
         """A worker comes up at once, unless the initializer raises."""
-        member = self._members[worker_id] = Member(worker_id)
+        worker = self._workers[worker_id] = FakeWorker(worker_id)
         try:
             if self._initializer is not None:
-                member.context.run(self._initializer)
+                worker.context.run(self._initializer)
         except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
             self._reports += [BootFailed(worker_id, exc), Died(worker_id, exitcode=1)]
         else:
@@ -191,27 +191,27 @@ class FakeWorkforce(DrivenWorkforce):
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
         """Note what was sent."""
-        self._members[worker_id].claims.extend((task, announce) for task in tasks)
+        self._workers[worker_id].claims.extend((task, announce) for task in tasks)
 
     def reclaim(self, worker_id: int) -> int:
         """Take back what has not begun; a fake worker has always dropped it already."""
-        member = self._members.get(worker_id)
+        worker = self._workers.get(worker_id)
         count = 0
-        if member is not None and member.claims:
-            count = len(member.claims)
-            member.claims.clear()
+        if worker is not None and worker.claims:
+            count = len(worker.claims)
+            worker.claims.clear()
             self._reports.append(Drained(worker_id))
         return count
 
-    def glance(self, worker_id: int) -> Glance:
+    def status(self, worker_id: int) -> Status:
         """What the worker runs."""
-        member = self._members.get(worker_id)
-        return Glance() if member is None else Glance(member.begun, member.since, member.done)
+        worker = self._workers.get(worker_id)
+        return Status() if worker is None else Status(worker.begun, worker.since, worker.done)
 
     def memory(self, worker_id: int) -> int:
         """What the script says; else nothing."""
-        member = self._members.get(worker_id)
-        return 0 if member is None or member.run is None else max((step.nbytes for step in member.run.steps), default=0)
+        worker = self._workers.get(worker_id)
+        return 0 if worker is None or worker.run is None else max((step.nbytes for step in worker.run.steps), default=0)
 
     def stop(self, worker_id: int) -> None:
         """The worker leaves at once."""
@@ -220,15 +220,15 @@ class FakeWorkforce(DrivenWorkforce):
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """The worker dies at once."""
         self._note("worker", worker_id, "is killed")
-        run, self._members[worker_id].run = self._members[worker_id].run, None
+        run, self._workers[worker_id].run = self._workers[worker_id].run, None
         stack = _stack_of(run.call[0]) if want_stack and run is not None and run.call is not None else ""
         self._reports.append(Died(worker_id, signal="SIGKILL", stack=stack))
 
     def forget(self, worker_id: int) -> None:
         """Strike the worker out."""
-        member = self._members.pop(worker_id, None)
-        if member is not None:
-            member.coroutines.drop()
+        worker = self._workers.pop(worker_id, None)
+        if worker is not None:
+            worker.coroutines.drop()
 
     # ===== what the driver asks =====
 
@@ -237,36 +237,36 @@ class FakeWorkforce(DrivenWorkforce):
 
         Which one, of those that a real pool could have begin next, the seed picks.
         """
-        able = [member for member in self._members.values() if member.claims and member.run is None]
+        able = [worker for worker in self._workers.values() if worker.claims and worker.run is None]
         if not able:
             return False
-        member = self._rng.choice(able) if len(able) > 1 else able[0]
-        task, announce = member.claims.popleft()
-        member.begun, member.since, member.done = task.id, self._clock(), 0
+        worker = self._rng.choice(able) if len(able) > 1 else able[0]
+        task, announce = worker.claims.popleft()
+        worker.begun, worker.since, worker.done = task.id, self._clock(), 0
         if announce:
-            self._reports.append(Begun(member.id, task.id))
-        self._note(named(task), "begins on worker", member.id)
-        member.run = self._planned(task)
-        if member.run.ends_at <= self._clock():
-            self._end(member)
+            self._reports.append(Begun(worker.id, task.id))
+        self._note(named(task), "begins on worker", worker.id)
+        worker.run = self._planned(task)
+        if worker.run.ends_at <= self._clock():
+            self._end(worker)
         return True
 
     def end_one(self) -> bool:
         """End one run whose time has come; False when there is none."""
         now = self._clock()
-        over = [member for member in self._members.values() if member.run is not None and member.run.ends_at <= now]
+        over = [worker for worker in self._workers.values() if worker.run is not None and worker.run.ends_at <= now]
         if over:
             self._end(self._rng.choice(over))
         return bool(over)
 
     def next_end(self) -> float:
         """When the next run ends by itself; infinity when none does."""
-        runs = (member.run for member in self._members.values())
+        runs = (worker.run for worker in self._workers.values())
         return min((run.ends_at for run in runs if run is not None), default=math.inf)
 
     def is_running(self) -> bool:
         """Whether a worker runs a task."""
-        return any(member.run is not None for member in self._members.values())
+        return any(worker.run is not None for worker in self._workers.values())
 
     def _planned(self, task: AnyTask) -> Run:
         """What this run of a task will be."""
@@ -287,27 +287,27 @@ class FakeWorkforce(DrivenWorkforce):
                 break
         return run
 
-    def _end(self, member: Member) -> None:
+    def _end(self, worker: FakeWorker) -> None:
         """A run's time is over: its worker dies, or the call runs now and its outcome is sent."""
-        run = member.run
+        run = worker.run
         assert run is not None  # noqa: S101 -- as its callers know
         last = run.steps[-1] if run.steps else UNSCRIPTED
         if last.what == CRASHES:
-            member.run = None
+            worker.run = None
             signal, exitcode = last.payload
-            self._note("worker", member.id, "dies:", signal or f"exit code {exitcode}")
-            self._reports.append(Died(member.id, signal=signal, exitcode=exitcode))
+            self._note("worker", worker.id, "dies:", signal or f"exit code {exitcode}")
+            self._reports.append(Died(worker.id, signal=signal, exitcode=exitcode))
             return
         run.ends_at = math.inf  # it is ended here; a call that uses the pool must not end it again
-        outcome = self._outcome(run, member)
-        if member.run is not run:  # it had itself stopped
+        outcome = self._outcome(run, worker)
+        if worker.run is not run:  # it had itself stopped
             return
-        member.run = None
-        member.done = run.task.id
+        worker.run = None
+        worker.done = run.task.id
         how = outcome.payload, outcome.ok, outcome.load
-        self._reports.append(Finished(member.id, run.task.id, member.since, self._clock(), 0, *how))
+        self._reports.append(Finished(worker.id, run.task.id, worker.since, self._clock(), 0, *how))
 
-    def _outcome(self, run: Run, member: Member) -> Outcome:
+    def _outcome(self, run: Run, worker: FakeWorker) -> Outcome:
         if run.call is None:
             return Outcome.failure(run.failure or RuntimeError("no call"))
         fn, args, kwargs = run.call
@@ -323,9 +323,9 @@ class FakeWorkforce(DrivenWorkforce):
         if fn is run_chunk:
             args = (self._apart(args[0]), *args[1:])
         limit = task.options.timeout
-        deadline = None if limit is None else member.since + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, None, member.id)
-        ok, value = member.context.run(run_call, context, self._apart(fn), args, kwargs)
+        deadline = None if limit is None else worker.since + limit
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, None, worker.id)
+        ok, value = worker.context.run(run_call, context, self._apart(fn), args, kwargs)
         try:
             if self.by_reference:
                 return Outcome(value, ok=ok)
@@ -375,7 +375,7 @@ class FakeWorkforce(DrivenWorkforce):
 
     def close(self) -> None:
         """Strike all workers out."""
-        for worker_id in list(self._members):
+        for worker_id in list(self._workers):
             self.forget(worker_id)
 
 

@@ -308,7 +308,7 @@ class MeddlingOs:
 
     def __init__(self, name: str, at_call: int, action: Callable[[], object]) -> None:
         self._name = name
-        self._left = at_call
+        self._posted_reports = at_call
         self._action = action
 
     def __getattr__(self, name: str) -> Any:
@@ -317,8 +317,8 @@ class MeddlingOs:
             return found
 
         def meddle(*args: Any) -> Any:
-            self._left -= 1
-            if self._left == 0:
+            self._posted_reports -= 1
+            if self._posted_reports == 0:
                 self._action()
             return found(*args)
 

@@ -18,7 +18,7 @@ import poolkit
 import support
 import support_functions as work
 from chaos import faults
-from poolkit._workforce.line import Line, Place
+from poolkit._engine.waiters import Line, Place
 from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
@@ -267,7 +267,7 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
             except KeyboardInterrupt as exc:
                 found.append(exc)
 
-        monkeypatch.setattr(poolkit._workforce.supervisor, "allocate_lock", Interrupted)
+        monkeypatch.setattr(poolkit._engine.supervisor, "allocate_lock", Interrupted)
         first = threading.Thread(target=submit)
         first.start()
         wait_for_line(pool, 1)
@@ -290,12 +290,12 @@ def test_an_interrupt_that_comes_with_the_place_in_the_line_gives_it_up(
         held, release = full(pool, new_gate, 1)
 
         def interrupt(before: Any) -> None:
-            let_come(before)
+            restore_signals(before)
             raise KeyboardInterrupt
 
-        let_come = poolkit._workforce.supervisor.let_come
+        restore_signals = poolkit._engine.supervisor.restore_signals
         with monkeypatch.context() as patch:
-            patch.setattr(poolkit._workforce.supervisor, "let_come", interrupt)
+            patch.setattr(poolkit._engine.supervisor, "restore_signals", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pool.submit(work.none_of_it)
         assert all(place.gone for place in pool._supervisor._line.places)

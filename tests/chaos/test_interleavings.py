@@ -163,13 +163,13 @@ class Between:
 
         def event(worker_id: int) -> None:
             release.signal()
-            support.wait_until(lambda: self._workforce.glance(worker_id).done, "the end of the task")
+            support.wait_until(lambda: self._workforce.status(worker_id).done, "the end of the task")
 
         return event
 
     def kill_the_worker(self, worker_id: int) -> None:
         """Its process is gone, and nobody has told the pool."""
-        pid = self._workforce._members[worker_id].pid
+        pid = self._workforce._workers[worker_id].pid
         os.kill(pid, signal.SIGKILL)
         support.wait_for_exit(pid)
 
@@ -287,8 +287,8 @@ def test_a_death_that_is_noticed_before_the_outcome_is_read(
         pid = task.result()
         deaf.set()
         done = pool.submit(work.arrive, arrived)
-        (worker_id,) = workforce._members
-        support.wait_until(lambda: workforce.glance(worker_id).done == done.id, "the end of the task")
+        (worker_id,) = workforce._workers
+        support.wait_until(lambda: workforce.status(worker_id).done == done.id, "the end of the task")
         release.signal()
         support.wait_for_exit(pid)
         assert done.result() is None
@@ -320,7 +320,7 @@ def test_a_thread_whose_task_is_ended_between_its_claim_and_its_beginning(
 
     def start_lying(worker_id: int) -> None:
         start(worker_id)
-        workforce._members[worker_id].claims = Claims()
+        workforce._workers[worker_id].claims = Claims()
 
     with faults.closed_by_force(pool):
         monkeypatch.setattr(workforce, "start", start_lying)

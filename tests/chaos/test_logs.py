@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
-    monkeypatch.setattr("poolkit._workforce.logs.STALL", logs.PATIENCE)  # the machine may be busy
-    monkeypatch.setattr("poolkit._workforce.logs.LONGEST_WAIT", logs.PATIENCE)
+    monkeypatch.setattr("poolkit._engine.log_records.STALL", logs.PATIENCE)  # the machine may be busy
+    monkeypatch.setattr("poolkit._engine.log_records.LONGEST_WAIT", logs.PATIENCE)
     handler = Keeper()
     logging.root.addHandler(handler)
     yield handler

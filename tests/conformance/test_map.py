@@ -11,7 +11,7 @@ import pytest
 import support_functions as work
 import support_objects as objects
 from poolkit import PoolClosed, TaskCancelled, WorkerCrashed
-from poolkit._workforce.feed import MOST_CLAIMED
+from poolkit._engine.feed import MOST_CLAIMED
 from support import wait_until
 
 

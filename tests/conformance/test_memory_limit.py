@@ -10,7 +10,7 @@ import pytest
 import support
 import support_functions as work
 from poolkit import MemoryLimitExceeded, Pool, TaskTimeout, _os, offload
-from poolkit._workforce.process import ProcessWorkforce
+from poolkit._kinds.process import ProcessWorkforce
 from support_gates import Gate
 
 MB = 10**6
@@ -156,6 +156,6 @@ def test_threads_refuse_it(pool):
 
 
 def test_a_system_that_tells_no_memory_says_so(monkeypatch):
-    monkeypatch.setattr(ProcessWorkforce, "why_not_weighed", "no memory is told")
+    monkeypatch.setattr(ProcessWorkforce, "why_memory_unknown", "no memory is told")
     with Pool(1) as pool, pytest.raises(ValueError, match="memory_limit=100 cannot be kept: no memory is told"):
         pool.options(memory_limit=100)

@@ -131,7 +131,7 @@ def test_a_pool_whose_thread_cannot_start_says_so_and_tries_again(pool, monkeypa
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("poolkit._workforce.supervisor.SupervisorThread.start", refuse)
+        patch.setattr("poolkit._engine.supervisor.SupervisorThread.start", refuse)
         with pytest.raises(PoolClosed, match="can't start new thread"):
             pool.submit(work.square, 3)
     assert pool.submit(work.square, 3).result() == 9
@@ -243,7 +243,7 @@ def test_a_with_block_in_a_cancelled_coroutine_stops_the_work(make_pool, hold):
 
 def test_one_interrupt_at_exit_stops_every_pool(monkeypatch):
     """The wait for the first pool is interrupted; none of the others is waited for as if nothing had happened."""
-    from poolkit._workforce import lifetime
+    from poolkit._engine import lifetime
 
     done: list[str] = []
 

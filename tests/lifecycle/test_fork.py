@@ -217,7 +217,7 @@ began.wait()
 
 def at_fork():
     go_on.set()
-    while not pool._supervisor._left:
+    while not pool._supervisor._posted_reports:
         time.sleep(0.001)
 
 def child():

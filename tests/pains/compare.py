@@ -30,7 +30,14 @@ from pains.situations import SITUATIONS, runs
 SECONDS = 12.0  # after so long, a cell hangs
 LIBRARIES = ("poolkit", "futures", "multiprocessing", "pebble", "loky", "mpire")
 NAMES = {"futures": "concurrent.futures"}
-LEAVING = {"crash", "bad-exception", "bad-result", "bad-argument", "recycle", "after-main"}  # how it exits is looked at
+POSTING_REPORTS = {
+    "crash",
+    "bad-exception",
+    "bad-result",
+    "bad-argument",
+    "recycle",
+    "after-main",
+}  # how it exits is looked at
 
 
 def family(mark: str) -> list[int]:
@@ -101,7 +108,7 @@ def be_cell(library: str, situation: str) -> None:
     except Exception as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         os._exit(0)
-    if situation not in LEAVING:
+    if situation not in POSTING_REPORTS:
         os._exit(0)
 
 

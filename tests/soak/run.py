@@ -28,7 +28,7 @@ from typing import Any
 import poolkit
 import support
 import support_leaks
-from poolkit._workforce.thread_member import StopTask
+from poolkit._kinds.worker_thread import StopTask
 from soak.ledger import shown
 from soak.memory import HEAD, Sample, take_sample
 from soak.stage import ENDS, Stage, new_pool, quiet_logs

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker
 
-from poolkit._core.policy import DEATH_GRACE, LOOK_AGAIN, WEIGH_FAR
+from poolkit._core.policy import CHECK_MEMORY_FAR, DEATH_GRACE, LOOK_AGAIN
 from poolkit._core.scheduler import PoolPhase
 from poolkit._core.workforce import EVENT_NAMES, Finished, TaskDone, TaskStarted, WorkerState
 from poolkit.errors import (
@@ -264,10 +264,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             if task is None or task is not next(iter(record.sent), None) or not self.pool.is_stamped(worker):
                 continue
             limit = task.options.timeout
-            if limit is not None and now >= worker.glance.since + max(limit, LOOK_AGAIN):
+            if limit is not None and now >= worker.status.since + max(limit, LOOK_AGAIN):
                 assert record.state is WorkerState.DOOMED, "it ran beyond its limit"
             if task.options.memory_limit is not None and worker.memory:
-                assert record.state is WorkerState.DOOMED or now < self.swollen[task] + WEIGH_FAR, "it is too large"
+                assert record.state is WorkerState.DOOMED or now < self.swollen[task] + CHECK_MEMORY_FAR, (
+                    "it is too large"
+                )
         for task in self.tasks:
             if task.phase is TaskPhase.SETTLED:
                 continue

@@ -30,7 +30,7 @@ class Owner:
     def watch(self, _task: object) -> None:
         return
 
-    def relinquish(self) -> None:
+    def end_lease(self) -> None:
         """Nobody leads."""
 
 

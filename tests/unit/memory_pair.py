@@ -37,7 +37,7 @@ class Pair:
     def send(self, message: OutOfBand, *, copies: bool = False) -> Received:
         message.hand_over(self.out)
         if not copies:
-            message.lend(1)
+            message.note_borrower(1)
         return Received(message.body, self.into, copies=copies)
 
     def leased(self) -> int:

@@ -11,7 +11,7 @@ from unit.scripted_workforce import AnyTask, ScriptedWorker, ScriptedWorkforce
 from poolkit._core.options import CallOptions, PoolLimits
 from poolkit._core.roster import Hiring
 from poolkit._core.scheduler import PoolPhase, Scheduler
-from poolkit._core.workforce import Begun, BootFailed, Died, Drained, Finished, Glance, Ready
+from poolkit._core.workforce import Begun, BootFailed, Died, Drained, Finished, Ready, Status
 from poolkit.outcome import Outcome
 from poolkit.task import Task, TaskPhase
 
@@ -134,12 +134,12 @@ class ScriptedPool:
 
     def stamp(self, worker: ScriptedWorker) -> None:
         assert worker.running is not None
-        worker.glance = Glance(worker.running.id, self.now, 0)
+        worker.status = Status(worker.running.id, self.now, 0)
         if worker.announce:
             worker.pipe.append(Begun(worker.id, worker.running.id))
 
     def is_stamped(self, worker: ScriptedWorker) -> bool:
-        return worker.running is not None and worker.glance.begun == worker.running.id and worker.glance.done == 0
+        return worker.running is not None and worker.status.begun == worker.running.id and worker.status.done == 0
 
     def finish(
         self,
@@ -155,10 +155,10 @@ class ScriptedPool:
         task = worker.running
         assert task is not None
         how = (value, True) if error is None else (error, False)
-        worker.pipe.append(Finished(worker.id, task.id, worker.glance.since, self.now, rss, *how))
+        worker.pipe.append(Finished(worker.id, task.id, worker.status.since, self.now, rss, *how))
         worker.running = None
         if stamp:
-            worker.glance = Glance(worker.glance.begun, worker.glance.since, task.id)
+            worker.status = Status(worker.status.begun, worker.status.since, task.id)
         if deliver:
             self.deliver(worker)
 
@@ -267,11 +267,11 @@ class ScriptedPool:
             worker = self.workforce.workers[record.id]
             assert len(worker.claims) + len(worker.unclaimed) == record.sent_count
             assert record.limit is None or record.sent_count <= record.limit, "more tasks than its limit"
-            if record.id not in self._doomed and record.sentence is not None and record.sentence.task is not None:
+            if record.id not in self._doomed and record.kill_reason is not None and record.kill_reason.task is not None:
                 self._doomed.add(record.id)
-                condemned = record.sentence.task
+                condemned = record.kill_reason.task
                 assert worker.claims[-1] is condemned, "a worker is killed for what it does not run"
-                assert not worker.glance.is_done(condemned), "a worker is killed for what is done"
+                assert not worker.status.is_done(condemned), "a worker is killed for what is done"
             unclaimed = [task for task, _ in worker.unclaimed]
             assert unclaimed == list(record.sent)[len(record.sent) - len(unclaimed) :]
             assert record.draining == bool(worker.drops or any(isinstance(each, Drained) for each in worker.pipe))

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
-from poolkit._core.workforce import Glance, Report
+from poolkit._core.workforce import Report, Status
 from poolkit.task import Task
 
 AnyTask = Task[Any]
@@ -32,7 +32,7 @@ class ScriptedWorker:
         self.running: AnyTask | None = None
         self.announce = False
         self.claims: list[AnyTask] = []  # all it ever claimed
-        self.glance = Glance()
+        self.status = Status()
         self.memory: int | None = 0
         self.pipe: deque[Report] = deque()  # written, not delivered
 
@@ -72,9 +72,9 @@ class ScriptedWorkforce:
             worker.drops += 1
         return count
 
-    def glance(self, worker_id: int) -> Glance:
+    def status(self, worker_id: int) -> Status:
         worker = self.workers.get(worker_id)
-        return Glance() if worker is None else worker.glance
+        return Status() if worker is None else worker.status
 
     def memory(self, worker_id: int) -> int | None:
         worker = self.workers.get(worker_id)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from poolkit._child import boot
+from poolkit._kinds.peer import Peer, boot_settings
+from poolkit._kinds.settings import PoolSettings
 from poolkit._wire import inherit, messages
-from poolkit._workforce.member import Member, boot_settings
-from poolkit._workforce.settings import PoolSettings
 from support_functions import fail_to_initialize, none_of_it
 
 
@@ -21,15 +21,15 @@ def test_a_worker_that_nobody_waits_for_any_more_ends_without_a_word(
     """Its pool has let go of the link while it started; it writes to a pipe that nobody reads."""
     settings = PoolSettings(1, "process", None, None, (), (), None, None)
     packed, _, manifest = inherit.pack_initializer(initializer, ())
-    member = Member(1)
+    peer = Peer(1)
     told, regions = boot_settings(
-        settings, member, initializer=(packed, manifest), measure_rss=False, shm_threshold=1e9, habits={}
+        settings, peer, initializer=(packed, manifest), measure_rss=False, shm_threshold=1e9, habits={}
     )
     assert regions == []
-    theirs = member.open([])
-    os.write(member.calls_fd, messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)) + told)
-    os.close(member.outcomes_fd)
-    member.outcomes_fd = -1
+    theirs = peer.open([])
+    os.write(peer.calls_fd, messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)) + told)
+    os.close(peer.outcomes_fd)
+    peer.outcomes_fd = -1
     pid = os.fork()
     if pid == 0:
         try:
@@ -39,4 +39,4 @@ def test_a_worker_that_nobody_waits_for_any_more_ends_without_a_word(
     for fd in theirs:
         os.close(fd)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
-    member.close()
+    peer.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolkit._workforce import evidence
+from poolkit._kinds import evidence
 
 ASKED = """\
 Current thread 0x00007f0000000000 (most recent call first):

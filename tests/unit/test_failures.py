@@ -171,7 +171,7 @@ class Hostile(Exception):
 )
 def test_a_limit_on_memory_tells_what_was_there_before(had: int, advice: str) -> None:
     worker = Worker(3, None, 0.0)
-    worker.pid, worker.had = 42, had
+    worker.pid, worker.rss_before = 42, had
     error = failures.grew_too_large(make(memory_limit=100_000_000), worker, 130_000_000)
     assert (error.limit, error.used) == (100_000_000, 130_000_000)
     assert f"had grown to 130.0 MB, beyond the task's memory_limit of 100.0 MB; it had {had / 1e6:.1f} MB" in str(error)

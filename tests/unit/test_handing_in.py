@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import poolkit
-from poolkit._workforce.supervisor import PASSES_BY
+from poolkit._engine.supervisor import PASSES_BY
 
 
 class Busy:
@@ -32,7 +32,7 @@ class Busy:
         self._over.set()
 
     def left(self) -> list[poolkit.Task[Any]]:
-        return list(self.desk._handed_in)
+        return list(self.desk._posted_tasks)
 
     def do_between_the_looks(self, action: Callable[[], object], *, left: bool) -> None:
         """What another thread does between the two looks of a submitter, before or after the task was left."""
@@ -45,7 +45,7 @@ class Busy:
                 if not left:
                     super().append(task)
 
-        self.desk._handed_in = Meddling(self.desk._handed_in)
+        self.desk._posted_tasks = Meddling(self.desk._posted_tasks)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_step_takes_its_word_back_before_it_looks_what_was_left(busy: Busy) ->
                 words.append(desk._all_busy)
             return len(self) > 0
 
-    desk._handed_in = Looked()
+    desk._posted_tasks = Looked()
     assert desk._all_busy
     last = busy.pool.options(priority=1).submit(abs, -1)  # a step of the submitter
     assert words.pop() is False

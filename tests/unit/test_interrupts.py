@@ -9,8 +9,8 @@ from types import FrameType
 
 import pytest
 
-from poolkit._workforce import interrupts
-from poolkit._workforce.interrupts import deciding, let_come, put_off
+from poolkit._engine import interrupts
+from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +27,11 @@ def press() -> None:
 
 @deciding
 def decide(work: Callable[[], object]) -> None:
-    before = put_off()
+    before = defer_signals()
     try:
         work()
     finally:
-        let_come(before)
+        restore_signals(before)
 
 
 def test_an_interrupt_comes_after_the_decision_and_not_within(handler: object) -> None:
@@ -113,8 +113,8 @@ def test_other_threads_are_not_concerned(handler: object) -> None:
 
 
 def test_a_note_taker_that_was_forgotten_puts_the_handler_back(handler: object) -> None:
-    """As when another signal's handler raised between `put_off` and the `try` behind it."""
-    put_off()
+    """As when another signal's handler raised between `defer_signals` and the `try` behind it."""
+    defer_signals()
     assert signal.getsignal(signal.SIGINT) is interrupts._note
     with pytest.raises(KeyboardInterrupt):
         press()
@@ -197,7 +197,7 @@ def test_a_handler_that_raises_while_signals_are_being_put_off_leaves_no_note_ta
 
 
 def test_a_note_taker_that_was_forgotten_is_put_back_by_the_next_decision(handler: object) -> None:
-    put_off()
+    defer_signals()
     decide(lambda: None)
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -207,7 +207,7 @@ def test_a_decision_within_the_torn_one_does_not_hide_its_note_taker(handler: ob
 
     @deciding
     def torn() -> None:
-        put_off()
+        defer_signals()
         decide(lambda: None)
 
     torn()

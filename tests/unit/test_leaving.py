@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import poolkit
-from poolkit._workforce.desk import Desk
+from poolkit._engine.engine import Engine
 from support import wait_until
 
 ROUNDS = 400
@@ -19,13 +19,13 @@ WATCHDOG = 60.0  # seconds
 class Held:
     """Holds the pool's lock in a thread of its own until `release`."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Engine) -> None:
         self._taken, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._hold, args=(desk,))
         self._thread.start()
         self._taken.wait()
 
-    def _hold(self, desk: Desk) -> None:
+    def _hold(self, desk: Engine) -> None:
         with desk._lock:
             self._taken.set()
             self._over.wait()
@@ -55,12 +55,12 @@ def test_a_report_that_was_left_is_taken_in_by_the_supervisor_thread(pool: poolk
     held = Held(pool._supervisor)
     try:
         go_on.set()
-        wait_until(lambda: pool._supervisor._left, "its report was left")
+        wait_until(lambda: pool._supervisor._posted_reports, "its report was left")
         assert not task.done()
     finally:
         held.release()
     assert task.result() == "done"
-    assert not pool._supervisor._left
+    assert not pool._supervisor._posted_reports
 
 
 def test_whoever_has_the_lock_looks_afterwards_but_calls_nobody_back(
@@ -81,7 +81,7 @@ def test_whoever_has_the_lock_looks_afterwards_but_calls_nobody_back(
     with monkeypatch.context() as patch:
         patch.setattr(pool._supervisor.workforce, "wake", lambda: None)  # nobody but this thread knows
         go_on.set()
-        wait_until(lambda: pool._supervisor._left, "its report was left")
+        wait_until(lambda: pool._supervisor._posted_reports, "its report was left")
         held.release()
     assert pool.options(priority=1).submit(abs, -1).result() == 1  # which cannot be handed in without the lock
     wait_until(lambda: called_by, "it was called back")
@@ -111,7 +111,7 @@ def test_no_report_is_forgotten_while_others_take_the_lock_all_the_time() -> Non
             while not over.is_set():
                 with pool._supervisor._lock:
                     sum(range(1000))
-                left.update(map(id, pool._supervisor._left.copy()))
+                left.update(map(id, pool._supervisor._posted_reports.copy()))
 
         lookers = [threading.Thread(target=look) for _ in range(2)]
         for looker in lookers:

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from poolkit._core.workforce import Logged
+from poolkit._engine import log_records
+from poolkit._engine.log_records import Records
+from poolkit._kinds import loggers
 from poolkit._wire import link
 from poolkit._wire.link import Outbox
-from poolkit._workforce import logs
-from poolkit._workforce.logs import Records
 from poolkit.task import Task
 from support_logs import Keeper
 
@@ -259,7 +260,7 @@ def test_outcomes_of_workers_that_log_nothing_wait_for_nobody(owner: Owner) -> N
 def test_a_worker_that_logs_more_than_is_handled_is_not_read_until_half_of_it_is(
     owner: Owner, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "MANY", 4)
+    monkeypatch.setattr(log_records, "MANY", 4)
     owner.records.add([logged("quiet", 2)] * 4)
     owner.records.add([logged("noisy", 1)] * 4)
     assert owner.not_read == set()
@@ -275,7 +276,7 @@ def test_a_worker_that_logs_more_than_is_handled_is_not_read_until_half_of_it_is
 def test_where_the_callback_thread_waits_outcomes_pass_and_all_workers_are_read(
     owner: Owner, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "MANY", 1)
+    monkeypatch.setattr(log_records, "MANY", 1)
 
     def wait(_record: object) -> None:
         owner.records.step_aside()
@@ -313,7 +314,7 @@ def test_levels_are_those_that_were_set() -> None:
     logging.getLogger("support.deep.below")
     logging.getLogger("support.deep").setLevel(17)
     try:
-        found = logs.log_levels()
+        found = loggers.log_levels()
     finally:
         logging.getLogger("support.deep").setLevel(logging.NOTSET)
     assert found[""] == logging.root.level
@@ -328,7 +329,7 @@ def test_the_factory_that_was_there_makes_the_records() -> None:
     before = logging.getLogRecordFactory()
     try:
         logging.setLogRecordFactory(Own)
-        logs.mark_records()
+        loggers.mark_records()
         record = logging.getLogger().makeRecord("name", 30, "file", 1, "message", (), None)
     finally:
         logging.setLogRecordFactory(before)
@@ -340,12 +341,12 @@ def test_records_are_marked_again_when_somebody_has_restored_the_factory() -> No
     before = logging.getLogRecordFactory()
     try:
         logging.setLogRecordFactory(logging.LogRecord)
-        logs.mark_records()
+        loggers.mark_records()
         marking = logging.getLogRecordFactory()
-        logs.mark_records()
+        loggers.mark_records()
         assert logging.getLogRecordFactory() is marking, "once is enough"
         logging.setLogRecordFactory(logging.LogRecord)
-        logs.mark_records()
+        loggers.mark_records()
         assert logging.getLogRecordFactory() is not logging.LogRecord
     finally:
         logging.setLogRecordFactory(before)

@@ -225,7 +225,7 @@ def test_what_a_signal_handler_raises_is_no_fault_of_the_object(new_script: NewS
 
 
 def test_the_stop_of_a_threads_task_is_no_fault_of_the_object() -> None:
-    from poolkit._workforce.thread_member import StopTask
+    from poolkit._kinds.worker_thread import StopTask
 
     with pytest.raises(StopTask):
         raise_interrupt(StopTask())

@@ -122,7 +122,7 @@ def test_what_was_sent_and_is_never_received_is_its_writers(ends: Pair) -> None:
     """As a call that was taken back before it was begun."""
     message = message_of(ends, np.zeros(20_000))
     message.hand_over(ends.out)
-    message.lend(1)
+    message.note_borrower(1)
     ends.arena.take_back(1)
     assert ends.leased() == 1
     del message
@@ -282,7 +282,7 @@ def test_what_is_large_and_has_no_buffers_is_pickled_once(monkeypatch: pytest.Mo
         (_, call, _), _ = ours.pack(textwrap.dedent, (value,), {})
         assert isinstance(call, OutOfBand)
         call.hand_over(ends.out)
-        call.lend(1)
+        call.note_borrower(1)
         assert load_value(Received(call.body, ends.into, copies=False)) == ((value,), {})
         ours.close()
     one, other = socket.socketpair()

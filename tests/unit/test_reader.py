@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from unit.lonely_tasks import new_task, value
 
+from poolkit._engine import reader as module
+from poolkit._engine.reader import LEASE, Reader
 from poolkit._wire import spin
-from poolkit._workforce import reader as module
-from poolkit._workforce.reader import LEASE, Reader
 from poolkit.task import Task
 from support import wait_until
 
@@ -33,7 +33,7 @@ class ScriptedLinks:
     def arrive(self) -> None:
         self._something.set()
 
-    nudge = arrive
+    wake = arrive
 
     def poll(self, seconds: float) -> list[int]:
         if seconds:
@@ -45,7 +45,7 @@ class ScriptedLinks:
         self._something.clear()
 
 
-class Desk:
+class Engine:
     """A reader, its links, and what was done."""
 
     def __init__(self) -> None:
@@ -73,12 +73,12 @@ class Desk:
 
 
 @pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
+def desk(monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr(module, "FIRST_SLEEP", 0.001)
-    return Desk()
+    return Engine()
 
 
-def test_a_leader_reads_until_its_task_is_done(desk: Desk) -> None:
+def test_a_leader_reads_until_its_task_is_done(desk: Engine) -> None:
     task = desk.to_settle = new_task()
     desk.links.arrive()
     desk.lead(task)
@@ -87,7 +87,7 @@ def test_a_leader_reads_until_its_task_is_done(desk: Desk) -> None:
     assert desk.wakes == 0, "handing over costs nothing"
 
 
-def test_a_leader_waits_for_a_thread_that_reads_just_now(desk: Desk) -> None:
+def test_a_leader_waits_for_a_thread_that_reads_just_now(desk: Engine) -> None:
     task = desk.to_settle = new_task()
     desk.busy = 3
     desk.links.arrive()
@@ -95,18 +95,18 @@ def test_a_leader_waits_for_a_thread_that_reads_just_now(desk: Desk) -> None:
     assert desk.takes == 4
 
 
-def test_the_standby_is_spared_while_somebody_leads_and_a_moment_longer(desk: Desk) -> None:
-    assert desk.reader.spared() == 0.0
+def test_the_standby_is_spared_while_somebody_leads_and_a_moment_longer(desk: Engine) -> None:
+    assert desk.reader.lease_left() == 0.0
     desk.lead(new_task(), 0.0)
-    assert 0.0 < desk.reader.spared() <= LEASE
+    assert 0.0 < desk.reader.lease_left() <= LEASE
 
 
-def test_a_leader_gives_up_in_time(desk: Desk) -> None:
+def test_a_leader_gives_up_in_time(desk: Engine) -> None:
     desk.lead(new_task(), 0.02)
     assert desk.takes == 0
 
 
-def test_a_second_one_leads_when_the_first_leaves(desk: Desk) -> None:
+def test_a_second_one_leads_when_the_first_leaves(desk: Engine) -> None:
     """At once, also where nothing comes that would wake anybody."""
     first, second = new_task(), new_task()
     leader = threading.Thread(target=desk.lead, args=(first,))
@@ -129,7 +129,7 @@ def test_a_second_one_leads_when_the_first_leaves(desk: Desk) -> None:
     assert not second._wakers
 
 
-def test_one_who_waits_beside_a_leader_goes_when_his_task_is_done_or_in_time(desk: Desk) -> None:
+def test_one_who_waits_beside_a_leader_goes_when_his_task_is_done_or_in_time(desk: Engine) -> None:
     first, second = new_task(), new_task()
     leader = threading.Thread(target=desk.lead, args=(first,))
     leader.start()
@@ -146,7 +146,7 @@ def test_one_who_waits_beside_a_leader_goes_when_his_task_is_done_or_in_time(des
     leader.join()
 
 
-def test_one_who_is_woken_to_lead_and_cannot_wakes_the_next(desk: Desk) -> None:
+def test_one_who_is_woken_to_lead_and_cannot_wakes_the_next(desk: Engine) -> None:
     """His own task was done, or his time was up, at the same moment."""
     first, second, third = (new_task() for _ in range(3))
     leader = threading.Thread(target=desk.lead, args=(first,))
@@ -170,20 +170,20 @@ def test_one_who_is_woken_to_lead_and_cannot_wakes_the_next(desk: Desk) -> None:
     followers[1].join()
 
 
-def test_a_leader_that_slept_for_long_wakes_the_standby_when_it_leaves(desk: Desk) -> None:
+def test_a_leader_that_slept_for_long_wakes_the_standby_when_it_leaves(desk: Engine) -> None:
     """Which has gone to sleep for as long as it takes."""
     task = new_task()
     thread = threading.Thread(target=desk.lead, args=(task,))
     thread.start()
-    wait_until(lambda: desk.reader.spared() > LEASE * 10)
+    wait_until(lambda: desk.reader.lease_left() > LEASE * 10)
     desk.to_settle = task
     desk.links.arrive()
     thread.join()
     assert desk.wakes == 1
-    assert desk.reader.spared() <= LEASE
+    assert desk.reader.lease_left() <= LEASE
 
 
-def test_a_task_that_another_thread_settles_ends_the_sleep_of_its_leader(desk: Desk) -> None:
+def test_a_task_that_another_thread_settles_ends_the_sleep_of_its_leader(desk: Engine) -> None:
     task = new_task()
     thread = threading.Thread(target=desk.lead, args=(task,))
     thread.start()
@@ -193,29 +193,29 @@ def test_a_task_that_another_thread_settles_ends_the_sleep_of_its_leader(desk: D
     thread.join()
 
 
-def test_a_passer_by_takes_what_is_there(desk: Desk) -> None:
+def test_a_passer_by_takes_what_is_there(desk: Engine) -> None:
     desk.reader.pass_by()
     assert desk.takes == 1
     assert desk.reader._until > 0.0, "the standby is not needed for a moment"
 
 
-def test_a_passer_by_leaves_a_sleeping_leader_alone(desk: Desk) -> None:
+def test_a_passer_by_leaves_a_sleeping_leader_alone(desk: Engine) -> None:
     desk.reader._until = time.monotonic() + 1000.0
     desk.reader.pass_by()
-    assert desk.reader.spared() > 900.0
+    assert desk.reader.lease_left() > 900.0
 
 
-def test_who_is_to_be_called_back_gets_the_standby_at_once(desk: Desk) -> None:
-    desk.reader.relinquish()
-    assert desk.wakes == 0, "it was not spared"
+def test_who_is_to_be_called_back_gets_the_standby_at_once(desk: Engine) -> None:
+    desk.reader.end_lease()
+    assert desk.wakes == 0, "it was not lease"
     desk.reader.pass_by()
-    desk.reader.relinquish()
+    desk.reader.end_lease()
     assert desk.wakes == 1
-    assert desk.reader.spared() == 0.0
+    assert desk.reader.lease_left() == 0.0
 
 
 def test_nobody_leads_where_there_are_no_links() -> None:
-    desk = Desk()
+    desk = Engine()
     reader = Reader(None, desk.wake, desk.take)
     reader.lead(new_task(), None)
     reader.pass_by()
@@ -224,7 +224,7 @@ def test_nobody_leads_where_there_are_no_links() -> None:
     assert desk.takes == 0
 
 
-def test_closing_waits_for_the_leader(desk: Desk) -> None:
+def test_closing_waits_for_the_leader(desk: Engine) -> None:
     task = new_task()
     thread = threading.Thread(target=desk.lead, args=(task,))
     thread.start()
@@ -235,7 +235,7 @@ def test_closing_waits_for_the_leader(desk: Desk) -> None:
     desk.lead(new_task())
 
 
-def test_a_leader_that_is_torn_away_may_lead_again_and_stops_nobody(desk: Desk) -> None:
+def test_a_leader_that_is_torn_away_may_lead_again_and_stops_nobody(desk: Engine) -> None:
     """An exception of a signal handler came just after it had the lock."""
     desk.reader._leader.acquire()
     task = desk.to_settle = new_task()
@@ -289,7 +289,7 @@ def test_a_loop_neither_spins_nor_sleeps_on_its_thread() -> None:
     reader._never = None  # type: ignore[assignment]
     links.poll = None  # type: ignore[method-assign,assignment]
     assert reader.watch() == links.fileno
-    assert reader.spared() > 0.0
+    assert reader.lease_left() > 0.0
     assert not reader.pass_by()
     assert reader.pass_by()
     reader.close()
@@ -297,7 +297,7 @@ def test_a_loop_neither_spins_nor_sleeps_on_its_thread() -> None:
 
 
 def test_what_a_signal_handler_raises_comes_out_of_a_leader_that_waits_for_another_reader(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it is, wherever in the wait it comes."""
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from poolkit._child.chunk import run_chunk
-from poolkit._workforce.feed import AHEAD, Feed
-from poolkit._workforce.maps import Maps
+from poolkit._engine.feed import AHEAD, Feed
+from poolkit._engine.maps import Maps
 from poolkit.outcome import CANCELLED, Outcome
 from poolkit.results import Results
 from poolkit.task import Task

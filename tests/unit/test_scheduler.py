@@ -9,7 +9,7 @@ import pytest
 from unit.scripted import ScriptedPool, error_of, up
 
 from poolkit._core.scheduler import PoolPhase
-from poolkit._core.workforce import EVENT_NAMES, Begun, Died, Finished, Glance, Ready
+from poolkit._core.workforce import EVENT_NAMES, Begun, Died, Finished, Ready, Status
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationError
 
 # ===== submitting =====
@@ -77,7 +77,7 @@ def test_a_pool_without_a_bound_is_never_full() -> None:
 
 
 def test_a_burst_orders_nothing_per_task_but_its_place_in_the_queue() -> None:
-    """What a submit costs does not grow with what is queued: no glance, no reclaim, no timer beyond its own."""
+    """What a submit costs does not grow with what is queued: no status, no reclaim, no timer beyond its own."""
     pool = up(2)
     for _ in range(1000):
         pool.submit(priority=1, timeout=5.0)
@@ -176,7 +176,7 @@ def test_times_that_are_none_harm_nothing(nonsense: float) -> None:
     task = pool.submit(timeout=1.0)
     worker = pool.runner(task)
     pool.claim(worker)
-    worker.glance = Glance(task.id, nonsense, 0)
+    worker.status = Status(task.id, nonsense, 0)
     other = pool.submit(queue_timeout=0.5)
     pool.tick(0.5)
     assert other in pool.outcomes, "its own clock stopped those of others"

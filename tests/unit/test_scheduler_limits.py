@@ -8,7 +8,7 @@ import pytest
 from unit.scripted import ScriptedPool, error_of, running
 
 from poolkit._core.policy import DEATH_GRACE, LOOK_AGAIN
-from poolkit._core.workforce import Died, Glance
+from poolkit._core.workforce import Died, Status
 from poolkit.errors import DeadlineExceeded, TaskTimeout, WorkerCrashed
 from poolkit.task import TaskPhase
 
@@ -138,7 +138,7 @@ def test_a_task_that_ends_while_it_is_looked_at_is_not_punished() -> None:
 
 
 def test_a_condemned_task_is_not_saved_by_a_late_outcome() -> None:
-    """The sentence stands, so that a task has one outcome however the race ends."""
+    """The kill_reason stands, so that a task has one outcome however the race ends."""
     pool = ScriptedPool()
     task, worker = running(pool, timeout=1.0)
     pool.tick(1.0)
@@ -218,7 +218,7 @@ def test_a_board_that_lies_costs_nobody_else_anything() -> None:
     pool.warm_up()
     task = pool.submit(timeout=1.0)
     worker = pool.runner(task)
-    worker.glance = Glance(task.id, 0.0, 0)
+    worker.status = Status(task.id, 0.0, 0)
     pool.tick(1.0)
     assert not worker.killed
     assert task.phase is TaskPhase.QUEUED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from unit.scripted import ScriptedPool, error_of, running, up
 
-from poolkit._core.policy import DEATH_GRACE, GROWTH, WEIGH_FAR, WEIGH_NEAR, weigh_again
+from poolkit._core.policy import CHECK_MEMORY_FAR, CHECK_MEMORY_NEAR, DEATH_GRACE, GROWTH, check_memory_in
 from poolkit._core.workforce import EVENT_NAMES, WorkerExited
 from poolkit.errors import MemoryLimitExceeded, TaskTimeout
 from poolkit.task import TaskPhase
@@ -22,7 +22,7 @@ def test_a_task_that_grows_beyond_its_limit_is_stopped_at_once() -> None:
     pool.tick(1.0)
     assert not worker.killed
     worker.memory = 101 * MB
-    pool.tick(WEIGH_NEAR)
+    pool.tick(CHECK_MEMORY_NEAR)
     assert worker.killed
     assert not worker.want_stack
     assert task not in pool.outcomes
@@ -39,16 +39,16 @@ def test_a_task_that_grows_beyond_its_limit_is_stopped_at_once() -> None:
 
 def test_it_is_looked_at_often_near_the_limit_and_seldom_far_from_it() -> None:
     """And not at all when nobody has a limit, or nobody who has one runs."""
-    assert weigh_again(-1) == weigh_again(0) == WEIGH_NEAR
-    assert weigh_again(0.02 * GROWTH) == pytest.approx(0.02)
-    assert weigh_again(10**12) == WEIGH_FAR
+    assert check_memory_in(-1) == check_memory_in(0) == CHECK_MEMORY_NEAR
+    assert check_memory_in(0.02 * GROWTH) == pytest.approx(0.02)
+    assert check_memory_in(10**12) == CHECK_MEMORY_FAR
     pool = ScriptedPool()
     _, worker = running(pool, memory_limit=10**12)
-    assert pool.scheduler.next_deadline() == pytest.approx(pool.now + WEIGH_NEAR)
-    pool.tick(WEIGH_NEAR)
-    assert pool.scheduler.next_deadline() == pytest.approx(pool.now + WEIGH_FAR)
+    assert pool.scheduler.next_deadline() == pytest.approx(pool.now + CHECK_MEMORY_NEAR)
+    pool.tick(CHECK_MEMORY_NEAR)
+    assert pool.scheduler.next_deadline() == pytest.approx(pool.now + CHECK_MEMORY_FAR)
     pool.finish(worker)
-    pool.tick(WEIGH_FAR)
+    pool.tick(CHECK_MEMORY_FAR)
     assert pool.scheduler.next_deadline() is None
     running(pool)
     assert pool.scheduler.next_deadline() is None
@@ -62,7 +62,7 @@ def test_a_worker_that_cannot_be_weighed_just_now_is_looked_at_again() -> None:
     worker.memory = None
     pool.tick(1.0)
     worker.memory = 101
-    pool.tick(WEIGH_FAR)
+    pool.tick(CHECK_MEMORY_FAR)
     pool.die(worker)
     assert isinstance(error_of(pool, task), MemoryLimitExceeded)
     pool.end()
@@ -173,7 +173,7 @@ def test_a_limit_below_what_a_new_worker_needs_is_told_as_that() -> None:
     pool = up(1)
     pool.alive()[0].memory = 50 * MB
     task, worker = running(pool, memory_limit=10 * MB)
-    pool.tick(WEIGH_NEAR)
+    pool.tick(CHECK_MEMORY_NEAR)
     pool.die(worker)
     assert "it had 50.0 MB when it was sent the task; the limit is below" in str(error_of(pool, task))
     pool.end()
@@ -217,7 +217,7 @@ def test_a_task_that_has_not_begun_is_not_laid_what_its_worker_takes() -> None:
     pool = up(1)
     worker = pool.runner(pool.submit(memory_limit=100))
     worker.memory = 101
-    pool.tick(WEIGH_FAR * 4)
+    pool.tick(CHECK_MEMORY_FAR * 4)
     assert not worker.killed
     assert worker.unclaimed
     assert pool.workforce.reclaims == 0
@@ -252,7 +252,7 @@ def test_a_task_that_ends_while_it_is_weighed_is_not_punished() -> None:
         return reclaim(worker_id)
 
     pool.workforce.reclaim = reclaim_too_late  # type: ignore[method-assign]
-    pool.tick(WEIGH_NEAR)
+    pool.tick(CHECK_MEMORY_NEAR)
     assert not worker.killed
     pool.deliver(worker)
     assert pool.outcomes[task].ok
@@ -270,7 +270,7 @@ def test_whichever_limit_is_passed_first_is_told() -> None:
     assert isinstance(error_of(pool, task), TaskTimeout)
     task, worker = running(pool, memory_limit=100, timeout=1.0)
     worker.memory = 101
-    pool.tick(WEIGH_NEAR)
+    pool.tick(CHECK_MEMORY_NEAR)
     pool.tick(1.0)
     pool.die(worker)
     assert isinstance(error_of(pool, task), MemoryLimitExceeded)
@@ -282,7 +282,7 @@ def test_a_cancel_between_the_kill_and_the_death_wins() -> None:
     pool = ScriptedPool()
     task, worker = running(pool, memory_limit=100)
     worker.memory = 101
-    pool.tick(WEIGH_NEAR)
+    pool.tick(CHECK_MEMORY_NEAR)
     assert pool.cancel(task)
     pool.die(worker)
     assert pool.outcomes[task].cancelled
@@ -294,12 +294,12 @@ def test_it_is_retried_when_named_and_only_then() -> None:
     pool = ScriptedPool()
     once, worker = running(pool, memory_limit=100, retries=1)
     worker.memory = 101
-    pool.tick(WEIGH_NEAR)
+    pool.tick(CHECK_MEMORY_NEAR)
     pool.die(worker)
     assert isinstance(error_of(pool, once), MemoryLimitExceeded)
     again, worker = running(pool, memory_limit=100, retries=1, retry_on=(MemoryLimitExceeded,))
     worker.memory = 101
-    pool.tick(WEIGH_NEAR)
+    pool.tick(CHECK_MEMORY_NEAR)
     pool.die(worker)
     assert again.phase is TaskPhase.WAITING
     while again not in pool.outcomes:
@@ -315,7 +315,7 @@ def test_it_does_not_wait_for_ever_for_the_death_of_its_worker() -> None:
     pool = ScriptedPool()
     task, worker = running(pool, memory_limit=100, retries=1, retry_on=(MemoryLimitExceeded,))
     worker.memory = 101
-    pool.tick(WEIGH_NEAR + DEATH_GRACE)
+    pool.tick(CHECK_MEMORY_NEAR + DEATH_GRACE)
     assert isinstance(error_of(pool, task), MemoryLimitExceeded)
     pool.die(worker)
     pool.end()

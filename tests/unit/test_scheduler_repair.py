@@ -111,9 +111,9 @@ class Stage:
     def say_finished(self) -> None:
         worker = self.workers[0]
         task = self.running()
-        self.reports.append(Finished(worker.id, task.id, worker.glance.since, self.pool.now, 0, None, True))
+        self.reports.append(Finished(worker.id, task.id, worker.status.since, self.pool.now, 0, None, True))
         worker.running = None
-        worker.glance.done = task.id
+        worker.status.done = task.id
 
     def say_died(self) -> None:
         worker = self.workers[0]

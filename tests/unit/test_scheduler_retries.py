@@ -164,7 +164,7 @@ def second_run(pool: ScriptedPool, **options: Any) -> tuple[AnyTask, ScriptedWor
     pool.finish(worker, error=ValueError())
     while not worker.unclaimed:
         pool.tick(0.001)
-    assert worker.glance.done == task.id
+    assert worker.status.done == task.id
     return task, worker
 
 

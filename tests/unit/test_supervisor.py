@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poolkit import Pool
-from poolkit._workforce.desk import publishing
+from poolkit._engine.engine import publishing
 from poolkit.outcome import Outcome
 from poolkit.task import Task, settled_task
 from poolkit.testing import FakePool

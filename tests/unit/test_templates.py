@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from poolkit._engine import lifetime  # noqa: F401 -- the hooks of forks, which close copies of our sockets
 from poolkit._spawn import templates
 from poolkit._spawn.templates import Child, Template
 from poolkit._wire import messages
 from poolkit._wire.messages import FORK, NOTICE
-from poolkit._workforce import lifetime  # noqa: F401 -- the hooks of forks, which close copies of our sockets
 from support import WATCHDOG
 
 

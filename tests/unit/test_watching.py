@@ -21,7 +21,7 @@ class FakeOwner:
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         self.tasks: list[Task[Any]] = []
-        self.relinquished = 0
+        self.leases_ended = 0
         self.watches = True
         self.open = True
         self.done_at_once = False
@@ -48,8 +48,8 @@ class FakeOwner:
             self.settle()
         return (self.read_fd, self.look_in) if self.watches else None
 
-    def relinquish(self) -> None:
-        self.relinquished += 1
+    def end_lease(self) -> None:
+        self.leases_ended += 1
 
     def close(self) -> None:
         os.close(self.read_fd)
@@ -165,7 +165,7 @@ def test_where_nothing_can_be_watched_the_pool_reads(
             monkeypatch.setattr(os, "dup", refuse(OSError(24, "Too many open files")))
         waiting = asyncio.ensure_future(value_of(owner.task()))
         await asyncio.sleep(0)
-        assert owner.relinquished == (why != "nothing to watch")  # there the pool has done so by itself
+        assert owner.leases_ended == (why != "nothing to watch")  # there the pool has done so by itself
         owner.settle()
         assert await waiting == 0
 

@@ -1,10 +1,10 @@
 """Supervisor: what callers ask of a pool, and the one thread that waits for the workforce.
 
-    any thread         submit, cancel, ... ──> Desk (lock) ──> Scheduler ──> orders to the workforce
-    supervisor thread  Workforce.wait(), act() ──> reports ──> Desk (lock) ──> Scheduler
+    any thread         submit, cancel, ... ──> Engine (lock) ──> Scheduler ──> orders to the workforce
+    supervisor thread  Workforce.wait(), act() ──> reports ──> Engine (lock) ──> Scheduler
     either, afterwards publish what was decided -- without the lock
 
-Owner: the supervisor thread: `workforce.wait` and `act`. What is guarded by the lock is said in `desk.py`.
+Owner: the supervisor thread: `workforce.wait` and `act`. What is guarded by the lock is said in `engine.py`.
 A kind whose workers report from their own threads calls `leave` from there; a fake has no thread at all.
 Longer than most, as it has one method for whatever a pool can be asked, beside the thread.
 """
@@ -21,13 +21,14 @@ from typing import Any
 from poolkit._clock import wait_for
 from poolkit._core.scheduler import CLOSED, OPEN
 from poolkit._core.workforce import AnyTask
-from poolkit._workforce import lifetime
-from poolkit._workforce.callbacks import Caller
-from poolkit._workforce.desk import Desk, publishing
-from poolkit._workforce.interrupts import deciding, let_come, put_off
-from poolkit._workforce.line import Line, Place
-from poolkit._workforce.logs import Records, log
-from poolkit._workforce.reader import Reader
+from poolkit._engine import lifetime
+from poolkit._engine.callbacks import Caller
+from poolkit._engine.engine import Engine, publishing
+from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
+from poolkit._engine.log_records import Records
+from poolkit._engine.reader import Reader
+from poolkit._engine.waiters import Waiter, Waiters
+from poolkit._kinds.loggers import log
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
 from poolkit.outcome import Outcome
 from poolkit.task import SETTLED, WaitTimeout
@@ -43,11 +44,11 @@ class SupervisorThread(threading.Thread):
     """The supervisor's thread; its own class, so that poolkit knows its own."""
 
 
-class Supervisor(Desk):
+class Supervisor(Engine):
     """Drives one pool; see the file's header. All methods are thread-safe."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what `Desk` takes."""
+        """Take what `Engine` takes."""
         super().__init__(*args, **kwargs)
         self._thread: SupervisorThread | None = None
         self._supervised = False  # the thread runs; guarded by: the lock
@@ -60,11 +61,11 @@ class Supervisor(Desk):
 
     @deciding
     def submit(  # noqa: C901, PLR0912 -- on the way of every task
-        self, task: AnyTask, error: BaseException | None = None, place: Place | None = None
+        self, task: AnyTask, error: BaseException | None = None, waiter: Waiter | None = None
     ) -> bool:
         """Accept a task; with `error` it fails at once. Does not block.
 
-        False says that there is no room and that `place`, where it is given, is in the line: to try again when called.
+        False says that there is no room and that `waiter`, where it is given, waits for it: to try again when woken.
 
         Raises:
             PoolClosed, InitializerFailed, QueueFull: it was not accepted.
@@ -74,61 +75,61 @@ class Supervisor(Desk):
         if self._all_busy and error is None and task.options.unhurried:
             task.id = next(self._scheduler.numbers)
             task.submitted_at = self.clock()
-            self._handed_in.append(task)
-            if self._all_busy:  # still: see the header of `desk.py`
-                if not task.id & PASSES_BY and not self._is_torn() and not self._reader.pass_by():
+            self._posted_tasks.append(task)
+            if self._all_busy:  # still: see the header of `engine.py`
+                if not task.id & PASSES_BY and not self._is_reentrant() and not self._reader.pass_by():
                     self._decide(lambda _now: None)  # lest too many are left here
                 return True
         # Written out, as `_decide` for each task would cost a twentieth of what handing it in does.
-        if self._reader.taking == threading.get_ident() or self._owns_lock():  # as `_is_torn` has it
-            self._do_later(lambda now: self._submit_late(task, error, now))
+        if self._reader.taking == threading.get_ident() or self._owns_lock():  # as `_is_reentrant` has it
+            self._postpone(lambda now: self._submit_late(task, error, now))
             return True
         if self._thread is None:
             self._start_thread()
-        before = put_off()
+        before = defer_signals()
         try:
             with self._lock:
                 self._all_busy = False  # as in `_take_in`
-                now = self._enter() if self._torn or self._handed_in else self.clock()
-                accepted = place is None or error is not None or not self._lines_up(task, place)
+                now = self._enter() if self._inconsistent or self._posted_tasks else self.clock()
+                accepted = waiter is None or error is not None or not self._has_to_wait(task, waiter)
                 if accepted and not task.id and error is None:
                     self._scheduler.submit(task, now)
                 elif accepted:
                     self._accept(task, error, now)
                 settled = self._decided()
             self._publish(settled)
-            if self._left:
-                self._take_left()
+            if self._posted_reports:
+                self._take_posted()
             if not task.id & PASSES_BY:
                 self._reader.pass_by()
         except BaseException as exc:
             if not isinstance(exc, PoolkitError):  # which was refused
-                self._tear()
+                self._mark_inconsistent()
             raise
         finally:
-            let_come(before)
+            restore_signals(before)
         return accepted
 
     def submit_waiting(self, task: AnyTask, error: BaseException | None) -> None:
         """Do the same as `submit`, but wait while the queue is full, if the task's options say so."""
-        turn = allocate_lock()  # a Condition is one that an interrupted waiter may keep, and who calls him needs
+        turn = allocate_lock()  # an interrupted waiter may keep that of a Condition, which who wakes it needs
         turn.acquire()
-        place = Place(turn.release)
+        waiter = Waiter(turn.release)
         try:
-            while not self.submit(task, error, place):
+            while not self.submit(task, error, waiter):
                 turn.acquire()
         except BaseException:
-            self.leave_line(place)
+            self.stop_waiting(waiter)
             raise
 
     def _accept(self, task: AnyTask, error: BaseException | None, now: float) -> None:
         """Hand a task to the scheduler.
 
-        One that was handed in may have been taken in since, when somebody may have been idle. Else it is not left here.
+        One that was posted may have been taken in since, when somebody may have been idle. Else it is not left posted.
         """
         if task.id:
             try:
-                self._handed_in.remove(task)
+                self._posted_tasks.remove(task)
             except ValueError:
                 self._scheduler.tick(now)
                 return
@@ -138,18 +139,18 @@ class Supervisor(Desk):
             self._scheduler.refuse(task, error, now)
 
     def _submit_late(self, task: AnyTask, error: BaseException | None, now: float) -> None:
-        """Accept a task that was handed in within another step; what would have been raised there is its outcome."""
+        """Accept a task that was submitted within another step; what would have been raised there is its outcome."""
         try:
             self._accept(task, error, now)
         except PoolkitError as exc:
             task.phase = SETTLED
             self._scheduler.settled.append((task, Outcome.failure(exc)))
 
-    def _lines_up(self, task: AnyTask, place: Place) -> bool:
-        """Whether a caller has to wait for room, at his place in the line. Nobody passes those who wait."""
+    def _has_to_wait(self, task: AnyTask, waiter: Waiter) -> bool:
+        """Return True if a submitter has to wait for room. Nobody passes those who wait."""
         full = self._scheduler.is_full()
         waits = task.options.block and self.bounded and self._scheduler.phase is OPEN
-        if not waits or not (full or self._line.precedes(place)):
+        if not waits or not (full or self._waiters.precedes(waiter)):
             return False
         if getattr(publishing, "depth", 0) or threading.current_thread() is self._thread:
             if not full:
@@ -159,35 +160,35 @@ class Supervisor(Desk):
                 "it runs on a thread that makes the room"
             )
             raise QueueFull(msg)
-        self._line.stand(place)
-        self._reader.relinquish()
+        self._waiters.add(waiter)
+        self._reader.end_lease()
         return True
 
     def cancel(self, task: AnyTask) -> bool:
         """Cancel a task; False when it was settled already."""
         if self._is_copy():
             return False
-        if self._is_torn():
+        if self._is_reentrant():
             self.cancel_soon(task)
             return task.phase is not SETTLED
         return self._decide(lambda now: self._scheduler.cancel(task, now))
 
     def cancel_soon(self, task: AnyTask) -> None:
         """Have the supervisor thread cancel a task. For finalizers, which should not wait for a lock."""
-        self._do_later(lambda now: self._scheduler.cancel(task, now))
+        self._postpone(lambda now: self._scheduler.cancel(task, now))
 
     def cancel_all(self) -> None:
         """Cancel all that is queued and running."""
         self._check_owner()
-        if self._is_torn():
-            self._do_later(lambda now: self._scheduler.cancel_all(begun=True, now=now))
+        if self._is_reentrant():
+            self._postpone(lambda now: self._scheduler.cancel_all(begun=True, now=now))
         else:
             self._decide(lambda now: self._scheduler.cancel_all(begun=True, now=now))
 
     def resize(self, size: int) -> None:
         """Change the number of workers."""
         self._check_owner()
-        self._refuse_if_torn("resize")
+        self._refuse_reentrant("resize")
 
         def step(now: float) -> None:
             self._scheduler.check_open("resize")
@@ -204,7 +205,7 @@ class Supervisor(Desk):
             InitializerFailed, WorkerCrashed, PoolClosed: they will not be.
         """
         self._check_owner()
-        self._refuse_if_torn("warm up")
+        self._refuse_reentrant("warm up")
         if self._thread is None:
             self._start_thread()
         scheduler = self._scheduler
@@ -232,7 +233,7 @@ class Supervisor(Desk):
         try:
             self._decide(step)
             with self._lock:
-                self._reader.relinquish()
+                self._reader.end_lease()
                 if not wait_for(self._changed, over, timeout):
                     ready, size = scheduler.roster.ready_count(), scheduler.roster.size
                     msg = f"{ready} of {size} workers are up after {timeout} s"
@@ -250,22 +251,22 @@ class Supervisor(Desk):
         """Accept nothing more, and end; see `Pool.shutdown`."""
         if self._is_copy():
             return
-        torn, waits = self._is_torn(), wait and self._may_wait()
+        reentrant, waits = self._is_reentrant(), wait and self._may_wait()
 
         def step(now: float) -> bool:
-            self._end(now, cancel_queued, kill, timeout, takes_up=waits and not torn, waits=waits)
+            self._end(now, cancel_queued, kill, timeout, takes_up=waits and not reentrant, waits=waits)
             wait_for = 0.0 if kill else math.inf if timeout is None else timeout
             self._end_by = min(self._end_by, now + wait_for)
             if timeout is not None:
                 self._call_by = min(self._call_by, now + timeout)
             return self._thread is None
 
-        if torn:
-            self._do_later(step)
+        if reentrant:
+            self._postpone(step)
         elif self._decide(step):  # it never started
             self._finish()
         elif waits:
-            self._reader.relinquish()
+            self._reader.end_lease()
             try:
                 self.maps.finish()
                 self._closed.wait()
@@ -307,13 +308,13 @@ class Supervisor(Desk):
             self.workforce.close()
             self._closed.set()
         else:
-            self._do_later(lambda now: self._scheduler.shutdown(cancel_queued=False, kill=False, now=now))
+            self._postpone(lambda now: self._scheduler.shutdown(cancel_queued=False, kill=False, now=now))
 
     # ===== the thread =====
 
     @deciding
     def _start_thread(self) -> None:
-        before = put_off()
+        before = defer_signals()
         try:
             with self._lock:
                 if self._thread is not None or self._scheduler.phase is not OPEN:
@@ -330,7 +331,7 @@ class Supervisor(Desk):
             msg = f"pool {self.name} cannot start its supervisor thread: {exc}"
             raise PoolClosed(msg) from exc
         finally:
-            let_come(before)
+            restore_signals(before)
 
     def _run(self) -> None:
         with self._lock:
@@ -354,7 +355,7 @@ class Supervisor(Desk):
         reader = self._reader
         with reader.lock, self._lock:
             now = self._enter()
-            self._do_what_was_put_off(now)
+            self._do_postponed(now)
             self._scheduler.tick(now)
             if self._scheduler.lingers and not self.maps.open:
                 self._scheduler.end_lingering(now)
@@ -386,9 +387,9 @@ class Supervisor(Desk):
 
     def _wait(self) -> None:
         """Wait until there is something to do. While others read the links, look up now and then, without a lock."""
-        while 0.0 < (spared := self._reader.spared()) < SHORT_WAIT:
-            left = self._due - self.clock() + self._reader.patience()
-            if left <= 0.0 or self.workforce.wait(min(spared, left), links=False):
+        while 0.0 < (lease := self._reader.lease_left()) < SHORT_WAIT:
+            left = self._due - self.clock() + self._reader.timeout()
+            if left <= 0.0 or self.workforce.wait(min(lease, left), links=False):
                 return
         with self._lock:
             deadline = self._scheduler.next_deadline()
@@ -396,10 +397,10 @@ class Supervisor(Desk):
         left = min(
             max(0.0, due - self.clock()),
             self.maps.warn_if_slow(),
-            spared or math.inf,
+            lease or math.inf,
             LONGEST_WAIT,
         )
-        self.workforce.wait(left, links=not spared)
+        self.workforce.wait(left, links=not lease)
 
     def _finish(self) -> None:
         """Release everything. Once; by the thread, or by `shutdown` when there never was one."""
@@ -432,7 +433,7 @@ class Supervisor(Desk):
             for task in self._scheduler.give_up():
                 self._scheduler.settled.append((task, Outcome.failure(PoolkitError(why))))
 
-        self._torn = False  # the tasks are given up, whatever has become of the rest
+        self._inconsistent = False  # the tasks are given up, whatever has become of the rest
         self._decide(step)
 
     # ===== forks =====
@@ -450,9 +451,9 @@ class Supervisor(Desk):
         self.maps.leave_parent()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
-        self._left.clear()  # of tasks that are not settled here
-        self._scheduler.take_in(self._handed_in)
-        line, self._line = self._line, Line()
+        self._posted_reports.clear()  # of tasks that are not settled here
+        self._scheduler.take_in(self._posted_tasks)
+        waiters, self._waiters = self._waiters, Waiters()
         for task in self._scheduler.give_up():
             task.leave_parent()
             why = (
@@ -460,8 +461,10 @@ class Supervisor(Desk):
                 "its outcome is to be had there alone"
             )
             task.publish(Outcome.failure(PoolClosed(why)))
-        for place in line.take(len(line)):  # a signal handler may have forked while its thread, which is here, waited
-            place.call()
+        for waiter in waiters.take(
+            len(waiters)
+        ):  # a signal handler may have forked while its thread, which is here, waited
+            waiter.wake()
         self._closed.set()
 
     def hold(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolkit._core.workforce import Report, Workforce
-from poolkit._workforce.links import Links
+from poolkit._kinds.links import Links
 
 Pack = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], tuple[Any, int]]
 
@@ -21,7 +21,7 @@ class DrivenWorkforce(Workforce):
     Attributes:
         links: what a waiting thread may read itself; None where there is no such thing.
         unstarted: workers that were ordered and are to be started by whoever ordered them, in `start_now`.
-        why_not_weighed: why nobody can tell the memory of its workers; None where `memory` does, or where they cannot
+        why_memory_unknown: why nobody can tell the memory of its workers; None where `memory` does, or they cannot
             use any.
         lacks: why not all workers can be had that were asked for, as far as that is for the user to mend.
         notes: what the supervisor is to log.
@@ -32,7 +32,7 @@ class DrivenWorkforce(Workforce):
 
     links: Links | None = None
     unstarted: Sequence[object] = ()
-    why_not_weighed: str | None = None
+    why_memory_unknown: str | None = None
     lacks: OSError | None = None
     notes: Sequence[str] = ()
     by_reference = False

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from poolkit._core.scheduler import Scheduler
 from poolkit._core.stats import PoolStats, WorkerInfo
-from poolkit._core.workforce import AnyTask, Glance, Worker, WorkerState
+from poolkit._core.workforce import AnyTask, Status, Worker, WorkerState
 from poolkit.task import SENT
 
 
 def pool_stats(
-    scheduler: Scheduler, handed_in: int, link_bytes: tuple[int, int], memory_use: tuple[int, int, int, int, int]
+    scheduler: Scheduler, posted: int, link_bytes: tuple[int, int], memory_use: tuple[int, int, int, int, int]
 ) -> PoolStats:
     """The counts of a pool."""
     states = {state.name.lower(): 0 for state in WorkerState}
     sent = running = 0
     for worker in scheduler.roster:
         states[worker.state.name.lower()] += 1
-        glance = scheduler.workforce.glance(worker.id)
+        status = scheduler.workforce.status(worker.id)
         sent += sum(task.phase is SENT for task in worker.sent)
-        running += _current(worker, glance) is not None
+        running += _current(worker, status) is not None
     counters = scheduler.counters
     return PoolStats(
         workers=states,
-        queued=handed_in + len(scheduler.queue) + len(scheduler.waiting) + sent - running,
+        queued=posted + len(scheduler.queue) + len(scheduler.waiting) + sent - running,
         running=running,
-        submitted=counters.submitted + handed_in,
+        submitted=counters.submitted + posted,
         succeeded=counters.succeeded,
         failed=counters.failed,
         cancelled=counters.cancelled,
@@ -50,9 +50,9 @@ def workers(scheduler: Scheduler, now: float) -> list[WorkerInfo]:
     """What each worker is doing."""
     found = []
     for worker in scheduler.roster:
-        glance = scheduler.workforce.glance(worker.id)
-        task = _current(worker, glance)
-        since = glance.since if task is not None else worker.idle_since
+        status = scheduler.workforce.status(worker.id)
+        task = _current(worker, status)
+        since = status.since if task is not None else worker.idle_since
         found.append(
             WorkerInfo(
                 id=worker.id,
@@ -67,11 +67,11 @@ def workers(scheduler: Scheduler, now: float) -> list[WorkerInfo]:
     return found
 
 
-def _current(worker: Worker, glance: Glance) -> AnyTask | None:
+def _current(worker: Worker, status: Status) -> AnyTask | None:
     """The task that the worker runs, by its board."""
-    if glance.begun in {0, glance.done}:
+    if status.begun in {0, status.done}:
         return None
     for task in worker.sent:
-        if task.id == glance.begun and task.phase is SENT:
+        if task.id == status.begun and task.phase is SENT:
             return task
     return None

@@ -20,12 +20,12 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from poolkit._clock import monotonic
-from poolkit._workforce.logs import log
+from poolkit._kinds.loggers import log
 
 if TYPE_CHECKING:
-    from poolkit._workforce.feed import Feed
+    from poolkit._engine.feed import Feed
 
-PATIENCE = 1.0  # seconds after which a shutdown says what it waits for
+WARN_AFTER = 1.0  # seconds after which a shutdown says what it waits for
 
 
 class MapsThread(threading.Thread):
@@ -77,7 +77,7 @@ class Maps:
             elif leaves:
                 self.leave(feed)
         if warns and self.open:
-            self._warn_at = min(self._warn_at, monotonic() + PATIENCE)
+            self._warn_at = min(self._warn_at, monotonic() + WARN_AFTER)
             self._wake()  # to look when that is
         return bool(self.open)
 

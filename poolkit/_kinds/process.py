@@ -1,14 +1,14 @@
 """Process workforce: workers that are processes, each behind a private link, forked by a template process.
 
     submit, any thread ── send ──> FrameWriter ── pipe ──> worker      under the pool's lock, never blocking
-    whoever reads      <── read ── Links       <── pipe ── worker      see `_workforce/reader.py`
+    whoever reads      <── read ── Links       <── pipe ── worker      see `_engine/reader.py`
     supervisor thread  <── act ─── the template's notices, and stacks
 
 Guarantees: whatever a worker wrote before it died is read before its death is reported; nothing two processes share
 can be held by a killed one; a worker is killed through its template, which alone knows that its process id is still its
 own.
-Guarded by: the pool's one lock: `_members`, each member's writer and tokens. By the reader's lock: the links.
-Owner: the supervisor thread: the template, the selector, each member's child and evidence. `_orders` is appended to by
+Guarded by: the pool's one lock: `_workers`, each peer's writer and tokens. By the reader's lock: the links.
+Owner: the supervisor thread: the template, the selector, each peer's child and evidence. `_orders` is appended to by
 anybody, before the wake-up is set; `act` clears the wake-up before it looks.
 Longer than most, since starting, sending and ending a worker share all of that.
 """
@@ -30,7 +30,13 @@ from typing import Any
 
 from poolkit import _os, _os_processes
 from poolkit._clock import monotonic
-from poolkit._core.workforce import AnyTask, BootFailed, Died, Glance, Report
+from poolkit._core.workforce import AnyTask, BootFailed, Died, Report, Status
+from poolkit._kinds import evidence
+from poolkit._kinds.driven import DrivenWorkforce
+from poolkit._kinds.links import Links, drain
+from poolkit._kinds.loggers import log
+from poolkit._kinds.peer import Peer
+from poolkit._kinds.settings import PoolSettings
 from poolkit._locks import RLock
 from poolkit._memory.memory import Memory
 from poolkit._memory.owner import OwnerTransport
@@ -44,12 +50,6 @@ from poolkit._wire.link import FrameWriter
 from poolkit._wire.manifests import Inherited, Sent, inheritance
 from poolkit._wire.messages import call_parts
 from poolkit._wire.plans import Manifest
-from poolkit._workforce import evidence
-from poolkit._workforce.driven import DrivenWorkforce
-from poolkit._workforce.links import Links, drain
-from poolkit._workforce.logs import log
-from poolkit._workforce.member import Member
-from poolkit._workforce.settings import PoolSettings
 
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 STACK_GRACE = 0.2  # seconds a worker gets to write its stack before it is killed without; most take one thousandth
@@ -63,14 +63,16 @@ class ProcessWorkforce(DrivenWorkforce):
     """Processes behind the Workforce protocol."""
 
     max_batch = MAX_BATCH
-    why_not_weighed = None if _os.own_bytes(os.getpid()) else "this system does not tell the memory of other processes"
+    why_memory_unknown = (
+        None if _os.own_bytes(os.getpid()) else "this system does not tell the memory of other processes"
+    )
 
     def __init__(
         self,
         lock: RLock,
         settings: PoolSettings,
         *,
-        boot: Callable[[Member], tuple[bytes, list[Memory]]],
+        boot: Callable[[Peer], tuple[bytes, list[Memory]]],
         inherited_fds: Sequence[int],
         transport: OwnerTransport,
     ) -> None:
@@ -78,7 +80,7 @@ class ProcessWorkforce(DrivenWorkforce):
         self._settings = settings
         self._boot = boot  # what a worker is told first, as things are now
         self._inherited_fds = tuple(inherited_fds)
-        self._members: dict[int, Member] = {}
+        self._workers: dict[int, Peer] = {}
         self._orders: deque[tuple[Callable[..., None], Any]] = deque()  # for the supervisor thread to carry out
         self._wakeup = _os.Wakeup()
         self._selector = selectors.DefaultSelector()
@@ -97,7 +99,7 @@ class ProcessWorkforce(DrivenWorkforce):
         self.pack = transport.pack
         self.transport.wake, self.transport.warn = self.wake, log.warning
         self._inherited: Inherited | None = None  # what workers have of the script that are forks of this process
-        self.transport.lend_tracker = functools.partial(self._order, self._lend_tracker)
+        self.transport.send_tracker = functools.partial(self._order, self._send_tracker)
         self.notes: list[str] = []  # owner: the supervisor thread
         self._closed_bytes = [0, 0]  # sent and received on links that are closed
         if settings.start_method == "fork":  # while the caller's thread is the only one that could hold a lock
@@ -110,18 +112,18 @@ class ProcessWorkforce(DrivenWorkforce):
     # ===== orders, given under the pool's lock =====
 
     def start(self, worker_id: int) -> None:
-        """Have the supervisor thread order a process. What is in `_members` is ordered."""
-        if worker_id not in self._members:
-            member = Member(worker_id)
-            self._orders.append((self._spawn, member))
-            self._members[worker_id] = member
+        """Have the supervisor thread order a process. What is in `_workers` is ordered."""
+        if worker_id not in self._workers:
+            peer = Peer(worker_id)
+            self._orders.append((self._spawn, peer))
+            self._workers[worker_id] = peer
             self._wakeup.set()
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
         """Add the tokens, then write the calls as far as the pipe takes them; the supervisor thread writes the rest."""
-        member = self._members[worker_id]
+        peer = self._workers[worker_id]
         parts: list[bytes] = [b""]
-        sent = member.sent
+        sent = peer.sent
         usual = messages.FLAG_ANNOUNCE if announce else 0
         for task in tasks:
             fn, body, manifest = task.call
@@ -130,109 +132,107 @@ class ProcessWorkforce(DrivenWorkforce):
             if manifest is not None:
                 number = manifest.number
                 if number not in sent.manifests:
-                    self._define(member, manifest)
+                    self._define(peer, manifest)
             if type(body) is not bytes:
-                assert member.channel is not None  # noqa: S101 -- as its writer
-                body, more = self.transport.send(
-                    member.channel, task.id, body, may_run_again=bool(task.options.retries)
-                )
+                assert peer.channel is not None  # noqa: S101 -- as its writer
+                body, more = self.transport.send(peer.channel, task.id, body, may_run_again=bool(task.options.retries))
                 flags |= more
             parts += call_parts(task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, flags, number)
         nbytes = sum(map(len, parts))
         parts[0] = messages.FRAME_TO_WORKER.pack(messages.CALLS, len(tasks), nbytes)
-        assert member.tokens is not None  # noqa: S101 -- only a worker that is ready is sent something
-        member.tokens.add(len(tasks))
-        if member.writer is not None and not member.writer.send(parts, nbytes + messages.FRAME_TO_WORKER.size):
-            self._order(self._watch_writing, member)
+        assert peer.tokens is not None  # noqa: S101 -- only a worker that is ready is sent something
+        peer.tokens.add(len(tasks))
+        if peer.writer is not None and not peer.writer.send(parts, nbytes + messages.FRAME_TO_WORKER.size):
+            self._order(self._watch_writing, peer)
 
-    def _define(self, member: Member, manifest: Manifest) -> None:
+    def _define(self, peer: Peer, manifest: Manifest) -> None:
         """Write what the worker lacks of the script, before the frame with the call that needs it."""
-        payload, memories = member.sent.lacking(manifest)
+        payload, memories = peer.sent.lacking(manifest)
         if memories:
-            assert member.channel is not None  # noqa: S101 -- as its writer
-            self.transport.hand_over(member.channel, memories)
-        self._write(member, [messages.FRAME_TO_WORKER.pack(messages.DEFINE, 0, len(payload)), payload])
-        member.sent.commit()
+            assert peer.channel is not None  # noqa: S101 -- as its writer
+            self.transport.hand_over(peer.channel, memories)
+        self._write(peer, [messages.FRAME_TO_WORKER.pack(messages.DEFINE, 0, len(payload)), payload])
+        peer.sent.commit()
 
     def reclaim(self, worker_id: int) -> int:
         """Take the tokens that the worker has not taken; tell it where what they stood for ends."""
-        member = self._members.get(worker_id)
-        if member is None or member.tokens is None:
+        peer = self._workers.get(worker_id)
+        if peer is None or peer.tokens is None:
             return 0
-        count = member.tokens.take_all()
+        count = peer.tokens.take_all()
         if count:
-            self._write(member, [messages.FRAME_TO_WORKER.pack(messages.DROP, 0, 0)])
+            self._write(peer, [messages.FRAME_TO_WORKER.pack(messages.DROP, 0, 0)])
         return count
 
-    def glance(self, worker_id: int) -> Glance:
+    def status(self, worker_id: int) -> Status:
         """Read the worker's board."""
-        member = self._members.get(worker_id)
-        if member is None or member.board is None:
-            return Glance()
-        return Glance(*member.board.read())
+        peer = self._workers.get(worker_id)
+        if peer is None or peer.board is None:
+            return Status()
+        return Status(*peer.board.read())
 
     def memory(self, worker_id: int) -> int | None:
         """What the worker's process has resident for itself."""
-        member = self._members.get(worker_id)
-        return None if member is None or member.pid is None else _os.own_bytes(member.pid)
+        peer = self._workers.get(worker_id)
+        return None if peer is None or peer.pid is None else _os.own_bytes(peer.pid)
 
     def stop(self, worker_id: int) -> None:
         """Tell the worker to leave."""
-        self._write(self._members[worker_id], [messages.FRAME_TO_WORKER.pack(messages.STOP, 0, 0)])
+        self._write(self._workers[worker_id], [messages.FRAME_TO_WORKER.pack(messages.STOP, 0, 0)])
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the supervisor thread kill the worker's process group, after its stack was taken."""
-        self._members[worker_id].is_condemned = True
-        self._order(self._ask_stack if want_stack else self._kill, self._members[worker_id])
+        self._workers[worker_id].is_being_killed = True
+        self._order(self._ask_stack if want_stack else self._kill, self._workers[worker_id])
 
     def forget(self, worker_id: int) -> None:
         """Close what is left of a worker that died. On the supervisor thread, which reports deaths."""
-        member = self._members.pop(worker_id, None)
-        if member is None:
+        peer = self._workers.pop(worker_id, None)
+        if peer is None:
             return
-        self._let_go(member)
-        if member.writer is not None and member.reader is not None:
-            self._closed_bytes[0] += member.writer.sent
-            self._closed_bytes[1] += member.reader.received
-        if member.channel is not None:
-            if member.is_reaped or member.pid is None:
-                self.transport.died(member.channel)
+        self._let_go(peer)
+        if peer.writer is not None and peer.reader is not None:
+            self._closed_bytes[0] += peer.writer.sent
+            self._closed_bytes[1] += peer.reader.received
+        if peer.channel is not None:
+            if peer.is_reaped or peer.pid is None:
+                self.transport.died(peer.channel)
             else:
-                self.transport.dies(member.channel, member.outcomes_fd)
-        member.close()
+                self.transport.dies(peer.channel, peer.outcomes_fd)
+        peer.close()
 
     def link_bytes(self) -> tuple[int, int]:
         """Bytes sent to and received from workers, over the links, so far."""
         sent, received = self._closed_bytes
-        for member in self._members.values():
-            if member.writer is not None and member.reader is not None:
-                sent += member.writer.sent
-                received += member.reader.received
+        for peer in self._workers.values():
+            if peer.writer is not None and peer.reader is not None:
+                sent += peer.writer.sent
+                received += peer.reader.received
         return sent, received
 
     def memory_use(self) -> tuple[int, int, int, int, int]:
         """See `OwnerTransport.use`."""
-        members = self._members.values()
+        peers = self._workers.values()
         return self.transport.use(
-            [(each.channel, each.board.memory()) for each in members if each.channel and each.board]
+            [(each.channel, each.board.memory()) for each in peers if each.channel and each.board]
         )
 
     def resident_bytes(self, worker_id: int) -> int | None:
         """Resident memory of a worker."""
-        member = self._members.get(worker_id)
-        return None if member is None or member.pid is None else _os.resident_bytes(member.pid)
+        peer = self._workers.get(worker_id)
+        return None if peer is None or peer.pid is None else _os.resident_bytes(peer.pid)
 
     def wake(self) -> None:
         """Make `wait` return. From any thread."""
         self._wakeup.set()
 
-    def _order(self, what: Callable[..., None], member: Any) -> None:
-        self._orders.append((what, member))
+    def _order(self, what: Callable[..., None], peer: Any) -> None:
+        self._orders.append((what, peer))
         self._wakeup.set()
 
-    def _write(self, member: Member, parts: list[bytes], nbytes: int | None = None) -> None:
-        if member.writer is not None and not member.writer.send(parts, nbytes):
-            self._order(self._watch_writing, member)
+    def _write(self, peer: Peer, parts: list[bytes], nbytes: int | None = None) -> None:
+        if peer.writer is not None and not peer.writer.send(parts, nbytes):
+            self._order(self._watch_writing, peer)
 
     # ===== the supervisor thread =====
 
@@ -262,35 +262,35 @@ class ProcessWorkforce(DrivenWorkforce):
         reports = self.links.reports
         self._wakeup.clear()  # before the orders: one that comes now must not be left for the next time
         for _ in range(len(self._orders)):
-            what, member = self._orders.popleft()
-            what(member, reports)
+            what, peer = self._orders.popleft()
+            what(peer, reports)
         for key, events in self._selector.select(0):
             key.data(events, reports)
         for child in self._asked:
             child.end_template_if_it_hangs()
         with self._lock:
-            self.transport.tend([member.channel for member in self._members.values()])
+            self.transport.tend([peer.channel for peer in self._workers.values()])
         self.links.read()
-        for member in self._dying():
-            if member.board is not None:
-                member.stack = (member.stack or "") + member.board.evidence()
-            if (member.kill_at or 0.0) <= monotonic() or evidence.is_complete(member.stack or ""):
-                self._kill(member, reports)
+        for peer in self._dying():
+            if peer.board is not None:
+                peer.stack = (peer.stack or "") + peer.board.evidence()
+            if (peer.kill_at or 0.0) <= monotonic() or evidence.is_complete(peer.stack or ""):
+                self._kill(peer, reports)
         return reports
 
     def _cut_off(self) -> None:
         """End the workers whose links are of no use any more."""
         while self.links.broken:
-            member = self.links.broken[0]
-            self.links.remove(member)
+            peer = self.links.broken[0]
+            self.links.remove(peer)
             if self._both is None:
-                self._unregister(member.outcomes_fd)
-            self._order(self._kill_cut_off, member)
+                self._unregister(peer.outcomes_fd)
+            self._order(self._kill_cut_off, peer)
             self.links.broken.popleft()
 
     def close(self) -> None:
         """End every worker that is left, and close everything. Blocks for that."""
-        children = [member.child for member in self._members.values() if member.child]
+        children = [peer.child for peer in self._workers.values() if peer.child]
         for child in children:
             self._unregister(child.fileno())
         if not templates.end_children(children, templates.END_GRACE):
@@ -302,17 +302,17 @@ class ProcessWorkforce(DrivenWorkforce):
         # Where none was acquired this may be a finalizer, whose thread may hold FORKING, or any other lock.
         templates.release(self._settings, waits=self._shares_templates)
         with self._lock:
-            members = list(self._members.values())
-            self._members.clear()
-        for member in members:
-            member.close()
+            peers = list(self._workers.values())
+            self._workers.clear()
+        for peer in peers:
+            peer.close()
         self.transport.close()
         self._close_own()
 
     def close_in_forked_child(self) -> None:
         """Close the copies of descriptors that a forked child of the owner has; touch nothing that is shared."""
-        for member in self._members.values():
-            member.close()
+        for peer in self._workers.values():
+            peer.close()
         self.transport.arena.close()
         self._close_own()
 
@@ -324,8 +324,8 @@ class ProcessWorkforce(DrivenWorkforce):
             _os.close_fd(fd)
         self._inherited_fds = ()
 
-    def _dying(self) -> list[Member]:
-        return [member for member in list(self._members.values()) if member.kill_at is not None]
+    def _dying(self) -> list[Peer]:
+        return [peer for peer in list(self._workers.values()) if peer.kill_at is not None]
 
     def _unregister(self, fd: int) -> None:
         if fd >= 0:
@@ -349,86 +349,86 @@ class ProcessWorkforce(DrivenWorkforce):
         assert self._template is not None  # noqa: S101 -- it was waited for
         return self._template
 
-    def _spawn(self, member: Member, reports: Reports) -> None:
-        if self._members.get(member.id) is not member:  # the order was torn, and given again
+    def _spawn(self, peer: Peer, reports: Reports) -> None:
+        if self._workers.get(peer.id) is not peer:  # the order was interrupted, and given again
             return
         if self._template is not None and not self._template.has_room():
-            self._orders.append((self._spawn, member))  # without a wake-up: see `wait`
+            self._orders.append((self._spawn, peer))  # without a wake-up: see `wait`
             return
         try:
             try:
-                self._start(member)
+                self._start(peer)
             except OSError as exc:
-                self._close_ends(member)
+                self._close_ends(peer)
                 if not self._finds_room(exc):
                     raise
-                self._start(member)
+                self._start(peer)
         except templates.GONE:
             assert self._template is not None  # noqa: S101 -- it was to fork the worker
-            self._lost(member, self._template, None, reports)
+            self._lost(peer, self._template, None, reports)
             return
         except Exception as exc:  # noqa: BLE001 -- no descriptors, no memory, no interpreter: the tasks are told
-            self._close_ends(member)
+            self._close_ends(peer)
             if isinstance(exc, OSError) and exc.errno == errno.EMFILE:
                 exc = self.lacks = OSError(errno.EMFILE, descriptors.lack(self._wanted()))
             what = str(exc) if isinstance(exc, RuntimeError) else repr(exc)  # which are our own words
-            reports.append(Died(member.id, hint=f"it could not be started: {what}"))
+            reports.append(Died(peer.id, hint=f"it could not be started: {what}"))
             return
         if self._out_of_memory is None:
             self._out_of_memory = OutOfMemory()
         self._out_of_memory.look()
 
     def _wanted(self) -> int:
-        return max(self._settings.size, len(self._members))  # a pool may have grown
+        return max(self._settings.size, len(self._workers))  # a pool may have grown
 
     def _finds_room(self, error: OSError) -> bool:
         """Whether a start that failed is worth another try, as the limit on open files was raised."""
-        from poolkit._workforce import snapshots  # noqa: F401, PLC0415 -- `stats()` might find no descriptor for that
+        from poolkit._core import snapshots  # noqa: F401, PLC0415 -- `stats()` might find no descriptor for that
 
-        missing = self._wanted() - sum(member.calls_fd >= 0 for member in self._members.values())
+        missing = self._wanted() - sum(peer.calls_fd >= 0 for peer in self._workers.values())
         return error.errno == errno.EMFILE and descriptors.raise_limit(max(1, missing), self.notes)
 
-    def _start(self, member: Member) -> None:
+    def _start(self, peer: Peer) -> None:
         """Have a worker forked, and send its first frame."""
         template = self._template or self._acquire_template()
-        theirs = member.open(self._inherited_fds)
+        theirs = peer.open(self._inherited_fds)
         try:
-            child = member.child = template.spawn(theirs)
+            child = peer.child = template.spawn(theirs)
         finally:
             for fd in theirs:
                 os.close(fd)
         self._asked.add(child)
-        self._selector.register(child.fileno(), selectors.EVENT_READ, functools.partial(self._noticed, member))
-        member.sent = Sent(self._inherited)
-        member.transport = self.transport
-        told, memories = self._boot(member)
-        assert member.channel is not None  # noqa: S101 -- it is open
-        member.channel.wake = functools.partial(self._order, self._forget, member)  # by finalizers, in any thread
-        self.links.add(member)
+        self._selector.register(child.fileno(), selectors.EVENT_READ, functools.partial(self._noticed, peer))
+        peer.sent = Sent(self._inherited)
+        peer.transport = self.transport
+        told, memories = self._boot(peer)
+        assert peer.channel is not None  # noqa: S101 -- it is open
+        peer.channel.wake = functools.partial(self._order, self._forget, peer)  # by finalizers, in any thread
+        self.links.add(peer)
         if self._both is None:
-            self._selector.register(member.outcomes_fd, selectors.EVENT_READ, _nothing_yet)
+            self._selector.register(peer.outcomes_fd, selectors.EVENT_READ, _nothing_yet)
         with self._lock:
-            member.writer = FrameWriter(member.calls_fd)
+            peer.writer = FrameWriter(peer.calls_fd)
             if memories:
-                self.transport.hand_over(member.channel, memories)
-            self._write(member, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)), told])
-            member.sent.commit()
+                self.transport.hand_over(peer.channel, memories)
+            self._write(peer, [messages.FRAME_TO_WORKER.pack(messages.BOOT, 0, len(told)), told])
+            peer.sent.commit()
 
     # ----- links -----
 
-    def _watch_writing(self, member: Member, _reports: Reports) -> None:
+    def _watch_writing(self, peer: Peer, _reports: Reports) -> None:
         """Some of what was sent did not fit the pipe: write on as it empties."""
-        if member.calls_fd >= 0 and self._selector.get_map().get(member.calls_fd) is None:
-            self._selector.register(member.calls_fd, selectors.EVENT_WRITE, functools.partial(self._writable, member))
+        if peer.calls_fd >= 0 and self._selector.get_map().get(peer.calls_fd) is None:
+            self._selector.register(peer.calls_fd, selectors.EVENT_WRITE, functools.partial(self._writable, peer))
 
-    def _forget(self, member: Member, _reports: Reports) -> None:
+    def _forget(self, peer: Peer, _reports: Reports) -> None:
         """Memory is gone here that a worker was told of: it is to let go of it."""
         with self._lock:
-            while member.channel is not None and member.channel.forget():
-                self._write(member, [messages.FRAME_TO_WORKER.pack(messages.FORGET, 0, 0)])
-                self.transport.flush(member.channel)
+            while peer.channel is not None and peer.channel.forget():
+                self._write(peer, [messages.FRAME_TO_WORKER.pack(messages.FORGET, 0, 0)])
+                self.transport.flush(peer.channel)
 
-    def _lend_tracker(self, asked: Memory, _reports: Reports) -> None:
+    def _send_tracker(self, asked: Memory, _reports: Reports) -> None:
         """Send the resource tracker of this process to a worker, which waits for it, or for the end of the socket."""
         from multiprocessing import resource_tracker  # noqa: PLC0415 -- few need it
 
@@ -436,70 +436,70 @@ class ProcessWorkforce(DrivenWorkforce):
             tracker: Any = resource_tracker.getfd()
             socket.send_fds(there, [b"t"], [tracker])
 
-    def _writable(self, member: Member, _events: int, _reports: Reports) -> None:
+    def _writable(self, peer: Peer, _events: int, _reports: Reports) -> None:
         with self._lock:
-            written = member.writer is None or member.writer.flush()
+            written = peer.writer is None or peer.writer.flush()
         if written:
-            self._unregister(member.calls_fd)
+            self._unregister(peer.calls_fd)
 
     # ----- ends -----
 
-    def _ask_stack(self, member: Member, reports: Reports) -> None:
-        if member.child is None or member.board is None:
-            self._kill(member, reports)
+    def _ask_stack(self, peer: Peer, reports: Reports) -> None:
+        if peer.child is None or peer.board is None:
+            self._kill(peer, reports)
             return
-        member.board.evidence()  # what is there already is not of this task
-        member.stack = ""
-        member.kill_at = monotonic() + STACK_GRACE
-        self._signal(member.child, _os.STACK_SIGNAL)
+        peer.board.evidence()  # what is there already is not of this task
+        peer.stack = ""
+        peer.kill_at = monotonic() + STACK_GRACE
+        self._signal(peer.child, _os.STACK_SIGNAL)
 
-    def _kill_cut_off(self, member: Member, reports: Reports) -> None:
+    def _kill_cut_off(self, peer: Peer, reports: Reports) -> None:
         """End a worker whose link is of no use. Mostly it has ended by itself, which is why."""
-        if not member.hint and member.pid is not None and not _os.is_ending(member.pid):
-            member.hint = (
+        if not peer.hint and peer.pid is not None and not _os.is_ending(peer.pid):
+            peer.hint = (
                 "poolkit had to end it: the task closed or wrote to descriptors that are not its own, or replaced its "
                 "process by exec"
             )
-        self._kill(member, reports)
+        self._kill(peer, reports)
 
-    def _kill(self, member: Member, reports: Reports) -> None:
-        member.kill_at = None
-        child = member.child
+    def _kill(self, peer: Peer, reports: Reports) -> None:
+        peer.kill_at = None
+        child = peer.child
         if child is not None and child.template.word() is not None:
             self._signal(child, messages.KILL)
-        elif child is not None or member.calls_fd < 0:  # the template imports, or has no room: it may never be forked
-            self._let_go(member)
-            reports.append(Died(member.id, signal="SIGKILL"))
+        elif child is not None or peer.calls_fd < 0:  # the template imports, or has no room: it may never be forked
+            self._let_go(peer)
+            reports.append(Died(peer.id, signal="SIGKILL"))
 
     def _signal(self, child: Child, number: int) -> None:
         child.signal(number)
         self._asked.add(child)
 
-    def _let_go(self, member: Member) -> None:
+    def _let_go(self, peer: Peer) -> None:
         """Watch no descriptor of a worker any more, and close its control socket, so that it ends if it has not."""
-        self.links.remove(member)
-        self._unregister(member.outcomes_fd)
-        self._unregister(member.calls_fd)
-        child, member.child = member.child, None
+        self.links.remove(peer)
+        self._unregister(peer.outcomes_fd)
+        self._unregister(peer.calls_fd)
+        child, peer.child = peer.child, None
         if child is not None:
             self._asked.discard(child)
             self._unregister(child.fileno())
             child.close()
 
-    def _close_ends(self, member: Member) -> None:
-        self._let_go(member)
-        member.close()
+    def _close_ends(self, peer: Peer) -> None:
+        self._let_go(peer)
+        peer.close()
 
-    def _noticed(self, member: Member, _events: int, reports: Reports) -> None:
+    def _noticed(self, peer: Peer, _events: int, reports: Reports) -> None:
         """The template has something to say of a worker, or is gone."""
-        child = member.child
+        child = peer.child
         if child is None:
             return
         try:
             ended = child.receive()
         except EOFError:
-            self._let_go(member)
-            self._lost(member, child.template, child.pid, reports)
+            self._let_go(peer)
+            self._lost(peer, child.template, child.pid, reports)
             return
         if not child.unanswered:
             self._asked.discard(child)
@@ -507,14 +507,14 @@ class ProcessWorkforce(DrivenWorkforce):
             self._warn_of_threads(names)
         if ended is None:
             return
-        self._let_go(member)
+        self._let_go(peer)
         if ended.error:
             if ended.error == errno.EMFILE and child.template is self._template and child.template.key:
                 child.template.is_retired, self._template = True, None  # it is full; the next one is not
             hint = f"its process could not be forked: {os.strerror(ended.error)}"
-            reports.append(Died(member.id, hint=hint))
+            reports.append(Died(peer.id, hint=hint))
         else:
-            self._ended(member, reports, status=ended.status, pid=child.pid, peak=ended.peak_rss)
+            self._ended(peer, reports, status=ended.status, pid=child.pid, peak=ended.peak_rss)
 
     def _warn_of_threads(self, names: str) -> None:
         log.warning(
@@ -526,39 +526,39 @@ class ProcessWorkforce(DrivenWorkforce):
             else "so each worker is a new interpreter, which imports it by itself",
         )
 
-    def _ended(self, member: Member, reports: Reports, *, status: int, pid: int | None, peak: int) -> None:
-        member.is_reaped = True
+    def _ended(self, peer: Peer, reports: Reports, *, status: int, pid: int | None, peak: int) -> None:
+        peer.is_reaped = True
         code = os.waitstatus_to_exitcode(status)
         name = _os.signal_name(-code) if code < 0 else None
-        hint, watch = member.hint, self._out_of_memory
-        if watch is not None and code == -signal.SIGKILL and not (hint or member.is_condemned):
+        hint, watch = peer.hint, self._out_of_memory
+        if watch is not None and code == -signal.SIGKILL and not (hint or peer.is_being_killed):
             hint = watch.explain()
         elif watch is not None:
             watch.look()
-        self._died(member, reports, name, exitcode=code if code >= 0 else None, pid=pid, peak_rss=peak, hint=hint)
+        self._died(peer, reports, name, exitcode=code if code >= 0 else None, pid=pid, peak_rss=peak, hint=hint)
 
-    def _died(self, member: Member, reports: Reports, name: str | None, **facts: Any) -> None:
+    def _died(self, peer: Peer, reports: Reports, name: str | None, **facts: Any) -> None:
         """Report a death by that signal, after what the worker left: outcomes that it sent, stack and output."""
-        drain(member, reports)
-        board = member.board
-        stack = evidence.of_death(name, member.stack, "" if board is None else board.evidence())
+        drain(peer, reports)
+        board = peer.board
+        stack = evidence.of_death(name, peer.stack, "" if board is None else board.evidence())
         output = "" if board is None else board.output()
-        reports.append(Died(member.id, signal=name, stack=stack, output=output, **facts))
+        reports.append(Died(peer.id, signal=name, stack=stack, output=output, **facts))
 
-    def _lost(self, member: Member, template: Template, pid: int | None, reports: Reports) -> None:
+    def _lost(self, peer: Peer, template: Template, pid: int | None, reports: Reports) -> None:
         """A worker dies with its template: the kernel kills it. What its tasks started, we kill here."""
         how = template.end()
         if self._template is template:
             self._template = None
         if (error := template.failure()) is not None:
-            reports.append(BootFailed(member.id, codec.load_error(error)))
+            reports.append(BootFailed(peer.id, codec.load_error(error)))
             return
         hint = f"the workers ended with the template process that forks them, which {how}"
         if pid is None:
-            reports.append(Died(member.id, hint=hint))
+            reports.append(Died(peer.id, hint=hint))
         else:  # its number was its own a moment ago, and numbers go round before they come again
             _os_processes.kill_group(pid, signal.SIGKILL)
-            self._died(member, reports, "SIGKILL", pid=pid, hint=hint)
+            self._died(peer, reports, "SIGKILL", pid=pid, hint=hint)
 
 
 def _nothing_yet(_events: int, _reports: Reports) -> None:

@@ -1,4 +1,4 @@
-"""Logs: the library's logger, and the way of what tasks log to the loggers of this process.
+"""Log records: the way of what tasks log to the loggers of this process.
 
     whoever reads a link    Logged reports -> Records.add; outcomes -> Records.defer, behind the records of their worker
     the callback thread     hands a record to its logger, whose handlers and filters are the user's code;
@@ -8,9 +8,6 @@ So who sees the outcome of a task has seen what the task logged before, and a sl
 logged, callbacks and other records, nothing else. Where what runs on the callback thread waits for a task, outcomes
 pass the records until it returns: they might be what it waits for. A worker of which MANY records are pending is not
 read until half of them are handled: its tasks wait when the link is full, and those of no other worker.
-
-The logger is made when poolkit is imported, not when a pool is made, which is when most of the rest is imported: making
-a logger takes a lock of `logging`, and a thread that holds that may be waiting for the pool.
 """
 
 from __future__ import annotations
@@ -23,49 +20,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from poolkit.context import current_task
+from poolkit._kinds.loggers import log
 
 if TYPE_CHECKING:
     from poolkit._core.workforce import AnyTask, Logged
-    from poolkit._workforce.links import Links
+    from poolkit._kinds.links import Links
     from poolkit.outcome import Outcome
 
     Settled = list[tuple[AnyTask, Outcome]]
 
 MANY = 1000  # pending records of one worker
-
-log = logging.getLogger("poolkit")
-_marking: Callable[..., logging.LogRecord] | None = None
-
-
-def log_levels() -> dict[str, int]:
-    """The levels that were set in this process, by the names of the loggers; "" is the root logger."""
-    levels = {"": int(logging.root.level)}
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if isinstance(logger, logging.Logger) and logger.level:
-            levels[str(name)] = int(logger.level)
-    return levels
-
-
-def mark_records() -> None:
-    """Have records that tasks in this process make say which worker and task made them.
-
-    Done anew where somebody has set another factory since; one that wraps ours marks them twice, with the same marks.
-    """
-    global _marking  # noqa: PLW0603 -- a process has one factory
-    make = logging.getLogRecordFactory()
-    if make is _marking:
-        return
-
-    def make_marked(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = make(*args, **kwargs)
-        task = current_task()
-        if task is not None and task.worker_id:
-            record.poolkit_worker, record.poolkit_task = task.worker_id, task.id
-        return record
-
-    _marking = make_marked
-    logging.setLogRecordFactory(make_marked)
 
 
 class Records:

@@ -1,25 +1,23 @@
-"""Desk: the pool's one lock, the scheduler behind it, and what whoever held the lock publishes afterwards.
+"""Engine: the pool's one lock, the scheduler behind it, and what whoever held the lock publishes afterwards.
 
-    step      take the lock, hand something to the scheduler, take out what it decided, let go of the lock
-    hand in   while all workers are busy a new task is only left here, without the lock, for the next step
-    leave     a worker thread's report is only left here where another thread has the lock, which looks afterwards
-    publish   give tasks their outcomes, wake who waits; callbacks are called by the thread that ended the task by a
-              call of its own, such as cancel(), else by a thread of their own, see `_workforce/callbacks.py`;
-              there listeners are told of events, too
-    take      read the links, by whoever waits or passes by, and publish
-    defer     outcomes of tasks that logged are published behind their records, see `_workforce/logs.py`
+    step      take the lock, call the scheduler, take out what it decided, release the lock: the critical section
+    post      while all workers are busy a new task is only appended to an inbox, without the lock, for the next step;
+              so is a worker thread's report where another thread has the lock, which looks at the inbox afterwards
+    publish   give tasks their outcomes and wake who waits; done callbacks are called by the thread that ended the task
+              by a call of its own, such as cancel(), else on the callback thread (`callbacks.py`), as listeners are
+    take      read the links, by whoever waits, and publish
+    defer     outcomes of tasks that logged are published behind their records (`log_records.py`)
 
 Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block,
-no pickling and no code of the user runs under the last two. The main thread puts signals off while it decides, see
-`_workforce/interrupts.py`.
-Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_line`, the listeners.
-`_due` and `_all_busy` are written under it and read by anybody. `_later`, `_uncalled`, `_handed_in` and `_left` are
-appended to by anybody.
+no pickling and no code of the user runs under the last two. The main thread defers signals during a step
+(`interrupts.py`).
+Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_waiters`, the listeners.
+`_due` and `_all_busy` are written under it and read by anybody. `_postponed`, `_uncalled`, `_posted_tasks` and
+`_posted_reports` are appended to by anybody.
 
-Why nothing that was handed in is forgotten: who hands in looks at `_all_busy`, leaves the task, and looks again. If it
-holds both times, a worker will report, and the step for that begins by taking the task in. A step takes `_all_busy`
-back before it takes anything in, so that who comes later sees that, and makes a step of its own.
-Longer than most: entering, leaving and publishing are one protocol around one lock, and half of it says why it holds.
+Why no posted task is forgotten: a submitter looks at `_all_busy`, posts the task, and looks again. If it holds both
+times, a worker will report, and the step for that report begins by taking the task in. A step clears `_all_busy` before
+it takes anything in, so a later submitter sees that and makes a step of its own.
 """
 
 from __future__ import annotations
@@ -37,15 +35,16 @@ from poolkit._clock import monotonic
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Logged, Report
+from poolkit._engine.callbacks import Caller
+from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
+from poolkit._engine.listeners import Listener, Listeners
+from poolkit._engine.log_records import Records
+from poolkit._engine.maps import Maps
+from poolkit._engine.reader import Reader
+from poolkit._engine.waiters import Waiter, Waiters
+from poolkit._kinds.driven import DrivenWorkforce
+from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
-from poolkit._workforce.callbacks import Caller
-from poolkit._workforce.driven import DrivenWorkforce
-from poolkit._workforce.interrupts import deciding, let_come, put_off
-from poolkit._workforce.line import Line, Place
-from poolkit._workforce.listeners import Listener, Listeners
-from poolkit._workforce.logs import Records, log
-from poolkit._workforce.maps import Maps
-from poolkit._workforce.reader import Reader
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
 from poolkit.task import Task
@@ -54,8 +53,8 @@ if TYPE_CHECKING:
     from poolkit._core.stats import PoolStats, WorkerInfo
 
 
-HANDING_IN = "handing-in" not in _os.SWITCHED_OFF  # False: each task is accepted in a step of its own
-LEAVING = "leaving" not in _os.SWITCHED_OFF  # False: who reports waits for the lock
+POSTING_TASKS = "posting-tasks" not in _os.SWITCHED_OFF  # False: each task is accepted in a step of its own
+POSTING_REPORTS = "posting-reports" not in _os.SWITCHED_OFF  # False: who reports waits for the lock
 
 T = TypeVar("T")
 Ready = Sequence[tuple[int, int]]  # as `poll` has them: descriptors, and what is the matter with them
@@ -65,8 +64,8 @@ Calls = deque[tuple[Callable[[Any], object], Any]]  # what is to be called, with
 publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 
 
-class Desk:
-    """Where threads hand things in to the scheduler of one pool; see the file's header. Thread-safe."""
+class Engine:
+    """The scheduler of one pool and its lock; see the file's header. Thread-safe."""
 
     new_task = Task
     threaded = True  # whether a thread waits for the workforce; a fake is driven by its caller
@@ -88,16 +87,16 @@ class Desk:
         self._lock = lock
         self._owns_lock: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 -- as Condition does
         self._changed = threading.Condition(lock)  # for callers of `warm_up`, whom the roster counts
-        self._line = Line()
+        self._waiters = Waiters()
         self._scheduler = Scheduler(workforce, limits, rng or random.Random())
         self._listeners = Listeners(name)
         # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
         # the supervisor thread to do. Appended to without the lock.
-        self._later: deque[Callable[[float], object]] = deque()
+        self._postponed: deque[Callable[[float], object]] = deque()
         self.bounded = limits.max_queue is not None
-        self._handed_in: deque[AnyTask] = deque()  # numbered, and not yet known to the scheduler
-        self._left: deque[Report] = deque()  # what workers have said, and nobody has taken in
-        self._torn = False  # an exception tore a step, or what follows it: the next one repairs that first
+        self._posted_tasks: deque[AnyTask] = deque()  # numbered, and not yet known to the scheduler
+        self._posted_reports: deque[Report] = deque()  # what workers have said, and nobody has taken in
+        self._inconsistent = False  # an exception tore a step, or what follows it: the next one repairs that first
         self._all_busy = False  # the scheduler's word, between two steps
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
@@ -114,23 +113,23 @@ class Desk:
     # ===== entering and leaving the lock =====
 
     def _enter(self) -> float:
-        """Begin a step, under the lock, by taking in what was handed in. Returns the moment."""
+        """Begin a step, under the lock, by taking in the tasks that were posted. Returns the moment."""
         self._all_busy = False
-        if self._torn:
-            self._torn = False
+        if self._inconsistent:
+            self._inconsistent = False
             try:
-                self._scheduler.repair(self._handed_in, self.clock())
+                self._scheduler.repair(self._posted_tasks, self.clock())
             except BaseException:
-                self._torn = True
+                self._inconsistent = True
                 raise
-        if self._handed_in:
-            self._scheduler.take_in(self._handed_in)
+        if self._posted_tasks:
+            self._scheduler.take_in(self._posted_tasks)
         return self.clock()
 
     def _decided(self) -> Settled:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
-        self._all_busy = not scheduler.roster.idle and self.threaded and HANDING_IN and scheduler.all_busy()
+        self._all_busy = not scheduler.roster.idle and self.threaded and POSTING_TASKS and scheduler.all_busy()
         settled = [*scheduler.settled]  # a list of its own, also when it is empty
         scheduler.settled.clear()
         if scheduler.events:
@@ -147,22 +146,22 @@ class Desk:
             self.workforce.wake()  # the supervisor thread starts that thread
         return settled
 
-    def _is_torn(self) -> bool:
-        """Whether this thread is in the middle of a step already: it was interrupted by a signal or a collection.
+    def _is_reentrant(self) -> bool:
+        """Return True if this thread already holds the lock, because a signal handler or finalizer interrupted a step.
 
-        The lock is re-entrant only so that this can be told; a second step inside the first would tear it.
+        The lock is re-entrant only so that this can be told; a second step inside the first would find half a state.
         """
         if self._reader.taking == threading.get_ident():
             return True
         return self._owns_lock()
 
-    def _do_later(self, step: Callable[[float], object]) -> None:
-        self._later.append(step)
+    def _postpone(self, step: Callable[[float], object]) -> None:
+        self._postponed.append(step)
         self.workforce.wake()
 
-    def _do_what_was_put_off(self, now: float) -> None:
-        while self._later:
-            step = self._later.popleft()
+    def _do_postponed(self, now: float) -> None:
+        while self._postponed:
+            step = self._postponed.popleft()
             try:
                 step(now)
             except Exception:
@@ -170,23 +169,23 @@ class Desk:
 
     @deciding
     def _decide(self, step: Callable[[float], T]) -> T:
-        """Do a step of the scheduler, at a moment, and publish what comes of it. Not when `_is_torn`."""
+        """Do a step of the scheduler, at a moment, and publish what comes of it. Not when `_is_reentrant`."""
         calls: Calls = deque()
         try:
-            before = put_off()
+            before = defer_signals()
             try:
                 with self._lock:
                     result = step(self._enter())
                     settled = self._decided()
                 self._publish(settled, calls)
-                if self._left:
-                    self._take_left()
+                if self._posted_reports:
+                    self._take_posted()
             except BaseException as exc:
                 if not isinstance(exc, PoolkitError):  # which was refused
-                    self._tear()
+                    self._mark_inconsistent()
                 raise
             finally:
-                let_come(before)
+                restore_signals(before)
             if calls:
                 self._call(calls)
         except BaseException:  # mostly what a signal handler raised, once signals came again
@@ -194,9 +193,9 @@ class Desk:
             raise
         return result
 
-    def _tear(self) -> None:
-        """Note that an exception has torn a step, or the publishing of what it decided; somebody will repair that."""
-        self._torn = True
+    def _mark_inconsistent(self) -> None:
+        """Note that an exception has interrupted a step, or the publishing after it; the next step repairs that."""
+        self._inconsistent = True
         self.workforce.wake()
 
     def _leave_calls(self, calls: Calls) -> None:
@@ -209,11 +208,11 @@ class Desk:
     def _publish(self, settled: Settled, calls: Calls | None = None) -> None:
         """Give the tasks their outcomes, and add their callbacks to `calls`, or leave them. Never under the lock.
 
-        Where it is torn, `Scheduler.repair` has it done again for the tasks that are still `accepted`.
+        Where it is interrupted, `Scheduler.repair` has it done again for the tasks that are still `accepted`.
         """
         if self.workforce.unstarted:
             self.deliver(self.workforce.start_now())
-        if self._line.places:
+        if self._waiters.waiting:
             self._call_next()
         if settled:
             accepted = self._scheduler.accepted
@@ -247,38 +246,38 @@ class Desk:
         left = True
         while left:
             with self._lock:
-                line, scheduler = self._line, self._scheduler
+                line, scheduler = self._waiters, self._scheduler
                 count = min(len(line), max(0, scheduler.room())) if scheduler.phase is OPEN else len(line)
                 called = line.take(count)
-            left = sum(place.call() for place in called) < count
+            left = sum(waiter.wake() for waiter in called) < count
 
-    def leave_line(self, place: Place) -> None:
+    def stop_waiting(self, waiter: Waiter) -> None:
         """Somebody does not wait any more. If he was called, the next is. From a finalizer too, so without the lock."""
-        place.gone = True
-        if place.called:
+        waiter.gone = True
+        if waiter.woken:
             self.workforce.wake()  # a step calls
 
     def deliver(self, reports: list[Report]) -> None:
-        """Hand reports of workers to the scheduler, and publish what comes of them."""
+        """Give reports of workers to the scheduler, and publish what comes of them."""
         calls: Calls | None = None if self.threaded else deque()
         self._publish(self._handle(reports), calls)
         if calls:
             self._call(calls)
 
-    def leave(self, report: Report) -> None:
-        """Hand a report in, which is at hand as it is, on a worker's own thread. Never blocks.
+    def post(self, report: Report) -> None:
+        """Take in a report, on a worker's own thread. Never blocks.
 
-        Where another thread has the lock, the report is only left for it, or for the supervisor thread: to wait would
+        Where another thread has the lock, the report is only posted for it, or for the supervisor thread: to wait would
         cost each task a turn of the interpreter's lock between two CPUs, some 40 us.
         """
-        if not LEAVING:
+        if not POSTING_REPORTS:
             self.deliver([report])
             return
-        self._left.append(report)
-        self._take_left()
+        self._posted_reports.append(report)
+        self._take_posted()
 
-    def _take_left(self) -> None:
-        """Take in what was left, unless another thread has the lock."""
+    def _take_posted(self) -> None:
+        """Take in the reports that were posted, unless another thread has the lock."""
         if not self._lock.acquire(blocking=False):
             self.workforce.wake()  # whoever has it may have looked already
             return
@@ -289,22 +288,22 @@ class Desk:
                 self._lock.release()
             self._publish(settled)
         except BaseException:
-            self._tear()
+            self._mark_inconsistent()
             raise
 
     def _take_in(self) -> Settled:
-        """Hand the scheduler what was left, and have it do what is due. Under the lock."""
-        self._all_busy = False  # before the look at what was handed in, as in `_enter`; that call is for few steps
-        now = self._enter() if self._torn or self._handed_in else self.clock()
-        if self._left:
-            self._scheduler.handle_all(self._left, now)
+        """Give the scheduler the reports that were posted, and have it do what is due. Under the lock."""
+        self._all_busy = False  # before the look at the posted tasks, as in `_enter`; that call is for few steps
+        now = self._enter() if self._inconsistent or self._posted_tasks else self.clock()
+        if self._posted_reports:
+            self._scheduler.handle_all(self._posted_reports, now)
         if self._due <= now:
             self._scheduler.tick(now)
         return self._decided()
 
     def _handle(self, reports: list[Report]) -> Settled:
-        """Hand reports of workers to the scheduler, and empty the list; returns what is to be published at once."""
-        if not reports and not self._handed_in and not self._left and self._due > self.clock():
+        """Give reports of workers to the scheduler, and empty the list; returns what is to be published at once."""
+        if not reports and not self._posted_tasks and not self._posted_reports and self._due > self.clock():
             return []
         logged: list[Logged] = []
         for report in reports:
@@ -315,7 +314,9 @@ class Desk:
         if logged:
             self.records.add(logged)
         with self._lock:
-            self._left.extend([report for report in reports if type(report) is not Logged] if logged else reports)
+            self._posted_reports.extend(
+                [report for report in reports if type(report) is not Logged] if logged else reports
+            )
             reports.clear()
             settled = self._take_in()
         return self.records.defer(settled) if settled and self.records.pending else settled
@@ -327,7 +328,7 @@ class Desk:
         With `ready`, only those that were found to have something a moment ago.
         """
         reader = self._reader
-        before = put_off()
+        before = defer_signals()
         try:
             if not reader.lock.acquire(blocking=False):
                 return False
@@ -340,28 +341,28 @@ class Desk:
                 reader.lock.release()
             self._publish(settled)
         except BaseException:
-            self._tear()
+            self._mark_inconsistent()
             raise
         finally:
-            let_come(before)
+            restore_signals(before)
         return True
 
     def lead(self, task: AnyTask, timeout: float | None) -> None:
         """Read results until `task` is done, for at most `timeout` seconds, unless another thread does. Blocks."""
         here = threading.get_ident()
         if self._reader.taking == here or self._owns_lock():
-            self._refuse_if_torn("wait for a task")
+            self._refuse_reentrant("wait for a task")
         if self.forked or os.getpid() != self.pid:
             self._check_owner()  # decided in the parent, and published there alone
         if self._caller.ident == here:
             self.records.step_aside()
         self._reader.lead(task, timeout)
 
-    def relinquish(self) -> None:
+    def end_lease(self) -> None:
         """Somebody wants to be called back, or waits in a way of his own."""
         if self._caller.ident == threading.get_ident():
             self.records.step_aside()
-        self._reader.relinquish()
+        self._reader.end_lease()
 
     def watch(self, _task: AnyTask) -> tuple[int, Callable[[], bool]] | None:
         """For an event loop: the descriptor of the links, and what reads them; None where there is no such thing."""
@@ -369,7 +370,7 @@ class Desk:
             self.records.step_aside()
         fd = None if self._is_copy() else self._reader.watch()
         if fd is None:
-            self._reader.relinquish()
+            self._reader.end_lease()
             return None
         return fd, self._look_in
 
@@ -392,7 +393,7 @@ class Desk:
                     settled = self.records.defer(settled)
                 self._publish(settled)
         except BaseException:
-            self._tear()
+            self._mark_inconsistent()
             raise
         finally:
             publishing.depth -= 1
@@ -449,8 +450,8 @@ class Desk:
         """Whether this process was forked from the owner; also by a fork that Python did not see."""
         return self.forked or os.getpid() != self.pid
 
-    def _refuse_if_torn(self, what: str) -> None:
-        if self._is_torn():
+    def _refuse_reentrant(self, what: str) -> None:
+        if self._is_reentrant():
             msg = f"cannot {what} here: a signal handler or finalizer that interrupted the pool itself must not wait"
             raise PoolkitError(msg)
 
@@ -466,18 +467,18 @@ class Desk:
 
     def stats(self) -> PoolStats:
         """A snapshot of the counts."""
-        from poolkit._workforce import snapshots  # noqa: PLC0415 -- most programs never look, and it takes 15 ms
+        from poolkit._core import snapshots  # noqa: PLC0415 -- most programs never look, and it takes 15 ms
 
-        with self._lock:  # looks, and changes nothing: signals are not put off here
+        with self._lock:  # looks, and changes nothing: signals are not deferred here
             workforce = self.workforce
             use = workforce.memory_use()
-            return snapshots.pool_stats(self._scheduler, len(self._handed_in), workforce.link_bytes(), use)
+            return snapshots.pool_stats(self._scheduler, len(self._posted_tasks), workforce.link_bytes(), use)
 
     def workers(self) -> list[WorkerInfo]:
         """A snapshot of the workers."""
         import dataclasses  # noqa: PLC0415 -- see above
 
-        from poolkit._workforce import snapshots  # noqa: PLC0415 -- see above
+        from poolkit._core import snapshots  # noqa: PLC0415 -- see above
 
         with self._lock:
             found = snapshots.workers(self._scheduler, self.clock())
@@ -486,7 +487,7 @@ class Desk:
     def queued(self) -> int:
         """How many tasks wait in the queue."""
         with self._lock:
-            return len(self._scheduler.queue) + len(self._handed_in)
+            return len(self._scheduler.queue) + len(self._posted_tasks)
 
     def listen(self, name: str, listener: Listener) -> None:
         """Call `listener` with each event of that name."""

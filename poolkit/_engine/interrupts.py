@@ -1,22 +1,23 @@
-"""Interrupts: an exception of a signal handler must not tear a decision in two.
+"""Interrupts: an exception of a signal handler must not end a step in the middle.
 
 Python raises KeyboardInterrupt between any two instructions of the main thread, so also between taking a task from the
 queue and noting which worker got it; that task would be lost, and whoever waits for it, or for the pool, would hang.
 Handlers of other signals may raise as well: for SIGTERM to exit, for SIGALRM to end what takes too long.
-So the main thread puts signals off while it decides: `put_off` exchanges the handlers for one that takes a note,
-`let_come` puts them back and has them handle what was noted. About 2 microseconds, on the main thread only.
+So the main thread defers signals during a step: `defer_signals` exchanges the handlers for one that takes a note,
+`restore_signals` restores them and has them handle what was noted. About 2 microseconds, on the main thread only.
 
-    before = put_off()
+    before = defer_signals()
     try:
         with lock: ... decide, publish
     finally:
-        let_come(before)
+        restore_signals(before)
 
 In a worker thread it is the exception that stops the thread's task which is kept out, by the task's own shield.
 
 What must stay interruptible (waiting for room, for results, for the end) is outside.
-If the handler of a signal that is not put off raises just between `put_off` and its `try`, nobody calls `let_come`: the
-next signal, or the next `put_off`, finds the note-taker where no frame is putting signals off, and puts them back.
+If the handler of a signal that is not deferred raises just between `defer_signals` and its `try`, nobody calls
+`restore_signals`: the next signal, or the next `defer_signals`, finds the note-taker where no frame defers signals, and
+restores the handlers.
 Owner: the main thread.
 """
 
@@ -44,7 +45,7 @@ Handlers = tuple[tuple[int, Handler], ...]
 
 _NAMES = "INT TERM ALRM HUP USR1 USR2 QUIT VTALRM PROF CHLD IO WINCH"
 NUMBERS = tuple(int(getattr(_signal, f"SIG{name}")) for name in _NAMES.split() if hasattr(_signal, f"SIG{name}"))
-"""The signals that are put off: those for which programs have handlers in Python."""
+"""The signals that are deferred: those for which programs have handlers in Python."""
 
 _noted: dict[int, FrameType | None] = {}
 _before: dict[int, Handler] = {}  # what was put aside last
@@ -64,13 +65,13 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work
 
 
 def deciding(function: F) -> F:
-    """Mark a function that calls `put_off`, so that the note-taker knows it on the stack."""
+    """Mark a function that calls `defer_signals`, so that the note-taker knows it on the stack."""
     _deciding.add(function.__code__)
     return function
 
 
-def put_off() -> Handlers | Shield | None:
-    """From now on, note signals of this thread. Returns what `let_come` is to be given; None: nothing to put off.
+def defer_signals() -> Handlers | Shield | None:
+    """From now on, note signals of this thread. Returns what `restore_signals` is to be given; None: nothing to defer.
 
     Raises what stops the task that runs here, where that was to come anyway.
     """
@@ -91,7 +92,7 @@ def put_off() -> Handlers | Shield | None:
             for number, handler in zip(NUMBERS, found, strict=True)
             if callable(handler) and handler is not _note
         )
-        if _note not in found:  # else this is within another, and the same is found if that one's end is torn
+        if _note not in found:  # else this is within another, and the same is found if the end of that is interrupted
             _plan, _seen = plan, found
     try:
         for number, handler in plan:
@@ -101,12 +102,12 @@ def put_off() -> Handlers | Shield | None:
     except BaseException as exc:  # mostly of the handler of a signal that had not had its turn
         if isinstance(exc, ValueError) and _signal.getsignal(plan[0][0]) is not _note:  # a subinterpreter
             return None
-        let_come(plan)
+        restore_signals(plan)
         raise
 
 
-def let_come(before: Handlers | Shield | None) -> None:
-    """Undo `put_off`. Raises what a handler makes of a signal that came meanwhile: KeyboardInterrupt, mostly."""
+def restore_signals(before: Handlers | Shield | None) -> None:
+    """Undo `defer_signals`. Raises what a handler makes of a signal that came meanwhile: KeyboardInterrupt, mostly."""
     if before is None:
         return
     if not isinstance(before, tuple):
@@ -133,7 +134,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _is_put_off(frame: FrameType | None) -> bool:
-    """Return True if this frame, or one that called it, puts signals off."""
+    """Return True if this frame, or one that called it, defers signals."""
     while frame is not None:
         if frame.f_code in _deciding:
             return True
@@ -142,7 +143,7 @@ def _is_put_off(frame: FrameType | None) -> bool:
 
 
 def _put_back() -> None:
-    """Put the handlers back that a torn `put_off` has left aside."""
+    """Restore the handlers that an interrupted `defer_signals` has left aside."""
     for number, handler in _before.items():
         if _signal.getsignal(number) is _note:
             _signal.signal(number, handler)

@@ -8,16 +8,15 @@ import threading
 
 from poolkit import _os
 from poolkit._core.options import PoolLimits
-from poolkit._core.workforce import Report
+from poolkit._engine.callbacks import CallbackThread
+from poolkit._engine.maps import MapsThread
+from poolkit._engine.supervisor import Supervisor, SupervisorThread
+from poolkit._kinds.settings import PoolSettings
 from poolkit._locks import RLock
 from poolkit._wire import inherit
 from poolkit._wire.habits import of_thread
 from poolkit._wire.messages import MOST_FDS
 from poolkit._wire.plans import Manifest
-from poolkit._workforce.callbacks import CallbackThread
-from poolkit._workforce.maps import MapsThread
-from poolkit._workforce.settings import PoolSettings
-from poolkit._workforce.supervisor import Supervisor, SupervisorThread
 from poolkit.errors import SerializationError
 
 _OWN = (SupervisorThread, CallbackThread, MapsThread)
@@ -37,24 +36,19 @@ def build(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
 
 
 def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
-    from poolkit._workforce.thread import ThreadWorkforce  # noqa: PLC0415 -- most programs use one kind
+    from poolkit._kinds.thread import ThreadWorkforce  # noqa: PLC0415 -- most programs use one kind
 
-    supervisor: Supervisor
-
-    def leave(report: Report) -> None:
-        supervisor.leave(report)
-
-    workforce = ThreadWorkforce(
-        name=name, prefix=settings.thread_name_prefix, initializer=settings.bound_initializer(), leave=leave
-    )
+    initializer = settings.bound_initializer()
+    workforce = ThreadWorkforce(name=name, prefix=settings.thread_name_prefix, initializer=initializer)
     supervisor = Supervisor(RLock(), workforce, limits, name=name)
+    workforce.post = supervisor.post
     return supervisor
 
 
 def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
+    from poolkit._kinds.peer import boot_settings  # noqa: PLC0415 -- see above
+    from poolkit._kinds.process import ProcessWorkforce  # noqa: PLC0415 -- see above
     from poolkit._memory.owner import OwnerTransport  # noqa: PLC0415 -- see above
-    from poolkit._workforce.member import boot_settings  # noqa: PLC0415 -- see above
-    from poolkit._workforce.process import ProcessWorkforce  # noqa: PLC0415 -- see above
 
     if not _os.SUPPORTED:
         msg = "process workers need a POSIX system; on Windows use kind='thread'"

@@ -1,4 +1,4 @@
-"""Member: one worker process as the owner holds it: its link, tokens, board and control socket.
+"""Peer: one worker process as the owner holds it: its link, tokens, board and control socket.
 
 Guarded by: the pool's one lock: the writer, the tokens and the sending half of the descriptor channel. By the reader's
 lock: the reader, `pid` and the receiving half.
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from poolkit import _os
+from poolkit._kinds.loggers import log_levels
+from poolkit._kinds.settings import PoolSettings
 from poolkit._memory.memory import Memory
 from poolkit._memory.owner import OwnerTransport, WorkerChannel
 from poolkit._spawn import descriptors
@@ -28,11 +30,9 @@ from poolkit._wire.habits import of_process
 from poolkit._wire.link import FrameReader, FrameWriter
 from poolkit._wire.manifests import Sent, describe
 from poolkit._wire.plans import Manifest
-from poolkit._workforce.logs import log_levels
-from poolkit._workforce.settings import PoolSettings
 
 
-class Member:
+class Peer:
     """One worker process, as the owner holds it."""
 
     def __init__(self, worker_id: int) -> None:
@@ -46,7 +46,7 @@ class Member:
         self.channel: WorkerChannel | None = None
         self.sent = Sent()  # what it has of the script
         self.transport: OwnerTransport | None = None
-        self.is_condemned = False  # to be killed by order; guarded by: the pool's one lock
+        self.is_being_killed = False  # to be killed by order; guarded by: the pool's one lock
         self.is_reaped = False  # its end was reported by whoever reaped it, or it never was
         self.calls_fd = self.calls_read_fd = self.outcomes_fd = -1
         self.stack: str | None = None  # what it wrote since it was asked where it is; None: it was not
@@ -103,7 +103,7 @@ class Member:
 
 def boot_settings(
     settings: PoolSettings,
-    member: Member,
+    peer: Peer,
     *,
     initializer: tuple[bytes, Manifest | None] | None,
     measure_rss: bool,
@@ -120,8 +120,8 @@ def boot_settings(
         cwd = "/"
     env: dict[str, str | None] = {**settings.shares, **settings.env}
     umask = open_files = None
-    if member.child is not None:  # what it does not have of its template; of a fork of this process, only the last
-        template = member.child.template
+    if peer.child is not None:  # what it does not have of its template; of a fork of this process, only the last
+        template = peer.child.template
         if settings.start_method != "fork":
             env = {**dict.fromkeys(template.env.keys() - os.environ.keys()), **os.environ, **env}
             umask = _os.umask()
@@ -132,11 +132,11 @@ def boot_settings(
     definitions: tuple[int, bytes] | None = None
     memories: list[Memory] = []
     if manifest is not None:
-        data, memories = member.sent.lacking(manifest)
+        data, memories = peer.sent.lacking(manifest)
         definitions = manifest.number, data
     told = pickle.dumps(
         {
-            "number": member.id,
+            "number": peer.id,
             "main": describe("__main__"),
             "is_copy": settings.start_method == "fork",
             "definitions": definitions,

@@ -21,9 +21,9 @@ from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from poolkit._child.chunk import ChunkStopped
+from poolkit._engine.maps import Maps
+from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
-from poolkit._workforce.logs import log
-from poolkit._workforce.maps import Maps
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationError
 from poolkit.task import Task, TaskOwner
 
@@ -266,7 +266,7 @@ class Feed(Generic[T]):
     def _ring_when_done(self, task: Task[list[T]]) -> None:
         owner = task.add_waker(self._ring)
         if owner is not None:
-            owner.relinquish()
+            owner.end_lease()
 
     def _ring(self, _task: object) -> None:
         driver = self._driver

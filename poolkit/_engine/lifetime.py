@@ -14,17 +14,17 @@ import os
 import weakref
 
 from poolkit import _child
+from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
 from poolkit._locks import RLock
 from poolkit._spawn import templates
 from poolkit._spawn.key import Start
 from poolkit._spawn.launch import FORKING
-from poolkit._workforce.interrupts import deciding, let_come, put_off
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
-    from poolkit._workforce.settings import PoolSettings
+    from poolkit._kinds.settings import PoolSettings
 
     class Lasting(Protocol):
         """A pool, as far as its lifetime goes; see `Supervisor`, which imports this file."""
@@ -55,13 +55,13 @@ def prepare(settings: PoolSettings) -> None:
     """
     if settings.start_method == "fork" or _child.is_here:
         return
-    before = put_off()
+    before = defer_signals()
     try:
         with contextlib.suppress(Exception):
             start = Start(settings.start_method, settings.preload, settings.shares, settings.env)
             templates.acquire(start, settings, waits=False)
     finally:
-        let_come(before)
+        restore_signals(before)
 
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release

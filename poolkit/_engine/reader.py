@@ -11,12 +11,12 @@
 How the standby knows that it is not needed, at no cost for each task: leaders and passers-by set `_until`, a moment
 ahead, each time they look; the standby leaves the links alone until then, wakes, and looks again. A leader that sleeps
 for long looks LONG_LEASE ahead, and wakes the standby when it leaves. Who wants to be called back instead of waiting
-calls `relinquish`, which ends the lease at once.
+calls `end_lease`, which ends the lease at once.
 
-Nothing is lost between the two, also when a signal handler's exception tears a leader away while it waits: the standby
+Nothing is lost between the two, also when a signal handler's exception ends a leader's wait: the standby
 polls the links itself from `_until` on, whatever the leader does; the leader's lock is re-entrant, so that the same
 thread may lead again; and a leader looks up by itself before its lease ends. While it takes something in, signals are
-put off (`_workforce/interrupts.py`).
+deferred (`_engine/interrupts.py`).
 
 What is read is decided upon before the next read (`lock`): an outcome never comes after the death of its worker.
 Lock order: `_leader`, `lock`, the pool's lock. No code of the user runs under them.
@@ -38,7 +38,7 @@ from poolkit._locks import RLock
 from poolkit._wire.spin import Spin
 
 if TYPE_CHECKING:
-    from poolkit._workforce.links import Links
+    from poolkit._kinds.links import Links
     from poolkit.task import Task
 
 LEADING = "leading" not in _os.SWITCHED_OFF  # False: the standby reads everything
@@ -68,7 +68,7 @@ class Reader:
         self._has_long_lease = False  # owner: the leader
         self._until = -math.inf  # the standby is not needed before; set by anybody, the last word counts
         self.lock = threading.Lock()  # held while links are read and what they say is decided upon
-        self._never = allocate_lock()  # an Event's wait that is torn raises an error of its own
+        self._never = allocate_lock()  # an Event's wait that is interrupted raises an error of its own
         self._never.acquire()
         self.taking = 0  # the thread that does so as a leader or passer-by; 0: none
 
@@ -79,16 +79,16 @@ class Reader:
 
     # ===== the standby =====
 
-    def spared(self) -> float:
+    def lease_left(self) -> float:
         """For how many seconds the standby may leave the links alone; 0.0: it is needed."""
         until = self._until
         return max(0.0, until - monotonic()) if until > 0.0 else 0.0
 
-    def patience(self) -> float:
+    def timeout(self) -> float:
         """For how many seconds the standby may leave alone what falls due: a leader that is awake looks at that too."""
         return LEASE if self.awaited is None else 0.0
 
-    def relinquish(self) -> None:
+    def end_lease(self) -> None:
         """Somebody is to be called back, and does not wait: the standby is needed now."""
         if self._until > 0.0:
             self._until = -math.inf
@@ -115,7 +115,7 @@ class Reader:
         """Some thread has published outcomes: a leader that sleeps for one of them is to look up."""
         awaited = self.awaited
         if awaited is not None and awaited.done() and self.links is not None:
-            self.links.nudge()
+            self.links.wake()
 
     def lead(self, task: Task[Any], timeout: float | None) -> None:  # noqa: C901, PLR0912 -- on the way of every task
         """Read until `task` is done, for at most `timeout` seconds, or wait while another thread does.
@@ -215,6 +215,6 @@ class Reader:
         """Let nobody lead any more. Blocks until whoever does has left; no task is left to wait for."""
         links, self.links = self.links, None
         if links is not None:
-            links.nudge()
-        if self._leader.acquire(timeout=CLOSE_GRACE):  # else its holder was torn away, or a handler interrupted it
+            links.wake()
+        if self._leader.acquire(timeout=CLOSE_GRACE):  # else its holder was interrupted, or a handler interrupted it
             self._leader.release()

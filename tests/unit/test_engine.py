@@ -1,4 +1,4 @@
-"""The desk: what is left for whom, and who may not wait where."""
+"""The engine: what is left for whom, and who may not wait where."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from poolkit import Pool, PoolClosed, PoolkitError
+from poolkit._engine.engine import Engine
+from poolkit._engine.supervisor import Supervisor
+from poolkit._engine.waiters import Waiter
+from poolkit._kinds.peer import Peer
+from poolkit._kinds.process import ProcessWorkforce
+from poolkit._kinds.settings import PoolSettings
 from poolkit._memory.owner import OwnerTransport
 from poolkit._spawn import templates
 from poolkit._spawn.key import Start
-from poolkit._workforce.desk import Desk
-from poolkit._workforce.line import Place
-from poolkit._workforce.member import Member
-from poolkit._workforce.process import ProcessWorkforce
-from poolkit._workforce.settings import PoolSettings
-from poolkit._workforce.supervisor import Supervisor
 from support import WATCHDOG, wait_until
 
 
@@ -33,7 +33,7 @@ def pool() -> Iterator[Pool]:
         yield made
 
 
-def desk_of(pool: Pool) -> Supervisor:
+def engine_of(pool: Pool) -> Supervisor:
     return pool._supervisor
 
 
@@ -45,19 +45,19 @@ def test_an_order_that_is_given_while_others_are_carried_out_is_not_left_lying(
     workforce = ProcessWorkforce(
         threading.RLock(), settings, boot=bytes, inherited_fds=(), transport=OwnerTransport(None, "")
     )
-    carried_out: list[Member] = []
+    carried_out: list[Peer] = []
 
-    def carry_out(member: Member, _reports: list[Any]) -> None:
-        carried_out.append(member)
+    def carry_out(peer: Peer, _reports: list[Any]) -> None:
+        carried_out.append(peer)
 
-    member = Member(1)
-    monkeypatch.setattr(workforce.links, "read", lambda: workforce._order(carry_out, member))
+    peer = Peer(1)
+    monkeypatch.setattr(workforce.links, "read", lambda: workforce._order(carry_out, peer))
     workforce.act()
     monkeypatch.setattr(workforce.links, "read", list)
     assert carried_out == []
     assert workforce.wait(0.0, links=True)
     workforce.act()
-    assert carried_out == [member]
+    assert carried_out == [peer]
     assert not workforce.wait(0.0, links=True)
     workforce.close()
 
@@ -69,8 +69,8 @@ def test_outcomes_are_told_to_a_sleeping_leader_before_any_callback_runs(
     first = pool.submit(release.wait)
     second = pool.submit(release.wait)
     order = []
-    monkeypatch.setattr(desk_of(pool)._reader, "awaited", first)
-    monkeypatch.setattr(desk_of(pool)._reader, "published", lambda: order.append("published"))
+    monkeypatch.setattr(engine_of(pool)._reader, "awaited", first)
+    monkeypatch.setattr(engine_of(pool)._reader, "published", lambda: order.append("published"))
     second.add_done_callback(lambda _: order.append("callback"))
     second.cancel()
     monkeypatch.undo()
@@ -88,7 +88,7 @@ def test_callbacks_whose_calls_are_interrupted_anywhere_are_called_all_the_same(
 
     def trace(frame: FrameType, event: str, _arg: object) -> Any:
         nonlocal left
-        if frame.f_code is not Desk._call.__code__:
+        if frame.f_code is not Engine._call.__code__:
             return None
         frame.f_trace_opcodes = True
         is_begun = (
@@ -105,7 +105,7 @@ def test_callbacks_whose_calls_are_interrupted_anywhere_are_called_all_the_same(
     before, at, left = sys.gettrace(), 0, 0
     sys._getframe().f_trace_opcodes = True  # what CPython 3.12 looks at when tracing begins
     called: list[int] = []
-    ends = last_lines_of(Desk._call)
+    ends = last_lines_of(Engine._call)
     while left <= 0:
         at += 1
         left = at
@@ -130,12 +130,12 @@ def last_lines_of(function: Callable[..., object]) -> set[int]:
 
 def test_who_was_interrupted_while_reading_must_not_wait(pool: Pool) -> None:
     """A signal handler that waits for the pool would wait for the lock that its own thread holds."""
-    desk = desk_of(pool)
+    engine = engine_of(pool)
     task = pool.submit(abs, -1)
     task.result()
     release = threading.Event()
     held = pool.submit(release.wait)
-    desk._reader.taking = threading.get_ident()
+    engine._reader.taking = threading.get_ident()
     try:
         with pytest.raises(PoolkitError, match="must not wait"):
             held.result()
@@ -143,7 +143,7 @@ def test_who_was_interrupted_while_reading_must_not_wait(pool: Pool) -> None:
             pool.warm_up()
         pool.shutdown()  # comes later
     finally:
-        desk._reader.taking = 0
+        engine._reader.taking = 0
     release.set()
     pool.shutdown()
     assert held.result() is True
@@ -152,47 +152,47 @@ def test_who_was_interrupted_while_reading_must_not_wait(pool: Pool) -> None:
 def test_a_copy_in_a_forked_child_does_not_read_what_is_its_parents(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk = desk_of(pool)
+    engine = engine_of(pool)
     led = []
-    monkeypatch.setattr(desk._reader, "lead", lambda *args: led.append(args))
+    monkeypatch.setattr(engine._reader, "lead", lambda *args: led.append(args))
     task = pool.submit(abs, -1)
     task.result()
-    desk.lead(task, 0.0)
+    engine.lead(task, 0.0)
     assert led
     del led[:]
-    monkeypatch.setattr(desk, "pid", -1)
+    monkeypatch.setattr(engine, "pid", -1)
     with pytest.raises(PoolClosed, match="forked"):
-        desk.lead(task, 0.0)
+        engine.lead(task, 0.0)
     assert led == []
 
 
 def test_nothing_is_read_once_the_links_are_closed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that submits may pass by while another one ends the pool."""
-    desk = desk_of(pool)
-    monkeypatch.setattr(desk._reader, "links", types.SimpleNamespace(nudge=int))  # without `read`
-    desk._reader.close()
-    assert desk._take()
+    engine = engine_of(pool)
+    monkeypatch.setattr(engine._reader, "links", types.SimpleNamespace(wake=int))  # without `read`
+    engine._reader.close()
+    assert engine._take()
 
 
 def test_who_waits_for_something_else_than_a_task_gets_the_standby_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that submits has just spared it, and now waits for room, for the workers or for the end."""
-    relinquished = []
+    """A thread that submits has just lease it, and now waits for room, for the workers or for the end."""
+    leases_ended = []
     release = threading.Event()
     with Pool(1, kind="thread", max_queue=1) as pool:
-        desk = desk_of(pool)
-        monkeypatch.setattr(desk._reader, "relinquish", lambda: relinquished.append(True))
+        engine = engine_of(pool)
+        monkeypatch.setattr(engine._reader, "end_lease", lambda: leases_ended.append(True))
         pool.warm_up()
-        assert relinquished
+        assert leases_ended
         pool.submit(release.wait)
         pool.submit(abs, -1)
-        del relinquished[:]
+        del leases_ended[:]
         called = threading.Event()
-        assert not desk.submit(pool._task(abs, (-2,), {}, None)[0], place=Place(called.set))
-        assert relinquished
-        del relinquished[:]
+        assert not engine.submit(pool._task(abs, (-2,), {}, None)[0], waiter=Waiter(called.set))
+        assert leases_ended
+        del leases_ended[:]
         release.set()
         called.wait()
-    assert relinquished
+    assert leases_ended
 
 
 def test_the_links_can_be_read_while_a_template_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_the_links_can_be_read_while_a_template_process_is_started(monkeypatch: 
     with Pool(1) as pool:
         task = pool.submit(abs, -1)
         assert starting.wait(WATCHDOG)
-        lock = desk_of(pool)._reader.lock
+        lock = engine_of(pool)._reader.lock
         is_free = lock.acquire(blocking=False)
         go_on.set()
         assert is_free

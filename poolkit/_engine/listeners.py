@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from poolkit._core.workforce import EVENT_NAMES, PoolEvent
-from poolkit._workforce.logs import log
+from poolkit._kinds.loggers import log
 
 Listener = Callable[[Any], object]
 

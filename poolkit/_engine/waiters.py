@@ -1,0 +1,76 @@
+"""Waiters: who waits for room in a bounded queue, in the order in which they came.
+
+    submitter   finds the queue full, waits to be woken, and submits again: accepted, or waiting at its old place
+    pool        after each event wakes as many of the first as there is room for, and takes them out
+
+A woken waiter may be slow or may have given up, so no slot is reserved for it: the next event wakes the next waiter.
+One that finds the room taken, by somebody who does not wait, goes back to its old place, which its number tells.
+A waiter may give up at any moment, also in a signal handler or finalizer, without a lock: `gone` is set before it looks
+at `woken`, and `woken` before it is looked at `gone`, so one of the two wakes the next.
+How it waits is its own: a thread on a bare lock, which is all that an interrupt can leave behind, a coroutine on an
+event of its loop. `wake` must not block, nor take what a waiter may hold.
+Guarded by: the pool's lock; but `gone` is the waiter's, and `wake` is called without it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Callable
+
+
+class Waiter:
+    """One who waits for room; `wake` is called when there is some, once for each time that it began to wait."""
+
+    __slots__ = ("_wake", "gone", "number", "woken")
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self._wake = wake
+        self.number = 0  # 0: it has not waited yet
+        self.woken = False  # since it began to wait last
+        self.gone = False
+
+    def __lt__(self, other: Waiter) -> bool:
+        """Return True if it came before."""
+        return self.number < other.number
+
+    def wake(self) -> bool:
+        """Wake it; False when it has given up."""
+        if self.gone:
+            return False
+        try:
+            self._wake()
+        except RuntimeError:  # its event loop was closed
+            return False
+        return True
+
+
+class Waiters:
+    """Those who wait, and are not woken."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self.waiting: list[Waiter] = []  # by number
+
+    def __len__(self) -> int:
+        """How many wait; those who gave up may be among them."""
+        return len(self.waiting)
+
+    def precedes(self, waiter: Waiter) -> bool:
+        """Return True if somebody waits who came before."""
+        return bool(self.waiting) and (not waiter.number or self.waiting[0] < waiter)
+
+    def add(self, waiter: Waiter) -> None:
+        """Have one wait, at its old place if it had one."""
+        while self.waiting and self.waiting[-1].gone:
+            self.waiting.pop()
+        waiter.number = waiter.number or next(self._numbers)
+        waiter.woken = False
+        bisect.insort(self.waiting, waiter)
+
+    def take(self, count: int) -> list[Waiter]:
+        """Take out the first, to be woken."""
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        for waiter in taken:
+            waiter.woken = True
+        return taken

@@ -1,0 +1,1 @@
+"""Kinds of workers: processes and threads, behind the Workforce protocol."""

@@ -1,1 +1,0 @@
-"""ACTS: the kinds of workers behind the Workforce protocol, and the supervisor that drives them."""
