@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from poolkit._child.chunk import ChunkStopped
 from poolkit._clock import monotonic
 from poolkit._engine.feed import Feed, Submits
-from poolkit.task import Task, WaitTimeout
+from poolkit.future import WaitTimeout
+from poolkit.task import Task
 
 if TYPE_CHECKING:
     from typing_extensions import Self

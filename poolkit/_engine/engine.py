@@ -8,8 +8,8 @@
     take      read the links, by whoever waits, and publish
     defer     outcomes of tasks that logged are published behind their records (`log_records.py`)
 
-Lock order: the reader's locks, the pool's lock, then `poolkit.task._LOCK`; never the other way. Nothing that can block,
-no pickling and no code of the user runs under the last two. The main thread defers signals during a step
+Lock order: the reader's locks, the pool's lock, then `poolkit.future._LOCK`; never the other way. Nothing that can
+block, no pickling and no code of the user runs under the last two. The main thread defers signals during a step
 (`interrupts.py`).
 Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_waiters`, the listeners.
 `_due` and `_all_busy` are written under it and read by anybody. `_postponed`, `_uncalled`, `_posted_tasks` and

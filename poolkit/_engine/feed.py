@@ -24,8 +24,9 @@ from poolkit._child.chunk import ChunkStopped
 from poolkit._engine.maps import Maps
 from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
+from poolkit._owner import TaskOwner
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationError
-from poolkit.task import Task, TaskOwner
+from poolkit.task import Task
 
 T = TypeVar("T")
 

@@ -30,8 +30,9 @@ from poolkit._engine.reader import Reader
 from poolkit._engine.waiters import Waiter, Waiters
 from poolkit._kinds.loggers import log
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull
+from poolkit.future import WaitTimeout
 from poolkit.outcome import Outcome
-from poolkit.task import SETTLED, WaitTimeout
+from poolkit.task import SETTLED
 
 PASSES_BY = 0x1F  # one submit in 32 takes in what is on the links
 SHORT_WAIT = 0.02  # seconds; what falls due in so short a wait may come late by as much

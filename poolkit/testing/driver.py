@@ -31,7 +31,8 @@ from poolkit._engine.supervisor import Supervisor
 from poolkit._engine.waiters import Waiter
 from poolkit._locks import RLock
 from poolkit.errors import PoolkitError
-from poolkit.task import Task, WaitTimeout
+from poolkit.future import WaitTimeout
+from poolkit.task import Task
 from poolkit.testing.calls import Call, Ending, Timeline
 from poolkit.testing.workforce import FakeWorkforce, VirtualClock, named
 

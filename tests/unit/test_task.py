@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import pytest
 from unit.lonely_tasks import Owner, in_thread, new_task, value
 
-from poolkit import task as task_module
+from poolkit import future
 from poolkit.errors import TaskCancelled
 from poolkit.outcome import CANCELLED, Outcome
 from poolkit.task import Task, settled_task
@@ -188,7 +188,7 @@ def test_an_exception_at_any_instruction_of_reading_leaves_the_outcome_to_the_ne
         return trace
 
     # Its own lock: this raises also just behind its acquisition, where no signal comes, and where it stays held.
-    monkeypatch.setattr(task_module, "_LOCK", threading.RLock())
+    monkeypatch.setattr(future, "_LOCK", threading.RLock())
     before, at, left = sys.gettrace(), 0, 0
     sys._getframe().f_trace_opcodes = True  # what CPython 3.12 looks at when tracing begins
     while left <= 0:
@@ -250,14 +250,14 @@ def test_waiters_are_woken(outcome: Outcome) -> None:
 def test_a_waiter_and_the_publisher_meet_whoever_comes_first() -> None:
     """The waiter looks once more after it made the lock that it sleeps on, as the outcome may have come just before."""
     task = new_task()
-    fresh = task_module.allocate_lock
+    fresh = future.allocate_lock
 
     def make_late() -> Any:
         task.publish(value("just in time"))
         return fresh()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_module, "allocate_lock", make_late)
+        patch.setattr(future, "allocate_lock", make_late)
         assert task.result() == "just in time"
 
 
@@ -348,7 +348,7 @@ def test_a_copy_in_a_forked_child_forgets_the_parents_callbacks_and_waits_for_no
 
 def test_a_second_reader_does_not_set_the_mark_again() -> None:
     """It looks, and is put aside until the first reader is done, who takes the mark back without a lock."""
-    slot = Task.__dict__["_load"]
+    slot = future.LazyFuture.__dict__["_load"]
     looked, done = threading.Event(), threading.Event()
 
     class Slow(Task[int]):
@@ -415,7 +415,7 @@ def test_a_handler_that_raises_at_any_moment_leaves_no_lock_held() -> None:
                         waiting.result(timeout=0)
                     if done:
                         assert done.pop().result() == 0
-            assert not task_module._LOCK._is_owned()  # type: ignore[attr-defined]
+            assert not future._LOCK._is_owned()  # type: ignore[attr-defined]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
