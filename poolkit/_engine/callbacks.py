@@ -1,4 +1,4 @@
-"""Callers: threads on which a pool runs the user's code, apart from all that keeps the pool going.
+"""Callbacks: what a pool calls of the user's code, on threads apart from all that keeps the pool going.
 
 One, the callback thread, calls done callbacks, listeners to events and handlers of what tasks log. Another unpickles
 failures whose type decides whether they are retried, as a callback may wait for such a task.
@@ -14,12 +14,19 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Any
 
 
 class CallbackThread(threading.Thread):
     """The thread; its own class, so that poolkit knows its own."""
+
+
+Calls = deque[tuple[Callable[[Any], object], Any]]  # what is to be called, with what
+
+publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 
 
 class Caller:
@@ -67,3 +74,59 @@ class Caller:
         self._thread = None  # who comes from now on calls himself
         self._call()
         self.ident = 0
+
+
+class Callbacks:
+    """Done callbacks, events for listeners and log records of one pool, in the order in which they came. Thread-safe.
+
+    Where no thread is to be had, as at the end of the interpreter, whoever finds something in the queue calls it.
+    """
+
+    def __init__(self, pool_name: str, wake_supervisor: Callable[[], None]) -> None:
+        self.queue: Calls = deque()  # appended to by anybody
+        self.thread = Caller(f"poolkit-{pool_name}-callbacks", self.call_all)
+        self.has_waited = False  # what runs on the thread waits, or has waited, for the pool; see `log_records.py`
+        self._wake_supervisor = wake_supervisor
+
+    def call_all(self) -> None:
+        """Call what is in the queue."""
+        if self.queue:
+            self.call(self.queue)
+
+    def leave(self, calls: Calls) -> None:
+        """Leave what is still to be called to the thread."""
+        if calls and calls is not self.queue:
+            self.queue.extend(calls)
+            calls.clear()
+            self._wake_supervisor()
+
+    def call(self, calls: Calls) -> None:
+        """Call these, on this thread. What they have called by ending tasks is called after them, by the same loop."""
+        outer: Calls | None = getattr(publishing, "calls", None)
+        if outer is not None:
+            while calls and outer is not calls:
+                outer.append(calls.popleft())
+            return
+        depth = getattr(publishing, "depth", 0)
+        try:
+            publishing.calls, publishing.depth = calls, depth + 1  # in here, as a signal handler may raise before
+            is_shared = calls is self.queue
+            while calls:
+                try:
+                    call, what = calls.popleft() if is_shared else calls[0]
+                except IndexError:  # another thread was faster
+                    return
+                try:
+                    call(what)
+                except BaseException:  # a Ctrl-C; what is left of them is for the pool's threads
+                    if is_shared:
+                        calls.appendleft((call, what))
+                    raise
+                if is_shared:
+                    self.has_waited = False
+                else:  # not before: a signal handler may raise between the two
+                    calls.popleft()
+        finally:
+            publishing.depth = depth
+            publishing.calls = None
+            self.leave(calls)

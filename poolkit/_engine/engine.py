@@ -12,8 +12,8 @@ Lock order: the reader's locks, the pool's lock, then `poolkit.future._LOCK`; ne
 block, no pickling and no code of the user runs under the last two. The main thread defers signals during a step
 (`interrupts.py`).
 Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_waiters`, the listeners.
-`_due` and `_all_busy` are written under it and read by anybody. `_postponed`, `_uncalled`, `_posted_tasks` and
-`_posted_reports` are appended to by anybody.
+`_due` and `_all_busy` are written under it and read by anybody. `_postponed`, `_posted_tasks` and `_posted_reports` are
+appended to by anybody.
 
 Why no posted task is forgotten: a submitter looks at `_all_busy`, posts the task, and looks again. If it holds both
 times, a worker will report, and the step for that report begins by taking the task in. A step clears `_all_busy` before
@@ -28,16 +28,16 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from poolkit import _os, errors
 from poolkit._clock import monotonic
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
 from poolkit._core.workforce import AnyTask, BootFailed, Died, Logged, Report
-from poolkit._engine.callbacks import Caller
+from poolkit._engine.callbacks import Callbacks, Caller, Calls, publishing
 from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
-from poolkit._engine.listeners import Listener, Listeners
+from poolkit._engine.listeners import Listeners
 from poolkit._engine.log_records import Records
 from poolkit._engine.maps import Maps
 from poolkit._engine.reader import Reader
@@ -49,19 +49,12 @@ from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
 from poolkit.task import Task
 
-if TYPE_CHECKING:
-    from poolkit._core.stats import PoolStats, WorkerInfo
-
-
 POSTING_TASKS = "posting-tasks" not in _os.SWITCHED_OFF  # False: each task is accepted in a step of its own
 POSTING_REPORTS = "posting-reports" not in _os.SWITCHED_OFF  # False: who reports waits for the lock
 
 T = TypeVar("T")
 Ready = Sequence[tuple[int, int]]  # as `poll` has them: descriptors, and what is the matter with them
 Settled = list[tuple[AnyTask, Outcome]]
-Calls = deque[tuple[Callable[[Any], object], Any]]  # what is to be called, with what
-
-publishing = threading.local()  # .depth > 0 while this thread runs callbacks
 
 
 class Engine:
@@ -101,9 +94,8 @@ class Engine:
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake, self._take)
-        self._uncalled: Calls = deque()  # left to the callback thread
-        self.records = Records(name, self._uncalled, self._publish, workforce.wake, workforce.links)
-        self._caller = Caller(f"poolkit-{name}-callbacks", self._call_back)
+        self.callbacks = Callbacks(name, workforce.wake)
+        self.records = Records(self.callbacks, name, self._publish, workforce.wake, workforce.links)
         self._error_reader = Caller(f"poolkit-{name}-errors", self._read_errors)
         self.maps = Maps(name, workforce.wake, self.is_open)
         self._closed = threading.Event()
@@ -133,7 +125,7 @@ class Engine:
         settled = [*scheduler.settled]  # a list of its own, also when it is empty
         scheduler.settled.clear()
         if scheduler.events:
-            self._uncalled.extend([(self._listeners.tell, event) for event in scheduler.events])
+            self.callbacks.queue.extend([(self._listeners.tell, event) for event in scheduler.events])
             scheduler.events.clear()
         timers = scheduler.timers.heap
         self._due = timers[0][0] if timers else math.inf
@@ -187,9 +179,9 @@ class Engine:
             finally:
                 restore_signals(before)
             if calls:
-                self._call(calls)
+                self.callbacks.call(calls)
         except BaseException:  # mostly what a signal handler raised, once signals came again
-            self._leave_calls(calls)
+            self.callbacks.leave(calls)
             raise
         return result
 
@@ -197,13 +189,6 @@ class Engine:
         """Note that an exception has interrupted a step, or the publishing after it; the next step repairs that."""
         self._inconsistent = True
         self.workforce.wake()
-
-    def _leave_calls(self, calls: Calls) -> None:
-        """Leave what is still to be called to the pool's thread."""
-        if calls and calls is not self._uncalled:
-            self._uncalled.extend(calls)
-            calls.clear()
-            self.workforce.wake()
 
     def _publish(self, settled: Settled, calls: Calls | None = None) -> None:
         """Give the tasks their outcomes, and add their callbacks to `calls`, or leave them. Never under the lock.
@@ -217,7 +202,7 @@ class Engine:
         if settled:
             accepted = self._scheduler.accepted
             if calls is None:
-                calls = self._uncalled
+                calls = self.callbacks.queue
             publishing.depth = getattr(publishing, "depth", 0) + 1  # a call that is let go of may run a `__del__`
             try:
                 for task, outcome in settled:
@@ -229,17 +214,11 @@ class Engine:
                 publishing.depth -= 1
         if self._reader.awaited is not None:  # also where nothing was settled: what was read may have been for him
             self._reader.published()
-        if self._uncalled:
-            self._have_called()
-
-    def _have_called(self) -> None:
-        """Have the thread for callbacks call what was left to it."""
-        if self._caller.wake():
-            return
-        if self._closed.is_set():  # there is nobody else any more
-            self._call_back()
-        else:
-            self.workforce.wake()  # the supervisor thread starts that thread
+        if self.callbacks.queue and not self.callbacks.thread.wake():
+            if self._closed.is_set():  # there is nobody else any more
+                self.callbacks.call_all()
+            else:
+                self.workforce.wake()  # the supervisor thread starts that thread
 
     def _call_next(self) -> None:
         """Call as many of those who wait as there is room for."""
@@ -262,7 +241,7 @@ class Engine:
         calls: Calls | None = None if self.threaded else deque()
         self._publish(self._handle(reports), calls)
         if calls:
-            self._call(calls)
+            self.callbacks.call(calls)
 
     def post(self, report: Report) -> None:
         """Take in a report, on a worker's own thread. Never blocks.
@@ -354,19 +333,19 @@ class Engine:
             self._refuse_reentrant("wait for a task")
         if self.forked or os.getpid() != self.pid:
             self._check_owner()  # decided in the parent, and published there alone
-        if self._caller.ident == here:
+        if self.callbacks.thread.ident == here:
             self.records.step_aside()
         self._reader.lead(task, timeout)
 
     def end_lease(self) -> None:
         """Somebody wants to be called back, or waits in a way of his own."""
-        if self._caller.ident == threading.get_ident():
+        if self.callbacks.thread.ident == threading.get_ident():
             self.records.step_aside()
         self._reader.end_lease()
 
     def watch(self, _task: AnyTask) -> tuple[int, Callable[[], bool]] | None:
         """For an event loop: the descriptor of the links, and what reads them; None where there is no such thing."""
-        if self._caller.ident == threading.get_ident():
+        if self.callbacks.thread.ident == threading.get_ident():
             self.records.step_aside()
         fd = None if self._is_copy() else self._reader.watch()
         if fd is None:
@@ -405,42 +384,6 @@ class Engine:
         if wanted:
             errors.WorkerCrashed  # noqa: B018 -- made at its first use
 
-    def _call_back(self) -> None:
-        """Call the callbacks that were left, and tell the events."""
-        if self._uncalled:
-            self._call(self._uncalled)
-
-    def _call(self, calls: Calls) -> None:
-        """Call callbacks. What they have called by ending tasks is called after them, by the same loop."""
-        outer: Calls | None = getattr(publishing, "calls", None)
-        if outer is not None:
-            while calls and outer is not calls:
-                outer.append(calls.popleft())
-            return
-        depth = getattr(publishing, "depth", 0)
-        try:
-            publishing.calls, publishing.depth = calls, depth + 1  # in here, as a signal handler may raise before
-            is_shared = calls is self._uncalled
-            while calls:
-                try:
-                    call, what = calls.popleft() if is_shared else calls[0]
-                except IndexError:  # another thread was faster
-                    return
-                try:
-                    call(what)
-                except BaseException:  # a Ctrl-C; what is left of them is for the pool's threads
-                    if is_shared:
-                        calls.appendleft((call, what))
-                    raise
-                if not is_shared:  # not before: a signal handler may raise between the two
-                    calls.popleft()
-                elif self.records.pass_by:
-                    self.records.pass_by = False
-        finally:
-            publishing.depth = depth
-            publishing.calls = None
-            self._leave_calls(calls)
-
     def is_open(self) -> bool:
         """Whether tasks are accepted."""
         # In this order: the finalizer of a pool that was ended asks, too, when modules have lost their globals.
@@ -462,46 +405,3 @@ class Engine:
                 "make a pool of its own here"
             )
             raise PoolClosed(msg)
-
-    # ===== looking =====
-
-    def stats(self) -> PoolStats:
-        """A snapshot of the counts."""
-        from poolkit._core import snapshots  # noqa: PLC0415 -- most programs never look, and it takes 15 ms
-
-        with self._lock:  # looks, and changes nothing: signals are not deferred here
-            workforce = self.workforce
-            use = workforce.memory_use()
-            return snapshots.pool_stats(self._scheduler, len(self._posted_tasks), workforce.link_bytes(), use)
-
-    def workers(self) -> list[WorkerInfo]:
-        """A snapshot of the workers."""
-        import dataclasses  # noqa: PLC0415 -- see above
-
-        from poolkit._core import snapshots  # noqa: PLC0415 -- see above
-
-        with self._lock:
-            found = snapshots.workers(self._scheduler, self.clock())
-        return [dataclasses.replace(info, rss=self.workforce.resident_bytes(info.id)) for info in found]
-
-    def queued(self) -> int:
-        """How many tasks wait in the queue."""
-        with self._lock:
-            return len(self._scheduler.queue) + len(self._posted_tasks)
-
-    def listen(self, name: str, listener: Listener) -> None:
-        """Call `listener` with each event of that name."""
-        with self._lock:
-            self._scheduler.listened = self._listeners.add(name, listener)
-
-    def unlisten(self, name: str, listener: Listener) -> None:
-        """Undo one `listen`. Raises ValueError when it was not listening."""
-        with self._lock:
-            self._scheduler.listened = self._listeners.remove(name, listener)
-
-    def has_begun(self, task: AnyTask) -> bool:
-        """Whether a worker runs this task."""
-        if self._is_copy():
-            return False
-        with self._lock:
-            return self._scheduler.has_begun(task)

@@ -18,12 +18,13 @@ import marshal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from poolkit._kinds.loggers import log
 
 if TYPE_CHECKING:
     from poolkit._core.workforce import AnyTask, Logged
+    from poolkit._engine.callbacks import Callbacks
     from poolkit._kinds.links import Links
     from poolkit.outcome import Outcome
 
@@ -35,20 +36,20 @@ MANY = 1000  # pending records of one worker
 class Records:
     """What the workers of one pool have logged, until it is handled, and the outcomes that wait for that. Thread-safe.
 
-    `calls` is the queue of the callback thread, `publish` is called there with outcomes, `wake` wakes the supervisor
-    thread. Guarded by: `_lock`, inside which no other lock is taken. Anybody may look whether `pending` is empty.
+    `publish` is called on the callback thread with outcomes, `wake` wakes the supervisor thread.
+    Guarded by: `_lock`, inside which no other lock is taken. Anybody may look whether `pending` is empty.
     """
 
     def __init__(
         self,
+        callbacks: Callbacks,
         pool_name: str,
-        calls: deque[tuple[Callable[[Any], object], Any]],
         publish: Callable[[Settled], object],
         wake: Callable[[], None],
         links: Links | None,
     ) -> None:
         self._pool_name = pool_name
-        self._calls = calls
+        self._callbacks = callbacks
         self._publish = publish
         self._wake = wake
         self._links = links
@@ -56,7 +57,6 @@ class Records:
         self.pending: Counter[int] = Counter()  # records that are not handled, by worker
         self.deferred: deque[Settled] = deque()  # what waits in `calls`
         self.paused: set[int] = set()  # workers that are not read
-        self.pass_by = False  # what runs on the callback thread waits: outcomes do not
         self._seen: set[type] = set()  # what handlers have raised; owner: the callback thread
 
     def add(self, records: Sequence[Logged]) -> None:
@@ -64,8 +64,8 @@ class Records:
         with self._lock:
             for record in records:
                 self.pending[record.worker_id] += 1
-                self._calls.append((self._handle, record))
-            if not self.pass_by:
+                self._callbacks.queue.append((self._handle, record))
+            if not self._callbacks.has_waited:
                 for worker_id in {record.worker_id for record in records}:
                     if self._links is not None and self.pending[worker_id] > MANY and self._links.pause(worker_id):
                         self.paused.add(worker_id)
@@ -73,7 +73,7 @@ class Records:
     def defer(self, settled: Settled) -> Settled:
         """Put outcomes behind the records that their workers logged before; returns those that need not wait."""
         with self._lock:
-            if self.pass_by:
+            if self._callbacks.has_waited:
                 return settled
             ready: Settled = []
             behind: Settled = []
@@ -81,13 +81,13 @@ class Records:
                 (behind if each[0].worker_id in self.pending or each[0].attempts > 1 else ready).append(each)
             if behind:
                 self.deferred.append(behind)
-                self._calls.append((self._publish_next, None))
+                self._callbacks.queue.append((self._publish_next, None))
             return ready
 
     def step_aside(self) -> None:
         """On the callback thread, before a wait: until what runs there returns, nothing waits for records."""
         with self._lock:
-            self.pass_by = True
+            self._callbacks.has_waited = True
             settled = [each for behind in self.deferred for each in behind]
             for behind in self.deferred:
                 behind.clear()

@@ -1,12 +1,11 @@
-"""Supervisor: what callers ask of a pool, and the one thread that waits for the workforce.
+"""Supervisor: the one thread that waits for the workforce, and the end of a pool.
 
-    any thread         submit, cancel, ... ──> Engine (lock) ──> Scheduler ──> orders to the workforce
+    any thread         Requests: submit, cancel ... ──> Engine (lock) ──> Scheduler ──> orders to the workforce
     supervisor thread  Workforce.wait(), act() ──> reports ──> Engine (lock) ──> Scheduler
     either, afterwards publish what was decided -- without the lock
 
 Owner: the supervisor thread: `workforce.wait` and `act`. What is guarded by the lock is said in `engine.py`.
-A kind whose workers report from their own threads calls `leave` from there; a fake has no thread at all.
-Longer than most, as it has one method for whatever a pool can be asked, beside the thread.
+A kind whose workers report from their own threads calls `post` from there; a fake has no thread at all.
 """
 
 from __future__ import annotations
@@ -15,26 +14,20 @@ import contextlib
 import math
 import os
 import threading
-from _thread import allocate_lock
 from typing import Any
 
-from poolkit._clock import wait_for
 from poolkit._core.scheduler import CLOSED, OPEN
-from poolkit._core.workforce import AnyTask
 from poolkit._engine import lifetime
-from poolkit._engine.callbacks import Caller
-from poolkit._engine.engine import Engine, publishing
+from poolkit._engine.callbacks import Callbacks, Caller, publishing
 from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
 from poolkit._engine.log_records import Records
 from poolkit._engine.reader import Reader
-from poolkit._engine.waiters import Waiter, Waiters
+from poolkit._engine.requests import Requests
+from poolkit._engine.waiters import Waiters
 from poolkit._kinds.loggers import log
-from poolkit.errors import PoolClosed, PoolkitError, QueueFull
-from poolkit.future import WaitTimeout
+from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
-from poolkit.task import SETTLED
 
-PASSES_BY = 0x1F  # one submit in 32 takes in what is on the links
 SHORT_WAIT = 0.02  # seconds; what falls due in so short a wait may come late by as much
 LONGEST_END = 30.0  # seconds that the end of a pool waits for failures to be unpickled
 HANDLERS_GRACE = 1.0  # seconds that an end that is to be quick waits for handlers of records
@@ -45,208 +38,19 @@ class SupervisorThread(threading.Thread):
     """The supervisor's thread; its own class, so that poolkit knows its own."""
 
 
-class Supervisor(Engine):
+class Supervisor(Requests):
     """Drives one pool; see the file's header. All methods are thread-safe."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what `Engine` takes."""
         super().__init__(*args, **kwargs)
-        self._thread: SupervisorThread | None = None
         self._supervised = False  # the thread runs; guarded by: the lock
         self._end_by = math.inf  # when the end is to wait for nothing any more; guarded by: the lock
         self._call_by = math.inf  # when it is to wait for no callback any more; guarded by: the lock
         if self.threaded:
             lifetime.begin(self)
 
-    # ===== what the pool asks =====
-
-    @deciding
-    def submit(  # noqa: C901, PLR0912 -- on the way of every task
-        self, task: AnyTask, error: BaseException | None = None, waiter: Waiter | None = None
-    ) -> bool:
-        """Accept a task; with `error` it fails at once. Does not block.
-
-        False says that there is no room and that `waiter`, where it is given, waits for it: to try again when woken.
-
-        Raises:
-            PoolClosed, InitializerFailed, QueueFull: it was not accepted.
-        """
-        if self.forked or os.getpid() != self.pid:  # as `_is_copy` does, without a call for each task
-            self._check_owner()
-        if self._all_busy and error is None and task.options.unhurried:
-            task.id = next(self._scheduler.numbers)
-            task.submitted_at = self.clock()
-            self._posted_tasks.append(task)
-            if self._all_busy:  # still: see the header of `engine.py`
-                if not task.id & PASSES_BY and not self._is_reentrant() and not self._reader.pass_by():
-                    self._decide(lambda _now: None)  # lest too many are left here
-                return True
-        # Written out, as `_decide` for each task would cost a twentieth of what handing it in does.
-        if self._reader.taking == threading.get_ident() or self._owns_lock():  # as `_is_reentrant` has it
-            self._postpone(lambda now: self._submit_late(task, error, now))
-            return True
-        if self._thread is None:
-            self._start_thread()
-        before = defer_signals()
-        try:
-            with self._lock:
-                self._all_busy = False  # as in `_take_in`
-                now = self._enter() if self._inconsistent or self._posted_tasks else self.clock()
-                accepted = waiter is None or error is not None or not self._has_to_wait(task, waiter)
-                if accepted and not task.id and error is None:
-                    self._scheduler.submit(task, now)
-                elif accepted:
-                    self._accept(task, error, now)
-                settled = self._decided()
-            self._publish(settled)
-            if self._posted_reports:
-                self._take_posted()
-            if not task.id & PASSES_BY:
-                self._reader.pass_by()
-        except BaseException as exc:
-            if not isinstance(exc, PoolkitError):  # which was refused
-                self._mark_inconsistent()
-            raise
-        finally:
-            restore_signals(before)
-        return accepted
-
-    def submit_waiting(self, task: AnyTask, error: BaseException | None) -> None:
-        """Do the same as `submit`, but wait while the queue is full, if the task's options say so."""
-        turn = allocate_lock()  # an interrupted waiter may keep that of a Condition, which who wakes it needs
-        turn.acquire()
-        waiter = Waiter(turn.release)
-        try:
-            while not self.submit(task, error, waiter):
-                turn.acquire()
-        except BaseException:
-            self.stop_waiting(waiter)
-            raise
-
-    def _accept(self, task: AnyTask, error: BaseException | None, now: float) -> None:
-        """Hand a task to the scheduler.
-
-        One that was posted may have been taken in since, when somebody may have been idle. Else it is not left posted.
-        """
-        if task.id:
-            try:
-                self._posted_tasks.remove(task)
-            except ValueError:
-                self._scheduler.tick(now)
-                return
-        if error is None:
-            self._scheduler.submit(task, now)
-        else:
-            self._scheduler.refuse(task, error, now)
-
-    def _submit_late(self, task: AnyTask, error: BaseException | None, now: float) -> None:
-        """Accept a task that was submitted within another step; what would have been raised there is its outcome."""
-        try:
-            self._accept(task, error, now)
-        except PoolkitError as exc:
-            task.phase = SETTLED
-            self._scheduler.settled.append((task, Outcome.failure(exc)))
-
-    def _has_to_wait(self, task: AnyTask, waiter: Waiter) -> bool:
-        """Return True if a submitter has to wait for room. Nobody passes those who wait."""
-        full = self._scheduler.is_full()
-        waits = task.options.block and self.bounded and self._scheduler.phase is OPEN
-        if not waits or not (full or self._waiters.precedes(waiter)):
-            return False
-        if getattr(publishing, "depth", 0) or threading.current_thread() is self._thread:
-            if not full:
-                return False
-            msg = (
-                f"cannot submit {task.name}: the queue is full, and a callback must not wait for room: "
-                "it runs on a thread that makes the room"
-            )
-            raise QueueFull(msg)
-        self._waiters.add(waiter)
-        self._reader.end_lease()
-        return True
-
-    def cancel(self, task: AnyTask) -> bool:
-        """Cancel a task; False when it was settled already."""
-        if self._is_copy():
-            return False
-        if self._is_reentrant():
-            self.cancel_soon(task)
-            return task.phase is not SETTLED
-        return self._decide(lambda now: self._scheduler.cancel(task, now))
-
-    def cancel_soon(self, task: AnyTask) -> None:
-        """Have the supervisor thread cancel a task. For finalizers, which should not wait for a lock."""
-        self._postpone(lambda now: self._scheduler.cancel(task, now))
-
-    def cancel_all(self) -> None:
-        """Cancel all that is queued and running."""
-        self._check_owner()
-        if self._is_reentrant():
-            self._postpone(lambda now: self._scheduler.cancel_all(begun=True, now=now))
-        else:
-            self._decide(lambda now: self._scheduler.cancel_all(begun=True, now=now))
-
-    def resize(self, size: int) -> None:
-        """Change the number of workers."""
-        self._check_owner()
-        self._refuse_reentrant("resize")
-
-        def step(now: float) -> None:
-            self._scheduler.check_open("resize")
-            self._scheduler.resize(size, now)
-
-        self._decide(step)
-
-    def warm_up(self, timeout: float | None) -> None:
-        """Start all workers and wait until they are up.
-
-        Raises:
-            TimeoutError: they are not after `timeout` seconds.
-            OSError: there are not enough descriptors for them.
-            InitializerFailed, WorkerCrashed, PoolClosed: they will not be.
-        """
-        self._check_owner()
-        self._refuse_reentrant("warm up")
-        if self._thread is None:
-            self._start_thread()
-        scheduler = self._scheduler
-        boots, counted = 0, False
-
-        def step(now: float) -> None:
-            nonlocal boots, counted
-            scheduler.check_open("warm up")
-            self.workforce.lacks = None  # it is said anew
-            scheduler.warm_up(now)
-            boots = scheduler.boots_failed
-            scheduler.roster.warming += 1
-            counted = True
-
-        def over() -> bool:
-            roster = scheduler.roster
-            return (
-                scheduler.phase is not OPEN
-                or self.workforce.lacks is not None
-                # Not all `size` at once: with a short idle timeout the first are gone before the last are up.
-                or (roster.starting == 0 and roster.counted >= roster.wanted)
-                or scheduler.boots_failed > boots
-            )
-
-        try:
-            self._decide(step)
-            with self._lock:
-                self._reader.end_lease()
-                if not wait_for(self._changed, over, timeout):
-                    ready, size = scheduler.roster.ready_count(), scheduler.roster.size
-                    msg = f"{ready} of {size} workers are up after {timeout} s"
-                    raise WaitTimeout(msg)
-                scheduler.check_open("warm up")
-                if (lacks := self.workforce.lacks) is not None:
-                    raise OSError(*lacks.args)
-                if scheduler.boots_failed > boots and scheduler.last_boot_error is not None:
-                    raise scheduler.last_boot_error
-        finally:
-            with self._lock:
-                scheduler.roster.warming -= counted
+    # ===== the end =====
 
     def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
         """Accept nothing more, and end; see `Pool.shutdown`."""
@@ -365,8 +169,8 @@ class Supervisor(Engine):
             closed = self._scheduler.phase is CLOSED
         self._publish(settled)
         del settled  # nothing is kept alive while it waits
-        if self._uncalled and not self._caller.start():
-            self._call_back()
+        if self.callbacks.queue and not self.callbacks.thread.start():
+            self.callbacks.call_all()
         if self._scheduler.unread and not self._error_reader.start():
             self._read_errors()
         self.maps.start_if_needed()
@@ -418,15 +222,17 @@ class Supervisor(Engine):
             lifetime.end(self)
             self.maps.close()
             self._closed.set()
-            if not self._caller.wake():  # else a callback takes longer than the end may; it calls the others
-                self._call_back()
+            if not self.callbacks.thread.wake():  # else a callback takes longer than the end may; it calls the others
+                self.callbacks.call_all()
 
     def _close_callbacks(self) -> None:
         """Wait until all is called; at an end that is to be quick, not for handlers of records that take their time."""
         give_up = self._call_by
-        if self.records.pending and not self._caller.close(min(give_up, self._end_by + HANDLERS_GRACE) - self.clock()):
+        if self.records.pending and not self.callbacks.thread.close(
+            min(give_up, self._end_by + HANDLERS_GRACE) - self.clock()
+        ):
             give_up = give_up if not self.records.pending else -math.inf
-        self._caller.close(give_up - self.clock())
+        self.callbacks.thread.close(give_up - self.clock())
         self.records.step_aside()
 
     def _abandon_tasks(self, why: str) -> None:
@@ -445,9 +251,8 @@ class Supervisor(Engine):
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
         self._reader = Reader(None, self.workforce.wake, self._take)
-        self._uncalled.clear()
-        self.records = Records(self.name, self._uncalled, self._publish, self.workforce.wake, None)
-        self._caller = Caller(f"poolkit-{self.name}-callbacks", self._call_back)
+        self.callbacks = Callbacks(self.name, self.workforce.wake)
+        self.records = Records(self.callbacks, self.name, self._publish, self.workforce.wake, None)
         self._error_reader = Caller(f"poolkit-{self.name}-errors", self._read_errors)
         self.maps.leave_parent()
         with contextlib.suppress(Exception):

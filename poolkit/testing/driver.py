@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import AnyTask
-from poolkit._engine.engine import Calls, Settled, publishing
+from poolkit._engine.callbacks import Calls, publishing
+from poolkit._engine.engine import Settled
 from poolkit._engine.maps import Maps
 from poolkit._engine.supervisor import Supervisor
 from poolkit._engine.waiters import Waiter
@@ -255,14 +256,14 @@ class FakeSupervisor(Supervisor):
                     settled = self._decided()
                 calls: Calls = deque()
                 self._publish(settled, calls)
-                self._call(calls)
+                self.callbacks.call(calls)
                 if self._scheduler.unread:
                     self._read_errors()
                 reports = self.workforce.act()
                 if not reports and not settled and not changes:
                     break
                 self.deliver(reports)
-            self._call_back()
+            self.callbacks.call_all()
 
     def _wake_for_maps(self) -> None:
         """A map was dropped: an eager pool runs the rest at once; where somebody drives, he does."""

@@ -18,7 +18,7 @@ import poolkit
 import support
 import support_functions as work
 from chaos import faults
-from poolkit._engine.waiters import Line, Place
+from poolkit._engine.waiters import Waiter, Waiters
 from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def full(pool: poolkit.Pool, new_gate: Callable[[], Gate], waiting: int) -> tupl
 
 
 def line_of(pool: poolkit.Pool) -> int:
-    return len(pool._supervisor._line)
+    return len(pool._supervisor._waiters)
 
 
 def wait_for_line(pool: poolkit.Pool, count: int) -> None:
@@ -91,22 +91,22 @@ def test_twenty_threads_that_submit_cancel_and_resize_all_hear_of_the_end(kind: 
         assert line_of(pool) == 0
 
 
-def test_threads_and_coroutines_stand_in_one_line(
+def test_threads_and_coroutines_stand_in_one_queue(
     journal: Journal, new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First come, first called; there is room for two, so the second called may come before the first.
 
     It is decided under the pool's lock; two threads that wake those whom they took out may overtake each other.
     """
-    called: list[Place] = []
-    take = Line.take
+    called: list[Waiter] = []
+    take = Waiters.take
 
-    def note(line: Line, count: int) -> list[Place]:
+    def note(line: Waiters, count: int) -> list[Waiter]:
         taken = take(line, count)
         called.extend(taken)
         return taken
 
-    monkeypatch.setattr(Line, "take", note)
+    monkeypatch.setattr(Waiters, "take", note)
     with faults.new_pool(1, max_queue=1) as pool:
         _, release = full(pool, new_gate, 1)
         threads = []
@@ -120,12 +120,12 @@ def test_threads_and_coroutines_stand_in_one_line(
                     threads.append(threading.Thread(target=pool.submit, args=(work.write_line, journal, number)))
                     threads[-1].start()
                     wait_for_line(pool, number + 1)
-            line.extend(pool._supervisor._line.places)
+            line.extend(pool._supervisor._waiters.waiting)
             release.signal()
             for waiting in coroutines:
                 await waiting
 
-        line: list[Place] = []
+        line: list[Waiter] = []
         asyncio.run(main())
         for thread in threads:
             thread.join()
@@ -143,13 +143,13 @@ def test_a_coroutine_that_stops_waiting_leaves_no_task_and_no_gap(
         async def main() -> None:
             first, second, third = [await join_line(pool, number, journal) for number in range(3)]
             second.cancel()
-            call, loop = Place.call, asyncio.get_running_loop()
+            call, loop = Waiter.wake, asyncio.get_running_loop()
 
-            def call_and_cancel(place: Place) -> bool:
+            def call_and_cancel(waiter: Waiter) -> bool:
                 loop.call_soon_threadsafe(first.cancel)
-                return call(place)
+                return call(waiter)
 
-            monkeypatch.setattr(Place, "call", call_and_cancel)
+            monkeypatch.setattr(Waiter, "wake", call_and_cancel)
             release.signal()
             assert await (await third) == 2
             for waiting in (first, second):
@@ -267,7 +267,7 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
             except KeyboardInterrupt as exc:
                 found.append(exc)
 
-        monkeypatch.setattr(poolkit._engine.supervisor, "allocate_lock", Interrupted)
+        monkeypatch.setattr(poolkit._engine.requests, "allocate_lock", Interrupted)
         first = threading.Thread(target=submit)
         first.start()
         wait_for_line(pool, 1)
@@ -282,10 +282,10 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
         faults.check_serves(pool, new_gate)
 
 
-def test_an_interrupt_that_comes_with_the_place_in_the_line_gives_it_up(
+def test_an_interrupt_that_comes_with_the_turn_to_wait_gives_it_up(
     new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Signals are put off while the pool decides, and come when it has."""
+    """Signals are deferred during a step, and come after it."""
     with faults.new_pool(1, max_queue=1) as pool:
         held, release = full(pool, new_gate, 1)
 
@@ -293,12 +293,12 @@ def test_an_interrupt_that_comes_with_the_place_in_the_line_gives_it_up(
             restore_signals(before)
             raise KeyboardInterrupt
 
-        restore_signals = poolkit._engine.supervisor.restore_signals
+        restore_signals = poolkit._engine.requests.restore_signals
         with monkeypatch.context() as patch:
-            patch.setattr(poolkit._engine.supervisor, "restore_signals", interrupt)
+            patch.setattr(poolkit._engine.requests, "restore_signals", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pool.submit(work.none_of_it)
-        assert all(place.gone for place in pool._supervisor._line.places)
+        assert all(waiter.gone for waiter in pool._supervisor._waiters.waiting)
         release.signal()
         held.result()
         faults.check_serves(pool, new_gate)

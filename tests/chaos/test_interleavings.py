@@ -225,7 +225,7 @@ def test_a_caller_who_comes_between_an_outcome_and_the_decision(
         "resize": lambda: pool.resize(2),
     }
     came: list[str] = []
-    desk: Any = pool._supervisor
+    engine: Any = pool._supervisor
 
     def lie(handle: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Whoever has the report comes to the lock a little later."""
@@ -242,9 +242,9 @@ def test_a_caller_who_comes_between_an_outcome_and_the_decision(
     with faults.closed_by_force(pool):
         pool.warm_up()
         if kind == "process":
-            monkeypatch.setattr(desk, "_handle", lie(desk._handle))
+            monkeypatch.setattr(engine, "_handle", lie(engine._handle))
         else:
-            monkeypatch.setattr(desk.workforce, "_leave", lie(desk.workforce._leave))
+            monkeypatch.setattr(engine.workforce, "post", lie(engine.workforce.post))
         release = new_gate()
         arrived = new_gate()
         call = work.arrive_and_wait if first == "completion" else work.arrive_and_raise

@@ -18,9 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
-    monkeypatch.setattr("poolkit._engine.log_records.STALL", logs.PATIENCE)  # the machine may be busy
-    monkeypatch.setattr("poolkit._engine.log_records.LONGEST_WAIT", logs.PATIENCE)
+def keeper() -> Iterator[Keeper]:
     handler = Keeper()
     logging.root.addHandler(handler)
     yield handler

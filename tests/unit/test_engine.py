@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from poolkit import Pool, PoolClosed, PoolkitError
-from poolkit._engine.engine import Engine
+from poolkit._engine.callbacks import Callbacks
 from poolkit._engine.supervisor import Supervisor
 from poolkit._engine.waiters import Waiter
 from poolkit._kinds.peer import Peer
@@ -88,7 +88,7 @@ def test_callbacks_whose_calls_are_interrupted_anywhere_are_called_all_the_same(
 
     def trace(frame: FrameType, event: str, _arg: object) -> Any:
         nonlocal left
-        if frame.f_code is not Engine._call.__code__:
+        if frame.f_code is not Callbacks.call.__code__:
             return None
         frame.f_trace_opcodes = True
         is_begun = (
@@ -105,7 +105,7 @@ def test_callbacks_whose_calls_are_interrupted_anywhere_are_called_all_the_same(
     before, at, left = sys.gettrace(), 0, 0
     sys._getframe().f_trace_opcodes = True  # what CPython 3.12 looks at when tracing begins
     called: list[int] = []
-    ends = last_lines_of(Engine._call)
+    ends = last_lines_of(Callbacks.call)
     while left <= 0:
         at += 1
         left = at

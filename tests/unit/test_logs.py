@@ -9,14 +9,14 @@ import logging
 import marshal
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from poolkit._core.workforce import Logged
 from poolkit._engine import log_records
+from poolkit._engine.callbacks import Callbacks
 from poolkit._engine.log_records import Records
 from poolkit._kinds import loggers
 from poolkit._wire import link
@@ -197,10 +197,11 @@ class Owner:
     """Records, what was published behind them, which workers are not read, and the test as the callback thread."""
 
     def __init__(self) -> None:
-        self.calls: deque[tuple[Callable[[Any], object], Any]] = deque()
+        self.callbacks = Callbacks("test", int)  # type: ignore[arg-type]
+        self.calls = self.callbacks.queue
         self.published: list[Any] = []
         self.not_read: set[int] = set()
-        self.records = Records("test", self.calls, self.published.extend, int, self)  # type: ignore[arg-type]
+        self.records = Records(self.callbacks, "test", self.published.extend, int, self)  # type: ignore[arg-type]
 
     def pause(self, worker_id: int) -> bool:
         self.not_read.add(worker_id)
@@ -292,7 +293,7 @@ def test_where_the_callback_thread_waits_outcomes_pass_and_all_workers_are_read(
     keeper.action = wait
     owner.call(1)
     keeper.action = None
-    owner.records.pass_by = False  # as the callback thread does
+    owner.callbacks.has_waited = False  # as the callback thread does
     assert owner.records.defer(OUTCOME) == []
     owner.call(5)
     assert owner.published == OUTCOME * 2

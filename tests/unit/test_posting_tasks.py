@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import poolkit
-from poolkit._engine.supervisor import PASSES_BY
+from poolkit._engine.requests import PASSES_BY
 
 
 class Busy:

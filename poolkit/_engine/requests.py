@@ -1,0 +1,269 @@
+"""Requests: what callers ask of a pool, from any thread, until its end; that is the supervisor's (`supervisor.py`)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from _thread import allocate_lock
+from typing import TYPE_CHECKING
+
+from poolkit._clock import wait_for
+from poolkit._core.scheduler import OPEN
+from poolkit._core.workforce import AnyTask
+from poolkit._engine.callbacks import publishing
+from poolkit._engine.engine import Engine
+from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
+from poolkit._engine.listeners import Listener
+from poolkit._engine.waiters import Waiter
+from poolkit.errors import PoolkitError, QueueFull
+from poolkit.future import WaitTimeout
+from poolkit.outcome import Outcome
+from poolkit.task import SETTLED
+
+if TYPE_CHECKING:
+    from poolkit._core.stats import PoolStats, WorkerInfo
+
+PASSES_BY = 0x1F  # one submit in 32 takes in what is on the links
+
+
+class Requests(Engine):
+    """What callers ask of one pool. All methods are thread-safe."""
+
+    _thread: threading.Thread | None = None  # the supervisor's, which starts with the first task
+
+    def _start_thread(self) -> None:
+        """Start the supervisor's thread, if it is not there."""
+        raise NotImplementedError
+
+    # ===== tasks =====
+
+    @deciding
+    def submit(  # noqa: C901, PLR0912 -- on the way of every task
+        self, task: AnyTask, error: BaseException | None = None, waiter: Waiter | None = None
+    ) -> bool:
+        """Accept a task; with `error` it fails at once. Does not block.
+
+        False says that there is no room and that `waiter`, where it is given, waits for it: to try again when woken.
+
+        Raises:
+            PoolClosed, InitializerFailed, QueueFull: it was not accepted.
+        """
+        if self.forked or os.getpid() != self.pid:  # as `_is_copy` does, without a call for each task
+            self._check_owner()
+        if self._all_busy and error is None and task.options.unhurried:
+            task.id = next(self._scheduler.numbers)
+            task.submitted_at = self.clock()
+            self._posted_tasks.append(task)
+            if self._all_busy:  # still: see the header of `engine.py`
+                if not task.id & PASSES_BY and not self._is_reentrant() and not self._reader.pass_by():
+                    self._decide(lambda _now: None)  # lest too many are left here
+                return True
+        # Written out, as `_decide` for each task would cost a twentieth of what handing it in does.
+        if self._reader.taking == threading.get_ident() or self._owns_lock():  # as `_is_reentrant` has it
+            self._postpone(lambda now: self._submit_late(task, error, now))
+            return True
+        if self._thread is None:
+            self._start_thread()
+        before = defer_signals()
+        try:
+            with self._lock:
+                self._all_busy = False  # as in `_take_in`
+                now = self._enter() if self._inconsistent or self._posted_tasks else self.clock()
+                accepted = waiter is None or error is not None or not self._has_to_wait(task, waiter)
+                if accepted and not task.id and error is None:
+                    self._scheduler.submit(task, now)
+                elif accepted:
+                    self._accept(task, error, now)
+                settled = self._decided()
+            self._publish(settled)
+            if self._posted_reports:
+                self._take_posted()
+            if not task.id & PASSES_BY:
+                self._reader.pass_by()
+        except BaseException as exc:
+            if not isinstance(exc, PoolkitError):  # which was refused
+                self._mark_inconsistent()
+            raise
+        finally:
+            restore_signals(before)
+        return accepted
+
+    def submit_waiting(self, task: AnyTask, error: BaseException | None) -> None:
+        """Do the same as `submit`, but wait while the queue is full, if the task's options say so."""
+        turn = allocate_lock()  # an interrupted waiter may keep that of a Condition, which who wakes it needs
+        turn.acquire()
+        waiter = Waiter(turn.release)
+        try:
+            while not self.submit(task, error, waiter):
+                turn.acquire()
+        except BaseException:
+            self.stop_waiting(waiter)
+            raise
+
+    def _accept(self, task: AnyTask, error: BaseException | None, now: float) -> None:
+        """Hand a task to the scheduler.
+
+        One that was posted may have been taken in since, when somebody may have been idle. Else it is not left posted.
+        """
+        if task.id:
+            try:
+                self._posted_tasks.remove(task)
+            except ValueError:
+                self._scheduler.tick(now)
+                return
+        if error is None:
+            self._scheduler.submit(task, now)
+        else:
+            self._scheduler.refuse(task, error, now)
+
+    def _submit_late(self, task: AnyTask, error: BaseException | None, now: float) -> None:
+        """Accept a task that was submitted within another step; what would have been raised there is its outcome."""
+        try:
+            self._accept(task, error, now)
+        except PoolkitError as exc:
+            task.phase = SETTLED
+            self._scheduler.settled.append((task, Outcome.failure(exc)))
+
+    def _has_to_wait(self, task: AnyTask, waiter: Waiter) -> bool:
+        """Return True if a submitter has to wait for room. Nobody passes those who wait."""
+        full = self._scheduler.is_full()
+        waits = task.options.block and self.bounded and self._scheduler.phase is OPEN
+        if not waits or not (full or self._waiters.precedes(waiter)):
+            return False
+        if getattr(publishing, "depth", 0) or threading.current_thread() is self._thread:
+            if not full:
+                return False
+            msg = (
+                f"cannot submit {task.name}: the queue is full, and a callback must not wait for room: "
+                "it runs on a thread that makes the room"
+            )
+            raise QueueFull(msg)
+        self._waiters.add(waiter)
+        self._reader.end_lease()
+        return True
+
+    def cancel(self, task: AnyTask) -> bool:
+        """Cancel a task; False when it was settled already."""
+        if self._is_copy():
+            return False
+        if self._is_reentrant():
+            self.cancel_soon(task)
+            return task.phase is not SETTLED
+        return self._decide(lambda now: self._scheduler.cancel(task, now))
+
+    def cancel_soon(self, task: AnyTask) -> None:
+        """Have the supervisor thread cancel a task. For finalizers, which should not wait for a lock."""
+        self._postpone(lambda now: self._scheduler.cancel(task, now))
+
+    def cancel_all(self) -> None:
+        """Cancel all that is queued and running."""
+        self._check_owner()
+        if self._is_reentrant():
+            self._postpone(lambda now: self._scheduler.cancel_all(begun=True, now=now))
+        else:
+            self._decide(lambda now: self._scheduler.cancel_all(begun=True, now=now))
+
+    def resize(self, size: int) -> None:
+        """Change the number of workers."""
+        self._check_owner()
+        self._refuse_reentrant("resize")
+
+        def step(now: float) -> None:
+            self._scheduler.check_open("resize")
+            self._scheduler.resize(size, now)
+
+        self._decide(step)
+
+    def warm_up(self, timeout: float | None) -> None:
+        """Start all workers and wait until they are up.
+
+        Raises:
+            TimeoutError: they are not after `timeout` seconds.
+            OSError: there are not enough descriptors for them.
+            InitializerFailed, WorkerCrashed, PoolClosed: they will not be.
+        """
+        self._check_owner()
+        self._refuse_reentrant("warm up")
+        if self._thread is None:
+            self._start_thread()
+        scheduler = self._scheduler
+        boots, counted = 0, False
+
+        def step(now: float) -> None:
+            nonlocal boots, counted
+            scheduler.check_open("warm up")
+            self.workforce.lacks = None  # it is said anew
+            scheduler.warm_up(now)
+            boots = scheduler.boots_failed
+            scheduler.roster.warming += 1
+            counted = True
+
+        def over() -> bool:
+            roster = scheduler.roster
+            return (
+                scheduler.phase is not OPEN
+                or self.workforce.lacks is not None
+                # Not all `size` at once: with a short idle timeout the first are gone before the last are up.
+                or (roster.starting == 0 and roster.counted >= roster.wanted)
+                or scheduler.boots_failed > boots
+            )
+
+        try:
+            self._decide(step)
+            with self._lock:
+                self._reader.end_lease()
+                if not wait_for(self._changed, over, timeout):
+                    ready, size = scheduler.roster.ready_count(), scheduler.roster.size
+                    msg = f"{ready} of {size} workers are up after {timeout} s"
+                    raise WaitTimeout(msg)
+                scheduler.check_open("warm up")
+                if (lacks := self.workforce.lacks) is not None:
+                    raise OSError(*lacks.args)
+                if scheduler.boots_failed > boots and scheduler.last_boot_error is not None:
+                    raise scheduler.last_boot_error
+        finally:
+            with self._lock:
+                scheduler.roster.warming -= counted
+
+    # ===== looking =====
+
+    def stats(self) -> PoolStats:
+        """A snapshot of the counts."""
+        from poolkit._core import snapshots  # noqa: PLC0415 -- most programs never look, and it takes 15 ms
+
+        with self._lock:  # looks, and changes nothing: signals are not deferred here
+            workforce = self.workforce
+            use = workforce.memory_use()
+            return snapshots.pool_stats(self._scheduler, len(self._posted_tasks), workforce.link_bytes(), use)
+
+    def workers(self) -> list[WorkerInfo]:
+        """A snapshot of the workers."""
+        import dataclasses  # noqa: PLC0415 -- see above
+
+        from poolkit._core import snapshots  # noqa: PLC0415 -- see above
+
+        with self._lock:
+            found = snapshots.workers(self._scheduler, self.clock())
+        return [dataclasses.replace(info, rss=self.workforce.resident_bytes(info.id)) for info in found]
+
+    def queued(self) -> int:
+        """How many tasks wait in the queue."""
+        with self._lock:
+            return len(self._scheduler.queue) + len(self._posted_tasks)
+
+    def listen(self, name: str, listener: Listener) -> None:
+        """Call `listener` with each event of that name."""
+        with self._lock:
+            self._scheduler.listened = self._listeners.add(name, listener)
+
+    def unlisten(self, name: str, listener: Listener) -> None:
+        """Undo one `listen`. Raises ValueError when it was not listening."""
+        with self._lock:
+            self._scheduler.listened = self._listeners.remove(name, listener)
+
+    def has_begun(self, task: AnyTask) -> bool:
+        """Whether a worker runs this task."""
+        if self._is_copy():
+            return False
+        with self._lock:
+            return self._scheduler.has_begun(task)
