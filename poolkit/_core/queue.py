@@ -1,7 +1,7 @@
 """TaskQueue: the tasks accepted and not yet sent, most urgent first.
 
 Guarantees: larger priority first, FIFO (by `task.id`) inside one priority; a task that is put back takes its old
-place. A task that is removed is kept until it would be the first, or those removed are the most.
+place. A task that is removed from many is kept until it would be the first, or those removed are the most.
 Guarded by: the pool's one lock.
 
 A level holds the tasks of one priority, in two parts, each in order by itself: those that came in (their numbers only
@@ -22,7 +22,7 @@ from poolkit.task import Task
 
 AnyTask = Task[Any]
 
-MOST_REMOVED = 100  # fewer are not worth looking through all
+MOST_LOOKED_THROUGH = 100  # tasks, when one is to be removed
 
 _by_id = attrgetter("id")
 
@@ -69,8 +69,11 @@ class _Level:
         if self.came_back.get(task.id) is task:
             del self.came_back[task.id]
             return
+        if len(self.came_in) <= MOST_LOOKED_THROUGH and not self.removed:
+            self.came_in.remove(task)
+            return
         self.removed.add(task)
-        if len(self.removed) > MOST_REMOVED and 2 * len(self.removed) > len(self.came_in):
+        if len(self.removed) > MOST_LOOKED_THROUGH and 2 * len(self.removed) > len(self.came_in):
             self.came_in = deque(each for each in self.came_in if each not in self.removed)
             self.removed.clear()
 

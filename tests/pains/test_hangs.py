@@ -103,7 +103,7 @@ def test_row_05_a_timeout_stops_c_code_that_holds_the_interpreters_lock(pool: po
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_row_06_a_lock_that_a_thread_holds_holds_up_no_worker(method: str) -> None:
     source = f"""
-        import logging, threading
+        import logging, threading, time
         import poolkit
 
         logging.basicConfig()
@@ -122,8 +122,11 @@ def test_row_06_a_lock_that_a_thread_holds_holds_up_no_worker(method: str) -> No
         threading.Thread(target=hold).start()
         held.wait()
         with poolkit.Pool(1, start_method={method!r}) as pool:
-            print(pool.submit(write).result())
-            release.set()
+            task = pool.submit(write)
+            while not pool.stats().succeeded:
+                time.sleep(0.01)
+            release.set()  # here, the record waits for that lock, and the outcome for the record
+            print(task.result())
         """
     with running(source) as script:
         ended = script.finish()

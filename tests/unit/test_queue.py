@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poolkit._core.options import CallOptions
-from poolkit._core.queue import MOST_REMOVED, TaskQueue
+from poolkit._core.queue import MOST_LOOKED_THROUGH, TaskQueue
 from poolkit.task import Task
 
 AnyTask = Task[Any]
@@ -134,16 +134,25 @@ def test_clear_gives_everything_in_order() -> None:
     assert list(queue) == []
 
 
+def test_a_task_that_is_removed_from_few_is_not_kept() -> None:
+    queue, tasks = filled(0, 0, 0)
+    watched = weakref.ref(tasks[1])
+    queue.remove(tasks[1])
+    del tasks
+    gc.collect()
+    assert watched() is None
+
+
 def test_removed_tasks_are_not_kept_once_they_are_the_most() -> None:
     """Wherever they stood."""
-    count = 3 * MOST_REMOVED
+    count = 3 * MOST_LOOKED_THROUGH
     queue, tasks = filled(*[0] * count)
     watched = [weakref.ref(task) for task in tasks[1:]]
     for task in tasks[1:]:
         queue.remove(task)
     del tasks, task
     gc.collect()
-    assert sum(each() is not None for each in watched) <= MOST_REMOVED
+    assert sum(each() is not None for each in watched) <= MOST_LOOKED_THROUGH
     assert popped(queue) == [1]
 
 
