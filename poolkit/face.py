@@ -2,25 +2,23 @@
 
 Every method is thread-safe. The annotations say `poolkit.Task` and the like, as that is imported when somebody looks at
 them, and not before the template process is started.
-Longer than most: half of it are the signatures and promises that users read.
 """
 
 from __future__ import annotations
 
-import functools
-import os
 import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from types import CodeType, FunctionType, ModuleType, TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import poolkit
 from poolkit._child.chunk import run_chunk
 from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
+from poolkit._given import arguments, check_iterable, code_of, name_of, note_the_place, to_be_sent
 from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
@@ -118,7 +116,7 @@ class Face(Executor):
             PoolClosed, InitializerFailed: as `submit`.
         """
         for position, iterable in enumerate(iterables, 1):
-            _check_iterable(iterable, f"argument {position} of map() after the function cannot be iterated over:")
+            check_iterable(iterable, f"argument {position} of map() after the function cannot be iterated over:")
         starred = len(iterables) != 1
         items = zip(*iterables) if starred else iterables[0]  # noqa: B905 -- the shortest ends it, as in `map`
         is_sized = any(hasattr(iterable, "__len__") for iterable in iterables)
@@ -137,8 +135,8 @@ class Face(Executor):
         ordered: bool = True,
     ) -> poolkit.Results[T]:
         """Do the same as `map`, with an iterable of argument tuples."""
-        _check_iterable(iterable, "starmap() needs an iterable of tuples, was given")
-        items, is_sized = map(_arguments, iterable), hasattr(iterable, "__len__")
+        check_iterable(iterable, "starmap() needs an iterable of tuples, was given")
+        items, is_sized = map(arguments, iterable), hasattr(iterable, "__len__")
         return self._results(
             fn, items, timeout, chunksize, buffersize, starred=True, ordered=ordered, is_sized=is_sized
         )
@@ -276,15 +274,15 @@ class Face(Executor):
         """Serialise a call, on this thread; with what went wrong, if it did."""
         if type(fn) is not FunctionType:
             fn = to_be_sent(fn)
-            code = _code_of(fn)
+            code = code_of(fn)
         else:
-            code = fn.__code__ if chunk_of is None else _code_of(chunk_of)
+            code = fn.__code__ if chunk_of is None else code_of(chunk_of)
         options, supervisor = self._options, self._supervisor
         name = options.name or name or (fn.__qualname__ if type(fn) is FunctionType else name_of(fn))
         try:
             call, nbytes = supervisor.workforce.pack(fn, args, kwargs)
         except SerializationError as exc:
-            _note_the_place(exc, name)
+            note_the_place(exc, name)
             return supervisor.new_task(supervisor, name, None, options), exc
         return supervisor.new_task(supervisor, name, call, options, nbytes, code), None
 
@@ -380,65 +378,7 @@ class PoolView(Face):
         return f"<poolkit.PoolView of {self._of.name!r} {' '.join(changed)}>"
 
 
-def _arguments(item: Iterable[Any]) -> tuple[Any, ...]:
-    _check_iterable(item, "starmap() needs an iterable of tuples of arguments, which had")
-    return tuple(item)
-
-
-def _check_iterable(value: object, complaint: str) -> None:
-    if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
-        msg = f"{complaint} {value!r}"
-        raise TypeError(msg)
-
-
-def to_be_sent(fn: Any) -> Any:
-    """What is to run in a worker for `fn`: of one that is offloaded, also within a partial object, the function itself.
-
-    Raises:
-        TypeError: it cannot be called.
-    """
-    if not callable(fn):
-        msg = f"the first argument must be something to call, was {fn!r}"
-        raise TypeError(msg)
-    send = getattr(type(fn), "_poolkit_sent", None)  # of its class, as some objects have an attribute of any name
-    if send is not None:
-        return send(fn)
-    if type(fn) is functools.partial and hasattr(type(fn.func), "_poolkit_sent"):
-        return functools.partial(to_be_sent(fn.func), *fn.args, **fn.keywords)
-    return fn
-
-
-def name_of(fn: Callable[..., Any]) -> str:
-    """What a function is called."""
-    return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
-
-
-def _code_of(fn: Any) -> object:
-    """Return what is the same for all calls that take as long as this one: the code, or the class."""
-    while type(fn) is functools.partial:
-        fn = fn.func
-    if isinstance(fn, type) or isinstance(getattr(fn, "__self__", None), ModuleType):  # the latter: in C
-        return fn
-    code = getattr(fn, "__code__", None)
-    return code if type(code) is CodeType else type(fn)
-
-
 def _interruptions() -> tuple[type[BaseException], ...]:
     """What ends a `with` block from outside: Ctrl-C, and the cancellation of the coroutine that it stands in."""
     asyncio = sys.modules.get("asyncio")
     return (KeyboardInterrupt,) if asyncio is None else (KeyboardInterrupt, asyncio.CancelledError)
-
-
-def _note_the_place(error: SerializationError, name: str) -> None:
-    """Add where the call was submitted to an error that will be raised elsewhere."""
-    import traceback  # noqa: PLC0415 -- only when something is wrong
-
-    here = os.path.dirname(__file__)  # noqa: PTH120 -- compared with frame file names as they are
-    for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(here):
-            note = f"{name} was submitted at {frame.filename}:{frame.lineno}, in {frame.name}"
-            if hasattr(error, "add_note"):
-                error.add_note(note)
-            else:  # CPython 3.10
-                vars(error)["__notes__"] = [note]
-            return

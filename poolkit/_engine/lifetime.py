@@ -16,7 +16,7 @@ import weakref
 from poolkit import _child
 from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
 from poolkit._locks import RLock
-from poolkit._spawn import templates
+from poolkit._spawn import registry
 from poolkit._spawn.key import Start
 from poolkit._spawn.launch import FORKING
 
@@ -59,7 +59,7 @@ def prepare(settings: PoolSettings) -> None:
     try:
         with contextlib.suppress(Exception):
             start = Start(settings.start_method, settings.preload, settings.shares, settings.env)
-            templates.acquire(start, settings, waits=False)
+            registry.acquire(start, settings, waits=False)
     finally:
         restore_signals(before)
 
@@ -104,7 +104,7 @@ def _finish_all() -> None:
             pool.end_with_interpreter()
     finally:
         with contextlib.suppress(KeyboardInterrupt):  # they end with us in any case
-            templates.end_all()
+            registry.end_all()
 
 
 _held: list[Lasting] = []  # guarded by: FORKING
@@ -133,7 +133,7 @@ def _after_fork_in_child() -> None:
         lock._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
     for pool in _held or list(_live):
         pool.after_fork_in_child()
-    templates.after_fork_in_child()
+    registry.after_fork_in_child()
     _held.clear()
     _live.clear()
 

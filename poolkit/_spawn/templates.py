@@ -1,20 +1,13 @@
-"""Templates: the template processes of this process, and the owner's end of each process that they fork.
+"""Templates: the owner's ends of template processes, and of each process that they fork.
 
     Template   one template process: `spawn` has it fork a worker, with a control socket of that worker's own
     Child      the owner's end of that: signals, and how the worker ended; closed, it kills the worker
-    acquire    a user, such as a pool, gets the template with its key, or a new one; several users share one
-    release    the user is done; the template stays for the next one, until this process ends
-
-A template that is dead, stopped, or could not import what it was to preload, or not in time, is replaced when it is
-acquired next, and ends with the last user that has it. Of those that have no user, the MOST_IDLE that were released
-last stay. One that is forked from this process has its memory and initializer: it is of one user alone, and has no key.
 
 No socket here may have copies: the end of a root socket ends the template, that of a control socket the worker, and the
 other ends tell of the template's death. So they are made while FORKING is held, which every fork takes, and are known
-before that is let go of: a forked child closes its copies and begins with an empty registry.
-Guarded by: FORKING: `_templates`, each template's `users`, what is sent on a root socket, and what is added to
-`_living` and `_children`.
-By a template's `_lock`: whether it was waited for, as only until then its process id is its own; its page.
+before that is let go of: a forked child closes its copies.
+Guarded by: FORKING: each template's `users`, what is sent on a root socket, and what is added to `living` and
+`children`. By a template's `_lock`: whether it was waited for, as only until then its process id is its own; its page.
 Owner: a Child belongs to one thread. Lock order: FORKING, a template's `_lock`.
 """
 
@@ -30,18 +23,17 @@ import select
 import signal
 import weakref
 from collections import deque, namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from poolkit import _os
 from poolkit._clock import monotonic
 from poolkit._locks import RLock
 from poolkit._select import poll
 from poolkit._spawn import descriptors, launch
-from poolkit._spawn.key import ADVICE, Key, Start, is_open
+from poolkit._spawn.key import ADVICE, Key, is_open
 from poolkit._spawn.launch import FORKING
 from poolkit._wire import messages
 
-MOST_IDLE = 2  # templates without a user: two kinds of pools may take turns
 PREPARE_GRACE = 10.0  # seconds one gets to import what it is to preload, before a later user has another one started
 ANSWER_GRACE = 2.0  # seconds one gets to carry out a signal; one that is stopped or hangs cannot stop a task
 FORK_GRACE = 10.0  # seconds one gets for a fork, which takes the longer the more it has preloaded
@@ -52,6 +44,9 @@ _NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, which ends progr
 
 # How a process ended: its wait status, or the errno for which there was none, and its peak resident memory.
 Exit = namedtuple("Exit", "status error peak_rss")  # noqa: PYI024 -- importing typing takes every start 6 ms
+
+living: set[Template] = set()  # all that have not been ended; those that the registry has not any more, too
+children: set[Child] = set()
 
 
 class Template:
@@ -69,7 +64,7 @@ class Template:
         with FORKING:
             self._root, self._theirs = launch.socket_pair()
             self._page, self._printed_from = launch.page_with(data), len(data)
-            _living.add(self)
+            living.add(self)
         self._program = program
         self._word: bytes | None = None  # what it said of its imports, once it has
         self._report = b""  # and more of that
@@ -86,7 +81,7 @@ class Template:
         try:
             self.pid = launcher(self._theirs, self._root.fileno(), self._page)
         except BaseException:
-            _living.discard(self)
+            living.discard(self)
             self._root.close()
             self._close_page()
             raise
@@ -158,7 +153,7 @@ class Template:
 
     def is_used(self) -> bool:
         """Return True if somebody wants it, or processes that it has forked are there. FORKING is held."""
-        return bool(self.users) or any(child.template is self for child in [*_children])
+        return bool(self.users) or any(child.template is self for child in [*children])
 
     def is_fit(self) -> bool:
         """Return True if it can have one more user: it is neither dead nor stopped, nor failed to import.
@@ -176,7 +171,7 @@ class Template:
 
     def end(self, *, hangs: bool = False) -> str:
         """Kill it, if it still runs, and its workers with it; how it ended, in words. Blocks until it has."""
-        _living.discard(self)
+        living.discard(self)
         never_began = self.word() == b""
         self.close_root()
         with self._lock:
@@ -236,7 +231,7 @@ class Child:
         # Nothing is expected of a template that imports.
         self.unanswered = deque((self._asked() + FORK_GRACE - ANSWER_GRACE,))
         self._control = control
-        _children.add(self)
+        children.add(self)
 
     def _asked(self) -> float:
         return monotonic() if self.template.word() else math.inf
@@ -290,7 +285,7 @@ class Child:
 
     def close(self) -> None:
         """Close it: the template kills the process, if that still runs, with all that it started. Idempotent."""
-        _children.discard(self)
+        children.discard(self)
         with contextlib.suppress(OSError):
             self._control.close()
 
@@ -316,104 +311,3 @@ def end_children(children: Sequence[Child], seconds: float) -> bool:
         for child in children:
             child.close()
     return True
-
-
-_templates: dict[Key, Template] = {}  # those that were released last stand last
-_living: set[Template] = set()  # all that have not been ended; those taken out, too
-_children: set[Child] = set()
-
-
-@contextlib.contextmanager
-def _registry(*, waits: bool = True) -> Iterator[bool]:
-    """Hold FORKING, and then end what nobody uses any more. False: it is held, and not waited for."""
-    is_held: bool = FORKING._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 -- as `threading.Condition` does
-    if not waits and (is_held or not FORKING.acquire(blocking=False)):
-        yield False
-        return
-    if waits:
-        FORKING.acquire()
-    over: list[Template] = []
-    try:
-        yield True
-        for template in [one for one in _templates.values() if not one.is_used()][:-MOST_IDLE]:
-            del _templates[template.key]
-        over += [one for one in [*_living] if _templates.get(one.key) is not one and not one.is_used()]
-    finally:
-        FORKING.release()
-        for template in over:
-            template.end()
-
-
-def acquire(start: Start, user: object, *, waits: bool = True) -> Template | None:
-    """Find the template that this user is to have, or start it. Blocks while one is started.
-
-    Another one that was acquired for the same user is not kept for it. In a finalizer, whose thread may hold FORKING,
-    it must not wait, and there may be none.
-
-    Raises:
-        Exception: none could be started.
-    """
-    with _registry(waits=waits) as is_held:
-        if not is_held:
-            return None
-        for other in _templates.values():
-            other.users.discard(user)
-        template = _templates.get(start.key)
-        if template is None or not template.is_fit():
-            _templates.pop(start.key, None)
-            template = Template(user, launch.start_data(start), start.env, start.key, start.command[0])
-            template.start(lambda theirs, number, page: launch.execute(theirs, number, page, start))
-            _templates[start.key] = template
-        template.users.add(user)
-        return template
-
-
-def fork(
-    user: object, preload: Sequence[str], env: Mapping[str, str], initializer: Callable[[], object] | None
-) -> Template:
-    """Fork this process into a template process, for this user alone. FORKING is not held.
-
-    Raises:
-        OSError: there are no more processes, or descriptors.
-    """
-    template = Template(user, b"", {**os.environ, **env})
-    template.start(lambda theirs, _, page: launch.fork(theirs, page, preload, env, initializer))
-    return template
-
-
-def release(user: object, *, waits: bool = True) -> None:
-    """A user has no children any more, and wants none. May block until processes that were killed have ended."""
-    with _registry(waits=waits) as is_held:
-        if not is_held:  # the user is forgotten soon, and with it that it was one
-            return
-        for key, template in list(_templates.items()):
-            if user in template.users:
-                template.users.discard(user)
-                del _templates[key]
-                # One that is left alone while it imports may do so for ever.
-                if template.is_fit() and (template.users or template.word() is not None):
-                    _templates[key] = template
-        for template in [*_living]:
-            template.users.discard(user)
-
-
-def end_all() -> None:
-    """The interpreter ends: end them all. One that is still used may have workers to kill, and ends by itself."""
-    with FORKING:
-        over = list(_templates.values())
-        _templates.clear()
-    for template in over:
-        if template.is_used():
-            template.close_root()
-        else:
-            template.end()
-
-
-def after_fork_in_child() -> None:
-    """In a forked child of the owner, where nobody else runs: close the copies, and begin anew."""
-    for template in [*_living]:
-        template.close_root()
-    for child in [*_children]:
-        child.close()
-    _living.clear()
-    _templates.clear()

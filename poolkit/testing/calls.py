@@ -13,8 +13,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from poolkit._given import name_of
 from poolkit.decorator import plain_function
-from poolkit.face import name_of
 from poolkit.testing.script import is_call_of
 
 if TYPE_CHECKING:

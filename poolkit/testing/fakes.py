@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from poolkit._core import options as checks
 from poolkit._core.options import PoolLimits
+from poolkit._given import name_of
 from poolkit._kinds.settings import PoolSettings
 from poolkit._wire.inherit import pack_initializer
 from poolkit.errors import PoolkitError
-from poolkit.face import name_of
 from poolkit.pool import Pool
 from poolkit.testing.calls import Call, Timeline, written
 from poolkit.testing.driver import FakeSupervisor

@@ -139,6 +139,6 @@ def _resource_tracker() -> tuple[Any, Any]:
 
 def idle_templates() -> list[Any]:
     """The template processes that fork no workers. Not imported for this: if there are any, it is there."""
-    module = sys.modules.get("poolkit._spawn.templates")
-    busy = {child.template for child in list(getattr(module, "_children", ()))}
-    return [one for one in list(getattr(module, "_templates", {}).values()) if one not in busy]
+    busy = {child.template for child in list(getattr(sys.modules.get("poolkit._spawn.templates"), "children", ()))}
+    known = getattr(sys.modules.get("poolkit._spawn.registry"), "_templates", {})
+    return [one for one in list(known.values()) if one not in busy]

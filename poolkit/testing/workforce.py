@@ -4,7 +4,6 @@ It obeys the same orders and gives the same reports as a real workforce, so the 
 by itself: the driver has tasks begun and ended (`driver.py`).
 A call takes the virtual time that the script says, usually none; it really runs at the end of that.
 Owner: the thread whose turn it is.
-Longer than most: it answers all that a scheduler can ask, and plays the worker half too.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def test_twenty_pools_at_once_and_then_nothing() -> None:
         """
         import contextlib, os, threading
         import poolkit
-        from poolkit._spawn import templates
+        from poolkit._spawn import registry
 
         held = []
         for _ in range(2):
@@ -158,7 +158,7 @@ def test_twenty_pools_at_once_and_then_nothing() -> None:
                     thread.start()
                 for thread in threads:
                     thread.join()
-            templates.end_all()
+            registry.end_all()
             held.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
         print(held[0] == held[1], held[0][0])
         """

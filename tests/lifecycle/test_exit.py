@@ -200,7 +200,7 @@ def test_a_dropped_pool_warns_and_finishes_its_work(cycle: bool) -> None:
         f"""
         import gc, os, threading, warnings
         import poolkit
-        from poolkit._spawn import templates
+        from poolkit._spawn import registry
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -215,7 +215,7 @@ def test_a_dropped_pool_warns_and_finishes_its_work(cycle: bool) -> None:
         for thread in threading.enumerate():
             if thread is not threading.main_thread():
                 thread.join()
-        templates.end_all()  # it would wait for the next pool
+        registry.end_all()  # it would wait for the next pool
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
@@ -231,10 +231,10 @@ def test_a_dropped_pool_that_was_never_used_leaves_at_most_a_template() -> None:
         """
         import os, threading
         import poolkit
-        from poolkit._spawn import templates
+        from poolkit._spawn import registry
         poolkit.Pool(2)
         poolkit.Pool(2, start_method="fork")
-        templates.end_all()
+        registry.end_all()
         try:
             os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
@@ -251,7 +251,7 @@ def test_a_hundred_pools_one_after_another_leave_one_template() -> None:
         """
         import os, threading
         import poolkit
-        from poolkit._spawn import templates
+        from poolkit._spawn import registry
 
         def look():
             return sorted(os.listdir("/proc/self/fd")), threading.enumerate()
@@ -261,8 +261,8 @@ def test_a_hundred_pools_one_after_another_leave_one_template() -> None:
                 assert pool.submit(abs, -1).result() == 1
             if kind == "process":
                 first = locals().get("first") or look()
-        print(look() == first, len(templates._templates))
-        templates.end_all()
+        print(look() == first, len(registry._templates))
+        registry.end_all()
         try:
             os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:

@@ -23,7 +23,7 @@ import support
 import support_functions as work
 from chaos.faults import template_pid, worker_pids
 from lifecycle.scripts import Script, run, running
-from poolkit._spawn import templates
+from poolkit._spawn import registry, templates
 from poolkit._spawn.key import is_open
 from poolkit._spawn.launch import FORKING
 from support_gates import Gate, Journal
@@ -34,9 +34,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def _afresh() -> Iterator[None]:
     """Begin without a template process, and leave none."""
-    templates.end_all()
+    registry.end_all()
     yield
-    templates.end_all()
+    registry.end_all()
 
 
 def use(pool: poolkit.Pool) -> int:
@@ -206,19 +206,19 @@ def test_what_no_pool_has_is_kept_for_the_last_kinds_only() -> None:
     for value in ("1", "2", "3", "4"):
         with poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": value}) as pool:
             found.append(use(pool))
-    assert [template.pid for template in support.idle_templates()] == found[-templates.MOST_IDLE :]
-    support.wait_for_exit(*found[: -templates.MOST_IDLE])
+    assert [template.pid for template in support.idle_templates()] == found[-registry.MOST_IDLE :]
+    support.wait_for_exit(*found[: -registry.MOST_IDLE])
 
 
 def test_what_was_started_for_pools_that_are_there_is_kept_for_them() -> None:
     """And when they are not there any more, for the last kinds only."""
-    pools = [poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": str(value)}) for value in range(2 * templates.MOST_IDLE)]
+    pools = [poolkit.Pool(1, env={"POOLKIT_TEST_SHARING": str(value)}) for value in range(2 * registry.MOST_IDLE)]
     started = [template.pid for template in support.idle_templates()]
-    used = pools[: -templates.MOST_IDLE]
+    used = pools[: -registry.MOST_IDLE]
     assert [use(pool) for pool in used] == started[: len(used)]
     for pool in pools:
         pool.shutdown()
-    assert len(support.idle_templates()) == templates.MOST_IDLE
+    assert len(support.idle_templates()) == registry.MOST_IDLE
 
 
 # ===== when it starts =====
@@ -246,10 +246,10 @@ def test_a_module_with_a_pool_starts_none_in_workers_and_templates(
     """With a preload of its own each template would start the next, without end."""
     text = f"""
         import poolkit
-        from poolkit._spawn import templates
+        from poolkit._spawn import registry
         pool = poolkit.Pool(1, preload={preload!r})
         def idle():
-            return len(templates._templates)
+            return len(registry._templates)
         def of_its_own():
             with pool:
                 return pool.submit(abs, -3).result()
@@ -380,7 +380,7 @@ def test_output_goes_where_the_owner_had_it_when_the_pool_started() -> None:
         """
         import os
         import poolkit
-        from poolkit._spawn import templates
+        from poolkit._spawn import registry
 
         def into_a_pipe():
             read, write = os.pipe()
@@ -403,7 +403,7 @@ def test_output_goes_where_the_owner_had_it_when_the_pool_started() -> None:
             outer.submit(print, "second").result()
         with poolkit.Pool(1) as pool:
             pool.submit(print, "third").result()
-        print(len(templates._templates))
+        print(len(registry._templates))
         """
     )
     assert sorted(lines) == sorted(["first", r"'program\ntask\n' 'program\ntask\n'", "second", "third", "1"])
@@ -483,7 +483,7 @@ def test_a_template_that_somebody_else_waited_for_is_replaced(monkeypatch: pytes
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid) if pid == template else kill(pid, number))
     with poolkit.Pool(1) as pool:
         assert use(pool) != template
-    templates.end_all()
+    registry.end_all()
     assert killed == []
 
 
@@ -707,7 +707,7 @@ def test_a_forked_child_has_templates_of_its_own() -> None:
         """
         import os, sys, warnings
         import poolkit
-        from poolkit._spawn import templates
+        from poolkit._spawn import registry
 
         warnings.simplefilter("ignore", DeprecationWarning)
 
@@ -720,7 +720,7 @@ def test_a_forked_child_has_templates_of_its_own() -> None:
             kept.submit(abs, -1).result()
             template = use()
             if os.fork() == 0:
-                print(templates._templates == {}, use() != template, flush=True)
+                print(registry._templates == {}, use() != template, flush=True)
                 sys.exit(0)
             assert os.wait()[1] == 0
             print(use() == template, kept.submit(abs, -2).result())
@@ -735,12 +735,12 @@ def test_a_copy_of_the_root_in_a_forked_child_keeps_no_template_alive(retired: b
     source = f"""
         import os, signal
         import poolkit
-        from poolkit._spawn import templates
+        from poolkit._spawn import registry
 
         pool = poolkit.Pool(1)
         pool.submit(abs, -1).result()
         if {retired}:
-            templates._templates.clear()
+            registry._templates.clear()
         else:
             pool.shutdown()
         child = os.fork()

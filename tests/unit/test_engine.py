@@ -22,7 +22,7 @@ from poolkit._kinds.peer import Peer
 from poolkit._kinds.process import ProcessWorkforce
 from poolkit._kinds.settings import PoolSettings
 from poolkit._memory.owner import OwnerTransport
-from poolkit._spawn import templates
+from poolkit._spawn import registry, templates
 from poolkit._spawn.key import Start
 from support import WATCHDOG, wait_until
 
@@ -198,7 +198,7 @@ def test_who_waits_for_something_else_than_a_task_gets_the_standby_at_once(monke
 def test_the_links_can_be_read_while_a_template_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which takes as long as what it is to preload; a second one is started when the first has died."""
     starting, go_on = threading.Event(), threading.Event()
-    acquire = templates.acquire
+    acquire = registry.acquire
 
     def acquire_late(start: Start, user: object, *, waits: bool = True) -> templates.Template | None:
         if waits:
@@ -206,7 +206,7 @@ def test_the_links_can_be_read_while_a_template_process_is_started(monkeypatch: 
             go_on.wait(WATCHDOG)
         return acquire(start, user, waits=waits)
 
-    monkeypatch.setattr(templates, "acquire", acquire_late)
+    monkeypatch.setattr(registry, "acquire", acquire_late)
     with Pool(1) as pool:
         task = pool.submit(abs, -1)
         assert starting.wait(WATCHDOG)

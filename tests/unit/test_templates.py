@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from poolkit._engine import lifetime  # noqa: F401 -- the hooks of forks, which close copies of our sockets
-from poolkit._spawn import templates
+from poolkit._spawn import registry, templates
 from poolkit._spawn.templates import Child, Template
 from poolkit._wire import messages
 from poolkit._wire.messages import FORK, NOTICE
@@ -210,8 +210,8 @@ def test_a_finalizer_may_end_a_template_that_its_own_thread_is_looking_at(played
     """It may run between any two instructions of that."""
     played.template.users.clear()
     with played.template._lock:
-        templates.release(threading.Event(), waits=False)
-    assert played.template not in templates._living
+        registry.release(threading.Event(), waits=False)
+    assert played.template not in templates.living
 
 
 # ===== a template that hangs =====

@@ -1,0 +1,69 @@
+"""What `submit` and `map` make of the functions and iterables that they are given."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from types import CodeType, ModuleType
+from typing import Any
+
+from poolkit.errors import SerializationError
+
+
+def arguments(item: Iterable[Any]) -> tuple[Any, ...]:
+    check_iterable(item, "starmap() needs an iterable of tuples of arguments, which had")
+    return tuple(item)
+
+
+def check_iterable(value: object, complaint: str) -> None:
+    if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
+        msg = f"{complaint} {value!r}"
+        raise TypeError(msg)
+
+
+def to_be_sent(fn: Any) -> Any:
+    """What is to run in a worker for `fn`: of one that is offloaded, also within a partial object, the function itself.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if not callable(fn):
+        msg = f"the first argument must be something to call, was {fn!r}"
+        raise TypeError(msg)
+    send = getattr(type(fn), "_poolkit_sent", None)  # of its class, as some objects have an attribute of any name
+    if send is not None:
+        return send(fn)
+    if type(fn) is functools.partial and hasattr(type(fn.func), "_poolkit_sent"):
+        return functools.partial(to_be_sent(fn.func), *fn.args, **fn.keywords)
+    return fn
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """What a function is called."""
+    return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
+
+
+def code_of(fn: Any) -> object:
+    """Return what is the same for all calls that take as long as this one: the code, or the class."""
+    while type(fn) is functools.partial:
+        fn = fn.func
+    if isinstance(fn, type) or isinstance(getattr(fn, "__self__", None), ModuleType):  # the latter: in C
+        return fn
+    code = getattr(fn, "__code__", None)
+    return code if type(code) is CodeType else type(fn)
+
+
+def note_the_place(error: SerializationError, name: str) -> None:
+    """Add where the call was submitted to an error that will be raised elsewhere."""
+    import traceback  # noqa: PLC0415 -- only when something is wrong
+
+    here = os.path.dirname(__file__)  # noqa: PTH120 -- compared with frame file names as they are
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(here):
+            note = f"{name} was submitted at {frame.filename}:{frame.lineno}, in {frame.name}"
+            if hasattr(error, "add_note"):
+                error.add_note(note)
+            else:  # CPython 3.10
+                vars(error)["__notes__"] = [note]
+            return
