@@ -19,6 +19,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from poolkit._child.chunk import run_chunk
 from poolkit._child.loop import run_here
 from poolkit._core.options import UNSET, CallOptions
+from poolkit._engine.feed import Attempt
 from poolkit._kinds.settings import KINDS
 from poolkit._locks import RLock
 from poolkit._wire.modules import MAIN
@@ -289,10 +290,10 @@ class _Here:
         return _run_in_place(self._name, run_chunk, (fn, items), {"starred": starred})
 
     async def submit_chunk_async(
-        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, late: bool
-    ) -> Task[list[Any]]:
+        self, fn: Callable[..., Any], items: list[Any], attempt: Attempt, *, starred: bool, late: bool
+    ) -> None:
         """Run `fn` for each item."""
-        return self.submit_chunk(fn, items, starred=starred, block=None, late=late)
+        attempt(self.submit_chunk(fn, items, starred=starred, block=None, late=late), lambda: True)
 
     def cancel_soon(self, task: Task[Any]) -> None:
         """Nothing is pending."""

@@ -23,6 +23,7 @@ from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
+    from poolkit._engine.feed import Attempt
     from poolkit._engine.supervisor import Supervisor
 
 P = ParamSpec("P")
@@ -71,16 +72,22 @@ class Face(Executor):
         await self._submit_when_room(task, error)
         return task
 
-    async def _submit_when_room(self, task: poolkit.Task[Any], error: SerializationError | None) -> None:
-        """Submit a task once there is room."""
+    async def _submit_when_room(
+        self, task: poolkit.Task[Any], error: SerializationError | None, attempt: Attempt | None = None
+    ) -> None:
+        """Submit a task once there is room; each time that it is tried, by `attempt`."""
         import asyncio  # noqa: PLC0415 -- only where there is an event loop
 
         from poolkit._engine.waiters import Waiter  # noqa: PLC0415 -- see above
 
         turn, loop = asyncio.Event(), asyncio.get_running_loop()
         waiter = Waiter(lambda: loop.call_soon_threadsafe(turn.set))
+
+        def submit() -> bool:
+            return self._supervisor.submit(task, error, waiter)
+
         try:
-            while not self._supervisor.submit(task, error, waiter):
+            while not (submit() if attempt is None else attempt(task, submit)):
                 await turn.wait()
                 turn.clear()
         except BaseException:
@@ -306,13 +313,12 @@ class Face(Executor):
         return task
 
     async def submit_chunk_async(
-        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, late: bool
-    ) -> poolkit.Task[list[Any]]:
-        """Do the same, but wait for room without blocking the event loop."""
+        self, fn: Callable[..., Any], items: list[Any], attempt: Attempt, *, starred: bool, late: bool
+    ) -> None:
+        """Do the same, but wait for room without blocking the event loop. See `Submits`."""
         task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})", fn)
         task.late = late
-        await self._submit_when_room(task, error)
-        return task
+        await self._submit_when_room(task, error, attempt)
 
     def _results(  # noqa: PLR0913 -- what `map` was given
         self,

@@ -163,7 +163,7 @@ class _Chunks(Feed[T]):
         if not self._ready:
             if not self._tasks:
                 self._fill(wait=False)
-                if self._held:
+                while self._held and not self._tasks:
                     await self._submit_held()
             if not self._tasks:
                 self._raise_error()
@@ -187,10 +187,23 @@ class _Chunks(Feed[T]):
         return future
 
     async def _submit_held(self) -> None:
-        """Submit what there was no room for, when there is: the others' tasks fill the queue."""
-        held, self._held = self._held, []
+        """Submit what there was no room for, when there is: the others' tasks fill the queue.
+
+        It stays where it is until then, as who drives the map meanwhile takes it up before what comes behind it.
+        """
+        held = self._held
+
+        def attempt(task: Task[list[T]], submit: Callable[[], bool]) -> bool:
+            with self._lock:
+                if self._held is held:
+                    if not submit():
+                        return False
+                    self._held = []
+                    self._add(task, held)
+            return True
+
         try:
-            self._add(await self._pool.submit_chunk_async(self._fn, held, starred=self._starred, late=self._late), held)
+            await self._pool.submit_chunk_async(self._fn, held, attempt, starred=self._starred, late=self._late)
         except BaseException:
             self.close()
             raise

@@ -29,6 +29,7 @@ from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationErr
 from poolkit.task import Task
 
 T = TypeVar("T")
+Attempt = Callable[[Task[Any], Callable[[], bool]], bool]
 
 CHUNK_SECONDS = 0.01  # a chunk that nobody chose is about this much work, so a slow item delays few others
 MOST_ITEMS = 4096  # items in such a chunk
@@ -57,9 +58,12 @@ class Submits(Protocol):
         """
 
     async def submit_chunk_async(
-        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, late: bool
-    ) -> Task[list[Any]]:
-        """Submit one, and wait for room without blocking the event loop."""
+        self, fn: Callable[..., Any], items: list[Any], attempt: Attempt, *, starred: bool, late: bool
+    ) -> None:
+        """Submit one, and wait for room without blocking the event loop.
+
+        `attempt` is given the task and what tries to submit it, each time that there may be room, until it is true.
+        """
 
 
 class Arrivals(SimpleQueue[None]):
@@ -241,7 +245,7 @@ class Feed(Generic[T]):
                 else:
                     self._sent.append((task, items))
             self._fill(wait=wait, driving=True)
-            left = self._items is not None or self._held or (self._sent and not self._begun)
+            left = self._has_more(driving=True) or (self._sent and not self._begun)
             return bool(left) and not self._closed
         finally:
             self._lock.release()
@@ -318,7 +322,7 @@ class Feed(Generic[T]):
         with self._lock:
             filler, self._filler = self._filler, threading.get_ident()
             try:
-                while (self._items is not None or self._held) and not self._closed:
+                while self._has_more(driving=driving) and not self._closed:
                     ahead: Any = self._sent if driving else self._tasks
                     if len(ahead) >= self._slots or not self._fill_one(ahead, wait=wait, driving=driving):
                         return
@@ -337,7 +341,7 @@ class Feed(Generic[T]):
             if size <= 0 and ahead:
                 return False
             size = max(1, size)
-        chunk = self._take(size)
+        chunk = self._take(size, driving=driving)
         if not chunk:
             return True
         block = False if ahead or not wait else True if driving else None
@@ -371,9 +375,15 @@ class Feed(Generic[T]):
         if self._closed:  # meanwhile, by another thread
             self._pool.cancel_soon(task)
 
-    def _take(self, size: int) -> list[Any]:
+    def _has_more(self, *, driving: bool) -> bool:
+        """Whether there is something to submit: who drives it once it is cut takes no more items from the input."""
+        return bool(self._held) or (self._items is not None and not (driving and self._cut is not None))
+
+    def _take(self, size: int, *, driving: bool) -> list[Any]:
         """Take up to `size` items. What the input raises comes after the results of what it gave before."""
         chunk, self._held = self._held[:size], self._held[size:]
+        if not self._has_more(driving=driving):
+            return chunk
         if self._cut is not None and self._items is not None and not getattr(_driving, "depth", 0):
             self._items, self._error = None, self._cut
         if len(chunk) < size and self._items is not None:

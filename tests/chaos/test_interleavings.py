@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import os
@@ -134,6 +135,46 @@ def test_a_shutdown_under_callers_whose_threads_take_turns_all_the_time(kind: st
         for thread in threads + ends:
             thread.join()
         assert all(task.done() for task in accepted)
+
+
+async def read_maps(pool: poolkit.Pool, rng: random.Random, right: list[bool]) -> None:
+    """Read maps in an event loop, several at once, until that raises; tells of each whether it gave what it should."""
+
+    async def read_one() -> None:
+        numbers = range(rng.randint(1, 30))
+        came = pool.map(work.identity, numbers, buffersize=rng.choice([None, 1, 3]))
+        right.append([number async for number in came] == list(numbers))
+
+    while True:
+        await asyncio.gather(*(read_one() for _ in range(3)))
+
+
+@KINDS
+def test_maps_that_wait_for_room_under_a_shutdown(kind: str, restless: None) -> None:
+    del restless
+    rng = faults.new_rng()
+    right: list[bool] = []
+    for _ in range(faults.scaled(20)):
+        pool = faults.new_pool(rng.randint(1, 2), kind=kind, max_queue=1)
+
+        def read(pool: poolkit.Pool = pool, seed: int = rng.randrange(2**32)) -> None:
+            with contextlib.suppress(poolkit.PoolClosed):
+                asyncio.run(read_maps(pool, random.Random(seed), right))
+
+        def fill(pool: poolkit.Pool = pool) -> None:
+            with contextlib.suppress(poolkit.PoolClosed):
+                while True:
+                    pool.submit(work.none_of_it)
+
+        before = len(right)
+        threads = [threading.Thread(target=target) for target in (read, read, fill)]
+        for thread in threads:
+            thread.start()
+        support.wait_until(lambda before=before: len(right) > before, "the end of a map")
+        pool.shutdown()
+        for thread in threads:
+            thread.join()
+    assert all(right)
 
 
 # ===== what a worker does between two looks of the owner =====

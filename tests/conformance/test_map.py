@@ -546,6 +546,33 @@ def test_async_iteration_after_the_end_of_the_pool(make_pool):
     assert asyncio.run(main()) == (squares, squares[1:])
 
 
+@pytest.mark.needs("background")
+@pytest.mark.one_start_method
+@pytest.mark.parametrize("is_sized", [True, False])
+def test_a_shutdown_takes_up_first_what_a_coroutine_waits_to_hand_in(make_pool, hold, is_sized):
+    pool = make_pool(1, max_queue=1)
+
+    async def main():
+        numbers = range(5) if is_sized else itertools.count()
+        results = pool.map(work.square, numbers, chunksize=1, buffersize=1)
+        wait_until(lambda: pool.stats().succeeded, "the end of the first item")
+        held, filler = hold(pool), pool.submit(work.identity, "in the queue")
+        assert await results.__anext__() == 0  # and there is no room for the second
+        second = asyncio.ensure_future(results.__anext__())
+        await asyncio.sleep(0)  # it stands in the line now
+        held.release()
+        pool.shutdown()  # on the thread of the loop, so the coroutine goes on afterwards
+        assert filler.result() == "in the queue"
+        came = [await second]
+        try:
+            came += [value async for value in results]
+        except PoolClosed:  # what was taken is done, and no more is taken
+            assert not is_sized
+        return came
+
+    assert asyncio.run(main()) == ([1, 4, 9, 16] if is_sized else [1])
+
+
 # ===== coroutine functions =====
 
 
