@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 
 from poolkit._wire.buffers import PLAIN, Found
+from poolkit._wire.handover import has_reducer
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def stand_ins(values: tuple[Any, ...], found: Found, kind_of_content: str) -> tu
         if id(value) not in made:
             large += value.nbytes >= threshold
             made[id(value)] = _Array(value)
-    if not made or 0 < large < len(made):
+    if not made or 0 < large < len(made) or has_reducer(_arrays[0]):
         return None
     found.is_known, found.are_large = True, large > 0
     if large and len(values) == 1:

@@ -59,6 +59,13 @@ def plain_table() -> dict[type, Any] | None:
     return {**copyreg.dispatch_table, **REDUCERS} if _plain_is_wrong else None
 
 
+def has_reducer(kind: type) -> bool:
+    """Return True if somebody has registered how objects of this type are pickled."""
+    if len(_registered) != _seen or _standard is None:
+        _look()
+    return kind in REDUCERS or kind in copyreg.dispatch_table
+
+
 def by_value_pickler(base: Any) -> Any:
     """The class of picklers to use now in place of `base`, which is cloudpickle's, or made from it."""
     if len(_registered) != _seen or _standard is None or _has_more():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copyreg
 import pickle
+from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
 import pytest
 
-from poolkit._wire import codec
+import support_functions as work
+from poolkit import Pool
+from poolkit._wire import codec, handover
 from poolkit._wire.arrays import stand_ins
 from poolkit._wire.buffers import Found, found_from
 
@@ -91,3 +95,16 @@ def test_anything_else_is_left_to_numpy(value: Any) -> None:
 def test_large_and_small_ones_together_are_looked_at_one_by_one() -> None:
     assert stand_ins((np.zeros(3), np.zeros(1000)), found(), "value") is None
     assert stand_ins((1, "text"), found(), "value") is None
+
+
+@pytest.mark.parametrize("register", ["copyreg.pickle", "ForkingPickler.register"])
+def test_whoever_registers_a_reducer_for_arrays_is_asked(register: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reducers: Any = copyreg.dispatch_table
+    if register != "copyreg.pickle":
+        monkeypatch.setattr(handover, "REDUCERS", {**handover.REDUCERS})
+        reducers = reduction.ForkingPickler._extra_reducers
+    assert stand_ins((np.zeros(3),), found(), "value") is not None
+    monkeypatch.setitem(reducers, np.ndarray, lambda array: (str, (f"{array.size} numbers",)))
+    assert stand_ins((np.zeros(3),), found(), "value") is None
+    with Pool(1) as pool:
+        assert pool.submit(work.identity, np.zeros(3)).result() == "3 numbers"
