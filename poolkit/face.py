@@ -23,7 +23,6 @@ from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from poolkit._engine.feed import Attempt
     from poolkit._engine.supervisor import Supervisor
 
 P = ParamSpec("P")
@@ -73,7 +72,7 @@ class Face(Executor):
         return task
 
     async def _submit_when_room(
-        self, task: poolkit.Task[Any], error: SerializationError | None, attempt: Attempt | None = None
+        self, task: poolkit.Task[Any], error: SerializationError | None, attempt: Callable[..., bool] | None = None
     ) -> None:
         """Submit a task once there is room; each time that it is tried, by `attempt`."""
         import asyncio  # noqa: PLC0415 -- only where there is an event loop
@@ -313,7 +312,7 @@ class Face(Executor):
         return task
 
     async def submit_chunk_async(
-        self, fn: Callable[..., Any], items: list[Any], attempt: Attempt, *, starred: bool, late: bool
+        self, fn: Callable[..., Any], items: list[Any], attempt: Callable[..., bool], *, starred: bool, late: bool
     ) -> None:
         """Do the same, but wait for room without blocking the event loop. See `Submits`."""
         task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})", fn)
