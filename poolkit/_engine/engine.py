@@ -83,13 +83,12 @@ class Engine:
         self._waiters = Waiters()
         self._scheduler = Scheduler(workforce, limits, rng or random.Random())
         self._listeners = Listeners(name)
-        # Steps that a signal handler or finalizer asked for while its own thread was in the middle of another one, for
-        # the supervisor thread to do. Appended to without the lock.
+        # For the supervisor thread: what a signal handler or finalizer asked for that had interrupted a step.
         self._postponed: deque[Callable[[float], object]] = deque()
         self.bounded = limits.max_queue is not None
         self._posted_tasks: deque[AnyTask] = deque()  # numbered, and not yet known to the scheduler
         self._posted_reports: deque[Report] = deque()  # what workers have said, and nobody has taken in
-        self._inconsistent = False  # an exception tore a step, or what follows it: the next one repairs that first
+        self._inconsistent = False  # an exception interrupted a step, or publishing: the next step repairs that first
         self._all_busy = False  # the scheduler's word, between two steps
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
@@ -143,9 +142,7 @@ class Engine:
 
         The lock is re-entrant only so that this can be told; a second step inside the first would find half a state.
         """
-        if self._reader.taking == threading.get_ident():
-            return True
-        return self._owns_lock()
+        return self._reader.taking == threading.get_ident() or self._owns_lock()
 
     def _postpone(self, step: Callable[[float], object]) -> None:
         self._postponed.append(step)
@@ -198,7 +195,7 @@ class Engine:
         if self.workforce.unstarted:
             self.deliver(self.workforce.start_now())
         if self._waiters.waiting:
-            self._call_next()
+            self._wake_waiters()
         if settled:
             accepted = self._scheduler.accepted
             if calls is None:
@@ -212,7 +209,7 @@ class Engine:
                     accepted.pop(task, None)
             finally:
                 publishing.depth -= 1
-        if self._reader.awaited is not None:  # also where nothing was settled: what was read may have been for him
+        if self._reader.awaited is not None:  # also where nothing was settled: what was read may settle its task
             self._reader.published()
         if self.callbacks.queue and not self.callbacks.thread.wake():
             if self._closed.is_set():  # there is nobody else any more
@@ -220,21 +217,20 @@ class Engine:
             else:
                 self.workforce.wake()  # the supervisor thread starts that thread
 
-    def _call_next(self) -> None:
-        """Call as many of those who wait as there is room for."""
-        left = True
+    def _wake_waiters(self) -> None:
+        """Wake as many of those who wait for room as there is room for."""
+        waiters, scheduler, left = self._waiters, self._scheduler, True
         while left:
             with self._lock:
-                line, scheduler = self._waiters, self._scheduler
-                count = min(len(line), max(0, scheduler.room())) if scheduler.phase is OPEN else len(line)
-                called = line.take(count)
-            left = sum(waiter.wake() for waiter in called) < count
+                count = min(len(waiters), max(0, scheduler.room())) if scheduler.phase is OPEN else len(waiters)
+                woken = waiters.take(count)
+            left = sum(waiter.wake() for waiter in woken) < count
 
     def stop_waiting(self, waiter: Waiter) -> None:
-        """Somebody does not wait any more. If he was called, the next is. From a finalizer too, so without the lock."""
+        """A waiter gives up. If it was woken, the next one is. From a finalizer too, so without the lock."""
         waiter.gone = True
         if waiter.woken:
-            self.workforce.wake()  # a step calls
+            self.workforce.wake()  # a step wakes it
 
     def deliver(self, reports: list[Report]) -> None:
         """Give reports of workers to the scheduler, and publish what comes of them."""
@@ -292,20 +288,16 @@ class Engine:
                 self._prepare_errors(report)
         if logged:
             self.records.add(logged)
+        others = [report for report in reports if type(report) is not Logged] if logged else reports
         with self._lock:
-            self._posted_reports.extend(
-                [report for report in reports if type(report) is not Logged] if logged else reports
-            )
+            self._posted_reports.extend(others)
             reports.clear()
             settled = self._take_in()
         return self.records.defer(settled) if settled and self.records.pending else settled
 
     @deciding
     def _take(self, ready: Ready | None = None) -> bool:
-        """Read the links and publish what comes of it, unless somebody else reads: False. Any thread. Does not block.
-
-        With `ready`, only those that were found to have something a moment ago.
-        """
+        """Read the links, or those found `ready`, and publish what comes of it; False if somebody else reads now."""
         reader = self._reader
         before = defer_signals()
         try:

@@ -1,8 +1,7 @@
 """Fake workforce: workers that exist in the books only. Calls run in the caller's thread, on a virtual clock.
 
-It obeys the same orders and gives the same reports as a real workforce, so the scheduler cannot tell. Nothing happens
-by itself: the driver has tasks begun and ended (`driver.py`).
-A call takes the virtual time that the script says, usually none; it really runs at the end of that.
+It obeys the same orders and gives the same reports as a real workforce. Nothing happens by itself: the driver has tasks
+begun and ended (`driver.py`). A call takes the virtual time that the script says; it really runs at the end of that.
 Owner: the thread whose turn it is.
 """
 
