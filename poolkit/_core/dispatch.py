@@ -42,7 +42,8 @@ class Dispatcher:
         self._least_sent = math.inf  # no task that is sent and not claimed is less urgent than this
         self._steal_at: float | None = None  # a timer is set for then, to look at who is stuck
         self._look_at = 0.0  # not before then, while something is queued
-        self._is_looking = False  # a timer is set to look for what does not begin
+        # Whether a timer is set to look for what does not begin; True for ever where nothing is sent ahead.
+        self._is_looking = workforce.max_batch <= 1
 
     @property
     def makes_way(self) -> bool:
@@ -247,7 +248,7 @@ class Dispatcher:
             self.roster.grow(self.queue.size, now)
 
     def _look_later(self, now: float) -> None:
-        if not self._is_looking and self.workforce.max_batch > 1 and self.roster.size > 1:
+        if not self._is_looking and self.roster.size > 1:
             self.timers.add(now + BEGIN_WITHIN, self._look_for_unbegun, None)
             self._is_looking = True
 

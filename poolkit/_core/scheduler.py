@@ -338,7 +338,9 @@ class Scheduler:
             else:
                 self.roster.rest(worker, now)
         free.clear()
-        self._advance(now)
+        # As `_advance` looks, without the call where it would find nothing.
+        if self.queue.size or self.roster.busy or self.phase is not OPEN or self.roster.counted < self.roster.wanted:
+            self._advance(now)
 
     def _handle(self, worker: Worker, report: Report, now: float) -> None:
         if isinstance(report, Drained):

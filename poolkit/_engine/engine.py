@@ -327,7 +327,8 @@ class Engine:
             self._check_owner()  # decided in the parent, and published there alone
         if self.callbacks.thread.ident == here:
             self.records.step_aside()
-        self._reader.lead(task, timeout)
+        if self._reader.links is not None:
+            self._reader.lead(task, timeout)
 
     def end_lease(self) -> None:
         """Somebody wants to be called back, or waits in a way of his own."""

@@ -76,7 +76,8 @@ class ThreadWorkforce(DrivenWorkforce):
     def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
         """Hand tasks to the thread."""
         worker = self._workers[worker_id]
-        worker.claims.extend([(task, announce) for task in tasks])
+        for task in tasks:
+            worker.claims.append((task, announce))
         if worker.resting:  # else it looks for claims before it rests
             worker.inbox.put(_GO)
 
