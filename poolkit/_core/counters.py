@@ -50,7 +50,7 @@ class Histogram:
         return HistogramSnapshot(count, total, largest, buckets)
 
     def _folded(self) -> tuple[list[int], int, float, float]:
-        values = sorted(value if 0.0 <= value < math.inf else 0.0 for value in self._new)
+        values = sorted([value if 0.0 <= value < math.inf else 0.0 for value in self._new])
         buckets = self._buckets.copy()
         start = 0
         while start < len(values):

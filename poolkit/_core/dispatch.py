@@ -65,12 +65,15 @@ class Dispatcher:
         """Send what waits to whoever is idle; start workers if there are too few."""
         queue, roster = self.queue, self.roster
         while queue.size:
-            limit = queue.peek().options.memory_limit
-            worker = roster.take_idle() if limit is None else self._take_light(limit, now)
+            worker = None
+            if roster.idle:
+                limit = queue.peek().options.memory_limit
+                worker = roster.take_idle() if limit is None else self._take_light(limit, now)
             if worker is None:
                 if queue.urgency() > self._least_sent:
                     self._make_way()
-                roster.grow(queue.size, now)
+                if roster.counted < roster.size:
+                    roster.grow(queue.size, now)
                 return
             self._send(worker, now)
 
@@ -96,8 +99,11 @@ class Dispatcher:
         most = self.workforce.max_batch
         if worker.limit is not None:
             most = min(most, worker.limit - worker.sent_count)
-        workers = max(1, self.roster.ready_count() + self.roster.starting)
-        batch = take_batch(self.queue, self.times, most=most, workers=workers, ahead=ahead)
+        if most == 1 and not ahead:
+            batch = [self.queue.pop()]
+        else:
+            workers = max(1, self.roster.ready_count() + self.roster.starting)
+            batch = take_batch(self.queue, self.times, most=most, workers=workers, ahead=ahead)
         if batch:
             self.send(worker, batch, now)
 

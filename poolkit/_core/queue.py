@@ -131,6 +131,9 @@ class TaskQueue:
 
     def peek(self) -> AnyTask:
         """The task that `pop` would give. Raises IndexError when empty."""
+        level = self._levels[-self._order[0]]
+        if level.came_in and not level.came_back and not level.removed:  # nearly always
+            return level.came_in[0]
         return self._first_level().first()
 
     def urgency(self) -> float:
