@@ -2,8 +2,8 @@
 
 Guarantees: it is published exactly once; `result()` after that costs no lock that others wait for.
 A `Future` of the standard library builds a Condition for every call (several microseconds); here it is made only
-for `concurrent.futures.wait` and `as_completed`. Who waits in `result()` sleeps on a bare lock.
-The outcome may be bytes until somebody asks for it, who unpickles it, once.
+for `concurrent.futures.wait` and `as_completed`. Who waits in `result()` sleeps on a bare lock. The outcome may be bytes
+until somebody asks for it, who unpickles it, once.
 
 How a waiter and the publisher meet: the publisher stores the final state under _LOCK and looks who has enlisted
 (`_wakers`, `_cond`); the waiter looks at the state under _LOCK and enlists. One of the two sees the other.
@@ -229,8 +229,9 @@ class LazyFuture(Future[T]):
                 if cond is not None:
                     self._tell_waiters(cond, outcome)
             break
-        if self._wakers is not None:
-            for waker in tuple(self._wakers):
+        wakers = self._wakers
+        if wakers is not None:
+            for waker in tuple(wakers):
                 waker(self)
             self._wakers = None
         return self._callbacks
