@@ -2,12 +2,11 @@
 
 Guarantees: it is published exactly once; `result()` after that costs no lock that others wait for.
 A `Future` of the standard library builds a Condition for every call (several microseconds); here it is made only
-for `concurrent.futures.wait` and `as_completed`. Who waits in `result()` sleeps on a bare lock. The outcome may be bytes
-until somebody asks for it, who unpickles it, once.
+for `concurrent.futures.wait` and `as_completed`. Who waits in `result()` sleeps on a bare lock. The outcome may be
+bytes until somebody asks for it, who unpickles it, once.
 
 How a waiter and the publisher meet: the publisher stores the final state under _LOCK and looks who has enlisted
 (`_wakers`, `_cond`); the waiter looks at the state under _LOCK and enlists. One of the two sees the other.
-Where the waiter can read the results itself, it does that instead (`TaskOwner.lead`).
 Guarded by: _LOCK until `_cond` exists, then by both.
 """
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
+import time
+from collections import deque
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,3 +116,22 @@ def test_what_a_forked_template_saw_is_let_go_of_with_its_pool() -> None:
     assert holds.pins
     forked.shutdown()
     assert not holds.pins
+
+
+@pytest.mark.long
+def test_all_arenas_together_hold_less_than_twice_of_what_was_alive() -> None:
+    """Arrays of mixed sizes, both ways, a few in flight and a few results kept: owner and workers together."""
+    numpy = pytest.importorskip("numpy")
+    rng = random.Random(1)
+    until, most_alive, most_held = time.monotonic() + 12.0, 0, 0
+    in_flight: deque[tuple[poolkit.Task[Any], int]] = deque()
+    results: deque[Any] = deque(maxlen=3)
+    with poolkit.Pool(2) as pool:
+        while time.monotonic() < until:
+            size = rng.choice([1, 2, 3, 5, 8, 12, 16]) << 20
+            in_flight.append((pool.submit(support_arrays.echo, numpy.zeros(size, numpy.uint8)), size))
+            if len(in_flight) > 4:
+                results.append(in_flight.popleft()[0].result())
+            alive = sum(2 * size for _, size in in_flight) + sum(result.nbytes for result in results)
+            most_alive, most_held = max(most_alive, alive), max(most_held, pool.stats().arena_bytes)
+    assert 0 < most_held < 2 * most_alive
