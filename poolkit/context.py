@@ -78,10 +78,17 @@ class TaskContext:
         return f"<poolkit.TaskContext {self.id} {self.name!r} attempt={self.attempt}>"
 
 
-# Set by the worker half around a call.
-CURRENT: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar("poolkit_task", default=None)
+# Set by the worker half around a call: what a context is made of, until somebody asks for it.
+CURRENT: contextvars.ContextVar[TaskContext | tuple[int, bytes, int, float | None] | None] = contextvars.ContextVar(
+    "poolkit_task", default=None
+)
 
 
 def current_task() -> TaskContext | None:
     """The context of the task that runs here; None outside a task. Does not block."""
-    return CURRENT.get()
+    found = CURRENT.get()
+    if type(found) is tuple:
+        task_id, name, attempt, deadline = found
+        found = TaskContext(task_id, name.decode("utf-8", "surrogatepass"), attempt, deadline)
+        CURRENT.set(found)
+    return found  # type: ignore[return-value]

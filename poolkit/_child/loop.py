@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import select
 import sys
-import types
 from collections import deque
 from collections.abc import Callable
+from os import getpid
+from types import CoroutineType
 
 from poolkit._child import output, script
 from poolkit._child.coroutines import Coroutines, run_coroutine
@@ -24,6 +25,7 @@ from poolkit._os_processes import reap_adopted
 from poolkit._select import poll
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
+from poolkit._wire.codec import NONE, load_call
 from poolkit._wire.link import FrameReader, Outbox
 from poolkit._wire.spin import Spin
 from poolkit.context import CURRENT, TaskContext
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from poolkit._wire.link import Frame
 
 
+_ANNOUNCE, _OUT_OF_BAND = messages.FLAG_ANNOUNCE, messages.FLAG_OUT_OF_BAND
+_pack_header = messages.FRAME_TO_OWNER.pack
 REAP_EVERY = 256  # waits for calls; a task may leave a few programs behind, and no system has room for a million
 
 
@@ -54,7 +58,7 @@ def run_here(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     """Run one call in the context that is current; a coroutine is run to its end."""
     try:
         value = fn(*args, **kwargs)
-        if type(value) is types.CoroutineType:
+        if type(value) is CoroutineType:
             value = run_coroutine(value)
     except BaseException as exc:  # noqa: BLE001 -- SystemExit and KeyboardInterrupt are the task's exceptions too
         return False, exc
@@ -120,23 +124,22 @@ class Loop:
             coroutines.close()
 
     def _frames(self) -> list[Frame]:
-        """What is on the link, after waiting for it."""
+        """What is on the link, after waiting for it: a poll that finds something costs less than a read in vain."""
+        self._waits += 1
+        if not self._waits % REAP_EVERY:
+            reap_adopted()
+        arena, channel = self.transport.arena, self.transport.channel
+        if arena.trim_at is None:
+            self._spin.wait(self._poller)
+        else:
+            self._spin.wait(self._poller, max(0.0, arena.trim_at - monotonic()))
+            arena.trim()
+            self._board.stamp_memory(arena.reserved)
+        while channel.gone and channel.forget():
+            self.say(messages.FORGOTTEN)
         try:
             return self._reader.receive()
         except BlockingIOError:
-            self._waits += 1
-            if not self._waits % REAP_EVERY:
-                reap_adopted()
-            arena = self.transport.arena
-            if arena.trim_at is None:
-                self._spin.wait(self._poller)
-            else:
-                self._spin.wait(self._poller, max(0.0, arena.trim_at - monotonic()))
-                arena.trim()
-                self._board.stamp_memory(arena.reserved)
-            channel = self.transport.channel
-            while channel.gone and channel.forget():
-                self.say(messages.FORGOTTEN)
             return []
 
     def _receive(self) -> None:
@@ -160,48 +163,57 @@ class Loop:
         self.say(messages.DRAINED)
 
     def _run(self, call: messages.Call) -> None:
+        task_id = call[0]
         started = monotonic()
-        self._board.begin(call.task_id, started)
-        if call.flags & messages.FLAG_ANNOUNCE:
-            self.say(messages.BEGUN, call.task_id)
+        self._board.begin(task_id, started)
+        if call[2] & _ANNOUNCE:
+            self.say(messages.BEGUN, task_id)
         kind, payload = self._outcome(call, started)
         output.flush()
-        if os.getpid() != self._pid:
+        if getpid() != self._pid:
             os._exit(0)  # the task forked, and this is its child, which came back: it has no business here
-        rss = 0
-        if self.measure_rss:
-            rss = max(0, own_resident_bytes() - self.inherited)
-        header = messages.FRAME_TO_OWNER.pack(kind, call.task_id, started, monotonic(), rss, len(payload))
-        self.outbox.send(header, payload)
-        self._board.done(call.task_id)
+        rss = max(0, own_resident_bytes() - self.inherited) if self.measure_rss else 0
+        self.outbox.send(_pack_header(kind, task_id, started, monotonic(), rss, len(payload)), payload)
+        self._board.done(task_id)
 
-    def _outcome(self, call: messages.Call, started: float) -> tuple[int, bytes]:
+    def _outcome(self, call: messages.Call, started: float) -> tuple[int, bytes]:  # noqa: C901, PLR0912 -- one step after another
         """Unpickle, run and pickle; whatever goes wrong on the way is the task's own failure."""
+        task_id, attempt, flags, name, timeout, manifest, fn_bytes, body = call
         try:
-            if call.manifest and call.manifest not in script.ready:
-                script.prepare(call.manifest)
-            if call.flags & messages.FLAG_OUT_OF_BAND:
-                fn, args, kwargs = self.transport.load_call(call)
+            if manifest and manifest not in script.ready:
+                script.prepare(manifest)
+            if flags & _OUT_OF_BAND:
+                fn, args, kwargs = self.transport.load_call(fn_bytes, body, flags)
             else:
-                fn, args, kwargs = codec.load_call(call.fn, call.body)
+                fn, args, kwargs = load_call(fn_bytes, body)
         except BaseException as exc:  # unpickling runs the user's code
             if self.transport.channel.is_broken:
                 raise  # this worker is of no use any more
             explain(exc, is_loading=True)
             return messages.ERROR, codec.pack_error(exc)
-        deadline = None if call.timeout is None else started + call.timeout
-        ok, value = run_call(TaskContext(call.task_id, call.name, call.attempt, deadline), fn, args, kwargs)
-        if not ok:
+        token = CURRENT.set((task_id, name, attempt, started + timeout if timeout else None))
+        try:
+            value = fn(*args, **kwargs)
+            if type(value) is CoroutineType:
+                value = run_coroutine(value)
+            failure = None
+        except BaseException as exc:  # noqa: BLE001 -- SystemExit and KeyboardInterrupt are the task's exceptions too
+            failure = exc
+        finally:
+            CURRENT.reset(token)
+        if failure is not None:
             try:
-                explain(value)
-                return messages.ERROR, codec.pack_error(value)
+                explain(failure)
+                return messages.ERROR, codec.pack_error(failure)
             finally:
-                del value  # its traceback holds this frame
+                del failure  # its traceback holds this frame
+        if value is None:
+            return messages.VALUE, NONE
         del fn, args, kwargs  # shared memory that only they refer to is free for what comes next
         try:
             payload = self.transport.pack_value(value)
         except SerializationError as exc:
-            exc.args = (f"task {call.task_id} ({call.name}, attempt {call.attempt}): {exc}",)
+            exc.args = (f"task {task_id} ({messages.decode_name(name)}, attempt {attempt}): {exc}",)
             return messages.ERROR, codec.pack_error(exc)
         if type(payload) is bytes:
             return messages.VALUE, payload

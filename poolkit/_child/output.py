@@ -110,18 +110,21 @@ _lines: list[_Lines] = []  # what the standard streams write to
 
 def flush() -> None:
     """Write all that was printed: a worker may be killed at any moment after its task is done."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except Exception:  # noqa: BLE001, S110 -- a closed or broken stream is not the task's failure
-            pass
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except Exception:  # noqa: BLE001 -- a closed or broken stream is not the task's failure
+        _each(sys.stderr)
     for lines in _lines:
         if lines.held:
-            try:  # noqa: SIM105 -- contextlib is not imported here
-                lines.let_out()
-            except Exception:  # noqa: BLE001, S110 -- see above
-                pass
+            _each(lines, "let_out")
+
+
+def _each(stream: Any, method: str = "flush") -> None:
+    try:  # noqa: SIM105 -- contextlib is not imported here
+        getattr(stream, method)()
+    except Exception:  # noqa: BLE001, S110 -- see above
+        pass
 
 
 def keep_output(board: Board) -> None:

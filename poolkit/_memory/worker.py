@@ -13,7 +13,7 @@ from poolkit._wire import buffers, codec
 from poolkit._wire.arrays import stand_ins
 from poolkit._wire.buffers import PLAIN, Found, found_from
 from poolkit._wire.handover import is_loaded
-from poolkit._wire.messages import FLAG_COPIES, Call
+from poolkit._wire.messages import FLAG_COPIES
 from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
@@ -34,12 +34,12 @@ class WorkerTransport:
         """Take the pool's word for what is large."""
         self._found = found_from(threshold)
 
-    def load_call(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    def load_call(self, fn: bytes, body: Any, flags: int) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Unpickle a call that came out of band; whatever that raises propagates."""
         if pins:
             unpin()
-        received = Received(call.body, self.channel, copies=bool(call.flags & FLAG_COPIES))
-        return codec.load_call(call.fn, received.pickle, received.buffers())
+        received = Received(body, self.channel, copies=bool(flags & FLAG_COPIES))
+        return codec.load_call(fn, received.pickle, received.buffers())
 
     def pack_value(self, value: object) -> bytes | OutOfBand:
         """Pickle a result.

@@ -24,10 +24,9 @@ import pickle
 import sys
 import types
 from _weakref import ref  # the module weakref would be one more import in every worker
-from collections import namedtuple
 
 from poolkit._wire import modules
-from poolkit._wire.buffers import Found
+from poolkit._wire.buffers import PLAIN, Found
 from poolkit._wire.functions import is_reusable
 from poolkit._wire.modules import meaning, scripts
 from poolkit._wire.pickles import BY_VALUE, PROTOCOL, REUSABLE, Needs, dumps, dumps_plainly, loads, pickler_of
@@ -44,17 +43,15 @@ if TYPE_CHECKING:
 __all__ = ["load_call", "load_error", "load_value", "pack_call", "pack_error", "pack_value"]
 
 _REUSABLE = REUSABLE[0]
-_NONE = pickle.dumps(None, PROTOCOL)
+NONE = pickle.dumps(None, PROTOCOL)
 _NO_ARGUMENTS = pickle.dumps(((), {}), PROTOCOL)
 _KEPT_FUNCTIONS = 256
 _KEPT_NBYTES = 64 * 1024
 
 
-# A function that was loaded; one that went by name has module and name, which must still mean it.
-_Kept = namedtuple("_Kept", "fn module name")  # noqa: PYI024
-
-# owner: the worker's task loop, the only caller of load_call. Oldest first; bounded to 16 MiB of keys.
-_functions: dict[bytes, _Kept] = {}
+# Functions that were loaded, oldest first, bounded to 16 MiB of keys; one that went by name has module and name, which
+# must still mean it. Owner: the worker's task loop, the only caller of load_call.
+_functions: dict[bytes, tuple[Callable[..., Any], str, str]] = {}
 
 # Calls without arguments of functions by module and name, one for all: many may be queued. One atomic operation at a
 # time, from any thread.
@@ -181,12 +178,14 @@ def load_call(
         fn, args, kwargs = pickle.loads(body, buffers=buffers)
         return fn, args, kwargs
     kept = _functions.get(fn_bytes)
-    if kept is not None and (not kept.name or meaning(kept.module, kept.name) is kept.fn):
-        fn = kept.fn
+    if kept is not None and (not kept[2] or meaning(kept[1], kept[2]) is kept[0]):
+        fn = kept[0]
     else:
         fn = pickle.loads(fn_bytes)
         _keep(fn_bytes, fn)
-    args, kwargs = pickle.loads(body, buffers=buffers)
+    if body == _NO_ARGUMENTS:
+        return fn, (), {}
+    args, kwargs = pickle.loads(body, buffers=buffers) if buffers else pickle.loads(body)
     return fn, args, kwargs
 
 
@@ -200,7 +199,7 @@ def _keep(fn_bytes: bytes, fn: Callable[..., Any]) -> None:
     if len(fn_bytes) <= _KEPT_NBYTES:
         if len(_functions) >= _KEPT_FUNCTIONS:
             del _functions[next(iter(_functions))]
-        _functions[fn_bytes] = _Kept(fn, module, name)
+        _functions[fn_bytes] = fn, module, name
 
 
 def _by_name(fn: types.FunctionType) -> tuple[bytes, bytes, None] | None:
@@ -228,9 +227,9 @@ def pack_value(value: object, found: Found | None = None) -> Any:
             not even a SystemExit raised by the result's own hooks: the worker goes on.
     """
     if value is None:  # the most frequent one
-        return _NONE
+        return NONE
     try:
-        return dumps(value, found)
+        return pickle.dumps(value, PROTOCOL) if type(value) in PLAIN else dumps(value, found)
     except BaseException as error:
         from poolkit._wire.unpicklable import serialization_error  # noqa: PLC0415 -- only failures need it
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 CHUNK = 64 * 1024  # bytes; the usual size of a pipe
 JOIN_UP_TO = CHUNK  # parts up to this are joined into one write; larger ones are not copied
-MOST_LEFT = 100  # frames; who leaves more waits for the writer
-LONGEST_WAIT = 1.0  # seconds
 PARTS = 64  # buffers in one writev; the least that POSIX lets a system allow is 16, every one in use has 1024
 
 
@@ -152,8 +150,8 @@ class Outbox:
 
     That code may be anywhere: other threads, a finalizer or signal handler in the midst of a write, whoever holds a
     lock that such a one waits for. So it leaves its frame, and writes it if nobody else is writing, who would look
-    again afterwards; it waits for the writer only, and not for long, while too much is left already. A handler may also
-    raise in the midst, and the task go on: what was written of a frame is known at any moment, and the rest follows.
+    again afterwards. A handler may also raise in the midst, and the task go on: what was written of a frame is known
+    at any moment, and the rest follows.
     Guarded by: `_lock`: `_writing`, and what is taken from `_frames`. The lock is re-entrant as a handler that raises
     may keep the main thread from releasing it, which then must not wait for itself.
     """
@@ -162,32 +160,29 @@ class Outbox:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._frames: deque[tuple[bytes, list[int]]] = deque()  # frame, and how much each write has taken of it
+        self._frames: deque[tuple[bytes, list[int]]] = deque()  # what to write, and how much each write has taken of it
         self._lock = RLock()
         self._writing = False
 
     def send(self, header: bytes, payload: bytes) -> None:
         """Write a frame behind those that were left. In the main thread, and not from a handler. Blocks.
 
-        What it raises, and what a handler raises in it, ends the worker: the lock is not released then, as half of the
-        frame may be written.
+        What it raises, and what a handler raises in it, ends the worker: the lock is not released then.
 
         Raises:
             OSError: the other side has closed.
         """
         self._lock.acquire()
-        if self._frames:
-            self._write()
         self._writing = True
-        parts = [header, payload]
-        if len(payload) <= JOIN_UP_TO:
+        if self._frames or len(payload) > JOIN_UP_TO:
+            self._frames.extend(((header, []), (payload, [])))
+            self._write()
+        else:
             data = header + payload
             count = os.write(self._fd, data)
-            parts = [data[count:]] if count < len(data) else []  # mostly
-        for part in parts:
-            view = memoryview(part)
-            while view:
-                view = view[os.write(self._fd, view) :]
+            if count < len(data):
+                self._frames.appendleft((data[count:], []))
+                self._write()
         self._writing = False
         self._lock.release()
         if self._frames:
@@ -197,11 +192,6 @@ class Outbox:
         """Have a frame written, by this thread or by the one that is writing. Drops it where nobody reads any more."""
         self._frames.append((frame, []))
         try:
-            if len(self._frames) > MOST_LEFT and self._lock.acquire(timeout=LONGEST_WAIT):
-                try:
-                    self._flush()
-                finally:
-                    self._lock.release()
             self._flush()
         except OSError as exc:
             if exc.errno not in {errno.EPIPE, errno.EBADF}:  # a handler raised it

@@ -32,8 +32,13 @@ Template to owner, on a control socket     NOTICE records
 from __future__ import annotations
 
 import struct
-from collections import namedtuple
-from collections.abc import Iterator
+
+TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+Call = tuple[int, int, int, bytes, float, int, bytes, "Any"]
+"""One call as a worker sees it: task, attempt, flags, name, timeout (0: none), manifest, function and body."""
 
 BOOT, CALLS, DROP, STOP, FORGET, DEFINE = 1, 2, 3, 4, 5, 6
 READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, OUT_OF_BAND, LOG, TRACKER, FORGOTTEN = range(11, 21)
@@ -58,12 +63,6 @@ PREPARED, UNPREPARED = b"\1", b"\0"
 _MOST_ATTEMPTS = 0xFFFF
 
 
-# One call as a worker sees it. Not a typing.NamedTuple: importing that would cost each template process 6 ms.
-#     task_id: int, attempt: int, flags: int, name: str, timeout: float | None, manifest: int, and as bytes
-#     fn, body (a memoryview of a larger one)
-Call = namedtuple("Call", "task_id attempt flags name timeout manifest fn body")  # noqa: PYI024
-
-
 def call_parts(  # noqa: PLR0913, PLR0917 -- a message record
     task_id: int,
     attempt: int,
@@ -81,18 +80,26 @@ def call_parts(  # noqa: PLR0913, PLR0917 -- a message record
     return header, encoded, fn, body
 
 
-def unpack_calls(payload: bytes | bytearray, count: int) -> Iterator[Call]:
-    """The calls of a CALLS frame."""
+def unpack_calls(payload: bytes | bytearray, count: int) -> list[Call]:
+    """Return the calls of a CALLS frame. The body of a large one is a view."""
     # Slices of a view cost more than copies of the few bytes that a small call is.
     view = payload if type(payload) is bytes else memoryview(payload)
-    pos, new = 0, tuple.__new__  # the class itself, called, costs as much again as all the rest
+    calls, start = [], 0
     for _ in range(count):
-        task_id, attempt, flags, name_size, timeout, manifest, fn_size, body_size = CALL.unpack_from(payload, pos)
-        pos += CALL.size
-        name = str(view[pos : pos + name_size], "utf-8", "surrogatepass")
-        pos += name_size
-        fn = bytes(view[pos : pos + fn_size])
-        pos += fn_size
-        body = view[pos : pos + body_size]
-        pos += body_size
-        yield new(Call, (task_id, attempt, flags, name, timeout or None, manifest, fn, body))
+        task_id, attempt, flags, name_size, timeout, manifest, fn_size, body_size = _unpack_call(payload, start)
+        name = start + CALL.size
+        fn = name + name_size
+        body = fn + fn_size
+        start = body + body_size
+        calls.append(
+            (task_id, attempt, flags, bytes(view[name:fn]), timeout, manifest, bytes(view[fn:body]), view[body:start])
+        )
+    return calls
+
+
+_unpack_call = CALL.unpack_from
+
+
+def decode_name(name: bytes) -> str:
+    """Return the name of a task as text."""
+    return name.decode("utf-8", "surrogatepass")

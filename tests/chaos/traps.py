@@ -110,7 +110,7 @@ def _lay() -> None:
 
     def meddled_run(self: loop.Loop, call: messages.Call) -> None:
         nonlocal running
-        running = call.name
+        running = messages.decode_name(call[3])
         spring(f"claim-{running}")
         run(self, call)
 

@@ -127,20 +127,6 @@ def test_a_thread_leaves_its_frame_to_the_one_that_writes_and_does_not_wait(pipe
     assert pipe.close() == b"<left><header>"
 
 
-def test_threads_that_leave_more_than_can_be_written_wait_for_the_writer(
-    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(link, "LONGEST_WAIT", 0.01)
-    outbox = Outbox(pipe.write_fd)
-    outbox._lock.acquire()
-    thread = threading.Thread(target=lambda: [outbox.leave(b"x") for _ in range(link.MOST_LEFT + 3)])
-    thread.start()
-    thread.join()
-    outbox._lock.release()
-    outbox.leave(b"y")
-    assert pipe.close() == b"x" * (link.MOST_LEFT + 3) + b"y"
-
-
 def test_many_threads_tear_no_frames(pipe: Pipe) -> None:
     outbox = Outbox(pipe.write_fd)
 
