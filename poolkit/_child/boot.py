@@ -29,20 +29,15 @@ import types
 from collections.abc import Callable, Sequence
 
 from poolkit import _child, _os, _os_processes
-from poolkit._child import chunk, ends, identity, logs, output, script  # noqa: F401 -- chunk: for `map`
+from poolkit._child import chunk, logs, output, script, standard  # noqa: F401 -- chunk: for `map`
 from poolkit._child.imported import when_imported
 from poolkit._child.loop import Loop
-from poolkit._child.tracking import share_tracker
 from poolkit._memory.worker import WorkerTransport
 from poolkit._os import own_resident_bytes
+from poolkit._typing import Any
 from poolkit._wire import codec, habits, inherit, messages, reseed
 from poolkit._wire.board import Board
-from poolkit._wire.hooks import is_of_handler
-from poolkit._wire.remote import describe_error
-
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from typing import Any
+from poolkit._wire.remote import describe_error, is_of_handler
 
 
 def run_worker(
@@ -61,7 +56,7 @@ def run_worker(
     """
     _child.is_here = True
     if generators is not None:
-        ends.begin()
+        standard.forget_exit_handlers()
     _os_processes.die_with_parent(parent)
     _os_processes.adopt_orphans()
     with contextlib.suppress(OSError):  # the parent does it too, whoever comes first
@@ -104,7 +99,7 @@ def _work(
     if not settings["is_copy"]:
         habits.settle(settings["habits"], when_imported)
     script.begin(settings["number"], settings["main"], is_copy=settings["is_copy"])
-    share_tracker(loop.transport.channel, loop.outbox)
+    standard.share_tracker(loop.transport.channel, loop.outbox)
     try:
         for name in settings["preload"]:  # the template process has done it, unless workers are not forked from it
             importlib.import_module(name)
@@ -144,7 +139,7 @@ def leave(code: int) -> None:
     """End this process as a program ends: the tasks' threads, the exit handlers that they registered, the streams."""
     try:
         if code == 0:
-            ends.run()
+            standard.run_exit_handlers()
         flush_streams()
     finally:
         os._exit(code)
@@ -215,7 +210,7 @@ def _settle_in(outcomes: int, generators: Sequence[Any] | None, settings: dict[s
         os.umask(settings["umask"])
     with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
         os.chdir(settings["cwd"])
-    identity.assume(
+    standard.assume(
         number,
         parent=settings["owner"],
         parent_name=settings["owner_name"],

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import itertools
 import types
+from collections.abc import Callable, Iterator
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+from poolkit._typing import TYPE_CHECKING, Any, TypeVar
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any, TypeVar
-
     T = TypeVar("T")
 
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import os
 from _thread import allocate_lock
 from _weakref import ref
+from collections.abc import Coroutine
 from contextvars import ContextVar
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+from poolkit._typing import TYPE_CHECKING, Any
+
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine
-    from typing import Any
 
 
 class Coroutines:

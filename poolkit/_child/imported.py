@@ -9,13 +9,13 @@ Owner: the worker's main thread sets it up; afterwards whoever imports the modul
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
+from poolkit._typing import TYPE_CHECKING, Any
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
-    from types import ModuleType
-    from typing import Any
 
 
 def when_imported(name: str, call: Callable[[Any], object]) -> None:

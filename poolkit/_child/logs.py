@@ -14,20 +14,16 @@ from __future__ import annotations
 import marshal
 import os
 import sys
+from collections.abc import Callable
 
+from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import messages
 from poolkit.context import current_task
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from poolkit._wire.link import Outbox
 
-MOST = 1 << 20  # bytes of a record
-MOST_TEXT = MOST // 4  # characters of each text of a record that has more
-MOST_VALUE = 1000  # bytes of each other value of such a record
+_aside: list[Any] = []  # handlers that are not ours: kept, as to let go of an open file is worth a warning
 
 
 def installer(outbox: Outbox, levels: dict[str, int], disabled: int) -> Callable[[Any], None]:
@@ -35,21 +31,20 @@ def installer(outbox: Outbox, levels: dict[str, int], disabled: int) -> Callable
 
     def install(logging: Any) -> None:
         root = logging.root
-        aside = []  # kept, as to let go of an open file is worth a warning
         for logger in (root, *root.manager.loggerDict.values()):
             if isinstance(logger, logging.Logger):  # else it only keeps a name's place
-                aside += [logger.handlers, logger.filters]
+                _aside.extend([logger.handlers, logger.filters])
                 logger.handlers, logger.filters = [], []
                 logger.propagate, logger.disabled, logger.level = True, False, logging.NOTSET
         for name, level in levels.items():
             (logging.getLogger(name) if name else root).level = level
         logging.disable(disabled)  # and the levels are looked at anew
-        _forward(logging, outbox, aside)
+        _forward(logging, outbox)
 
     return install
 
 
-def _forward(logging: Any, outbox: Outbox, aside: list[Any]) -> None:
+def _forward(logging: Any, outbox: Outbox) -> None:
     """Have records that find no handler sent; see the file's header."""
     formatter, pid = logging.Formatter(), os.getpid()
     call_handlers, configure = logging.Logger.callHandlers, logging.basicConfig
@@ -66,7 +61,6 @@ def _forward(logging: Any, outbox: Outbox, aside: list[Any]) -> None:
         if options or sys._getframe(1).f_globals is not vars(logging) or os.getpid() != pid:  # noqa: SLF001
             configure(**options)
 
-    callHandlers.kept = aside  # type: ignore[attr-defined]
     logging.Logger.callHandlers, logging.basicConfig = callHandlers, basicConfig
 
 
@@ -102,15 +96,9 @@ def _pack(record: Any, formatter: Any) -> bytes:
     if record.exc_info and not record.exc_text:
         fields["exc_text"] = formatter.formatException(record.exc_info)
     try:
-        payload = marshal.dumps(fields)
+        return marshal.dumps(fields)
     except ValueError:
-        payload = marshal.dumps({str(name): _plain(value) for name, value in fields.items()})
-    if len(payload) > MOST:
-        note = f" [a log record of {len(payload)} bytes, cut by poolkit]"
-        fields = {str(name): _short(_plain(value)) for name, value in fields.items()}
-        fields["msg"] += note
-        payload = marshal.dumps(fields)
-    return payload
+        return marshal.dumps({str(name): _plain(value) for name, value in fields.items()})
 
 
 def _plain(value: Any) -> Any:
@@ -119,10 +107,3 @@ def _plain(value: Any) -> Any:
     except ValueError:
         return repr(value)
     return value
-
-
-def _short(value: Any) -> Any:
-    """What is small, and the beginning of a text; nothing of what else a record may carry."""
-    if isinstance(value, str):
-        return value[:MOST_TEXT]
-    return value if len(marshal.dumps(value)) <= MOST_VALUE else "..."

@@ -23,6 +23,7 @@ from poolkit._memory.worker import WorkerTransport
 from poolkit._os import Tokens, own_resident_bytes
 from poolkit._os_processes import reap_adopted
 from poolkit._select import poll
+from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
 from poolkit._wire.codec import NONE, load_call
@@ -31,10 +32,7 @@ from poolkit._wire.spin import Spin
 from poolkit.context import CURRENT, TaskContext
 from poolkit.errors import SerializationError
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
-    from typing import Any
-
     from poolkit._wire.link import Frame
 
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 from types import ModuleType
 
 from poolkit._child import script
+from poolkit._typing import Any
 from poolkit._wire.modules import Script
 from poolkit._wire.remote import describe_error
-
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from typing import Any
 
 ADVICE = (
     "a worker raised this while it loaded the call: it imports by name what functions and arguments belong to, from "

@@ -18,13 +18,12 @@ import os
 import stat
 import sys
 from _thread import RLock  # re-entrant: a signal handler that prints may interrupt a print
+from collections.abc import Callable
 from functools import partial
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+from poolkit._typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
     from poolkit._wire.board import Board
 
 MOST_HELD = 1 << 20  # bytes of a line without an end

@@ -15,22 +15,20 @@ import mmap
 import pickle
 import sys
 from collections import OrderedDict, deque
+from collections.abc import Container, Iterable
 from types import ModuleType
 
 from poolkit._child.imported import when_imported
-from poolkit._child.spawned import keep_from_running
+from poolkit._child.standard import keep_from_running
 from poolkit._memory.memory import open_memory
+from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import functions, modules, reseed
 from poolkit._wire.functions import is_definition
-from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.modules import MAIN, Script, add_script
 from poolkit._wire.pickles import loads
+from poolkit._wire.remote import raise_interrupt
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
-    from typing import Any
-
     from poolkit._memory.channel import DescriptorChannel
     from poolkit._memory.memory import Memory
 

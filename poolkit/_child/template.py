@@ -30,13 +30,10 @@ import sys
 from collections.abc import Callable
 
 from poolkit import _child, _os, _os_processes
-from poolkit._child import boot, identity
+from poolkit._child import boot, standard
 from poolkit._select import poll
+from poolkit._typing import Any
 from poolkit._wire import codec, messages, reseed
-
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from typing import Any
 
 _DECIDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -114,7 +111,7 @@ class TemplateProcess:
         """
         _child.is_here = True
         _os_processes.adopt_orphans()
-        identity.assume(None, parent=os.getppid(), sentinel=self._root.fileno())
+        standard.assume(None, parent=os.getppid(), sentinel=self._root.fileno())
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import pickle
 
+from poolkit._typing import Any
 from poolkit._wire.buffers import PLAIN, Found
 from poolkit._wire.handover import has_reducer
-
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from typing import Any
 
 _KEPT = 256  # pickles
 

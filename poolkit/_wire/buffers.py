@@ -14,15 +14,10 @@ import math
 import pickle
 import sys
 from _thread import get_ident
+from collections.abc import Callable, Iterable
+from types import FrameType
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from types import FrameType
-    from typing import Any
-
-    from typing_extensions import Self
-
+from poolkit._typing import Any, Self
 
 _GLANCE = 3  # items of a list or tuple that are looked at for large bytes
 _LARGE = (bytes, bytearray)

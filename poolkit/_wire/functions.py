@@ -12,13 +12,10 @@ import marshal
 import sys
 import types
 from _weakref import ref  # the module weakref would be one more import in every worker
+from collections.abc import Callable
 
+from poolkit._typing import Any
 from poolkit._wire.modules import MAIN, home_of, is_package, meaning, module_of, named_at_top, scripts
-
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 ATOMS = frozenset({int, str, bytes, float, complex, bool, type(None), type(...), type(NotImplemented)})
 

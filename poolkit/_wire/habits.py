@@ -9,13 +9,10 @@ from __future__ import annotations
 import _socket
 import sys
 import warnings
+from collections.abc import Callable
 
+from poolkit._typing import Any
 from poolkit._wire.modules import scripts
-
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 _OF_INTERPRETER = ("recursionlimit", "int_max_str_digits")
 _OF_CONTEXT = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")

@@ -17,31 +17,18 @@ from __future__ import annotations
 import copyreg
 import pickle
 import sys
-from collections import ChainMap
-from functools import partial
+from collections.abc import Callable
 
+from poolkit._typing import Any
 from poolkit._wire import buffers
 from poolkit._wire.buffers import Found
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-REDUCERS: dict[type, Callable[[Any], Any]] = {}
-"""What plain pickle gets wrong or refuses. Grows only, so a table that refers to it stays right."""
-
-_OWN = ("multiprocessing.reduction", "multiprocessing.managers")
-"""Whose reducers, but for that of sockets, are of types that pickle and cloudpickle do as well or better."""
-
 _registered: dict[type, Any] = {}  # multiprocessing's table, once it is there
-_seen = 0  # how many of these were sorted into `REDUCERS`, or left out
-_plain_is_wrong = False  # whether there is more than sockets, which it refuses: what it refuses goes by value
+_seen = 0  # how many of these were looked at
+_left_out: frozenset[type] = frozenset()  # those that pickle and cloudpickle do as well or better
+_bases: tuple[type, ...] = ()  # connections and sockets, whose reducers take subclasses, too
+_plain_is_wrong = False  # whether there is more than sockets, which plain pickle refuses
 _standard: Callable[[int], Any] | None = None  # multiprocessing's own DupFd, once ours is in its place
-_bases: dict[
-    type, list[type]
-] = {}  # connections and sockets: kinds, and the subclasses seen of each; replaced as a whole
-_picklers: dict[type, Any] = {}  # by the class of cloudpickle's that they are made from
 
 
 def is_loaded() -> bool:
@@ -49,39 +36,46 @@ def is_loaded() -> bool:
     return "multiprocessing.reduction" in sys.modules
 
 
-def plain_table() -> dict[type, Any] | None:
-    """The `dispatch_table` for a plain pickler now; mostly None: it needs none.
-
-    To be used, as what the next one gives, in a thread that packs, or under a `Guard`.
-    """
-    if len(_registered) != _seen or _standard is None or _has_more():
+def is_plain_wrong() -> bool:
+    """Return True if plain pickle may get wrong what only `reduce` gets right; mostly False."""
+    if len(_registered) != _seen or _standard is None:
         _look()
-    return {**copyreg.dispatch_table, **REDUCERS} if _plain_is_wrong else None
+    return _plain_is_wrong
+
+
+def reduce(value: Any) -> Any:
+    """Return what multiprocessing's reducer gives, for a pickler's `reducer_override`; NotImplemented without one.
+
+    To be called in a thread that packs, or under a `Guard`.
+    """
+    if len(_registered) != _seen or _standard is None:
+        _look()
+    kind: Any = type(value)
+    if kind in _registered:
+        return NotImplemented if kind in _left_out else _registered[kind](value)
+    if not issubclass(kind, _bases) or kind in copyreg.dispatch_table:
+        return NotImplemented
+    base: Any = next(each for each in kind.__mro__ if each in _bases)
+    if not all(getattr(kind, each, None) is getattr(base, each, None) for each in _HOOKS):
+        return NotImplemented
+    _, (descriptor, *arguments) = _registered[base](value)  # makes a `base`, of a duplicate and some arguments
+    state = {name: held for name, held in vars(value).items() if name != "_handle"}
+    return _made_of, (kind, base, descriptor, arguments, state)
 
 
 def has_reducer(kind: type) -> bool:
     """Return True if somebody has registered how objects of this type are pickled."""
     if len(_registered) != _seen or _standard is None:
         _look()
-    return kind in REDUCERS or kind in copyreg.dispatch_table
+    return (kind in _registered and kind not in _left_out) or kind in copyreg.dispatch_table
 
 
-def by_value_pickler(base: Any) -> Any:
-    """The class of picklers to use now in place of `base`, which is cloudpickle's, or made from it."""
-    if len(_registered) != _seen or _standard is None or _has_more():
-        _look()
-    if not REDUCERS:
-        return base
-    made = _picklers.get(base)
-    if made is None:
-        table = ChainMap(REDUCERS, base.dispatch_table)
-        made = _picklers[base] = type("Pickler", (base,), {"dispatch_table": table})
-    return made
+_HOOKS = ("__reduce_ex__", "__reduce__", "__getstate__")
 
 
 def _look() -> None:
     """See what was registered since."""
-    global _bases, _registered, _plain_is_wrong, _seen, _standard  # noqa: PLW0603 -- they go one way
+    global _bases, _left_out, _plain_is_wrong, _registered, _seen, _standard  # noqa: PLW0603 -- they go one way
     reduction: Any = sys.modules.get("multiprocessing.reduction")
     forking, dup_fd = getattr(reduction, "ForkingPickler", None), getattr(reduction, "DupFd", None)
     if forking is None or dup_fd is None:  # not imported, or half
@@ -89,50 +83,13 @@ def _look() -> None:
     if _standard is None:
         _standard = dup_fd
         reduction.DupFd = _dup_fd
-    known = dict(forking._extra_reducers)  # noqa: SLF001 -- its only door
-    bases = list(_bases)
-    for kind, reducer in known.items():
-        is_own = getattr(reducer, "__module__", None) in _OWN
-        if kind not in REDUCERS and (not is_own or kind.__name__ == "socket"):
-            REDUCERS[kind] = partial(_reduce, kind)
-            _plain_is_wrong |= not is_own
-        if kind.__name__ == "socket" or getattr(reducer, "__module__", None) == "multiprocessing.connection":
-            bases.append(kind)
-    seen: dict[type, list[type]] = {}
-    for kind in bases:  # grows while we go through it
-        if kind not in seen:
-            seen[kind] = type.__subclasses__(kind)
-            for each in seen[kind]:
-                bases.append(each)
-                if each not in REDUCERS and each not in copyreg.dispatch_table and _is_reduced_like(each, kind):
-                    REDUCERS[each] = partial(_reduce, each)
-    _bases = seen
-    _registered, _seen = forking._extra_reducers, len(known)  # noqa: SLF001 -- see above
-
-
-def _has_more() -> bool:
-    for kind, seen in _bases.items():  # noqa: SIM110 -- all() with a generator takes twice as long
-        if type.__subclasses__(kind) != seen:
-            return True
-    return False
-
-
-def _is_reduced_like(cls: Any, base: Any) -> bool:
-    """Return True if a class leaves it to another how it is pickled."""
-    hooks = ("__reduce_ex__", "__reduce__", "__getstate__")
-    return all(getattr(cls, hook, None) is getattr(base, hook, None) for hook in hooks)
-
-
-def _reduce(kind: type, value: Any) -> Any:
-    reducer = _registered.get(kind)
-    if reducer is not None:
-        return reducer(value)
-    state = {name: held for name, held in vars(value).items() if name != "_handle"}
-    for base in kind.__mro__:
-        if base in _registered:  # its reducer makes one of that class, of a duplicate and some arguments
-            _, (descriptor, *arguments) = _registered[base](value)
-            return _made_of, (kind, base, descriptor, arguments, state)
-    return NotImplemented
+    _registered = forking._extra_reducers  # noqa: SLF001 -- its only door
+    homes = {kind: getattr(reducer, "__module__", None) for kind, reducer in _registered.copy().items()}
+    own = {kind for kind, home in homes.items() if home in {"multiprocessing.reduction", "multiprocessing.managers"}}
+    _left_out = frozenset(kind for kind in own if kind.__name__ != "socket")
+    _bases = tuple(kind for kind in homes if kind.__name__ == "socket" or homes[kind] == "multiprocessing.connection")
+    _plain_is_wrong = len(own) < len(homes)
+    _seen = len(homes)
 
 
 def _made_of(kind: Any, base: Any, descriptor: Any, arguments: list[Any], state: dict[str, Any]) -> Any:

@@ -11,15 +11,12 @@ import os
 from collections import ChainMap
 from collections.abc import Callable
 
-from poolkit._wire.cloud import cloudpickle_module
-from poolkit._wire.modules import look
+from poolkit._typing import TYPE_CHECKING, Any
+from poolkit._wire.modules import cloudpickle_module, look
 from poolkit._wire.pickles import BY_VALUE, Needs, pickler_of
 from poolkit.errors import SerializationError
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
-    from typing import Any, ClassVar
-
     from poolkit._wire.plans import Manifest
 
 _arrived: list[int] = []  # owner: the worker's main thread, at boot
@@ -61,19 +58,15 @@ def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[
 
     from poolkit._wire.plans import manifest_for  # noqa: PLC0415 -- see above
 
-    class InitializerPickler(cloudpickle_module().Pickler):  # type: ignore[misc]
-        dispatch_table: ClassVar[Any] = ChainMap(
-            reduction.ForkingPickler._extra_reducers,  # type: ignore[attr-defined]  # noqa: SLF001 -- its only door
-            cloudpickle_module().Pickler.dispatch_table,
-        )
-
+    base = cloudpickle_module().Pickler
+    table = ChainMap(reduction.ForkingPickler._extra_reducers, base.dispatch_table)  # type: ignore[attr-defined]  # noqa: SLF001 -- its only door
     before = context.get_spawning_popen()
     stand_in = _Spawning()
     context.set_spawning_popen(stand_in)  # type: ignore[arg-type]
     buffer, needs = io.BytesIO(), Needs()
     look()
     try:
-        pickler_of(InitializerPickler)(buffer, None, needs).dump((fn, args))
+        pickler_of(type("Pickler", (base,), {"dispatch_table": table}))(buffer, None, needs).dump((fn, args))
         names = needs.now | needs.later
         manifest = manifest_for(None, names) if names else None
     except BaseException as exc:

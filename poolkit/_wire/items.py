@@ -25,8 +25,8 @@ from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 from poolkit._wire.functions import is_fixed
-from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.pickles import PROTOCOL
+from poolkit._wire.remote import raise_interrupt
 from poolkit._wire.reseed import kinds
 
 FOLLOWED = 1024  # bytes of the pickle of a value whose changes in place are followed

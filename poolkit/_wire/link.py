@@ -14,11 +14,9 @@ import struct
 from collections import deque
 
 from poolkit._locks import RLock
+from poolkit._typing import TYPE_CHECKING, Any
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
-    from typing import Any
-
     Frame = tuple[tuple[Any, ...], "bytes | bytearray"]
 
 CHUNK = 64 * 1024  # bytes; the usual size of a pipe

@@ -33,9 +33,7 @@ from __future__ import annotations
 
 import struct
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from typing import Any
+from poolkit._typing import Any
 
 Call = tuple[int, int, int, bytes, float, int, bytes, "Any"]
 """One call as a worker sees it: task, attempt, flags, name, timeout (0: none), manifest, function and body."""

@@ -10,12 +10,10 @@ Thread safety: `_seen` and `scripts` only grow, by one atomic operation at a tim
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+from poolkit._typing import Any
 
 MAIN = ("__main__", "__mp_main__")  # what the script is called: itself, and in children of multiprocessing
 scripts: set[str] = set(MAIN)  # the names of all script modules
@@ -60,6 +58,21 @@ def is_registered() -> bool:
         return False
     list_registered = getattr(cloudpickle, "list_registry_pickle_by_value", None)
     return list_registered is not None and not list_registered().issubset(scripts)
+
+
+def cloudpickle_module() -> Any:
+    """Return cloudpickle, all of it. Waits for another thread that imports it just now.
+
+    A signal handler or finalizer may submit while this import is under way below it, in the same thread. The half of
+    the module that is there is put aside then; what was interrupted goes on with the new one when it comes to its end.
+    """
+    import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
+
+    if getattr(cloudpickle.__spec__, "_initializing", False):  # by this thread, else it would have been waited for
+        for name in [name for name in sys.modules if name.partition(".")[0] == "cloudpickle"]:
+            del sys.modules[name]
+        import cloudpickle  # noqa: PLC0415 -- see above
+    return cloudpickle
 
 
 def named_at_top(obj: Any, module_name: Any) -> str | None:

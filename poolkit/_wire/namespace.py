@@ -24,13 +24,12 @@ from poolkit._wire import buffers, sharing
 from poolkit._wire import source as sources
 from poolkit._wire.buffers import Found
 from poolkit._wire.functions import ATOMS, is_definition, scan_code, submodules_of
-from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.items import ABSENT, FOLLOWED, IMPORT, MISSING, RESERVED, STATEMENT, VALUE, Item, Looks, Ref
 from poolkit._wire.modules import home_of, module_of, scripts
 from poolkit._wire.origins import functions_behind, functions_of, is_special, makers_of, may_run, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
 from poolkit._wire.process_wide import imported_from, reduce_global, refuse_archive
-from poolkit._wire.remote import describe_error
+from poolkit._wire.remote import describe_error, raise_interrupt
 from poolkit._wire.source import Source, source_for
 
 LARGE = 64 * 1024  # bytes of a value that travels in shared memory, once for all workers

@@ -17,22 +17,17 @@ import copyreg
 import io
 import pickle
 import sys
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import CellType, FunctionType, ModuleType
 
+from poolkit._typing import Any
 from poolkit._wire import handover, modules
 from poolkit._wire.arrays import keep_pickle, known_pickle
 from poolkit._wire.buffers import Found, Parts, is_view, reduce_view
-from poolkit._wire.cloud import cloudpickle_module
 from poolkit._wire.functions import meant_by, named, reduce_cell, reduce_function, scan_code, shared
-from poolkit._wire.modules import is_registered, marks, named_at_top, scripts
+from poolkit._wire.modules import cloudpickle_module, is_registered, marks, named_at_top, scripts
 from poolkit._wire.reseed import reduce_generator
-
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
-
 
 PROTOCOL = 5
 BY_VALUE = b"v"
@@ -88,16 +83,15 @@ def dumps(value: object, found: Found | None = None, needs: Needs | None = None,
             return _dump(pickle.Pickler, value, found, needs)
         except Exception:  # noqa: BLE001, S110 -- a user's __reduce__ may raise anything; cloudpickle has the last word
             pass
-    plain = cloudpickle_module().Pickler
-    base = handover.by_value_pickler(plain)
+    base = cloudpickle_module().Pickler
     try:
         return _dump(base, value, found, needs)
     except Exception:
-        if base is not plain:
+        if handover.is_loaded():
             raise
     import multiprocessing.reduction  # noqa: F401, PLC0415 -- with this, it may be a socket that was refused
 
-    return _dump(handover.by_value_pickler(plain), value, found, needs)
+    return _dump(base, value, found, needs)
 
 
 def dumps_plainly(value: object, found: Found | None) -> Any:  # noqa: PLR0911 -- fastest first
@@ -110,13 +104,15 @@ def dumps_plainly(value: object, found: Found | None) -> Any:  # noqa: PLR0911 -
         # without `found`, the value is made of atoms, or is a function that goes by name
         if found is not None and found.is_known:
             return _dumps_known(value, found)
-        if found is None or not (found.large or handover.plain_table()):
+        if found is None or not (found.large or handover.is_plain_wrong()):
             data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
             if found is None or not found.has_read_only:
                 for mark in marks:
                     if mark in data:
                         return None
                 return data
+        if handover.is_plain_wrong():
+            return None
         data = _dump(pickle.Pickler, value, found, None)
         if type(data) is Parts and found is not None:
             return None if any(found.may_name(mark, data) for mark in marks) else data
@@ -163,9 +159,6 @@ def _dump_once(base: Any, value: object, found: Found | None, needs: Needs | Non
     else:
         needs.is_circular, needs.met = False, 0
         pickler = pickler_of(base, is_naming=needs.names is not None)(file, found, needs)
-    table = handover.plain_table() if base is pickle.Pickler else None
-    if table is not None:
-        pickler.dispatch_table = table
     pickler.dump(value)
     return file
 
@@ -225,6 +218,8 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
                 reduced = needs.reduce(obj)
             elif needs.reduce is not None:
                 reduced = reduce_generator(obj)
+            if reduced is NotImplemented:
+                reduced = handover.reduce(obj)
             if reduced is NotImplemented and type(home := getattr(obj, "__module__", None)) is str and home in scripts:
                 reduced = self._reduce_instance(obj)
             if reduced is NotImplemented and self._found is not None and self._found.has_read_only:

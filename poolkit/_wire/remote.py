@@ -13,24 +13,20 @@ exception that is caught is kept, and no frame outlives its call, so no cycle is
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # without the enums of `signal`
 import copyreg
 import io
 import pickle
 import types
 from collections import namedtuple
+from collections.abc import Callable
 
+from poolkit._typing import Any
 from poolkit._wire import handover
-from poolkit._wire.cloud import cloudpickle_module
-from poolkit._wire.modules import is_registered
+from poolkit._wire.modules import cloudpickle_module, is_registered, module_of
 from poolkit._wire.pickles import BY_VALUE, PROTOCOL, ClassKeepingUnpickler, Needs, pickler_of
 from poolkit._wire.tracebacks import capture, format_frames, rebuild
 from poolkit.errors import RemoteError
-
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
 
 # One exception. Packed as a plain tuple, so that the packet is made of builtin types only.
 #     type_name: str, message: str, notes: list[str] | None, frames: list[FrameRecord], makers: bytes | None,
@@ -67,15 +63,13 @@ def _dumps(value: object, index_of: Callable[[object], int | None]) -> bytes:
             return _dumps_with(pickle.Pickler, value, index_of)
         except Exception:  # noqa: BLE001, S110 -- cloudpickle has the last word
             pass
-    return _dumps_with(handover.by_value_pickler(cloudpickle_module().Pickler), value, index_of) + BY_VALUE
+    return _dumps_with(cloudpickle_module().Pickler, value, index_of) + BY_VALUE
 
 
 def _dumps_with(base: Any, value: object, index_of: Callable[[object], int | None]) -> bytes:
     file = io.BytesIO()
     pickler = pickler_of(base)(file, None, Needs())
     pickler.persistent_id = index_of
-    if base is pickle.Pickler and (table := handover.plain_table()) is not None:
-        pickler.dispatch_table = table
     with handover.Guard():
         pickler.dump(value)
     return file.getvalue()
@@ -354,3 +348,30 @@ def _notes_of(error: BaseException) -> list[str] | None:
     if not isinstance(notes, (list, tuple)):
         return None
     return [str.__str__(note) for note in notes if isinstance(note, str)]
+
+
+# ===== what hooks raise, and what only comes meanwhile =====
+
+
+def raise_interrupt(error: BaseException) -> None:
+    """Raise an exception again, unless an object's own hook raised it.
+
+    A hook may raise SystemExit or anything. Ctrl-C, what a signal handler raises, what stops the task of a thread, and
+    a lack of memory are not its.
+    """
+    if isinstance(error, Exception) and not isinstance(error, MemoryError):
+        return
+    own = (KeyboardInterrupt, MemoryError)
+    if isinstance(error, own) or module_of(type(error)).startswith("poolkit.") or is_of_handler(error):
+        raise error
+
+
+def is_of_handler(error: BaseException) -> bool:
+    """Return True if a signal handler in Python raised an exception."""
+    handlers = {getattr(_signal.getsignal(number), "__code__", None) for number in _signal.valid_signals()}
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in handlers:
+            return True
+        traceback = traceback.tb_next
+    return False

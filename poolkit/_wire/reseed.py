@@ -11,11 +11,9 @@ import gc
 import importlib
 import sys
 import types
+from collections.abc import Iterable
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
+from poolkit._typing import Any
 
 _WORDS = 4  # of 64 bits, drawn from the old state
 _PROTOCOL = 5  # of pickles

@@ -8,14 +8,10 @@ tblib's own dictionaries are not used: they nest, and a RecursionError has a tra
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace, TracebackType
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import TracebackType
-    from typing import Any
-
+from poolkit._typing import Any
 
 FrameRecord = tuple[str, str, int, "str | None", "str | None"]
 """File name, function name, line, and the `__name__` and `__file__` of the module."""

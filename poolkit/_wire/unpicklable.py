@@ -11,12 +11,10 @@ import functools
 import types
 from typing import TYPE_CHECKING, Any
 
-from poolkit._wire import handover
 from poolkit._wire.buffers import Found
 from poolkit._wire.functions import scan_code
-from poolkit._wire.hooks import is_of_handler
-from poolkit._wire.pickles import PROTOCOL
-from poolkit._wire.remote import type_name
+from poolkit._wire.pickles import PROTOCOL, Needs, pickler_of
+from poolkit._wire.remote import is_of_handler, type_name
 from poolkit.errors import SerializationError
 
 if TYPE_CHECKING:
@@ -108,7 +106,7 @@ class _Search:
 
         try:
             with Found():  # a descriptor in it is handed over to nobody
-                handover.by_value_pickler(cloudpickle.Pickler)(_Nowhere(), protocol=PROTOCOL).dump(value)
+                pickler_of(cloudpickle.Pickler)(_Nowhere(), None, Needs()).dump(value)
         except self._caught as error:
             # its traceback would keep the frames of this search, and the values in them, alive
             return error.with_traceback(None)

@@ -26,6 +26,7 @@ from poolkit._memory.out_of_band import OutOfBand
 from poolkit._memory.owner import WorkerChannel, load_value
 from poolkit._wire import buffers, codec, handover, remote
 from poolkit._wire.buffers import Found
+from poolkit._wire.pickles import Needs, pickler_of
 
 
 @pytest.fixture
@@ -53,30 +54,26 @@ def is_open(fd: int) -> bool:
 # ===== picklers =====
 
 STEPS = """
-import pickle, sys
 from poolkit._wire import handover
-import cloudpickle
-seen = [handover.plain_table() is None, handover.by_value_pickler(cloudpickle.Pickler) is cloudpickle.Pickler]
+seen = [handover.is_plain_wrong()]
 import multiprocessing.reduction
-seen += [handover.is_loaded(), handover.plain_table() is None]
-seen += [handover.by_value_pickler(cloudpickle.Pickler) is not cloudpickle.Pickler]
+seen += [handover.is_loaded(), handover.is_plain_wrong()]
 import multiprocessing.managers  # its reducers are of types that pickle and cloudpickle do as well
 import multiprocessing.connection
-from multiprocessing.connection import Connection
-seen += [[kind.__name__ for kind in handover.plain_table() or ()][-1:], Connection in handover.plain_table()]
+seen += [handover.is_plain_wrong()]
 print(seen)
 """
 
 
 def test_plain_pickle_is_used_as_it_is_until_there_is_a_reason_not_to() -> None:
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[True, True, True, True, True, ['Connection'], True]"
+    assert done.stdout.strip() == "[False, True, False, True]"
 
 
 def test_a_module_that_is_half_imported_is_none_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "_standard", None)
     monkeypatch.setitem(sys.modules, "multiprocessing.reduction", type(reduction)("half"))
-    handover.plain_table()
+    handover.is_plain_wrong()
     assert handover._standard is None
 
 
@@ -87,9 +84,7 @@ def test_whoever_registers_later_or_anew_is_asked(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(reduction.ForkingPickler, "_extra_reducers", {**reduction.ForkingPickler._extra_reducers})
     monkeypatch.setattr(handover, "_registered", reduction.ForkingPickler._extra_reducers)
     reduction.register(Late, lambda _: (str, ("first",)))
-    table = handover.plain_table()
-    assert table is not None
-    assert table[Late](Late()) == (str, ("first",))
+    assert handover.reduce(Late()) == (str, ("first",))
     assert codec.load_value(codec.pack_value([Late()], Found())) == ["first"]
     reduction.register(Late, lambda _: (str, ("second",)))
     assert codec.load_value(codec.pack_value([Late()], Found())) == ["second"]
@@ -222,7 +217,7 @@ def test_an_exception_goes_without(pipe: tuple[Connection, Connection]) -> None:
 
 def test_without_anybody_to_hand_it_to_it_is_refused(pipe: tuple[Connection, Connection]) -> None:
     with handover.Guard(), pytest.raises(pickle.PicklingError, match="only in the arguments"):
-        handover.by_value_pickler(cloudpickle.Pickler)(io.BytesIO()).dump(pipe)
+        pickler_of(cloudpickle.Pickler)(io.BytesIO(), None, Needs()).dump(pipe)
     with Found() as found:
         with handover.Guard(found):
             reduction.DupFd(pipe[0].fileno())
@@ -236,7 +231,7 @@ def test_without_anybody_to_hand_it_to_it_is_refused(pipe: tuple[Connection, Con
 def test_what_an_exception_has_torn_at_its_end_packs_no_more(
     pipe: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handover.plain_table()
+    handover.is_plain_wrong()
     torn = Found()
 
     def tear() -> None:
@@ -253,7 +248,7 @@ def test_what_an_exception_has_torn_at_its_end_packs_no_more(
 
 
 def test_who_pickles_for_himself_gets_what_multiprocessing_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    handover.plain_table()
+    handover.is_plain_wrong()
     monkeypatch.setattr(handover, "_standard", lambda fd: ("standard", fd))
     assert reduction.DupFd(5) == ("standard", 5)
     with handover.Guard(), pytest.raises(pickle.PicklingError):

@@ -11,7 +11,7 @@ import poolkit
 
 SCRIPT = """
 import sys
-from poolkit._child.identity import assume
+from poolkit._child.standard import assume
 {before}
 found = list(sys.meta_path)
 assume(3, parent=1, sentinel=0, authkey=b"the key")

@@ -16,9 +16,9 @@ import pytest
 
 from poolkit._wire import manifests, modules
 from poolkit._wire.functions import scan_code
-from poolkit._wire.hooks import raise_interrupt
 from poolkit._wire.items import IMPORT, STATEMENT, VALUE
 from poolkit._wire.plans import manifest_for
+from poolkit._wire.remote import raise_interrupt
 from poolkit.errors import SerializationError
 from support_scripts import WorkerHalf
 
