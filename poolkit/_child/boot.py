@@ -19,13 +19,11 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import functools
 import importlib
 import os
 import pickle
 import signal
 import sys
-import types
 from collections.abc import Callable, Sequence
 
 from poolkit import _child, _os, _os_processes
@@ -73,23 +71,25 @@ def run_worker(
     output.keep_output(board)
     loop = Loop(calls, outcomes, _os.Tokens(tokens), board, WorkerTransport(channel))
     try:
-        return _work(loop, functools.partial(_settle_in, outcomes, generators), initializers_fds, initializer)
+        return _work(loop, outcomes, initializers_fds, initializer, generators)
     finally:
         with contextlib.suppress(OSError):  # a task has closed it
             loop.transport.channel.close()  # else it warns that it was not
 
 
-def _work(
+def _work(  # noqa: C901, PLR0912 -- one step after another
     loop: Loop,
-    settle_in: Callable[[dict[str, Any]], Callable[[], None]],
+    outcomes: int,
     initializers_fds: list[int],
     inherited_initializer: Callable[[], object] | None,
+    generators: Sequence[Any] | None,
 ) -> int:
     try:
         settings: dict[str, Any] = pickle.loads(loop.receive_boot())
     except EOFError:  # the owner is gone already
         return 0
-    reseed_generators = settle_in(settings)
+    _settle_in(settings, outcomes)
+    before = set(sys.modules)
     loop.measure_rss = settings["measure_rss"]
     if settings["is_copy"]:
         loop.inherited = own_resident_bytes()
@@ -105,13 +105,20 @@ def _work(
             importlib.import_module(name)
         if settings["preload"] and "logging" in sys.modules:  # which they may have configured, as in the template
             install(sys.modules["logging"])
-        reseed_generators()
+        if generators is None and settings["preload"]:  # what a new interpreter has imported by itself
+            generators = reseed.generators_in([name for name in sys.modules if name not in before])
+        for generator in generators or ():
+            reseed.reseeded(generator, settings["number"])
         inherit.arrived(initializers_fds)
         if settings["definitions"] is not None:
             number, definitions = settings["definitions"]
             script.define(definitions, loop.transport.channel)
             script.prepare(number)
-        _initialize(settings["initializer"], inherited_initializer)
+        if inherited_initializer is not None:
+            inherited_initializer()
+        elif settings["initializer"] is not None:
+            fn, args = codec.load_value(settings["initializer"])
+            fn(*args)
     except BaseException as exc:  # noqa: BLE001 -- whatever it raises is what the pool is told
         with contextlib.suppress(BrokenPipeError):
             loop.say(messages.BOOT_FAILED, payload=codec.pack_error(exc))
@@ -162,7 +169,7 @@ def own_signals(*left_alone: int) -> None:
     while _outlived:
         signal.signal(_outlived.pop(), signal.SIG_DFL)
     for each in left_alone:  # by a handler, not SIG_IGN: programs that a task starts would inherit that one
-        signal.signal(each, _ignore)
+        signal.signal(each, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
@@ -192,13 +199,8 @@ _outlived: list[int] = []  # what is ignored for that alone
 _LEFT_ALONE = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "CHLD", "CONT", "URG", "WINCH")
 
 
-def _ignore(_number: int, _frame: types.FrameType | None) -> None:
-    return
-
-
-def _settle_in(outcomes: int, generators: Sequence[Any] | None, settings: dict[str, Any]) -> Callable[[], None]:
-    """Take over the owner's settings; returns what is to be called when the imports are done."""
-    number = settings["number"]
+def _settle_in(settings: dict[str, Any], outcomes: int) -> None:
+    """Take over the owner's settings."""
     sys.path[:] = settings["sys_path"]
     sys.argv[:] = settings["argv"]
     for name, value in settings["env"].items():
@@ -211,7 +213,7 @@ def _settle_in(outcomes: int, generators: Sequence[Any] | None, settings: dict[s
     with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
         os.chdir(settings["cwd"])
     standard.assume(
-        number,
+        settings["number"],
         parent=settings["owner"],
         parent_name=settings["owner_name"],
         sentinel=outcomes,  # it breaks when the owner is gone
@@ -225,25 +227,3 @@ def _settle_in(outcomes: int, generators: Sequence[Any] | None, settings: dict[s
         )
     if "numpy.random" in sys.modules:  # preloaded: every fork would draw the same numbers
         sys.modules["numpy.random"].seed()
-    loaded = set(sys.modules)
-
-    def reseed_generators() -> None:
-        own = generators
-        if own is None:  # a new interpreter has imported by itself what there is to preload
-            own = (
-                reseed.generators_in([name for name in sys.modules if name not in loaded])
-                if settings["preload"]
-                else ()
-            )
-        for generator in own:
-            reseed.reseeded(generator, number)
-
-    return reseed_generators
-
-
-def _initialize(packed: bytes | None, inherited: Callable[[], object] | None) -> None:
-    if inherited is not None:
-        inherited()
-    elif packed is not None:
-        fn, args = codec.load_value(packed)
-        fn(*args)

@@ -23,18 +23,14 @@ from poolkit._memory.worker import WorkerTransport
 from poolkit._os import Tokens, own_resident_bytes
 from poolkit._os_processes import reap_adopted
 from poolkit._select import poll
-from poolkit._typing import TYPE_CHECKING, Any
+from poolkit._typing import Any
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
 from poolkit._wire.codec import NONE, load_call
-from poolkit._wire.link import FrameReader, Outbox
+from poolkit._wire.link import Frame, FrameReader, Outbox
 from poolkit._wire.spin import Spin
 from poolkit.context import CURRENT, TaskContext
 from poolkit.errors import SerializationError
-
-if TYPE_CHECKING:
-    from poolkit._wire.link import Frame
-
 
 _ANNOUNCE, _OUT_OF_BAND = messages.FLAG_ANNOUNCE, messages.FLAG_OUT_OF_BAND
 _pack_header = messages.FRAME_TO_OWNER.pack

@@ -158,7 +158,7 @@ class TemplateProcess:
             if self._start_method != "fork":
                 self._start_method = "spawn"
 
-    def serve(self) -> None:
+    def serve(self) -> None:  # noqa: C901 -- one event after another
         """Carry out orders and report exits until the owner is gone."""
         try:
             while True:
@@ -178,7 +178,13 @@ class TemplateProcess:
                 if released:
                     _os_processes.kill_trees([self._workers[control] for control in released])
         finally:
-            self._kill_all()
+            pids = [*self._workers.values()]
+            _os_processes.kill_trees(pids)
+            for pid in pids:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+            if pids:
+                self._kill_adopted()
 
     # ===== orders =====
 
@@ -301,15 +307,6 @@ class TemplateProcess:
         """Kill what dead workers have left. Threads that run here may have started programs of their own."""
         if not self._threaded:
             _os_processes.kill_adopted({*self._helpers, *self._workers.values()})
-
-    def _kill_all(self) -> None:
-        pids = [*self._workers.values()]
-        _os_processes.kill_trees(pids)
-        for pid in pids:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-        if pids:
-            self._kill_adopted()
 
     @staticmethod
     def _notice(control: int, kind: int, *, status: int = 0, pid: int = 0, peak: int = 0) -> None:

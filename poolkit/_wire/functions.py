@@ -45,7 +45,9 @@ def reduce_function(function: types.FunctionType) -> tuple[Any, ...] | None:
 
 
 def _make(home: str, name: str, code: bytes, cells: tuple[types.CellType, ...] | None) -> types.FunctionType:
-    return types.FunctionType(marshal.loads(code), namespace_of(home), name, None, cells)  # noqa: S302 -- our own
+    module = sys.modules.get("__main__" if home in MAIN and home not in sys.modules else home)
+    namespace = vars(importlib.import_module(home) if module is None else module)
+    return types.FunctionType(marshal.loads(code), namespace, name, None, cells)  # noqa: S302 -- our own
 
 
 def _fill(function: types.FunctionType, state: tuple[Any, ...]) -> None:
@@ -83,14 +85,6 @@ def _make_cell() -> types.CellType:
 def _fill_cell(cell: types.CellType, contents: list[Any]) -> None:
     for each in contents:
         cell.cell_contents = each
-
-
-def namespace_of(module_name: str) -> dict[str, Any]:
-    """Return the globals of a module, imported if need be."""
-    module = sys.modules.get(module_name)
-    if module is None and module_name in MAIN:
-        module = sys.modules["__main__"]
-    return vars(importlib.import_module(module_name) if module is None else module)
 
 
 # ===== references =====

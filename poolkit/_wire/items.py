@@ -76,9 +76,7 @@ class Looks:
         """Return True if a value looks like this now."""
         if self.parts:
             return are_same(parts_of(value), self.parts)
-        if not self.is_followed:
-            return True
-        return bool(_tried(self._has_stayed, value))  # if that fails now, it has changed
+        return not self.is_followed or bool(_tried(self._has_stayed, value))  # if that fails now, it has changed
 
     def _has_stayed(self, value: Any) -> bool:
         if self.digest is None:

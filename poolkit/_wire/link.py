@@ -14,11 +14,9 @@ import struct
 from collections import deque
 
 from poolkit._locks import RLock
-from poolkit._typing import TYPE_CHECKING, Any
+from poolkit._typing import Any
 
-if TYPE_CHECKING:
-    Frame = tuple[tuple[Any, ...], "bytes | bytearray"]
-
+Frame = tuple[tuple[Any, ...], "bytes | bytearray"]
 CHUNK = 64 * 1024  # bytes; the usual size of a pipe
 JOIN_UP_TO = CHUNK  # parts up to this are joined into one write; larger ones are not copied
 PARTS = 64  # buffers in one writev; the least that POSIX lets a system allow is 16, every one in use has 1024
@@ -98,9 +96,7 @@ class FrameWriter:
     def send(self, parts: list[bytes], nbytes: int | None = None) -> bool:
         """Write parts, `nbytes` in all, in order, as far as they go. False when some are left for `flush`.
 
-        Never blocks.
-
-        What is written to a closed link is dropped: the death of its worker is reported elsewhere.
+        Never blocks. What is written to a closed link is dropped: the death of its worker is reported elsewhere.
         """
         total = sum(map(len, parts)) if nbytes is None else nbytes
         self.sent += total

@@ -21,7 +21,7 @@ from poolkit._wire.items import ABSENT, IMPORT, Item, Looks, Ref, reference
 from poolkit._wire.modules import module_of, scripts
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.plans import Manifest
-from poolkit._wire.source import typed_text
+from poolkit._wire.source import TYPED, typed_text
 
 
 class Sent:
@@ -107,16 +107,15 @@ def describe(name: str) -> dict[str, Any]:
         "__package__": _text(own.get("__package__")),
         "spec": _text(getattr(spec, "name", None)),
         "origin": _text(getattr(spec, "origin", None)),
-        "typed": _typed_by(own) if name == "__main__" else None,
+        "typed": next(  # the program itself, where it was not in a file
+            (
+                (filename, text)
+                for filename in TYPED
+                if name == "__main__" and own.get("__file__", filename) == filename and (text := typed_text(filename))
+            ),
+            None,
+        ),
     }
-
-
-def _typed_by(namespace: dict[str, Any]) -> tuple[str, str] | None:
-    """The program itself, where it was not in a file."""
-    for filename in ("<string>", "<stdin>"):
-        if namespace.get("__file__", filename) == filename and (text := typed_text(filename)):
-            return filename, text
-    return None
 
 
 def _text(value: object) -> str | None:

@@ -25,7 +25,7 @@ from poolkit._wire import source as sources
 from poolkit._wire.buffers import Found
 from poolkit._wire.functions import ATOMS, is_definition, scan_code, submodules_of
 from poolkit._wire.items import ABSENT, FOLLOWED, IMPORT, MISSING, RESERVED, STATEMENT, VALUE, Item, Looks, Ref
-from poolkit._wire.modules import home_of, module_of, scripts
+from poolkit._wire.modules import home_of, meaning, module_of, scripts
 from poolkit._wire.origins import functions_behind, functions_of, is_special, makers_of, may_run, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
 from poolkit._wire.process_wide import imported_from, reduce_global, refuse_archive
@@ -193,7 +193,7 @@ class Namespace:
         if item.region is None:
             item.payload = data if isinstance(data, bytes) else b"".join(data)
         item.now = tuple(each for each in needs.now if each not in needs.inline)
-        item.bound, item.circle = sharing.bound_objects(item.now), circle
+        item.bound, item.circle = tuple((each, id(meaning(*each, MISSING))) for each in item.now), circle
         item.refers = bool(item.bound) and (size <= FOLLOWED or type(value) is FunctionType)
         item.later = tuple(each for each in needs.later if each != own)
         if type(value) is FunctionType and home_of(value.__globals__) == self.name:
@@ -302,7 +302,10 @@ class Namespace:
             ):
                 own = [each for each in targets if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name)]
                 item.assigned |= {each.attr for each in own}  # which travel with their values
-            elif node not in source.inner or self._has_decorated(source, node):
+            elif node not in source.inner or any(  # of those in a block, decorators whose function is there were run
+                each.__code__ in sources.codes_in(source.code_of(node))
+                for each in functions_behind(self.dict.get(getattr(node, "name", "")))
+            ):
                 place = f"{name}#{self._position(source)}:{node.lineno}:{node.col_offset}"
                 act = self._statement(place, source, node, item.get(), [])
                 act.now = ((self.name, name), *act.now)
@@ -310,11 +313,6 @@ class Namespace:
                     act.serial = next(_serials)
                     self._acts[act.name] = act
                 item.later = (*item.later, (self.name, act.name))
-
-    def _has_decorated(self, source: Source, node: Any) -> bool:
-        """Return True if a decorator within a block was run: its function is there."""
-        codes = sources.codes_in(source.code_of(node))
-        return any(each.__code__ in codes for each in functions_behind(self.dict.get(getattr(node, "name", ""))))
 
     # ===== classes =====
 

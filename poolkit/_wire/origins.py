@@ -47,9 +47,10 @@ def functions_behind(value: Any) -> list[types.FunctionType]:
     for each in pending:  # grows while we go through it
         with contextlib.suppress(AttributeError):
             pending += object.__getattribute__(each, "__dict__").values()
-        for slot in [vars(cls)[name] for cls in type(each).__mro__ for name in _slots_of(cls) if name in vars(cls)]:
-            with contextlib.suppress(Exception):
-                pending.append(slot.__get__(each))
+        for slot in [member for cls in type(each).__mro__ for member in vars(cls).values()]:
+            if type(slot) is types.MemberDescriptorType:
+                with contextlib.suppress(Exception):
+                    pending.append(slot.__get__(each))
         if issubclass(type(each), functools.partial):
             pending.append(each.func)
         elif issubclass(type(each), property):
@@ -66,17 +67,13 @@ def functions_behind(value: Any) -> list[types.FunctionType]:
     return found
 
 
-def _slots_of(cls: type) -> tuple[str, ...]:
-    slots = vars(cls).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
 def makers_of(source: Source, name: str, value: Any, namespace: dict[str, Any]) -> list[Any]:
     """Return the statements of which one made what a name means: one if that can be told, none if there is none."""
     nodes = [each for each in source.definitions.get(name, ()) if _may_make(each, value)]
     is_only = len(nodes) == 1
     if any(isinstance(each, ASSIGNMENTS) for each in nodes):
-        return [] if is_only and _names(nodes[0].value, name) else nodes
+        names = [each.id for each in ast.walk(nodes[0].value) if isinstance(each, ast.Name)] if is_only else ()
+        return [] if name in names else nodes
     if issubclass(type(value), type):
         prefix = f"{value.__qualname__}."
         own = [each for each in functions_of(value) if each.__qualname__.startswith(prefix)]
@@ -86,8 +83,8 @@ def makers_of(source: Source, name: str, value: Any, namespace: dict[str, Any]) 
             return best
         marks = [_resemblance(value, each, namespace) for each in best]
         return [each for each, mark in zip(best, marks, strict=True) if mark == max(marks) >= 0]
-    behind = [each for each in functions_behind(value) if _is_from(each, source)]
-    codes = {each.__code__ for each in behind if each.__code__.co_name == name}
+    codes = {each.__code__ for each in functions_behind(value)}
+    codes = {each for each in codes if each.co_filename == source.filename and each.co_name == name}
     told = [each for each in nodes if not codes.isdisjoint(codes_in(source.code_of(each)))]
     return told if codes and len(told) < 2 else nodes  # noqa: PLR2004 -- it can be told
 
@@ -100,20 +97,13 @@ def _may_make(node: Any, value: Any) -> bool:
     return bool(getattr(node, "decorator_list", True)) or issubclass(type(value), (type, types.FunctionType))
 
 
-def _names(expression: ast.expr, name: str) -> bool:
-    return any(isinstance(each, ast.Name) and each.id == name for each in ast.walk(expression))
-
-
-def _is_from(function: types.FunctionType, source: Source) -> bool:
-    return function.__code__.co_filename == source.filename
-
-
 def _agreement(source: Source, node: Any, own: list[types.FunctionType]) -> int:
     """Return 2 if a statement has the code of a class's own functions, 1 if neither has any, else 0."""
     if not isinstance(node, ast.ClassDef):
         return 1
     written = {each.name for each in ast.walk(node) if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))}
-    codes = [each.__code__ for each in own if _is_from(each, source) and each.__name__ in written]
+    codes = [each.__code__ for each in own if each.__name__ in written]
+    codes = [each for each in codes if each.co_filename == source.filename]
     return 2 * codes_in(source.code_of(node)).issuperset(codes) if codes else int(not written)
 
 

@@ -94,31 +94,32 @@ def dumps(value: object, found: Found | None = None, needs: Needs | None = None,
     return _dump(base, value, found, needs)
 
 
-def dumps_plainly(value: object, found: Found | None) -> Any:  # noqa: PLR0911 -- fastest first
-    """Return the plain pickle of a value, or None when it cannot be that."""
+def dumps_plainly(value: object, found: Found | None) -> Any:
+    """Return the plain pickle of a value, or None when it cannot be that.
+
+    Without `found`, the value is made of atoms, or is a function that goes by name.
+    """
     if is_registered():
         return None
     # By name, the name of the module stands in the bytes. Text that happens to contain it costs a needless second try,
     # never a wrong result. The search costs about half as much as copying the bytes once.
     try:
-        # without `found`, the value is made of atoms, or is a function that goes by name
-        if found is not None and found.is_known:
-            return _dumps_known(value, found)
-        if found is None or not (found.large or handover.is_plain_wrong()):
+        data: Any
+        if found is not None and (found.is_known or handover.is_plain_wrong()):
+            return _dumps_known(value, found) if found.is_known else None
+        if found is not None and found.large:
+            data = Parts()
+            pickle.Pickler(data, protocol=PROTOCOL, buffer_callback=found).dump(value)
+            if any(found.may_name(mark, data) for mark in marks):
+                return None
+        else:
             data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
-            if found is None or not found.has_read_only:
-                for mark in marks:
-                    if mark in data:
-                        return None
-                return data
-        if handover.is_plain_wrong():
-            return None
-        data = _dump(pickle.Pickler, value, found, None)
-        if type(data) is Parts and found is not None:
-            return None if any(found.may_name(mark, data) for mark in marks) else data
-        return None if any(mark in data for mark in marks) else data
+            for mark in marks:
+                if mark in data:
+                    return None
     except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything
         return None
+    return None if found is not None and found.has_read_only else data
 
 
 def _dumps_known(value: object, found: Found) -> bytes | None:
@@ -133,34 +134,25 @@ def _dumps_known(value: object, found: Found) -> bytes | None:
     return data
 
 
-def _dump(base: Any, value: object, found: Found | None, needs: Needs | None) -> Any:
-    """Pickle with a class of picklers; once more, with read-only arrays as writable ones, where there are any.
+def _dump(base: Any, value: object, found: Found | None, needs: Needs) -> Any:
+    """Pickle with our reducers over a class of picklers; once more if read-only arrays are found, as writable ones.
 
     In parts only where large contents are known: they are kept as they are, all others are copied at once, as what is
     pickled later may change them.
     """
     with handover.Guard(found):
-        knew = found is not None and found.has_read_only
-        file = _dump_once(base, value, found, Needs() if needs is None and knew else needs)
-        if found is not None and found.has_read_only and not knew:
-            file = _dump_once(base, value, found, Needs() if needs is None else needs)
-    if needs is not None and (needs.is_shared or base is not pickle.Pickler):  # plain `pickle.loads` knows no names
+        while True:
+            file: Any = Parts() if found is not None and found.large else io.BytesIO()
+            knew = found is not None and found.has_read_only
+            if found is not None:
+                found.again()
+            needs.is_circular, needs.met = False, 0
+            pickler_of(base, is_naming=needs.names is not None)(file, found, needs).dump(value)
+            if found is None or found.has_read_only == knew:
+                break
+    if needs.is_shared or base is not pickle.Pickler:  # plain `pickle.loads` knows no names
         file.write(BY_VALUE)
     return file if type(file) is Parts else file.getvalue()
-
-
-def _dump_once(base: Any, value: object, found: Found | None, needs: Needs | None) -> Any:
-    file: Any = Parts() if found is not None and found.large else io.BytesIO()
-    if found is not None:
-        found.again()
-    pickler: Any
-    if needs is None:
-        pickler = pickle.Pickler(file, protocol=PROTOCOL, buffer_callback=found)
-    else:
-        needs.is_circular, needs.met = False, 0
-        pickler = pickler_of(base, is_naming=needs.names is not None)(file, found, needs)
-    pickler.dump(value)
-    return file
 
 
 _picklers: dict[Any, Any] = {}
@@ -201,7 +193,11 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             reduced: Any = NotImplemented
             if kind is FunctionType or issubclass(kind, type):
                 if self._is_by_name(obj):
-                    return _by_name(obj)
+                    if (
+                        "." in obj.__module__ and obj.__module__ in scripts
+                    ):  # pickle would import all packages around it
+                        return named, (obj.__module__, obj.__qualname__)
+                    return NotImplemented
                 reduced = self._reduce_function(obj) if kind is FunctionType else self._reduce_class(obj)
             elif issubclass(kind, ModuleType) or kind.__module__ == "typing":
                 from poolkit._wire.process_wide import reduce_named  # noqa: PLC0415 -- few values have one of these
@@ -320,12 +316,6 @@ def _looks_up(reduced: Any, name: tuple[str, str]) -> bool:
         return False
     scan = scan_code(function.__code__)
     return name[1] in scan.now or name[1] in scan.later
-
-
-def _by_name(obj: Any) -> Any:
-    """How to write a name: as pickle does, which imports all packages around a module, or without that."""
-    module_name = obj.__module__
-    return (named, (module_name, obj.__qualname__)) if "." in module_name and module_name in scripts else NotImplemented
 
 
 def _is_known(module_name: str, name: str) -> bool:

@@ -78,11 +78,6 @@ def _may_be_shared(value: Any) -> bool:
     return not (kind in _NAMELESS or issubclass(kind, (type, ModuleType)) or kind.__module__ == "typing")
 
 
-def bound_objects(refs: Iterable[Ref]) -> tuple[tuple[Ref, int], ...]:
-    """Return what these names are bound to now, by their ids: whoever refers to them by name keeps them alive."""
-    return tuple((ref, id(meaning(*ref, MISSING))) for ref in refs)
-
-
 def are_bound(bound: Iterable[tuple[Ref, int]]) -> bool:
     """Return True if these names still mean the objects that they were taken for."""
     return all(id(meaning(*ref, MISSING)) == known for ref, known in bound)
