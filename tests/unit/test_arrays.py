@@ -12,7 +12,7 @@ import pytest
 
 import support_functions as work
 from poolkit import Pool
-from poolkit._wire import codec, handover
+from poolkit._wire import codec
 from poolkit._wire.arrays import stand_ins
 from poolkit._wire.buffers import Found, found_from
 
@@ -101,7 +101,6 @@ def test_large_and_small_ones_together_are_looked_at_one_by_one() -> None:
 def test_whoever_registers_a_reducer_for_arrays_is_asked(register: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reducers: Any = copyreg.dispatch_table
     if register != "copyreg.pickle":
-        monkeypatch.setattr(handover, "REDUCERS", {**handover.REDUCERS})
         reducers = reduction.ForkingPickler._extra_reducers
     assert stand_ins((np.zeros(3),), found(), "value") is not None
     monkeypatch.setitem(reducers, np.ndarray, lambda array: (str, (f"{array.size} numbers",)))
