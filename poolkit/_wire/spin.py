@@ -10,10 +10,10 @@ Owner: the one thread that waits.
 from __future__ import annotations
 
 import math
-from select import poll
 
 from poolkit import _os
 from poolkit._clock import monotonic
+from poolkit._select import poll
 
 SPIN = 100e-6 if "spinning" not in _os.SWITCHED_OFF else 0.0  # seconds
 WORTH = 250e-6  # seconds; a sleep that was over so soon, its own wake-up included, would have been a short spin
