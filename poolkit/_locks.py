@@ -2,6 +2,10 @@
 
 CPython 3.14 looks for signals between the entry of a `with` statement and its body. What a handler raises there leaves
 the lock held for ever; before 3.14 there was no such moment.
+
+The rule for loops: 3.14 also looks for signals at the conditional jump back of a loop, which its table of exceptions
+leaves out, so that what a handler raises there passes by the `finally` and `with` around the loop. Where those must be
+passed, in code that handlers may interrupt, a loop has a function of its own, whose call is in the table.
 """
 
 from __future__ import annotations

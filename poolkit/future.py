@@ -58,6 +58,10 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work
     os.register_at_fork(after_in_child=_new_lock_in_child)
 
 
+def _without(enlisted: list[Any], removed: list[Any]) -> list[Any]:
+    return [each for each in enlisted if not any(each is other for other in removed)]
+
+
 class LazyFuture(Future[T]):
     """See the file's header. Thread-safe. Its fields are set by the subclass, in one go."""
 
@@ -180,7 +184,7 @@ class LazyFuture(Future[T]):
             removed = [each for each in found if each == fn]  # without the lock: it is the user's code
             with _LOCK:
                 enlisted = getattr(self, name) or []
-                kept = [each for each in enlisted if not any(each is other for other in removed)]
+                kept = _without(enlisted, removed)
                 count += len(enlisted) - len(kept)
                 enlisted[:] = kept
         return count

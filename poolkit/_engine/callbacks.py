@@ -110,23 +110,26 @@ class Callbacks:
         depth = getattr(publishing, "depth", 0)
         try:
             publishing.calls, publishing.depth = calls, depth + 1  # in here, as a signal handler may raise before
-            is_shared = calls is self.queue
-            while calls:
-                try:
-                    call, what = calls.popleft() if is_shared else calls[0]
-                except IndexError:  # another thread was faster
-                    return
-                try:
-                    call(what)
-                except BaseException:  # a Ctrl-C; what is left of them is for the pool's threads
-                    if is_shared:
-                        calls.appendleft((call, what))
-                    raise
-                if is_shared:
-                    self.has_waited = False
-                else:  # not before: a signal handler may raise between the two
-                    calls.popleft()
+            self._call_each(calls)
         finally:
             publishing.depth = depth
             publishing.calls = None
             self.leave(calls)
+
+    def _call_each(self, calls: Calls) -> None:
+        is_shared = calls is self.queue
+        while calls:
+            try:
+                call, what = calls.popleft() if is_shared else calls[0]
+            except IndexError:  # another thread was faster
+                return
+            try:
+                call(what)
+            except BaseException:  # a Ctrl-C; what is left of them is for the pool's threads
+                if is_shared:
+                    calls.appendleft((call, what))
+                raise
+            if is_shared:
+                self.has_waited = False
+            else:  # not before: a signal handler may raise between the two
+                calls.popleft()

@@ -229,21 +229,7 @@ class Feed(Generic[T]):
             return False  # its reader is about to submit what he has taken
         try:
             _driving.depth = depth + 1
-            sent = self._sent
-            if sent is None:  # it was begun to be read
-                sent = [(task, []) for task, _ in list(self._tasks)]
-            if not self._rings:
-                self._rings = True
-                for task, _ in sent:
-                    self._ring_when_done(task)
-            if self.dropped:
-                self._tasks.clear()
-            self._sent = []
-            for task, items in sent:
-                if task.done():
-                    self._look_at(task, items)
-                else:
-                    self._sent.append((task, items))
+            self._look_at_sent()
             self._fill(wait=wait, driving=True)
             left = self._has_more(driving=True) or (self._sent and not self._begun)
             return bool(left) and not self._closed
@@ -252,6 +238,24 @@ class Feed(Generic[T]):
             _driving.depth = depth
             if self._closed:
                 self._let_go()
+
+    def _look_at_sent(self) -> None:
+        """Be told of what is at work, and see what became of what is done. Under the lock."""
+        sent = self._sent
+        if sent is None:  # it was begun to be read
+            sent = [(task, []) for task, _ in list(self._tasks)]
+        if not self._rings:
+            self._rings = True
+            for task, _ in sent:
+                self._ring_when_done(task)
+        if self.dropped:
+            self._tasks.clear()
+        self._sent = []
+        for task, items in sent:
+            if task.done():
+                self._look_at(task, items)
+            else:
+                self._sent.append((task, items))
 
     def is_held(self) -> bool:
         """Whether there was no room for what was taken, and nothing is submitted that would tell when there is."""
@@ -322,15 +326,18 @@ class Feed(Generic[T]):
         with self._lock:
             filler, self._filler = self._filler, threading.get_ident()
             try:
-                while self._has_more(driving=driving) and not self._closed:
-                    ahead: Any = self._sent if driving else self._tasks
-                    if len(ahead) >= self._slots or not self._fill_one(ahead, wait=wait, driving=driving):
-                        return
+                self._fill_up(wait=wait, driving=driving)
             except BaseException:
                 self.close()
                 raise
             finally:
                 self._filler = filler
+
+    def _fill_up(self, *, wait: bool, driving: bool) -> None:
+        while self._has_more(driving=driving) and not self._closed:
+            ahead: Any = self._sent if driving else self._tasks
+            if len(ahead) >= self._slots or not self._fill_one(ahead, wait=wait, driving=driving):
+                return
 
     def _fill_one(self, ahead: Any, *, wait: bool, driving: bool) -> bool:
         """Submit one more chunk; false when there is no room."""

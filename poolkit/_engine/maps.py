@@ -86,18 +86,21 @@ class Maps:
         news: SimpleQueue[Feed[Any] | None] = SimpleQueue()
         mine: set[Feed[Any]] = set()
         try:
-            for feed in list(self.open):
-                if (not feed.dropped or self._thread is None) and feed.claim(news):
-                    mine.add(feed)
-                    news.put(feed)
-            while mine:
-                feed = news.get()  # type: ignore[assignment]
-                if not self._go_on(feed):
-                    mine.discard(feed)
+            self._finish(news, mine)
         finally:
             for feed in mine:
                 feed.release()
                 self.leave(feed)
+
+    def _finish(self, news: SimpleQueue[Feed[Any] | None], mine: set[Feed[Any]]) -> None:
+        for feed in list(self.open):
+            if (not feed.dropped or self._thread is None) and feed.claim(news):
+                mine.add(feed)
+                news.put(feed)
+        while mine:
+            feed = news.get()  # type: ignore[assignment]
+            if not self._go_on(feed):
+                mine.discard(feed)
 
     def stop_endless(self) -> None:
         """A Ctrl-C has ended the wait for them: close those that may have no end."""

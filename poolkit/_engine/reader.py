@@ -117,7 +117,7 @@ class Reader:
         if awaited is not None and awaited.done() and self.links is not None:
             self.links.wake()
 
-    def lead(self, task: Task[Any], timeout: float | None) -> None:  # noqa: C901, PLR0912 -- on the way of every task
+    def lead(self, task: Task[Any], timeout: float | None) -> None:
         """Read until `task` is done, for at most `timeout` seconds, or wait while another thread does.
 
         Blocks; may be interrupted by what a signal handler raises. Returns at once where there are no links.
@@ -127,32 +127,8 @@ class Reader:
         give_up = math.inf if timeout is None else monotonic() + timeout
         if not self._leader.acquire(blocking=False) and not self._follow(task, give_up):
             return
-        spin, now = self._spin, monotonic()
-        looked_up = now  # when something came last
         try:
-            while (links := self.links) is not None:
-                self._until = now + LEASE
-                if ready := links.poll(0.0):
-                    if now < looked_up + spin.seconds:
-                        spin.in_vain = 0
-                    if not self._take(ready):
-                        self._never.acquire(timeout=PAUSE)
-                    if task.done():
-                        return
-                    now = looked_up = monotonic()
-                    continue
-                now = monotonic()
-                if now >= give_up:
-                    return
-                if now < looked_up + spin.seconds:
-                    _os.yield_cpu()
-                elif task.done():
-                    return
-                else:
-                    long = now >= looked_up + FIRST_SLEEP
-                    self._sleep(task, links, min(LONG_LEASE / 2 if long else FIRST_SLEEP, give_up - now), long=long)
-                    now = monotonic()
-                    spin.slept(now - looked_up)
+            self._lead(task, give_up)
         except ValueError:  # what a closed epoll raises
             if self.links is not None:
                 raise
@@ -178,14 +154,7 @@ class Reader:
             return False
         leads = False
         try:
-            while self.links is not None and not task.done():
-                if wake not in self._followers:  # before it is looked whether there is a leader, who will see it
-                    self._followers.append(wake)
-                leads = self._leader.acquire(blocking=False)
-                left = give_up - monotonic()
-                if leads or left <= 0.0:
-                    break
-                turn.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+            leads = self._wait_for_lead(task, wake, turn, give_up)
         finally:
             try:
                 self._followers.remove(wake)
@@ -194,6 +163,46 @@ class Reader:
                     self._call_next()
             task.remove_done_callback(wake)
         return leads
+
+    def _wait_for_lead(self, task: Task[Any], wake: Callable[..., object], turn: Any, give_up: float) -> bool:
+        while self.links is not None and not task.done():
+            if wake not in self._followers:  # before it is looked whether there is a leader, who will see it
+                self._followers.append(wake)
+            if self._leader.acquire(blocking=False):
+                return True
+            left = give_up - monotonic()
+            if left <= 0.0:
+                return False
+            turn.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+        return False
+
+    def _lead(self, task: Task[Any], give_up: float) -> None:
+        """Poll and read, as the leader. Apart from `lead`: see the rule for loops in `_locks.py`."""
+        spin, now = self._spin, monotonic()
+        looked_up = now  # when something came last
+        while (links := self.links) is not None:
+            self._until = now + LEASE
+            if ready := links.poll(0.0):
+                if now < looked_up + spin.seconds:
+                    spin.in_vain = 0
+                if not self._take(ready):
+                    self._never.acquire(timeout=PAUSE)
+                if task.done():
+                    return
+                now = looked_up = monotonic()
+                continue
+            now = monotonic()
+            if now >= give_up:
+                return
+            if now < looked_up + spin.seconds:
+                _os.yield_cpu()
+            elif task.done():
+                return
+            else:
+                long = now >= looked_up + FIRST_SLEEP
+                self._sleep(task, links, min(LONG_LEASE / 2 if long else FIRST_SLEEP, give_up - now), long=long)
+                now = monotonic()
+                spin.slept(now - looked_up)
 
     def _call_next(self) -> None:
         """Have a follower lead on."""

@@ -143,6 +143,14 @@ class Lease:
             self.segment.held[self.index] = 0
 
 
+def _first_free(alike: list[Segment]) -> tuple[Segment | None, int]:
+    for segment in alike:
+        index = segment.free()
+        if index >= 0:
+            return segment, index
+    return None, 0
+
+
 class Arena:
     """The shared memory of one writer. Thread-safe; nothing in here blocks for long."""
 
@@ -160,7 +168,7 @@ class Arena:
         self.trim_at: float | None = None  # when `trim` is to be called next; None: nothing is kept
         self.is_short = False  # there was no memory, once
 
-    def take(self, nbytes: int) -> Lease | None:  # noqa: C901 -- small arrays feel each call
+    def take(self, nbytes: int) -> Lease | None:
         """A block of at least so many bytes; None when it cannot be had, now or here."""
         if os.getpid() != self._pid:
             return None
@@ -173,11 +181,8 @@ class Arena:
                 try:
                     self._is_entered = True
                     alike = self.segments.setdefault(block, [])
-                    for segment in alike:
-                        index = segment.free()
-                        if index >= 0:
-                            break
-                    else:
+                    segment, index = _first_free(alike)
+                    if segment is None:
                         segment, index = Segment(block, min(SEGMENT, FIRST_SEGMENT << len(alike))), 0
                         alike.append(segment)
                     self._used = segment.used = now = self._clock()

@@ -203,14 +203,17 @@ class Outbox:
 
     def _write(self) -> None:
         """Write what was left, under the lock."""
-        frames = self._frames
         try:
             self._writing = True
-            while frames:
-                frame, taken = frames[0]
-                while (pos := sum(taken)) < len(frame):
-                    # No handler comes between the write and the note of it, as both are made in C.
-                    taken.extend(map(os.write, (self._fd,), (memoryview(frame)[pos:],)))
-                frames.popleft()
+            self._write_frames()
         finally:
             self._writing = False
+
+    def _write_frames(self) -> None:
+        frames = self._frames
+        while frames:
+            frame, taken = frames[0]
+            while (pos := sum(taken)) < len(frame):
+                # No handler comes between the write and the note of it, as both are made in C.
+                taken.extend(map(os.write, (self._fd,), (memoryview(frame)[pos:],)))
+            frames.popleft()
