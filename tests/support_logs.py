@@ -71,10 +71,6 @@ def say_what_cannot_be_loaded() -> None:
     log.log(Level.HIGH, "order %d failed", 7, extra={"error": Unloadable(1, "no room"), "flag": True})
 
 
-def say_much_with_small_values(size: int) -> None:
-    log.warning("a" * size, extra={"flag": True, "user": {"id": 7}, "data": b"b" * size})
-
-
 def say_in_threads(threads: int, count: int) -> None:
     def run(name: int) -> None:
         for number in range(count):
