@@ -174,7 +174,7 @@ def submit_arrays(pool: poolkit.Pool, ledger: Ledger, sent: Any, shared: Any) ->
 @pytest.mark.parametrize("threshold", [64 * 1024, None])
 @pytest.mark.parametrize("fault", [*ENDS, "raise"])
 @pytest.mark.parametrize("step", [*WITHIN, *BEFORE])
-@pytest.mark.every_nth(10)
+@pytest.mark.every_nth(20)
 def test_a_worker_ends_with_large_buffers_in_flight(
     step: str, fault: str, threshold: int | None, traps: Path, new_gate: Callable[[], Gate]
 ) -> None:

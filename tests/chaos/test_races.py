@@ -196,6 +196,7 @@ def test_two_thousand_rounds_of_cancel_against_completion(kind: str, new_gate: C
         faults.check_serves(pool, new_gate)
 
 
+@pytest.mark.long
 @KINDS
 @pytest.mark.parametrize("limit", ["timeout", "deadline"])
 def test_two_thousand_rounds_of_timeout_against_completion(kind: str, limit: str, new_gate: Callable[[], Gate]) -> None:

@@ -97,7 +97,7 @@ def test_workers_end_where_they_have_no_task(
 @pytest.mark.parametrize("end", ["timeout", "cancel", "deadline", "shutdown"])
 @pytest.mark.parametrize("fault", HANGS)
 @pytest.mark.parametrize("step", [*WITHIN, *BEFORE])
-@pytest.mark.every_nth(9)
+@pytest.mark.every_nth(16)
 def test_a_task_never_ends(
     step: str, fault: str, end: str, traps: Path, journal: Journal, new_gate: Callable[[], Gate]
 ) -> None:

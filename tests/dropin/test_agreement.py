@@ -112,7 +112,7 @@ def _cases() -> list[object]:
     return cases
 
 
-@pytest.mark.every_nth(9)
+@pytest.mark.every_nth(18)
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), _cases())
 def test_a_program_prints_the_same_under_every_pool(name: str, form: str) -> None:

@@ -52,7 +52,7 @@ def saved(folder: Path) -> list[int]:
 
 
 @EVERY_KIND
-@pytest.mark.every_nth(2)
+@pytest.mark.every_nth(4)
 def test_ignored_in_a_with_block(tmp_path: Path, kind: str) -> None:
     text = """
     if __name__ == "__main__":
@@ -64,7 +64,7 @@ def test_ignored_in_a_with_block(tmp_path: Path, kind: str) -> None:
 
 
 @EVERY_KIND
-@pytest.mark.every_nth(2)
+@pytest.mark.every_nth(4)
 def test_read_after_the_with_block(tmp_path: Path, kind: str) -> None:
     text = """
     if __name__ == "__main__":
@@ -91,7 +91,7 @@ def test_read_in_part_and_then_after_the_with_block(tmp_path: Path, kind: str) -
 @SOME_KINDS
 @pytest.mark.parametrize("held", ["", "results = "])
 @pytest.mark.parametrize("end", ["", "pool.shutdown(wait=False)", "pool.shutdown(wait=False); del pool", "sys.exit()"])
-@pytest.mark.every_nth(3)
+@pytest.mark.every_nth(5)
 def test_left_to_the_end_of_the_interpreter(tmp_path: Path, kind: str, held: str, end: str) -> None:
     text = f"""
     if __name__ == "__main__":

@@ -67,7 +67,7 @@ ENDS = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.every_nth(3)
+@pytest.mark.every_nth(5)
 def test_they_end_with_their_worker(method: str, end: str) -> None:
     tasks = 1 if end == "recycled" else None
     source = f"pool = poolkit.Pool(1, start_method={method!r}, max_tasks_per_child={tasks})\n"
@@ -91,9 +91,10 @@ def test_they_end_with_an_owner_that_is_killed(method: str) -> None:
 
 
 def test_a_program_that_starts_others_without_end_ends() -> None:
-    """Each of them in a session of its own, whose parent is gone."""
+    """Each of them in a session of its own, whose parent is gone. The 3,000th starts no other, and does not end."""
     source = """
-        program = "import os\\nwhile True:\\n  if os.fork(): os._exit(0)\\n  os.setsid()"
+        program = "import os, signal\\nfor _ in range(3000):\\n  if os.fork(): os._exit(0)\\n  os.setsid()\\n"
+        program += "signal.pause()"
         pool = poolkit.Pool(1)
 
         def start():

@@ -38,6 +38,8 @@ SESSIONS: dict[str, tuple[Session, str, int]] = {
     "pytest-importlib": (functools.partial(sessions.in_pytest, "importlib"), "standard-process", 4),
 }
 
+SLOW_TO_START = {"pytest-prepend", "pytest-append"}  # one run of pytest inside a short run is enough
+
 _NO_FILE = "`__file__` is not set there"
 _NOT_MAIN = "a module of tests is not `__main__`"
 _NO_SOURCE = "what is typed has no source before CPython 3.13: what only its statement could make is not there"
@@ -67,27 +69,46 @@ def names_of(session: str) -> list[str]:
 
 
 @functools.cache
-def printed(session: str) -> dict[str, str]:
+def printed(session: str, names: tuple[str, ...]) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return SESSIONS[session][0](names_of(session), Path(folder))
+            return SESSIONS[session][0](list(names), Path(folder))
         except (subprocess.TimeoutExpired, ValueError) as error:  # once for all tests
             return dict.fromkeys(NAMES, str(error))
 
 
+def to_run(request: pytest.FixtureRequest, session: str) -> tuple[str, ...]:
+    """The programs that tests of this run look at in a session."""
+    cases = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    asked = {case["name"] for case in cases if session in (case["session"], SESSIONS[case["session"]][1])}
+    return tuple(name for name in NAMES if name in asked)
+
+
 def _cases() -> list[object]:
     compared = [session for session in SESSIONS if not session.startswith("standard-")]
-    return [pytest.param(name, session, id=f"{session}-{name}") for session in compared for name in names_of(session)]
+    return [
+        pytest.param(
+            name, session, id=f"{session}-{name}", marks=[pytest.mark.long] if session in SLOW_TO_START else []
+        )
+        for session in compared
+        for name in names_of(session)
+    ]
 
 
 @pytest.mark.every_nth(18)
 @pytest.mark.parametrize(("name", "session"), _cases())
-def test_a_program_prints_the_same_in_every_session(name: str, session: str) -> None:
+def test_a_program_prints_the_same_in_every_session(name: str, session: str, request: pytest.FixtureRequest) -> None:
     if session == "notebook":
         for module in ("nbclient", "ipykernel"):
             if importlib.util.find_spec(module) is None:
                 pytest.skip(f"{module} is not installed")
-    found, expected = printed(session).get(name), printed(SESSIONS[session][1])[name]
+    standard = SESSIONS[session][1]
+    found = printed(session, to_run(request, session)).get(name)
+    expected = printed(standard, to_run(request, standard))[name]
     if (session, name) in DIFFERENCES:
         assert found != expected, f"this difference is none any more: {DIFFERENCES[session, name]}"
     else:
