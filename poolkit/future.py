@@ -34,8 +34,7 @@ T = TypeVar("T")
 
 Callbacks = list[Callable[["Future[Any]"], object]]
 
-# The states of concurrent.futures, which `wait` and `as_completed` read.
-PENDING, CANCELLED, FINISHED = "PENDING", "CANCELLED_AND_NOTIFIED", "FINISHED"
+PENDING, CANCELLED, FINISHED = "PENDING", "CANCELLED_AND_NOTIFIED", "FINISHED"  # what `wait` and `as_completed` read
 
 if sys.version_info >= (3, 11):
     WaitTimeout = TimeoutError
@@ -56,10 +55,6 @@ def _new_lock_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work
     os.register_at_fork(after_in_child=_new_lock_in_child)
-
-
-def _without(enlisted: list[Any], removed: list[Any]) -> list[Any]:
-    return [each for each in enlisted if not any(each is other for other in removed)]
 
 
 class LazyFuture(Future[T]):
@@ -184,9 +179,9 @@ class LazyFuture(Future[T]):
             removed = [each for each in found if each == fn]  # without the lock: it is the user's code
             with _LOCK:
                 enlisted = getattr(self, name) or []
-                kept = _without(enlisted, removed)
-                count += len(enlisted) - len(kept)
-                enlisted[:] = kept
+                count += len(enlisted)
+                enlisted[:] = filter(lambda each: not any(each is other for other in removed), enlisted)
+                count -= len(enlisted)
         return count
 
     def add_waker(self, waker: Callable[[Any], object]) -> TaskOwner | None:

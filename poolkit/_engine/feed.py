@@ -24,7 +24,7 @@ from poolkit._child.chunk import ChunkStopped
 from poolkit._engine.maps import Maps
 from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
-from poolkit._owner import TaskOwner
+from poolkit._owner import Arrivals, TaskOwner
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationError
 from poolkit.task import Task
 
@@ -64,37 +64,6 @@ class Submits(Protocol):
 
         `attempt` is given the task and what tries to submit it, each time that there may be room, until it is true.
         """
-
-
-class Arrivals(SimpleQueue[None]):
-    """Rung when a chunk is done; for `TaskOwner.lead`, what is done when any of them is. One thread waits for it."""
-
-    _waker: Callable[[], object] | None = None
-
-    def ring(self, _task: object) -> None:
-        """Take a note, and wake who waits."""
-        self.put(None)
-        waker = self._waker
-        if waker is not None:
-            waker()
-
-    def add_waker(self, waker: Callable[[], object]) -> object:
-        """Have `waker` called when it is rung; return None where it was."""
-        self._waker = waker
-        return None if self.done() else self
-
-    def remove_done_callback(self, _waker: object) -> None:
-        """Have nobody called any more."""
-        self._waker = None
-
-    def done(self) -> bool:
-        """Return True if it was rung since it was last cleared."""
-        return not self.empty()
-
-    def clear(self) -> None:
-        """Forget what was noted. For the one who waits."""
-        while not self.empty():
-            self.get()
 
 
 class Feed(Generic[T]):
