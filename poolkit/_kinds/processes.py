@@ -336,7 +336,7 @@ class Processes(DrivenWorkforce):
         if self._template is template:
             self._template = None
         if (error := template.failure()) is not None:
-            reports.append(BootFailed(peer.id, codec.load_error(error)))
+            reports += BootFailed(peer.id, codec.load_error(error)), Died(peer.id, hint="its template could not import")
             return
         hint = f"the workers ended with the template process that forks them, which {how}"
         if pid is None:

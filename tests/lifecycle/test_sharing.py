@@ -13,6 +13,7 @@ import signal
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -543,8 +544,10 @@ def test_each_pool_is_told_that_a_module_cannot_be_preloaded(tmp_path: Path, mon
             assert isinstance(error, poolkit.InitializerFailed)
             assert "not yet" in str(error.__cause__)
     finally:
+        began = time.monotonic()
         for pool in pools:
             pool.shutdown(kill=True)
+    assert time.monotonic() - began < 5.0, "the end waits for workers that are gone"
     assert support.idle_templates() == []
     module.write_text("good = True", encoding="utf-8")
     with poolkit.Pool(1, preload=["sometimes_good"]) as pool:
