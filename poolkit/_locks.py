@@ -20,7 +20,7 @@ else:
     class RLock(_RLock):  # type: ignore[valid-type,misc]
         """A re-entrant lock that is taken, and noted as taken, by one instruction."""
 
-        def __enter__(self) -> bool:
+        def __enter__(self) -> None:
             """Take the lock. Blocks."""
             held: list[bool] = []
             try:
@@ -29,4 +29,3 @@ else:
                 if held:
                     self.release()
                 raise
-            return True
