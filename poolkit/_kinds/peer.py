@@ -22,6 +22,7 @@ from poolkit._memory.memory import Memory
 from poolkit._memory.owner import OwnerTransport, WorkerChannel
 from poolkit._spawn import descriptors
 from poolkit._spawn.key import own_path
+from poolkit._spawn.launch import FORKING
 from poolkit._spawn.templates import Child
 from poolkit._wire import board as boards
 from poolkit._wire import messages
@@ -111,7 +112,8 @@ def boot_settings(
     habits: dict[str, Any],
 ) -> tuple[bytes, list[Memory]]:
     """What a worker is told first, pickled, see `_child/boot.py`; and the memory that it refers to."""
-    from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
+    with FORKING:  # a child that is forked in the midst would wait for ever for whoever imports it
+        from multiprocessing import process  # noqa: PLC0415 -- importing poolkit should not cost it
 
     me = process.current_process()
     try:

@@ -180,6 +180,41 @@ os.waitpid(child, 0)
     assert lines == ["1"]
 
 
+def test_a_fork_while_a_pool_imports_multiprocessing_leaves_the_child_a_whole_module() -> None:
+    """The pool does so on a thread of its own, of which a program that forks knows nothing."""
+    lines = forked(
+        """
+from importlib.machinery import PathFinder
+
+class Finder:
+    "Have the import take until the fork had its time."
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "multiprocessing.process":
+            spec = PathFinder.find_spec(name, path, target)
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (importing.set(), is_forked.wait(0.3), execute(module))
+            return spec
+
+importing, is_forked = threading.Event(), threading.Event()
+sys.meta_path.insert(0, Finder)
+pool = poolkit.Pool(1)
+task = pool.submit(abs, -2)
+importing.wait()
+
+def child():
+    with poolkit.Pool(1) as own:
+        print(own.submit(abs, -1).result())
+
+in_child(child)
+is_forked.set()
+print(task.result())
+pool.shutdown()
+"""
+    )
+    assert lines == ["1", "2"]
+
+
 def test_a_pool_handed_to_a_forked_multiprocessing_process() -> None:
     lines = forked(
         """
