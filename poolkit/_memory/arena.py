@@ -43,7 +43,7 @@ FIRST_SEGMENT = 1 << 20
 SEGMENT = 64 << 20
 STEPS = 8  # size classes for each doubling
 IDLE = 10.0  # seconds without a `take` until all that is free is given back
-MOST_FOR = 5.0  # seconds; what was alive at once is remembered for so long, and up to twice as long
+MOST_FOR = 4.0  # seconds; what was alive at once is remembered for two turns of it, each up to a second longer
 LOOK = 0.001  # seconds between two looks at what is alive
 
 

@@ -303,18 +303,26 @@ def test_memory_stays_under_twice_the_most_that_was_lent_in_the_last_ten_seconds
     assert arena.reserved == 0
 
 
-def test_memory_of_many_is_given_back_while_one_of_them_is_used_on_and_on(arena: Arena, clock: Clock) -> None:
-    """Their segment is never idle, and what is taken has memory already."""
+@pytest.mark.parametrize("before", [0.0, 0.5, 1.3, 3.9, 4.6, 7.7])
+def test_memory_of_many_is_given_back_in_ten_seconds_while_one_of_them_is_used_on_and_on(
+    arena: Arena, clock: Clock, before: float
+) -> None:
+    """Their segment is never idle, and what is taken has memory already. Whenever many were alive."""
     nbytes = MIB // 16
-    held = [take(arena, nbytes) for _ in range(12)]
+    held = [take(arena, nbytes)]
+
+    def use_one_until(end: float) -> None:
+        while clock.now < end:
+            held.clear()
+            held.append(take(arena, nbytes))
+            clock.now += 0.1
+            if arena.trim_at is not None and clock.now >= arena.trim_at:
+                arena.trim()
+
+    use_one_until(clock.now + before)
+    held += [take(arena, nbytes) for _ in range(11)]
     assert len(arena.segments) == 1
-    give_up = clock.now + 12.0  # twice MOST_FOR, then the next `trim`
-    while clock.now < give_up:
-        held.clear()
-        held.append(take(arena, nbytes))
-        clock.now += 0.1
-        if arena.trim_at is not None and clock.now >= arena.trim_at:
-            arena.trim()
+    use_one_until(clock.now + 10.0)
     if hasattr(os, "memfd_create") and not _os.PORTABLE:
         assert arena.reserved == class_of(nbytes)
 
