@@ -180,10 +180,7 @@ class DescriptorChannel:
     def close(self) -> None:
         """Close it. Idempotent. Mappings stay for as long as something of them is seen."""
         channels.discard(self)
-        try:
-            self._socket.close()
-        except OSError:  # the program has closed it
-            self._socket.detach()
+        self._socket.close()
         while self.pending:
             for fd in self.pending.popleft()[1]:
                 _os.close_fd(fd)

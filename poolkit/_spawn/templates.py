@@ -63,7 +63,6 @@ class Template:
         self.is_retired = False  # set where it is to have no other users, and is to end with the last that it has
         with FORKING:
             self._root, self._theirs = launch.socket_pair()
-            self._identity = _identity_of(self._root)
             self._page, self._printed_from = launch.page_with(data), len(data)
             living.add(self)
         self._program = program
@@ -159,11 +158,8 @@ class Template:
     def is_fit(self) -> bool:
         """Return True if it can have one more user: it is neither dead nor stopped, nor failed to import.
 
-        Nor is it too long about that: whatever it waits for, a new one may not have to. Nor has the program closed all
-        its descriptors, ours among them, whose number may be another's by now.
+        Nor is it too long about that: whatever it waits for, a new one may not have to.
         """
-        if self._is_cut_off():
-            return False
         with self._lock:
             try:
                 if self._ending or self.is_retired or self._has_changed(os.WEXITED | os.WSTOPPED):
@@ -176,7 +172,7 @@ class Template:
     def end(self, *, hangs: bool = False) -> str:
         """Kill it, if it still runs, and its workers with it; how it ended, in words. Blocks until it has."""
         living.discard(self)
-        never_began = not self._is_cut_off() and self.word() == b""
+        never_began = self.word() == b""
         self.close_root()
         with self._lock:
             if not self._ending:
@@ -220,27 +216,8 @@ class Template:
 
     def close_root(self) -> None:
         """Close our end, so that it ends; a forked child closes its copy."""
-        if not self._is_cut_off():
-            with contextlib.suppress(OSError):
-                self._root.close()
-
-    def _is_cut_off(self) -> bool:
-        """Whether the program has closed our descriptors. Their numbers may be another's by now, so they are let go."""
-        if _identity_of(self._root) == self._identity:
-            return False
-        self._root.detach()
-        self._page = -1
-        self._word = self._word or b""
-        return True
-
-
-def _identity_of(end: _socket.socket) -> tuple[int, int] | None:
-    """What a socket's number refers to; None: nothing."""
-    try:
-        status = os.fstat(end.fileno())
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        with contextlib.suppress(OSError):
+            self._root.close()
 
 
 class Child:
@@ -324,14 +301,12 @@ def end_children(children: Sequence[Child], seconds: float) -> bool:
     until = monotonic() + seconds
     try:
         for child in children:
-            try:
+            with contextlib.suppress(ConnectionError):
                 child._control.settimeout(max(0.001, until - monotonic()))  # noqa: SLF001
                 while child.template.word() is not None and child._control.recv(4096):  # noqa: SLF001
                     pass
-            except TimeoutError:
-                return False
-            except OSError:  # its template is gone, or the program has closed our end
-                pass
+    except TimeoutError:
+        return False
     finally:
         for child in children:
             child.close()

@@ -253,31 +253,3 @@ def test_the_fallbacks_of_other_systems_do_all_the_work() -> None:
         """
     lines = run(source, env=PORTABLE)
     assert lines == ["12497500", "199990000", "3", "TaskTimeout", "True True", "True", "12497500"]
-
-
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn", "fork"])
-@pytest.mark.parametrize("is_used", [True, False])
-def test_a_program_that_closes_all_its_descriptors_may_have_a_new_pool(start_method: str, is_used: bool) -> None:
-    """As daemons do. The pool that there was fails its tasks and ends; it neither hangs nor reaches the new one."""
-    lines = run(
-        f"""
-        import logging, os
-        import poolkit
-
-        logging.getLogger("poolkit").setLevel(logging.CRITICAL + 1)
-        old = poolkit.Pool(2, start_method={start_method!r})
-        if {is_used}:
-            print(old.submit(abs, -1).result())
-        else:
-            print(1)
-        os.closerange(3, 1000)
-        try:
-            print(old.submit(abs, -2).exception() is not None)
-        except (OSError, poolkit.PoolkitError):
-            print(True)
-        old.shutdown()
-        with poolkit.Pool(2, start_method={start_method!r}) as new:
-            print(sum(new.map(abs, range(-100, 0))))
-        """
-    )
-    assert lines == ["1", "True", "5050"]
