@@ -15,12 +15,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import marshal
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from poolkit._kinds.loggers import log
+from poolkit._locks import RLock
 
 if TYPE_CHECKING:
     from poolkit._core.workforce import AnyTask, Logged
@@ -53,9 +53,9 @@ class Records:
         self._publish = publish
         self._wake = wake
         self._links = links
-        self._lock = threading.Lock()
+        self._lock = RLock()  # a finalizer that a collection runs in here may wait for the pool
         self.pending: Counter[int] = Counter()  # records that are not handled, by worker
-        self.deferred: deque[Settled] = deque()  # what waits in `calls`
+        self.deferred: deque[Settled] = deque()  # what waits in the queue of callbacks
         self.paused: set[int] = set()  # workers that are not read
         self._seen: set[type] = set()  # what handlers have raised; owner: the callback thread
 

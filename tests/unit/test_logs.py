@@ -22,6 +22,7 @@ from poolkit._kinds import loggers
 from poolkit._wire import link
 from poolkit._wire.link import Outbox
 from poolkit.task import Task
+from support import WATCHDOG
 from support_logs import Keeper
 
 # ===== the outbox =====
@@ -242,6 +243,22 @@ def test_outcomes_of_workers_that_log_nothing_wait_for_nobody(owner: Owner) -> N
     assert owner.records.defer(quiet + OUTCOME) == quiet
     assert owner.records.defer(quiet) == quiet
     assert owner.records.defer(outcome_of(2, attempts=2)) == [], "what it logged in another worker may be pending"
+
+
+def test_a_finalizer_may_wait_for_the_pool_in_the_midst_of_the_records(owner: Owner) -> None:
+    """A collection may run it wherever something is allocated, also on the thread that holds the lock."""
+
+    def be_interrupted() -> None:
+        with owner.records._lock:
+            owner.records.step_aside()
+
+    owner.records.add([logged("one")])
+    assert owner.records.defer(OUTCOME) == []
+    thread = threading.Thread(target=be_interrupted, daemon=True)
+    thread.start()
+    thread.join(WATCHDOG)
+    assert not thread.is_alive()
+    assert owner.published == OUTCOME
 
 
 def test_a_worker_that_logs_more_than_is_handled_is_not_read_until_half_of_it_is(
