@@ -1,7 +1,13 @@
-"""Requests: what callers ask of a pool, from any thread, until its end; that is the supervisor's (`supervisor.py`)."""
+"""Requests: what callers ask of a pool, from any thread, until its end; that is the supervisor's (`supervisor.py`).
+
+Guarantees: an accepted task is known to the scheduler or posted to the inbox, whatever interrupts its submitter;
+what a signal handler or finalizer asks that interrupted a step of its own thread is postponed, or refused.
+Guarded by: the pool's one lock, which each request takes by itself; see `engine.py`.
+"""
 
 from __future__ import annotations
 
+import abc
 import os
 import threading
 from _thread import allocate_lock
@@ -31,9 +37,9 @@ class Requests(Engine):
 
     _thread: threading.Thread | None = None  # the supervisor's, which starts with the first task
 
+    @abc.abstractmethod
     def _start_thread(self) -> None:
         """Start the supervisor's thread, if it is not there."""
-        raise NotImplementedError
 
     # ===== tasks =====
 
