@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import arrays
+from benchmarks import account, arrays, calls
 from benchmarks.measure import Measure, Row, run_rounds
 from benchmarks.table import lines_of
 from support import WATCHDOG
@@ -52,8 +52,12 @@ def test_a_tiny_run_prints_a_table_and_writes_its_samples(tmp_path: Path) -> Non
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("measure", arrays.MEASURES, ids=lambda measure: measure.name)
-def test_a_measure_of_arrays_runs_with_tiny_ones(measure: Measure) -> None:
+@pytest.mark.parametrize(
+    "measure",
+    [*arrays.MEASURES, *account.MEASURES, *(measure for measure in calls.MEASURES if measure.name == "arguments")],
+    ids=lambda measure: measure.name,
+)
+def test_a_measure_runs_with_tiny_sizes(measure: Measure) -> None:
     samples = run_rounds(measure, ["poolkit"], repeat=1, scale=0.01)
     assert samples.failures == {}
     assert samples.rounds[0]["poolkit"].keys() <= {row.key for row in measure.rows}  # a row may have no figure

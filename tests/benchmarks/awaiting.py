@@ -43,8 +43,8 @@ MEASURES = (
         "await of noop, 2 workers; the others through loop.run_in_executor",
         ("poolkit", "ppe-fork", "loky"),
         (
-            Row("one", "a call, 1,000 one after the other", "us", {"ppe-fork": "5, then 12"}, PIPES),
-            Row("gathered", "a call, 5,000 gathered", "us", {"ppe-fork": "5, then 12"}),
+            Row("one", "a call, 1,000 one after the other", "us", {"ppe-fork": "8, then 12"}, PIPES),
+            Row("gathered", "a call, 5,000 gathered", "us", {"ppe-fork": "10, then 12"}),
         ),
         awaiting,
     ),

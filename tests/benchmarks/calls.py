@@ -7,12 +7,13 @@ import time
 from typing import Any
 
 from benchmarks.contenders import ENTRIES, Call, Contender
-from benchmarks.functions import nap, noop
+from benchmarks.functions import nap, noop, summary
 from benchmarks.measure import Figures, Measure, Row, Sized
 
 WORKERS = 2
 PIPES = ("pipe", "pipes", "spin")
 _LONG_SECONDS = 2.0
+_ARGUMENTS = ("three numbers", (1.0, 2.5, 4.0), 2.0)
 
 
 def opened(name: str, workers: int = WORKERS) -> Contender:
@@ -22,18 +23,18 @@ def opened(name: str, workers: int = WORKERS) -> Contender:
     return contender
 
 
-def time_latency(contender: Contender, fn: Call, count: int) -> float:
+def time_latency(contender: Contender, fn: Call, count: int, *args: object) -> float:
     """Microseconds a call, one after the other."""
     started = time.perf_counter()
     for _ in range(count):
-        contender.result(contender.submit(fn))
+        contender.result(contender.submit(fn, *args))
     return (time.perf_counter() - started) / count * 1e6
 
 
-def time_burst(contender: Contender, fn: Call, count: int) -> float:
+def time_burst(contender: Contender, fn: Call, count: int, *args: object) -> float:
     """Microseconds a call, all handed in at once."""
     started = time.perf_counter()
-    contender.burst(fn, count)
+    contender.burst(fn, count, *args)
     return (time.perf_counter() - started) / count * 1e6
 
 
@@ -48,6 +49,18 @@ def latency(name: str, sized: Sized) -> Figures:
 def burst(name: str, sized: Sized) -> Figures:
     contender = opened(name)
     figures = {"burst": time_burst(contender, noop, sized(10_000))}
+    contender.close()
+    return figures
+
+
+def arguments(name: str, sized: Sized) -> Figures:
+    contender = opened(name)
+    assert contender.call(summary, *_ARGUMENTS) == summary(*_ARGUMENTS)
+    time_latency(contender, summary, sized(200), *_ARGUMENTS)
+    figures = {
+        "latency": time_latency(contender, summary, sized(2_000), *_ARGUMENTS),
+        "burst": time_burst(contender, summary, sized(10_000), *_ARGUMENTS),
+    }
     contender.close()
     return figures
 
@@ -125,15 +138,25 @@ MEASURES = (
         "latency",
         "submit(noop).result(), one after the other, 2 workers",
         _EVERYBODY,
-        (Row("latency", "a call", "us", {"ppe-fork": "8, then 20"}, PIPES),),
+        (Row("latency", "a call", "us", {"ppe-fork": "9, then 12"}, PIPES),),
         latency,
     ),
     Measure(
         "burst",
         "10,000 submit(noop), then all results, 2 workers",
         (*_EVERYBODY, "joblib"),
-        (Row("burst", "a call", "us", {"ppe-fork": "12, then 30", "mp-fork": "5, then 12"}, PIPES),),
+        (Row("burst", "a call", "us", {"ppe-fork": "14, then 25", "mp-fork": "4, then 8"}, PIPES),),
         burst,
+    ),
+    Measure(
+        "arguments",
+        "a call with three small arguments that returns a small dict, 2 workers",
+        _EVERYBODY,
+        (
+            Row("latency", "a call, one after the other", "us"),
+            Row("burst", "a call, 10,000 at once", "us"),
+        ),
+        arguments,
     ),
     Measure(
         "map",
@@ -150,7 +173,7 @@ MEASURES = (
             Row("2", "a call, 2 workers", "us"),
             Row("8", "a call, 8 workers", "us"),
             Row("32", "a call, 32 workers", "us"),
-            Row("8/2", "8 workers against 2", "times", {"poolkit": "under 1.5, then 1"}, words=None),
+            Row("8/2", "8 workers against 2", "times", {"poolkit": "under 1.1, then 1"}, words=None),
             Row("32/2", "32 workers against 2", "times", {"poolkit": "under 1.5, then 1"}, words=None),
         ),
         many_workers,
@@ -174,8 +197,8 @@ MEASURES = (
         "submit(noop) on 2 threads",
         ("poolkit-thread", "threads"),
         (
-            Row("latency", "a call, one after the other", "us"),
-            Row("burst", "a call, 10,000 at once", "us"),
+            Row("latency", "a call, one after the other", "us", {"threads": "0.88, then 1.2"}),
+            Row("burst", "a call, 10,000 at once", "us", {"threads": "1.05, then 1.5"}),
         ),
         threads,
     ),

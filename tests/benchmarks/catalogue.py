@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks import arrays, awaiting, calls, failing, holding, starting
+from benchmarks import account, arrays, awaiting, calls, failing, holding, starting
 
 MEASURES = {
     measure.name: measure
     for measure in (
         *calls.MEASURES,
+        *account.MEASURES,
         *awaiting.MEASURES,
         *arrays.MEASURES,
         *starting.MEASURES,

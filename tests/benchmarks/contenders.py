@@ -45,9 +45,9 @@ class Contender:
         error: BaseException | None = handle.exception()
         return error
 
-    def burst(self, fn: Call, count: int) -> None:
+    def burst(self, fn: Call, count: int, *args: object) -> None:
         """Hand in `count` calls, then read all results."""
-        for handle in [self.submit(fn) for _ in range(count)]:
+        for handle in [self.submit(fn, *args) for _ in range(count)]:
             self.result(handle)
 
     def map(self, fn: Call, items: Iterable[object]) -> list[object]:
@@ -137,10 +137,10 @@ class JoblibContender(Contender):
 
         return self.pool([joblib.delayed(fn)(*args)])[0]
 
-    def burst(self, fn: Call, count: int) -> None:
+    def burst(self, fn: Call, count: int, *args: object) -> None:
         import joblib
 
-        self.pool(joblib.delayed(fn)() for _ in range(count))
+        self.pool(joblib.delayed(fn)(*args) for _ in range(count))
 
     def map(self, fn: Call, items: Iterable[object]) -> list[object]:
         import joblib
@@ -161,9 +161,10 @@ class JoblibContender(Contender):
 
 @dataclass(frozen=True)
 class Entry:
-    """How a contender is called, what must be installed for it, how it is opened with so many workers."""
+    """How a contender is called, at length and in tables; what must be installed; how so many workers are opened."""
 
     title: str
+    short: str
     needs: str
     open: Callable[[int], Contender]
 
@@ -205,22 +206,23 @@ def _joblib(workers: int) -> Contender:
 
 
 ENTRIES = {
-    "poolkit": Entry("poolkit", "poolkit", _poolkit),
-    "poolkit-thread": Entry("poolkit, threads", "poolkit", lambda workers: _poolkit(workers, "thread")),
-    "ppe-fork": Entry("ProcessPoolExecutor, fork", "concurrent.futures", _executor("fork")),
-    "ppe-spawn": Entry("ProcessPoolExecutor, spawn", "concurrent.futures", _executor("spawn")),
+    "poolkit": Entry("poolkit", "poolkit", "poolkit", _poolkit),
+    "poolkit-thread": Entry("poolkit, threads", "poolkit", "poolkit", lambda workers: _poolkit(workers, "thread")),
+    "ppe-fork": Entry("ProcessPoolExecutor, fork", "PPE", "concurrent.futures", _executor("fork")),
+    "ppe-spawn": Entry("ProcessPoolExecutor, spawn", "PPE spawn", "concurrent.futures", _executor("spawn")),
     "mp-fork": Entry(
         "multiprocessing.Pool, fork",
+        "mp",
         "multiprocessing",
         lambda workers: MultiprocessingContender(multiprocessing.get_context("fork").Pool(workers)),
     ),
     "threads": Entry(
-        "ThreadPoolExecutor", "concurrent.futures", lambda workers: Contender(ThreadPoolExecutor(workers))
+        "ThreadPoolExecutor", "TPE", "concurrent.futures", lambda workers: Contender(ThreadPoolExecutor(workers))
     ),
-    "pebble": Entry("pebble.ProcessPool", "pebble", _pebble),
-    "loky": Entry("loky", "loky", _loky),
-    "mpire": Entry("mpire.WorkerPool", "mpire", _mpire),
-    "joblib": Entry("joblib.Parallel", "joblib", _joblib),
+    "pebble": Entry("pebble.ProcessPool", "pebble", "pebble", _pebble),
+    "loky": Entry("loky", "loky", "loky", _loky),
+    "mpire": Entry("mpire.WorkerPool", "mpire", "mpire", _mpire),
+    "joblib": Entry("joblib.Parallel", "joblib", "joblib", _joblib),
 }
 MACHINE = "machine"
 

@@ -105,7 +105,7 @@ MEASURES = (
         ("poolkit", "mp-fork", "pebble"),
         (
             Row("error", "until the task's error", "ms"),
-            Row("next", "until the next result", "ms", {"mp-fork": "1", "fork": "under 10 times, then 5"}, ("fork",)),
+            Row("next", "until the next result", "ms", {"mp-fork": "1", "fork": "then under 2.5 times"}, ("fork",)),
         ),
         crash,
     ),
@@ -115,9 +115,9 @@ MEASURES = (
             f"{title} with a limit of 100 ms; the other worker is busy",
             ("poolkit", "pebble"),
             (
-                Row("error", "beyond the limit, until the caller's error", "ms", {"poolkit": "under 10, then 3"}),
+                Row("error", "beyond the limit, until the caller's error", "ms", {"poolkit": "under 7.4, then 3"}),
                 Row(
-                    "next", "beyond the limit, until the next result", "ms", {"poolkit": "under 30, then 10"}, ("fork",)
+                    "next", "beyond the limit, until the next result", "ms", {"poolkit": "under 11, then 8"}, ("fork",)
                 ),
             ),
             trial,
@@ -133,7 +133,7 @@ MEASURES = (
         ("poolkit", "pebble"),
         (
             Row("error", "until cancel() returns", "ms"),
-            Row("next", "until the next result", "ms", {"poolkit": "under 25, then 10"}, ("fork",)),
+            Row("next", "until the next result", "ms", {"poolkit": "under 8.5, then 6"}, ("fork",)),
         ),
         cancel,
     ),

@@ -26,6 +26,11 @@ def echo(value: object) -> object:
     return value
 
 
+def summary(name: str, numbers: tuple[float, ...], factor: float) -> dict[str, object]:
+    """Take a few small arguments and return a small value, as most calls do."""
+    return {"name": name, "total": factor * sum(numbers)}
+
+
 def total(array: Any) -> float:
     """Read all of an array, and send back next to nothing."""
     return float(array.sum())

@@ -65,7 +65,6 @@ class Measure:
     contenders: tuple[str, ...]  # poolkit first
     rows: tuple[Row, ...]
     trial: Callable[[str, Sized], Figures]
-    most_rounds: int = 1_000  # for those that take long
 
     @property
     def limits(self) -> tuple[str, ...]:
@@ -84,13 +83,17 @@ class Samples:
         """All samples of one figure."""
         return [found[contender][key] for found in self.rounds if key in found.get(contender, {})]
 
-    def ratio(self, contender: str, ours: str, key: str) -> float | None:
-        """How many times larger the figure of `contender` is than that of `ours`: the median over the rounds."""
-        ratios = [
+    def ratios(self, contender: str, ours: str, key: str) -> list[float]:
+        """How many times larger the figure of `contender` is than that of `ours`, in each round that has both."""
+        return [
             found[contender][key] / found[ours][key]
             for found in self.rounds
-            if key in found.get(contender, {}) and found.get(ours, {}).get(key, 0) > 0
+            if found.get(contender, {}).get(key, 0) > 0 and found.get(ours, {}).get(key, 0) > 0
         ]
+
+    def ratio(self, contender: str, ours: str, key: str) -> float | None:
+        """The median of these ratios."""
+        ratios = self.ratios(contender, ours, key)
         return statistics.median(ratios) if ratios else None
 
 
@@ -98,7 +101,7 @@ def run_rounds(measure: Measure, contenders: Sequence[str], repeat: int, scale: 
     """Run all rounds of a measure. A contender that fails is noted and does not run again."""
     samples = Samples()
     runners = [*contenders, MACHINE] if measure.limits else list(contenders)
-    for number in range(min(repeat, measure.most_rounds)):
+    for number in range(repeat):
         turn = number % len(runners)
         found: dict[str, Figures] = {}
         for name in runners[turn:] + runners[:turn]:

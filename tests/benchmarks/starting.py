@@ -46,8 +46,8 @@ MEASURES = (
         "a fresh interpreter, imports included, to the first result of a pool of 2",
         ("poolkit", "ppe-spawn", "ppe-fork"),
         (
-            Row("first", "the first pool", "ms", {"ppe-spawn": "3, then 5"}, ("fork",)),
-            Row("second", "a second pool of the same process", "ms", {"poolkit": "under 15, then 8"}, ("fork",)),
+            Row("first", "the first pool", "ms", {"ppe-spawn": "1.5, then 2.5"}, ("fork",)),
+            Row("second", "a second pool of the same process", "ms", {"poolkit": "under 5.8, then 4"}, ("fork",)),
         ),
         start,
     ),
@@ -56,7 +56,7 @@ MEASURES = (
         "PSS of an idle pool of 2: owner and all its processes, above an idle interpreter",
         ("poolkit", "ppe-spawn", "ppe-fork"),
         (
-            Row("pss", "in all", "MB", {"poolkit": "under 20, then 10"}, words=("smaller", "larger")),
+            Row("pss", "in all", "MB", {"poolkit": "under 17, then 12"}, words=("smaller", "larger")),
             Row("processes", "processes, the owner included", "number", words=None),
         ),
         memory,
