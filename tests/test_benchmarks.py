@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from benchmarks import account, arrays, calls
-from benchmarks.measure import Measure, Row, run_rounds
+from benchmarks.catalogue import MEASURES
+from benchmarks.measure import Measure, Row, Samples, run_rounds
+from benchmarks.page import filled
+from benchmarks.picture import draw
+from benchmarks.record import Record, read
 from benchmarks.table import lines_of
 from support import WATCHDOG
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RECORD, PICTURE, PAGE = (DOCS / f"performance.{ending}" for ending in ("json", "svg", "md"))
+SVG = "{http://www.w3.org/2000/svg}"
 RUN = Path(__file__).resolve().parent / "benchmarks/run.py"
 COMPARE = Path(__file__).resolve().parent / "pains/compare.py"
 
@@ -92,3 +101,118 @@ def test_the_comparison_of_failures_shows_what_each_pool_does(tmp_path: Path) ->
     shown = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  "))
     assert shown["poolkit"] == "ok"
     assert {"concurrent.futures", "multiprocessing"} <= shown.keys()
+
+
+def record_of(measure: str, *rounds: dict[str, dict[str, float]]) -> Record:
+    """A record of one measure, with these rounds."""
+    told = {"python": "CPython", "system": "Linux", "load": "0.00 0.00 0.00", "commit": "none"}
+    return Record(told, samples={measure: Samples(list(rounds))})
+
+
+def parsed(picture: str) -> ET.Element:
+    """The elements of a picture."""
+    return ET.fromstring(picture)  # noqa: S314 -- we drew it
+
+
+def bars_of(picture: str) -> dict[str, tuple[float, float]]:
+    """Where the bars of a picture begin and end, relative to the line of 1, by the name of their row."""
+    root = parsed(picture)
+    (even,) = (float(line.attrib["x1"]) for line in root.iter(f"{SVG}line") if line.get("class") == "even")
+    bars = {}
+    for row in root.iter(f"{SVG}g"):
+        bar, name = row.find(f"{SVG}rect"), row.findtext(f"{SVG}text")
+        if bar is not None and name:
+            start = float(bar.attrib["x"]) - even
+            bars[name] = (start, start + float(bar.attrib["width"]))
+    return bars
+
+
+def texts_of(picture: str) -> list[str]:
+    """All that is written in a picture."""
+    return [text.text or "" for text in parsed(picture).iter(f"{SVG}text")]
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    record = record_of("latency", {"poolkit": {"latency": 1.5}}, {"ppe-fork": {"latency": 3.0}})
+    record.samples["latency"].failures["loky"] = "not today"
+    record.write(tmp_path / "record.json")
+    assert read(tmp_path / "record.json") == record
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_record_with_a_measure_that_is_no_more_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    record_of("latency", {}).write(path)
+    path.write_text(path.read_text().replace('"latency"', '"gone"'))
+    with pytest.raises(ValueError, match="does not: gone"):
+        read(path)
+
+
+def test_bars_of_a_picture_go_as_far_as_the_ratio_and_to_its_side(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    threads = {
+        "poolkit-thread": {"latency": 10.0, "burst": 10.0},
+        "threads": {"latency": 100.0, "burst": 1.0},
+    }
+    record_of("threads", threads).write(path)
+    bars = bars_of(draw(list(read(path).lines())))
+    assert bars.keys() == {"threads: a call, one after the other", "threads: a call, 10,000 at once"}
+    (ahead_start, ahead_end), (behind_start, behind_end) = bars.values()
+    assert (ahead_start, behind_end) == pytest.approx((0, 0), abs=0.2)
+    assert ahead_end == pytest.approx(-behind_start, abs=0.2), "ten times and a tenth: as far from 1"
+    assert ahead_end > 50
+
+
+def test_a_picture_shows_the_median_of_the_ratios_and_every_other_peer() -> None:
+    rounds = [
+        {"poolkit": {"latency": 1.0}, "ppe-fork": {"latency": ratio}, "mp-fork": {"latency": 2.0}}
+        for ratio in (3.0, 4.0, 50.0)
+    ]
+    picture = draw(list(record_of("latency", *rounds).lines()))
+    assert "4" in texts_of(picture)
+    assert len(list(parsed(picture).iter(f"{SVG}circle"))) == 1
+
+
+def test_a_row_without_a_ratio_is_named_in_the_picture_and_says_why() -> None:
+    figures = {"owner": 0.0, "children": 0.0, "grandchildren": 0.0, "cpu": 0.0}
+    told = texts_of(draw(list(record_of("idle", {"poolkit": figures, "pebble": {"owner": 60.0}}).lines())))
+    assert "no ratio: poolkit has 0" in told
+    assert "not measured" in told, "all the other rows"
+
+
+def test_the_picture_of_the_page_names_every_row_that_is_compared() -> None:
+    told = texts_of(PICTURE.read_text())
+    for measure in MEASURES.values():
+        for row in measure.rows:
+            if row.words and len(measure.contenders) > 1:
+                assert f"{measure.name}: {row.title}" in told
+    assert "not measured" not in told
+
+
+def test_the_picture_and_the_tables_of_the_page_are_those_of_its_record() -> None:
+    record = read(RECORD)
+    assert PICTURE.read_text() == draw(list(record.lines()))
+    assert PAGE.read_text() == filled(PAGE.read_text(), record)
+
+
+def test_the_page_shows_the_picture_and_has_every_row() -> None:
+    page = PAGE.read_text()
+    assert "](performance.svg)" in page
+    for measure in MEASURES.values():
+        assert f"| `{measure.name}` | " in page, "what is measured"
+        for row in measure.rows:
+            assert f"| {measure.name}: {row.title} | {row.unit} | " in page, "results"
+
+
+def test_a_page_gets_the_figures_of_a_record_instead_of_its_own() -> None:
+    rounds = [{"poolkit": {"latency": 2.0}, "ppe-fork": {"latency": 2.0 * ratio}} for ratio in (3.0, 4.0, 50.0)]
+    record = record_of("latency", *rounds)
+    page = filled(PAGE.read_text(), record)
+    assert "| latency: a call | us | 2 | PPE 8, 4 times (3 to 50) | PPE: 9, then 12 |" in page
+    assert "| burst: a call | us | - |  | " in page
+    assert "are no result" not in page
+    assert filled(page, record) == page
+    record.environment["load"] = "1.90 0.00 0.00"
+    assert "are no result" in filled(page, record), "others used the machine"
+    with pytest.raises(ValueError, match="the page has no <!-- results"):
+        filled(re.sub("<!-- end of results -->", "", page), record)

@@ -7,7 +7,6 @@ How to read what it prints: docs/performance.md.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -19,17 +18,16 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # `benchmarks`
 
 from benchmarks.catalogue import MEASURES
 from benchmarks.contenders import ENTRIES, is_installed
-from benchmarks.machine import LIMITS
-from benchmarks.measure import Samples, run_rounds
+from benchmarks.measure import run_rounds
+from benchmarks.record import Record
 from benchmarks.table import lines_of
 
 
 def main() -> None:
     """Run what the command line asks for."""
     asked = _arguments()
-    environment = _environment()
-    print(*(f"{name}: {value}" for name, value in environment.items()), sep="\n", end="\n\n", flush=True)
-    results = {}
+    record = Record(_environment(), asked.scale)
+    print(*(f"{name}: {value}" for name, value in record.environment.items()), sep="\n", end="\n\n", flush=True)
     for name in asked.measures or MEASURES:
         measure = MEASURES[name]
         contenders = [
@@ -41,9 +39,10 @@ def main() -> None:
             continue
         samples = run_rounds(measure, contenders, asked.repeat, asked.scale)
         print(*lines_of(measure, contenders, samples), sep="\n", flush=True)
-        results[name] = samples
-    if asked.json:
-        asked.json.write_text(json.dumps(_record(results, environment, asked.scale), indent=1) + "\n", encoding="utf-8")
+        record.samples[name] = samples
+        record.environment["load after"] = _load()
+        if asked.json:  # each time, so that what was measured outlives an interruption
+            record.write(asked.json)
 
 
 def _arguments() -> argparse.Namespace:
@@ -68,13 +67,17 @@ def _environment() -> dict[str, str]:
     found = {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} {platform.release()}, {len(os.sched_getaffinity(0))} CPUs",
-        "load": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+        "load": _load(),
         "commit": _commit(),
     }
     for peer in ("pebble", "loky", "mpire", "joblib"):
         if is_installed(peer):
             found[peer] = metadata.version(peer)
     return found
+
+
+def _load() -> str:
+    return " ".join(f"{load:.2f}" for load in os.getloadavg())
 
 
 def _commit() -> str:
@@ -86,17 +89,6 @@ def _commit() -> str:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return f"installed, {metadata.version('poolkit')}"
-
-
-def _record(results: dict[str, Samples], environment: dict[str, str], scale: float) -> dict[str, object]:
-    return {
-        "environment": environment,
-        "scale": scale,
-        "units": {name: {row.key: row.unit for row in MEASURES[name].rows} for name in results}
-        | {"machine": {key: limit.unit for key, limit in LIMITS.items()}},
-        "rounds": {name: samples.rounds for name, samples in results.items()},
-        "failures": {name: samples.failures for name, samples in results.items() if samples.failures},
-    }
 
 
 if __name__ == "__main__":
