@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import account, arrays, calls
 from benchmarks.catalogue import MEASURES
+from benchmarks.contenders import ENTRIES
 from benchmarks.measure import Measure, Row, Samples, run_rounds
 from benchmarks.page import filled
 from benchmarks.picture import draw
@@ -178,6 +179,16 @@ def test_a_row_without_a_ratio_is_named_in_the_picture_and_says_why() -> None:
     told = texts_of(draw(list(record_of("idle", {"poolkit": figures, "pebble": {"owner": 60.0}}).lines())))
     assert "no ratio: poolkit has 0" in told
     assert "not measured" in told, "all the other rows"
+
+
+def test_every_peer_has_a_colour_in_the_picture() -> None:
+    for measure in MEASURES.values():
+        ours, *peers = measure.contenders
+        figures = {row.key: 1.0 for row in measure.rows}
+        picture = draw(list(record_of(measure.name, dict.fromkeys(measure.contenders, figures)).lines()))
+        compared = peers if any(row.words for row in measure.rows) else []
+        assert {ENTRIES[peer].title for peer in compared} <= set(texts_of(picture))
+        assert ENTRIES[ours].title not in texts_of(picture), "it is the line of 1"
 
 
 def test_the_picture_of_the_page_names_every_row_that_is_compared() -> None:
