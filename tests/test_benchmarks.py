@@ -196,7 +196,9 @@ def test_the_picture_of_the_page_names_every_row_that_is_compared() -> None:
     for measure in MEASURES.values():
         for row in measure.rows:
             if row.words and len(measure.contenders) > 1:
-                assert f"{measure.name}: {row.title}" in told
+                name = f"{measure.name}: {row.title}"
+                assert name in told
+                assert len(name) <= 58, "it fits beside the bars"
     assert "not measured" not in told
 
 

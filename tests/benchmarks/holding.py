@@ -80,7 +80,7 @@ MEASURES = (
             *(Row(f"submit {depth}", f"a submit, {depth:,} queued", "us") for depth in _DEPTHS),
             Row(
                 "growth",
-                "CPU time of a submit, 300,000 queued against 1,000",
+                "CPU time of a submit, 300,000 against 1,000",
                 "times",
                 {"poolkit": "under 1.6, then 1.2"},
                 words=("flatter", "steeper"),
