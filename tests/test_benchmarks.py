@@ -217,6 +217,13 @@ def test_the_page_shows_the_picture_and_has_every_row() -> None:
             assert f"| {measure.name}: {row.title} | {row.unit} | " in page, "results"
 
 
+def test_a_peer_that_failed_in_a_later_round_has_no_ratio() -> None:
+    record = record_of("latency", {"poolkit": {"latency": 1.0}, "ppe-fork": {"latency": 3.0}})
+    record.samples["latency"].failures["ppe-fork"] = "no end after 180 s"
+    assert "| latency: a call | us | 1 | PPE failed | " in filled(PAGE.read_text(), record)
+    assert bars_of(draw(list(record.lines()))) == {}
+
+
 def test_a_page_gets_the_figures_of_a_record_instead_of_its_own() -> None:
     rounds = [{"poolkit": {"latency": 2.0}, "ppe-fork": {"latency": 2.0 * ratio}} for ratio in (3.0, 4.0, 50.0)]
     record = record_of("latency", *rounds)

@@ -77,8 +77,10 @@ class Line:
         return bool(self.peers and self.row.words)
 
     def ratios(self, peer: str) -> list[float]:
-        """How many times larger a peer's figure is, round by round; nothing where there is no such figure."""
-        return self.samples.ratios(peer, self.ours, self.row.key) if self.is_compared else []
+        """How many times larger a peer's figure is, round by round; nothing where there is none, or the peer failed."""
+        if not self.is_compared or peer in self.samples.failures:
+            return []
+        return self.samples.ratios(peer, self.ours, self.row.key)
 
 
 def read(path: Path) -> Record:
