@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import sys
+from functools import partial
 
 from poolkit._select import poll
 
@@ -89,18 +90,20 @@ class Tokens(_Counter):
     mode, or a pipe with one byte a token. The worker's side has `fd` only, and takes.
     """
 
-    __slots__ = ("_unit",)
+    __slots__ = ("_unit", "one", "write_fd")
 
     def __init__(self, fd: int | None = None) -> None:
         self._unit = 8 if _HAS_EVENTFD else 1  # bytes that one token reads as
+        self.one = self.of(1)
         if fd is None:
             super().__init__(os.EFD_SEMAPHORE if _HAS_EVENTFD else 0)
         else:
             self._read, self._write = fd, -1
+        self.write_fd = self._write  # until it is closed
 
-    def add(self, count: int) -> None:
-        """Add `count` tokens."""
-        os.write(self._write, count.to_bytes(8, sys.byteorder) if self._unit == 8 else b"\1" * count)  # noqa: PLR2004
+    def of(self, count: int) -> bytes:
+        """What adds `count` tokens when it is written to `write_fd`."""
+        return count.to_bytes(8, sys.byteorder) if self._unit == 8 else b"\1" * count  # noqa: PLR2004
 
     def take(self) -> bool:
         """Take one token; False when there is none.
@@ -115,12 +118,10 @@ class Tokens(_Counter):
             return False
         return True
 
-    def take_all(self) -> int:
-        """Take all tokens there are; returns how many."""
-        count = 0
-        while self.take():
-            count += 1
-        return count
+    def take_all(self, taken: list[Any]) -> None:
+        """Take all tokens there are, and add something to `taken` for each, with no exception in between."""
+        with contextlib.suppress(BlockingIOError):
+            taken += iter(partial(os.read, self._read, self._unit), b"")
 
 
 def close_fd(fd: int) -> None:

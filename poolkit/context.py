@@ -10,21 +10,6 @@ from collections.abc import Callable
 
 from poolkit._clock import monotonic
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class Shield(Protocol):
-        """Keeps the exception that stops a thread's task out of a stretch of code."""
-
-        def hold(self) -> None:
-            """Let none in from now on."""
-
-        def let_go(self) -> None:
-            """Undo `hold`; raises the exception if it came meanwhile."""
-else:
-    Shield = object  # for those who look at the annotations
-
 
 class TaskContext:
     """What a running task may know of itself; `poolkit.current_task()` returns it.
@@ -35,16 +20,15 @@ class TaskContext:
         attempt: 1 for the first run.
     """
 
-    __slots__ = ("_clock", "_deadline", "_shield", "_stop", "attempt", "id", "name", "worker_id")
+    __slots__ = ("_clock", "_deadline", "_stop", "attempt", "id", "name", "worker_id")
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- what each kind of worker knows
+    def __init__(
         self,
         task_id: int,
         name: str,
         attempt: int,
         deadline: float | None,
         clock: Callable[[], float] = monotonic,
-        shield: Shield | None = None,
         worker_id: int = 0,
     ) -> None:
         self.id = task_id
@@ -53,7 +37,6 @@ class TaskContext:
         self.worker_id = worker_id  # 0 in a process worker, which does not know
         self._deadline = deadline  # on `clock`
         self._clock = clock
-        self._shield = shield
         self._stop = False
 
     @property
@@ -64,10 +47,6 @@ class TaskContext:
     def time_left(self) -> float | None:
         """Seconds until the run-time limit, at least 0.0; None without a limit."""
         return None if self._deadline is None else max(0.0, self._deadline - self._clock())
-
-    def shield(self) -> Shield | None:
-        """What keeps an asynchronous exception out of code that must not be interrupted; None where there are none."""
-        return self._shield
 
     def request_stop(self) -> None:
         """Set `cancelled`. Called by the workforce."""

@@ -9,6 +9,8 @@ Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 from __future__ import annotations
 
 import math
+from collections import deque
+from typing import Any
 
 from poolkit._core import policy
 from poolkit._core.batch import BATCH_SECONDS, RunTimes, take_batch
@@ -16,7 +18,7 @@ from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Action, Timers
 from poolkit._core.workforce import BUSY, DOOMED, KillReason, Worker, Workforce
-from poolkit.task import QUEUED, SENT
+from poolkit.task import QUEUED, SENT, SETTLED
 
 STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it to who is idle
 UNBLOCK_AFTER = 0.01  # seconds; and after that to whoever comes next: it is older than what is queued
@@ -110,8 +112,6 @@ class Dispatcher:
     def send(self, worker: Worker, batch: list[AnyTask], now: float) -> None:
         """Send tasks that are in no other place to a busy worker that can take them."""
         worker_id, sent = worker.id, SENT
-        worker.in_doubt = True
-        worker.sent.extend(batch)
         for task in batch:
             task.phase = sent
             task.worker_id = worker_id
@@ -121,8 +121,11 @@ class Dispatcher:
         worker.sent_count += len(batch)
         if worker.limit is not None:
             self.roster.near_its_limit(worker)
-        self.workforce.send(worker_id, batch, announce=self.announce)
-        worker.in_doubt = False
+        written: list[Any] = []
+        worker.sending = batch, written
+        worker.sent.extend(batch)
+        self.workforce.send(worker_id, batch, written, announce=self.announce)
+        worker.sending = None
         if not self._is_looking:
             self._look_later(now)
         options = worker.sent[0].options
@@ -151,16 +154,19 @@ class Dispatcher:
         """Take back what a worker has not claimed; it is queued again in its old place."""
         if worker.state is DOOMED:
             return  # it was taken back before
-        worker.in_doubt = True
-        count = min(self.workforce.reclaim(worker.id), len(worker.sent))
-        if count:
+        worker.reclaiming = [], [], len(worker.sent)
+        self._reclaim(worker, *worker.reclaiming)
+
+    def _reclaim(self, worker: Worker, taken: list[Any], told: list[Any], before: int) -> None:
+        self.workforce.reclaim(worker.id, taken, told)
+        if taken:
             worker.draining = True
-            self.take_back(worker, count)
-        worker.in_doubt = False
+            self.take_back(worker, len(worker.sent) - max(0, before - len(taken)))
+        worker.reclaiming = None
 
     def take_back(self, worker: Worker, count: int) -> None:
-        """Queue the last tasks that a worker was sent again."""
-        back = [worker.sent.pop() for _ in range(count)]
+        """Queue the last tasks that a worker was sent again, but for those that were cancelled since."""
+        back = [task for task in (worker.sent.pop() for _ in range(count)) if task.phase is not SETTLED]
         worker.sent_count -= count
         for task in back:
             task.phase = QUEUED
@@ -287,6 +293,18 @@ class Dispatcher:
                 self._check(worker, now)
 
     # ===== after an interrupted step =====
+
+    def complete(self, worker: Worker) -> None:
+        """Undo what a worker was to be sent and was not; go on with what it was sent, and with what is taken back."""
+        if worker.sending is not None:
+            batch, written = worker.sending
+            if written:
+                self.workforce.send(worker.id, (), [], announce=False)
+            else:
+                worker.sent = deque(task for task in worker.sent if task not in batch)
+            worker.sending = None
+        if worker.reclaiming is not None:
+            self._reclaim(worker, *worker.reclaiming)
 
     def rebuild(self, tasks: list[AnyTask], now: float) -> None:
         """Queue these tasks, in the order of their submission, and no others. All workers are known to be right."""

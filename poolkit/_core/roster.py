@@ -319,7 +319,7 @@ class Roster:
     # ===== after an interrupted step =====
 
     def repair(self, now: float) -> None:
-        """Count anew, and give the orders again that may be missing. A worker in doubt is killed."""
+        """Count anew, and give the orders again that may be missing."""
         workers = list(self)
         self.counted = sum(worker.counted for worker in workers)
         self.starting = sum(worker.state is STARTING for worker in workers)
@@ -333,8 +333,8 @@ class Roster:
             elif worker.state is DOOMED:
                 self._uncount(worker)
                 self.workforce.kill(worker.id, want_stack=False)
-            if worker.in_doubt or worker.kill_reason is not None:  # the latter is to be killed
-                self.kill(worker, worker.kill_reason or KillReason(None, "in doubt"), want_stack=False)
+            if worker.kill_reason is not None:
+                self.kill(worker, worker.kill_reason, want_stack=False)
 
     # ===== the counts =====
 

@@ -92,6 +92,7 @@ class Scheduler:
         self.settled = self._outcomes.settled  # outcomes that were decided: to be published, and cleared
         self.events = self._outcomes.events  # to be told to listeners, and cleared
         self.numbers = self._outcomes.numbers  # the ids for posted tasks; any thread may take the next
+        self.is_changing = False  # a step is under way, or was interrupted: then `repair` comes first
         self.phase = OPEN
         self.lingers = False  # after a shutdown: the rest of maps is still accepted, and waited for
         self._cancels = self._kills = False  # what a shutdown asked for
@@ -134,6 +135,7 @@ class Scheduler:
     def take_in(self, posted: deque[AnyTask]) -> None:
         """Accept the tasks that were posted while all were busy, emptying `posted`; none once the pool is not open."""
         if posted and self.phase is OPEN:
+            self.is_changing = True
             tasks = list(posted)  # others may append meanwhile
             self._outcomes.accept_many(tasks)
             self.queue.push_many(tasks)
@@ -174,6 +176,7 @@ class Scheduler:
                 ", and block=False does not wait for room"
             )
             raise QueueFull(msg)
+        self.is_changing = True
         self._outcomes.accept(task, now)
         options = task.options
         if options.queue_timeout is not None or options.deadline is not None:
@@ -187,6 +190,7 @@ class Scheduler:
     def refuse(self, task: AnyTask, error: BaseException, now: float) -> None:
         """Accept a task that cannot be sent: it fails at once, with `error`."""
         self._check_open_for(task)
+        self.is_changing = True
         self._outcomes.accept(task, now)
         self._outcomes.settle(task, Outcome.failure(error))
 
@@ -198,12 +202,14 @@ class Scheduler:
         """Cancel a task: one that has not begun never will, one that runs is stopped. False when settled already."""
         if task.phase is SETTLED:
             return False
+        self.is_changing = True
         self._enforcer.cancel(task, now)
         self._advance(now)
         return True
 
     def cancel_all(self, *, begun: bool, now: float) -> None:
         """Cancel everything that has not begun, and with `begun` what runs too."""
+        self.is_changing = True
         self._end_unbegun(lambda: None)
         if begun:
             for worker in list(self.roster):
@@ -220,6 +226,7 @@ class Scheduler:
         With `kill_after`, what is left after so many seconds is stopped. `lingers`: late tasks are accepted, and waited
         for, until `end_lingering`.
         """
+        self.is_changing = True
         self.lingers = lingers and (self.phase is OPEN or self.lingers) and not (cancel_queued or kill)
         if kill_after is not None:
             self.timers.add(now + kill_after, self._kill_rest, None)
@@ -237,6 +244,7 @@ class Scheduler:
 
     def end_lingering(self, now: float) -> None:
         """No late task comes any more."""
+        self.is_changing = True
         self.lingers = False
         self._advance(now)
 
@@ -249,6 +257,7 @@ class Scheduler:
 
     def read(self, task: AnyTask, now: float) -> None:
         """A failure in `unread` was unpickled: see whether it is retried."""
+        self.is_changing = True
         self._outcomes.read(task, now)
         self._advance(now)
 
@@ -268,12 +277,14 @@ class Scheduler:
 
     def resize(self, size: int, now: float) -> None:
         """Change the number of workers."""
+        self.is_changing = True
         for worker in self.roster.resize(size, now):
             self._dispatcher.reclaim(worker)
         self._advance(now)
 
     def warm_up(self, now: float) -> None:
         """Start all workers."""
+        self.is_changing = True
         self.roster.wanted = self.roster.size
         self.roster.grow(0, now)
 
@@ -290,6 +301,7 @@ class Scheduler:
         What workers get next is decided after a run of outcomes, not after each: one message, not many small ones.
         A report is taken out when it was taken into account: an interrupted one is handled again, which harms none.
         """
+        self.is_changing = True
         free: dict[Worker, None] = {}
         roster = self.roster
         for _ in range(len(reports)):  # others may append meanwhile
@@ -384,12 +396,7 @@ class Scheduler:
     def _died(self, worker: Worker, death: Died, now: float) -> None:
         first = worker.sent[0] if worker.sent else None
         status = self.workforce.status(worker.id)
-        if worker.in_doubt:  # nobody knows what it had claimed, but what it has not stamped it has not begun
-            ids = [task.id for task in worker.sent]
-            begun = ids.index(status.begun) + 1 if status.begun in ids else 0
-            self._dispatcher.take_back(worker, len(ids) - begun)
-        else:
-            self._dispatcher.reclaim(worker)  # what it had not claimed touches no task
+        self._dispatcher.reclaim(worker)  # what it had not claimed touches no task
         if first is not None and not worker.sent and worker.kill_reason is None:
             self._enforcer.died_receiving(worker, first, death)
         for task in worker.sent:
@@ -416,11 +423,14 @@ class Scheduler:
     def repair(self, posted: deque[AnyTask], now: float) -> None:
         """Make the state consistent again where an exception, such as a MemoryError, interrupted a step.
 
-        What is accepted and what was decided is known (`accepted`), as is which workers are in doubt. A task is at the
-        worker that was sent it, waits for its retry, or else is queued; whoever moves one sees to it that it is never
-        found in the queue when it may have begun.
+        What is accepted and what was decided is known (`accepted`), as is what each worker has. A task is at the worker
+        that was sent it, waits for its retry, or else is queued; whoever moves one sees to it that it is never found in
+        the queue when it may have begun.
         """
+        self.is_changing = True
         outcomes, roster = self._outcomes, self.roster
+        for worker in roster:
+            self._dispatcher.complete(worker)
         roster.repair(now)
         elsewhere = {task: worker.id for worker in roster for task in worker.sent}
         published = {task for task, _ in self.settled}
@@ -455,6 +465,7 @@ class Scheduler:
 
     def tick(self, now: float) -> None:
         """Do what is due."""
+        self.is_changing = True
         self.timers.fire(now)
         self._advance(now)
 

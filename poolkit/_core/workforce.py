@@ -25,13 +25,19 @@ class Workforce(Protocol):
     def start(self, worker_id: int) -> None:
         """Start a worker, unless that was ordered before; `Ready`, `BootFailed` or `Died` will be reported."""
 
-    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
-        """Send tasks, to be claimed and run in this order. With `announce` each beginning is reported as `Begun`."""
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
+        """Send tasks, to be claimed and run in this order. With `announce` each beginning is reported as `Begun`.
 
-    def reclaim(self, worker_id: int) -> int:
-        """Take back all tasks that the worker has not claimed; returns how many: the last ones that were sent.
+        Something is added to `written` by the same instruction after which the worker has them all. Where an exception
+        came later, a call without tasks goes on with what may be left to do.
+        """
 
-        After it took any, the worker reports `Drained` when it has dropped them; nothing may be sent to it before.
+    def reclaim(self, worker_id: int, taken: list[Any], told: list[Any]) -> None:
+        """Take back all tasks that the worker has not claimed, and add something to `taken` for each.
+
+        Those are the last ones that were sent. If there are any, the worker is told, which is noted in `told`, and
+        reports `Drained` when it has dropped them; nothing may be sent to it before. Called again with the same lists,
+        it goes on where an exception interrupted it.
         """
 
     def status(self, worker_id: int) -> Status:
@@ -109,7 +115,7 @@ class KillReason:
     """Why a worker is killed, and for which task: that one alone gets the outcome of it, or a retry in its place."""
 
     task: AnyTask | None
-    # One of "timeout", "deadline", "memory", "cancelled", "shrunk", "shutdown", "unresponsive", "in doubt".
+    # One of "timeout", "deadline", "memory", "cancelled", "shrunk", "shutdown", "unresponsive".
     reason: str
     used: int = 0  # for "memory": what the worker had, in bytes
 
@@ -127,7 +133,9 @@ class Worker:
         self.leave: str | None = None  # why it is to leave when it has nothing to do: "recycled", "shrunk", "idle"
         self.replaced = False  # its replacement is up, or it needs none: it takes nothing more
         self.counted = True  # whether it counts towards the pool's size
-        self.in_doubt = False  # it is being sent something, or that is being taken back
+        # What it is being sent, with a list that is empty until it has that; what is being taken back, see `reclaim`.
+        self.sending: tuple[list[AnyTask], list[Any]] | None = None
+        self.reclaiming: tuple[list[Any], list[Any], int] | None = None
         self.draining = False  # tasks were reclaimed, and it has not yet reported that it dropped them
         self.has_run: set[Any] = set()  # functions whose run time it may tell
         self.kill_reason: KillReason | None = None

@@ -9,8 +9,7 @@
     defer     outcomes of tasks that logged are published behind their records (`log_records.py`)
 
 Lock order: the reader's locks, the pool's lock, then `poolkit.future._LOCK`; never the other way. Nothing that can
-block, no pickling and no code of the user runs under the last two. The main thread defers signals during a step
-(`interrupts.py`).
+block, no pickling and no code of the user runs under the last two.
 Guarded by: `_lock`: the scheduler and everything behind it, `_sleeping_until`, `_waiters`, the listeners.
 `_due` and `_all_busy` are written under it and read by anybody. `_postponed`, `_posted_tasks` and `_posted_reports` are
 appended to by anybody.
@@ -27,16 +26,16 @@ import os
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import TypeVar
 
 from poolkit import _os, errors
 from poolkit._clock import monotonic
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
-from poolkit._core.workforce import AnyTask, BootFailed, Died, Logged, Report
+from poolkit._core.workforce import AnyTask, Died, Report
 from poolkit._engine.callbacks import Callbacks, Caller, Calls, publishing
-from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
 from poolkit._engine.listeners import Listeners
 from poolkit._engine.log_records import Records
 from poolkit._engine.maps import Maps
@@ -88,7 +87,7 @@ class Engine:
         self.bounded = limits.max_queue is not None
         self._posted_tasks: deque[AnyTask] = deque()  # numbered, and not yet known to the scheduler
         self._posted_reports: deque[Report] = deque()  # what workers have said, and nobody has taken in
-        self._inconsistent = False  # an exception interrupted a step, or publishing: the next step repairs that first
+        self._inconsistent = False  # an exception interrupted publishing: the next step repairs that first
         self._all_busy = False  # the scheduler's word, between two steps
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
@@ -106,13 +105,9 @@ class Engine:
     def _enter(self) -> float:
         """Begin a step, under the lock, by taking in the tasks that were posted. Returns the moment."""
         self._all_busy = False
-        if self._inconsistent:
-            self._inconsistent = False
-            try:
-                self._scheduler.repair(self._posted_tasks, self.clock())
-            except BaseException:
-                self._inconsistent = True
-                raise
+        if self._scheduler.is_changing or self._inconsistent:
+            self._inconsistent = False  # first, as any thread may set it again
+            self._scheduler.repair(self._posted_tasks, self.clock())
         if self._posted_tasks:
             self._scheduler.take_in(self._posted_tasks)
         return self.clock()
@@ -121,11 +116,16 @@ class Engine:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
         self._all_busy = not scheduler.roster.idle and self.threaded and POSTING_TASKS and scheduler.all_busy()
-        settled = [*scheduler.settled]  # a list of its own, also when it is empty
-        scheduler.settled.clear()
+        settled = scheduler.settled
+        if settled:
+            settled = [*settled]
+            scheduler.settled.clear()
+        else:
+            settled = []
         if scheduler.events:
-            self.callbacks.queue.extend([(self._listeners.tell, event) for event in scheduler.events])
-            scheduler.events.clear()
+            queue = self.callbacks.queue
+            queue += zip(repeat(self._listeners.tell), scheduler.events)
+            scheduler.events.clear()  # of which no exception comes in between
         timers = scheduler.timers.heap
         self._due = timers[0][0] if timers else math.inf
         if self._due < self._sleeping_until or scheduler.phase is CLOSED:
@@ -135,6 +135,7 @@ class Engine:
             self._changed.notify_all()
         if scheduler.unread and not self._error_reader.wake():
             self.workforce.wake()  # the supervisor thread starts that thread
+        scheduler.is_changing = False
         return settled
 
     def _is_reentrant(self) -> bool:
@@ -156,12 +157,10 @@ class Engine:
             except Exception:
                 log.exception("pool %s could not do what a signal handler or finalizer asked for", self.name)
 
-    @deciding
     def _decide(self, step: Callable[[float], T]) -> T:
         """Do a step of the scheduler, at a moment, and publish what comes of it. Not when `_is_reentrant`."""
         calls: Calls = deque()
         try:
-            before = defer_signals()
             try:
                 with self._lock:
                     result = step(self._enter())
@@ -169,23 +168,18 @@ class Engine:
                 self._publish(settled, calls)
                 if self._posted_reports:
                     self._take_posted()
-            except BaseException as exc:
-                if not isinstance(exc, PoolkitError):  # which was refused
-                    self._mark_inconsistent()
+            except PoolkitError:  # it was refused
                 raise
-            finally:
-                restore_signals(before)
+            except BaseException:
+                self._inconsistent = True  # here and below, the first thing in the handler: nothing comes before it
+                self.workforce.wake()
+                raise
             if calls:
                 self.callbacks.call(calls)
-        except BaseException:  # mostly what a signal handler raised, once signals came again
+        except BaseException:
             self.callbacks.leave(calls)
             raise
         return result
-
-    def _mark_inconsistent(self) -> None:
-        """Note that an exception has interrupted a step, or the publishing after it; the next step repairs that."""
-        self._inconsistent = True
-        self.workforce.wake()
 
     def _publish(self, settled: Settled, calls: Calls | None = None) -> None:
         """Give the tasks their outcomes, and add their callbacks to `calls`, or leave them. Never under the lock.
@@ -232,10 +226,11 @@ class Engine:
         if waiter.woken:
             self.workforce.wake()  # a step wakes it
 
-    def deliver(self, reports: list[Report]) -> None:
+    def deliver(self, reports: Sequence[Report]) -> None:
         """Give reports of workers to the scheduler, and publish what comes of them."""
         calls: Calls | None = None if self.threaded else deque()
-        self._publish(self._handle(reports), calls)
+        self._posted_reports.extend(reports)
+        self._publish(self._handle(), calls)
         if calls:
             self.callbacks.call(calls)
 
@@ -253,69 +248,71 @@ class Engine:
 
     def _take_posted(self) -> None:
         """Take in the reports that were posted, unless another thread has the lock."""
-        if not self._lock.acquire(blocking=False):
-            self.workforce.wake()  # whoever has it may have looked already
-            return
+        held: list[bool] = []
         try:
             try:
+                held += map(self._lock.acquire, (False,))  # taken and noted by one instruction
+                if True not in held:
+                    self.workforce.wake()  # whoever has it may have looked already
+                    return
                 settled = self._take_in()
             finally:
-                self._lock.release()
+                if True in held:
+                    self._lock.release()
             self._publish(settled)
         except BaseException:
-            self._mark_inconsistent()
+            self._inconsistent = True
+            self.workforce.wake()
             raise
 
-    def _take_in(self) -> Settled:
-        """Give the scheduler the reports that were posted, and have it do what is due. Under the lock."""
+    def _take_in(self, read: deque[Report] | None = None) -> Settled:
+        """Give the scheduler what was read and what was posted, and have it do what is due. Under the lock."""
         self._all_busy = False  # before the look at the posted tasks, as in `_enter`; that call is for few steps
-        now = self._enter() if self._inconsistent or self._posted_tasks else self.clock()
+        scheduler = self._scheduler
+        looks = self._inconsistent or self._posted_tasks or scheduler.is_changing
+        now = self._enter() if looks else self.clock()
+        if read:
+            scheduler.handle_all(read, now)
         if self._posted_reports:
-            self._scheduler.handle_all(self._posted_reports, now)
+            scheduler.handle_all(self._posted_reports, now)
         if self._due <= now:
-            self._scheduler.tick(now)
+            scheduler.tick(now)
         return self._decided()
 
-    def _handle(self, reports: list[Report]) -> Settled:
-        """Give reports of workers to the scheduler, and empty the list; returns what is to be published at once."""
-        if not reports and not self._posted_tasks and not self._posted_reports and self._due > self.clock():
+    def _handle(self, read: deque[Report] | None = None) -> Settled:
+        """Give the scheduler what was read and what was posted; returns what is to be published at once."""
+        logged = self.workforce.logged
+        if not (read or logged or self._posted_tasks or self._posted_reports) and self._due > self.clock():
             return []
-        logged: list[Logged] = []
-        for report in reports:
-            if type(report) is Logged:
-                logged.append(report)
-            elif type(report) is BootFailed or type(report) is Died:
-                self._prepare_errors(report)
         if logged:
             self.records.add(logged)
-        others = [report for report in reports if type(report) is not Logged] if logged else reports
         with self._lock:
-            self._posted_reports.extend(others)
-            reports.clear()
-            settled = self._take_in()
+            settled = self._take_in(read)
         return self.records.defer(settled) if settled and self.records.pending else settled
 
-    @deciding
     def _take(self, ready: Ready | None = None) -> bool:
         """Read the links, or those found `ready`, and publish what comes of it; False if somebody else reads now."""
         reader = self._reader
-        before = defer_signals()
+        settled: Settled = []
+        held: list[bool] = []
         try:
-            if not reader.lock.acquire(blocking=False):
-                return False
             try:
+                held += map(reader.lock.acquire, (False,))  # as above
+                if True not in held:
+                    return False
                 reader.taking = threading.get_ident()
                 links = reader.links
-                settled = [] if links is None else self._handle(links.read(ready))
+                if links is not None:
+                    settled = self._handle(links.read(ready))
             finally:
-                reader.taking = 0
-                reader.lock.release()
+                if True in held:
+                    reader.taking = 0
+                    reader.lock.release()
             self._publish(settled)
         except BaseException:
-            self._mark_inconsistent()
+            self._inconsistent = True
+            self.workforce.wake()
             raise
-        finally:
-            restore_signals(before)
         return True
 
     def lead(self, task: AnyTask, timeout: float | None) -> None:
@@ -327,7 +324,11 @@ class Engine:
             self._check_owner()  # decided in the parent, and published there alone
         if self.callbacks.thread.ident == here:
             self.records.step_aside()
-        if self._reader.links is not None:
+        outcome = self._scheduler.accepted.get(task)
+        if outcome is not None and not self.records.pending:
+            # Decided, and not published: maybe by a step of this thread that a signal handler interrupted, and waits.
+            self._publish([(task, outcome)])
+        elif self._reader.links is not None:
             self._reader.lead(task, timeout)
 
     def end_lease(self) -> None:
@@ -365,17 +366,20 @@ class Engine:
                     settled = self.records.defer(settled)
                 self._publish(settled)
         except BaseException:
-            self._mark_inconsistent()
+            self._inconsistent = True
+            self.workforce.wake()
             raise
         finally:
             publishing.depth -= 1
 
-    def _prepare_errors(self, report: BootFailed | Died) -> None:
+    def _prepare_errors(self, reports: Iterable[Report]) -> None:
         """Import what a crash is told with. Not under the lock: who imports it just now may be about to want that."""
-        with self._lock:
-            wanted = type(report) is BootFailed or self._scheduler.may_break(report.worker_id)
-        if wanted:
-            errors.WorkerCrashed  # noqa: B018 -- made at its first use
+        for report in reports:
+            if type(report) is Died:
+                with self._lock:
+                    wanted = self._scheduler.may_break(report.worker_id)
+                if wanted:
+                    errors.WorkerCrashed  # noqa: B018 -- made at its first use
 
     def is_open(self) -> bool:
         """Whether tasks are accepted."""

@@ -14,7 +14,6 @@ import os
 import weakref
 
 from poolkit import _child
-from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
 from poolkit._locks import RLock
 from poolkit._spawn import registry
 from poolkit._spawn.key import Start
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
             """Be a copy in a forked child."""
 
 
-@deciding
 def prepare(settings: PoolSettings) -> None:
     """Start the template process that a pool will want, so that it is up when the pool is.
 
@@ -55,13 +53,9 @@ def prepare(settings: PoolSettings) -> None:
     """
     if settings.start_method == "fork" or _child.is_here:
         return
-    before = defer_signals()
-    try:
-        with contextlib.suppress(Exception):
-            start = Start(settings.start_method, settings.preload, settings.shares, settings.env)
-            registry.acquire(start, settings, waits=False)
-    finally:
-        restore_signals(before)
+    with contextlib.suppress(Exception):
+        start = Start(settings.start_method, settings.preload, settings.shares, settings.env)
+        registry.acquire(start, settings, waits=False)
 
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import marshal
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from poolkit._kinds.loggers import log
@@ -59,14 +59,19 @@ class Records:
         self.paused: set[int] = set()  # workers that are not read
         self._seen: set[type] = set()  # what handlers have raised; owner: the callback thread
 
-    def add(self, records: Sequence[Logged]) -> None:
-        """Have records handled. By whoever holds the reader's lock. Does not block."""
+    def add(self, records: deque[Logged]) -> None:
+        """Have records handled, and empty `records`. By whoever holds the reader's lock. Does not block."""
+        pending, queue, handle = self.pending, self._callbacks.queue, self._handle
         with self._lock:
-            for record in records:
-                self.pending[record.worker_id] += 1
-                self._callbacks.queue.append((self._handle, record))
+            worker_ids = {record.worker_id for record in records}
+            while records:
+                worker_id = records[0].worker_id
+                count = pending.get(worker_id, 0) + 1
+                pending[worker_id] = count
+                queue += ((handle, records[0]),)
+                records.popleft()  # since the look at `pending` no exception could come
             if not self._callbacks.has_waited:
-                for worker_id in {record.worker_id for record in records}:
+                for worker_id in worker_ids:
                     if self._links is not None and self.pending[worker_id] > MANY and self._links.pause(worker_id):
                         self.paused.add(worker_id)
 

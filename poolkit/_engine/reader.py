@@ -15,8 +15,8 @@ calls `end_lease`, which ends the lease at once.
 
 Nothing is lost between the two, also when a signal handler's exception ends a leader's wait: the standby
 polls the links itself from `_until` on, whatever the leader does; the leader's lock is re-entrant, so that the same
-thread may lead again; and a leader looks up by itself before its lease ends. While it takes something in, signals are
-deferred (`_engine/interrupts.py`).
+thread may lead again; and a leader looks up by itself before its lease ends. What it was taking in is taken in by the
+next reader (`_kinds/links.py`).
 
 What is read is decided upon before the next read (`lock`): an outcome never comes after the death of its worker.
 Lock order: `_leader`, `lock`, the pool's lock. No code of the user runs under them.

@@ -18,7 +18,6 @@ from poolkit._core.scheduler import OPEN
 from poolkit._core.workforce import AnyTask
 from poolkit._engine.callbacks import publishing
 from poolkit._engine.engine import Engine
-from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
 from poolkit._engine.listeners import Listener
 from poolkit._engine.waiters import Waiter
 from poolkit.errors import PoolkitError, QueueFull
@@ -43,8 +42,7 @@ class Requests(Engine):
 
     # ===== tasks =====
 
-    @deciding
-    def submit(  # noqa: C901, PLR0912 -- on the way of every task
+    def submit(  # noqa: C901 -- on the way of every task
         self, task: AnyTask, error: BaseException | None = None, waiter: Waiter | None = None
     ) -> bool:
         """Accept a task; with `error` it fails at once. Does not block.
@@ -70,11 +68,11 @@ class Requests(Engine):
             return True
         if self._thread is None:
             self._start_thread()
-        before = defer_signals()
         try:
             with self._lock:
                 self._all_busy = False  # as in `_take_in`
-                now = self._enter() if self._inconsistent or self._posted_tasks else self.clock()
+                looks = self._inconsistent or self._posted_tasks or self._scheduler.is_changing
+                now = self._enter() if looks else self.clock()
                 accepted = waiter is None or error is not None or not self._has_to_wait(task, waiter)
                 if accepted and not task.id and error is None:
                     self._scheduler.submit(task, now)
@@ -86,12 +84,12 @@ class Requests(Engine):
                 self._take_posted()
             if not task.id & PASSES_BY:
                 self._reader.pass_by()
-        except BaseException as exc:
-            if not isinstance(exc, PoolkitError):  # which was refused
-                self._mark_inconsistent()
+        except PoolkitError:  # it was refused
             raise
-        finally:
-            restore_signals(before)
+        except BaseException:
+            self._inconsistent = True  # as in `_decide`
+            self.workforce.wake()
+            raise
         return accepted
 
     def submit_waiting(self, task: AnyTask, error: BaseException | None) -> None:
@@ -237,7 +235,7 @@ class Requests(Engine):
         """A snapshot of the counts."""
         from poolkit._core import snapshots  # noqa: PLC0415 -- most programs never look, and it takes 15 ms
 
-        with self._lock:  # looks, and changes nothing: signals are not deferred here
+        with self._lock:
             workforce = self.workforce
             use = workforce.memory_use()
             return snapshots.pool_stats(self._scheduler, len(self._posted_tasks), workforce.link_bytes(), use)

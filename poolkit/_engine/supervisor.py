@@ -19,7 +19,6 @@ from typing import Any
 from poolkit._core.scheduler import CLOSED, OPEN
 from poolkit._engine import lifetime
 from poolkit._engine.callbacks import Callbacks, Caller, publishing
-from poolkit._engine.interrupts import deciding, defer_signals, restore_signals
 from poolkit._engine.log_records import Records
 from poolkit._engine.reader import Reader
 from poolkit._engine.requests import Requests
@@ -117,9 +116,7 @@ class Supervisor(Requests):
 
     # ===== the thread =====
 
-    @deciding
     def _start_thread(self) -> None:
-        before = defer_signals()
         try:
             with self._lock:
                 if self._thread is not None or self._scheduler.phase is not OPEN:
@@ -135,8 +132,6 @@ class Supervisor(Requests):
                 raise
             msg = f"pool {self.name} cannot start its supervisor thread: {exc}"
             raise PoolClosed(msg) from exc
-        finally:
-            restore_signals(before)
 
     def _run(self) -> None:
         with self._lock:
@@ -179,7 +174,9 @@ class Supervisor(Requests):
         self._wait()
         self.workforce.prepare()
         with reader.lock:
-            settled = self._handle(self.workforce.act())
+            reports = self.workforce.act()
+            self._prepare_errors(reports)
+            settled = self._handle(reports)
         self._publish(settled)
         if self.workforce.notes:
             self._say_what_was_noted()
@@ -240,7 +237,8 @@ class Supervisor(Requests):
             for task in self._scheduler.give_up():
                 self._scheduler.settled.append((task, Outcome.failure(PoolkitError(why))))
 
-        self._inconsistent = False  # the tasks are given up, whatever has become of the rest
+        # The tasks are given up, whatever has become of the rest.
+        self._inconsistent = self._scheduler.is_changing = False
         self._decide(step)
 
     # ===== forks =====

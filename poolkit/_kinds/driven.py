@@ -6,10 +6,11 @@ What has an answer here need not be answered by a kind that has no such thing: n
 from __future__ import annotations
 
 import abc
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolkit._core.workforce import Report, Workforce
+from poolkit._core.workforce import Logged, Report, Workforce
 from poolkit._kinds.links import Links
 
 Pack = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], tuple[Any, int]]
@@ -20,6 +21,7 @@ class DrivenWorkforce(Workforce):
 
     Attributes:
         links: what a waiting thread may read itself; None where there is no such thing.
+        logged: what its workers have logged, not taken yet.
         unstarted: workers that were ordered and are to be started by whoever ordered them, in `start_now`.
         why_memory_unknown: why nobody can tell the memory of its workers; None where `memory` does, or they cannot
             use any.
@@ -31,6 +33,7 @@ class DrivenWorkforce(Workforce):
     """
 
     links: Links | None = None
+    logged: deque[Logged] = deque()  # noqa: RUF012 -- nobody appends to this one
     unstarted: Sequence[object] = ()
     why_memory_unknown: str | None = None
     lacks: OSError | None = None
@@ -49,7 +52,7 @@ class DrivenWorkforce(Workforce):
         """Start what workers are forked from, if any are ordered. On the supervisor thread, without locks. Blocks."""
 
     @abc.abstractmethod
-    def act(self) -> list[Report]:
+    def act(self) -> deque[Report]:
         """Carry out what was ordered and take in what happened.
 
         On the supervisor thread, by whoever holds the reader's lock. Does not block, but where `prepare` was in vain.

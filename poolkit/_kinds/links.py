@@ -10,8 +10,9 @@ from __future__ import annotations
 import pickle
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from poolkit import _os
+from poolkit import _os, errors
 from poolkit._core.workforce import Begun, BootFailed, Drained, Finished, Logged, Ready, Report
 from poolkit._kinds.peer import Peer
 from poolkit._wire import codec, messages
@@ -20,6 +21,8 @@ from poolkit._wire.messages import VALUE
 from poolkit._wire.pickles import STOP
 
 _OUTCOMES = (messages.VALUE, messages.OUT_OF_BAND, messages.ERROR)
+_SIZE, _unpack = messages.FRAME_TO_OWNER.size, messages.FRAME_TO_OWNER.unpack_from
+_NO_GATE = [True]
 _BROKEN = (EOFError, OSError, MemoryError, OverflowError)  # closed, or nonsense
 
 
@@ -33,7 +36,9 @@ class Links:
         self._resumed: deque[int] = deque()  # of `_paused`, to be read again
         self.broken: deque[Peer] = deque()  # workers whose link is of no use any more
         self._cut_off = cut_off  # called while there are any, to take them out
-        self.reports: list[Report] = []  # read, and not handed on
+        self.reports: deque[Report] = deque()  # read, and not taken into account
+        self.logged: deque[Logged] = deque()  # the same, of log records
+        self._current: Peer | None = None  # whose link is being read
         self._wakeup = _os.Wakeup()
         self._poller.register(self._wakeup.fileno())
         self.fileno = self._poller.fileno  # readable when a link is; None where there is no such thing
@@ -70,10 +75,10 @@ class Links:
         """Make whoever polls look up. From any thread."""
         self._wakeup.set()
 
-    def read(self, ready: Sequence[tuple[int, int]] | None = None) -> list[Report]:  # noqa: C901 -- see `receive`
+    def read(self, ready: Sequence[tuple[int, int]] | None = None) -> deque[Report]:
         """Read once from every link that has something, or that was found `ready`; returns `reports`. Does not block.
 
-        A link whose reading was interrupted is `broken`, as part of what it said is lost.
+        Where an exception interrupts it, the next call goes on: nothing that was read is lost, and nothing taken twice.
         """
         if self.broken:
             self._cut_off()
@@ -81,26 +86,30 @@ class Links:
             resumed = self._paused.pop(self._resumed.popleft(), None)
             if resumed is not None:  # else it is gone
                 self._poller.register(resumed.outcomes_fd)
+        if self._current is not None:
+            self._read_one(self._current, take)
         for fd, _ in self.poll(0.0) if ready is None else ready:
             peer = self._workers.get(fd)
-            if peer is None:
-                if fd == self._wakeup.fileno():
-                    self._wakeup.clear()
-                continue
-            try:
-                receive(peer, self.reports)
-            except BlockingIOError:
-                continue
-            except BaseException as exc:
-                # A worker without a link is of no use. Most often it is ending by itself just now.
-                self.broken.append(peer)
-                if isinstance(exc, EOFError) and exc.args:
-                    peer.hint = f"poolkit had to end it, as {exc}"
-                if not isinstance(exc, _BROKEN):
-                    raise
+            if peer is not None:
+                self._read_one(peer, receive)
+            elif fd == self._wakeup.fileno():
+                self._wakeup.clear()
         if self.broken:
             self._cut_off()
         return self.reports
+
+    def _read_one(self, peer: Peer, read: Callable[[Peer, deque[Report], deque[Logged]], None]) -> None:
+        self._current = peer
+        try:
+            read(peer, self.reports, self.logged)
+        except BlockingIOError:
+            pass
+        except _BROKEN as exc:
+            # A worker without a link is of no use. Most often it is ending by itself just now.
+            self.broken.append(peer)
+            if isinstance(exc, EOFError) and exc.args:
+                peer.hint = f"poolkit had to end it, as {exc}"
+        self._current = None
 
     def close(self) -> None:
         """Close it. Idempotent."""
@@ -111,45 +120,92 @@ class Links:
         self._wakeup.close()
 
 
-def drain(peer: Peer, reports: list[Report]) -> None:
+def drain(peer: Peer, reports: deque[Report], logged: deque[Logged]) -> None:
     """Read what a dead worker left."""
     try:
+        take(peer, reports, logged)
         while True:
-            receive(peer, reports)
+            receive(peer, reports, logged)
     except _BROKEN:  # BlockingIOError is an OSError
         return
 
 
-def receive(peer: Peer, reports: list[Report]) -> None:  # noqa: C901 -- one branch for each kind of message
+def receive(peer: Peer, reports: deque[Report], logged: deque[Logged]) -> None:
     """Turn what one read of a worker's link gives into reports; raises what the reader raises."""
     assert peer.reader is not None  # noqa: S101 -- a link is added when all of it is open
-    worker_id, channel, transport = peer.id, peer.channel, peer.transport
+    if peer.reader.fill():
+        take(peer, reports, logged)
+
+
+def take(peer: Peer, reports: deque[Report], logged: deque[Logged]) -> None:
+    """Turn the whole frames that were read into reports. Each is taken by stores alone, so once and for ever."""
+    reader, channel = peer.reader, peer.channel
+    assert reader is not None  # noqa: S101 -- see above
     assert channel is not None  # noqa: S101 -- see above
-    for (kind, task_id, started, ended, rss, _), payload in peer.reader.receive():
-        if channel.calls and kind in _OUTCOMES:
-            channel.calls.pop(task_id, None)
+    if reader.read:
+        reader.fill()
+    into: Any
+    if reader.is_complete:
+        report, gate = _report_of(peer, reader.fields, reader.large)
+        into = logged if type(report) is Logged else reports
+        into += (report,)
+        gate[0] = True
+        reader.large = None
+    worker_id, data, pos, end = peer.id, reader.data, reader.pos, len(reader.data)
+    while end - pos >= _SIZE:
+        fields = _unpack(data, pos)
+        kind, task_id, started, ended, rss, nbytes = fields
+        start = pos + _SIZE
+        if end - start < nbytes:
+            reader.begin_large(fields, start)
+            return
+        into = reports
+        payload, after = data[start : start + nbytes], start + nbytes
         if kind == VALUE:
             load = pickle.loads if payload and payload[-1] == STOP else load_value
-            reports.append(Finished(worker_id, task_id, started, ended, rss, payload, True, load))
-        elif kind == messages.OUT_OF_BAND and transport is not None:
-            received = transport.receive(channel, payload)
-            reports.append(Finished(worker_id, task_id, started, ended, rss, *received))
-        elif kind == messages.ERROR:
-            reports.append(Finished(worker_id, task_id, started, ended, rss, payload, False, codec.load_error))
-        elif kind == messages.TRACKER and transport is not None:
-            transport.wants_tracker(channel, payload)
-        elif kind == messages.FORGOTTEN:
-            channel.forget_theirs()
-        elif kind == messages.LOG:
-            reports.append(Logged(worker_id, task_id, payload))
-        elif kind == messages.DRAINED:
-            channel.calls.clear()  # what it was sent and has not begun
-            reports.append(Drained(worker_id))
-        elif kind == messages.READY and peer.pid is None:  # said once; later, only a hostile task says it
-            peer.pid = task_id
-            reports.append(Ready(worker_id, task_id))
-        elif kind == messages.BEGUN:
-            channel.begun(task_id)
-            reports.append(Begun(worker_id, task_id))
-        elif kind == messages.BOOT_FAILED:
-            reports.append(BootFailed(worker_id, codec.load_error(payload)))
+            if channel.calls:
+                channel.calls.pop(task_id, None)
+            report = Finished(worker_id, task_id, started, ended, rss, payload, True, load)
+            into, gate = reports, _NO_GATE
+        else:
+            report, gate = _report_of(peer, fields, payload)
+            into = logged if type(report) is Logged else reports
+        # From here on it is taken: an in-place addition and stores, between which no exception comes.
+        into += (report,)
+        gate[0] = True
+        reader.pos = pos = after
+
+
+def _report_of(peer: Peer, fields: tuple[Any, ...], payload: Any) -> tuple[Report, list[bool]]:  # noqa: C901, PLR0911
+    """Return what a frame says, and what is to be set once that is taken: see `_memory/holds.py`."""
+    kind, task_id, started, ended, rss, _ = fields
+    worker_id, channel, transport = peer.id, peer.channel, peer.transport
+    assert channel is not None  # noqa: S101 -- see above
+    if kind in _OUTCOMES:
+        channel.calls.pop(task_id, None)
+    if kind == VALUE:
+        return Finished(worker_id, task_id, started, ended, rss, payload, True, load_value), _NO_GATE
+    if kind == messages.OUT_OF_BAND and transport is not None:
+        received, load, gate = transport.receive(channel, payload)
+        return Finished(worker_id, task_id, started, ended, rss, received, True, load), gate
+    if kind == messages.ERROR:
+        return Finished(worker_id, task_id, started, ended, rss, payload, False, codec.load_error), _NO_GATE
+    if kind == messages.LOG:
+        return Logged(worker_id, task_id, payload), _NO_GATE
+    if kind == messages.DRAINED:
+        channel.calls.clear()  # what it was sent and has not begun
+        return Drained(worker_id), _NO_GATE
+    if kind == messages.READY and peer.pid in {None, task_id}:  # said once; later, only a hostile task says it
+        peer.pid = task_id
+        return Ready(worker_id, task_id), _NO_GATE
+    if kind == messages.BEGUN:
+        channel.begun(task_id)
+        return Begun(worker_id, task_id), _NO_GATE
+    if kind == messages.BOOT_FAILED:
+        errors.InitializerFailed  # noqa: B018 -- made at its first use, which is not to be under the pool's lock
+        return BootFailed(worker_id, codec.load_error(payload)), _NO_GATE
+    if kind == messages.TRACKER and transport is not None:
+        transport.wants_tracker(channel, payload)
+    elif kind == messages.FORGOTTEN:
+        channel.forget_theirs()
+    return Begun(worker_id, 0), _NO_GATE  # which says nothing

@@ -18,6 +18,8 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 from poolkit import _os
 from poolkit._clock import monotonic
@@ -31,6 +33,7 @@ from poolkit._wire.messages import call_parts
 from poolkit._wire.plans import Manifest
 
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
+_DROP = messages.FRAME_TO_WORKER.pack(messages.DROP, 0, 0)
 STACK_LOOK = 0.001  # seconds between two looks whether it has
 ROOM_LOOK = 0.005  # seconds between two looks whether the template has taken earlier orders
 
@@ -53,11 +56,17 @@ class ProcessWorkforce(Processes):
             self._workers[worker_id] = peer
             self._wakeup.set()
 
-    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
         """Add the tokens, then write the calls as far as the pipe takes them; the supervisor thread writes the rest."""
         peer = self._workers[worker_id]
+        writer, tokens, sent = peer.writer, peer.tokens, peer.sent
+        assert writer is not None  # noqa: S101 -- only a worker that is ready is sent something
+        assert tokens is not None  # noqa: S101 -- see above
+        if not tasks:
+            if not writer.flush():
+                self._order(self._watch_writing, peer)
+            return
         parts: list[bytes] = [b""]
-        sent = peer.sent
         usual = messages.FLAG_ANNOUNCE if announce else 0
         for task in tasks:
             fn, body, manifest = task.call
@@ -74,9 +83,11 @@ class ProcessWorkforce(Processes):
             parts += call_parts(task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, flags, number)
         nbytes = sum(map(len, parts))
         parts[0] = messages.FRAME_TO_WORKER.pack(messages.CALLS, len(tasks), nbytes)
-        assert peer.tokens is not None  # noqa: S101 -- only a worker that is ready is sent something
-        peer.tokens.add(len(tasks))
-        if peer.writer is not None and not peer.writer.send(parts, nbytes + messages.FRAME_TO_WORKER.size):
+        token = tokens.one if len(tasks) == 1 else tokens.of(len(tasks))
+        frames = writer.frames(parts)
+        # One instruction: no exception comes between the tokens, the calls and the note of both.
+        written += chain(map(os.write, (tokens.write_fd,), (token,)), map(writer.pending.extend, (frames,)))
+        if not writer.flush():
             self._order(self._watch_writing, peer)
 
     def _define(self, peer: Peer, manifest: Manifest) -> None:
@@ -88,15 +99,16 @@ class ProcessWorkforce(Processes):
         self._write(peer, [messages.FRAME_TO_WORKER.pack(messages.DEFINE, 0, len(payload)), payload])
         peer.sent.commit()
 
-    def reclaim(self, worker_id: int) -> int:
+    def reclaim(self, worker_id: int, taken: list[Any], told: list[Any]) -> None:
         """Take the tokens that the worker has not taken; tell it where what they stood for ends."""
         peer = self._workers.get(worker_id)
-        if peer is None or peer.tokens is None:
-            return 0
-        count = peer.tokens.take_all()
-        if count:
-            self._write(peer, [messages.FRAME_TO_WORKER.pack(messages.DROP, 0, 0)])
-        return count
+        if peer is None or peer.tokens is None or peer.writer is None:
+            return
+        peer.tokens.take_all(taken)
+        if taken and not told:
+            told += map(peer.writer.pending.extend, (peer.writer.frames([_DROP]),))
+        if told and not peer.writer.flush():
+            self._order(self._watch_writing, peer)
 
     def status(self, worker_id: int) -> Status:
         """Read the worker's board."""

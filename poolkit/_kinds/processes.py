@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolkit import _os, _os_processes
+from poolkit import _os, _os_processes, errors
 from poolkit._clock import monotonic
 from poolkit._core.workforce import BootFailed, Died, Report
 from poolkit._kinds import evidence
@@ -44,7 +44,7 @@ from poolkit._wire.manifests import Inherited, Sent, inheritance
 
 STACK_GRACE = 0.2  # seconds a worker gets to write its stack before it is killed without; most take one thousandth
 
-Reports = list[Report]
+Reports = deque[Report]
 
 
 class Processes(DrivenWorkforce):
@@ -69,6 +69,7 @@ class Processes(DrivenWorkforce):
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, _nothing_yet)
         self.links: Links = Links(self._cut_off)
+        self.logged = self.links.logged
         self._both: select.poll | None = None  # what the selector and the links wait for; None where they are one
         if self.links.fileno is not None:
             self._both = poll()
@@ -98,8 +99,8 @@ class Processes(DrivenWorkforce):
         self._orders.append((what, peer))
         self._wakeup.set()
 
-    def _write(self, peer: Peer, parts: list[bytes], nbytes: int | None = None) -> None:
-        if peer.writer is not None and not peer.writer.send(parts, nbytes):
+    def _write(self, peer: Peer, parts: list[bytes]) -> None:
+        if peer.writer is not None and not peer.writer.send(parts):
             self._order(self._watch_writing, peer)
 
     def _unregister(self, fd: int) -> None:
@@ -324,7 +325,7 @@ class Processes(DrivenWorkforce):
 
     def _died(self, peer: Peer, reports: Reports, name: str | None, **facts: Any) -> None:
         """Report a death by that signal, after what the worker left: outcomes that it sent, stack and output."""
-        drain(peer, reports)
+        drain(peer, reports, self.logged)
         board = peer.board
         stack = evidence.of_death(name, peer.stack, "" if board is None else board.evidence())
         output = "" if board is None else board.output()
@@ -336,6 +337,7 @@ class Processes(DrivenWorkforce):
         if self._template is template:
             self._template = None
         if (error := template.failure()) is not None:
+            errors.InitializerFailed  # noqa: B018 -- as in `links.py`
             reports += BootFailed(peer.id, codec.load_error(error)), Died(peer.id, hint="its template could not import")
             return
         hint = f"the workers ended with the template process that forks them, which {how}"

@@ -11,12 +11,14 @@ Owner: the supervisor thread: `_dying`.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import traceback
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import repeat, starmap
 from typing import Any
 
 from poolkit import errors
@@ -73,28 +75,23 @@ class ThreadWorkforce(DrivenWorkforce):
             self.unstarted.append(worker)
             self._workers[worker_id] = worker
 
-    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
         """Hand tasks to the thread."""
         worker = self._workers[worker_id]
-        for task in tasks:
-            worker.claims.append((task, announce))
+        claims = [(task, announce) for task in tasks]
+        written += map(worker.claims.extend, (claims,))
         if worker.resting:  # else it looks for claims before it rests
             worker.inbox.put(_GO)
 
-    def reclaim(self, worker_id: int) -> int:
+    def reclaim(self, worker_id: int, taken: list[Any], told: list[Any]) -> None:
         """Take back what the thread has not claimed."""
         worker = self._workers.get(worker_id)
-        count = 0
-        if worker is not None:
-            try:
-                while True:
-                    worker.claims.pop()
-                    count += 1
-            except IndexError:
-                pass
-            if count:
-                worker.inbox.put(_DROPPED)
-        return count
+        if worker is None:
+            return
+        with contextlib.suppress(IndexError):
+            taken += starmap(worker.claims.pop, repeat(()))
+        if taken and not told:
+            told += map(worker.inbox.put, (_DROPPED,))
 
     def status(self, worker_id: int) -> Status:
         """What the thread runs."""
@@ -159,9 +156,9 @@ class ThreadWorkforce(DrivenWorkforce):
             timeout = min(timeout, max(0.0, min(at for at, _ in self._dying) - monotonic()))
         return self._wakeup.acquire(timeout=timeout) or bool(self._dying)
 
-    def act(self) -> list[Report]:
+    def act(self) -> deque[Report]:
         """Carry out the orders, and give those up that do not stop."""
-        reports: list[Report] = []
+        reports: deque[Report] = deque()
         while self._to_kill:
             self._stop(*self._to_kill.popleft())
         now = monotonic()
@@ -186,7 +183,7 @@ class ThreadWorkforce(DrivenWorkforce):
             context.request_stop()
         with worker.lock:
             worker.is_to_stop = True
-            if worker.running and not worker.held and thread is not None and thread.ident is not None:
+            if worker.running and thread is not None and thread.ident is not None:
                 stop_task_of(thread.ident)
         worker.coroutines.wake()  # or an event loop would see it when its next timer is due
         worker.inbox.put(_STOP)
@@ -260,7 +257,7 @@ class ThreadWorkforce(DrivenWorkforce):
         started = monotonic()
         limit = task.options.timeout
         deadline = None if limit is None else started + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, monotonic, worker, worker.id)
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, monotonic, worker.id)
         worker.context = context
         worker.since = started
         worker.done = 0  # it may have been this very task, in an earlier run

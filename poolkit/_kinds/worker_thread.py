@@ -1,8 +1,8 @@
 """WorkerThread of the thread workforce: one worker thread, and the exception that stops its task.
 
 Guarded by: its own lock, taken inside nothing but itself and held for a few instructions, where it says so. The
-asynchronous exception may only be raised while the task it is meant for runs, and not while the task is in code that
-must not be interrupted (`hold`); the thread takes back one that came too late.
+asynchronous exception may only be raised while the task it is meant for runs; the thread takes back one that came too
+late.
 """
 
 from __future__ import annotations
@@ -56,25 +56,6 @@ class WorkerThread:
         self.lock = threading.Lock()
         self.running = False  # guarded by: lock
         self.is_to_stop = False  # guarded by: lock
-        self.held = 0  # how deep the task is in code that must not be interrupted; guarded by: lock
         self.ended = False  # reported as died, by whoever set this first. guarded by: lock
         self.abandoned = False  # owner: the supervisor thread
         self.stack = ""  # owner: the supervisor thread
-
-    def hold(self) -> None:
-        """Let no asynchronous exception in from now on. Raises StopTask when the task is to stop already."""
-        with self.lock:
-            is_to_stop = self.is_to_stop
-            if not is_to_stop:
-                self.held += 1
-        if is_to_stop:
-            stop_task_of()  # it may be on its way
-            raise StopTask
-
-    def let_go(self) -> None:
-        """Undo `hold`; raises StopTask when the task was to stop meanwhile."""
-        with self.lock:
-            self.held -= 1
-            is_to_stop = self.is_to_stop and not self.held
-        if is_to_stop:
-            raise StopTask

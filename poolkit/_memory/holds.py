@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 class _Hold(ref):  # type: ignore[type-arg]
     """What frees a block when its view is gone. Told apart by identity: views have no hash."""
 
-    __slots__ = ("index", "states")
+    __slots__ = ("gate", "index", "states")
     __hash__ = object.__hash__
     __eq__ = object.__eq__
+    gate: list[bool]
     index: int
     states: memoryview
 
@@ -41,21 +42,29 @@ pins: list[tuple[int, list[Any]]] = []  # what forked children may see, and an e
 _pipes: dict[int, tuple[int, int]] = {}  # during a fork, by thread; two may fork at once
 
 
-def see(whole: memoryview, index: int, offset: int, nbytes: int) -> memoryview:
-    """Return a view of a block, which nobody else is given before it is gone. Raises ValueError: there is none."""
+TAKEN = [True]
+
+
+def see(whole: memoryview, index: int, offset: int, nbytes: int, gate: list[bool] = TAKEN) -> memoryview:
+    """Return a view of a block, which nobody else is given before it is gone. Raises ValueError: there is none.
+
+    While what is in `gate` is false, the end of the view does not free the block: it may have to be seen again, as
+    reading the message may be interrupted, and begin anew.
+    """
     if not (index < HEADER <= offset and offset + nbytes <= len(whole)):
         msg = f"there is no block {index} of {nbytes} bytes at {offset}"
         raise ValueError(msg)
     view = whole[offset : offset + nbytes]
     hold = _Hold(view, _free)
-    hold.states, hold.index = whole, index
+    hold.states, hold.index, hold.gate = whole, index, gate
     _holds.add(hold)
     whole[index] = 1
     return view
 
 
 def _free(hold: _Hold) -> None:
-    hold.states[hold.index] = 0
+    if hold.gate[0]:
+        hold.states[hold.index] = 0
     _holds.discard(hold)
 
 

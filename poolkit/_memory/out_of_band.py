@@ -18,7 +18,7 @@ import struct
 
 from poolkit._memory.arena import Arena, Lease
 from poolkit._memory.channel import DescriptorChannel
-from poolkit._memory.holds import see
+from poolkit._memory.holds import TAKEN, see
 from poolkit._memory.memory import ONCE, Memory
 from poolkit._wire.buffers import Found, Parts
 
@@ -109,8 +109,15 @@ class Received:
 
     __slots__ = ("_parts", "memories", "nbytes", "pickle")
 
-    def __init__(self, data: bytes | bytearray | memoryview, channel: DescriptorChannel, *, copies: bool) -> None:
-        """Take one in; with `copies`, its blocks are not seen any longer.
+    def __init__(
+        self,
+        data: bytes | bytearray | memoryview,
+        channel: DescriptorChannel,
+        *,
+        copies: bool = False,
+        gate: list[bool] = TAKEN,
+    ) -> None:
+        """Take one in; with `copies`, its blocks are not seen any longer. See `see` for `gate`.
 
         Raises:
             EOFError: the other side is gone, or has sent nonsense, or there is no room for what it sent.
@@ -135,7 +142,7 @@ class Received:
                 if copies:
                     found.append(bytearray(whole[offset : offset + size]))
                 else:
-                    found.append(see(whole, index, offset, size))
+                    found.append(see(whole, index, offset, size, gate))
             self.nbytes = nbytes
             take = channel.memory if copies else channel.take  # what is loaded again is kept for that
             ids = _ID.iter_unpack(view[at : at + count * _ID.size]) if count else ()

@@ -163,11 +163,17 @@ class OwnerTransport:
 
     # ===== in =====
 
-    def receive(self, channel: WorkerChannel, payload: bytes | bytearray) -> tuple[Any, bool, Callable[[Any], Any]]:
-        """Take a result in; returns what an outcome is made of. Raises EOFError: it cannot be had."""
-        received = Received(payload, channel, copies=False)
+    def receive(
+        self, channel: WorkerChannel, payload: bytes | bytearray
+    ) -> tuple[Received, Callable[[Any], Any], list[bool]]:
+        """Take a result in; returns it, what loads it, and the gate that is to be opened once it is taken.
+
+        Raises EOFError: it cannot be had.
+        """
+        gate = [False]
+        received = Received(payload, channel, gate=gate)
         self.received += received.nbytes
-        return received, True, load_value
+        return received, load_value, gate
 
     def wants_tracker(self, channel: WorkerChannel, payload: bytes | bytearray) -> None:
         """A worker asks for this process's resource tracker. Raises EOFError: it sent nonsense."""

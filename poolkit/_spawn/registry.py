@@ -28,20 +28,22 @@ _templates: dict[Key, Template] = {}  # those that were released last stand last
 @contextlib.contextmanager
 def _registry(*, waits: bool = True) -> Iterator[bool]:
     """Hold FORKING, and then end what nobody uses any more. False: it is held, and not waited for."""
-    is_held: bool = FORKING._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 -- as `threading.Condition` does
-    if not waits and (is_held or not FORKING.acquire(blocking=False)):
-        yield False
-        return
-    if waits:
-        FORKING.acquire()
+    is_owned: bool = FORKING._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 -- as `threading.Condition` does
     over: list[Template] = []
+    held: list[bool] = []
     try:
+        if waits or not is_owned:
+            held += map(FORKING.acquire, (waits,))  # taken and noted by one instruction
+        if True not in held:
+            yield False
+            return
         yield True
         for template in [one for one in _templates.values() if not one.is_used()][:-MOST_IDLE]:
             del _templates[template.key]
         over += [one for one in [*living] if _templates.get(one.key) is not one and not one.is_used()]
     finally:
-        FORKING.release()
+        if True in held:
+            FORKING.release()
         for template in over:
             template.end()
 

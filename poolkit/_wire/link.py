@@ -19,124 +19,162 @@ from poolkit._typing import Any
 Frame = tuple[tuple[Any, ...], "bytes | bytearray"]
 CHUNK = 64 * 1024  # bytes; the usual size of a pipe
 JOIN_UP_TO = CHUNK  # parts up to this are joined into one write; larger ones are not copied
-PARTS = 64  # buffers in one writev; the least that POSIX lets a system allow is 16, every one in use has 1024
 
 
 class FrameReader:
-    """Takes bytes from a descriptor, blocking or not, and gives whole frames."""
+    """Takes bytes from a descriptor, blocking or not, and gives whole frames.
 
-    __slots__ = ("_big", "_big_fields", "_fd", "_filled", "_header", "_rest", "received")
+    `fill` reads; what it read stays until it is taken: `data` from `pos` on, or a large payload alone, in `large`. A
+    signal handler that raises comes between no read and the note of it, as both are made in C.
+    """
+
+    __slots__ = ("_fd", "_filled", "_header", "data", "fields", "large", "pos", "read", "received")
 
     def __init__(self, fd: int, header: struct.Struct) -> None:
         self._fd = fd
         self._header = header  # its last field is the size of the payload
-        self._rest = b""
-        self._big: bytearray | None = None  # a payload that is larger than a chunk, being filled in place
-        self._big_fields: tuple[Any, ...] = ()
-        self._filled = 0
+        self.read: list[bytes] = []  # at most one: read, and not in `data` yet, as an exception came; `fill` goes on
+        self.data = b""
+        self.pos = 0
+        self.large: bytearray | None = None  # a payload that is larger than a chunk, being filled in place
+        self.fields: tuple[Any, ...] = ()  # its header
+        self._filled: list[int] = []  # what each read has added to it
         self.received = 0  # bytes in all
 
-    def receive(self) -> list[Frame]:
-        """Read once and return the frames that are complete now, perhaps none.
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of a large payload is there."""
+        return self.large is not None and sum(self._filled) == len(self.large)
+
+    def fill(self) -> bool:
+        """Read once. False while a large payload is not complete.
 
         Raises:
             EOFError: the other side has closed.
             BlockingIOError: nothing is there (non-blocking descriptors only).
         """
-        if self._big is not None:
-            return self._fill()
-        chunk = os.read(self._fd, CHUNK)
-        if not chunk:
+        if self.large is not None:
+            return self._fill_large(self.large)
+        read = self.read
+        if not read:
+            read += map(os.read, (self._fd,), (CHUNK,))
+        received, data = self.received + len(read[0]), self.data[self.pos :] + read[0]
+        is_closed = not read[0]
+        # Stores alone, between which no exception comes.
+        self.data = data
+        self.pos = 0
+        self.received = received
+        self.read = []
+        if is_closed:
             raise EOFError
-        self.received += len(chunk)
-        data = self._rest + chunk if self._rest else chunk
+        return True
+
+    def _fill_large(self, large: bytearray) -> bool:
+        filled = sum(self._filled)
+        if filled < len(large):
+            self._filled = [filled]
+            with memoryview(large) as view, view[filled:] as space:
+                self._filled += map(os.readv, (self._fd,), ((space,),))
+            count = self._filled[-1]
+            if not count:
+                raise EOFError
+            self.received += count
+        return self.is_complete
+
+    def begin_large(self, fields: tuple[Any, ...], start: int) -> None:
+        """Fill the payload that begins at `start` in place, if it is so large that this is worth it."""
+        size = fields[-1]
+        if size > CHUNK:
+            large, rest = bytearray(size), self.data[start:]
+            large[: len(rest)] = rest
+            filled = [len(rest)]
+            self.fields = fields
+            self._filled = filled
+            self.large = large
+            self.data = b""
+            self.pos = 0
+
+    def receive(self) -> list[Frame]:
+        """Read once and return the frames that are complete now, perhaps none. Raises as `fill`."""
+        if not self.fill():
+            return []
         frames: list[Frame] = []
-        header, end, pos = self._header, len(data), 0
+        if self.large is not None:
+            frames, self.large = [(self.fields, self.large)], None
+        header, data, pos, end = self._header, self.data, self.pos, len(self.data)
         while end - pos >= header.size:
             fields = header.unpack_from(data, pos)
-            size = fields[-1]
             start = pos + header.size
-            if end - start < size:
-                if size > CHUNK:
-                    self._big = bytearray(size)
-                    self._big[: end - start] = data[start:]
-                    self._big_fields, self._filled = fields, end - start
-                    pos = end
-                break
-            pos = start + size
+            if end - start < fields[-1]:
+                self.pos = pos
+                self.begin_large(fields, start)
+                return frames
+            pos = start + fields[-1]
             frames.append((fields, data[start:pos]))
-        self._rest = data[pos:]
+        self.pos = pos
         return frames
-
-    def _fill(self) -> list[Frame]:
-        big = self._big
-        assert big is not None  # noqa: S101 -- the only caller looked
-        with memoryview(big) as view, view[self._filled :] as space:
-            count = os.readv(self._fd, [space])
-        if not count:
-            raise EOFError
-        self.received += count
-        self._filled += count
-        if self._filled < len(big):
-            return []
-        self._big = None
-        return [(self._big_fields, big)]
 
 
 class FrameWriter:
-    """Writes parts to a non-blocking descriptor; keeps what does not fit until `flush`."""
+    """Writes parts to a non-blocking descriptor; keeps what does not fit until `flush`.
 
-    __slots__ = ("_fd", "_pending", "sent")
+    Where an exception interrupts it, what was written is known all the same, and the next call goes on.
+    """
+
+    __slots__ = ("fd", "pending", "sent")
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._pending: deque[memoryview] = deque()
+        self.fd = fd
+        # What is to be written, and how much each write has taken of it.
+        self.pending: deque[tuple[bytes, list[int]]] = deque()
         self.sent = 0  # bytes handed in, in all
 
-    def send(self, parts: list[bytes], nbytes: int | None = None) -> bool:
-        """Write parts, `nbytes` in all, in order, as far as they go. False when some are left for `flush`.
+    def send(self, parts: list[bytes]) -> bool:
+        """Write parts, in order, as far as they go. False when some are left for `flush`.
 
         Never blocks. What is written to a closed link is dropped: the death of its worker is reported elsewhere.
         """
-        total = sum(map(len, parts)) if nbytes is None else nbytes
-        self.sent += total
-        if total <= JOIN_UP_TO:
-            data = b"".join(parts)
-            if not self._pending:
-                try:
-                    count = os.write(self._fd, data)
-                except BlockingIOError:
-                    count = 0
-                except OSError:
-                    return True
-                if count == total:
-                    return True
-                data = data[count:]
-            self._pending.append(memoryview(data))
-            return False
-        self._pending.extend(memoryview(part) for part in parts if part)
+        self.pending.extend(self.frames(parts))
         return self.flush()
+
+    def frames(self, parts: list[bytes]) -> list[tuple[bytes, list[int]]]:
+        """Return parts as `pending` has them: small ones are joined, large ones are not copied."""
+        nbytes = sum(map(len, parts))
+        self.sent += nbytes
+        if nbytes <= JOIN_UP_TO:
+            return [(b"".join(parts), [])]
+        joined: list[bytes] = []
+        small: list[bytes] = []
+        for part in parts:
+            if len(part) > JOIN_UP_TO:
+                joined += b"".join(small), part
+                small = []
+            else:
+                small.append(part)
+        joined.append(b"".join(small))
+        return [(data, []) for data in joined if data]
 
     def flush(self) -> bool:
         """Write what is pending, as far as it goes. True when nothing is left. Never blocks."""
-        pending = self._pending
-        while pending:
-            try:
-                count = os.writev(self._fd, [pending[index] for index in range(min(PARTS, len(pending)))])
-            except BlockingIOError:
-                return False
-            except OSError:
-                pending.clear()
-                return True
-            while count:
-                first = pending[0]
-                if count >= len(first):
-                    count -= len(first)
-                    pending.popleft()
-                else:
-                    pending[0] = first[count:]
-                    count = 0
+        pending = self.pending
+        try:
+            while pending:
+                write_on(self.fd, *pending[0])
+                pending.popleft()
+        except BlockingIOError:
+            return False
+        except OSError:
+            pending.clear()
         return True
+
+
+def write_on(fd: int, data: bytes, taken: list[int]) -> None:
+    """Write data from where earlier writes have ended; raises what `os.write` raises.
+
+    No exception of a signal handler comes between a write and the note of it, as both are made in C.
+    """
+    while (pos := sum(taken)) < len(data):
+        taken += map(os.write, (fd,), (memoryview(data)[pos:],))
 
 
 class Outbox:
@@ -210,10 +248,6 @@ class Outbox:
             self._writing = False
 
     def _write_frames(self) -> None:
-        frames = self._frames
-        while frames:
-            frame, taken = frames[0]
-            while (pos := sum(taken)) < len(frame):
-                # No handler comes between the write and the note of it, as both are made in C.
-                taken.extend(map(os.write, (self._fd,), (memoryview(frame)[pos:],)))
-            frames.popleft()
+        while self._frames:
+            write_on(self._fd, *self._frames[0])
+            self._frames.popleft()

@@ -160,7 +160,7 @@ class FakeWorkforce(DrivenWorkforce):
         self._initializer = initializer
         self._note = note  # writes a line of the timeline
         self._workers: dict[int, FakeWorker] = {}
-        self._reports: list[Report] = []  # what the workers will say when they are asked
+        self._reports: deque[Report] = deque()  # what the workers will say when they are asked
 
     # ===== orders =====
 
@@ -187,19 +187,18 @@ class FakeWorkforce(DrivenWorkforce):
         else:
             self._reports.append(Ready(worker_id, None))
 
-    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
         """Note what was sent."""
         self._workers[worker_id].claims.extend((task, announce) for task in tasks)
+        written.append(True)
 
-    def reclaim(self, worker_id: int) -> int:
+    def reclaim(self, worker_id: int, taken: list[Any], _told: list[Any]) -> None:
         """Take back what has not begun; a fake worker has always dropped it already."""
         worker = self._workers.get(worker_id)
-        count = 0
         if worker is not None and worker.claims:
-            count = len(worker.claims)
+            taken += worker.claims
             worker.claims.clear()
             self._reports.append(Drained(worker_id))
-        return count
 
     def status(self, worker_id: int) -> Status:
         """What the worker runs."""
@@ -322,7 +321,7 @@ class FakeWorkforce(DrivenWorkforce):
             args = (self._apart(args[0]), *args[1:])
         limit = task.options.timeout
         deadline = None if limit is None else worker.since + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, None, worker.id)
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, worker.id)
         ok, value = worker.context.run(run_call, context, self._apart(fn), args, kwargs)
         try:
             if self.by_reference:
@@ -363,9 +362,9 @@ class FakeWorkforce(DrivenWorkforce):
         """There is always something to do: nobody waits."""
         return True
 
-    def act(self) -> list[Report]:
+    def act(self) -> deque[Report]:
         """What the workers have to say."""
-        reports, self._reports = self._reports, []
+        reports, self._reports = self._reports, deque()
         return reports
 
     def wake(self) -> None:

@@ -285,17 +285,15 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
 def test_an_interrupt_that_comes_with_the_turn_to_wait_gives_it_up(
     new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Signals are deferred during a step, and come after it."""
+    """It has taken its place in the line by then, and nobody wakes it in vain."""
     with faults.new_pool(1, max_queue=1) as pool:
         held, release = full(pool, new_gate, 1)
 
-        def interrupt(before: Any) -> None:
-            restore_signals(before)
+        def interrupt(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        restore_signals = poolkit._engine.requests.restore_signals
         with monkeypatch.context() as patch:
-            patch.setattr(poolkit._engine.requests, "restore_signals", interrupt)
+            patch.setattr(pool._supervisor, "_publish", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pool.submit(work.none_of_it)
         assert all(waiter.gone for waiter in pool._supervisor._waiters.waiting)

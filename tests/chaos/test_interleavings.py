@@ -190,14 +190,13 @@ class Between:
         self.event: Callable[[int], object] | None = None
         monkeypatch.setattr(self._workforce, "reclaim", self._lie)
 
-    def _lie(self, worker_id: int) -> int:
+    def _lie(self, worker_id: int, taken: list[Any], told: list[Any]) -> None:
         event, self.event = self.event, None
         if event is not None:
             self._arrived.wait()
-        count: int = self._reclaim(worker_id)
+        self._reclaim(worker_id, taken, told)
         if event is not None:
             event(worker_id)
-        return count
 
     def end_the_task(self, release: Gate) -> Callable[[int], object]:
         """Its outcome is sent, and its board says so."""
@@ -271,8 +270,8 @@ def test_a_caller_who_comes_between_an_outcome_and_the_decision(
     def lie(handle: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Whoever has the report comes to the lock a little later."""
 
-        def handle_late(reports: Any) -> Any:
-            found = [reports] if type(reports) is Finished else reports
+        def handle_late(reports: Any = None) -> Any:
+            found = [reports] if type(reports) is Finished else reports or []
             if not came and any(type(report) is Finished for report in found):
                 came.append(second)
                 in_another_thread(acts[second])

@@ -50,27 +50,28 @@ class ScriptedWorkforce:
         assert worker_id not in self.workers
         self.workers[worker_id] = ScriptedWorker(worker_id)
 
-    def send(self, worker_id: int, tasks: Sequence[AnyTask], *, announce: bool) -> None:
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
         worker = self.workers[worker_id]
         assert worker.up
         assert not worker.stopped
         assert not worker.killed
         assert not worker.drops, "sent something before it had drained"
-        assert 0 < len(tasks) <= self.max_batch
+        assert len(tasks) <= self.max_batch
         if any(task.options.memory_limit is not None for task in tasks):
             assert len(tasks) == 1
             assert worker.running is None
             assert not worker.unclaimed
         worker.unclaimed.extend((task, announce) for task in tasks)
+        written.append(True)
 
-    def reclaim(self, worker_id: int) -> int:
+    def reclaim(self, worker_id: int, taken: list[Any], told: list[Any]) -> None:
         self.reclaims += 1
         worker = self.workers[worker_id]
-        count = len(worker.unclaimed)
+        taken += worker.unclaimed
         worker.unclaimed.clear()
-        if count:
+        if taken and not told:
             worker.drops += 1
-        return count
+            told.append(True)
 
     def status(self, worker_id: int) -> Status:
         worker = self.workers.get(worker_id)

@@ -141,9 +141,9 @@ def test_what_does_not_fit_is_kept_and_written_in_order(pipe: tuple[int, int], s
     assert writer.flush()
 
 
-def test_more_parts_than_one_call_takes(pipe: tuple[int, int]) -> None:
+def test_small_and_large_parts_go_in_their_order(pipe: tuple[int, int]) -> None:
     writer = FrameWriter(pipe[1])
-    parts = [os.urandom(2000) for _ in range(3 * link.PARTS)]
+    parts = [os.urandom(size) for size in (10, 2000, 3 * link.JOIN_UP_TO, 0, 7, 2 * link.JOIN_UP_TO, link.JOIN_UP_TO)]
     received = b""
     done = writer.send(parts)
     while not done:

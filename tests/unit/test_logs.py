@@ -9,6 +9,7 @@ import logging
 import marshal
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -226,8 +227,8 @@ def test_outcomes_do_not_wait_where_nothing_was_logged(owner: Owner) -> None:
 
 
 def test_outcomes_are_published_behind_what_was_logged_before(owner: Owner, keeper: Keeper) -> None:
-    owner.records.add([logged("one")])
-    owner.records.add([logged("two")])
+    owner.records.add(deque([logged("one")]))
+    owner.records.add(deque([logged("two")]))
     assert owner.records.defer(OUTCOME) == []
     owner.call(2)
     assert keeper.messages == ["one", "two"]
@@ -239,7 +240,7 @@ def test_outcomes_are_published_behind_what_was_logged_before(owner: Owner, keep
 
 def test_outcomes_of_workers_that_log_nothing_wait_for_nobody(owner: Owner) -> None:
     quiet = outcome_of(2)
-    owner.records.add([logged("one", 1)])
+    owner.records.add(deque([logged("one", 1)]))
     assert owner.records.defer(quiet + OUTCOME) == quiet
     assert owner.records.defer(quiet) == quiet
     assert owner.records.defer(outcome_of(2, attempts=2)) == [], "what it logged in another worker may be pending"
@@ -252,7 +253,7 @@ def test_a_finalizer_may_wait_for_the_pool_in_the_midst_of_the_records(owner: Ow
         with owner.records._lock:
             owner.records.step_aside()
 
-    owner.records.add([logged("one")])
+    owner.records.add(deque([logged("one")]))
     assert owner.records.defer(OUTCOME) == []
     thread = threading.Thread(target=be_interrupted, daemon=True)
     thread.start()
@@ -265,10 +266,10 @@ def test_a_worker_that_logs_more_than_is_handled_is_not_read_until_half_of_it_is
     owner: Owner, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_records, "MANY", 4)
-    owner.records.add([logged("quiet", 2)] * 4)
-    owner.records.add([logged("noisy", 1)] * 4)
+    owner.records.add(deque([logged("quiet", 2)] * 4))
+    owner.records.add(deque([logged("noisy", 1)] * 4))
     assert owner.not_read == set()
-    owner.records.add([logged("noisy", 1)])
+    owner.records.add(deque([logged("noisy", 1)]))
     assert owner.not_read == {1}
     owner.call(6)
     assert owner.not_read == {1}
@@ -287,10 +288,10 @@ def test_where_the_callback_thread_waits_outcomes_pass_and_all_workers_are_read(
         assert owner.published == OUTCOME
         assert owner.not_read == set()
         assert owner.records.defer(OUTCOME) == OUTCOME
-        owner.records.add([logged("two")] * 2)
+        owner.records.add(deque([logged("two")] * 2))
         assert owner.not_read == set()
 
-    owner.records.add([logged("one")] * 2)
+    owner.records.add(deque([logged("one")] * 2))
     assert owner.records.defer(OUTCOME) == []
     assert owner.not_read == {1}
     keeper.action = wait
@@ -305,7 +306,7 @@ def test_where_the_callback_thread_waits_outcomes_pass_and_all_workers_are_read(
 
 @pytest.mark.parametrize("payload", [b"", b"no marshal", marshal.dumps(3), marshal.dumps({"name": 3, "levelno": 30})])
 def test_a_record_that_is_none_is_said_once(owner: Owner, keeper: Keeper, payload: bytes) -> None:
-    owner.records.add([Logged(1, 2, payload)] * 2)
+    owner.records.add(deque([Logged(1, 2, payload)] * 2))
     owner.call(2)
     assert [record.name for record in keeper.records] == ["poolkit"]
     assert not owner.records.pending

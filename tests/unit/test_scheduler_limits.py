@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import pytest
 from unit.scripted import ScriptedPool, error_of, running
@@ -119,11 +120,11 @@ def test_a_task_that_ends_while_it_is_looked_at_is_not_punished() -> None:
     pool.claim(worker)
     reclaim = pool.workforce.reclaim
 
-    def reclaim_too_late(worker_id: int) -> int:
+    def reclaim_too_late(worker_id: int, taken: list[Any], told: list[Any]) -> None:
         if worker.running is tasks[0]:
             pool.finish(worker, deliver=False)
             pool.claim(worker)
-        return reclaim(worker_id)
+        reclaim(worker_id, taken, told)
 
     pool.workforce.reclaim = reclaim_too_late  # type: ignore[method-assign]
     pool.tick(1.0)

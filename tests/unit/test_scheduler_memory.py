@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from unit.scripted import ScriptedPool, error_of, running, up
 
@@ -246,10 +248,10 @@ def test_a_task_that_ends_while_it_is_weighed_is_not_punished() -> None:
     worker.memory = 200
     reclaim = pool.workforce.reclaim
 
-    def reclaim_too_late(worker_id: int) -> int:
+    def reclaim_too_late(worker_id: int, taken: list[Any], told: list[Any]) -> None:
         if worker.running is task:
             pool.finish(worker, deliver=False)
-        return reclaim(worker_id)
+        reclaim(worker_id, taken, told)
 
     pool.workforce.reclaim = reclaim_too_late  # type: ignore[method-assign]
     pool.tick(CHECK_MEMORY_NEAR)

@@ -34,8 +34,9 @@ class PatientWorkforce(ScriptedWorkforce):
         if not self.workers[worker_id].stopped:
             super().stop(worker_id)
 
-    def reclaim(self, worker_id: int) -> int:
-        return super().reclaim(worker_id) if worker_id in self.workers else 0
+    def reclaim(self, worker_id: int, taken: list[Any], told: list[Any]) -> None:
+        if worker_id in self.workers:
+            super().reclaim(worker_id, taken, told)
 
     def forget(self, worker_id: int) -> None:
         self.workers.pop(worker_id, None)

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,38 +38,48 @@ def tokens(means: str) -> Iterator[tuple[Tokens, Tokens]]:
 # ===== tokens =====
 
 
+def add(owner: Tokens, count: int) -> None:
+    os.write(owner.write_fd, owner.of(count))
+
+
+def taken(owner: Tokens) -> int:
+    found: list[Any] = []
+    owner.take_all(found)
+    return len(found)
+
+
 def test_there_is_none_before_one_is_added(tokens: tuple[Tokens, Tokens]) -> None:
     owner, worker = tokens
     assert not worker.take()
     assert not owner.take()
-    assert owner.take_all() == 0
+    assert taken(owner) == 0
 
 
 def test_each_token_goes_to_one_side(tokens: tuple[Tokens, Tokens]) -> None:
     owner, worker = tokens
-    owner.add(5)
+    add(owner, 5)
     assert [worker.take(), owner.take(), worker.take()] == [True] * 3
-    assert owner.take_all() == 2
+    assert taken(owner) == 2
     assert not worker.take()
-    owner.add(1)
-    owner.add(2)
+    add(owner, 1)
+    add(owner, 2)
     assert [worker.take() for _ in range(4)] == [True, True, True, False]
 
 
 def test_many_tokens_and_two_takers(tokens: tuple[Tokens, Tokens]) -> None:
     owner, worker = tokens
-    taken = [0]
+    theirs = [0]
 
     def take() -> None:
         while worker.take():
-            taken[0] += 1
+            theirs[0] += 1
 
-    owner.add(2000)
+    add(owner, 2000)
     thread = threading.Thread(target=take)
     thread.start()
-    mine = owner.take_all()
+    mine = taken(owner)
     thread.join()
-    assert mine + taken[0] == 2000
+    assert mine + theirs[0] == 2000
 
 
 def test_closing_tokens_twice_is_fine(tokens: tuple[Tokens, Tokens]) -> None:
