@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from poolkit._core.options import CallOptions
     from poolkit.outcome import Outcome
     from poolkit.task import Task
-    from poolkit.testing.workforce import FakeCall, VirtualClock
+    from poolkit.testing.workforce import FakeCall
+
+
+class VirtualClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # seconds since the pool was made
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
 
 
 class Ending:
@@ -79,7 +90,7 @@ class Call:
     @classmethod
     def of(cls, task: Task[Any], call: FakeCall | None) -> list[Call]:
         """The calls of a task; none of one that could not be pickled."""
-        return [] if call is None else [cls(task, call.kept(), place) for place in range(call.count)]
+        return [] if call is None else [cls(task, call._replace(memories=()), place) for place in range(call.size)]
 
     def end(self, task: Task[Any], ending: Ending) -> None:
         """Its task is done."""
@@ -147,8 +158,8 @@ def _short(value: object) -> str:
 class Timeline:
     """What happened in a fake pool, line by line, with the virtual time. Put into words only when it is looked at."""
 
-    def __init__(self, clock: VirtualClock) -> None:
-        self.clock = clock
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
         self._lines: list[tuple[float, Sequence[object]]] = []
 
     def note(self, *words: object) -> None:

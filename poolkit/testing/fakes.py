@@ -7,7 +7,6 @@ Thread-safe, as one thread runs it at a time; the others wait meanwhile.
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,10 @@ from poolkit._wire.inherit import pack_initializer
 from poolkit.errors import PoolkitError
 from poolkit.pool import Pool
 from poolkit.testing.calls import Call, Timeline, written
-from poolkit.testing.driver import FakeSupervisor
+from poolkit.testing.driver import Driver
 from poolkit.testing.script import When
-from poolkit.testing.workforce import FakeWorkforce, VirtualClock
+from poolkit.testing.waits import Turn
+from poolkit.testing.workforce import FakeWorkforce
 
 if TYPE_CHECKING:
     from poolkit.task import Task
@@ -42,7 +42,8 @@ class FakePool(Pool):
     Raises: what `Pool` raises.
     """
 
-    _supervisor: FakeSupervisor
+    _supervisor: Driver
+    _chunksize = 1
 
     def __init__(self, mode: str = "eager", seed: int = 0, check_pickle: bool = True, **settings: Any) -> None:
         if mode not in {"eager", "manual"}:
@@ -56,20 +57,14 @@ class FakePool(Pool):
         super().__init__(**{**settings, "name": settings.get("name") or "fake"})
         self._kind = "fake"
 
-    def _build(self, settings: PoolSettings, limits: PoolLimits) -> FakeSupervisor:
-        """Make a supervisor without a thread, of workers that are none."""
+    def _build(self, settings: PoolSettings, limits: PoolLimits) -> Driver:
+        """Make what has neither threads nor processes."""
         if settings.initializer is not None and self._check_pickle and settings.start_method != "fork":
             for fd in pack_initializer(settings.initializer, settings.initargs)[1]:
                 os.close(fd)
-        timeline = Timeline(VirtualClock())
-        workforce = FakeWorkforce(
-            timeline.clock,
-            random.Random(self._seed),
-            check_pickle=self._check_pickle,
-            initializer=settings.bound_initializer(),
-            note=timeline.note,
-        )
-        return FakeSupervisor(workforce, limits, name=self.name, timeline=timeline, eager=self._eager, seed=self._seed)
+        timeline, turn, initializer = Timeline(), Turn(), settings.bound_initializer()
+        workforce = FakeWorkforce(timeline, turn, self._seed, check_pickle=self._check_pickle, initializer=initializer)
+        return Driver(turn, workforce, limits, name=self.name, timeline=timeline, eager=self._eager)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None

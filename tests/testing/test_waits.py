@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED
 
 import pytest
@@ -139,6 +140,91 @@ def test_a_callback_that_hands_in_to_a_full_queue_is_refused() -> None:
     pool.run_all()
     assert len(errors) == 1
     assert "a callback must not wait" in errors[0]
+
+
+def test_an_interrupt_in_a_callback_leaves_the_others_to_be_called() -> None:
+    pool = manual(2)
+    tasks = [pool.submit(work.square, number) for number in range(3)]
+    called: list[object] = []
+
+    def interrupt(_task: object) -> None:
+        raise KeyboardInterrupt
+
+    for callback in (interrupt, called.append):
+        for task in tasks[:2]:
+            task.add_done_callback(callback)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            pool.cancel_all()
+    pool.advance(0)
+    assert [task.cancelled() for task in tasks] == [True, True, True]
+    assert called == tasks[:2]
+
+
+# ===== in the middle of a step =====
+
+
+Interrupted = Callable[[FakePool, Callable[[], object]], None]
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Interrupted:
+    """Have something done, once, in the middle of a step of the scheduler, as by a signal handler or a finalizer."""
+
+    def interrupt(pool: FakePool, action: Callable[[], object]) -> None:
+        scheduler = pool._supervisor._scheduler
+
+        def tick(now: float) -> None:
+            monkeypatch.undo()
+            action()
+            scheduler.tick(now)
+
+        monkeypatch.setattr(scheduler, "tick", tick)
+        pool._supervisor.settle()
+
+    return interrupt
+
+
+def test_a_finalizer_may_drop_results_in_the_middle_of_a_step(interrupted: Interrupted) -> None:
+    pool = manual(2)
+    results = [pool.map(work.square, range(9), chunksize=1)]
+    assert next(results[0]) == 0
+    interrupted(pool, results.clear)
+    assert pool.pending == []
+    assert pool.stats().cancelled == 2
+
+
+def test_what_needs_no_answer_is_done_after_the_step_that_it_interrupted(interrupted: Interrupted) -> None:
+    pool = manual()
+    tasks = [pool.submit(work.square, number) for number in range(3)]
+    interrupted(pool, tasks[0].cancel)
+    assert [task.cancelled() for task in tasks] == [True, False, False]
+    interrupted(pool, pool.shutdown)
+    assert "closed" in repr(pool)
+    assert [task.result() for task in tasks[1:]] == [1, 4]
+    assert pool.workers() == []
+
+
+def test_what_needs_an_answer_is_refused_in_the_middle_of_a_step(interrupted: Interrupted) -> None:
+    pool = manual()
+    task = pool.submit(work.square, 3)
+    for action in (lambda: pool.submit(work.square, 1), task.result, pool.run_all, pool.warm_up):
+        with pytest.raises(poolkit.PoolkitError, match="a signal handler or finalizer interrupted the pool"):
+            interrupted(pool, action)
+    assert task.result() == 9
+    assert pool.stats().submitted == 1
+
+
+def test_a_step_that_was_torn_is_made_good(interrupted: Interrupted) -> None:
+    def interrupt() -> None:
+        pool._supervisor._scheduler.queue.clear()
+        raise KeyboardInterrupt
+
+    pool = manual()
+    tasks = [pool.submit(work.square, number) for number in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(pool, interrupt)
+    assert [task.result() for task in tasks] == [0, 1, 4]
 
 
 # ===== threads =====
