@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from poolkit.testing.workforce import FakeCall
 
 
-class VirtualClock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 0.0  # seconds since the pool was made
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return self.now
-
-
 class Ending:
     """How a task ended, without its value."""
 
@@ -156,17 +145,21 @@ def _short(value: object) -> str:
 
 
 class Timeline:
-    """What happened in a fake pool, line by line, with the virtual time. Put into words only when it is looked at."""
+    """The virtual clock of a fake pool, and what happened by it. Put into words only when it is looked at."""
 
     def __init__(self) -> None:
-        self.clock = VirtualClock()
+        self.now = 0.0  # seconds since the pool was made; whoever drives it moves it
         self._lines: list[tuple[float, Sequence[object]]] = []
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
 
     def note(self, *words: object) -> None:
         """Something happens."""
-        self._lines.append((self.clock.now, words))
+        self._lines.append((self.now, words))
 
     def __str__(self) -> str:
-        """All lines."""
+        """All of it, line by line."""
         lines = (f"{when:10.3f}  {' '.join(map(str, words))}" for when, words in self._lines)
         return "\n".join(lines) or "nothing has happened"

@@ -7,7 +7,7 @@
 Whoever waits for a task drives the pool until it is done, as waiting in the only thread would never end otherwise.
 A task that uses its own pool may do so: what it waits for is run by the workers that are free.
 Done callbacks and listeners are called, one after the other, where the pool has settled, by the thread that drives.
-Guarded by: `_turn`: all but `_asked`, which anybody may append to. One thread drives at a time, and the others wait
+Guarded by: `turn`: all but `_asked`, which anybody may append to. One thread drives at a time, and the others wait
 until it is done. What a signal handler or finalizer asks for that interrupts a step of the scheduler in its own thread
 is done after that, if it needs no answer, and else refused.
 """
@@ -17,13 +17,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from poolkit._core import snapshots
-from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import OPEN, Scheduler
 from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import AnyTask
@@ -34,10 +32,8 @@ from poolkit.errors import InitializerFailed, PoolClosed, PoolkitError, QueueFul
 from poolkit.future import WaitTimeout
 from poolkit.task import SETTLED
 from poolkit.testing.calls import Call, Ending, Timeline
-from poolkit.testing.waits import FakeTask, Turn
+from poolkit.testing.waits import FakeTask
 from poolkit.testing.workforce import FakeWorkforce, named
-
-T = TypeVar("T")
 
 DECIDING, PUBLISHING, TAKING_UP_MAPS, IN_A_CALL, IN_A_CALLBACK, RUNNING_ALL = range(6)
 _REFUSALS = (PoolClosed, QueueFull, InitializerFailed)
@@ -48,23 +44,20 @@ class Driver:
 
     bounded = False  # as far as callers go: `submit` itself makes room
 
-    def __init__(
-        self, turn: Turn, workforce: FakeWorkforce, limits: PoolLimits, *, name: str, timeline: Timeline, eager: bool
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, workforce: FakeWorkforce, timeline: Timeline, name: str) -> None:
         self.name = name
         self.pid = os.getpid()
         self.workforce = workforce
-        self.timeline = timeline
-        self.clock = timeline.clock
+        self.clock = timeline
+        self.eager = False
         self.calls: list[Call] = []
         self.maps = Maps(name, self._wake, self.is_open)
         self._unended: dict[int, list[Call]] = {}  # calls by the id of their task
-        self._turn = turn
-        self._scheduler = Scheduler(workforce, limits, random.Random(workforce.seed))
+        self.turn = workforce.turn
+        self._scheduler = scheduler
         self._listeners = Listeners(name)
         self._asked: deque[Callable[[float], object]] = deque()  # steps that are to be done
         self._callbacks: deque[tuple[Callable[[Any], object], Any]] = deque()  # what is to be called, with what
-        self._eager = eager
         self._doing: list[int] = []  # what goes on, each within the one before
         self._inconsistent = False  # an exception interrupted a step, or publishing: the next step repairs that first
 
@@ -86,10 +79,10 @@ class Driver:
             if calls := Call.of(task, task.call):
                 self.calls += calls
                 self._unended[task.id] = calls
-                self.timeline.note(named(task), "submitted:", *calls)
+                self.clock.note(named(task), "submitted:", *calls)
 
         self._check_owner()
-        with self._turn:
+        with self.turn:
             while task.options.block and error is None and self._scheduler.is_full():
                 if IN_A_CALLBACK in self._doing:
                     raise QueueFull(f"cannot submit {task.name}: the queue is full, and a callback must not wait")
@@ -106,7 +99,7 @@ class Driver:
 
     def cancel(self, task: AnyTask) -> bool:
         """Cancel a task; False when it was settled already."""
-        with self._turn:
+        with self.turn:
             if task.phase is SETTLED or self._is_copy():
                 return False
             self.cancel_soon(task)
@@ -134,7 +127,7 @@ class Driver:
             PoolkitError: it would never be done.
         """
         self._check_owner()
-        with self._turn:
+        with self.turn:
             end = math.inf if timeout is None else self.clock.now + timeout
             while not task.done() and self.go_on(end):
                 pass
@@ -146,7 +139,7 @@ class Driver:
             why = "it hangs, and no limit stops it"
             if IN_A_CALL in self._doing:
                 why = "it needs a worker, and a task that waits has the last one: a real pool would stand still"
-            raise PoolkitError(f"{task!r} would never be done: {why}\n{self.timeline}")
+            raise PoolkitError(f"{task!r} would never be done: {why}\n{self.clock}")
 
     def end_lease(self) -> None:
         """Somebody waits in a way of his own: nothing comes of itself, so there is nothing to be done."""
@@ -177,22 +170,22 @@ class Driver:
 
     def stats(self) -> PoolStats:
         """A snapshot of the counts."""
-        with self._turn:
+        with self.turn:
             return snapshots.pool_stats(self._scheduler, 0, (0, 0), (0, 0, 0, 0, 0))
 
     def workers(self) -> list[WorkerInfo]:
         """A snapshot of the workers."""
-        with self._turn:
+        with self.turn:
             return snapshots.workers(self._scheduler, self.clock.now)
 
     def listen(self, name: str, listener: Listener) -> None:
         """Call `listener` with each event of that name."""
-        with self._turn:
+        with self.turn:
             self._scheduler.listened = self._listeners.add(name, listener)
 
     def unlisten(self, name: str, listener: Listener) -> None:
         """Undo one `listen`. Raises ValueError when it was not listening."""
-        with self._turn:
+        with self.turn:
             self._scheduler.listened = self._listeners.remove(name, listener)
 
     def is_open(self) -> bool:
@@ -214,7 +207,7 @@ class Driver:
 
         if self._is_copy():
             return
-        with self._turn:
+        with self.turn:
             self._asked.append(step)
             self.settle()
             if wait and not {IN_A_CALL, DECIDING} & {*self._doing}:
@@ -248,30 +241,29 @@ class Driver:
         finally:
             self._doing.pop()
 
-    def _ask(self, what: str, step: Callable[[float], T]) -> T:
-        """Do a step of the scheduler that has an answer, and settle."""
+    def _ask(self, what: str, step: Callable[[float], object]) -> None:
+        """Do a step of the scheduler that may be refused, and settle."""
         self._check_owner()
-        with self._turn:
+        with self.turn:
             self._refuse_reentrant(what)
-            answer = self._decide(step)
+            self._decide(step)
             self.settle()
-        return answer
 
     def _refuse_reentrant(self, what: str) -> None:
         if DECIDING in self._doing:
             raise PoolkitError(f"cannot {what} here: a signal handler or finalizer interrupted the pool itself")
 
-    def _decide(self, step: Callable[[float], T]) -> T:
+    def _decide(self, step: Callable[[float], object]) -> None:
         """Do a step of the scheduler."""
         with self._while(DECIDING):
             if self._inconsistent:
                 self._scheduler.repair(deque(), self.clock.now)
                 self._inconsistent = False
-            return step(self.clock.now)
+            step(self.clock.now)
 
     def settle(self) -> None:
         """Do what was asked for and take in what is reported, until nothing changes. Runs no task."""
-        with self._turn:
+        with self.turn:
             if DECIDING in self._doing:  # whoever is interrupted by this comes to it
                 return
             while self._settle_once():
@@ -313,7 +305,7 @@ class Driver:
         scheduler.settled.clear()
         for task, outcome in settled:
             ending = Ending(outcome)
-            self.timeline.note(named(task), ending)
+            self.clock.note(named(task), ending)
             for call in self._unended.pop(task.id, ()):
                 call.end(task, ending)
             if callbacks := task.publish(outcome):
@@ -331,20 +323,20 @@ class Driver:
 
     def _wake(self) -> None:
         """Go on with maps that were dropped, unless somebody drives, who comes to that. From finalizers too."""
-        if self._turn.is_free():
+        if self.turn.is_free():
             self.settle()
 
     # ===== driving =====
 
     def _run_if_eager(self) -> None:
         """Run what was submitted; within a call, a callback or `run_all`, that is done by whoever drives that."""
-        if self._eager and not {IN_A_CALL, IN_A_CALLBACK, RUNNING_ALL} & {*self._doing}:
+        if self.eager and not {IN_A_CALL, IN_A_CALLBACK, RUNNING_ALL} & {*self._doing}:
             self.run_all()
 
     @contextlib.contextmanager
     def accepting(self) -> Iterator[None]:
         """Run what is submitted meanwhile afterwards, if eager."""
-        with self._turn:
+        with self.turn:
             with self._while(RUNNING_ALL):
                 yield
             self._run_if_eager()
@@ -360,10 +352,11 @@ class Driver:
             self.settle()
         return happened
 
-    def _move(self, end: float) -> bool:
+    def move(self, end: float) -> bool:
         """Move the clock to what is due next, not beyond `end`; False when nothing is."""
         deadline = self._scheduler.next_deadline()
-        due = min(self.workforce.next_end(), math.inf if deadline is None else deadline)
+        ends = [run.ends_at for run, _ in self.workforce.running()]
+        due = min([math.inf if deadline is None else deadline, *ends])
         if due > end or due == math.inf:
             return False
         self.clock.now = max(self.clock.now, due)
@@ -372,31 +365,17 @@ class Driver:
 
     def go_on(self, end: float = math.inf) -> bool:
         """One more thing happens, the clock being moved to it; False when nothing would, before `end`."""
-        with self._turn:
-            return self.step() or ((self.workforce.is_running() or bool(self._scheduler.waiting)) and self._move(end))
-
-    def run_next(self) -> bool:
-        """Run one task that a real pool could run next; see `FakePool.run_next`."""
-        with self._turn:
-            return self.step() or (self.workforce.is_running() and self._move(math.inf))
+        with self.turn:
+            return self.step() or (bool(self.workforce.running() or self._scheduler.waiting) and self.move(end))
 
     def run_all(self) -> None:
         """Run tasks until none is left, or those that are left hang; the clock is moved as far as that takes."""
-        with self._turn, self._while(RUNNING_ALL):
+        with self.turn, self._while(RUNNING_ALL):
             while self.go_on():
                 pass
 
-    def advance(self, seconds: float) -> None:
-        """Let so much time pass: what a real pool would do in it is done, in order."""
-        with self._turn:
-            end = self.clock.now + seconds
-            while self.step() or self._move(end):
-                pass
-            self.clock.now = max(self.clock.now, end)
-            self.settle()
-
     def pending(self) -> list[AnyTask]:
         """The tasks that were accepted and are not settled, in the order of submission."""
-        with self._turn:
+        with self.turn:
             self.settle()  # the results of a `map` that were dropped have it cancelled then
             return self._scheduler.unsettled_tasks()

@@ -6,13 +6,16 @@ Thread-safe, as one thread runs it at a time; the others wait meanwhile.
 
 from __future__ import annotations
 
+import math
 import os
+import random
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from poolkit._core import options as checks
 from poolkit._core.options import PoolLimits
+from poolkit._core.scheduler import Scheduler
 from poolkit._given import name_of
 from poolkit._kinds.settings import PoolSettings
 from poolkit._wire.inherit import pack_initializer
@@ -21,7 +24,6 @@ from poolkit.pool import Pool
 from poolkit.testing.calls import Call, Timeline, written
 from poolkit.testing.driver import Driver
 from poolkit.testing.script import When
-from poolkit.testing.waits import Turn
 from poolkit.testing.workforce import FakeWorkforce
 
 if TYPE_CHECKING:
@@ -47,24 +49,24 @@ class FakePool(Pool):
 
     def __init__(self, mode: str = "eager", seed: int = 0, check_pickle: bool = True, **settings: Any) -> None:
         if mode not in {"eager", "manual"}:
-            msg = f"mode must be 'eager' or 'manual', was {mode!r}"
-            raise ValueError(msg)
-        self._eager = mode == "eager"
+            raise ValueError(f"mode must be 'eager' or 'manual', was {mode!r}")
         self._seed = seed
         self._check_pickle = check_pickle
         if settings.get("max_workers") is None:
             settings["max_workers"] = 1
         super().__init__(**{**settings, "name": settings.get("name") or "fake"})
         self._kind = "fake"
+        self._supervisor.eager = mode == "eager"
 
     def _build(self, settings: PoolSettings, limits: PoolLimits) -> Driver:
         """Make what has neither threads nor processes."""
         if settings.initializer is not None and self._check_pickle and settings.start_method != "fork":
             for fd in pack_initializer(settings.initializer, settings.initargs)[1]:
                 os.close(fd)
-        timeline, turn, initializer = Timeline(), Turn(), settings.bound_initializer()
-        workforce = FakeWorkforce(timeline, turn, self._seed, check_pickle=self._check_pickle, initializer=initializer)
-        return Driver(turn, workforce, limits, name=self.name, timeline=timeline, eager=self._eager)
+        timeline, initializer = Timeline(), settings.bound_initializer()
+        workforce = FakeWorkforce(timeline, random.Random(self._seed), initializer, check_pickle=self._check_pickle)
+        scheduler = Scheduler(workforce, limits, random.Random(self._seed))
+        return Driver(scheduler, workforce, timeline, self.name)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -98,7 +100,9 @@ class FakePool(Pool):
 
         One that takes virtual time is only begun, while others could begin beside it; then the clock moves.
         """
-        return self._supervisor.run_next()
+        driver = self._supervisor
+        with driver.turn:
+            return driver.step() or (bool(driver.workforce.running()) and driver.move(math.inf))
 
     def run_all(self) -> None:
         """Run until nothing is pending but what hangs; the clock moves as far as that takes."""
@@ -120,9 +124,14 @@ class FakePool(Pool):
         """
         time = checks.wait_seconds("seconds", seconds)
         if time is None:
-            msg = f"seconds must be finite, was {seconds!r}; run_all() runs to the end"
-            raise ValueError(msg)
-        self._supervisor.advance(time)
+            raise ValueError(f"seconds must be finite, was {seconds!r}; run_all() runs to the end")
+        driver = self._supervisor
+        with driver.turn:
+            end = driver.clock.now + time
+            while driver.step() or driver.move(end):
+                pass
+            driver.clock.now = max(driver.clock.now, end)
+            driver.settle()
 
     # ===== faults =====
 
@@ -133,9 +142,10 @@ class FakePool(Pool):
         `map` are calls, too. `unittest.mock.ANY` stands for any argument.
         """
         if not callable(fn):
-            msg = f"the first argument must be the function that is called, was {fn!r}"
-            raise TypeError(msg)
-        return self._supervisor.workforce.script.add(fn, args, kwargs)
+            raise TypeError(f"the first argument must be the function that is called, was {fn!r}")
+        when = When(fn, args, kwargs)
+        self._supervisor.workforce.script.insert(0, when)
+        return when
 
     # ===== what happened =====
 
@@ -151,7 +161,7 @@ class FakePool(Pool):
 
     def timeline(self) -> str:
         """What happened so far, line by line, with the virtual time; failed assertions show it."""
-        return str(self._supervisor.timeline)
+        return str(self._supervisor.clock)
 
     def assert_called(self, fn: Callable[..., Any], /, *args: Any, times: int | None = None, **kwargs: Any) -> None:
         """Check that `fn` was called: at all, or `times` times; with exactly these arguments, if there are any.
@@ -166,8 +176,7 @@ class FakePool(Pool):
             what = written(fn, args, kwargs) if args or kwargs else name_of(fn)
             wanted = "was not called" if times is None else f"was called {found} times, not {times} times"
             calls = "\n".join(f"  {call!r}" for call in self._supervisor.calls) or "  none"
-            msg = f"{what} {wanted}\ncalls:\n{calls}\ntimeline:\n{self.timeline()}"
-            raise AssertionError(msg)
+            raise AssertionError(f"{what} {wanted}\ncalls:\n{calls}\ntimeline:\n{self.timeline()}")
 
     def assert_not_called(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Check that `fn` was not called, or not with exactly these arguments. Raises AssertionError."""

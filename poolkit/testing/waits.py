@@ -75,7 +75,7 @@ class DrivingEvent(threading.Event):
         if self.is_set():
             return True
         if timeout is None:
-            timelines = "\n".join(str(pool.timeline) for pool in self.pools)
+            timelines = "\n".join(str(pool.clock) for pool in self.pools)
             raise PoolkitError(f"what is waited for would never be done:\n{timelines}")
         for pool in self.pools:
             pool.clock.now = max(pool.clock.now, self._ends[pool])

@@ -41,7 +41,7 @@ from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
 from poolkit.testing.calls import Timeline
-from poolkit.testing.script import CRASHES, HANGS, RAISES, RUNS, UNSCRIPTED, Arguments, Script, Step
+from poolkit.testing.script import CRASHES, HANGS, RAISES, RUNS, UNSCRIPTED, Arguments, Step, When, next_step
 from poolkit.testing.waits import Turn
 
 Function = Callable[..., Any]
@@ -77,7 +77,7 @@ class FakeWorker:
 class Run:
     """One run of a task on a fake worker."""
 
-    def __init__(self, task: AnyTask, now: float, script: Script) -> None:
+    def __init__(self, task: AnyTask, now: float, script: list[When]) -> None:
         self.task = task
         self.ends_at = now
         self.failure: BaseException | None = None  # it could not be unpickled
@@ -88,7 +88,7 @@ class Run:
             self.failure = exc
             return
         for args, kwargs in each_call(*self.call) if script else ():
-            step = script.next_step(task.call.fn, args, kwargs)
+            step = next_step(script, task.call.fn, args, kwargs)
             self.steps.append(step)
             self.ends_at += math.inf if step.what == HANGS else step.seconds
             if step.what in {HANGS, CRASHES, RAISES}:
@@ -104,9 +104,8 @@ class FakeWorkforce(Workforce):
     """Workers of the fake kind behind the Workforce protocol.
 
     Attributes:
-        script: what happens to the calls.
+        script: what happens to the calls; what was said last comes first.
         reports: what the workers have to say.
-        seed: of what is picked at random.
     """
 
     max_batch = 1
@@ -115,20 +114,18 @@ class FakeWorkforce(Workforce):
     def __init__(
         self,
         timeline: Timeline,
-        turn: Turn,
-        seed: int,
+        rng: random.Random,
+        initializer: Callable[[], object] | None,
         *,
         check_pickle: bool,
-        initializer: Callable[[], object] | None,
     ) -> None:
         mark_records()
-        self.script = Script()
+        self.script: list[When] = []
         self.reports: deque[Report] = deque()
-        self.seed = seed
         self.by_reference = not check_pickle
-        self._rng = random.Random(seed)
-        self._turn = turn
-        self._clock = timeline.clock
+        self._rng = rng
+        self.turn = Turn()
+        self._clock = timeline
         self._note = timeline.note
         self._initializer = initializer
         self._workers: dict[int, FakeWorker] = {}
@@ -200,7 +197,8 @@ class FakeWorkforce(Workforce):
 
     # ===== what the driver asks =====
 
-    def _running(self) -> list[tuple[Run, FakeWorker]]:
+    def running(self) -> list[tuple[Run, FakeWorker]]:
+        """What runs, and where."""
         return [(worker.run, worker) for worker in self._workers.values() if worker.run is not None]
 
     def begin_one(self) -> bool:
@@ -225,18 +223,10 @@ class FakeWorkforce(Workforce):
 
     def end_one(self) -> bool:
         """End one run whose time has come; False when there is none."""
-        over = [(run, worker) for run, worker in self._running() if run.ends_at <= self._clock.now]
+        over = [(run, worker) for run, worker in self.running() if run.ends_at <= self._clock.now]
         if over:
             self._end(*self._rng.choice(over))
         return bool(over)
-
-    def next_end(self) -> float:
-        """When the next run ends by itself; infinity when none does."""
-        return min((run.ends_at for run, _ in self._running()), default=math.inf)
-
-    def is_running(self) -> bool:
-        """Whether a worker runs a task."""
-        return bool(self._running())
 
     def _end(self, run: Run, worker: FakeWorker) -> None:
         """A run's time is over: its worker dies, or the call runs now and its outcome is sent."""
@@ -295,7 +285,7 @@ class FakeWorkforce(Workforce):
             return fn
 
         def run_lent(coroutine: Any) -> Any:
-            with self._turn.lent():
+            with self.turn.lent():
                 return run_coroutine(coroutine)
 
         def run(*args: Any, **kwargs: Any) -> Any:
