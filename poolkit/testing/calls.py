@@ -29,18 +29,15 @@ class Ending:
 
     def __init__(self, outcome: Outcome) -> None:
         self.state = "cancelled" if outcome.cancelled else "succeeded" if outcome.ok else "failed"
-        self._load = outcome.load
-        self._error: Any = None  # or what `load` makes one of
-        if self.state == "failed":
-            self._error = outcome.payload
-        if self._error is not None and self._load is None:  # a copy, as whoever raises it ties it to his frames
+        self._load = outcome.load or (lambda error: error)
+        self._error = outcome.payload if self.state == "failed" else None  # or what `load` makes one of
+        if outcome.load is None:  # a copy, as whoever raises it ties it to his frames
             with contextlib.suppress(Exception):  # it is the user's class
-                self._error = copy.copy(outcome.payload)
+                self._error = copy.copy(self._error)
 
     def error(self) -> BaseException | None:
         """The exception, or None."""
-        error: BaseException | None = self._error
-        return error if error is None or self._load is None else self._load(error)
+        return None if self._error is None else self._load(self._error)
 
     def __str__(self) -> str:
         """It in words."""

@@ -64,11 +64,7 @@ class Driver:
     # ===== what the pool asks =====
 
     def submit(self, task: AnyTask, error: BaseException | None = None, waiter: Waiter | None = None) -> bool:  # noqa: ARG002 -- nobody has to wait
-        """Accept a task; with `error` it fails at once. A full queue makes room, if the task may wait for that.
-
-        Raises:
-            PoolClosed, InitializerFailed, QueueFull: it was not accepted.
-        """
+        """Accept a task; with `error` it fails at once. A full queue makes room, if the task may wait for that."""
 
         def step(now: float) -> None:
             FakeTask.adopt(task, self)
@@ -120,12 +116,7 @@ class Driver:
         return self._scheduler.has_begun(task)
 
     def lead(self, task: AnyTask, timeout: float | None) -> None:
-        """Drive the pool until `task` is done, for `timeout` virtual seconds at most.
-
-        Raises:
-            TimeoutError: it is not done by then.
-            PoolkitError: it would never be done.
-        """
+        """Drive the pool until `task` is done, for `timeout` virtual seconds at most. PoolkitError: it never is."""
         self._check_owner()
         with self.turn:
             end = math.inf if timeout is None else self.clock.now + timeout
@@ -151,22 +142,14 @@ class Driver:
 
     def resize(self, size: int) -> None:
         """Change the number of workers."""
-
-        def step(now: float) -> None:
-            self._scheduler.check_open("resize")
-            self._scheduler.resize(size, now)
-
-        self._ask("resize", step)
+        self._scheduler.check_open("resize")
+        self._ask("resize", lambda now: self._scheduler.resize(size, now))
 
     def warm_up(self, timeout: float | None) -> None:  # noqa: ARG002 -- it takes no time
         """Start all workers."""
-
-        def step(now: float) -> None:
-            self._scheduler.check_open("warm up")
-            self._scheduler.warm_up(now)
-
-        self._ask("warm up", step)
         self._scheduler.check_open("warm up")
+        self._ask("warm up", self._scheduler.warm_up)
+        self._scheduler.check_open("warm up")  # the initializer may have raised
 
     def stats(self) -> PoolStats:
         """A snapshot of the counts."""
@@ -193,11 +176,7 @@ class Driver:
         return self._scheduler.phase is OPEN and not self._is_copy()
 
     def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
-        """Finish or cancel what was accepted; a waiting shutdown runs what is left, as a real one does.
-
-        Raises:
-            PoolkitError: it would wait for ever, for a task that hangs.
-        """
+        """Finish or cancel what was accepted; if it is to `wait`, by running it. PoolkitError where something hangs."""
 
         def step(now: float) -> None:
             scheduler = self._scheduler
@@ -210,11 +189,11 @@ class Driver:
         with self.turn:
             self._asked.append(step)
             self.settle()
-            if wait and not {IN_A_CALL, DECIDING} & {*self._doing}:
-                self.run_all()
-                if left := self.pending():
-                    why = "it hangs, and nothing will stop it"
-                    raise PoolkitError(f"shutdown() would wait for ever, for {left[0]!r}: {why}")
+            if not wait or IN_A_CALL in self._doing or DECIDING in self._doing:
+                return
+            self.run_all()
+            if left := self.pending():
+                raise PoolkitError(f"shutdown() would wait for ever: {left[0]!r} hangs, and nothing will stop it")
 
     def drop(self) -> None:
         """The pool object is gone: there is neither worker nor thread to be ended."""
@@ -224,8 +203,7 @@ class Driver:
 
     def _check_owner(self) -> None:
         if self._is_copy():
-            where = f"belongs to process {self.pid}; this is process {os.getpid()}, forked from it"
-            raise PoolClosed(f"pool {self.name} {where}: make a pool of its own here")
+            raise PoolClosed(f"pool {self.name} belongs to process {self.pid}, from which this one was forked")
 
     # ===== settling =====
 
@@ -277,15 +255,18 @@ class Driver:
                 self._run_if_eager()
 
     def _settle_once(self) -> bool:
-        """Go through all of it; False when nothing more comes of it."""
-        scheduler = self._scheduler
-        changes = self._take_up_maps()
+        """Do each of it once; False when nothing more comes of it."""
         self._decide(self._take_in)
-        for task, outcome in list(scheduler.unread.items()):
+        for task, outcome in list(self._scheduler.unread.items()):
             outcome.error()  # unpickles it: the user's code
-            self._decide(lambda now, task=task: scheduler.read(task, now))  # type: ignore[misc]
+            self._decide(lambda now, task=task: self._scheduler.read(task, now))  # type: ignore[misc]
         with self._while(PUBLISHING):
-            changes |= self._publish()
+            self._publish()
+        self.maps.warn_if_slow()
+        changes = False
+        if not self.maps.left.empty() and TAKING_UP_MAPS not in self._doing:  # else this is asked by the input of one
+            with self._while(TAKING_UP_MAPS):
+                changes = self.maps.take_up()
         return bool(changes or self._asked or self.workforce.reports)
 
     def _take_in(self, now: float) -> None:
@@ -297,8 +278,8 @@ class Driver:
         if scheduler.lingers and not self.maps.open:
             scheduler.end_lingering(now)
 
-    def _publish(self) -> bool:
-        """Give tasks their outcomes; False when there are none."""
+    def _publish(self) -> None:
+        """Give tasks their outcomes, and note what is to be called."""
         scheduler, settled = self._scheduler, [*self._scheduler.settled]
         self._callbacks += [(self._listeners.tell, event) for event in scheduler.events]
         scheduler.events.clear()
@@ -311,15 +292,6 @@ class Driver:
             if callbacks := task.publish(outcome):
                 self._callbacks.append((task.call_back, callbacks))
             scheduler.accepted.pop(task, None)
-        return bool(settled)
-
-    def _take_up_maps(self) -> bool:
-        """Go on with maps that nobody reads; not from the input of one of them. False when nothing changes."""
-        if TAKING_UP_MAPS in self._doing:
-            return False
-        with self._while(TAKING_UP_MAPS):
-            self.maps.warn_if_slow()
-            return self.maps.take_up()
 
     def _wake(self) -> None:
         """Go on with maps that were dropped, unless somebody drives, who comes to that. From finalizers too."""

@@ -109,18 +109,13 @@ class FakePool(Pool):
         self._supervisor.run_all()
 
     def run_until(self, task: Task[Any]) -> None:
-        """Run until `task` is done; the clock moves as far as that takes.
-
-        Raises:
-            PoolkitError: it would never be done.
-        """
+        """Run until `task` is done; the clock moves as far as that takes. PoolkitError when it would never be done."""
         self._supervisor.lead(task, None)
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` of virtual time pass: what a real pool would do in them is done, in order.
 
-        Raises:
-            TypeError, ValueError: not a number of 0 or more seconds.
+        TypeError or ValueError when they are no number of 0 or more.
         """
         time = checks.wait_seconds("seconds", seconds)
         if time is None:
@@ -166,10 +161,8 @@ class FakePool(Pool):
     def assert_called(self, fn: Callable[..., Any], /, *args: Any, times: int | None = None, **kwargs: Any) -> None:
         """Check that `fn` was called: at all, or `times` times; with exactly these arguments, if there are any.
 
-        An argument that `fn` itself calls `times` is given by its position.
-
-        Raises:
-            AssertionError: it was not; the message shows the calls and the timeline.
+        An argument that `fn` itself calls `times` is given by its position. The AssertionError shows the calls and the
+        timeline.
         """
         found = sum(call.matches(fn, args, kwargs) for call in self._supervisor.calls)
         if found != times if times is not None else not found:

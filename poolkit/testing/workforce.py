@@ -21,18 +21,7 @@ from typing import Any, NamedTuple
 from poolkit._child.chunk import run_chunk
 from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.loop import run_call
-from poolkit._core.workforce import (
-    AnyTask,
-    Begun,
-    BootFailed,
-    Died,
-    Drained,
-    Finished,
-    Ready,
-    Report,
-    Status,
-    Workforce,
-)
+from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Ready, Report, Status
 from poolkit._kinds.loggers import mark_records
 from poolkit._kinds.references import by_reference
 from poolkit._wire import codec
@@ -41,7 +30,7 @@ from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
 from poolkit.testing.calls import Timeline
-from poolkit.testing.script import CRASHES, HANGS, RAISES, RUNS, UNSCRIPTED, Arguments, Step, When, next_step
+from poolkit.testing.script import CRASHES, HANGS, RAISES, RUNS, Arguments, Step, When, next_step
 from poolkit.testing.waits import Turn
 
 Function = Callable[..., Any]
@@ -80,10 +69,10 @@ class Run:
     def __init__(self, task: AnyTask, now: float, script: list[When]) -> None:
         self.task = task
         self.ends_at = now
-        self.failure: BaseException | None = None  # it could not be unpickled
         self.steps: list[Step] = []  # what each call in it does, up to the first that ends it
+        self.call: Whole | None = None
         try:
-            self.call: Whole = task.call.load()
+            self.call = task.call.load()
         except Exception as exc:  # noqa: BLE001 -- unpickling runs the user's code
             self.failure = exc
             return
@@ -96,11 +85,11 @@ class Run:
 
     def stack(self) -> str:
         """Where a call that hangs would be stuck, in the form in which real stacks come."""
-        code = getattr(self.call[0], "__code__", None)
+        code = getattr(self.call and self.call[0], "__code__", None)
         return "" if code is None else f'  File "{code.co_filename}", line {code.co_firstlineno} in {code.co_name}'
 
 
-class FakeWorkforce(Workforce):
+class FakeWorkforce:
     """Workers of the fake kind behind the Workforce protocol.
 
     Attributes:
@@ -162,22 +151,20 @@ class FakeWorkforce(Workforce):
 
     def reclaim(self, worker_id: int) -> int:
         """Take back what has not begun; a fake worker has always dropped it already."""
-        worker = self._workers.get(worker_id)
-        count = 0 if worker is None else len(worker.claims)
-        if worker is not None and count:
-            worker.claims.clear()
-            self.reports.append(Drained(worker_id))
+        claims = self._workers[worker_id].claims if worker_id in self._workers else []
+        count = len(claims)
+        claims.clear()
+        self.reports += [Drained(worker_id)] if count else []
         return count
 
     def status(self, worker_id: int) -> Status:
         """What the worker runs."""
-        worker = self._workers.get(worker_id)
-        return Status() if worker is None else worker.status
+        return self._workers[worker_id].status if worker_id in self._workers else Status()
 
     def memory(self, worker_id: int) -> int:
         """What the script says; else nothing."""
-        worker = self._workers.get(worker_id)
-        return 0 if worker is None or worker.run is None else max((step.nbytes for step in worker.run.steps), default=0)
+        runs = (run for run, worker in self.running() if worker.id == worker_id)
+        return max((step.nbytes for run in runs for step in run.steps), default=0)
 
     def stop(self, worker_id: int) -> None:
         """The worker leaves at once."""
@@ -186,8 +173,9 @@ class FakeWorkforce(Workforce):
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """The worker dies at once."""
         self._note("worker", worker_id, "is killed")
-        run, self._workers[worker_id].run = self._workers[worker_id].run, None
-        stack = run.stack() if want_stack and run is not None and run.failure is None else ""
+        worker = self._workers[worker_id]
+        stack = worker.run.stack() if want_stack and worker.run is not None else ""
+        worker.run = None
         self.reports.append(Died(worker_id, signal="SIGKILL", stack=stack))
 
     def forget(self, worker_id: int) -> None:
@@ -230,10 +218,9 @@ class FakeWorkforce(Workforce):
 
     def _end(self, run: Run, worker: FakeWorker) -> None:
         """A run's time is over: its worker dies, or the call runs now and its outcome is sent."""
-        last = run.steps[-1] if run.steps else UNSCRIPTED
-        if last.what == CRASHES:
+        if run.steps and run.steps[-1].what == CRASHES:
             worker.run = None
-            signal, exitcode = last.payload
+            signal, exitcode = run.steps[-1].payload
             self._note("worker", worker.id, "dies:", signal or f"exit code {exitcode}")
             self.reports.append(Died(worker.id, signal=signal, exitcode=exitcode))
             return
@@ -246,13 +233,12 @@ class FakeWorkforce(Workforce):
             self.reports.append(Finished(worker.id, run.task.id, worker.status.since, self._clock.now, 0, *how))
 
     def _outcome(self, run: Run, worker: FakeWorker) -> Outcome:
-        if run.failure is not None:
+        if run.call is None:
             return Outcome.failure(run.failure)
-        task = run.task
-        limit = task.options.timeout
+        task, limit = run.task, run.task.options.timeout
         deadline = None if limit is None else worker.status.since + limit
         context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, None, worker.id)
-        ok, value = worker.context.run(run_call, context, *self._as_scripted(run))
+        ok, value = worker.context.run(run_call, context, *self._as_scripted(*run.call, run.steps))
         try:
             if self.by_reference:
                 return Outcome(value, ok=ok)
@@ -267,14 +253,12 @@ class FakeWorkforce(Workforce):
         finally:
             del value  # an exception's traceback holds this frame
 
-    def _as_scripted(self, run: Run) -> Whole:
+    def _as_scripted(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any], steps: list[Step]) -> Whole:
         """The call, or each one in a chunk, as the script says and where it can run."""
-        fn, args, kwargs = run.call
-        item = args[0] if fn is run_chunk else fn
-        called = item
-        if any(step.what != RUNS for step in run.steps):
-            steps = iter(run.steps)
-            called = lambda *own, **named: next(steps).perform(item, own, named)  # noqa: E731
+        called = plain = args[0] if fn is run_chunk else fn
+        if any(step.what != RUNS for step in steps):
+            turns = iter(steps)
+            called = lambda *own, **named: next(turns).perform(plain, own, named)  # noqa: E731
         called = self._apart(called)
         return (fn, (called, *args[1:]), kwargs) if fn is run_chunk else (called, args, kwargs)
 
