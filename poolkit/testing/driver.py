@@ -79,11 +79,10 @@ class Driver:
 
         self._check_owner()
         with self.turn:
-            while task.options.block and error is None and self._scheduler.is_full():
-                if IN_A_CALLBACK in self._doing:
-                    raise QueueFull(f"cannot submit {task.name}: the queue is full, and a callback must not wait")
-                if not self.go_on():  # where a real one would stand still
-                    break
+            while task.options.block and error is None and self.is_open() and self._scheduler.is_full():
+                why = "a callback must not wait" if IN_A_CALLBACK in self._doing else "a real pool would stand still"
+                if IN_A_CALLBACK in self._doing or not self.go_on():
+                    raise QueueFull(f"cannot submit {task.name}: the queue is full, and {why}")
             self._ask(f"submit {task.name}", step)
             self._run_if_eager()
         return True

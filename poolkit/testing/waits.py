@@ -70,15 +70,15 @@ class DrivingEvent(threading.Event):
             timeout = math.ceil(timeout * 100) / 100  # a little of it has passed in real time
         for pool in self.pools:
             self._ends.setdefault(pool, math.inf if timeout is None else pool.clock.now + timeout)
-        while not self.is_set() and any(pool.go_on(self._ends[pool]) for pool in self.pools):
+        while not self.is_set() and any(pool.go_on(end) for pool, end in self._ends.items()):
             pass
         if self.is_set():
             return True
         if timeout is None:
             timelines = "\n".join(str(pool.clock) for pool in self.pools)
             raise PoolkitError(f"what is waited for would never be done:\n{timelines}")
-        for pool in self.pools:
-            pool.clock.now = max(pool.clock.now, self._ends[pool])
+        for pool, end in self._ends.items():
+            pool.clock.now = max(pool.clock.now, end)
         if self._last:
             return False
         raise WaitTimeout(f"not all tasks were done {timeout} s of virtual time later")
