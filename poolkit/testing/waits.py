@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -62,12 +63,13 @@ class DrivingEvent(threading.Event):
         super().__init__()
         self.pools: list[Driver] = []
         self._last = last  # after a wait that was in vain comes no other
+        self._made = time.monotonic()  # as `as_completed` tells the time, whoever has patched it
         self._ends: dict[Driver, float] = {}
 
     def wait(self, timeout: float | None = None) -> bool:
         """Drive until it is set, for so many virtual seconds. Raises PoolkitError when it would never be."""
         if timeout is not None and not self._last:
-            timeout = math.ceil(timeout * 100) / 100  # a little of it has passed in real time
+            timeout = math.ceil((timeout + time.monotonic() - self._made) * 100) / 100  # some of it was real time
         for pool in self.pools:
             self._ends.setdefault(pool, math.inf if timeout is None else pool.clock.now + timeout)
         while not self.is_set() and any(pool.go_on(end) for pool, end in self._ends.items()):

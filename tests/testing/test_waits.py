@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED
 
@@ -62,6 +63,23 @@ def test_as_completed_goes_by_the_virtual_clock() -> None:
             done.append(task)  # noqa: PERF402 -- what came before the error counts
     assert done == [tasks[2], tasks[1]]
     assert pool.now == 3 + 2.5
+
+
+def test_real_time_that_passes_in_as_completed_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    late, clock, begin = 0.0, time.monotonic, concurrent.futures._base._yield_finished_futures  # type: ignore[attr-defined]
+
+    def begin_late(*args: object, **named: object) -> object:
+        nonlocal late
+        late += 0.3
+        return begin(*args, **named)
+
+    pool = pool_of_slower_and_faster_calls()
+    tasks = [pool.submit(work.square, number) for number in range(3)]
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + late)
+    monkeypatch.setattr(concurrent.futures._base, "_yield_finished_futures", begin_late)
+    with pytest.raises(TimeoutError):
+        list(concurrent.futures.as_completed(tasks, timeout=2.5))
+    assert pool.now == 2.5
 
 
 @pytest.mark.parametrize("how", [concurrent.futures.wait, lambda tasks: list(concurrent.futures.as_completed(tasks))])
