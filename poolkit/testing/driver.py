@@ -15,6 +15,7 @@ is done after that, if it needs no answer, and else refused.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections import deque
@@ -54,7 +55,8 @@ class Driver:
         self.maps = Maps(name, self._wake, self.is_open)
         self._unended: dict[int, list[Call]] = {}  # calls by the id of their task
         self.turn = workforce.turn
-        self._scheduler = scheduler
+        self.scheduler = scheduler
+        self.has_begun = scheduler.has_begun  # which reads, and waits for nobody's turn
         self._listeners = Listeners(name)
         self._asked: deque[Callable[[float], object]] = deque()  # steps that are to be done
         self._callbacks: deque[tuple[Callable[[Any], object], Any]] = deque()  # what is to be called, with what
@@ -69,9 +71,9 @@ class Driver:
         def step(now: float) -> None:
             FakeTask.adopt(task, self)
             if error is None:
-                self._scheduler.submit(task, now)
+                self.scheduler.submit(task, now)
             else:
-                self._scheduler.refuse(task, error, now)
+                self.scheduler.refuse(task, error, now)
             if calls := Call.of(task, task.call):
                 self.calls += calls
                 self._unended[task.id] = calls
@@ -79,7 +81,7 @@ class Driver:
 
         self._check_owner()
         with self.turn:
-            while task.options.block and error is None and self.is_open() and self._scheduler.is_full():
+            while task.options.block and error is None and self.is_open() and self.scheduler.is_full():
                 why = "a callback must not wait" if IN_A_CALLBACK in self._doing else "a real pool would stand still"
                 if IN_A_CALLBACK in self._doing or not self.go_on():
                     raise QueueFull(f"cannot submit {task.name}: the queue is full, and {why}")
@@ -88,9 +90,6 @@ class Driver:
         return True
 
     submit_waiting = submit
-
-    def stop_waiting(self, waiter: Waiter) -> None:
-        """Nobody waits for room."""
 
     def cancel(self, task: AnyTask) -> bool:
         """Cancel a task; False when it was settled already."""
@@ -103,16 +102,12 @@ class Driver:
 
     def cancel_soon(self, task: AnyTask) -> None:
         """Cancel a task when the pool settles next."""
-        self._asked.append(lambda now: self._scheduler.cancel(task, now))
+        self._asked.append(lambda now: self.scheduler.cancel(task, now))
 
     def cancel_all(self) -> None:
         """Cancel all that is queued and running."""
-        self._asked.append(lambda now: self._scheduler.cancel_all(begun=True, now=now))
+        self._asked.append(lambda now: self.scheduler.cancel_all(begun=True, now=now))
         self.settle()
-
-    def has_begun(self, task: AnyTask) -> bool:
-        """Whether a worker runs this task."""
-        return self._scheduler.has_begun(task)
 
     def lead(self, task: AnyTask, timeout: float | None) -> None:
         """Drive the pool until `task` is done, for `timeout` virtual seconds at most. PoolkitError: it never is."""
@@ -131,8 +126,10 @@ class Driver:
                 why = "it needs a worker, and a task that waits has the last one: a real pool would stand still"
             raise PoolkitError(f"{task!r} would never be done: {why}\n{self.clock}")
 
-    def end_lease(self) -> None:
-        """Somebody waits in a way of his own: nothing comes of itself, so there is nothing to be done."""
+    def end_lease(self, *_: object) -> None:
+        """Do nothing: no outcome comes of itself, nobody waits for room, and there is no thread that is to end."""
+
+    stop_waiting = drop = end_lease
 
     def watch(self, task: AnyTask) -> None:
         """Somebody awaits `task`: within a task he drives, as nobody else can; else another coroutine may."""
@@ -141,44 +138,44 @@ class Driver:
 
     def resize(self, size: int) -> None:
         """Change the number of workers."""
-        self._scheduler.check_open("resize")
-        self._ask("resize", lambda now: self._scheduler.resize(size, now))
+        self.scheduler.check_open("resize")
+        self._ask("resize", lambda now: self.scheduler.resize(size, now))
 
     def warm_up(self, timeout: float | None) -> None:  # noqa: ARG002 -- it takes no time
         """Start all workers."""
-        self._scheduler.check_open("warm up")
-        self._ask("warm up", self._scheduler.warm_up)
-        self._scheduler.check_open("warm up")  # the initializer may have raised
+        self.scheduler.check_open("warm up")
+        self._ask("warm up", self.scheduler.warm_up)
+        self.scheduler.check_open("warm up")  # the initializer may have raised
 
     def stats(self) -> PoolStats:
         """A snapshot of the counts."""
         with self.turn:
-            return snapshots.pool_stats(self._scheduler, 0, (0, 0), (0, 0, 0, 0, 0))
+            return snapshots.pool_stats(self.scheduler, 0, (0, 0), (0, 0, 0, 0, 0))
 
     def workers(self) -> list[WorkerInfo]:
         """A snapshot of the workers."""
         with self.turn:
-            return snapshots.workers(self._scheduler, self.clock.now)
+            return snapshots.workers(self.scheduler, self.clock.now)
 
     def listen(self, name: str, listener: Listener) -> None:
         """Call `listener` with each event of that name."""
         with self.turn:
-            self._scheduler.listened = self._listeners.add(name, listener)
+            self.scheduler.listened = self._listeners.add(name, listener)
 
     def unlisten(self, name: str, listener: Listener) -> None:
         """Undo one `listen`. Raises ValueError when it was not listening."""
         with self.turn:
-            self._scheduler.listened = self._listeners.remove(name, listener)
+            self.scheduler.listened = self._listeners.remove(name, listener)
 
     def is_open(self) -> bool:
         """Whether tasks are accepted."""
-        return self._scheduler.phase is OPEN and not self._is_copy()
+        return self.scheduler.phase is OPEN and not self._is_copy()
 
     def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
         """Finish or cancel what was accepted; if it is to `wait`, by running it. PoolkitError where something hangs."""
 
         def step(now: float) -> None:
-            scheduler = self._scheduler
+            scheduler = self.scheduler
             scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout, lingers=True)
             if scheduler.lingers:
                 self.maps.end(leaves=True, warns=wait)
@@ -191,11 +188,8 @@ class Driver:
             if not wait or IN_A_CALL in self._doing or DECIDING in self._doing:
                 return
             self.run_all()
-            if left := self.pending():
+            if left := self.scheduler.unsettled_tasks():
                 raise PoolkitError(f"shutdown() would wait for ever: {left[0]!r} hangs, and nothing will stop it")
-
-    def drop(self) -> None:
-        """The pool object is gone: there is neither worker nor thread to be ended."""
 
     def _is_copy(self) -> bool:
         return os.getpid() != self.pid
@@ -234,7 +228,7 @@ class Driver:
         """Do a step of the scheduler."""
         with self._while(DECIDING):
             if self._inconsistent:
-                self._scheduler.repair(deque(), self.clock.now)
+                self.scheduler.repair(deque(), self.clock.now)
                 self._inconsistent = False
             step(self.clock.now)
 
@@ -256,9 +250,9 @@ class Driver:
     def _settle_once(self) -> bool:
         """Do each of it once; False when nothing more comes of it."""
         self._decide(self._take_in)
-        for task, outcome in list(self._scheduler.unread.items()):
+        for task, outcome in [*self.scheduler.unread.items()]:
             outcome.error()  # unpickles it: the user's code
-            self._decide(lambda now, task=task: self._scheduler.read(task, now))  # type: ignore[misc]
+            self._decide(functools.partial(self.scheduler.read, task))
         with self._while(PUBLISHING):
             self._publish()
         self.maps.warn_if_slow()
@@ -269,7 +263,7 @@ class Driver:
         return bool(changes or self._asked or self.workforce.reports)
 
     def _take_in(self, now: float) -> None:
-        scheduler = self._scheduler
+        scheduler = self.scheduler
         while self._asked:
             self._asked.popleft()(now)
         scheduler.handle_all(self.workforce.reports, now)
@@ -279,7 +273,7 @@ class Driver:
 
     def _publish(self) -> None:
         """Give tasks their outcomes, and note what is to be called."""
-        scheduler, settled = self._scheduler, [*self._scheduler.settled]
+        scheduler, settled = self.scheduler, [*self.scheduler.settled]
         self._callbacks += [(self._listeners.tell, event) for event in scheduler.events]
         scheduler.events.clear()
         scheduler.settled.clear()
@@ -325,7 +319,7 @@ class Driver:
 
     def move(self, end: float) -> bool:
         """Move the clock to what is due next, not beyond `end`; False when nothing is."""
-        deadline = self._scheduler.next_deadline()
+        deadline = self.scheduler.next_deadline()
         ends = [run.ends_at for run, _ in self.workforce.running()]
         due = min([math.inf if deadline is None else deadline, *ends])
         if due > end or due == math.inf:
@@ -337,16 +331,10 @@ class Driver:
     def go_on(self, end: float = math.inf) -> bool:
         """One more thing happens, the clock being moved to it; False when nothing would, before `end`."""
         with self.turn:
-            return self.step() or (bool(self.workforce.running() or self._scheduler.waiting) and self.move(end))
+            return self.step() or (bool(self.workforce.running() or self.scheduler.waiting) and self.move(end))
 
     def run_all(self) -> None:
         """Run tasks until none is left, or those that are left hang; the clock is moved as far as that takes."""
         with self.turn, self._while(RUNNING_ALL):
             while self.go_on():
                 pass
-
-    def pending(self) -> list[AnyTask]:
-        """The tasks that were accepted and are not settled, in the order of submission."""
-        with self.turn:
-            self.settle()  # the results of a `map` that were dropped have it cancelled then
-            return self._scheduler.unsettled_tasks()

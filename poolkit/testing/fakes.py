@@ -10,7 +10,6 @@ import math
 import os
 import random
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from poolkit._core import options as checks
@@ -64,26 +63,22 @@ class FakePool(Pool):
             for fd in pack_initializer(settings.initializer, settings.initargs)[1]:
                 os.close(fd)
         timeline, initializer = Timeline(), settings.bound_initializer()
-        workforce = FakeWorkforce(timeline, random.Random(self._seed), initializer, check_pickle=self._check_pickle)
+        workforce = FakeWorkforce(timeline, self._seed, initializer, check_pickle=self._check_pickle)
         scheduler = Scheduler(workforce, limits, random.Random(self._seed))
         return Driver(scheduler, workforce, timeline, self.name)
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: Any) -> None:  # noqa: PYI036 -- they are passed on
         """Do what a pool does; what hangs is killed, and hides no exception of the body."""
         try:
-            super().__exit__(exc_type, exc, tb)
+            super().__exit__(*exc)
         except PoolkitError:
             self.shutdown(cancel_futures=True, kill=True)
-            if exc_type is None:
+            if exc[0] is None:
                 raise
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc: Any) -> None:  # noqa: PYI036 -- they are passed on
         """Do the same; it takes no time, so the event loop need not go on meanwhile."""
-        self.__exit__(exc_type, exc, tb)
+        self.__exit__(*exc)
 
     def __del__(self) -> None:
         """Say nothing: there is neither worker nor thread to be shut down."""
@@ -147,7 +142,10 @@ class FakePool(Pool):
     @property
     def pending(self) -> list[Task[Any]]:
         """The tasks that were accepted and are not settled, in the order of submission."""
-        return self._supervisor.pending()
+        driver = self._supervisor
+        with driver.turn:
+            driver.settle()  # the results of a `map` that were dropped have it cancelled then
+            return driver.scheduler.unsettled_tasks()
 
     @property
     def calls(self) -> list[Call]:

@@ -15,6 +15,7 @@ import inspect
 import math
 import signal as signals
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from poolkit._core import options as checks
@@ -27,18 +28,16 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 RUNS, RETURNS, RAISES, CRASHES, HANGS = "runs", "returns", "raises", "crashes", "hangs"
 
 
+@dataclass
 class Step:
     """What one run does, after `seconds` of virtual time: `what`, with its `payload`."""
 
-    __slots__ = ("nbytes", "payload", "seconds", "turns", "used", "what")
-
-    def __init__(self) -> None:
-        self.what = RUNS
-        self.payload: Any = None  # a value, an exception or its type, or (signal, exit code)
-        self.seconds = 0.0
-        self.nbytes = 0  # of memory that the worker has meanwhile
-        self.turns: float | None = None  # None: not said
-        self.used = 0
+    what: str = RUNS
+    payload: Any = None  # a value, an exception or its type, or (signal, exit code)
+    seconds: float = 0.0
+    nbytes: int = 0  # of memory that the worker has meanwhile
+    turns: float | None = None  # None: not said
+    used: int = 0
 
     def perform(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what is done in a worker that lives: run it, return or raise."""

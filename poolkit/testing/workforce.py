@@ -100,20 +100,13 @@ class FakeWorkforce:
     max_batch = 1
     why_memory_unknown: str | None = None
 
-    def __init__(
-        self,
-        timeline: Timeline,
-        rng: random.Random,
-        initializer: Callable[[], object] | None,
-        *,
-        check_pickle: bool,
-    ) -> None:
+    def __init__(self, timeline: Timeline, seed: int, initializer: Function | None, *, check_pickle: bool) -> None:
         mark_records()
         self.script: list[When] = []
         self.reports: deque[Report] = deque()
-        self.by_reference = not check_pickle
-        self._rng = rng
         self.turn = Turn()
+        self.by_reference = not check_pickle
+        self._rng = random.Random(seed)
         self._clock = timeline
         self._note = timeline.note
         self._initializer = initializer
@@ -227,8 +220,7 @@ class FakeWorkforce:
         run.ends_at = math.inf  # it is ended here; a call that uses the pool must not end it again
         outcome = self._outcome(run, worker)
         if worker.run is run:  # else it had itself stopped
-            worker.run = None
-            worker.status.done = run.task.id
+            worker.run, worker.status.done = None, run.task.id
             how = outcome.payload, outcome.ok, outcome.load
             self.reports.append(Finished(worker.id, run.task.id, worker.status.since, self._clock.now, 0, *how))
 
@@ -246,7 +238,8 @@ class FakeWorkforce:
                 return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
             with Found() as found:
                 packed = codec.pack_value(value, found)
-            return Outcome((packed, found.memories), ok=True, load=_load_value)
+            # Together: the shared memory that it refers to is held until it is loaded.
+            return Outcome((packed, found.memories), ok=True, load=lambda both: codec.load_value(both[0]))
         except SerializationError as exc:
             exc.args = (f"task {task.id} ({task.name}, attempt {context.attempt}): {exc}",)  # as in `_child/loop.py`
             return Outcome(codec.pack_error(exc), ok=False, load=codec.load_error)
@@ -292,8 +285,3 @@ def each_call(fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> li
 def named(task: AnyTask) -> str:
     """A task in the timeline."""
     return f"task {task.id} ({task.name})"
-
-
-def _load_value(packed: tuple[bytes, object]) -> Any:
-    """The value of a result, while the shared memory that it refers to is held."""
-    return codec.load_value(packed[0])

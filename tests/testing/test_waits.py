@@ -190,7 +190,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Interrupted:
     """Have something done, once, in the middle of a step of the scheduler, as by a signal handler or a finalizer."""
 
     def interrupt(pool: FakePool, action: Callable[[], object]) -> None:
-        scheduler = pool._supervisor._scheduler
+        scheduler = pool._supervisor.scheduler
 
         def tick(now: float) -> None:
             monkeypatch.undo()
@@ -235,7 +235,7 @@ def test_what_needs_an_answer_is_refused_in_the_middle_of_a_step(interrupted: In
 
 def test_a_step_that_was_torn_is_made_good(interrupted: Interrupted) -> None:
     def interrupt() -> None:
-        pool._supervisor._scheduler.queue.clear()
+        pool._supervisor.scheduler.queue.clear()
         raise KeyboardInterrupt
 
     pool = manual()

@@ -74,7 +74,7 @@ def test_a_callback_that_submits_to_a_full_queue_is_refused_instead_of_waiting()
 def test_warm_up_keeps_idle_workers_until_all_are_up() -> None:
     """With a short `idle_timeout`, the first worker does not leave while the last one starts."""
     with FakePool("manual", max_workers=2, idle_timeout=1) as pool:
-        roster = pool._supervisor._scheduler.roster
+        roster = pool._supervisor.scheduler.roster
         pool.submit(len, "ab")
         pool.run_all()
         roster.warming += 1
