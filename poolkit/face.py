@@ -23,7 +23,7 @@ from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from poolkit._engine.supervisor import Supervisor
+    from poolkit._engine.interface import PoolEngine
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,8 +34,9 @@ class Face(Executor):
     """What a pool and a view of it have in common: submitting calls. `_options` are the defaults of its calls."""
 
     name: str
+    _chunksize: int | None = None  # items of `map` in one task; None: by their measured times
     if TYPE_CHECKING:
-        _supervisor: Supervisor
+        _supervisor: PoolEngine
         _options: CallOptions
 
     @property
@@ -289,8 +290,8 @@ class Face(Executor):
             call, nbytes = supervisor.workforce.pack(fn, args, kwargs)
         except SerializationError as exc:
             note_the_place(exc, name)
-            return supervisor.new_task(supervisor, name, None, options), exc
-        return supervisor.new_task(supervisor, name, call, options, nbytes, code), None
+            return poolkit.Task(supervisor, name, None, options), exc
+        return poolkit.Task(supervisor, name, call, options, nbytes, code), None
 
     def cancel_soon(self, task: poolkit.Task[Any]) -> None:
         """Have a task cancelled by the supervisor's thread; for finalizers, which must not wait for a lock."""
@@ -334,7 +335,7 @@ class Face(Executor):
         fn = to_be_sent(fn)
         from poolkit.results import Results  # noqa: PLC0415 -- see above
 
-        chunksize = checks.whole_or_none("chunksize", chunksize) or self._supervisor.chunksize
+        chunksize = checks.whole_or_none("chunksize", chunksize) or self._chunksize
         options = self._options
         if options.timeout is not None or options.memory_limit is not None or options.retries:
             chunksize = 1  # a limit is meant for one item, and so is a retry
@@ -369,7 +370,8 @@ class PoolView(Face):
         self._of: Face = pool._of if isinstance(pool, PoolView) else pool  # noqa: SLF001 -- of this class
         self.name = pool.name
         self._options = options
-        self._supervisor = pool._supervisor  # noqa: SLF001 -- its other half
+        self._chunksize = pool._chunksize  # noqa: SLF001 -- its other half
+        self._supervisor = pool._supervisor  # noqa: SLF001 -- see above
 
     @property
     def max_workers(self) -> int:

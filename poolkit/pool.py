@@ -22,7 +22,7 @@ from poolkit.face import Face
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
-    from poolkit._engine.supervisor import Supervisor
+    from poolkit._engine.interface import PoolEngine
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class Pool(Face):
         self._initargs = initargs  # multiprocessing's locks end with the owner's objects, and workers come later too
         self._supervisor = self._build(settings, limits)
 
-    def _build(self, settings: PoolSettings, limits: PoolLimits) -> Supervisor:
+    def _build(self, settings: PoolSettings, limits: PoolLimits) -> PoolEngine:
         """Make what drives the pool; of what was checked."""
         if settings.kind == "process" and _os.SUPPORTED:
             # The hooks of forks, before anything is there that a forked child must not have; not for threads.

@@ -46,7 +46,6 @@ from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
-from poolkit.task import Task
 
 POSTING_TASKS = "posting-tasks" not in _os.SWITCHED_OFF  # False: each task is accepted in a step of its own
 POSTING_REPORTS = "posting-reports" not in _os.SWITCHED_OFF  # False: who reports waits for the lock
@@ -59,10 +58,6 @@ Settled = list[tuple[AnyTask, Outcome]]
 class Engine:
     """The scheduler of one pool and its lock; see the file's header. Thread-safe."""
 
-    new_task = Task
-    threaded = True  # whether a thread waits for the workforce; a fake is driven by its caller
-    chunksize: int | None = None  # items of `map` in one task; None: by their measured times
-
     def __init__(
         self,
         lock: RLock,
@@ -70,17 +65,15 @@ class Engine:
         limits: PoolLimits,
         *,
         name: str,
-        clock: Callable[[], float] = monotonic,
-        rng: random.Random | None = None,
     ) -> None:
         self.name = name
         self.workforce = workforce
-        self.clock = clock
+        self.clock: Callable[[], float] = monotonic
         self._lock = lock
         self._owns_lock: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 -- as Condition does
         self._changed = threading.Condition(lock)  # for callers of `warm_up`, whom the roster counts
         self._waiters = Waiters()
-        self._scheduler = Scheduler(workforce, limits, rng or random.Random())
+        self._scheduler = Scheduler(workforce, limits, random.Random())
         self._listeners = Listeners(name)
         # For the supervisor thread: what a signal handler or finalizer asked for that had interrupted a step.
         self._postponed: deque[Callable[[float], object]] = deque()
@@ -115,7 +108,7 @@ class Engine:
     def _decided(self) -> Settled:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
-        self._all_busy = not scheduler.roster.idle and self.threaded and POSTING_TASKS and scheduler.all_busy()
+        self._all_busy = not scheduler.roster.idle and POSTING_TASKS and scheduler.all_busy()
         settled = scheduler.settled
         if settled:
             settled = [*settled]
@@ -228,11 +221,8 @@ class Engine:
 
     def deliver(self, reports: Sequence[Report]) -> None:
         """Give reports of workers to the scheduler, and publish what comes of them."""
-        calls: Calls | None = None if self.threaded else deque()
         self._posted_reports.extend(reports)
-        self._publish(self._handle(), calls)
-        if calls:
-            self.callbacks.call(calls)
+        self._publish(self._handle())
 
     def post(self, report: Report) -> None:
         """Take in a report, on a worker's own thread. Never blocks.

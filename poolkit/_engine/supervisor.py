@@ -5,7 +5,7 @@
     either, afterwards publish what was decided -- without the lock
 
 Owner: the supervisor thread: `workforce.wait` and `act`. What is guarded by the lock is said in `engine.py`.
-A kind whose workers report from their own threads calls `post` from there; a fake has no thread at all.
+A kind whose workers report from their own threads calls `post` from there.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ class Supervisor(Requests):
         self._supervised = False  # the thread runs; guarded by: the lock
         self._end_by = math.inf  # when the end is to wait for nothing any more; guarded by: the lock
         self._call_by = math.inf  # when it is to wait for no callback any more; guarded by: the lock
-        if self.threaded:
-            lifetime.begin(self)
+        lifetime.begin(self)
 
     # ===== the end =====
 
@@ -58,7 +57,10 @@ class Supervisor(Requests):
         reentrant, waits = self._is_reentrant(), wait and self._may_wait()
 
         def step(now: float) -> bool:
-            self._end(now, cancel_queued, kill, timeout, takes_up=waits and not reentrant, waits=waits)
+            scheduler, takes_up = self._scheduler, waits and not reentrant
+            scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout, lingers=True)
+            if scheduler.lingers and not self.maps.end(leaves=not takes_up, warns=waits):
+                scheduler.end_lingering(now)
             wait_for = 0.0 if kill else math.inf if timeout is None else timeout
             self._end_by = min(self._end_by, now + wait_for)
             if timeout is not None:
@@ -83,15 +85,6 @@ class Supervisor(Requests):
                 # Gone at once, not when the collector comes by: `threading` watches its threads with a weak reference,
                 # and a Ctrl-C that arrives during a collection is raised in that one's callback, where it is lost.
                 self._thread = None
-
-    def _end(
-        self, now: float, cancel_queued: bool, kill: bool, timeout: float | None, *, takes_up: bool, waits: bool
-    ) -> None:
-        """Have the scheduler shut down and, if that is graceful, maps taken up: by the caller, or left. A step."""
-        scheduler = self._scheduler
-        scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout, lingers=True)
-        if scheduler.lingers and not self.maps.end(leaves=not takes_up, warns=waits):
-            scheduler.end_lingering(now)
 
     def end_with_interpreter(self) -> None:
         """Finish what was accepted, as the standard library's executors do. Blocks."""

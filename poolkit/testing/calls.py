@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from poolkit._core.options import CallOptions
     from poolkit.outcome import Outcome
     from poolkit.task import Task
-    from poolkit.testing.workforce import FakeCall, VirtualClock
+    from poolkit.testing.workforce import FakeCall
 
 
 class Ending:
@@ -29,18 +29,15 @@ class Ending:
 
     def __init__(self, outcome: Outcome) -> None:
         self.state = "cancelled" if outcome.cancelled else "succeeded" if outcome.ok else "failed"
-        self._load = outcome.load
-        self._error: Any = None  # or what `load` makes one of
-        if self.state == "failed":
-            self._error = outcome.payload
-        if self._error is not None and self._load is None:  # a copy, as whoever raises it ties it to his frames
+        self._load = outcome.load or (lambda error: error)
+        self._error = outcome.payload if self.state == "failed" else None  # or what `load` makes one of
+        if outcome.load is None:  # a copy, as whoever raises it ties it to his frames
             with contextlib.suppress(Exception):  # it is the user's class
-                self._error = copy.copy(outcome.payload)
+                self._error = copy.copy(self._error)
 
     def error(self) -> BaseException | None:
         """The exception, or None."""
-        error: BaseException | None = self._error
-        return error if error is None or self._load is None else self._load(error)
+        return None if self._error is None else self._load(self._error)
 
     def __str__(self) -> str:
         """It in words."""
@@ -79,7 +76,7 @@ class Call:
     @classmethod
     def of(cls, task: Task[Any], call: FakeCall | None) -> list[Call]:
         """The calls of a task; none of one that could not be pickled."""
-        return [] if call is None else [cls(task, call.kept(), place) for place in range(call.count)]
+        return [] if call is None else [cls(task, call._replace(memories=()), place) for place in range(call.size)]
 
     def end(self, task: Task[Any], ending: Ending) -> None:
         """Its task is done."""
@@ -145,17 +142,21 @@ def _short(value: object) -> str:
 
 
 class Timeline:
-    """What happened in a fake pool, line by line, with the virtual time. Put into words only when it is looked at."""
+    """The virtual clock of a fake pool, and what happened by it. Put into words only when it is looked at."""
 
-    def __init__(self, clock: VirtualClock) -> None:
-        self.clock = clock
+    def __init__(self) -> None:
+        self.now = 0.0  # seconds since the pool was made; whoever drives it moves it
         self._lines: list[tuple[float, Sequence[object]]] = []
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
 
     def note(self, *words: object) -> None:
         """Something happens."""
-        self._lines.append((self.clock.now, words))
+        self._lines.append((self.now, words))
 
     def __str__(self) -> str:
-        """All lines."""
+        """All of it, line by line."""
         lines = (f"{when:10.3f}  {' '.join(map(str, words))}" for when, words in self._lines)
         return "\n".join(lines) or "nothing has happened"

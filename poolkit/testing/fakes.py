@@ -6,23 +6,24 @@ Thread-safe, as one thread runs it at a time; the others wait meanwhile.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from poolkit._core import options as checks
 from poolkit._core.options import PoolLimits
+from poolkit._core.scheduler import Scheduler
 from poolkit._given import name_of
 from poolkit._kinds.settings import PoolSettings
 from poolkit._wire.inherit import pack_initializer
 from poolkit.errors import PoolkitError
 from poolkit.pool import Pool
 from poolkit.testing.calls import Call, Timeline, written
-from poolkit.testing.driver import FakeSupervisor
+from poolkit.testing.driver import Driver
 from poolkit.testing.script import When
-from poolkit.testing.workforce import FakeWorkforce, VirtualClock
+from poolkit.testing.workforce import FakeWorkforce
 
 if TYPE_CHECKING:
     from poolkit.task import Task
@@ -42,51 +43,42 @@ class FakePool(Pool):
     Raises: what `Pool` raises.
     """
 
-    _supervisor: FakeSupervisor
+    _supervisor: Driver
+    _chunksize = 1
 
     def __init__(self, mode: str = "eager", seed: int = 0, check_pickle: bool = True, **settings: Any) -> None:
         if mode not in {"eager", "manual"}:
-            msg = f"mode must be 'eager' or 'manual', was {mode!r}"
-            raise ValueError(msg)
-        self._eager = mode == "eager"
+            raise ValueError(f"mode must be 'eager' or 'manual', was {mode!r}")
         self._seed = seed
         self._check_pickle = check_pickle
         if settings.get("max_workers") is None:
             settings["max_workers"] = 1
         super().__init__(**{**settings, "name": settings.get("name") or "fake"})
         self._kind = "fake"
+        self._supervisor.eager = mode == "eager"
 
-    def _build(self, settings: PoolSettings, limits: PoolLimits) -> FakeSupervisor:
-        """Make a supervisor without a thread, of workers that are none."""
+    def _build(self, settings: PoolSettings, limits: PoolLimits) -> Driver:
+        """Make what has neither threads nor processes."""
         if settings.initializer is not None and self._check_pickle and settings.start_method != "fork":
             for fd in pack_initializer(settings.initializer, settings.initargs)[1]:
                 os.close(fd)
-        timeline = Timeline(VirtualClock())
-        workforce = FakeWorkforce(
-            timeline.clock,
-            random.Random(self._seed),
-            check_pickle=self._check_pickle,
-            initializer=settings.bound_initializer(),
-            note=timeline.note,
-        )
-        return FakeSupervisor(workforce, limits, name=self.name, timeline=timeline, eager=self._eager, seed=self._seed)
+        timeline, initializer = Timeline(), settings.bound_initializer()
+        workforce = FakeWorkforce(timeline, self._seed, initializer, check_pickle=self._check_pickle)
+        scheduler = Scheduler(workforce, limits, random.Random(self._seed))
+        return Driver(scheduler, workforce, timeline, self.name)
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: Any) -> None:  # noqa: PYI036 -- they are passed on
         """Do what a pool does; what hangs is killed, and hides no exception of the body."""
         try:
-            super().__exit__(exc_type, exc, tb)
+            super().__exit__(*exc)
         except PoolkitError:
             self.shutdown(cancel_futures=True, kill=True)
-            if exc_type is None:
+            if exc[0] is None:
                 raise
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc: Any) -> None:  # noqa: PYI036 -- they are passed on
         """Do the same; it takes no time, so the event loop need not go on meanwhile."""
-        self.__exit__(exc_type, exc, tb)
+        self.__exit__(*exc)
 
     def __del__(self) -> None:
         """Say nothing: there is neither worker nor thread to be shut down."""
@@ -103,31 +95,33 @@ class FakePool(Pool):
 
         One that takes virtual time is only begun, while others could begin beside it; then the clock moves.
         """
-        return self._supervisor.run_next()
+        driver = self._supervisor
+        with driver.turn:
+            return driver.step() or (bool(driver.workforce.running()) and driver.move(math.inf))
 
     def run_all(self) -> None:
         """Run until nothing is pending but what hangs; the clock moves as far as that takes."""
         self._supervisor.run_all()
 
     def run_until(self, task: Task[Any]) -> None:
-        """Run until `task` is done; the clock moves as far as that takes.
-
-        Raises:
-            PoolkitError: it would never be done.
-        """
+        """Run until `task` is done; the clock moves as far as that takes. PoolkitError when it would never be done."""
         self._supervisor.lead(task, None)
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` of virtual time pass: what a real pool would do in them is done, in order.
 
-        Raises:
-            TypeError, ValueError: not a number of 0 or more seconds.
+        TypeError or ValueError when they are no number of 0 or more.
         """
         time = checks.wait_seconds("seconds", seconds)
         if time is None:
-            msg = f"seconds must be finite, was {seconds!r}; run_all() runs to the end"
-            raise ValueError(msg)
-        self._supervisor.advance(time)
+            raise ValueError(f"seconds must be finite, was {seconds!r}; run_all() runs to the end")
+        driver = self._supervisor
+        with driver.turn:
+            end = driver.clock.now + time
+            while driver.step() or driver.move(end):
+                pass
+            driver.clock.now = max(driver.clock.now, end)
+            driver.settle()
 
     # ===== faults =====
 
@@ -138,16 +132,20 @@ class FakePool(Pool):
         `map` are calls, too. `unittest.mock.ANY` stands for any argument.
         """
         if not callable(fn):
-            msg = f"the first argument must be the function that is called, was {fn!r}"
-            raise TypeError(msg)
-        return self._supervisor.workforce.script.add(fn, args, kwargs)
+            raise TypeError(f"the first argument must be the function that is called, was {fn!r}")
+        when = When(fn, args, kwargs)
+        self._supervisor.workforce.script.insert(0, when)
+        return when
 
     # ===== what happened =====
 
     @property
     def pending(self) -> list[Task[Any]]:
         """The tasks that were accepted and are not settled, in the order of submission."""
-        return self._supervisor.pending()
+        driver = self._supervisor
+        with driver.turn:
+            driver.settle()  # the results of a `map` that were dropped have it cancelled then
+            return driver.scheduler.unsettled_tasks()
 
     @property
     def calls(self) -> list[Call]:
@@ -156,23 +154,20 @@ class FakePool(Pool):
 
     def timeline(self) -> str:
         """What happened so far, line by line, with the virtual time; failed assertions show it."""
-        return str(self._supervisor.timeline)
+        return str(self._supervisor.clock)
 
     def assert_called(self, fn: Callable[..., Any], /, *args: Any, times: int | None = None, **kwargs: Any) -> None:
         """Check that `fn` was called: at all, or `times` times; with exactly these arguments, if there are any.
 
-        An argument that `fn` itself calls `times` is given by its position.
-
-        Raises:
-            AssertionError: it was not; the message shows the calls and the timeline.
+        An argument that `fn` itself calls `times` is given by its position. The AssertionError shows the calls and the
+        timeline.
         """
         found = sum(call.matches(fn, args, kwargs) for call in self._supervisor.calls)
         if found != times if times is not None else not found:
             what = written(fn, args, kwargs) if args or kwargs else name_of(fn)
             wanted = "was not called" if times is None else f"was called {found} times, not {times} times"
             calls = "\n".join(f"  {call!r}" for call in self._supervisor.calls) or "  none"
-            msg = f"{what} {wanted}\ncalls:\n{calls}\ntimeline:\n{self.timeline()}"
-            raise AssertionError(msg)
+            raise AssertionError(f"{what} {wanted}\ncalls:\n{calls}\ntimeline:\n{self.timeline()}")
 
     def assert_not_called(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Check that `fn` was not called, or not with exactly these arguments. Raises AssertionError."""

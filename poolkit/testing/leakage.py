@@ -40,8 +40,7 @@ class leaks:  # noqa: N801 -- used like a function, and a class lets every excep
         """End, and look."""
         found = self._before.leaks(self._grace) if exc_type is None else []
         if found:
-            msg = "left behind:\n  " + "\n  ".join(found)
-            raise AssertionError(msg)
+            raise AssertionError("left behind:\n  " + "\n  ".join(found))
 
 
 class Snapshot:

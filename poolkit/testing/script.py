@@ -1,6 +1,6 @@
 """Script: what a test has decided about calls that a fake pool runs: what they return, raise, take, or die of.
 
-A `When` is a list of steps for the calls of one function, told like a kill_reason:
+A `When` is a list of steps for the calls of one function, told like a sentence:
 
     pool.when(fetch, "a.png").crashes().then.takes(2).returns(b"...")
 
@@ -15,6 +15,7 @@ import inspect
 import math
 import signal as signals
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from poolkit._core import options as checks
@@ -27,18 +28,16 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 RUNS, RETURNS, RAISES, CRASHES, HANGS = "runs", "returns", "raises", "crashes", "hangs"
 
 
+@dataclass
 class Step:
     """What one run does, after `seconds` of virtual time: `what`, with its `payload`."""
 
-    __slots__ = ("nbytes", "payload", "seconds", "turns", "used", "what")
-
-    def __init__(self) -> None:
-        self.what = RUNS
-        self.payload: Any = None  # a value, an exception or its type, or (signal, exit code)
-        self.seconds = 0.0
-        self.nbytes = 0  # of memory that the worker has meanwhile
-        self.turns: float | None = None  # None: not said
-        self.used = 0
+    what: str = RUNS
+    payload: Any = None  # a value, an exception or its type, or (signal, exit code)
+    seconds: float = 0.0
+    nbytes: int = 0  # of memory that the worker has meanwhile
+    turns: float | None = None  # None: not said
+    used: int = 0
 
     def perform(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what is done in a worker that lives: run it, return or raise."""
@@ -53,7 +52,10 @@ UNSCRIPTED = Step()
 
 
 class When:
-    """What happens to the calls of one function; made by `FakePool.when`. Each method returns the same object."""
+    """What happens to the calls of one function; made by `FakePool.when`. Each method returns the same object.
+
+    Numbers that make no sense raise TypeError or ValueError.
+    """
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._fn = plain_function(fn)
@@ -65,28 +67,17 @@ class When:
         return self._do(RETURNS, value)
 
     def raises(self, error: BaseException | type[BaseException]) -> When:
-        """Raise `error` without running the function.
-
-        Raises:
-            TypeError: not an exception.
-        """
-        kind: object = error if isinstance(error, type) else type(error)
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            msg = f"raises() takes an exception or a type of exceptions, was given {error!r}"
-            raise TypeError(msg)
+        """Raise `error` without running the function. TypeError when it is no exception."""
+        if not issubclass(error if isinstance(error, type) else type(error), BaseException):
+            raise TypeError(f"raises() takes an exception or a type of exceptions, was given {error!r}")
         return self._do(RAISES, error)
 
     def crashes(self, signal: str = "SIGKILL", *, exitcode: int | None = None) -> When:
-        """Have the worker die: by a signal, or with an exit code.
-
-        Raises:
-            ValueError: there is no such signal.
-        """
+        """Have the worker die: by a signal, or with an exit code. ValueError when there is no such signal."""
         if exitcode is not None:
             return self._do(CRASHES, (None, checks.whole("exitcode", exitcode, least=0)))
         if signal not in signals.Signals.__members__:
-            msg = f"signal must be the name of a signal such as 'SIGSEGV', was {signal!r}"
-            raise ValueError(msg)
+            raise ValueError(f"signal must be the name of a signal such as 'SIGSEGV', was {signal!r}")
         return self._do(CRASHES, (signal, None))
 
     def hangs(self) -> When:
@@ -98,11 +89,7 @@ class When:
         return self._do(RUNS, None)
 
     def takes(self, seconds: float) -> When:
-        """Take so many seconds of virtual time; what else happens, happens at their end.
-
-        Raises:
-            TypeError, ValueError: not a number of 0 or more seconds.
-        """
+        """Take so many seconds of virtual time, 0 or more; what else happens, happens at their end."""
         time = checks.wait_seconds("seconds", seconds)
         if time is None:
             return self.hangs()
@@ -110,20 +97,12 @@ class When:
         return self
 
     def uses(self, nbytes: int) -> When:
-        """Have the worker use so many bytes of memory while it runs; for limits on that, with `takes`.
-
-        Raises:
-            TypeError, ValueError: not a positive whole number.
-        """
+        """Have the worker use so many bytes of memory while it runs; for limits on that, with `takes`."""
         self._steps[-1].nbytes = checks.whole("nbytes", nbytes)
         return self
 
     def times(self, count: int) -> When:
-        """Do so for `count` runs.
-
-        Raises:
-            TypeError, ValueError: not a positive whole number.
-        """
+        """Do so for `count` runs."""
         self._steps[-1].turns = checks.whole("count", count)
         return self
 
@@ -143,36 +122,18 @@ class When:
         if not is_call_of(self._fn, self._match, fn, args, kwargs):
             return None
         for step in self._steps:
-            turns = (math.inf if step is self._steps[-1] else 1) if step.turns is None else step.turns
+            turns = step.turns or (math.inf if step is self._steps[-1] else 1)
             if step.used < turns:
                 step.used += 1
                 return step
         return None
 
 
-class Script:
-    """All that was said about one pool's calls. What was said last comes first."""
-
-    def __init__(self) -> None:
-        self._whens: list[When] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._whens)
-
-    def add(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> When:
-        """One more function is spoken of."""
-        when = When(fn, args, kwargs)
-        self._whens.insert(0, when)
-        return when
-
-    def next_step(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-        """What this run of a call does."""
-        fn = plain_function(fn)
-        for when in self._whens:
-            step = when.next_step(fn, args, kwargs)
-            if step is not None:
-                return step
-        return UNSCRIPTED
+def next_step(script: list[When], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+    """What this run of a call does, by the first of the script that says something about it."""
+    fn = plain_function(fn)
+    steps = (when.next_step(fn, args, kwargs) for when in script)
+    return next((step for step in steps if step is not None), UNSCRIPTED)
 
 
 def is_call_of(
@@ -189,7 +150,7 @@ def is_call_of(
     if fn is not wanted and fn != wanted:
         if getattr(fn, "__func__", None) is not wanted:
             return False
-        fn, args = wanted, (getattr(fn, "__self__", None), *args)
+        args = (getattr(fn, "__self__", None), *args)
     return match is None or is_same(_as_taken(wanted, *match), _as_taken(wanted, args, kwargs))
 
 

@@ -191,6 +191,31 @@ def test_a_full_queue_refuses_or_makes_room() -> None:
         assert task.result() == 16
 
 
+def test_a_coroutine_makes_room_in_a_full_queue_too() -> None:
+    async def main(pool: FakePool) -> list[poolkit.Task[int]]:
+        return [await pool.submit_async(work.square, number) for number in range(4)]
+
+    with FakePool("manual", max_queue=1) as pool:
+        pool.when(work.square).takes(1)
+        tasks = asyncio.run(main(pool))
+        assert [task.done() for task in tasks] == [True, True, False, False]
+        assert pool.now == 2.0
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_a_queue_in_which_no_room_would_come_refuses(block: bool) -> None:
+    pool = FakePool("manual", max_queue=1)
+    pool.when(work.square).hangs()
+    view = pool.options(block=block)
+    for number in range(2):
+        view.submit(work.square, number)
+    with pytest.raises(poolkit.QueueFull, match="a real pool would stand still" if block else "block=False"):
+        view.submit(work.square, 3)
+    pool.shutdown(kill=True)
+    with pytest.raises(poolkit.PoolClosed):
+        view.submit(work.square, 3)
+
+
 @pytest.mark.parametrize("mode", ["eager", "manual"])
 def test_coroutines_await_tasks_and_coroutine_functions_run(mode: str) -> None:
     async def main() -> list[int]:

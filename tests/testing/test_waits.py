@@ -6,6 +6,8 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED
 
 import pytest
@@ -61,6 +63,23 @@ def test_as_completed_goes_by_the_virtual_clock() -> None:
             done.append(task)  # noqa: PERF402 -- what came before the error counts
     assert done == [tasks[2], tasks[1]]
     assert pool.now == 3 + 2.5
+
+
+def test_real_time_that_passes_in_as_completed_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    late, clock, begin = 0.0, time.monotonic, concurrent.futures._base._yield_finished_futures  # type: ignore[attr-defined]
+
+    def begin_late(*args: object, **named: object) -> object:
+        nonlocal late
+        late += 0.3
+        return begin(*args, **named)
+
+    pool = pool_of_slower_and_faster_calls()
+    tasks = [pool.submit(work.square, number) for number in range(3)]
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + late)
+    monkeypatch.setattr(concurrent.futures._base, "_yield_finished_futures", begin_late)
+    with pytest.raises(TimeoutError):
+        list(concurrent.futures.as_completed(tasks, timeout=2.5))
+    assert pool.now == 2.5
 
 
 @pytest.mark.parametrize("how", [concurrent.futures.wait, lambda tasks: list(concurrent.futures.as_completed(tasks))])
@@ -139,6 +158,91 @@ def test_a_callback_that_hands_in_to_a_full_queue_is_refused() -> None:
     pool.run_all()
     assert len(errors) == 1
     assert "a callback must not wait" in errors[0]
+
+
+def test_an_interrupt_in_a_callback_leaves_the_others_to_be_called() -> None:
+    pool = manual(2)
+    tasks = [pool.submit(work.square, number) for number in range(3)]
+    called: list[object] = []
+
+    def interrupt(_task: object) -> None:
+        raise KeyboardInterrupt
+
+    for callback in (interrupt, called.append):
+        for task in tasks[:2]:
+            task.add_done_callback(callback)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            pool.cancel_all()
+    pool.advance(0)
+    assert [task.cancelled() for task in tasks] == [True, True, True]
+    assert called == tasks[:2]
+
+
+# ===== in the middle of a step =====
+
+
+Interrupted = Callable[[FakePool, Callable[[], object]], None]
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Interrupted:
+    """Have something done, once, in the middle of a step of the scheduler, as by a signal handler or a finalizer."""
+
+    def interrupt(pool: FakePool, action: Callable[[], object]) -> None:
+        scheduler = pool._supervisor.scheduler
+
+        def tick(now: float) -> None:
+            monkeypatch.undo()
+            action()
+            scheduler.tick(now)
+
+        monkeypatch.setattr(scheduler, "tick", tick)
+        pool._supervisor.settle()
+
+    return interrupt
+
+
+def test_a_finalizer_may_drop_results_in_the_middle_of_a_step(interrupted: Interrupted) -> None:
+    pool = manual(2)
+    results = [pool.map(work.square, range(9), chunksize=1)]
+    assert next(results[0]) == 0
+    interrupted(pool, results.clear)
+    assert pool.pending == []
+    assert pool.stats().cancelled == 2
+
+
+def test_what_needs_no_answer_is_done_after_the_step_that_it_interrupted(interrupted: Interrupted) -> None:
+    pool = manual()
+    tasks = [pool.submit(work.square, number) for number in range(3)]
+    interrupted(pool, tasks[0].cancel)
+    assert [task.cancelled() for task in tasks] == [True, False, False]
+    interrupted(pool, pool.shutdown)
+    assert "closed" in repr(pool)
+    assert [task.result() for task in tasks[1:]] == [1, 4]
+    assert pool.workers() == []
+
+
+def test_what_needs_an_answer_is_refused_in_the_middle_of_a_step(interrupted: Interrupted) -> None:
+    pool = manual()
+    task = pool.submit(work.square, 3)
+    for action in (lambda: pool.submit(work.square, 1), task.result, pool.run_all, pool.warm_up):
+        with pytest.raises(poolkit.PoolkitError, match="a signal handler or finalizer interrupted the pool"):
+            interrupted(pool, action)
+    assert task.result() == 9
+    assert pool.stats().submitted == 1
+
+
+def test_a_step_that_was_torn_is_made_good(interrupted: Interrupted) -> None:
+    def interrupt() -> None:
+        pool._supervisor.scheduler.queue.clear()
+        raise KeyboardInterrupt
+
+    pool = manual()
+    tasks = [pool.submit(work.square, number) for number in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(pool, interrupt)
+    assert [task.result() for task in tasks] == [0, 1, 4]
 
 
 # ===== threads =====

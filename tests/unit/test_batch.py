@@ -151,8 +151,7 @@ def test_run_times_are_learnt_for_each_function_not_for_each_name() -> None:
         assert pool.options(name="other").submit(abs, 1).function not in seen
 
         chunks: list[Any] = []
-        new_task = pool._supervisor.new_task
-        pool._supervisor.new_task = lambda *args: chunks.append(new_task(*args)) or chunks[-1]
+        pool.on("task_done", lambda event: chunks.append(event.task))
         for function in functions:
             list(pool.map(function, [1]))
         assert len({chunk.function for chunk in chunks} | set(seen)) == 2 * len(functions)

@@ -1,71 +1,53 @@
-"""The supervisor, driven without a thread by the fake."""
+"""The supervisor: what it publishes, and what interrupts it."""
 
 from __future__ import annotations
 
-import gc
 import threading
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
 
-from poolkit import Pool
+from poolkit import Pool, QueueFull
 from poolkit._engine.engine import publishing
 from poolkit.outcome import Outcome
 from poolkit.task import Task, settled_task
 from poolkit.testing import FakePool
 
 
-def manual_pool() -> FakePool:
-    return FakePool("manual", max_workers=2)
-
-
 def test_what_one_thread_has_to_publish_is_not_filled_by_the_next() -> None:
     """A list that was handed out empty stays empty: otherwise two threads would publish the same outcome."""
-    with manual_pool() as pool:
+    with Pool(1, kind="thread") as pool:
         supervisor = pool._supervisor
-        task = pool.submit(len, "ab")
+        settled = settled_task("name", Outcome(1, ok=True)), Outcome(1, ok=True)
         with supervisor._lock:
             mine = supervisor._decided()
         with supervisor._lock:
-            supervisor._scheduler.cancel(task, 0.0)
+            supervisor._scheduler.settled.append(settled)
             theirs = supervisor._decided()
         assert mine == []
-        assert [settled for settled, _ in theirs] == [task]
-        supervisor._publish(theirs)
+        assert theirs == [settled]
 
 
 def test_an_interrupt_while_publishing_leaves_the_rest_to_be_published() -> None:
     """A Ctrl-C in one task's callback loses no other task's outcome."""
-    with manual_pool() as pool:
-        tasks = [pool.submit(len, "ab") for _ in range(3)]
+    release = threading.Event()
+    with Pool(1, kind="thread") as pool:
+        tasks = [pool.submit(release.wait) for _ in range(4)]
 
         def interrupt(_task: object) -> None:
             raise KeyboardInterrupt
 
-        tasks[0].add_done_callback(interrupt)
+        tasks[1].add_done_callback(interrupt)
         with pytest.raises(KeyboardInterrupt):
             pool.cancel_all()
-        pool.advance(0)
-        assert [task.cancelled() for task in tasks] == [True, True, True]
-
-
-def test_a_finalizer_may_drop_results_while_the_lock_is_held() -> None:
-    """Results that are collected cancel their tasks without taking the lock that this thread holds."""
-    with manual_pool() as pool:
-        results = pool.map(abs, range(9), chunksize=1)
-        assert next(results) == 0
-        with pool._supervisor._lock:
-            del results
-            gc.collect()
-        pool.advance(0)
-        assert pool.pending == []
-        assert pool.stats().cancelled == 2
+        release.set()
+        wait(tasks, 30)
+        assert [task.cancelled() for task in tasks] == [True] * 4
 
 
 def test_a_callback_that_submits_to_a_full_queue_is_refused_instead_of_waiting() -> None:
     """Waiting in a callback would wait for the thread that runs it."""
-    from poolkit import Pool, QueueFull
-
     caught: list[BaseException] = []
     done = threading.Event()
     release = threading.Event()
@@ -92,7 +74,7 @@ def test_a_callback_that_submits_to_a_full_queue_is_refused_instead_of_waiting()
 def test_warm_up_keeps_idle_workers_until_all_are_up() -> None:
     """With a short `idle_timeout`, the first worker does not leave while the last one starts."""
     with FakePool("manual", max_workers=2, idle_timeout=1) as pool:
-        roster = pool._supervisor._scheduler.roster
+        roster = pool._supervisor.scheduler.roster
         pool.submit(len, "ab")
         pool.run_all()
         roster.warming += 1
@@ -127,7 +109,7 @@ def test_what_an_argument_does_when_it_is_dropped_counts_as_done_in_a_callback()
         def __del__(self) -> None:
             depths.append(publishing.depth)
 
-    with manual_pool() as pool:
+    with Pool(1, kind="thread") as pool:
         task: Task[int] = Task(None, "name", Argument(), None)
         pool._supervisor._publish([(task, Outcome(1, ok=True))])
         assert depths == [1]
@@ -137,7 +119,7 @@ def test_what_an_argument_does_when_it_is_dropped_counts_as_done_in_a_callback()
 def test_who_published_nothing_looks_after_the_leader_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it read may have been the word to a sleeping leader that its task is done."""
     looked: list[bool] = []
-    with manual_pool() as pool:
+    with Pool(1, kind="thread") as pool:
         with monkeypatch.context() as patch:
             patch.setattr(pool._supervisor._reader, "awaited", settled_task("name", Outcome(1, ok=True)))
             patch.setattr(pool._supervisor._reader, "published", lambda: looked.append(True))
