@@ -61,7 +61,7 @@ _names: dict[tuple[str, str], tuple[bytes, bytes, None]] = {}
 _values: dict[Any, tuple[Any, Any, bytes, frozenset[tuple[str, str]]]] = {}
 
 
-def pack_call(
+def pack_call(  # noqa: C901 -- on the way of every task
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], found: Found | None = None
 ) -> tuple[bytes, Any, Manifest | None]:
     """Return the function bytes, the body and the manifest of a call; what is large is in `found` (`buffers.py`).
@@ -72,7 +72,11 @@ def pack_call(
         SerializationError: something in the call cannot be pickled; the message names it.
     """
     try:
-        if len(sys.modules) != modules.count or next(reversed(sys.modules)) is not modules.newest:
+        try:  # as `modules.newest_name` has it
+            is_known = len(sys.modules) == modules.count and next(reversed(sys.modules)) is modules.newest
+        except RuntimeError:
+            is_known = False
+        if not is_known:
             modules.look()
         root: tuple[str, str] | None = None
         content: Any

@@ -37,8 +37,8 @@ def add_script(name: str) -> None:
 def look() -> None:
     """Look at the modules that were loaded since the last call. Costs 2 us for each new one, else 0.1 us."""
     global count, newest
-    loaded = len(sys.modules)
-    if loaded != count or next(reversed(sys.modules), "") is not newest:
+    loaded, last = len(sys.modules), newest_name()
+    if loaded != count or last is not newest:
         from poolkit._wire.finding import is_importable  # noqa: PLC0415 -- only where something is sent
 
         seen: Any = {}
@@ -46,7 +46,15 @@ def look() -> None:
             if not is_importable(name, seen):
                 add_script(name)
             _seen.add(name)
-        count, newest = loaded, next(reversed(sys.modules), "")
+        count, newest = loaded, last
+
+
+def newest_name() -> str:
+    """Return the name of the module that was loaded last; "" while another thread loads one."""
+    try:
+        return next(reversed(sys.modules), "")
+    except RuntimeError:  # it came between `reversed` and `next`
+        return ""
 
 
 def is_registered() -> bool:
@@ -69,7 +77,7 @@ def cloudpickle_module() -> Any:
     import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
 
     if getattr(cloudpickle.__spec__, "_initializing", False):  # by this thread, else it would have been waited for
-        for name in [name for name in sys.modules if name.partition(".")[0] == "cloudpickle"]:
+        for name in [name for name in sys.modules.copy() if name.partition(".")[0] == "cloudpickle"]:
             del sys.modules[name]
         import cloudpickle  # noqa: PLC0415 -- see above
     return cloudpickle

@@ -56,7 +56,7 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911 -- one kind of object
         return _cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"], obj.__dict__)
     if kind is FunctionType:
         if obj.__globals__ is vars(functools) and type(getattr(obj, "registry", None)) is MappingProxyType:
-            return _dispatching, (dict(obj.registry), {k: v for k, v in vars(obj).items() if k not in _DISPATCH})
+            return _dispatching, (dict(obj.registry), {k: v for k, v in vars(obj).copy().items() if k not in _DISPATCH})
         return NotImplemented
     if kind is ContextVar:
         try:
@@ -93,7 +93,7 @@ def reduce_named(obj: Any, *, is_itself: bool) -> Any:
     if isinstance(obj, ModuleType):
         if sys.modules.get(obj.__name__) is obj:
             return importlib.import_module, (obj.__name__,)
-        parts = {name: value for name, value in vars(obj).items() if name not in _OF_IMPORTS}
+        parts = {name: value for name, value in vars(obj).copy().items() if name not in _OF_IMPORTS}
         return _new_module, (() if type(obj) is ModuleType else (type(obj),)), parts
     kind, name, home = type(obj).__name__, getattr(obj, "__name__", ""), getattr(obj, "__module__", "")
     if not is_itself and vars(sys.modules.get(home, sys)).get(name) is obj:

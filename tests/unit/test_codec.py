@@ -6,6 +6,8 @@ import functools
 import gc
 import operator
 import sys
+import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -286,3 +288,26 @@ def test_large_payloads_are_not_copied_more_than_needed() -> None:
         tracemalloc.stop()
     assert peak < 2.2 * len(body)  # the pickler's buffer may grow by half before it is cut to size
     assert load_call(b"", body)[1][0] == big
+
+
+def test_a_call_is_packed_while_another_thread_imports() -> None:
+    """`sys.modules` grows and shrinks at any moment then."""
+    over = threading.Event()
+
+    def load_and_forget() -> None:
+        while not over.is_set():
+            for number in range(20):
+                sys.modules[f"made_up_{number}"] = types.ModuleType(f"made_up_{number}")
+            for number in range(20):
+                del sys.modules[f"made_up_{number}"]
+
+    before = sys.getswitchinterval()
+    thread = threading.Thread(target=load_and_forget)
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        assert {pack_call(operator.neg, (number % 2,), {})[0] for number in range(20_000)} == {b""}
+    finally:
+        over.set()
+        thread.join()
+        sys.setswitchinterval(before)
