@@ -109,7 +109,11 @@ class LazyFuture(Future[T]):
         """
         try:
             if self._state is PENDING:
-                self._wait(timeout)
+                owner = self._owner
+                if owner is not None and timeout is None:  # as `_wait` does it first
+                    owner.lead(self, None)
+                if self._state is PENDING:
+                    self._wait(timeout)
             if self._load is not None:
                 self._read(timeout)
             if self._exception is not None:

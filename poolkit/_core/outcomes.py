@@ -73,10 +73,20 @@ class Outcomes:
         if not task.id & FOLD:
             counters.wait_time.fold()
             counters.run_time.fold()
-        if report.ok:
-            self.settle(task, report)
-        else:
+        if not report.ok:
             self.conclude(task, report, now)
+            return
+        # As `settle` does it; most tasks end here.
+        self.accepted[task] = report
+        task.phase = SETTLED
+        self.unsettled -= 1
+        counters.succeeded += 1
+        options = task.options
+        if options.queue_timeout is not None or options.deadline is not None:
+            self._let_timers_go(task)
+        self.settled.append((task, report))
+        if self.listened:
+            self.tell(TaskDone(task))
 
     def crashed(self, task: AnyTask, error: errors.WorkerCrashed, now: float) -> None:
         """A run ended with its worker."""
@@ -166,13 +176,15 @@ class Outcomes:
             counters.failed += 1
             if isinstance(outcome.payload, (TaskTimeout, QueueTimeout, DeadlineExceeded)):
                 counters.timed_out += 1
+        self._let_timers_go(task)
+        self.settled.append((task, outcome))
+        self.tell(TaskDone(task))
+
+    def _let_timers_go(self, task: AnyTask) -> None:
         options = task.options
         timers = (options.queue_timeout is not None) + (options.deadline is not None)
         if timers:
             self.timers.let_go(timers)
-        self.settled.append((task, outcome))
-        if TaskDone in self.listened:
-            self.events.append(TaskDone(task))
 
     def tell(self, event: PoolEvent) -> None:
         """Have listeners told."""

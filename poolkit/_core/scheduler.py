@@ -32,6 +32,7 @@ from poolkit._core.queue import AnyTask
 from poolkit._core.roster import Hiring, Roster
 from poolkit._core.timers import Timers
 from poolkit._core.workforce import (
+    BUSY,
     STARTING,
     STOPPING,
     Begun,
@@ -178,11 +179,14 @@ class Scheduler:
             raise QueueFull(msg)
         self.is_changing = True
         self._outcomes.accept(task, now)
-        options = task.options
+        options, roster = task.options, self.roster
         if options.queue_timeout is not None or options.deadline is not None:
             self._enforcer.watch(task, now)
-        if not self.queue.size and options.memory_limit is None and (worker := self.roster.take_idle()) is not None:
-            self._dispatcher.send(worker, [task], now)  # nothing waits before it
+        if not self.queue.size and options.memory_limit is None and roster.idle and roster.busy < roster.size:
+            worker = roster.idle.pop()  # as `Roster.take_idle` does it; nothing waits before the task
+            worker.state = BUSY
+            roster.busy += 1
+            self._dispatcher.send(worker, [task], now)
         else:
             self.queue.push(task)
             self._dispatcher.dispatch(now)

@@ -293,7 +293,14 @@ class Engine:
                 reader.taking = threading.get_ident()
                 links = reader.links
                 if links is not None:
-                    settled = self._handle(links.read(ready))
+                    read = links.read(ready)
+                    if links.logged or not read:
+                        settled = self._handle(read)
+                    else:
+                        with self._lock:
+                            settled = self._take_in(read)
+                        if settled and self.records.pending:
+                            settled = self.records.defer(settled)
             finally:
                 if True in held:
                     reader.taking = 0

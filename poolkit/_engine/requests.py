@@ -28,7 +28,7 @@ from poolkit.task import SETTLED
 if TYPE_CHECKING:
     from poolkit._core.stats import PoolStats, WorkerInfo
 
-PASSES_BY = 0x1F  # one submit in 32 takes in what is on the links
+PASSES_BY = 0x7F  # one submit in 128 takes in what is on the links
 
 
 class Requests(Engine):
@@ -42,7 +42,7 @@ class Requests(Engine):
 
     # ===== tasks =====
 
-    def submit(  # noqa: C901 -- on the way of every task
+    def submit(  # noqa: C901, PLR0912 -- on the way of every task
         self, task: AnyTask, error: BaseException | None = None, waiter: Waiter | None = None
     ) -> bool:
         """Accept a task; with `error` it fails at once. Does not block.
@@ -79,7 +79,8 @@ class Requests(Engine):
                 elif accepted:
                     self._accept(task, error, now)
                 settled = self._decided()
-            self._publish(settled)
+            if settled or self.workforce.unstarted or self._waiters.waiting or self.callbacks.queue:
+                self._publish(settled)
             if self._posted_reports:
                 self._take_posted()
             if not task.id & PASSES_BY:

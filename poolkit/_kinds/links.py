@@ -75,7 +75,9 @@ class Links:
         """Make whoever polls look up. From any thread."""
         self._wakeup.set()
 
-    def read(self, ready: Sequence[tuple[int, int]] | None = None) -> deque[Report]:
+    def read(  # noqa: C901 -- on the way of every task
+        self, ready: Sequence[tuple[int, int]] | None = None
+    ) -> deque[Report]:
         """Read once from every link that has something, or that was found `ready`; returns `reports`. Does not block.
 
         Where an exception interrupts it, the next call goes on: nothing that was read is lost, and nothing taken twice.
@@ -86,30 +88,30 @@ class Links:
             resumed = self._paused.pop(self._resumed.popleft(), None)
             if resumed is not None:  # else it is gone
                 self._poller.register(resumed.outcomes_fd)
-        if self._current is not None:
-            self._read_one(self._current, take)
-        for fd, _ in self.poll(0.0) if ready is None else ready:
-            peer = self._workers.get(fd)
-            if peer is not None:
-                self._read_one(peer, receive)
-            elif fd == self._wakeup.fileno():
-                self._wakeup.clear()
+        interrupted = self._current
+        found = self.poll(0.0) if ready is None else ready
+        for fd, _ in found if interrupted is None else [(interrupted.outcomes_fd, 0), *found]:
+            self._current = peer = self._workers.get(fd)
+            if peer is None or peer.reader is None:
+                if fd == self._wakeup.fileno():
+                    self._wakeup.clear()
+                continue
+            try:
+                if interrupted is not None:
+                    take(peer, self.reports, self.logged)
+                if peer.reader.fill():
+                    take(peer, self.reports, self.logged)
+            except BlockingIOError:
+                pass
+            except _BROKEN as exc:
+                # A worker without a link is of no use. Most often it is ending by itself just now.
+                self.broken.append(peer)
+                if isinstance(exc, EOFError) and exc.args:
+                    peer.hint = f"poolkit had to end it, as {exc}"
+            self._current = None
         if self.broken:
             self._cut_off()
         return self.reports
-
-    def _read_one(self, peer: Peer, read: Callable[[Peer, deque[Report], deque[Logged]], None]) -> None:
-        self._current = peer
-        try:
-            read(peer, self.reports, self.logged)
-        except BlockingIOError:
-            pass
-        except _BROKEN as exc:
-            # A worker without a link is of no use. Most often it is ending by itself just now.
-            self.broken.append(peer)
-            if isinstance(exc, EOFError) and exc.args:
-                peer.hint = f"poolkit had to end it, as {exc}"
-        self._current = None
 
     def close(self) -> None:
         """Close it. Idempotent."""
@@ -124,28 +126,22 @@ def drain(peer: Peer, reports: deque[Report], logged: deque[Logged]) -> None:
     """Read what a dead worker left."""
     try:
         take(peer, reports, logged)
-        while True:
-            receive(peer, reports, logged)
+        while peer.reader is not None:
+            if peer.reader.fill():
+                take(peer, reports, logged)
     except _BROKEN:  # BlockingIOError is an OSError
         return
-
-
-def receive(peer: Peer, reports: deque[Report], logged: deque[Logged]) -> None:
-    """Turn what one read of a worker's link gives into reports; raises what the reader raises."""
-    assert peer.reader is not None  # noqa: S101 -- a link is added when all of it is open
-    if peer.reader.fill():
-        take(peer, reports, logged)
 
 
 def take(peer: Peer, reports: deque[Report], logged: deque[Logged]) -> None:
     """Turn the whole frames that were read into reports. Each is taken by stores alone, so once and for ever."""
     reader, channel = peer.reader, peer.channel
-    assert reader is not None  # noqa: S101 -- see above
+    assert reader is not None  # noqa: S101 -- a link is added when all of it is open
     assert channel is not None  # noqa: S101 -- see above
     if reader.read:
         reader.fill()
     into: Any
-    if reader.is_complete:
+    if reader.large is not None and reader.is_complete:
         report, gate = _report_of(peer, reader.fields, reader.large)
         into = logged if type(report) is Logged else reports
         into += (report,)

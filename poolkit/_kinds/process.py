@@ -29,9 +29,10 @@ from poolkit._kinds.peer import Peer
 from poolkit._kinds.processes import Processes, Reports
 from poolkit._spawn import registry, templates
 from poolkit._wire import messages
-from poolkit._wire.messages import call_parts
+from poolkit._wire.link import JOIN_UP_TO
 from poolkit._wire.plans import Manifest
 
+MOST_ATTEMPTS = 0xFFFF  # that a call can say
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 _DROP = messages.FRAME_TO_WORKER.pack(messages.DROP, 0, 0)
 STACK_LOOK = 0.001  # seconds between two looks whether it has
@@ -56,7 +57,9 @@ class ProcessWorkforce(Processes):
             self._workers[worker_id] = peer
             self._wakeup.set()
 
-    def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
+    def send(  # noqa: C901 -- on the way of every task
+        self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool
+    ) -> None:
         """Add the tokens, then write the calls as far as the pipe takes them; the supervisor thread writes the rest."""
         peer = self._workers[worker_id]
         writer, tokens, sent = peer.writer, peer.tokens, peer.sent
@@ -67,6 +70,7 @@ class ProcessWorkforce(Processes):
                 self._order(self._watch_writing, peer)
             return
         parts: list[bytes] = [b""]
+        pack_call = messages.CALL.pack
         usual = messages.FLAG_ANNOUNCE if announce else 0
         for task in tasks:
             fn, body, manifest = task.call
@@ -80,13 +84,27 @@ class ProcessWorkforce(Processes):
                 assert peer.channel is not None  # noqa: S101 -- as its writer
                 body, more = self.transport.send(peer.channel, task.id, body, may_run_again=bool(task.options.retries))
                 flags |= more
-            parts += call_parts(task.id, task.attempts + 1, task.name, task.options.timeout, fn, body, flags, number)
+            name = task.name.encode("utf-8", "surrogatepass")
+            attempt, timeout = min(task.attempts + 1, MOST_ATTEMPTS), task.options.timeout or 0.0
+            parts += pack_call(task.id, attempt, flags, len(name), timeout, number, len(fn), len(body)), name, fn, body
         nbytes = sum(map(len, parts))
         parts[0] = messages.FRAME_TO_WORKER.pack(messages.CALLS, len(tasks), nbytes)
         token = tokens.one if len(tasks) == 1 else tokens.of(len(tasks))
-        frames = writer.frames(parts)
+        pending = writer.pending
+        is_small = nbytes < JOIN_UP_TO and not pending
+        frames = [(b"".join(parts), [])] if is_small else writer.frames(parts)
         # One instruction: no exception comes between the tokens, the calls and the note of both.
-        written += chain(map(os.write, (tokens.write_fd,), (token,)), map(writer.pending.extend, (frames,)))
+        written += chain(map(os.write, (tokens.write_fd,), (token,)), map(pending.extend, (frames,)))
+        if is_small:  # as `writer.flush` would do it, in three calls
+            frame, taken = frames[0]
+            writer.sent += len(frame)
+            try:
+                taken += map(os.write, (writer.fd,), (frame,))
+            except OSError:
+                taken.append(0)
+            if taken[0] == len(frame):
+                pending.clear()
+                return
         if not writer.flush():
             self._order(self._watch_writing, peer)
 

@@ -293,7 +293,7 @@ def test_an_interrupt_that_comes_with_the_turn_to_wait_gives_it_up(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(pool._supervisor, "_publish", interrupt)
+            patch.setattr(pool._supervisor, "_decided", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pool.submit(work.none_of_it)
         assert all(waiter.gone for waiter in pool._supervisor._waiters.waiting)
