@@ -109,11 +109,7 @@ class LazyFuture(Future[T]):
         """
         try:
             if self._state is PENDING:
-                owner = self._owner
-                if owner is not None and timeout is None:  # as `_wait` does it first
-                    owner.lead(self, None)
-                if self._state is PENDING:
-                    self._wait(timeout)
+                self._wait(timeout)
             if self._load is not None:
                 self._read(timeout)
             if self._exception is not None:
@@ -305,18 +301,9 @@ class LazyFuture(Future[T]):
         owner = self._owner
         if owner is not None:
             owner.lead(self, timeout)
-            if self._state is not PENDING:
-                return
-        self._sleep(-1.0 if give_up is None else max(0.0, give_up - monotonic()))
-        if self._state is PENDING:
-            msg = f"{self!r} is not done after {timeout} s; it goes on (task.cancel() stops it)"
-            raise WaitTimeout(msg)
-
-    def _sleep(self, seconds: float) -> None:
-        """Wait to be woken by the publisher, as another thread leads or nobody can; -1.0: for ever.
-
-        A bare lock, as a Condition costs 5 us more a task.
-        """
+        if self._state is not PENDING:
+            return
+        # Another thread leads, or nobody can. A bare lock, as a Condition costs 5 us more a task.
         lock = allocate_lock()
         lock.acquire()
 
@@ -327,11 +314,15 @@ class LazyFuture(Future[T]):
         if not self._enlist(wake):
             return
         try:
-            lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+            seconds = -1.0 if give_up is None else max(0.0, give_up - monotonic())
+            if lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)) or self._state is not PENDING:
+                return
         finally:
             with _LOCK:
                 if self._wakers is not None and wake in self._wakers:  # not woken: it must not stay
                     self._wakers.remove(wake)
+        msg = f"{self!r} is not done after {timeout} s; it goes on (task.cancel() stops it)"
+        raise WaitTimeout(msg)
 
     def _enlist(self, waker: Callable[[Any], object]) -> bool:
         """Have `waker` called by the publisher; False when it has come already."""

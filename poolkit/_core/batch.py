@@ -26,7 +26,7 @@ class RunTimes:
         self.seconds: dict[Any, float] = {}  # by function; to be looked at by `take_batch`
 
     def measured(self, function: Any, seconds: float) -> None:
-        """Take one run into account. A longer run counts at once, shorter ones slowly: a batch too small costs less."""
+        """Take one run into account; see `Dispatcher.measured`."""
         if not 0.0 <= seconds < math.inf:
             return  # a worker's own word, and this is no time
         known = self.seconds.get(function)

@@ -134,6 +134,40 @@ class Dispatcher:
         if worker.leave is not None:
             self.roster.grow(self.queue.size, now)  # its replacement warms up meanwhile
 
+    def send_next(self, worker: Worker, now: float) -> bool:
+        """Send what is first in the queue to a worker that has nothing left; False if it has to rest first.
+
+        As if it had rested and been taken again, since the last one to rest is the first to be taken.
+        """
+        queue, roster = self.queue, self.roster
+        if (
+            not queue.size
+            or now >= self._look_at  # what is stuck behind slow tasks may be older
+            or worker.limit is not None
+            or worker.replaced
+            or worker.state is not BUSY
+            or roster.busy > roster.size
+            or queue.peek().options.memory_limit is not None
+        ):
+            return False
+        self._send(worker, now)
+        return True
+
+    def measured(self, worker: Worker, task: AnyTask, seconds: float) -> None:
+        """Take the time of a run into account, unless it is the worker's first of that function: it may have imported.
+
+        A longer run counts at once, shorter ones slowly: a batch too small costs less.
+        """
+        function, times = id(task.code) ^ hash(task.name), self.times.seconds  # as `Task.function` has it
+        if function not in worker.has_run:
+            worker.runs_first(function)
+            return
+        known = times.get(function)
+        if known is not None and 0.0 <= seconds <= known:  # nearly always
+            times[function] = known + (seconds - known) / 8
+        else:
+            self.times.measured(function, seconds)
+
     def go_on(self, worker: Worker, now: float) -> None:
         """A worker finished or dropped something: it rests, or goes on with what it has, and maybe gets more."""
         if not worker.sent:

@@ -78,6 +78,7 @@ class Scheduler:
     def __init__(self, workforce: Workforce, limits: PoolLimits, rng: random.Random) -> None:
         self.workforce = workforce
         self.limits = limits
+        self._sends_ahead = workforce.max_batch > 1  # by how long calls have taken
         self.timers = Timers(self._is_over)
         self.roster = Roster(workforce, limits, self.timers, rng)
         self._dispatcher = Dispatcher(workforce, self.roster, self.timers, self._check)
@@ -322,11 +323,8 @@ class Scheduler:
                     reports.popleft()
                     continue
                 if task.phase is not SETTLED:
-                    function = id(task.code) ^ hash(task.name)  # as `Task.function` has it, without a call
-                    if function in worker.has_run:
-                        self._dispatcher.times.measured(function, report.ended - report.started)
-                    else:
-                        worker.runs_first(function)
+                    if self._sends_ahead:
+                        self._dispatcher.measured(worker, task, report.ended - report.started)
                     self._outcomes.finished(task, report, now)
                 worker.sent.popleft()
                 worker.tasks_done += 1
@@ -351,7 +349,7 @@ class Scheduler:
         for worker in free:
             if worker.sent or worker.draining:
                 self._dispatcher.go_on(worker, now)
-            else:
+            elif not self._dispatcher.send_next(worker, now):
                 self.roster.rest(worker, now)
         free.clear()
         # As `_advance` looks, without the call where it would find nothing.

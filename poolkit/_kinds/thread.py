@@ -64,7 +64,7 @@ class ThreadWorkforce(DrivenWorkforce):
     @staticmethod
     def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
         """A call goes to a thread as it is, but for arguments that are handles of broadcast objects."""
-        return by_reference(fn, args, kwargs), 0
+        return (by_reference(fn, args, kwargs) if args or kwargs else (fn, args, kwargs)), 0
 
     # ===== orders, given under the pool's lock =====
 
