@@ -30,7 +30,7 @@ from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import modules
 from poolkit._wire.buffers import PLAIN, Found
 from poolkit._wire.functions import is_reusable
-from poolkit._wire.handover import Guard
+from poolkit._wire.handover import guard
 from poolkit._wire.modules import meaning, scripts
 from poolkit._wire.pickles import BY_VALUE, PROTOCOL, REUSABLE, Needs, dumps, dumps_plainly, loads, pickler_of
 from poolkit._wire.remote import load_error, pack_error
@@ -152,7 +152,7 @@ def _pack_function(function: types.FunctionType) -> tuple[bytes, frozenset[tuple
     state = function.__code__, function.__defaults__
     reusable = is_reusable(function)
     try:
-        with Guard():  # descriptors cannot go with a function that is kept
+        with guard():  # descriptors cannot go with a function that is kept
             pickler_of(pickle.Pickler)(file, None, needs).dump(function)
     except Exception:  # noqa: BLE001 -- cloudpickle has the last word
         return None

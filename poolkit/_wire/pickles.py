@@ -140,7 +140,7 @@ def _dump(base: Any, value: object, found: Found | None, needs: Needs) -> Any:
     In parts only where large contents are known: they are kept as they are, all others are copied at once, as what is
     pickled later may change them.
     """
-    with handover.Guard(found):
+    with handover.guard(found):
         while True:
             file: Any = Parts() if found is not None and found.large else io.BytesIO()
             knew = found is not None and found.has_read_only

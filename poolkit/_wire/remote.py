@@ -70,7 +70,7 @@ def _dumps_with(base: Any, value: object, index_of: Callable[[object], int | Non
     file = io.BytesIO()
     pickler = pickler_of(base)(file, None, Needs())
     pickler.persistent_id = index_of
-    with handover.Guard():
+    with handover.guard():
         pickler.dump(value)
     return file.getvalue()
 
