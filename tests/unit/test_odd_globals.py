@@ -306,14 +306,13 @@ def test_a_logger_and_its_handlers_are_those_of_the_worker(worker: WorkerHalf, n
         ("return getattr(system.modules[__name__], 'x')", True),
         ("return table.get('x')", True),
         ("from sys import argv, modules\n return modules", True),
-        ("return list(model.modules()), sys.argv", False),
-        ("import sys\n return [m for m in net.modules()], sys.argv", False),
+        ("return list(model.modules())", False),
         ("from torch import modules\n return modules", False),
         ("from sys import argv\n return argv", False),
     ],
 )
 def test_only_sys_modules_is_a_table_of_names(body: str, *, expected: bool) -> None:
-    """An attribute `modules` of anything else, such as torch's, is not."""
+    """An attribute `modules` of anything else, such as torch's, is not, where `sys` is not named beside it."""
     namespace: dict[str, Any] = {"sys": sys, "system": sys, "table": sys.modules, "model": partial(int)}
     exec(f"def f(net=None):\n {body}", namespace)  # noqa: S102 -- our own source
     assert scan_code(namespace["f"].__code__).is_dynamic_in(namespace) is expected
