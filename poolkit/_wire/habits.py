@@ -1,7 +1,7 @@
-"""Habits: settings of a whole process or thread that a program makes once, at its top, and expects in its workers.
+"""Habits: settings of a process or thread that a program makes once, at its top, and expects in its workers.
 
-Those of the process are read when a worker starts; those of a thread, where the pool is made. In a worker they are set
-before anything of the program is imported there, and those of a library when it is imported.
+Those of the process are read when a worker starts, those of a thread where the pool is made, those of a library set in
+a worker when it is imported there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def of_thread() -> dict[str, Any]:
     """Return decimal context and numpy's handling of errors of the thread that calls, as far as those are loaded."""
     found: dict[str, Any] = {}
     decimal: Any = sys.modules.get("decimal")
-    numpy: Any = sys.modules.get("numpy")
+    numpy: Any = sys.modules.get("numpy")  # either may be half imported
     if hasattr(decimal, "getcontext"):
         context = decimal.getcontext()
         traps = [signal.__name__ for signal, is_set in context.traps.items() if is_set]
