@@ -5,9 +5,7 @@
 
 A call of an unchanged function costs one look at its plan: all names are bound to the same objects, small values that
 can change in place give the same pickle. Otherwise the plan is made again, of the items that are still current.
-
-Thread safety: two threads that make the same plan at once both do it, of the same items. The two tables take one atomic
-operation at a time.
+Thread safety: two threads that make the same plan at once both do it, of the same items.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ class Manifest:
         self.modules = modules  # the script modules that are to be there
         self.number = next(_numbers)
         self.items = items
-        self.bundles = bundles  # every plain function of the modules concerned, for who looks them up by name
+        self.bundles = bundles  # every plain function of the modules concerned, for code that looks them up by name
 
 
 class Plan:
@@ -49,25 +47,23 @@ class Plan:
     def __init__(self, items: dict[Ref, Item], unbound: list[Ref], manifest: Manifest) -> None:
         self.manifest = manifest
         bound: dict[str, dict[str, object]] = {}
-        self._weak: list[tuple[Any, str, Any]] = []
-        self._followed: list[Item] = []
+        self._looked_at: list[tuple[Any, str, Item]] = []  # what may change in place, or is kept by a weak reference
         self._functions: list[tuple[FunctionType, object]] = []  # those that have neither defaults nor attributes
         self._classes: list[tuple[Any, int, Any, int, Any, tuple[object, ...]]] = []
         for (module_name, name), item in items.items():
-            if item.looks.is_followed:
-                self._followed.append(item)
-            if "." in name or "#" in name or item.strong is MISSING:
+            namespace, own = _namespaces[module_name].dict, item.strong
+            if item.looks.is_followed or item.weak is not None:
+                top, _, attribute = name.rpartition(".")
+                holder = vars(items[module_name, top].strong) if top else namespace
+                self._looked_at.append((holder.get, attribute, item))
+            if "." in name or "#" in name or own is MISSING or item.weak is not None:
                 continue
-            if item.weak is not None:
-                self._weak.append((_namespaces[module_name].dict.get, name, item.weak))
-            else:
-                bound.setdefault(module_name, {})[name] = item.strong
-            if type(item.strong) is FunctionType:
-                if not item.looks.is_followed:
-                    self._functions.append((item.strong, item.looks.parts[0]))
-            elif item.snapshot is not None and isinstance(item.strong, type):
-                attributes, subclasses = vars(item.strong), type.__subclasses__.__get__(item.strong)
-                look_up, values = _looked_up({each: own for each, own in attributes.copy().items() if each[:2] != "__"})
+            bound.setdefault(module_name, {})[name] = own
+            if type(own) is FunctionType and not item.looks.is_followed:
+                self._functions.append((own, item.looks.parts[0]))
+            elif item.snapshot is not None and isinstance(own, type):
+                attributes, subclasses = vars(own), type.__subclasses__.__get__(own)
+                look_up, values = _looked_up({each: has for each, has in attributes.copy().items() if each[:2] != "__"})
                 self._classes.append((attributes, len(attributes), subclasses, len(subclasses()), look_up, values))
         self._attributes = [each.__dict__ for each, _ in self._functions]
         self._unbound = [
@@ -76,7 +72,7 @@ class Plan:
         ]
         self._modules = [(name, _namespaces[name].module) for name in manifest.modules]
         self._bindings = [(_namespaces[module].dict, *_looked_up(values)) for module, values in bound.items()]
-        self._is_simple = not (self._weak or self._classes or self._followed)
+        self._is_simple = not (self._classes or self._looked_at)
 
     def is_current(self) -> bool:  # noqa: C901, PLR0911 -- one kind of change after another
         """Return True if nothing has changed. Costs some 50 ns a name."""
@@ -100,17 +96,14 @@ class Plan:
             return False
 
     def _is_rest_current(self) -> bool:
-        for get, name, weak in self._weak:
-            value = get(name)
-            if value is None or weak() is not value:
-                return False
         for attributes, count, subclasses, known, look_up, values in self._classes:
             if len(attributes) != count or len(subclasses()) != known:
                 return False
             if values and not all(map(is_, look_up(attributes), values)):
                 return False
-        for item in self._followed:  # noqa: SIM110 -- all() with a generator costs 0.3 us more
-            if not item.looks.are_those_of(item.get()):
+        for get, name, item in self._looked_at:
+            value = get(name)
+            if item.get() is not value or not item.looks.are_those_of(value):
                 return False
         return True
 
@@ -147,23 +140,19 @@ def manifest_for(root: Ref | None, names: AbstractSet[Ref]) -> Manifest | None:
 def _make_room() -> None:
     """Let go of plans that are not current: they keep alive what was defined before."""
     global _room  # noqa: PLW0603 -- which any thread may set
-    for key, plan in list(_plans.items()):
-        if not plan.is_current():
-            _plans.pop(key, None)
+    for key in [key for key, plan in list(_plans.items()) if not plan.is_current()]:
+        _plans.pop(key, None)
     if len(_plans) >= MOST_PLANS:
         _plans.clear()
     _room = 2 * len(_plans) + FEWEST_PLANS
 
 
-def namespace_for(module_name: str) -> Namespace | None:
-    """What is known of a script module; None if it is not there any more."""
-    module = sys.modules.get(module_name)
-    known = _namespaces.get(module_name)
-    if known is None or known.module is not module:
-        if not isinstance(module, ModuleType):
-            return None
+def _namespace_for(module_name: str) -> Namespace | None:
+    """Return what is known of a script module; None if it is not there any more."""
+    module, known = sys.modules.get(module_name), _namespaces.get(module_name)
+    if (known is None or known.module is not module) and isinstance(module, ModuleType):
         known = _namespaces[module_name] = Namespace(module_name, module)
-    return known
+    return known if known is not None and known.module is module else None
 
 
 def _make_plan(roots: Any, before: Plan | None) -> Plan | None:
@@ -177,10 +166,8 @@ def _make_plan(roots: Any, before: Plan | None) -> Plan | None:
         return None
     ordered = tuple(_ordered(items))
     bundles = tuple(_namespaces[name].bundle() for name in sorted(modules))
-    if before is not None:
-        old = before.manifest
-        if len(old.items) == len(ordered) and all(map(is_, old.items, ordered)) and old.bundles == bundles:
-            return Plan(items, unbound, old)
+    if before is not None and before.manifest.items == ordered and before.manifest.bundles == bundles:
+        return Plan(items, unbound, before.manifest)
     return Plan(items, unbound, Manifest(ordered, bundles, modules))
 
 
@@ -190,36 +177,26 @@ def _collect(roots: Any) -> tuple[dict[Ref, Item], list[Ref], list[Ref]]:
     unbound: list[Ref] = []
     pending: list[Ref] = list(roots)
     for each in pending:  # grows while we go through it
-        if each in items:
-            continue
         module_name, name = each
-        namespace = namespace_for(module_name)
+        namespace = None if each in items else _namespace_for(module_name)
         if namespace is None:
             continue
         if name == "*":
             pending += [(module_name, bound) for bound in namespace.own_names()]
-            continue
-        if namespace.is_builtin(name):
+        elif namespace.is_builtin(name):
             unbound.append(each)
-            continue
-        item = namespace.item(name)
-        if item is None:
-            continue
-        items[each] = item
-        if item.strong is MISSING and "." not in name:
-            unbound.append(each)
-        pending += item.now
-        pending += item.later
-        if item.snapshot is not None and isinstance(item.strong, type):
-            pending += namespace.class_names(item, item.strong)
+        elif (item := namespace.item(name)) is not None:
+            items[each] = item
+            if item.strong is MISSING and "." not in name:
+                unbound.append(each)
+            pending += (*item.now, *item.later)
+            if item.snapshot is not None and isinstance(item.strong, type):
+                pending += namespace.class_names(item, item.strong)
     return items, unbound, pending
 
 
 def _remake(items: dict[Ref, Item]) -> bool:
-    """Make anew what refers to older versions of others, and what is in a circle; return whether there was any.
-
-    Where large data refers to others, that is not followed, as other changes in it are not.
-    """
+    """Make anew what refers to older versions of others, and what is in a circle; return whether there was any."""
     found = False
     for (module_name, name), item in items.items():
         is_stale = not all(_namespaces[module].circle_of(each) == item.circle for module, each in item.circle)
@@ -240,10 +217,10 @@ def _remake(items: dict[Ref, Item]) -> bool:
 def _ordered(items: dict[Ref, Item]) -> list[Item]:
     """The items, each behind what it needs at once; else imports, functions, data, then statements by their lines."""
     missing = {key: {each for each in item.now if each in items and each != key} for key, item in items.items()}
-    needed_by: dict[Ref, list[Ref]] = {}
+    needed_by: dict[Ref, list[Ref]] = {key: [] for key in items}
     for key, needs in missing.items():
         for each in needs:
-            needed_by.setdefault(each, []).append(key)
+            needed_by[each].append(key)
     by_rank = sorted((_rank(item), key) for key, item in items.items())
     ready = [entry for entry in by_rank if not missing[entry[1]]]  # sorted, so it is a heap
     rest = [entry for entry in by_rank if "." not in entry[1][1]]  # attributes are in none, as nothing needs them
@@ -257,11 +234,10 @@ def _ordered(items: dict[Ref, Item]) -> list[Item]:
         if missing.pop(key, None) is None:
             continue
         ordered.append(items[key])
-        for each in needed_by.get(key, ()):
-            if each in missing:
-                missing[each].discard(key)
-                if not missing[each]:
-                    heapq.heappush(ready, (_rank(items[each]), each))
+        for each in [each for each in needed_by[key] if each in missing]:
+            missing[each].discard(key)
+            if not missing[each]:
+                heapq.heappush(ready, (_rank(items[each]), each))
     return ordered
 
 
