@@ -64,9 +64,7 @@ def make_from_source(module: ModuleType, name: str) -> None:  # noqa: C901 -- on
     order: list[tuple[int, str, Any, bool]] = []
     for each in pending:  # grows while we go through it
         nodes = source.definitions.get(each, [])
-        if len(nodes) > 1 and not all(
-            isinstance(node, sources.IMPORTS) for node in nodes
-        ):  # there is nothing here to tell which one ran
+        if len(nodes) > 1 and not all(isinstance(node, sources.IMPORTS) for node in nodes):  # one cannot be told
             continue
         for node in nodes:
             is_made = isinstance(node, (*sources.DEFINITIONS, *sources.IMPORTS))

@@ -23,7 +23,7 @@ _arrived: list[int] = []  # owner: the worker's main thread, at boot
 
 
 class _Inherited:
-    """Stands for a descriptor in a pickle; `detach` gives the number that it has in this worker."""
+    """Stands for a descriptor in a pickle."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -72,11 +72,10 @@ def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[
     except BaseException as exc:
         for fd in stand_in.fds:
             os.close(fd)
-        if not isinstance(exc, Exception):
-            raise
-        raise SerializationError(
-            f"cannot pickle the initializer or its arguments: {type(exc).__name__}: {exc}"
-        ) from exc
+        if isinstance(exc, Exception):
+            msg = f"cannot pickle the initializer or its arguments: {type(exc).__name__}: {exc}"
+            raise SerializationError(msg) from exc
+        raise
     finally:
         context.set_spawning_popen(before)
     return buffer.getvalue() + BY_VALUE, stand_in.fds, manifest

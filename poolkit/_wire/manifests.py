@@ -66,7 +66,7 @@ class Sent:
         return data, regions
 
     def commit(self) -> None:
-        """What was lacking has been written."""
+        """Note that what was lacking has been written."""
         self.manifests, self._serials, self._bundles = self._next
 
     def _has(self, item: Item) -> bool:
@@ -85,7 +85,7 @@ Inherited = dict[tuple[str, str], State]
 
 
 def inheritance() -> Inherited:
-    """What a fork of this process has of the script modules. Runs pickling hooks of the user's objects."""
+    """Return what a fork of this process has of the script modules. Runs pickling hooks of the user's objects."""
     found: Inherited = {}
     for module_name in sorted(scripts):
         module = sys.modules.get(module_name)
@@ -98,25 +98,11 @@ def inheritance() -> Inherited:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What stands for a script module in a worker: the attributes that the import system gave it here."""
+    """Return what stands for a script module in a worker: the attributes that the import system gave it here."""
     own = getattr(sys.modules.get(name), "__dict__", {})  # not its `__getattr__`, which is the user's
     spec = own.get("__spec__")
-    return {
-        "__file__": _text(own.get("__file__")),
-        "__doc__": _text(own.get("__doc__")),
-        "__package__": _text(own.get("__package__")),
-        "spec": _text(getattr(spec, "name", None)),
-        "origin": _text(getattr(spec, "origin", None)),
-        "typed": next(  # the program itself, where it was not in a file
-            (
-                (filename, text)
-                for filename in TYPED
-                if name == "__main__" and own.get("__file__", filename) == filename and (text := typed_text(filename))
-            ),
-            None,
-        ),
-    }
-
-
-def _text(value: object) -> str | None:
-    return value if type(value) is str else None
+    found = {each: own.get(each) for each in ("__file__", "__doc__", "__package__")}
+    found.update(spec=getattr(spec, "name", None), origin=getattr(spec, "origin", None))
+    files = [each for each in TYPED if name == "__main__" and own.get("__file__", each) == each]
+    typed = [(each, text) for each in files if (text := typed_text(each))]  # the program itself, if it was in no file
+    return {each: value if type(value) is str else None for each, value in found.items()} | {"typed": (*typed, None)[0]}

@@ -58,8 +58,6 @@ HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of a FORK: which standard streams are ope
 MOST_FDS = 64  # descriptors of one FORK, those of `initargs` included
 PREPARED, UNPREPARED = b"\1", b"\0"
 
-_MOST_ATTEMPTS = 0xFFFF
-
 
 def call_parts(  # noqa: PLR0913, PLR0917 -- a message record
     task_id: int,
@@ -71,9 +69,9 @@ def call_parts(  # noqa: PLR0913, PLR0917 -- a message record
     flags: int,
     manifest: int = 0,
 ) -> tuple[bytes, bytes, bytes, bytes]:
-    """One call, as parts to be written one behind the other."""
+    """Return one call, as parts to be written one behind the other."""
     encoded = name.encode("utf-8", "surrogatepass")
-    attempt = min(_MOST_ATTEMPTS, attempt)
+    attempt = min(0xFFFF, attempt)
     header = CALL.pack(task_id, attempt, flags, len(encoded), timeout or 0.0, manifest, len(fn), len(body))
     return header, encoded, fn, body
 

@@ -202,7 +202,7 @@ class Namespace:
         needs, found = Needs(value, own, reduce_global, sharing.names(), inline), _Found()
         if type(value) in (bytes, bytearray):
             found.look((value,))
-        is_plain = content is value and sharing.is_alone(value, own)
+        is_plain = content is value and (type(value) is FunctionType or sharing.is_alone(value, own))
         try:
             with found:
                 return dumps(content, found, needs, plainly=is_plain), found, needs

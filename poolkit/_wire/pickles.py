@@ -18,7 +18,7 @@ import io
 import pickle
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from types import CellType, FunctionType, ModuleType
 
 from poolkit._typing import Any
@@ -39,35 +39,24 @@ _MISSING = object()
 
 
 class Needs:
-    """The names of script modules that a pickle needs, as (module, name).
-
-    Attributes:
-        now: what unpickling it looks up.
-        later: what functions in it look up when they are called.
-        itself: what is to be pickled by value though it has a name, and that name. For the sender of definitions.
-        is_circular: the value could be pickled only as a reference to itself.
-        reduce: how else to reduce an object that is pickled as part of a script module's globals.
-        names: by the id of an object, the name of the global that it goes by; see `sharing.py`.
-        inline: the names that are pickled here, which refer to nothing.
-        is_shared: something goes by the name of a global.
-        met: how often the value itself was met.
-    """
+    """The names of script modules that a pickle needs, as (module, name); and how globals of such are pickled."""
 
     __slots__ = ("inline", "is_circular", "is_shared", "itself", "later", "met", "name", "names", "now", "reduce")
 
     def __init__(
         self,
-        itself: object = _MISSING,
-        name: tuple[str, str] | None = None,
-        reduce: Callable[[Any], Any] | None = None,
-        names: dict[int, tuple[Any, ...]] | None = None,
-        inline: tuple[tuple[str, str], ...] = (),
+        itself: object = _MISSING,  # what is to be pickled by value though it has a name
+        name: tuple[str, str] | None = None,  # that name
+        reduce: Callable[[Any], Any] | None = None,  # how else to reduce an object
+        names: dict[int, tuple[Any, ...]] | None = None,  # by id, the global that an object goes by; see `sharing.py`
+        inline: tuple[tuple[str, str], ...] = (),  # the names that are pickled here, which refer to nothing
     ) -> None:
         self.itself, self.name, self.reduce, self.names, self.inline = itself, name, reduce, names, inline
-        self.now: set[tuple[str, str]] = set()
-        self.later: set[tuple[str, str]] = set()
-        self.is_circular = self.is_shared = False
-        self.met = 0
+        self.now: set[tuple[str, str]] = set()  # what unpickling it looks up
+        self.later: set[tuple[str, str]] = set()  # what functions in it look up when they are called
+        self.is_circular = False  # the value could be pickled only as a reference to itself
+        self.is_shared = False  # something goes by the name of a global
+        self.met = 0  # how often the value itself was met
 
 
 def dumps(value: object, found: Found | None = None, needs: Needs | None = None, *, plainly: bool = True) -> Any:
@@ -150,18 +139,6 @@ def _dump(base: Any, value: object, found: Found | None, needs: Needs) -> Any:
     return file if type(file) is Parts else file.getvalue()
 
 
-_picklers: dict[Any, Any] = {}
-
-
-def pickler_of(base: Any, *, is_naming: bool = False) -> Any:
-    """Return the class of picklers with our reducers over this one, made once; one that names globals if asked to."""
-    made = _picklers.get((base, is_naming))
-    if made is None:
-        made = type("Pickler", (pickler_of(base),), {"persistent_id": _name_of}) if is_naming else _make_pickler(base)
-        _picklers[base, is_naming] = made
-    return made
-
-
 def _name_of(pickler: Any, obj: Any) -> Any:
     """Return the name of the global that an object goes by. Asked for each object that is pickled."""
     needs = pickler._needs  # noqa: SLF001 -- as its method
@@ -174,7 +151,11 @@ def _name_of(pickler: Any, obj: Any) -> Any:
     return reference
 
 
-def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is given
+@cache
+def pickler_of(base: Any, *, is_naming: bool = False) -> Any:  # noqa: C901 -- one class, whose base is given
+    """Return the class of picklers with our reducers over this one; one that names globals if asked to."""
+    if is_naming:
+        return type("Pickler", (pickler_of(base),), {"persistent_id": _name_of})
     inherited = getattr(base, "reducer_override", None)
 
     class Pickler(base):  # type: ignore[misc]
@@ -323,11 +304,10 @@ def _reduce_class(cls: type) -> Any:
     slots = vars(cls).get("__slots__")
     if slots and len(args) > _TYPE_KWARGS and isinstance(args[_TYPE_KWARGS], dict):
         args[_TYPE_KWARGS]["__slots__"] = slots
-    members = {}
-    for name, member in getattr(cls, "__members__", {}).items():
-        own = {key: value for key, value in vars(member).items() if not key.startswith("_") and key != "name"}
-        if own:
-            members[name] = own
+    members = {
+        name: {key: value for key, value in vars(member).items() if not key.startswith("_") and key != "name"}
+        for name, member in getattr(cls, "__members__", {}).items()
+    }
     return make, args, (set_state, state, members), None, None, _set_class_state
 
 

@@ -3,7 +3,7 @@
 While a global is pickled, what another global is bound to goes by that name, by the first that there is; so does a cell
 that functions share. Globals that refer to each other in a circle go in one pickle, the one of the first of them.
 Atoms, and what goes by a name of its own anyhow, need none of that.
-Thread safety: the table is replaced as a whole, by one atomic operation; it is right for who has it made.
+Thread safety: the table is replaced as a whole, by one atomic operation.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from poolkit._wire.modules import meaning, named_at_top, scripts
 
 _NAMELESS = ATOMS | {BuiltinFunctionType, GenericAlias}
 _MOST_LOOKED_AT = 16  # elements of a tuple
-_LEAVES = ATOMS | {bytearray}
-_PLAIN = _LEAVES | {list, tuple, set, frozenset, deque, dict, OrderedDict}
-_DEEPEST, _LONGEST = 10, 10_000_000
+_FLAT = frozenset({list, tuple, set, frozenset, deque, dict, OrderedDict, bytearray})
 _numbers = itertools.count(1)
 _wanted = 0
 _Names = dict[int, tuple[Any, ...]]
@@ -84,23 +82,10 @@ def are_bound(bound: Iterable[tuple[Ref, int]]) -> bool:
 
 
 def is_alone(value: Any, own: Ref) -> bool:
-    """Return True for a value that refers to no other global: containers in containers of atoms. 20 ns an element."""
-    if type(value) is FunctionType:  # which takes the long way in any case
-        return True
-    known = names()
-    level = [value]
-    for _ in range(_DEEPEST):
-        kinds = set(map(type, level))
-        if kinds <= ATOMS:
-            return True
-        if not kinds <= _PLAIN or len(level) > _LONGEST:
-            return False
-        if any(known[each] != own for each in known.keys() & map(id, level)):
-            return False
-        inner = [each for each in level if type(each) not in _LEAVES]
-        parts = [(*each, *each.values()) if isinstance(each, dict) else each for each in inner]
-        level = [*itertools.islice(itertools.chain.from_iterable(parts), _LONGEST + 1)]
-    return False
+    """Return True for atoms and a container of such, which refers to no other global. 20 ns an element."""
+    parts = itertools.chain(value, value.values()) if isinstance(value, dict) else value
+    is_flat = type(value) in ATOMS or (type(value) in _FLAT and ATOMS.issuperset(map(type, parts)))
+    return is_flat and names().get(id(value), own) == own
 
 
 # ===== circles =====

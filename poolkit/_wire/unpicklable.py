@@ -1,8 +1,7 @@
 """Unpicklable: which part of a call or a result cannot be pickled, and where it stands.
 
 The search pickles parts of the value, then parts of the first part that fails, and so on down, and names the last one:
-`args[1]["lock"]: _thread.lock`. It is bounded, so it may stop at a part that only contains the unpicklable one. Long
-containers are halved, not walked; trial pickles are written to nowhere.
+`args[1]["lock"]: _thread.lock`. It is bounded, so it may stop at a part that only contains the unpicklable one.
 """
 
 from __future__ import annotations
@@ -61,8 +60,6 @@ class _Nowhere:
 
 
 class _Search:
-    """One search. Local to one call."""
-
     def __init__(self, caught: Caught) -> None:
         self._caught = caught
         self._probes_left = _MAX_PROBES
@@ -72,10 +69,7 @@ class _Search:
         path, value = "", None
         groups: Iterable[Parts] = [([value for _, value in roots], lambda index: roots[index][0])]
         entered: set[int] = set()
-        for _ in range(_MAX_DEPTH):
-            step = self._first_failure(groups, entered)
-            if step is None:
-                break
+        while len(entered) < _MAX_DEPTH and (step := self._first_failure(groups, entered)) is not None:
             label, value, error = step
             path += label
             entered.add(id(value))
