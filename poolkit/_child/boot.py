@@ -8,7 +8,7 @@ The settings come as the first frame (BOOT), a pickled dict:
     number                the worker's
     main, is_copy         the owner's `__main__`, and whether this process has it as a copy
     habits                settings of the owner's process and thread, see `_wire/habits.py`
-    definitions           what the initializer needs of the script, or None; see `_wire/manifests.py`
+    definitions           what the initializer needs of the script, or None; see `_wire/plans.py`
     initializer           packed call, or None          preload    names of modules to import
     open_files, umask     the soft limit and the file mode mask to have, or None: those that it has
     log_levels, log_disabled   see `_child/logs.py`

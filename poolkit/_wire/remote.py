@@ -28,9 +28,9 @@ from poolkit._wire.pickles import BY_VALUE, PROTOCOL, ClassKeepingUnpickler, Nee
 from poolkit._wire.tracebacks import capture, format_frames, rebuild
 from poolkit.errors import RemoteError
 
-# One exception. Packed as a plain tuple, so that the packet is made of builtin types only.
-#     type_name: str, message: str, notes: list[str] | None, frames: list[FrameRecord], makers: bytes | None,
-#     state: bytes | None, reason: str, cause: int | None, context: int | None, suppress_context: bool
+# One exception, packed as a plain tuple of: type_name: str, message: str, notes: list[str] | None,
+#     frames: list[FrameRecord], makers: bytes | None, state: bytes | None, reason: str, cause: int | None,
+#     context: int | None, suppress_context: bool
 _Record = namedtuple(  # noqa: PYI024 -- importing typing would cost each template process 6 ms
     "_Record", "type_name message notes frames makers state reason cause context suppress_context"
 )
@@ -135,10 +135,7 @@ class _Graph:
         return makers, self._pack_state(state)
 
     def _pack_state(self, state: dict[str, object]) -> bytes:
-        packed = self._survivor(state)
-        if packed is None:
-            packed = self._dumps({name: self._or_words(value) for name, value in state.items()})
-        return packed
+        return self._survivor(state) or self._dumps({name: self._or_words(value) for name, value in state.items()})
 
     def _or_words(self, value: object) -> object:
         """Return `value`, or what is sent in its place when it cannot travel."""
@@ -154,12 +151,9 @@ class _Graph:
         return packed
 
     def _is_same(self, one: object, other: object) -> bool:
-        if one is other:
-            return True
-        try:
-            return self._dumps(one) == self._dumps(other)
-        except Exception:  # noqa: BLE001 -- arguments that __reduce__ leaves out, and that cannot travel
-            return True
+        with contextlib.suppress(Exception):  # arguments that __reduce__ leaves out, and that cannot travel
+            return one is other or self._dumps(one) == self._dumps(other)
+        return True
 
     def _dumps(self, value: object, root: BaseException | None = None) -> bytes:
         """Pickle plainly if possible, else by value, with every exception but `root` replaced by its number."""
@@ -194,12 +188,11 @@ class _Receiver:
             self._get(index)
         for index, record in enumerate(self._records):
             error = self._get(index)
-            try:
-                state = {} if record.state is None else _loads(record.state, self._get)
-            except BaseException:  # noqa: BLE001 -- an attribute's class is missing here; the exception itself stands
-                state = {}
-            for name, value in state.items():
-                _set(error, name, value)
+            with contextlib.suppress(
+                BaseException
+            ):  # an attribute's class is missing here; the exception itself stands
+                for name, value in _loads(record.state, self._get).items() if record.state is not None else ():
+                    _set(error, name, value)
             _OWN["__traceback__"].__set__(error, rebuild(record.frames))
             _OWN["__cause__"].__set__(error, None if record.cause is None else self._get(record.cause))
             _OWN["__context__"].__set__(error, None if record.context is None else self._get(record.context))
@@ -288,12 +281,8 @@ def _set(error: BaseException, name: str, value: object) -> None:
 def _stand_in(record: _Record, reason: str) -> RemoteError:
     last_line = f"{record.type_name}: {record.message}"
     text = format_frames(record.frames, "\n".join([last_line, *(record.notes or ())]))
-    error = RemoteError(
-        f"{last_line} [cannot be rebuilt: {reason}]",
-        type_name=record.type_name,
-        message=record.message,
-        traceback_text=text,
-    )
+    told = f"{last_line} [cannot be rebuilt: {reason}]"
+    error = RemoteError(told, type_name=record.type_name, message=record.message, traceback_text=text)
     if record.notes:
         error.__notes__ = record.notes  # type: ignore[attr-defined,unused-ignore]  # not declared before 3.11
     return error
@@ -337,10 +326,9 @@ def raise_interrupt(error: BaseException) -> None:
     A hook may raise SystemExit or anything. Ctrl-C, what a signal handler raises, what stops the task of a thread, and
     a lack of memory are not its.
     """
-    if isinstance(error, Exception) and not isinstance(error, MemoryError):
-        return
+    is_of_hook = isinstance(error, Exception) and not isinstance(error, MemoryError)
     own = (KeyboardInterrupt, MemoryError)
-    if isinstance(error, own) or module_of(type(error)).startswith("poolkit.") or is_of_handler(error):
+    if not is_of_hook and (isinstance(error, own) or module_of(type(error))[:8] == "poolkit." or is_of_handler(error)):
         raise error
 
 

@@ -102,8 +102,7 @@ class _Search:
             with Found():  # a descriptor in it is handed over to nobody
                 pickler_of(cloudpickle.Pickler)(_Nowhere(), None, Needs()).dump(value)
         except self._caught as error:
-            # its traceback would keep the frames of this search, and the values in them, alive
-            return error.with_traceback(None)
+            return error.with_traceback(None)  # which would keep the frames of this search alive
         return None
 
     def _parts_of(self, value: Any) -> Iterator[Parts]:
@@ -133,15 +132,12 @@ class _Search:
             return
         arguments, state, items, pairs = (*reduced, None, None, None, None)[1:5]
         names = {id(part): f".{name}" for name, part in getattr(value, "__dict__", {}).items()}
-
-        def label_argument(index: int) -> str:
-            if isinstance(value, tuple) and index:  # a named tuple's arguments are its class, then its items
-                return f"[{index - 1}]"
-            if isinstance(value, BaseException):
-                return f".args[{index}]"
-            return names.get(id(arguments[index]), f" part {index}")
-
-        yield arguments, label_argument
+        if isinstance(value, tuple):  # a named tuple's arguments are its class, then its items
+            yield arguments, lambda index: f"[{index - 1}]" if index else " part 0"
+        elif isinstance(value, BaseException):
+            yield arguments, ".args[{}]".format
+        else:
+            yield arguments, lambda index: names.get(id(arguments[index]), f" part {index}")
         for mapping in state if type(state) is tuple else (state,):  # (of __dict__, of __slots__)
             yield _named(mapping) if type(mapping) is dict else ([mapping], lambda _: " state")
         yield list(items or ()), "[{}]".format
@@ -154,15 +150,14 @@ def _named(parts: Mapping[Any, object], label: str = ".{}") -> Parts:
 
 def _parts_of_mapping(mapping: dict[Any, Any]) -> Iterator[Parts]:
     keys = list(mapping)
-
-    def label(index: int) -> str:
-        key = keys[index]
-        if type(key) is str:
-            return f'["{key[:_MAX_REPR]}"]'
-        return f"[{key!r}]" if type(key) in _HARMLESS else f"[{type_name(key)}]"
-
-    yield list(mapping.values()), label
+    yield list(mapping.values()), lambda index: _label_of(keys[index])
     yield keys, lambda _: " key"
+
+
+def _label_of(key: Any) -> str:
+    if type(key) is str:
+        return f'["{key[:_MAX_REPR]}"]'
+    return f"[{key!r}]" if type(key) in _HARMLESS else f"[{type_name(key)}]"
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterator[Parts]:

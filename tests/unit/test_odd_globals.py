@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from poolkit._wire import manifests, modules
+from poolkit._wire import modules, plans
 from poolkit._wire.functions import scan_code
 from poolkit._wire.items import IMPORT, STATEMENT, VALUE
 from poolkit._wire.plans import manifest_for
@@ -115,7 +115,7 @@ def test_what_names_an_odd_object_runs_without_it(worker: WorkerHalf, new_script
     except NameError as error:
         notes = error.__notes__  # type: ignore[attr-defined]
     assert notes[0].startswith(("<class ", "'x' of the script could not be made in this worker ("))
-    assert (script.__name__, "x") in manifests.inheritance()
+    assert (script.__name__, "x") in plans.inheritance()
 
 
 def test_a_decorated_class_is_made_beside_an_odd_object(worker: WorkerHalf, new_script: NewScript) -> None:
@@ -178,14 +178,14 @@ def test_an_object_that_stands_for_another_is_imported(
     script = new_script(f"from home_of_proxies import request as {name}\ndef f(): return {name}", name="uses_proxies")
     modules.look()
     monkeypatch.setattr(modules, "scripts", modules.scripts - {"home_of_proxies"})
-    for module in ("process_wide", "namespace", "pickles", "manifests"):
+    for module in ("process_wide", "namespace", "pickles", "plans"):
         monkeypatch.setattr(sys.modules[f"poolkit._wire.{module}"], "scripts", modules.scripts)
     found = manifest_for(None, {(script.__name__, "f")})
     assert found is not None
     (item,) = (each for each in found.items if each.name == name)
     assert item.kind == IMPORT
     assert marshal.loads(item.payload) == ("home_of_proxies", "request")  # noqa: S302 -- our own
-    assert manifests.Sent().lacking(found)  # asks it nothing, as this is done under the pool's lock
+    assert plans.Sent().lacking(found)  # asks it nothing, as this is done under the pool's lock
 
 
 # ===== what is nobody's hook =====
