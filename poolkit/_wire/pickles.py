@@ -325,7 +325,7 @@ def loads(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> 
     """Return the value that `dumps` packed, leaving the classes of this process as they are."""
     if data[-1] == STOP:
         return pickle.loads(data, buffers=buffers)
-    unpickler: Any = ClassKeepingUnpickler(io.BytesIO(data), buffers)
+    unpickler: Any = ClassKeepingUnpickler(io.BytesIO(data), buffers=buffers)
     unpickler.persistent_load = shared
     return unpickler.load()
 
@@ -333,31 +333,13 @@ def loads(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> 
 class ClassKeepingUnpickler(pickle.Unpickler):
     """Unpickler that does not overwrite a class by a copy of it, as cloudpickle does with one that it has sent out."""
 
-    def __init__(self, file: io.BytesIO, buffers: Iterable[Any] = ()) -> None:
-        super().__init__(file, buffers=buffers)
-        self._kept_classes: set[type] = set()  # owner: the thread that calls load()
-
     def find_class(self, module_name: str, name: str) -> Any:
-        """Return the global, with the makers of by-value classes guarded."""
+        """Return the global; of cloudpickle's, what sets the attributes of a class does so once."""
         found = super().find_class(module_name, name)
-        if module_name == "cloudpickle.cloudpickle":
-            # The guards stand in the unpickler's memo: they must not hold it, or a result would live in that cycle.
-            if name in ("_make_skeleton_class", "_make_skeleton_enum"):
-                return partial(_make_or_keep, found, self._kept_classes)
-            if name == "_class_setstate":
-                return partial(_set_or_keep, found, self._kept_classes)
-        return found
+        return partial(_set_once, found) if name == "_class_setstate" else found
 
 
-def _make_or_keep(make: Callable[..., type], kept: set[type], *args: Any) -> type:
-    # cloudpickle's table of the classes that it has met; in a version without it, they are overwritten again
-    known = getattr(sys.modules["cloudpickle.cloudpickle"], "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
-    mine: type | None = known.get(args[-2])
-    if mine is None:
-        return make(*args)
-    kept.add(mine)
-    return mine
-
-
-def _set_or_keep(set_state: Callable[[type, object], type], kept: set[type], made: type, state: object) -> type:
-    return made if made in kept else set_state(made, state)
+def _set_once(set_state: Callable[[type, Any], type], made: type, state: Any) -> type:
+    public = [name for name in state[0] if name[0] != "_"]  # a class that was just made has none of these
+    is_complete = any(name in vars(made) for name in public) if public else vars(made).keys() >= state[0].keys()
+    return made if is_complete else set_state(made, state)
