@@ -27,7 +27,7 @@ from poolkit._wire.items import ABSENT, FOLLOWED, IMPORT, MISSING, RESERVED, STA
 from poolkit._wire.modules import home_of, meaning, module_of, scripts
 from poolkit._wire.origins import functions_behind, functions_of, is_special, makers_of, may_run, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
-from poolkit._wire.process_wide import imported_from, reduce_global, refuse_archive
+from poolkit._wire.process_wide import imported_from, reduce_global
 from poolkit._wire.remote import describe_error, raise_interrupt
 from poolkit._wire.source import Source, source_for
 
@@ -155,7 +155,6 @@ class Namespace:
         made = self._make_statement(name, value, found)
         if made is None:
             try:
-                refuse_archive(value)
                 made = self._make_value(name, value, circle)
             except BaseException as error:  # noqa: BLE001 -- the user's own hooks
                 raise_interrupt(error)

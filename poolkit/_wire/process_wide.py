@@ -46,7 +46,8 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911 -- one kind of object
         return reduced
     if _is_refused(kind):
         raise pickle.PicklingError(f"{kind.__name__} objects belong to the process that made them")
-    refuse_archive(obj)
+    if not _FILES.isdisjoint(_homes(kind)) and writes_to_file(obj):  # two that do would spoil it
+        raise pickle.PicklingError(f"{kind.__name__} objects that write to a file belong to one process")
     if kind is _LOCK or kind is _RLOCK or issubclass(kind, threading.local):
         return {_LOCK: threading.Lock, _RLOCK: threading.RLock}.get(kind, kind), ()
     if kind is _LRU:
@@ -75,12 +76,6 @@ def _attribute_of(module: ModuleType, obj: Any, names: tuple[str, ...] = ()) -> 
 
 def _is_refused(kind: type) -> bool:
     return any((cls.__module__, cls.__name__) in _REFUSED for cls in kind.__mro__)
-
-
-def refuse_archive(value: Any) -> None:
-    """Raise PicklingError for an archive or data base that is written to: two that do would spoil it."""
-    if not _FILES.isdisjoint(_homes(type(value))) and writes_to_file(value):
-        raise pickle.PicklingError(f"{type(value).__name__} objects that write to a file belong to one process")
 
 
 def reduce_named(obj: Any, *, is_itself: bool) -> Any:
