@@ -40,22 +40,12 @@ def of_process() -> dict[str, Any]:
     return {
         "interpreter": {name: getattr(sys, f"get{name}")() for name in _OF_INTERPRETER if hasattr(sys, f"get{name}")},
         "filters": [
-            (action, _pattern(message), category, _pattern(module), line)
-            for action, message, category, module, line in filters
-            if category.__module__ not in scripts and hasattr(sys.modules.get(category.__module__), category.__name__)
+            each
+            for each in filters
+            if (home := each[2].__module__) not in scripts and hasattr(sys.modules.get(home), each[2].__name__)
         ],
         "socket": _socket.getdefaulttimeout(),
     }
-
-
-def _pattern(regex: Any) -> Any:
-    return (regex.pattern, regex.flags) if hasattr(regex, "pattern") else regex
-
-
-def _regex(pattern: Any) -> Any:
-    import re  # noqa: PLC0415 -- where there are filters beyond the interpreter's own
-
-    return re.compile(*pattern) if type(pattern) is tuple else pattern
 
 
 def settle(settings: dict[str, Any], when_imported: Callable[[str, Callable[[Any], object]], None]) -> None:
@@ -68,10 +58,7 @@ def settle(settings: dict[str, Any], when_imported: Callable[[str, Callable[[Any
         _socket.setdefaulttimeout(settings["socket"])
     if own["filters"] != settings["filters"]:
         warnings.resetwarnings()
-        warnings.filters.extend(  # type: ignore[attr-defined]
-            (action, _regex(message), category, _regex(module), line)
-            for action, message, category, module, line in settings["filters"]
-        )
+        warnings.filters.extend(settings["filters"])  # type: ignore[attr-defined]
     if "decimal" in settings:
         when_imported("decimal", lambda decimal: _settle_decimal(decimal.getcontext(), *settings["decimal"]))
     if "numpy" in settings:

@@ -38,14 +38,8 @@ _lock = RLock()
 _serials = itertools.count(1)
 
 
-def _renew_lock() -> None:
-    """In a forked child: another thread may have had it."""
-    global _lock  # noqa: PLW0603 -- the lock that there is
-    _lock = RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+if hasattr(os, "register_at_fork"):  # another thread may have had it
+    os.register_at_fork(after_in_child=lambda: globals().update(_lock=RLock()))
 
 
 class Namespace:

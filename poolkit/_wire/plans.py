@@ -170,7 +170,7 @@ def _namespace_for(module_name: str) -> Namespace | None:
 
 
 def _make_plan(roots: Any, before: Plan | None) -> Plan | None:
-    sharing.forget_names()
+    sharing.look()
     for _ in range(MOST_ROUNDS):  # several only where names refer to each other, through others or in circles
         items, unbound, pending = _collect(roots)
         if not _remake(items):

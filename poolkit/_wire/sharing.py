@@ -22,28 +22,14 @@ from poolkit._wire.modules import meaning, named_at_top, scripts
 _NAMELESS = ATOMS | {BuiltinFunctionType, GenericAlias}
 _MOST_LOOKED_AT = 16  # elements of a tuple
 _FLAT = frozenset({list, tuple, set, frozenset, deque, dict, OrderedDict, bytearray})
-_numbers = itertools.count(1)
-_wanted = 0
 _Names = dict[int, tuple[Any, ...]]
-_table: tuple[int, Any, _Names] = -1, [], {}  # what it was made for, what was bound then, and the names
+_table: tuple[Any, _Names] = [], {}  # what was bound when it was made, and the names
 
 
-def forget_names() -> None:
-    """Have the table looked over when it is next needed: globals may be bound to other objects since."""
-    global _wanted  # noqa: PLW0603 -- a number of its own for each call
-    _wanted = next(_numbers)
-
-
-def names() -> _Names:
-    """Return by what name an object goes, by its id: module and name; of a cell, a function that has it, and where.
-
-    An object keeps its name for as long as that is bound to it.
-    """
+def look() -> None:
+    """Look over the names, as globals may be bound to other objects since."""
     global _table  # noqa: PLW0603 -- the table that there is
-    made_for, before, table = _table
-    wanted = _wanted
-    if made_for == wanted:
-        return table
+    before, table = _table
     modules = {id(sys.modules.get(name)): (name, sys.modules.get(name)) for name in sorted(scripts, reverse=True)}
     found = {name: vars(module).copy() for name, module in modules.values() if isinstance(module, ModuleType)}
     bound = [(name, [*each], [*map(id, each.values())]) for name, each in found.items()]
@@ -51,8 +37,15 @@ def names() -> _Names:
         table = {known: name for known, name in table.items() if id(meant_by(name)) == known}
         for module_name, namespace in found.items():
             _add_names(table, module_name, namespace)
-    _table = wanted, bound, table
-    return table
+        _table = bound, table
+
+
+def names() -> _Names:
+    """Return by what name an object goes, by its id: module and name; of a cell, a function that has it, and where.
+
+    An object keeps its name for as long as that is bound to it.
+    """
+    return _table[1]
 
 
 def _add_names(table: _Names, module_name: str, namespace: dict[str, Any]) -> None:
