@@ -8,6 +8,7 @@ Thread safety: the table is replaced as a whole, by one atomic operation.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections import OrderedDict, deque
@@ -36,7 +37,9 @@ def look() -> None:
     if bound != before:
         table = {known: name for known, name in table.items() if id(meant_by(name)) == known}
         for module_name, namespace in found.items():
-            _add_names(table, module_name, namespace)
+            for name, value in namespace.items():
+                with contextlib.suppress(Exception):  # a metaclass may do anything
+                    _add_names(table, module_name, name, value)
         _table = bound, table
 
 
@@ -48,16 +51,14 @@ def names() -> _Names:
     return _table[1]
 
 
-def _add_names(table: _Names, module_name: str, namespace: dict[str, Any]) -> None:
-    for name, value in namespace.items():
-        kind = type(value)
-        if kind is FunctionType:
-            for index, cell in enumerate(value.__closure__ or () if value.__module__ == module_name else ()):
-                table.setdefault(id(cell), (module_name, name, index))
-            if value.__qualname__ == name and value.__module__ == module_name:
-                continue
-        if kind not in ATOMS and name not in RESERVED and _may_be_shared(value):
-            table.setdefault(id(value), (module_name, name))
+def _add_names(table: _Names, module_name: str, name: str, value: Any) -> None:
+    if type(value) is FunctionType and value.__module__ == module_name:
+        for index, cell in enumerate(value.__closure__ or ()):
+            table.setdefault(id(cell), (module_name, name, index))
+        if value.__qualname__ == name:
+            return
+    if type(value) not in ATOMS and name not in RESERVED and _may_be_shared(value):
+        table.setdefault(id(value), (module_name, name))
 
 
 def _may_be_shared(value: Any) -> bool:
