@@ -74,16 +74,12 @@ class Board:
         if self._times[_OUTPUT_OF] != since:  # the first that this task prints; one that prints nothing pays nothing
             ids[_FROM] = written
             self._times[_OUTPUT_OF] = since
-        size = len(data)
-        end = ids[_CLAIMED] = written + size
-        at = written % RING
-        if at + size <= RING:
-            self._ring[at : at + size] = data
-        else:
-            data = data[-RING:]
-            at = (end - len(data)) % RING
-            self._ring[at:] = data[: RING - at]
-            self._ring[: len(data) - (RING - at)] = data[RING - at :]
+        end = ids[_CLAIMED] = written + len(data)
+        data = data[-RING:]
+        at = (end - len(data)) % RING
+        first, rest = data[: RING - at], data[RING - at :]
+        self._ring[at : at + len(first)] = first
+        self._ring[: len(rest)] = rest
         ids[_WRITTEN] = end
 
     def output(self) -> str:

@@ -17,7 +17,6 @@ keeps what came and makes it when a call is to run that needs it.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import marshal
 import pickle
@@ -229,29 +228,18 @@ def _remake(items: dict[Ref, Item]) -> bool:
 
 
 def _ordered(items: dict[Ref, Item]) -> list[Item]:
-    """The items, each behind what it needs at once; else imports, functions, data, then statements by their lines."""
-    missing = {key: {each for each in item.now if each in items and each != key} for key, item in items.items()}
-    needed_by: dict[Ref, list[Ref]] = {key: [] for key in items}
-    for key, needs in missing.items():
-        for each in needs:
-            needed_by[each].append(key)
-    by_rank = sorted((_rank(item), key) for key, item in items.items())
-    ready = [entry for entry in by_rank if not missing[entry[1]]]  # sorted, so it is a heap
-    rest = [entry for entry in by_rank if "." not in entry[1][1]]  # attributes are in none, as nothing needs them
+    """Return the items, each behind what it needs at once; else imports, functions, data, statements by their lines."""
+    needs = {key: {each for each in item.now if each != key} for key, item in items.items()}
+    waiting = dict.fromkeys(sorted(items, key=lambda key: (_rank(items[key]), key)))
     ordered: list[Item] = []
-    while missing:
-        if not ready:  # a circle: it is begun somewhere, best where empty containers stand for what is missing
-            rest = [entry for entry in rest if entry[1] in missing]
-            has_shells = (each for each in rest if all(items[ref].shell is not None for ref in missing[each[1]]))
-            ready.append(next(has_shells, rest[0]))
-        _, key = heapq.heappop(ready)
-        if missing.pop(key, None) is None:
-            continue
+    while waiting:
+        key = next((each for each in waiting if needs[each].isdisjoint(waiting)), None)
+        if key is None:  # a circle: it is begun somewhere, best where empty containers stand for what is missing
+            rest = [each for each in waiting if "." not in each[1]]  # attributes are in none, as nothing needs them
+            shells = {each for each in waiting if items[each].shell is not None}
+            key = next((each for each in rest if needs[each] & waiting.keys() <= shells), rest[0])
+        del waiting[key]
         ordered.append(items[key])
-        for each in [each for each in needed_by[key] if each in missing]:
-            missing[each].discard(key)
-            if not missing[each]:
-                heapq.heappush(ready, (_rank(items[each]), each))
     return ordered
 
 
