@@ -173,8 +173,9 @@ def test_without_a_tracker_to_be_had_a_worker_starts_its_own(
     monkeypatch.setattr(resource_tracker, "getfd", fail)
     with poolkit.Pool(1) as pool:
         assert pool.submit(work.count_up, block).result() == 1
-        (own,) = pool.submit(work.children).result()
-        assert "resource_tracker" in own
+        support.wait_until(  # a program that is just being executed has no arguments yet
+            lambda: ["resource_tracker" in own for own in pool.submit(work.children).result()] == [True], "a tracker"
+        )
 
 
 def test_an_owner_that_ends_while_it_is_asked_leaves_nobody() -> None:
