@@ -102,7 +102,7 @@ class WorkerHalf:
 
     def __init__(self, number: int = 1) -> None:
         from poolkit._memory.channel import DescriptorChannel
-        from poolkit._wire.manifests import Sent, describe
+        from poolkit._wire.plans import Sent, describe
 
         self._sent = Sent()
         ours, theirs = socket.socketpair()

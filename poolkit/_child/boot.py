@@ -1,4 +1,4 @@
-"""Boot: turns a freshly forked or executed process into a worker: group, signals, evidence, settings, initializer.
+"""Boot: turns a freshly forked or executed process into a worker.
 
 The settings come as the first frame (BOOT), a pickled dict:
     sys_path, argv, cwd   as the owner has them         env        variables to set, or to remove (None)
@@ -8,7 +8,7 @@ The settings come as the first frame (BOOT), a pickled dict:
     number                the worker's
     main, is_copy         the owner's `__main__`, and whether this process has it as a copy
     habits                settings of the owner's process and thread, see `_wire/habits.py`
-    definitions           what the initializer needs of the script, or None; see `_wire/manifests.py`
+    definitions           what the initializer needs of the script, or None; see `_wire/plans.py`
     initializer           packed call, or None          preload    names of modules to import
     open_files, umask     the soft limit and the file mode mask to have, or None: those that it has
     log_levels, log_disabled   see `_child/logs.py`
@@ -57,7 +57,7 @@ def run_worker(
         standard.forget_exit_handlers()
     _os_processes.die_with_parent(parent)
     _os_processes.adopt_orphans()
-    with contextlib.suppress(OSError):  # the parent does it too, whoever comes first
+    with contextlib.suppress(OSError):  # the parent does it too
         os.setpgid(0, 0)
     own_signals(signal.SIGINT)  # the owner alone decides what a Ctrl-C means
     refuse_to_stop()
@@ -66,7 +66,8 @@ def run_worker(
     calls, outcomes, tokens, page, channel, *initializers_fds = fds  # as `Peer.open` has them
     faulthandler.enable(file=page, all_threads=False)  # behind what is mapped as the board: see there
     faulthandler.register(_os.STACK_SIGNAL, file=page, all_threads=False, chain=False)
-    os.register_at_fork(after_in_child=_give_no_evidence)
+    os.register_at_fork(after_in_child=faulthandler.disable)  # the crash of a task's child is not the worker's
+    os.register_at_fork(after_in_child=lambda: faulthandler.unregister(_os.STACK_SIGNAL))
     board = Board(page)
     output.keep_output(board)
     loop = Loop(calls, outcomes, _os.Tokens(tokens), board, WorkerTransport(channel))
@@ -106,7 +107,7 @@ def _work(  # noqa: C901, PLR0912 -- one step after another
         if settings["preload"] and "logging" in sys.modules:  # which they may have configured, as in the template
             install(sys.modules["logging"])
         if generators is None and settings["preload"]:  # what a new interpreter has imported by itself
-            generators = reseed.generators_in([name for name in sys.modules if name not in before])
+            generators = reseed.generators_in(set(sys.modules) - before)
         for generator in generators or ():
             reseed.reseeded(generator, settings["number"])
         inherit.arrived(initializers_fds)
@@ -134,12 +135,6 @@ def _work(  # noqa: C901, PLR0912 -- one step after another
             print(f"poolkit: worker {os.getpid()} ends, as between two tasks {what}", file=sys.stderr)  # noqa: T201
             return 1
     return 0
-
-
-def _give_no_evidence() -> None:
-    """In a child that a task forks: its crash is not the worker's."""
-    faulthandler.disable()
-    faulthandler.unregister(_os.STACK_SIGNAL)
 
 
 def leave(code: int) -> None:
@@ -174,19 +169,13 @@ def own_signals(*left_alone: int) -> None:
 
 
 def refuse_to_stop() -> None:
-    """Have the terminal refuse what a process in the background may not do with it; else it would be stopped.
-
-    Programs that are started by this process inherit that: no handler would do, since there is none.
-    """
+    """Have the terminal refuse what a process in the background may not do with it, which is not stopped then."""
     for number in (signal.SIGTTIN, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
 
 
 def outlive_signals() -> None:
-    """Ignore all signals that programs send each other; `own_signals` takes that back in a worker.
-
-    What this process ignored before is left at that, there too. Faults are what they were.
-    """
+    """Ignore all signals that programs send each other, but for faults; `own_signals` takes that back in a worker."""
     left = {getattr(signal, f"SIG{name}", None) for name in _LEFT_ALONE}
     for number in signal.valid_signals() - left:
         if signal.getsignal(number) not in {signal.SIG_IGN, None}:
@@ -204,9 +193,8 @@ def _settle_in(settings: dict[str, Any], outcomes: int) -> None:
     sys.path[:] = settings["sys_path"]
     sys.argv[:] = settings["argv"]
     for name, value in settings["env"].items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
+        os.environ.pop(name, None)
+        if value is not None:
             os.environ[name] = value
     if settings["umask"] is not None:
         os.umask(settings["umask"])
@@ -220,10 +208,8 @@ def _settle_in(settings: dict[str, Any], outcomes: int) -> None:
         authkey=settings["authkey"],
     )
     if settings["open_files"] is not None:  # the owner has another one than the template, or has raised its own
-        import resource  # noqa: PLC0415 -- there only
+        from resource import RLIMIT_NOFILE, getrlimit, setrlimit  # noqa: PLC0415 -- there only
 
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (settings["open_files"], resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        )
+        setrlimit(RLIMIT_NOFILE, (settings["open_files"], getrlimit(RLIMIT_NOFILE)[1]))
     if "numpy.random" in sys.modules:  # preloaded: every fork would draw the same numbers
         sys.modules["numpy.random"].seed()

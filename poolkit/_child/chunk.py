@@ -1,7 +1,4 @@
-"""Chunk: several calls of `map` as one task; the part of `map` that runs in a worker.
-
-Imports next to nothing: workers are forked from a template process that has this and not what the owner needs.
-"""
+"""Chunk: several calls of `map` as one task; the part of `map` that runs in a worker. Imports next to nothing."""
 
 from __future__ import annotations
 
@@ -46,10 +43,6 @@ def run_chunk(fn: Callable[..., T], items: list[Any], *, starred: bool) -> list[
 
 
 def _run(coroutine: Any) -> Any:
-    """Run a coroutine to its end, as that of a task."""
-    from poolkit._child.loop import run_here  # noqa: PLC0415 -- only for `async def` functions
+    from poolkit._child.coroutines import run_coroutine  # noqa: PLC0415 -- only for `async def` functions
 
-    ok, value = run_here(lambda: coroutine, (), {})
-    if not ok:
-        raise value
-    return value
+    return run_coroutine(coroutine)

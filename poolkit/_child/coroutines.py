@@ -1,10 +1,8 @@
 """Coroutines: the event loop of one worker, on which its `async def` tasks run, one after the other.
 
 One loop for all of them, made with the first, so that what belongs to a loop (a session, a lock, a pool of connections)
-can be kept between tasks. It is nobody's current loop but while a coroutine runs: a plain task finds
-`asyncio.get_event_loop()` as it would be if there were none.
-What asyncio.run() does to what a coroutine leaves running, happens here when the coroutine is done: it is cancelled and
-waited for, as part of the task. Asynchronous generators and the threads of the loop end with the worker.
+can be kept between tasks. It is nobody's current loop but while a coroutine runs. What a coroutine leaves running is
+cancelled and waited for as part of its task; asynchronous generators and the loop's threads end with the worker.
 Owner: the worker's task thread; `wake` is for any. Where a task runs a coroutine in another thread of its own while the
 loop is in use, or in a process that it forked, that gets a loop of its own, once.
 """
@@ -49,7 +47,7 @@ class Coroutines:
             try:
                 return self._loop.run_until_complete(coroutine)
             finally:
-                _end_leftovers(self._loop)
+                asyncio.runners._cancel_all_tasks(self._loop)  # type: ignore[attr-defined]  # noqa: SLF001 -- as run()
         finally:
             self._lock.release()
 
@@ -58,7 +56,7 @@ class Coroutines:
         loop = self._loop
         try:
             if loop is not None and loop.is_running():
-                loop.call_soon_threadsafe(_nothing)
+                loop.call_soon_threadsafe(int)
         except RuntimeError:  # it was closed just now
             pass
 
@@ -68,9 +66,7 @@ class Coroutines:
         if loop is None or loop.is_closed() or self._pid != os.getpid():
             return
         try:
-            _end_leftovers(loop)
             loop.run_until_complete(loop.shutdown_asyncgens())
-            _end_leftovers(loop)
             loop.run_until_complete(loop.shutdown_default_executor())
         except BaseException as failure:  # noqa: BLE001 -- a generator that exits the interpreter, or stops the loop
             loop.call_exception_handler(
@@ -92,8 +88,7 @@ _KEEPER: ContextVar[ref[Coroutines] | None] = ContextVar("poolkit_coroutines", d
 def _drop(loop: asyncio.AbstractEventLoop, pid: int) -> None:
     """Close a loop that nobody has closed, where it was made: a fork's would unregister what its owner waits for.
 
-    It is kept until then, also in a fork: one that was found by the collector, with all that it has, may not be closed
-    any more, as its sockets may have been closed before it.
+    The finalizer keeps it until then: a loop that the collector found may have had its sockets closed before it.
     """
     if pid == os.getpid() and not loop.is_running():
         loop.close()
@@ -110,28 +105,7 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     if asyncio._get_running_loop() is not None:  # noqa: SLF001 -- get_running_loop() raises instead
         name = getattr(coroutine, "__qualname__", "a coroutine")
         coroutine.close()
-        msg = f"{name}() cannot be run to its end here, where an event loop is running: await it"
-        raise RuntimeError(msg)
+        raise RuntimeError(f"{name}() cannot be run to its end here, where an event loop is running: await it")
     kept = _KEEPER.get()
     keeper = None if kept is None else kept()
     return asyncio.run(coroutine) if keeper is None else keeper.run(coroutine)
-
-
-def _end_leftovers(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what still runs in the loop, and wait until it has ended, as asyncio.run() does."""
-    import asyncio  # noqa: PLC0415 -- see above
-
-    left = asyncio.all_tasks(loop)
-    if not left:
-        return
-    for task in left:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-    for task in left:
-        if not task.cancelled() and task.exception() is not None:
-            message = "unhandled exception while what a task had left running was cancelled"
-            loop.call_exception_handler({"message": message, "exception": task.exception(), "task": task})
-
-
-def _nothing() -> None:
-    return

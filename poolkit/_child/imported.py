@@ -1,9 +1,8 @@
-"""Imported: does something to a module as soon as it is imported: multiprocessing is given a key, logging a handler.
+"""Imported: does something to a module as soon as it is imported.
 
-To import them here takes milliseconds, and every first result would wait for that. So where one is not there yet, a
-finder waits in front of all others for its import, has them find the module, and calls once the module has run, before
-anybody can use it.
-Owner: the worker's main thread sets it up; afterwards whoever imports the module, under the import system's own lock.
+To import it for that would take milliseconds of each first result. So a finder waits in front of all others for its
+import, has them find the module, and calls once the module has run, before anybody can use it.
+Owner: the worker's main thread sets it up; afterwards who imports the module, under the import system's own lock.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ class _Watch:
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Make it."""
-        module: ModuleType | None = self._loader.create_module(spec)
-        return module
+        return self._loader.create_module(spec)  # type: ignore[no-any-return]
 
     def exec_module(self, module: Any) -> None:
         """Run it."""

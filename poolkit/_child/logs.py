@@ -1,11 +1,10 @@
 """Logs: what is logged in a worker goes to the owner, on the worker's link, before the outcome of its task.
 
-`logging` is not imported for that, as it takes milliseconds: all this is done when somebody imports it.
-A record goes to the owner where the worker has no handler for it: where `Logger.callHandlers` finds none but
-NullHandlers, and would ask `lastResort`. There is no handler of ours, so whatever an initializer or a task configures
-(`basicConfig`, `dictConfig`, a QueueHandler, a handler of one logger) stands, works, and has no record twice.
-At first no logger has a handler or filter, and levels are those that the owner had when the worker was started: loggers
-which a preloaded module or the forked owner configured have theirs there, and that is where the records go.
+`logging` is not imported for that: all this is done when somebody imports it.
+A record goes to the owner where `Logger.callHandlers` finds no handler but NullHandlers, and would ask `lastResort`.
+There is no handler of ours, so whatever an initializer or a task configures stands, and has no record twice.
+At first no logger has a handler or filter, and levels are those that the owner had when the worker was started: what a
+preloaded module or the forked owner configured is for the owner's records, which these become.
 Owner: the worker's main thread sets it up; the rest is for any thread. It may wait for the owner to read, no more.
 """
 
@@ -27,7 +26,7 @@ _aside: list[Any] = []  # handlers that are not ours: kept, as to let go of an o
 
 
 def installer(outbox: Outbox, levels: dict[str, int], disabled: int) -> Callable[[Any], None]:
-    """What is to be called with `logging`. Levels by the names of loggers, "" for the root; see `boot_settings`."""
+    """Return what is to be called with `logging`. Levels by the names of loggers, "" for the root."""
 
     def install(logging: Any) -> None:
         root = logging.root
@@ -66,9 +65,8 @@ def _forward(logging: Any, outbox: Outbox) -> None:
 
 def _has_handler(logging: Any, logger: Any) -> bool:
     while logger:
-        for handler in logger.handlers:
-            if not isinstance(handler, logging.NullHandler):
-                return True
+        if not all(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return True
         logger = logger.parent if logger.propagate else None
     return False
 
@@ -86,7 +84,7 @@ def _send(record: Any, outbox: Outbox, formatter: Any) -> None:
 
 
 def _pack(record: Any, formatter: Any) -> bytes:
-    """A record's attributes: the message with its arguments, the exception as text, what else there is.
+    """Return a record's attributes, the message with its arguments, the exception as text.
 
     By `marshal`, which knows plain values only, and runs no code of the user's here or in the owner.
     """

@@ -82,7 +82,7 @@ class Loop:
         self.inherited = 0  # bytes of memory that a fork of the owner had from the beginning, as the next one will
 
     def receive_boot(self) -> bytes | bytearray:
-        """The payload of the first frame. Blocks until it is here."""
+        """Return the payload of the first frame. Blocks until it is here."""
         while True:
             for fields, payload in self._frames():
                 if fields[0] == messages.BOOT:
@@ -118,7 +118,7 @@ class Loop:
             coroutines.close()
 
     def _frames(self) -> list[Frame]:
-        """What is on the link, after waiting for it: a poll that finds something costs less than a read in vain."""
+        """Return what is on the link, after waiting: a poll that finds something costs less than a read in vain."""
         self._waits += 1
         if not self._waits % REAP_EVERY:
             reap_adopted()

@@ -32,15 +32,11 @@ def explain(error: BaseException, *, is_loading: bool = False) -> None:
     if reason is not None:
         how = reason if isinstance(reason, str) else describe_error(reason)
         text = f"{name!r} of the script could not be made in this worker ({how}); an initializer can set it"
-        if hasattr(error, "add_note"):
-            error.add_note(text)
-        else:  # CPython 3.10
-            vars(error).setdefault("__notes__", []).append(text)
+        vars(error).setdefault("__notes__", []).append(text)
     is_of_module = isinstance(error, AttributeError) and isinstance(error.obj, ModuleType)
     if is_loading and (is_of_pickle or is_of_module or isinstance(error, ImportError)):
-        if hasattr(error, "add_note"):
-            error.add_note(ADVICE)
-        else:  # CPython 3.10 shows no notes
+        vars(error).setdefault("__notes__", []).append(ADVICE)
+        if not hasattr(error, "add_note"):  # CPython 3.10 shows no notes
             error.args = (f"{error} ({ADVICE})", *error.args[1:])
             if isinstance(error, ImportError):
                 error.msg = error.args[0]
@@ -60,24 +56,19 @@ def make_from_source(module: ModuleType, name: str) -> None:  # noqa: C901 -- on
     if source is None:
         return
     namespace = vars(module)
-    pending, making = [name], {name}
+    pending = [name]
     order: list[tuple[int, str, Any, bool]] = []
     for each in pending:  # grows while we go through it
         nodes = source.definitions.get(each, [])
-        if len(nodes) > 1 and not all(
-            isinstance(node, sources.IMPORTS) for node in nodes
-        ):  # there is nothing here to tell which one ran
+        if len(nodes) > 1 and not all(isinstance(node, sources.IMPORTS) for node in nodes):  # one cannot be told
             continue
         for node in nodes:
             is_made = isinstance(node, (*sources.DEFINITIONS, *sources.IMPORTS))
-            if not (is_made or (each != name and sources.is_constant(node))):
-                continue
-            code = source.code_of(node)
-            order.append((node.lineno, each, code, node is nodes[-1]))
-            scan = scan_code(code)
-            needed = [name for name in (*scan.now, *scan.later) if name not in making and name not in namespace]
-            making.update(needed)
-            pending += needed
+            if is_made or (each != name and sources.is_constant(node)):
+                code = source.code_of(node)
+                order.append((node.lineno, each, code, node is nodes[-1]))
+                scan = scan_code(code)
+                pending += {*scan.now, *scan.later}.difference(pending, namespace)
     for _, each, code, is_last in sorted(order, key=lambda entry: entry[0]):
         if each not in namespace:
             try:

@@ -9,6 +9,7 @@ Owner: the worker's main thread.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import marshal
 import mmap
@@ -104,9 +105,8 @@ def begin(number: int, main: dict[str, Any], *, is_copy: bool) -> None:
 
 def _make_module(name: str, description: dict[str, Any]) -> ModuleType:
     made = Script(name, description["__doc__"])
-    for attribute in ("__file__", "__package__"):
-        if description[attribute] is not None:
-            setattr(made, attribute, description[attribute])
+    names = ("__file__", "__package__")
+    vars(made).update((each, description[each]) for each in names if description[each] is not None)
     if description["spec"] is not None:
         from importlib.machinery import ModuleSpec  # noqa: PLC0415 -- for `python -m` and modules from paths
 
@@ -136,12 +136,9 @@ def _is_owners(module_name: str, name: str) -> bool:
     """Return True if the owner has what a name of a script module means here."""
     if module_name not in modules.scripts:
         return True
-    known = bound.get((module_name, name))
-    if known is None and module_name in MAIN:
-        known = bound.get((MAIN[1 - MAIN.index(module_name)], name))
-    if known is None or known[1] is _MISSING:
-        return False
-    return vars(sys.modules[module_name]).get(name, _MISSING) is known[1]
+    names = [(each, name) for each in (MAIN if module_name in MAIN else (module_name,))]
+    present = vars(sys.modules[module_name]).get(name, _MISSING)
+    return present is not _MISSING and any(bound.get(each, (0, _MISSING))[1] is present for each in names)
 
 
 # ===== what comes =====
@@ -224,19 +221,14 @@ def _put(version: Version, serials: Container[int], before: list[tuple[Any, Any]
 
 
 def _bind(holder: Any, attribute: str, value: object) -> None:
-    if type(holder) is dict:
-        if value is _MISSING:
-            holder.pop(attribute, None)
-        else:
-            holder[attribute] = value
-    elif value is not _MISSING:
-        type.__setattr__(holder, attribute, value)
-    elif attribute in vars(holder):
-        type.__delattr__(holder, attribute)
+    is_global = type(holder) is dict
+    if value is not _MISSING:
+        (dict.__setitem__ if is_global else type.__setattr__)(holder, attribute, value)
+    elif attribute in (holder if is_global else vars(holder)):
+        (dict.__delitem__ if is_global else type.__delattr__)(holder, attribute)
 
 
 def _note(version: Version, value: object, before: list[tuple[Any, Any]]) -> None:
-    """Note what was bound."""
     module_name, name = version.key
     held = bound.get(version.key)
     bound[version.key] = version.serial, value
@@ -268,29 +260,28 @@ def _may_bind(version: Version, holder: Any, attribute: str, serials: Container[
     is_global = type(holder) is dict
     present = (holder if is_global else vars(holder)).get(attribute, _MISSING)
     if not is_global and bound.get((key[0], holder.__qualname__), (0,))[0] not in serials:
-        may = False  # attributes belong to one version of their class
-    elif held is None:
-        may = present is _MISSING or not is_global
-        if not may:
+        return False  # attributes belong to one version of their class
+    if held is None:
+        if is_global and present is not _MISSING:
             bound[key] = serial, _MISSING  # somebody here was first
+            return False
     elif held[0] == serial:
-        may = False
         if version.value is _MISSING and held[1] is not _MISSING:  # it came again
             version.keep(held[1])
+        return False
     else:
         is_next = held[0] < serial or (version.is_data and not is_definition(held[1]))
-        may = is_next and ("#" in attribute or present is held[1])
-    return may and version.value is not _NOTHING_KEPT
+        if not is_next or ("#" not in attribute and present is not held[1]):
+            return False
+    return version.value is not _NOTHING_KEPT
 
 
 def _make(record: Record, before: list[tuple[Any, Any]]) -> Any:
     """Make a version; `before` gets the contents of what its own code might fill."""
     _, module_name, name, kind, payload, memory, _, submodules = record
     for each in submodules:
-        try:  # noqa: SIM105 -- contextlib is one more module for a worker to load
+        with contextlib.suppress(Exception):  # if it is really needed, the task will tell
             importlib.import_module(each)
-        except Exception:  # noqa: BLE001, S110 -- if it is really needed, the task will tell
-            pass
     if kind == _ABSENT:
         return _MISSING
     if kind == _INHERITED:

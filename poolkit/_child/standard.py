@@ -2,18 +2,17 @@
 
 `multiprocessing` and `logging`: who this process is. A worker is `PoolkitWorker-3`, number 3, a child of the owner; a
 template is `PoolkitTemplate`, of no number. Neither is a daemon, so tasks may start processes.
-`multiprocessing.spawn`: processes that a task spawns run the script, as it is their `__main__`, only where it has a
-guard against that.
-`multiprocessing.resource_tracker`: a worker shares its owner's, as multiprocessing's own children do. One of its own
-would remove, when the worker ends, what others still use. It asks for the owner's at its first use.
+`multiprocessing.spawn`: processes that a task spawns run the script only where it has a guard against that.
+`multiprocessing.resource_tracker`: a worker asks for its owner's at the first use, as one of its own would remove, when
+the worker ends, what others still use.
 `atexit`, `weakref` and others: what was registered in the process that this one was forked from is that one's to run.
-Where they registered themselves before the fork, it is done anew here.
 Owner: the worker's main thread sets it up; the tracker is asked for by any thread.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
 import socket
@@ -38,14 +37,9 @@ _me: dict[str, Any] = {}  # what `assume` was told last; empty in other processe
 def assume(
     number: int | None, *, parent: int, sentinel: int, parent_name: str = _MAIN, authkey: bytes | None = None
 ) -> None:
-    """Be the worker of this number, or a template (None), from now on.
+    """Be the worker of this number, or a template (None), from now on; the parent is the owner.
 
-    Args:
-        number: of the worker.
-        parent: process id of the owner.
-        sentinel: a descriptor that is readable, or broken, when the owner is gone.
-        parent_name: what the owner is called.
-        authkey: multiprocessing's key; None: what this process has.
+    `sentinel` is a descriptor that is readable, or broken, when the owner is gone; `authkey` multiprocessing's key.
     """
     first = not _me
     name, identity = (TEMPLATE, ()) if number is None else (f"PoolkitWorker-{number}", (number,))
@@ -110,10 +104,9 @@ def _has_guard() -> bool:
 
     try:
         with open(sys.modules["__main__"].__file__ or "", encoding="utf-8") as file:  # noqa: PTH123 -- pathlib takes 6 ms
-            text = file.read()
+            return re.search(r"""^if\s+__name__\s*==\s*['"]__main__['"]""", file.read(), re.MULTILINE) is not None
     except (OSError, AttributeError, ValueError):
         return False
-    return re.search(r"""^if\s+__name__\s*==\s*['"]__main__['"]""", text, re.MULTILINE) is not None
 
 
 # ===== the resource tracker =====
@@ -123,7 +116,7 @@ def share_tracker(channel: DescriptorChannel, outbox: Outbox) -> None:
     """Have this process ask for the owner's tracker instead of starting one."""
     owner = os.getpid()
 
-    def use(tracker: Any) -> None:
+    def use(tracker: Any, ensure: Any, *args: Any) -> Any:
         # What a fork of the owner has inherited is the owner's; a child that a task forks has no link of its own.
         if tracker._fd is None and os.getpid() == owner:  # noqa: SLF001 -- as `multiprocessing.spawn` sets it
             fd = _ask(channel, outbox)
@@ -131,34 +124,26 @@ def share_tracker(channel: DescriptorChannel, outbox: Outbox) -> None:
                 tracker._fd = fd  # noqa: SLF001
             else:
                 _os.close_fd(fd or -1)
+        return ensure(*args)
 
     def prepare(module: Any) -> None:
         tracker = module._resource_tracker  # noqa: SLF001
         for name in ("ensure_running", "_ensure_running_and_write"):  # the second one in later versions
             if (ensure := getattr(tracker, name, None)) is not None:
-                setattr(tracker, name, partial(_after, use, tracker, ensure))
+                setattr(tracker, name, partial(use, tracker, ensure))
 
     when_imported("multiprocessing.resource_tracker", prepare)
 
 
-def _after(use: Any, tracker: Any, ensure: Any, *args: Any) -> Any:
-    use(tracker)
-    return ensure(*args)
-
-
 def _ask(channel: DescriptorChannel, outbox: Outbox) -> int | None:
-    """The owner's tracker: a descriptor to write to. Blocks until it is here; None if the owner cannot."""
+    """Return a descriptor to write to the owner's tracker. Blocks until it is here; None if the owner cannot."""
     ours, theirs = socket.socketpair()
-    with ours:
-        try:
-            with theirs:
-                number = channel.send(theirs.fileno())
-            payload = number.to_bytes(8, "little")
-            outbox.leave(messages.FRAME_TO_OWNER.pack(messages.TRACKER, 0, 0.0, 0.0, 0, len(payload)) + payload)
-            _, fds = _os.receive_fds(ours, 1, 1)
-        except OSError:
-            return None
-    return fds[0] if fds else None
+    with ours, contextlib.suppress(OSError):
+        with theirs:
+            payload = channel.send(theirs.fileno()).to_bytes(8, "little")
+        outbox.leave(messages.FRAME_TO_OWNER.pack(messages.TRACKER, 0, 0.0, 0.0, 0, len(payload)) + payload)
+        return next(iter(_os.receive_fds(ours, 1, 1)[1]), None)
+    return None
 
 
 # ===== the end of a worker =====

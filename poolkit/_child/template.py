@@ -4,16 +4,14 @@
     control socket   one worker's: signals for it, and how it ended; its end kills that worker
 
 Guarantees: one thread, and nothing in it waits for the owner; it reaps every worker and reports how that ended; before
-it reaps one it kills what is left of the worker's process group, and then all that it adopted from it
-(`_os_processes.py`), so that no program of a task outlives it; while the dead leader is unreaped its process id cannot
-mean anybody else. When a control socket closes, it kills that worker with all that it started, reaps it, and then
-closes its own end. When the owner is gone, in whatever way, it does so with all of them and ends. When the template is
-killed, the kernel kills the workers (`die_with_parent`). No signal that can be ignored ends it.
-A preloaded module that has started threads makes it unfit to be copied: the locks they hold stay locked in the copies.
-So its workers are new interpreters then, as with "spawn".
+it reaps one, while the process id cannot mean anybody else, it kills what is left of the worker's process group, and
+then all that it adopted from it (`_os_processes.py`). When a control socket closes, it kills that worker with all that
+it started, reaps it, and then closes its own end. When the owner is gone, it does so with all of them and ends. When
+the template is killed, the kernel kills the workers. No signal that can be ignored ends it.
+Where a preloaded module has started threads, its workers are new interpreters, as with "spawn": the locks that threads
+hold stay locked in copies.
 It keeps neither the owner's standard streams, which may be pipes whose end somebody waits for, nor anything that came
-for a worker but its control socket. It never imports or runs the user's `__main__`.
-Owner: its one thread.
+for a worker but its control socket. Owner: its one thread.
 """
 
 from __future__ import annotations
@@ -75,7 +73,7 @@ def main(root_fd: int, output: int, errors: int, start: int, start_method: str, 
 
 
 def _close_inherited(kept: set[int]) -> None:
-    """Close what was inherited of the owner but these. Python makes no descriptors that programs inherit; others do."""
+    """Close what was inherited of the owner but these."""
     with contextlib.suppress(OSError):  # there is no such directory
         for name in os.listdir("/proc/self/fd" if _os.LINUX else "/dev/fd"):  # noqa: PTH208 -- pathlib costs an import
             with contextlib.suppress(OSError):  # the one that listed them is closed again
@@ -105,7 +103,7 @@ class TemplateProcess:
         self._spare = os.open(os.devnull, os.O_RDWR)  # closed to make room for a control socket, if for nothing else
 
     def prepare(self, preload: tuple[str, ...], report: int) -> bool:
-        """Set up signals and import what the workers need; False if that failed. In its own process only.
+        """Set up signals and import what the workers need; return False if that failed. In its own process only.
 
         The owner finds more in `report`, which is closed: the packed exception, or modules that have started threads.
         """
@@ -149,7 +147,7 @@ class TemplateProcess:
             if (count := _os_processes.count_lasting_threads()) > threads:
                 self._threaded.append(name)
                 threads = count
-        self._generators = reseed.generators_in([name for name in sys.modules if name not in before] if preload else ())
+        self._generators = reseed.generators_in(set(sys.modules) - before if preload else ())
         if self._threaded:
             import subprocess  # noqa: F401, PLC0415 -- what `_exec_worker` needs: a copy must import nothing
             import warnings  # noqa: PLC0415 -- there only
@@ -189,7 +187,7 @@ class TemplateProcess:
     # ===== orders =====
 
     def _fork(self) -> bool:
-        """Carry out a FORK order; False when the owner is gone."""
+        """Carry out a FORK order; return False if the owner is gone."""
         _os.close_fd(self._spare)
         self._spare = -1
         try:
@@ -212,7 +210,7 @@ class TemplateProcess:
         with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDWR)
         if pid > 0:
-            with contextlib.suppress(OSError):  # the worker does it too, whoever comes first
+            with contextlib.suppress(OSError):  # the worker does it too
                 os.setpgid(pid, pid)
             os.set_blocking(fds[0], False)
             self._workers[fds[0]] = pid
@@ -224,7 +222,7 @@ class TemplateProcess:
         return True
 
     def _become_worker(self, fds: list[int], flags: int, parent: int) -> None:
-        """The rest of a forked child's life."""
+        """Spend the rest of a forked child's life."""
         code = 1
         try:
             control, *fds = fds
@@ -262,7 +260,7 @@ class TemplateProcess:
         os.execv(sys.executable, [sys.executable, *flags, "-c", SPAWN_CODE, str(fd)])  # noqa: S606
 
     def _signal(self, control: int) -> bool:
-        """Carry out an order on a control socket; False when the owner has closed it."""
+        """Carry out an order on a control socket; return False if the owner has closed it."""
         try:
             order = os.read(control, 1)
         except BlockingIOError:

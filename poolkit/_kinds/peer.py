@@ -29,8 +29,7 @@ from poolkit._wire import messages
 from poolkit._wire.board import Board
 from poolkit._wire.habits import of_process
 from poolkit._wire.link import FrameReader, FrameWriter
-from poolkit._wire.manifests import Sent, describe
-from poolkit._wire.plans import Manifest
+from poolkit._wire.plans import Manifest, Sent, describe
 
 
 class Peer:

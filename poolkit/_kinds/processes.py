@@ -40,7 +40,7 @@ from poolkit._spawn.key import Start
 from poolkit._spawn.templates import Child, Template
 from poolkit._wire import codec, messages
 from poolkit._wire.link import FrameWriter
-from poolkit._wire.manifests import Inherited, Sent, inheritance
+from poolkit._wire.plans import Inherited, Sent, inheritance
 
 STACK_GRACE = 0.2  # seconds a worker gets to write its stack before it is killed without; most take one thousandth
 

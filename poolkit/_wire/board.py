@@ -3,13 +3,10 @@
 From it the owner knows, without a message, since when a run-time limit counts, and whether a task has ended.
 One a worker, so that a worker that scribbles on its memory lies about itself alone.
 Owner: the worker's main thread writes, the owner only reads. Every field is eight aligned bytes, stored in one go.
-A reader that sees the old task with the new time thinks a limit began later than it did; it looks again anyway.
 
 Behind the page of fields is a ring with the last that was printed, which the owner reads when the worker is dead:
     _FROM <= _WRITTEN <= _CLAIMED    count bytes; since the task of `_OUTPUT_OF` began, to its end, and what may be torn
-Owner of the ring and its fields: whoever holds the lock in `_child/output.py`.
-Behind that is room for what faulthandler writes, at a fatal signal or when it is asked: it is given the descriptor, and
-writes to that as to a file, whose position the owner has set there.
+Guarded by the lock in `_child/output.py`. Behind that is room for what faulthandler writes to the descriptor.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ _BEGUN, _SINCE, _DONE, _MEMORY, _OUTPUT_OF, _FROM, _WRITTEN, _CLAIMED = range(8)
 
 
 def page() -> int:
-    """A descriptor of a new board, for both sides. Raises OSError."""
+    """Return a descriptor of a new board, for both sides. Raises OSError."""
     fd = _os.shared_page(NBYTES)
     os.lseek(fd, _EVIDENCE, os.SEEK_SET)
     return fd
@@ -45,12 +42,9 @@ class Board:
         self._evidence_seen = _EVIDENCE  # up to where the owner has read that
 
     def begin(self, task_id: int, now: float) -> None:
-        """Stamp that a task begins; the time first, so that the id never stands beside an older time.
-
-        What was done last may be an earlier run of this very task, so it is taken back.
-        """
+        """Stamp that a task begins; the time first, so that the id never stands beside an older time."""
         self._times[_SINCE] = now
-        self._ids[_DONE] = 0
+        self._ids[_DONE] = 0  # which may be an earlier run of this very task
         self._ids[_BEGUN] = task_id
 
     def done(self, task_id: int) -> None:
@@ -62,11 +56,11 @@ class Board:
         self._ids[_MEMORY] = nbytes
 
     def memory(self) -> int:
-        """How much shared memory the worker holds for its results, in its own word."""
+        """Return how much shared memory the worker holds for its results, in its own word."""
         return self._ids[_MEMORY]
 
     def read(self) -> tuple[int, float, int]:
-        """The task begun last, since when, and that task again once its outcome was sent; 0 for none."""
+        """Return the task begun last, since when, and that task again once its outcome was sent; 0 for none."""
         while True:
             begun = self._ids[_BEGUN]
             since, done = self._times[_SINCE], self._ids[_DONE]
@@ -80,23 +74,16 @@ class Board:
         if self._times[_OUTPUT_OF] != since:  # the first that this task prints; one that prints nothing pays nothing
             ids[_FROM] = written
             self._times[_OUTPUT_OF] = since
-        size = len(data)
-        end = ids[_CLAIMED] = written + size
-        at = written % RING
-        if at + size <= RING:
-            self._ring[at : at + size] = data
-        else:
-            data = data[-RING:]
-            at = (end - len(data)) % RING
-            self._ring[at:] = data[: RING - at]
-            self._ring[: len(data) - (RING - at)] = data[RING - at :]
+        end = ids[_CLAIMED] = written + len(data)
+        data = data[-RING:]
+        at = (end - len(data)) % RING
+        first, rest = data[: RING - at], data[RING - at :]
+        self._ring[at : at + len(first)] = first
+        self._ring[: len(rest)] = rest
         ids[_WRITTEN] = end
 
     def output(self) -> str:
-        """The last lines that were printed since the last task began; "" for none.
-
-        The worker should be dead; if it is just being killed, what it overwrites meanwhile is left out.
-        """
+        """Return the last lines printed since the last task began; what a living worker overwrites is left out."""
         ids = self._ids
         written, ring = ids[_WRITTEN], bytes(self._ring)
         start, claimed = ids[_FROM], ids[_CLAIMED]  # read last: beyond them nothing was touched
@@ -110,7 +97,7 @@ class Board:
         return data.decode("utf-8", "replace")
 
     def evidence(self) -> str:
-        """What faulthandler has written since this was asked last."""
+        """Return what faulthandler has written since this was asked last."""
         start = self._evidence_seen
         end = self._map.find(b"\0", start)
         self._evidence_seen = end if end >= 0 else NBYTES

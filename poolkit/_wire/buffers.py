@@ -3,19 +3,18 @@
 `Found` is asked about each buffer that the value's parts offer (pickle protocol 5): small ones stay in the pickle,
 those that reach the threshold are collected. Where `bytes` are known to be large beforehand, the pickle is collected in
 pieces (`Parts`): the pickler hands large bytes through as they are, and they are copied once, to where they shall be.
-NumPy offers a read-only array as a read-only buffer, which would be read-only again when it arrives; but what arrives
-belongs to its reader alone. So a value with such arrays is pickled again, with writable stand-ins for their buffers.
-Owner: the thread that pickles. `_packing` is guarded by nothing: each thread has an entry of its own.
+What arrives is writable, as it belongs to its reader alone; a read-only array would arrive read-only, so a value with
+such arrays is pickled again, with writable stand-ins for their buffers.
+Owner: the thread that pickles.
 """
 
 from __future__ import annotations
 
 import math
 import pickle
-import sys
 from _thread import get_ident
+from _weakref import ref
 from collections.abc import Callable, Iterable
-from types import FrameType
 
 from poolkit._typing import Any, Self
 
@@ -24,7 +23,7 @@ _LARGE = (bytes, bytearray)
 # What has no buffers; a call of such is not looked at, but for its size.
 PLAIN = frozenset({int, float, bool, type(None), str, complex})
 
-_packing: dict[int, Found] = {}  # by thread, what is being packed for another process
+_packing: dict[int, ref[Found]] = {}  # by thread, what is being packed for another process; dead if that was torn
 memory_in_use = False  # set by the first handle on shared memory here; until then, nobody need enter `_packing`
 # Set by `_memory`, which is above this room: writes a pickle and its buffers into shared memory. Raises OSError.
 store: Callable[[Any, list[memoryview]], Any]
@@ -54,11 +53,10 @@ class Found(list):  # type: ignore[type-arg]
     key: tuple[Any, ...] | None = None  # what is known beforehand of its pickle
     alone: Any = None  # the array that is all of it
     _stand_ins: dict[int, tuple[pickle.PickleBuffer, pickle.PickleBuffer]] | None = None
-    _before: Found | None = None
-    _frame: FrameType | None = None  # which packs
+    _before: ref[Found] | None = None
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
-        """Whether a buffer stays in the pickle."""
+        """Return True if a buffer stays in the pickle."""
         if self._stand_ins is not None and (pair := self._stand_ins.get(id(buffer))) is not None:
             buffer = pair[1]
         with buffer.raw() as view:
@@ -82,20 +80,19 @@ class Found(list):  # type: ignore[type-arg]
                         self.large += (item,)
 
     def again(self) -> None:
-        """The value is pickled once more: forget what was found."""
+        """Forget what was found, as the value is pickled once more."""
         self.clear()
-        self.memories = ()
-        self.names = ()
+        self.memories = self.names = ()
         self._stand_ins = None
 
     def may_name(self, name: bytes, parts: Iterable[Any]) -> bool:
-        """Whether a name stands in a pickle; not looked for in large bytes, which are nobody's name."""
+        """Return True if a name stands in a pickle; not looked for in large bytes, which are nobody's name."""
         return any(name in part for part in parts if not any(part is large for large in self.large))
 
     # ===== arrays that are to become writable =====
 
     def reduce(self, array: Any) -> Any:
-        """How an array is pickled, if it is read-only; to be called by a pickler's `reducer_override`."""
+        """Return how an array is pickled, if it is read-only; for a pickler's `reducer_override`."""
         if type(array).__name__ != "ndarray" or type(array).__module__ != "numpy" or array.flags.writeable:
             return NotImplemented
         made, args, *rest = array.__reduce_ex__(5)
@@ -116,49 +113,33 @@ class Found(list):  # type: ignore[type-arg]
     # ===== what goes along =====
 
     def __enter__(self) -> Self:
-        """What this thread pickles from now on is for another process, which is handed the memory in it."""
-        self.enter(sys._getframe(1))  # noqa: SLF001 -- the one way to it
+        """Have what this thread pickles from now on be for another process, which is handed the memory in it."""
+        thread = get_ident()
+        self._before = _packing.get(thread)
+        _packing[thread] = ref(self)
         return self
 
-    def enter(self, frame: FrameType) -> None:
-        """Do that until this frame is left, or `__exit__` is called."""
-        thread = get_ident()
-        self._before, self._frame = _packing.get(thread), frame
-        _packing[thread] = self
-
     def __exit__(self, *_: object) -> None:
-        """Leave."""
-        thread = get_ident()
         if self._before is None:
-            _packing.pop(thread, None)
+            _packing.pop(get_ident(), None)
         else:
-            _packing[thread] = self._before
-        self._before = self._frame = None
-
-    def is_left(self) -> bool:
-        """Whether its frame was left: an exception has torn its end."""
-        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 -- the one way to it
-        while frame is not None and frame is not self._frame:
-            frame = frame.f_back
-        return frame is None
+            _packing[get_ident()] = self._before
+        self._before = None
 
 
 def found_from(threshold: float) -> type[Found]:
-    """The class for values whose buffers are large from this threshold on."""
+    """Return the class for values whose buffers are large from this threshold on."""
     return type("Found", (Found,), {"threshold": threshold})
 
 
 def packing() -> Found | None:
-    """What this thread is packing for another process."""
+    """Return what this thread is packing for another process."""
     found = _packing.get(get_ident())
-    while found is not None and found.is_left():
-        found.__exit__()
-        found = _packing.get(get_ident())
-    return found
+    return None if found is None else found()
 
 
 def attach(memory: Any) -> bool:
-    """Send memory along with what this thread is packing; false when it packs nothing for another process."""
+    """Send memory along with what this thread is packing; return False if it packs nothing for another process."""
     found = packing()
     if found is None or not found.hands_over:
         return False

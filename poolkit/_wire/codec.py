@@ -9,12 +9,9 @@ when the whole call is one pickle.
     by value          (args, kwargs)      a lambda, a closure
 
 Only plain functions travel alone. A bound method, a partial or a callable instance may share objects with the
-arguments, which only one pickle of all of it keeps the same, and has state that one call must not leave to the next.
-A name is looked up for each call on both sides, as pickle does it, but without pickle: 2 us a call instead of 4.
+arguments, and has state that one call must not leave to the next.
 With the call goes its manifest: what it needs of the script (`plans.py`).
-
-An outcome is a result (`pack_value`) or an exception (`pack_error`). No header is ever put before a payload: that
-would copy it.
+An outcome is a result (`pack_value`) or an exception (`pack_error`).
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import modules
 from poolkit._wire.buffers import PLAIN, Found
 from poolkit._wire.functions import is_reusable
-from poolkit._wire.handover import Guard
+from poolkit._wire.handover import guard
 from poolkit._wire.modules import meaning, scripts
 from poolkit._wire.pickles import BY_VALUE, PROTOCOL, REUSABLE, Needs, dumps, dumps_plainly, loads, pickler_of
 from poolkit._wire.remote import load_error, pack_error
@@ -48,16 +45,13 @@ _KEPT_FUNCTIONS = 256
 _KEPT_NBYTES = 64 * 1024
 
 
-# Functions that were loaded, oldest first, bounded to 16 MiB of keys; one that went by name has module and name, which
-# must still mean it. Owner: the worker's task loop, the only caller of load_call.
+# Functions that were loaded, oldest first; one that went by name has module and name, which must still mean it.
+# Owner: the worker's task loop, the only caller of load_call.
 _functions: dict[bytes, tuple[Callable[..., Any], str, str]] = {}
-
-# Calls without arguments of functions by module and name, one for all: many may be queued. One atomic operation at a
-# time, from any thread.
+# Of each of the others, one atomic operation at a time, from any thread.
+# Calls without arguments of functions by module and name.
 _names: dict[tuple[str, str], tuple[bytes, bytes, None]] = {}
-
 # Functions by value whose bytes can be used again: code and defaults that they had, the bytes, and the names needed.
-# One atomic operation at a time.
 _values: dict[Any, tuple[Any, Any, bytes, frozenset[tuple[str, str]]]] = {}
 
 
@@ -94,11 +88,9 @@ def pack_call(  # noqa: C901 -- on the way of every task
             content = (args, kwargs)
         else:
             fn_bytes, names, content = b"", _NO_NAMES, (fn, args, kwargs)
-        body = (
-            None
-            if _are_of_script(args) or (not fn_bytes and type(fn) is types.FunctionType)
-            else dumps_plainly(content, found)
-        )
+        body = None
+        if not _are_of_script(args) and (fn_bytes or type(fn) is not types.FunctionType):
+            body = dumps_plainly(content, found)
         if body is None:
             needs = Needs()
             body = dumps(content, found, needs, plainly=False)
@@ -156,19 +148,15 @@ def _pack_function(function: types.FunctionType) -> tuple[bytes, frozenset[tuple
     state = function.__code__, function.__defaults__
     reusable = is_reusable(function)
     try:
-        with Guard():  # descriptors cannot go with a function that is kept
+        with guard():  # descriptors cannot go with a function that is kept
             pickler_of(pickle.Pickler)(file, None, needs).dump(function)
     except Exception:  # noqa: BLE001 -- cloudpickle has the last word
         return None
     file.write(REUSABLE if reusable else BY_VALUE)
     packed, names = file.getvalue(), frozenset(needs.now | needs.later)
     if reusable and not function.__closure__ and not function.__kwdefaults__ and len(packed) <= _KEPT_NBYTES:
-        _values[ref(function, _forget_value)] = (*state, packed, names)
+        _values[ref(function, lambda reference: _values.pop(reference, None))] = (*state, packed, names)
     return packed, names
-
-
-def _forget_value(reference: Any) -> None:
-    _values.pop(reference, None)
 
 
 def load_call(
@@ -227,8 +215,7 @@ def pack_value(value: object, found: Found | None = None) -> Any:
     """Return a result as bytes, with what is large in `found`.
 
     Raises:
-        SerializationError: the result cannot be pickled; the message names the offending part. Nothing else escapes,
-            not even a SystemExit raised by the result's own hooks: the worker goes on.
+        SerializationError: the result cannot be pickled, whatever its own hooks raise; the message names the part.
     """
     if value is None:  # the most frequent one
         return NONE

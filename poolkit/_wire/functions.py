@@ -1,8 +1,8 @@
 """Functions: how one travels that other processes do not find by its name: lambdas, closures, those of the script.
 
-It travels by its code object, which keeps its file name, and gets the globals of its own module there: of the script's
-stand-in (see `_child/script.py`), or of the module that is imported. So its globals are not copied, and what it leaves
-in them stays. Its defaults, attributes and closure cells are copied; cells are shared by functions in one pickle.
+It travels by its code object, and gets the globals of its own module there: of the script's stand-in (see
+`_child/script.py`), or of the module that is imported. So its globals are not copied, and what it leaves in them stays.
+Its defaults, attributes and closure cells are copied.
 """
 
 from __future__ import annotations
@@ -30,18 +30,13 @@ def reduce_function(function: types.FunctionType) -> tuple[Any, ...] | None:
     annotations: Any = function.__annotations__ or None if sys.version_info < (3, 14) else None
     if sys.version_info >= (3, 14) and type(function.__annotate__) is types.FunctionType:
         annotations = function.__annotate__  # which makes them when they are looked at
-    state = (
-        function.__qualname__,
-        function.__module__,
-        function.__doc__,
-        function.__defaults__,
-        function.__kwdefaults__,
-        function.__dict__ or None,
-        annotations,
-        getattr(function, "__type_params__", ()),
-    )
+    own = [getattr(function, name, None) for name in _ATTRIBUTES]
+    state = own, function.__dict__ or None, annotations, getattr(function, "__type_params__", ())
     args = home, function.__name__, marshal.dumps(function.__code__), function.__closure__
     return _make, args, state, None, None, _fill
+
+
+_ATTRIBUTES = ("__qualname__", "__module__", "__doc__", "__defaults__", "__kwdefaults__")
 
 
 def _make(home: str, name: str, code: bytes, cells: tuple[types.CellType, ...] | None) -> types.FunctionType:
@@ -51,16 +46,9 @@ def _make(home: str, name: str, code: bytes, cells: tuple[types.CellType, ...] |
 
 
 def _fill(function: types.FunctionType, state: tuple[Any, ...]) -> None:
-    (
-        function.__qualname__,
-        function.__module__,
-        function.__doc__,
-        function.__defaults__,
-        function.__kwdefaults__,
-        attributes,
-        annotations,
-        parameters,
-    ) = state
+    own, attributes, annotations, parameters = state
+    for name, value in zip(_ATTRIBUTES, own):  # noqa: B905 -- as many
+        setattr(function, name, value)
     if parameters:  # from CPython 3.12 on
         function.__type_params__ = parameters  # type: ignore[attr-defined]
     if attributes:
@@ -71,10 +59,7 @@ def _fill(function: types.FunctionType, state: tuple[Any, ...]) -> None:
 
 def reduce_cell(cell: types.CellType) -> tuple[Any, ...]:
     """Return what a pickler's `reducer_override` is to return for a cell of a closure."""
-    try:
-        contents = [cell.cell_contents]
-    except ValueError:  # it is empty
-        contents = []
+    contents = [cell.cell_contents] if cell != types.CellType() else []
     return _make_cell, (), contents, None, None, _fill_cell
 
 
@@ -185,7 +170,7 @@ class Scan:
         attributes: all names of attributes, by which submodules of packages are found.
     """
 
-    __slots__ = ("_tables", "attributes", "keeps_state", "later", "now")
+    __slots__ = ("attributes", "keeps_state", "later", "now")
 
     def __init__(self, code: types.CodeType) -> None:
         import dis  # noqa: PLC0415 -- only senders need it
@@ -193,7 +178,6 @@ class Scan:
         now: dict[str, None] = {}
         later: dict[str, None] = {}
         attributes: set[str] = set()
-        self._tables: set[str] = set()  # names of which it takes an attribute `modules`
         self.keeps_state = False
         pending: list[tuple[types.CodeType, bool]] = [(code, True)]
         for current, is_now in pending:  # grows while we go through it
@@ -203,16 +187,11 @@ class Scan:
                     # class bodies and comprehensions run where they stand
                     runs = not const.co_flags & 0x1 or (const.co_name.startswith("<") and const.co_name != "<lambda>")
                     pending.append((const, is_now and runs))
-            before: Any = None
             for instruction in dis.get_instructions(current):
-                operation, name = instruction.opname, instruction.argval
-                if operation in _GLOBAL:
-                    names[name] = None
-                elif operation in ("STORE_DEREF", "DELETE_DEREF"):
-                    self.keeps_state |= name in current.co_freevars
-                elif name == "modules" and operation in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
-                    self._tables.add("sys" if operation == "IMPORT_FROM" and "sys" in current.co_names else before)
-                before = name
+                if instruction.opname in _GLOBAL:
+                    names[instruction.argval] = None
+                elif instruction.opname in ("STORE_DEREF", "DELETE_DEREF"):
+                    self.keeps_state |= instruction.argval in current.co_freevars
             attributes.update(current.co_names)
         self.now = tuple(now)
         self.later = tuple(name for name in later if name not in now)
@@ -221,19 +200,19 @@ class Scan:
     def is_dynamic_in(self, namespace: dict[str, Any]) -> bool:
         """Return True if the code may look up names that do not stand in it: by `sys.modules` or unpickling, too."""
         names = (*self.now, *self.later)
-        if not _DYNAMIC.isdisjoint(names) or any(each == "sys" or namespace.get(each) is sys for each in self._tables):
-            return True
         values = [namespace.get(name) for name in names]
-        return any(value is sys.modules or _unpickles(value) for value in values)
+        return (
+            not _DYNAMIC.isdisjoint(names)
+            or any(value is sys.modules or _unpickles(value) for value in values)
+            or ("modules" in self.attributes and ("sys" in self.attributes or any(value is sys for value in values)))
+        )
 
 
-def _unpickles(value: object) -> bool:
+def _unpickles(value: Any) -> bool:
     """Return True for a module that unpickles, and for what is imported from one."""
-    kind = type(value)
-    if kind is types.ModuleType:
-        home = vars(value).get("__name__")
-    else:
-        home = value.__module__ if kind in (types.FunctionType, types.BuiltinFunctionType, type) else None
+    kind, home = type(value), None
+    if kind in (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type):
+        home = vars(value).get("__name__") if kind is types.ModuleType else value.__module__
     return type(home) is str and home.partition(".")[0] in _UNPICKLERS
 
 
@@ -244,13 +223,8 @@ def scan_code(code: types.CodeType) -> Scan:
     """Return what code does to names. Thread-safe."""
     scan = _scans.get(ref(code))
     if scan is None:
-        scan = Scan(code)
-        _scans[ref(code, _forget_scan)] = scan
+        scan = _scans[ref(code, lambda reference: _scans.pop(reference, None))] = Scan(code)
     return scan
-
-
-def _forget_scan(reference: ref[types.CodeType]) -> None:
-    _scans.pop(reference, None)
 
 
 def submodules_of(code: types.CodeType, namespace: dict[str, Any]) -> tuple[str, ...]:

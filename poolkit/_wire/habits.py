@@ -1,7 +1,7 @@
-"""Habits: settings of a whole process or thread that a program makes once, at its top, and expects in its workers.
+"""Habits: settings of a process or thread that a program makes once, at its top, and expects in its workers.
 
-Those of the process are read when a worker starts; those of a thread, where the pool is made. In a worker they are set
-before anything of the program is imported there, and those of a library when it is imported.
+Those of the process are read when a worker starts, those of a thread where the pool is made, those of a library set in
+a worker when it is imported there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def of_thread() -> dict[str, Any]:
     """Return decimal context and numpy's handling of errors of the thread that calls, as far as those are loaded."""
     found: dict[str, Any] = {}
     decimal: Any = sys.modules.get("decimal")
-    numpy: Any = sys.modules.get("numpy")
+    numpy: Any = sys.modules.get("numpy")  # either may be half imported
     if hasattr(decimal, "getcontext"):
         context = decimal.getcontext()
         traps = [signal.__name__ for signal, is_set in context.traps.items() if is_set]
@@ -40,22 +40,12 @@ def of_process() -> dict[str, Any]:
     return {
         "interpreter": {name: getattr(sys, f"get{name}")() for name in _OF_INTERPRETER if hasattr(sys, f"get{name}")},
         "filters": [
-            (action, _pattern(message), category, _pattern(module), line)
-            for action, message, category, module, line in filters
-            if category.__module__ not in scripts and hasattr(sys.modules.get(category.__module__), category.__name__)
+            each
+            for each in filters
+            if (home := each[2].__module__) not in scripts and hasattr(sys.modules.get(home), each[2].__name__)
         ],
         "socket": _socket.getdefaulttimeout(),
     }
-
-
-def _pattern(regex: Any) -> Any:
-    return (regex.pattern, regex.flags) if hasattr(regex, "pattern") else regex
-
-
-def _regex(pattern: Any) -> Any:
-    import re  # noqa: PLC0415 -- where there are filters beyond the interpreter's own
-
-    return re.compile(*pattern) if type(pattern) is tuple else pattern
 
 
 def settle(settings: dict[str, Any], when_imported: Callable[[str, Callable[[Any], object]], None]) -> None:
@@ -68,10 +58,7 @@ def settle(settings: dict[str, Any], when_imported: Callable[[str, Callable[[Any
         _socket.setdefaulttimeout(settings["socket"])
     if own["filters"] != settings["filters"]:
         warnings.resetwarnings()
-        warnings.filters.extend(  # type: ignore[attr-defined]
-            (action, _regex(message), category, _regex(module), line)
-            for action, message, category, module, line in settings["filters"]
-        )
+        warnings.filters.extend(settings["filters"])  # type: ignore[attr-defined]
     if "decimal" in settings:
         when_imported("decimal", lambda decimal: _settle_decimal(decimal.getcontext(), *settings["decimal"]))
     if "numpy" in settings:

@@ -4,16 +4,16 @@ multiprocessing pickles with reducers of its own, in the table of `multiprocessi
 others register theirs there. Without them a Connection would travel as the bare number of its descriptor. Reducers ask
 `multiprocessing.reduction.DupFd` for what is to stand for a descriptor. While a thread packs for another process, that
 is answered here: a copy of the descriptor goes along (`_memory/memory.py`), and is closed when the call or result was
-loaded, or dropped before. It would be answered by a thread of multiprocessing's otherwise, which hands
-each descriptor out once, so that no task could be retried, and keeps for ever what nobody fetches.
+loaded, or dropped before. A thread of multiprocessing's would hand each descriptor out once, so no task could be
+retried, and keep for ever what nobody fetches.
 
-Costs nothing before multiprocessing is loaded, and hardly more before its connections are or somebody registers: until
-then plain pickle gets right, or refuses, whatever the reducers are for.
+Costs nothing before multiprocessing is loaded, and hardly more before its connections are or somebody registers.
 Owner: what is here takes one atomic operation at a time, from any thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import pickle
 import sys
@@ -32,7 +32,7 @@ _standard: Callable[[int], Any] | None = None  # multiprocessing's own DupFd, on
 
 
 def is_loaded() -> bool:
-    """Whether there may be something to hand over, so that whoever packs has to say so (`Found.__enter__`)."""
+    """Return True if there may be something to hand over, so that who packs has to say so (`Found.__enter__`)."""
     return "multiprocessing.reduction" in sys.modules
 
 
@@ -46,7 +46,7 @@ def is_plain_wrong() -> bool:
 def reduce(value: Any) -> Any:
     """Return what multiprocessing's reducer gives, for a pickler's `reducer_override`; NotImplemented without one.
 
-    To be called in a thread that packs, or under a `Guard`.
+    To be called in a thread that packs, or under a `guard`.
     """
     if len(_registered) != _seen or _standard is None:
         _look()
@@ -93,7 +93,7 @@ def _look() -> None:
 
 
 def _made_of(kind: Any, base: Any, descriptor: Any, arguments: list[Any], state: dict[str, Any]) -> Any:
-    """An object of a subclass of connections or sockets, without a call of its own `__init__`."""
+    """Return an object of a subclass of connections or sockets, without a call of its own `__init__`."""
     made = kind.__new__(kind)
     fd = descriptor.detach()
     if base.__name__ == "socket":
@@ -112,14 +112,15 @@ send_along: Callable[..., Any] | None = None
 
 
 def _dup_fd(fd: int) -> Any:
-    """What stands for a descriptor: in the place of `multiprocessing.reduction.DupFd`."""
+    """Return what stands for a descriptor, in the place of `multiprocessing.reduction.DupFd`."""
     found = buffers.packing()
     assert _standard is not None  # noqa: S101 -- it was kept before this one took its place
     if found is None or sys.modules["multiprocessing.context"].get_spawning_popen() is not None:
         return _standard(fd)
     if not found.hands_over:
-        msg = "a file descriptor can be handed over only in the arguments or the result of a call, or in a broadcast"
-        raise pickle.PicklingError(msg)
+        raise pickle.PicklingError(
+            "a file descriptor can be handed over only in the arguments or the result of a call, or in a broadcast"
+        )
     assert send_along is not None  # noqa: S101 -- whoever packs for another process has imported it
     return send_along(fd, is_loaded_once=found.is_loaded_once)
 
@@ -130,22 +131,8 @@ class _Refusing(Found):
     hands_over = False
 
 
-class Guard:
-    """A context in which nothing is left to multiprocessing's thread: this thread packs for `found`, or refuses."""
-
-    __slots__ = ("_entered", "_found")
-
-    def __init__(self, found: Found | None = None) -> None:
-        self._found = found
-        self._entered: Found | None = None
-
-    def __enter__(self) -> None:
-        """Begin, unless this thread does that already."""
-        if self._found is None or self._found is not buffers.packing():
-            self._entered = _Refusing() if self._found is None else self._found
-            self._entered.enter(sys._getframe(1))  # noqa: SLF001 -- the one way to it
-
-    def __exit__(self, *_: object) -> None:
-        """Go on as before."""
-        if self._entered is not None:
-            self._entered.__exit__()
+def guard(found: Found | None = None) -> contextlib.AbstractContextManager[object]:
+    """Return a context that leaves nothing to multiprocessing's thread: this thread packs for `found`, or refuses."""
+    if found is None:
+        return _Refusing()
+    return contextlib.nullcontext() if found is buffers.packing() else found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections import ChainMap
 from collections.abc import Callable
 
 from poolkit._typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ _arrived: list[int] = []  # owner: the worker's main thread, at boot
 
 
 class _Inherited:
-    """Stands for a descriptor in a pickle; `detach` gives the number that it has in this worker."""
+    """Stands for a descriptor in a pickle."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -54,29 +53,27 @@ def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[
     Raises:
         SerializationError: they cannot be pickled.
     """
-    from multiprocessing import context, reduction  # noqa: PLC0415 -- only for pools with an initializer
+    import multiprocessing.reduction  # noqa: F401, PLC0415 -- whose reducers are asked
+    from multiprocessing import context  # noqa: PLC0415 -- only for pools with an initializer
 
     from poolkit._wire.plans import manifest_for  # noqa: PLC0415 -- see above
 
-    base = cloudpickle_module().Pickler
-    table = ChainMap(reduction.ForkingPickler._extra_reducers, base.dispatch_table)  # type: ignore[attr-defined]  # noqa: SLF001 -- its only door
     before = context.get_spawning_popen()
     stand_in = _Spawning()
     context.set_spawning_popen(stand_in)  # type: ignore[arg-type]
     buffer, needs = io.BytesIO(), Needs()
     look()
     try:
-        pickler_of(type("Pickler", (base,), {"dispatch_table": table}))(buffer, None, needs).dump((fn, args))
+        pickler_of(cloudpickle_module().Pickler)(buffer, None, needs).dump((fn, args))
         names = needs.now | needs.later
         manifest = manifest_for(None, names) if names else None
     except BaseException as exc:
         for fd in stand_in.fds:
             os.close(fd)
-        if not isinstance(exc, Exception):
-            raise
-        raise SerializationError(
-            f"cannot pickle the initializer or its arguments: {type(exc).__name__}: {exc}"
-        ) from exc
+        if isinstance(exc, Exception):
+            msg = f"cannot pickle the initializer or its arguments: {type(exc).__name__}: {exc}"
+            raise SerializationError(msg) from exc
+        raise
     finally:
         context.set_spawning_popen(before)
     return buffer.getvalue() + BY_VALUE, stand_in.fds, manifest

@@ -4,8 +4,8 @@
     STATEMENT   the code of its own statement: classes, what has no pickle
     IMPORT      the name of a module, or of what has it
     ABSENT      why it cannot be had; nothing for a name that is not bound
-    DEFINITION  what a VALUE is called where it travels, if of its versions the newest counts
-    INHERITED   what any of them is called where a worker has it, as it is a copy of this process
+    DEFINITION  a VALUE of whose versions the newest counts, where it travels
+    INHERITED   any of them, where a worker has it, as it is a copy of this process
 
 Beside the names of a module there are `Class.attribute` for attributes of a class that are data, `name#place` for
 statements that act on a definition, and `*`: every plain function, for code that looks names up by itself.
@@ -13,6 +13,7 @@ statements that act on a definition, and `*`: every plain function, for code tha
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import threading
@@ -45,21 +46,15 @@ RESERVED = frozenset({
 
 
 class Looks:
-    """How a value looked, by which changes in place are told, as far as they are followed. Frozen after __init__.
-
-    Attributes:
-        parts: of a function, its code, defaults and attributes.
-        digest: of what is small, its pickle, and what that tells by identity.
-        length: of what is not, if it has one.
-    """
+    """How a value looked, by which changes in place are told, as far as they are followed. Frozen after __init__."""
 
     __slots__ = ("digest", "is_followed", "length", "parts")
 
     def __init__(self, value: object) -> None:
         """Look at a value. Runs pickling hooks of the user's."""
         self.parts = parts_of(value) if type(value) is FunctionType else ()
-        self.digest: tuple[bytes, tuple[Any, ...]] | None = None
-        self.length: int | None = None
+        self.digest: tuple[bytes, tuple[Any, ...]] | None = None  # of what is small, its pickle, and what that names
+        self.length: int | None = None  # of what is not, if it has one
         if not (issubclass(type(value), _DEFINITIONS) or _tried(is_fixed, value)):
             self.digest = _tried(_digest_of, value)
             if self.digest is None and hasattr(type(value), "__len__"):
@@ -108,17 +103,13 @@ class _TooLargeError(Exception):
     """The pickle of a value is too large for it to be followed."""
 
 
-class _Bounded:
+class _Bounded(io.BytesIO):
     """A file that takes little."""
 
-    def __init__(self) -> None:
-        self.written = b""
-
     def write(self, data: Any) -> int:
-        if len(self.written) + len(data) > FOLLOWED:
+        if self.tell() + len(data) > FOLLOWED:
             raise _TooLargeError
-        self.written += data
-        return len(data)
+        return super().write(data)
 
 
 def _is_small(buffer: pickle.PickleBuffer) -> bool:
@@ -133,7 +124,6 @@ class _Tracer(pickle.Pickler):
     met: list[Any] | None = None
 
     def persistent_id(self, obj: Any) -> int | None:
-        """Return the identity of what is told by it."""
         if type(obj) not in _BY_IDENTITY and not issubclass(type(obj), type):
             return None
         if self.met is not None:
@@ -176,8 +166,8 @@ def _digest_of(value: object) -> tuple[bytes, tuple[Any, ...]] | None:
         tracer.met = []
         tracer.dump(value)
         met = tuple(tracer.met)
-        return (file.written, met) if _is_alive(met) else None  # hooks may make other objects each time
-    return file.written, ()
+        return (file.getvalue(), met) if _is_alive(met) else None  # hooks may make other objects each time
+    return file.getvalue(), ()
 
 
 def _tried(function: Callable[[Any], T], value: Any) -> T | None:
@@ -225,27 +215,22 @@ class Item:
 
     def __post_init__(self, value: object) -> None:
         """Refer to the value."""
-        if issubclass(type(value), _DEFINITIONS):
-            self.strong = value
-        else:
-            try:
-                self.weak = ref(value)
-            except TypeError:
-                self.strong = value
+        self.strong = value
+        if not issubclass(type(value), _DEFINITIONS):
+            with contextlib.suppress(TypeError):
+                self.weak, self.strong = ref(value), None
 
     def get(self) -> object:
         """Return the object that it was made of; another one if that is gone."""
-        if self.weak is None:
-            return self.strong
-        value = self.weak()
-        return _GONE if value is None else value
+        value = self.strong if self.weak is None else self.weak()
+        return value if value is not None or self.weak is None else _GONE
 
     def is_current(self, value: object) -> bool:
         """Return True if it still is what the name means."""
         return self.get() is value and self.looks.are_those_of(value)
 
     def record(self, *, is_inherited: bool = False) -> tuple[Any, ...]:
-        """What travels."""
+        """Return what travels."""
         if is_inherited:
             return self.serial, self.module, self.name, INHERITED, b"", None, None, ()
         kind = DEFINITION if self.kind == VALUE and self.is_definition else self.kind

@@ -3,7 +3,7 @@
 Owner to worker, on the worker's link      FRAME_TO_WORKER header + payload
     BOOT    payload: pickled dict, see `_child/boot.py`      first frame, once
     CALLS   `count` calls, each CALL header + name + fn + body; one token a call was added before
-    DEFINE  payload: what a call that follows needs of the script, see `_wire/manifests.py`
+    DEFINE  payload: what a call that follows needs of the script, see `_wire/plans.py`
     DROP    what stands before it was reclaimed: drop the rest of it and say DRAINED
     FORGET  the next record on the descriptor channel that says so tells what is gone in the owner
     STOP    leave

@@ -3,7 +3,6 @@
 A *script module* is one that a worker cannot import: the script itself, and whatever else is in `sys.modules` without
 being found by the finders that a worker has (run by `runpy`, loaded from a path, made in memory, collected by pytest in
 `importlib` mode). What such a module defines travels once and is then referred to by name; see `namespace.py`.
-
 Thread safety: `_seen` and `scripts` only grow, by one atomic operation at a time; to look twice does no harm.
 """
 
@@ -59,20 +58,17 @@ def newest_name() -> str:
 
 def is_registered() -> bool:
     """Return True if the user registered modules with cloudpickle to go by value, other than script modules."""
-    # Only a cloudpickle that somebody imported can have modules registered; the attribute is missing while
-    # another thread is half way through that import.
     cloudpickle = sys.modules.get("cloudpickle")
     if cloudpickle is None:
         return False
-    list_registered = getattr(cloudpickle, "list_registry_pickle_by_value", None)
+    list_registered = getattr(cloudpickle, "list_registry_pickle_by_value", None)  # None: it is half imported
     return list_registered is not None and not list_registered().issubset(scripts)
 
 
 def cloudpickle_module() -> Any:
     """Return cloudpickle, all of it. Waits for another thread that imports it just now.
 
-    A signal handler or finalizer may submit while this import is under way below it, in the same thread. The half of
-    the module that is there is put aside then; what was interrupted goes on with the new one when it comes to its end.
+    Where a signal handler submits while its own thread imports that, what is there of the module is put aside.
     """
     import cloudpickle  # noqa: PLC0415 -- costs a worker tens of milliseconds, and many never need it
 
@@ -114,9 +110,8 @@ def home_of(namespace: dict[str, Any]) -> str | None:
 
 def module_of(cls: type) -> str:
     """Return what a class says its module is; "" for one that says something else, as a property for its instances."""
-    name: Any
     try:
-        name = cls.__module__
+        name: Any = cls.__module__
     except Exception:  # noqa: BLE001 -- a metaclass may do anything
         return ""
     return name if isinstance(name, str) else ""

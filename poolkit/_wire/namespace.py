@@ -1,6 +1,6 @@
 """Namespace: one script module as its process has it, and how each of its names becomes an item that travels.
 
-What goes how, and why, is told in the decision note on the script's own namespace and in `docs/guide`.
+What goes how, and why: `docs/decisions/0020`, `docs/guide/script-and-workers.md`.
 Thread safety: items are published under `_lock`, within which no user code runs.
 """
 
@@ -15,7 +15,6 @@ import os
 import pickle
 import sys
 from collections import OrderedDict, deque
-from operator import is_
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -28,7 +27,7 @@ from poolkit._wire.items import ABSENT, FOLLOWED, IMPORT, MISSING, RESERVED, STA
 from poolkit._wire.modules import home_of, meaning, module_of, scripts
 from poolkit._wire.origins import functions_behind, functions_of, is_special, makers_of, may_run, set_later
 from poolkit._wire.pickles import PROTOCOL, Needs, dumps
-from poolkit._wire.process_wide import imported_from, reduce_global, refuse_archive
+from poolkit._wire.process_wide import imported_from, reduce_global
 from poolkit._wire.remote import describe_error, raise_interrupt
 from poolkit._wire.source import Source, source_for
 
@@ -39,14 +38,8 @@ _lock = RLock()
 _serials = itertools.count(1)
 
 
-def _renew_lock() -> None:
-    """In a forked child: another thread may have had it."""
-    global _lock  # noqa: PLW0603 -- the lock that there is
-    _lock = RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+if hasattr(os, "register_at_fork"):  # another thread may have had it
+    os.register_at_fork(after_in_child=lambda: globals().update(_lock=RLock()))
 
 
 class Namespace:
@@ -64,7 +57,7 @@ class Namespace:
     # ===== items =====
 
     def item(self, name: str, circle: tuple[Ref, ...] = (), *, again: bool = False) -> Item | None:
-        """The version of a name that is current; None if it is never sent. Runs pickling hooks of the user's.
+        """Return the version of a name that is current; None if it is never sent. Runs pickling hooks of the user's.
 
         A new one `again` though it is the same as before, or as one of a `circle` of names that go together.
         """
@@ -109,7 +102,7 @@ class Namespace:
         return name not in self.dict and hasattr(builtins, name) and name not in self._items
 
     def circle_of(self, name: str) -> tuple[Ref, ...]:
-        """The names that go together with this one in the newest version."""
+        """Return the names that go together with this one in the newest version."""
         known = self._items.get(name)
         return () if known is None else known.circle
 
@@ -120,27 +113,23 @@ class Namespace:
         cls = self.dict.get(top)
         return vars(cls).get(attribute, MISSING) if issubclass(type(cls), type) else MISSING
 
-    def own_names(self) -> list[str]:
-        """Return what code that looks names up by text may mean, without data: functions and classes of this module.
+    def own_names(self, *kinds: type) -> list[str]:
+        """Return the names of functions and classes (or of one of these kinds) that this module has defined.
 
-        Data may change from call to call, as the variable of a loop, and each change would be looked for and sent.
+        They are what code that looks names up by text may mean; data may change from call to call.
         """
         return [
             name
             for name, value in list(self.dict.items())
-            if (type(value) is FunctionType and value.__globals__ is self.dict)
-            or (issubclass(type(value), type) and module_of(value) == self.name)
+            if issubclass(type(value), kinds or (FunctionType, type))
+            and (value.__globals__ is self.dict if type(value) is FunctionType else module_of(value) == self.name)
         ]
 
     def bundle(self) -> tuple[Item, ...]:
         """Return all plain functions that need nothing to be made."""
-        functions = [
-            self.item(name)
-            for name, value in list(self.dict.items())
-            if type(value) is FunctionType and value.__globals__ is self.dict
-        ]
+        functions = [self.item(name) for name in self.own_names(FunctionType)]
         found = tuple(each for each in functions if each and each.kind == VALUE and not each.region and not each.now)
-        if len(found) != len(self._bundle) or not all(map(is_, found, self._bundle)):
+        if found != self._bundle:
             self._bundle = found
         return self._bundle
 
@@ -160,7 +149,6 @@ class Namespace:
         made = self._make_statement(name, value, found)
         if made is None:
             try:
-                refuse_archive(value)
                 made = self._make_value(name, value, circle)
             except BaseException as error:  # noqa: BLE001 -- the user's own hooks
                 raise_interrupt(error)
@@ -177,7 +165,7 @@ class Namespace:
             made.snapshot = dict(vars(value))
         return made
 
-    def _make_value(self, name: str, value: Any, circle: tuple[Ref, ...] = ()) -> Item:
+    def _make_value(self, name: str, value: Any, circle: tuple[Ref, ...]) -> Item:
         """As a pickle. Raises whatever pickling raises, and if it could only refer to itself."""
         own = (self.name, name)
         content, inline = sharing.in_circle(circle, own) if circle else (value, (own,))
@@ -207,7 +195,7 @@ class Namespace:
         needs, found = Needs(value, own, reduce_global, sharing.names(), inline), _Found()
         if type(value) in (bytes, bytearray):
             found.look((value,))
-        is_plain = content is value and sharing.is_alone(value, own)
+        is_plain = content is value and (type(value) is FunctionType or sharing.is_alone(value, own))
         try:
             with found:
                 return dumps(content, found, needs, plainly=is_plain), found, needs
@@ -291,15 +279,12 @@ class Namespace:
         name = item.name
         for source, node in [(each, node) for each in acting if each for node in each.acting.get(name, ())]:
             targets = sources.targets_of(node)
+            is_of_class = issubclass(type(item.strong), type) and targets
             if isinstance(node, ast.ClassDef):
                 item.later = (*item.later, (self.name, node.name))
             elif item.kind == IMPORT and not (targets and sources.makes_no_call(node)):
                 continue
-            elif (
-                issubclass(type(item.strong), type)
-                and targets
-                and not any(isinstance(x, ast.Subscript) for x in targets)
-            ):
+            elif is_of_class and not any(isinstance(each, ast.Subscript) for each in targets):
                 own = [each for each in targets if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name)]
                 item.assigned |= {each.attr for each in own}  # which travel with their values
             elif node not in source.inner or any(  # of those in a block, decorators whose function is there were run
@@ -307,17 +292,14 @@ class Namespace:
                 for each in functions_behind(self.dict.get(getattr(node, "name", "")))
             ):
                 place = f"{name}#{self._position(source)}:{node.lineno}:{node.col_offset}"
-                act = self._statement(place, source, node, item.get(), [])
-                act.now = ((self.name, name), *act.now)
-                with _lock:
-                    act.serial = next(_serials)
-                    self._acts[act.name] = act
-                item.later = (*item.later, (self.name, act.name))
+                act = self._acts[place] = self._statement(place, source, node, item.get(), [])
+                act.now, act.serial = ((self.name, name), *act.now), next(_serials)
+                item.later = (*item.later, (self.name, place))
 
     # ===== classes =====
 
     def class_names(self, item: Item, cls: type) -> list[Ref]:
-        """What a class has beside its statement: attributes that are data, functions set on it, its subclasses."""
+        """Return what a class has beside its statement: data, functions set on it, its subclasses."""
         is_usual = type(cls) is type or type(cls).__name__ == "ABCMeta"
         snapshot = item.snapshot or {}
         prefix = f"{cls.__qualname__}."
@@ -353,10 +335,9 @@ _PLAIN_ATTRIBUTES = (*ATOMS, list, dict, set, tuple, frozenset, bytearray)
 
 
 def _name_of(module: ModuleType) -> str | None:
-    """The name under which a module is to be had; None for one that was made by hand and is nowhere."""
-    name = module.__name__
-    if sys.modules.get(name) is module:
-        return name
+    """Return the name under which a module is to be had; None for one that was made by hand and is nowhere."""
+    if sys.modules.get(module.__name__) is module:
+        return module.__name__
     return next((each for each, known in sys.modules.copy().items() if known is module), None)
 
 

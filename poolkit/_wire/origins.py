@@ -1,8 +1,7 @@
 """Origins: which statement of a script made what a name means now, as far as that can be told.
 
-A name may have several statements: in branches, of which some did not run, or one after the other, of which some did
-not run yet. They are told apart by what the live object has of them: code objects; of a class without methods its line,
-from CPython 3.13 on, else what its body binds and what it is derived from. What has nothing of them is not guessed at.
+Of several statements, such as those in branches, one is told by what the live object has of it: code objects; of a
+class without methods its line, from CPython 3.13 on, else what its body binds and what it is derived from.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
-import functools
 import types
 from typing import Any
 
@@ -48,20 +46,12 @@ def functions_behind(value: Any) -> list[types.FunctionType]:
         with contextlib.suppress(AttributeError):
             pending += object.__getattribute__(each, "__dict__").values()
         for slot in [member for cls in type(each).__mro__ for member in vars(cls).values()]:
-            if type(slot) is types.MemberDescriptorType:
+            if type(slot) is types.MemberDescriptorType:  # func, fget, __func__ and others of C, too
                 with contextlib.suppress(Exception):
                     pending.append(slot.__get__(each))
-        if issubclass(type(each), functools.partial):
-            pending.append(each.func)
-        elif issubclass(type(each), property):
-            pending += (each.fget, each.fset, each.fdel)
-        elif issubclass(type(each), (types.MethodType, classmethod, staticmethod)):
-            pending.append(each.__func__)
-        elif type(each) is types.FunctionType:
+        if type(each) is types.FunctionType:
             found.append(each)
-            for cell in each.__closure__ or ():
-                with contextlib.suppress(ValueError):
-                    pending.append(cell.cell_contents)
+            pending += [cell.cell_contents for cell in each.__closure__ or () if cell != types.CellType()]
         if len(pending) > _MOST_BEHIND:
             break
     return found
@@ -129,7 +119,7 @@ def _resemblance(cls: type, node: Any, namespace: dict[str, Any]) -> int:
     score = sum(base in cls.__bases__ for base in bases or [object])
     for name, value in _written(node).items():
         with contextlib.suppress(Exception):  # what cannot be had here
-            made = _evaluated(value, namespace)
+            made = eval(ast.unparse(value), namespace.copy()) if makes_no_call(ast.Expr(value)) else node  # noqa: S307
             if type(has := live.get(name, node)) is type(made) and has != made:
                 if type(made) in ATOMS:
                     return -1
@@ -138,21 +128,11 @@ def _resemblance(cls: type, node: Any, namespace: dict[str, Any]) -> int:
     return score
 
 
-def _evaluated(expression: ast.expr, namespace: dict[str, Any]) -> Any:
-    """Return what an expression gives now. Raises ValueError for one that calls something."""
-    if not makes_no_call(ast.Expr(expression)):
-        raise ValueError(expression)
-    return eval(ast.unparse(expression), namespace.copy())  # noqa: S307 -- the script's own expression
-
-
 # ===== what may be run in a worker =====
 
 
 def may_run(source: Source, node: Any, value: Any, namespace: dict[str, Any], *, is_named: bool) -> bool:
-    """Return True if a worker may run the statement that made a value: it makes the same there, and no file.
-
-    What goes by its name (`is_named`), such as a sentinel, may be made by any assignment.
-    """
+    """Return True if a worker may run the statement that made a value: it makes the same there, and no file."""
     if isinstance(node, ASSIGNMENTS) and is_named:
         return node in source.plain
     if may_write(source.code_of(node)):
@@ -210,17 +190,14 @@ def set_later(cls: type, node: Any, *, is_bare: bool) -> frozenset[str]:
     written, found = _written(node), set()
     is_usual = type(cls) is type or type(cls).__name__ == "ABCMeta"
     for name, value in list(vars(cls).items()):
-        kind = type(value)
-        if is_special(name):
+        kind, own = type(value), written.get(name)
+        if is_special(name) or (hasattr(kind, "__get__") and not (is_bare and own is None)):
             continue
-        if is_bare and name not in written:
+        if own is None:
+            is_later = is_bare or (is_usual and kind.__module__ in scripts)
+        else:
+            is_constant = (is_usual or kind in ATOMS) and isinstance(own, ast.Constant) and value is not own.value
+            is_later = is_constant and (kind is not type(own.value) or value != own.value)
+        if is_later or isinstance(value, cls):
             found.add(name)
-        elif hasattr(kind, "__get__"):
-            continue
-        elif isinstance(value, cls) or (name not in written and is_usual and kind.__module__ in scripts):
-            found.add(name)
-        elif name in written and (is_usual or kind in ATOMS) and isinstance(written[name], ast.Constant):
-            constant = written[name].value
-            if value is not constant and (kind is not type(constant) or value != constant):
-                found.add(name)
     return frozenset(found)

@@ -4,9 +4,9 @@ Three picklers are tried, each slower and able to do more:
 
 1. pickle's own. What its bytes name must be importable there: none of the marks of script modules stands in them.
 2. pickle's with reducers of ours: definitions of script modules go by name, and are noted as needed, so that the worker
-   is given them first; functions without a name go by their code objects; modules go by name.
-3. cloudpickle's with the same reducers: classes without a name, and whatever else only cloudpickle can do. What comes
-   from modules that the user registered with `cloudpickle.register_pickle_by_value` goes here at once.
+   is given them first; functions without a name go by their code objects.
+3. cloudpickle's with the same reducers, for whatever else only that can do. What comes from modules that the user
+   registered with `cloudpickle.register_pickle_by_value` goes here at once.
 
 The third's bytes carry a mark behind the STOP opcode, where unpickling stops: the loader then keeps its own classes.
 """
@@ -18,7 +18,7 @@ import io
 import pickle
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from types import CellType, FunctionType, ModuleType
 
 from poolkit._typing import Any
@@ -39,35 +39,24 @@ _MISSING = object()
 
 
 class Needs:
-    """The names of script modules that a pickle needs, as (module, name).
-
-    Attributes:
-        now: what unpickling it looks up.
-        later: what functions in it look up when they are called.
-        itself: what is to be pickled by value though it has a name, and that name. For the sender of definitions.
-        is_circular: the value could be pickled only as a reference to itself.
-        reduce: how else to reduce an object that is pickled as part of a script module's globals.
-        names: by the id of an object, the name of the global that it goes by; see `sharing.py`.
-        inline: the names that are pickled here, which refer to nothing.
-        is_shared: something goes by the name of a global.
-        met: how often the value itself was met.
-    """
+    """The names of script modules that a pickle needs, as (module, name); and how globals of such are pickled."""
 
     __slots__ = ("inline", "is_circular", "is_shared", "itself", "later", "met", "name", "names", "now", "reduce")
 
     def __init__(
         self,
-        itself: object = _MISSING,
-        name: tuple[str, str] | None = None,
-        reduce: Callable[[Any], Any] | None = None,
-        names: dict[int, tuple[Any, ...]] | None = None,
-        inline: tuple[tuple[str, str], ...] = (),
+        itself: object = _MISSING,  # what is to be pickled by value though it has a name
+        name: tuple[str, str] | None = None,  # that name
+        reduce: Callable[[Any], Any] | None = None,  # how else to reduce an object
+        names: dict[int, tuple[Any, ...]] | None = None,  # by id, the global that an object goes by; see `sharing.py`
+        inline: tuple[tuple[str, str], ...] = (),  # the names that are pickled here, which refer to nothing
     ) -> None:
         self.itself, self.name, self.reduce, self.names, self.inline = itself, name, reduce, names, inline
-        self.now: set[tuple[str, str]] = set()
-        self.later: set[tuple[str, str]] = set()
-        self.is_circular = self.is_shared = False
-        self.met = 0
+        self.now: set[tuple[str, str]] = set()  # what unpickling it looks up
+        self.later: set[tuple[str, str]] = set()  # what functions in it look up when they are called
+        self.is_circular = False  # the value could be pickled only as a reference to itself
+        self.is_shared = False  # something goes by the name of a global
+        self.met = 0  # how often the value itself was met
 
 
 def dumps(value: object, found: Found | None = None, needs: Needs | None = None, *, plainly: bool = True) -> Any:
@@ -94,7 +83,7 @@ def dumps(value: object, found: Found | None = None, needs: Needs | None = None,
     return _dump(base, value, found, needs)
 
 
-def dumps_plainly(value: object, found: Found | None) -> Any:
+def dumps_plainly(value: object, found: Found | None) -> Any:  # noqa: C901, PLR0911 -- one case after another
     """Return the plain pickle of a value, or None when it cannot be that.
 
     Without `found`, the value is made of atoms, or is a function that goes by name.
@@ -105,42 +94,37 @@ def dumps_plainly(value: object, found: Found | None) -> Any:
     # never a wrong result. The search costs about half as much as copying the bytes once.
     try:
         data: Any
-        if found is not None and (found.is_known or handover.is_plain_wrong()):
-            return _dumps_known(value, found) if found.is_known else None
-        if found is not None and found.large:
+        if found is not None and found.is_known:  # atoms and arrays of numbers
+            if found.key is not None and (data := known_pickle(found)) is not None:
+                return data
+            data = pickle.dumps(value, PROTOCOL, buffer_callback=found.append if found.are_large else None)
+        elif found is not None and handover.is_plain_wrong():
+            return None
+        elif found is not None and found.large:
             data = Parts()
             pickle.Pickler(data, protocol=PROTOCOL, buffer_callback=found).dump(value)
-            if any(found.may_name(mark, data) for mark in marks):
-                return None
+            return None if found.has_read_only or any(found.may_name(mark, data) for mark in marks) else data
         else:
             data = pickle.dumps(value, PROTOCOL, buffer_callback=found)
-            for mark in marks:
-                if mark in data:
-                    return None
-    except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything
-        return None
-    return None if found is not None and found.has_read_only else data
-
-
-def _dumps_known(value: object, found: Found) -> bytes | None:
-    """Do that with a value of atoms and arrays of numbers."""
-    data = known_pickle(found) if found.key is not None else None
-    if data is None:
-        data = pickle.dumps(value, PROTOCOL, buffer_callback=found.append if found.are_large else None)
         for mark in marks:
             if mark in data:
                 return None
-        keep_pickle(found, data)
+    except Exception:  # noqa: BLE001 -- a user's __reduce__ may raise anything
+        return None
+    if found is not None:
+        if found.has_read_only:
+            return None
+        if found.key is not None:
+            keep_pickle(found, data)
     return data
 
 
 def _dump(base: Any, value: object, found: Found | None, needs: Needs) -> Any:
     """Pickle with our reducers over a class of picklers; once more if read-only arrays are found, as writable ones.
 
-    In parts only where large contents are known: they are kept as they are, all others are copied at once, as what is
-    pickled later may change them.
+    In parts only where large contents are known: others are copied at once, as what is pickled later may change them.
     """
-    with handover.Guard(found):
+    with handover.guard(found):
         while True:
             file: Any = Parts() if found is not None and found.large else io.BytesIO()
             knew = found is not None and found.has_read_only
@@ -155,18 +139,6 @@ def _dump(base: Any, value: object, found: Found | None, needs: Needs) -> Any:
     return file if type(file) is Parts else file.getvalue()
 
 
-_picklers: dict[Any, Any] = {}
-
-
-def pickler_of(base: Any, *, is_naming: bool = False) -> Any:
-    """Return the class of picklers with our reducers over this one, made once; one that names globals if asked to."""
-    made = _picklers.get((base, is_naming))
-    if made is None:
-        made = type("Pickler", (pickler_of(base),), {"persistent_id": _name_of}) if is_naming else _make_pickler(base)
-        _picklers[base, is_naming] = made
-    return made
-
-
 def _name_of(pickler: Any, obj: Any) -> Any:
     """Return the name of the global that an object goes by. Asked for each object that is pickled."""
     needs = pickler._needs  # noqa: SLF001 -- as its method
@@ -179,7 +151,11 @@ def _name_of(pickler: Any, obj: Any) -> Any:
     return reference
 
 
-def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is given
+@cache
+def pickler_of(base: Any, *, is_naming: bool = False) -> Any:  # noqa: C901 -- one class, whose base is given
+    """Return the class of picklers with our reducers over this one; one that names globals if asked to."""
+    if is_naming:
+        return type("Pickler", (pickler_of(base),), {"persistent_id": _name_of})
     inherited = getattr(base, "reducer_override", None)
 
     class Pickler(base):  # type: ignore[misc]
@@ -193,9 +169,7 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             reduced: Any = NotImplemented
             if kind is FunctionType or issubclass(kind, type):
                 if self._is_by_name(obj):
-                    if (
-                        "." in obj.__module__ and obj.__module__ in scripts
-                    ):  # pickle would import all packages around it
+                    if "." in obj.__module__ and obj.__module__ in scripts:  # pickle would import packages around it
                         return named, (obj.__module__, obj.__qualname__)
                     return NotImplemented
                 reduced = self._reduce_function(obj) if kind is FunctionType else self._reduce_class(obj)
@@ -210,10 +184,9 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
                 return named, name
             elif needs.names is not None and is_view(obj) and id(obj.base) in needs.names:
                 return reduce_view(obj)
-            elif needs.reduce is not None and (obj is needs.itself or kind.__module__ not in scripts):
-                reduced = needs.reduce(obj)
             elif needs.reduce is not None:
-                reduced = reduce_generator(obj)
+                is_of_script = obj is not needs.itself and kind.__module__ in scripts
+                reduced = reduce_generator(obj) if is_of_script else needs.reduce(obj)
             if reduced is NotImplemented:
                 reduced = handover.reduce(obj)
             if reduced is NotImplemented and type(home := getattr(obj, "__module__", None)) is str and home in scripts:
@@ -252,15 +225,15 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
             needs, module_name = self._needs, function.__module__
             if module_name not in scripts and (is_registered() or named_at_top(function, module_name) is not None):
                 return NotImplemented
-            reduced = needs.reduce(function) if needs.reduce is not None else NotImplemented
-            if reduced is NotImplemented:
-                reduced = reduce_function(function)
-                if reduced is None:
-                    if inherited is None:
-                        raise pickle.PicklingError(f"{function!r} has to go by value")  # see above
-                    return NotImplemented
-                if (home := reduced[1][0]) in scripts:
-                    self._note_names(function, home)
+            if needs.reduce is not None and (reduced := needs.reduce(function)) is not NotImplemented:
+                return reduced
+            reduced = reduce_function(function)
+            if reduced is None:
+                if inherited is None:
+                    raise pickle.PicklingError(f"{function!r} has to go by value")  # see above
+                return NotImplemented
+            if (home := reduced[1][0]) in scripts:
+                self._note_names(function, home)
             return reduced
 
         def _note_names(self, function: FunctionType, home: str) -> None:
@@ -281,20 +254,20 @@ def _make_pickler(base: Any) -> Any:  # noqa: C901 -- one class, whose base is g
                 or (kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__)
             ):
                 return NotImplemented
+            needs, name = self._needs, self._needs.name
             reduced = obj.__reduce_ex__(PROTOCOL)
-            if obj is self._needs.itself and self._needs.name and _looks_up(reduced, self._needs.name):
-                self._needs.is_circular = True
-                raise pickle.PicklingError(f"{self._needs.name[1]} refers to itself by its name")
-            if type(reduced) is str:
+            is_circular = obj is needs.itself and name is not None and _looks_up(reduced, name)
+            if type(reduced) is str and not is_circular:
                 name = obj.__module__, reduced.partition(".")[0]
                 if not _is_known(*name):
                     return NotImplemented
-                if name == self._needs.name:
+                if name == needs.name:
                     reduced = NotImplemented if inherited is None else inherited(self, obj)
-                    if type(reduced) is not tuple:
-                        self._needs.is_circular = True
-                        raise pickle.PicklingError(f"{name[1]} refers to itself by its name")
-                self._needs.now.add(name)
+                    is_circular = type(reduced) is not tuple
+                needs.now.add(name)
+            if is_circular:
+                needs.is_circular = True
+                raise pickle.PicklingError(f"{name} refers to itself by its name")
             return reduced
 
     return Pickler
@@ -331,11 +304,10 @@ def _reduce_class(cls: type) -> Any:
     slots = vars(cls).get("__slots__")
     if slots and len(args) > _TYPE_KWARGS and isinstance(args[_TYPE_KWARGS], dict):
         args[_TYPE_KWARGS]["__slots__"] = slots
-    members = {}
-    for name, member in getattr(cls, "__members__", {}).items():
-        own = {key: value for key, value in vars(member).items() if not key.startswith("_") and key != "name"}
-        if own:
-            members[name] = own
+    members = {
+        name: {key: value for key, value in vars(member).items() if not key.startswith("_") and key != "name"}
+        for name, member in getattr(cls, "__members__", {}).items()
+    }
     return make, args, (set_state, state, members), None, None, _set_class_state
 
 
@@ -353,43 +325,21 @@ def loads(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> 
     """Return the value that `dumps` packed, leaving the classes of this process as they are."""
     if data[-1] == STOP:
         return pickle.loads(data, buffers=buffers)
-    unpickler: Any = ClassKeepingUnpickler(io.BytesIO(data), buffers)
+    unpickler: Any = ClassKeepingUnpickler(io.BytesIO(data), buffers=buffers)
     unpickler.persistent_load = shared
     return unpickler.load()
 
 
 class ClassKeepingUnpickler(pickle.Unpickler):
-    """Unpickler that does not overwrite a class which this process knows by the copy of it that comes back.
-
-    cloudpickle recognises a class that it sent out when it comes back by value, but sets every attribute from the copy.
-    """
-
-    def __init__(self, file: io.BytesIO, buffers: Iterable[Any] = ()) -> None:
-        super().__init__(file, buffers=buffers)
-        self._kept_classes: set[type] = set()  # owner: the thread that calls load()
+    """Unpickler that does not overwrite a class by a copy of it, as cloudpickle does with one that it has sent out."""
 
     def find_class(self, module_name: str, name: str) -> Any:
-        """Return the global, with the makers of by-value classes guarded."""
+        """Return the global; of cloudpickle's, what sets the attributes of a class does so once."""
         found = super().find_class(module_name, name)
-        if module_name == "cloudpickle.cloudpickle":
-            # The guards stand in the unpickler's memo: they must not hold it, or a result would live in that cycle.
-            if name in ("_make_skeleton_class", "_make_skeleton_enum"):
-                return partial(_make_or_keep, found, self._kept_classes)
-            if name == "_class_setstate":
-                return partial(_set_or_keep, found, self._kept_classes)
-        return found
+        return partial(_set_once, found) if name == "_class_setstate" else found
 
 
-def _make_or_keep(make: Callable[..., type], kept: set[type], *args: Any) -> type:
-    # cloudpickle's table of the classes that it has met, in either direction. Should a later version rename it,
-    # nothing is known, and classes are overwritten again: its own behaviour.
-    known = getattr(sys.modules["cloudpickle.cloudpickle"], "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
-    mine: type | None = known.get(args[-2])
-    if mine is None:
-        return make(*args)
-    kept.add(mine)
-    return mine
-
-
-def _set_or_keep(set_state: Callable[[type, object], type], kept: set[type], made: type, state: object) -> type:
-    return made if made in kept else set_state(made, state)
+def _set_once(set_state: Callable[[type, Any], type], made: type, state: Any) -> type:
+    public = [name for name in state[0] if name[0] != "_"]  # a class that was just made has none of these
+    is_complete = any(name in vars(made) for name in public) if public else vars(made).keys() >= state[0].keys()
+    return made if is_complete else set_state(made, state)

@@ -1,28 +1,39 @@
 """Plans: what a call needs of the script modules of this process, each name in the version of this moment.
 
     Plan        the items that some names need, directly and through others, and what must not have changed since
-    Manifest    the items of a plan as one call carries them; what a worker has of it, notes `manifests.py`
+    Manifest    the items of a plan as one call carries them
+    Sent        what one worker has been sent, and what it still lacks for a call
 
 A call of an unchanged function costs one look at its plan: all names are bound to the same objects, small values that
 can change in place give the same pickle. Otherwise the plan is made again, of the items that are still current.
+Thread safety: two threads that make the same plan at once both do it, of the same items. `Sent` is guarded by the
+pool's lock.
 
-Thread safety: two threads that make the same plan at once both do it, of the same items. The two tables take one atomic
-operation at a time.
+    DEFINE frame    a pickle of (numbers of manifests that are gone, number, serials, bundle, items, modules)
+
+It stands directly before the first call that needs it, on the same link. What is taken back needs nothing: the worker
+keeps what came and makes it when a call is to run that needs it.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
+import marshal
+import pickle
 import sys
+from _weakref import ref
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from operator import is_, itemgetter
 from types import FunctionType, ModuleType
 from typing import Any
 
 from poolkit._wire import sharing
-from poolkit._wire.items import IMPORT, MISSING, STATEMENT, Item, Ref
+from poolkit._wire.items import ABSENT, IMPORT, MISSING, STATEMENT, Item, Looks, Ref, reference
+from poolkit._wire.modules import module_of, scripts
 from poolkit._wire.namespace import Namespace
+from poolkit._wire.pickles import PROTOCOL
+from poolkit._wire.source import TYPED, typed_text
 
 MOST_PLANS = 1024
 FEWEST_PLANS = 16  # that are made before one looks which are still of use
@@ -40,7 +51,7 @@ class Manifest:
         self.modules = modules  # the script modules that are to be there
         self.number = next(_numbers)
         self.items = items
-        self.bundles = bundles  # every plain function of the modules concerned, for who looks them up by name
+        self.bundles = bundles  # every plain function of the modules concerned, for code that looks them up by name
 
 
 class Plan:
@@ -49,25 +60,23 @@ class Plan:
     def __init__(self, items: dict[Ref, Item], unbound: list[Ref], manifest: Manifest) -> None:
         self.manifest = manifest
         bound: dict[str, dict[str, object]] = {}
-        self._weak: list[tuple[Any, str, Any]] = []
-        self._followed: list[Item] = []
+        self._looked_at: list[tuple[Any, str, Item]] = []  # what may change in place, or is kept by a weak reference
         self._functions: list[tuple[FunctionType, object]] = []  # those that have neither defaults nor attributes
         self._classes: list[tuple[Any, int, Any, int, Any, tuple[object, ...]]] = []
         for (module_name, name), item in items.items():
-            if item.looks.is_followed:
-                self._followed.append(item)
-            if "." in name or "#" in name or item.strong is MISSING:
+            namespace, own = _namespaces[module_name].dict, item.strong
+            if item.looks.is_followed or item.weak is not None:
+                top, _, attribute = name.rpartition(".")
+                holder = vars(items[module_name, top].strong) if top else namespace
+                self._looked_at.append((holder.get, attribute, item))
+            if "." in name or "#" in name or own is MISSING or item.weak is not None:
                 continue
-            if item.weak is not None:
-                self._weak.append((_namespaces[module_name].dict.get, name, item.weak))
-            else:
-                bound.setdefault(module_name, {})[name] = item.strong
-            if type(item.strong) is FunctionType:
-                if not item.looks.is_followed:
-                    self._functions.append((item.strong, item.looks.parts[0]))
-            elif item.snapshot is not None and isinstance(item.strong, type):
-                attributes, subclasses = vars(item.strong), type.__subclasses__.__get__(item.strong)
-                look_up, values = _looked_up({each: own for each, own in attributes.copy().items() if each[:2] != "__"})
+            bound.setdefault(module_name, {})[name] = own
+            if type(own) is FunctionType and not item.looks.is_followed:
+                self._functions.append((own, item.looks.parts[0]))
+            elif item.snapshot is not None and isinstance(own, type):
+                attributes, subclasses = vars(own), type.__subclasses__.__get__(own)
+                look_up, values = _looked_up({each: has for each, has in attributes.copy().items() if each[:2] != "__"})
                 self._classes.append((attributes, len(attributes), subclasses, len(subclasses()), look_up, values))
         self._attributes = [each.__dict__ for each, _ in self._functions]
         self._unbound = [
@@ -76,7 +85,7 @@ class Plan:
         ]
         self._modules = [(name, _namespaces[name].module) for name in manifest.modules]
         self._bindings = [(_namespaces[module].dict, *_looked_up(values)) for module, values in bound.items()]
-        self._is_simple = not (self._weak or self._classes or self._followed)
+        self._is_simple = not (self._classes or self._looked_at)
 
     def is_current(self) -> bool:  # noqa: C901, PLR0911 -- one kind of change after another
         """Return True if nothing has changed. Costs some 50 ns a name."""
@@ -100,17 +109,14 @@ class Plan:
             return False
 
     def _is_rest_current(self) -> bool:
-        for get, name, weak in self._weak:
-            value = get(name)
-            if value is None or weak() is not value:
-                return False
         for attributes, count, subclasses, known, look_up, values in self._classes:
             if len(attributes) != count or len(subclasses()) != known:
                 return False
             if values and not all(map(is_, look_up(attributes), values)):
                 return False
-        for item in self._followed:  # noqa: SIM110 -- all() with a generator costs 0.3 us more
-            if not item.looks.are_those_of(item.get()):
+        for get, name, item in self._looked_at:
+            value = get(name)
+            if item.get() is not value or not item.looks.are_those_of(value):
                 return False
         return True
 
@@ -147,27 +153,23 @@ def manifest_for(root: Ref | None, names: AbstractSet[Ref]) -> Manifest | None:
 def _make_room() -> None:
     """Let go of plans that are not current: they keep alive what was defined before."""
     global _room  # noqa: PLW0603 -- which any thread may set
-    for key, plan in list(_plans.items()):
-        if not plan.is_current():
-            _plans.pop(key, None)
+    for key in [key for key, plan in list(_plans.items()) if not plan.is_current()]:
+        _plans.pop(key, None)
     if len(_plans) >= MOST_PLANS:
         _plans.clear()
     _room = 2 * len(_plans) + FEWEST_PLANS
 
 
-def namespace_for(module_name: str) -> Namespace | None:
-    """What is known of a script module; None if it is not there any more."""
-    module = sys.modules.get(module_name)
-    known = _namespaces.get(module_name)
-    if known is None or known.module is not module:
-        if not isinstance(module, ModuleType):
-            return None
+def _namespace_for(module_name: str) -> Namespace | None:
+    """Return what is known of a script module; None if it is not there any more."""
+    module, known = sys.modules.get(module_name), _namespaces.get(module_name)
+    if (known is None or known.module is not module) and isinstance(module, ModuleType):
         known = _namespaces[module_name] = Namespace(module_name, module)
-    return known
+    return known if known is not None and known.module is module else None
 
 
 def _make_plan(roots: Any, before: Plan | None) -> Plan | None:
-    sharing.forget_names()
+    sharing.look()
     for _ in range(MOST_ROUNDS):  # several only where names refer to each other, through others or in circles
         items, unbound, pending = _collect(roots)
         if not _remake(items):
@@ -177,10 +179,8 @@ def _make_plan(roots: Any, before: Plan | None) -> Plan | None:
         return None
     ordered = tuple(_ordered(items))
     bundles = tuple(_namespaces[name].bundle() for name in sorted(modules))
-    if before is not None:
-        old = before.manifest
-        if len(old.items) == len(ordered) and all(map(is_, old.items, ordered)) and old.bundles == bundles:
-            return Plan(items, unbound, old)
+    if before is not None and before.manifest.items == ordered and before.manifest.bundles == bundles:
+        return Plan(items, unbound, before.manifest)
     return Plan(items, unbound, Manifest(ordered, bundles, modules))
 
 
@@ -190,36 +190,26 @@ def _collect(roots: Any) -> tuple[dict[Ref, Item], list[Ref], list[Ref]]:
     unbound: list[Ref] = []
     pending: list[Ref] = list(roots)
     for each in pending:  # grows while we go through it
-        if each in items:
-            continue
         module_name, name = each
-        namespace = namespace_for(module_name)
+        namespace = None if each in items else _namespace_for(module_name)
         if namespace is None:
             continue
         if name == "*":
             pending += [(module_name, bound) for bound in namespace.own_names()]
-            continue
-        if namespace.is_builtin(name):
+        elif namespace.is_builtin(name):
             unbound.append(each)
-            continue
-        item = namespace.item(name)
-        if item is None:
-            continue
-        items[each] = item
-        if item.strong is MISSING and "." not in name:
-            unbound.append(each)
-        pending += item.now
-        pending += item.later
-        if item.snapshot is not None and isinstance(item.strong, type):
-            pending += namespace.class_names(item, item.strong)
+        elif (item := namespace.item(name)) is not None:
+            items[each] = item
+            if item.strong is MISSING and "." not in name:
+                unbound.append(each)
+            pending += (*item.now, *item.later)
+            if item.snapshot is not None and isinstance(item.strong, type):
+                pending += namespace.class_names(item, item.strong)
     return items, unbound, pending
 
 
 def _remake(items: dict[Ref, Item]) -> bool:
-    """Make anew what refers to older versions of others, and what is in a circle; return whether there was any.
-
-    Where large data refers to others, that is not followed, as other changes in it are not.
-    """
+    """Make anew what refers to older versions of others, and what is in a circle; return whether there was any."""
     found = False
     for (module_name, name), item in items.items():
         is_stale = not all(_namespaces[module].circle_of(each) == item.circle for module, each in item.circle)
@@ -238,30 +228,18 @@ def _remake(items: dict[Ref, Item]) -> bool:
 
 
 def _ordered(items: dict[Ref, Item]) -> list[Item]:
-    """The items, each behind what it needs at once; else imports, functions, data, then statements by their lines."""
-    missing = {key: {each for each in item.now if each in items and each != key} for key, item in items.items()}
-    needed_by: dict[Ref, list[Ref]] = {}
-    for key, needs in missing.items():
-        for each in needs:
-            needed_by.setdefault(each, []).append(key)
-    by_rank = sorted((_rank(item), key) for key, item in items.items())
-    ready = [entry for entry in by_rank if not missing[entry[1]]]  # sorted, so it is a heap
-    rest = [entry for entry in by_rank if "." not in entry[1][1]]  # attributes are in none, as nothing needs them
+    """Return the items, each behind what it needs at once; else imports, functions, data, statements by their lines."""
+    needs = {key: {each for each in item.now if each != key} for key, item in items.items()}
+    waiting = dict.fromkeys(sorted(items, key=lambda key: (_rank(items[key]), key)))
     ordered: list[Item] = []
-    while missing:
-        if not ready:  # a circle: it is begun somewhere, best where empty containers stand for what is missing
-            rest = [entry for entry in rest if entry[1] in missing]
-            has_shells = (each for each in rest if all(items[ref].shell is not None for ref in missing[each[1]]))
-            ready.append(next(has_shells, rest[0]))
-        _, key = heapq.heappop(ready)
-        if missing.pop(key, None) is None:
-            continue
+    while waiting:
+        key = next((each for each in waiting if needs[each].isdisjoint(waiting)), None)
+        if key is None:  # a circle: it is begun somewhere, best where empty containers stand for what is missing
+            rest = [each for each in waiting if "." not in each[1]]  # attributes are in none, as nothing needs them
+            shells = {each for each in waiting if items[each].shell is not None}
+            key = next((each for each in rest if needs[each] & waiting.keys() <= shells), rest[0])
+        del waiting[key]
         ordered.append(items[key])
-        for each in needed_by.get(key, ()):
-            if each in missing:
-                missing[each].discard(key)
-                if not missing[each]:
-                    heapq.heappush(ready, (_rank(items[each]), each))
     return ordered
 
 
@@ -269,3 +247,89 @@ def _rank(item: Item) -> tuple[int, tuple[int, int], int]:
     if item.kind == STATEMENT:
         return 3, item.line, item.serial
     return (0 if item.kind == IMPORT else 1 if type(item.strong) is FunctionType else 2), (0, 0), item.serial
+
+
+# ===== what a worker has =====
+
+
+class Sent:
+    """What one worker has. `inherited`: what it was forked with, by module and name."""
+
+    def __init__(self, inherited: Inherited | None = None) -> None:
+        self.manifests: dict[int, ref[Manifest]] = {}
+        self._serials: set[int] = set()
+        self._bundles: dict[str, tuple[Item, ...]] = {}  # by module, the last one
+        self._inherited = inherited or {}
+        self._next: tuple[Any, Any, Any] = (self.manifests, self._serials, self._bundles)
+
+    def lacking(self, manifest: Manifest) -> tuple[bytes, list[Any]]:
+        """Return the payload of the frame that has what the worker lacks for this manifest; `commit` once written."""
+        manifests = {number: known for number, known in self.manifests.items() if known() is not None}
+        gone = [number for number in self.manifests if number not in manifests]
+        serials = self._serials
+        if gone:
+            alive = [known() for known in manifests.values()]
+            serials = {item.serial for each in alive if each is not None for item in each.items}
+        bundles = [each for each in manifest.bundles if each and self._bundles.get(each[0].module) is not each]
+        names = set(manifest.modules)
+        records, regions = [], []
+        lacked: set[Ref] = set()
+        for item in manifest.items:  # each behind what it refers to
+            has = self._has(item) and not (item.refers and any(ref in lacked for ref, _ in item.bound))
+            if not has:
+                lacked.add((item.module, item.name))
+            if item.serial not in serials:
+                records.append(item.record(is_inherited=has))
+                if item.kind == IMPORT:
+                    names.add(marshal.loads(item.payload)[0])  # noqa: S302 -- our own
+                if item.region is not None and not has:
+                    regions.append(item.region)
+        own = [item.serial for item in manifest.items]
+        bundle = [item.record() for each in bundles for item in each if not self._has(item)]
+        descriptions = {name: describe(name) for name in names if name in scripts}
+        data = pickle.dumps((gone, manifest.number, own, bundle, records, descriptions), PROTOCOL)
+        manifests[manifest.number] = ref(manifest)
+        sent = {**self._bundles, **{each[0].module: each for each in bundles}}
+        self._next = manifests, serials.union(own), sent
+        return data, regions
+
+    def commit(self) -> None:
+        """Note that what was lacking has been written."""
+        self.manifests, self._serials, self._bundles = self._next
+
+    def _has(self, item: Item) -> bool:
+        """Return True if the worker was forked with this version."""
+        name, is_act, _ = item.name.partition("#")
+        state = self._inherited.get((item.module, name))
+        if state is None or is_act:
+            return state is not None
+        get, looks = state
+        # what cannot be sent is there as it was
+        return item.get() is get() and (item.kind in (ABSENT, IMPORT) or item.looks.agree(looks))
+
+
+Inherited = dict[Ref, tuple[Callable[[], object], Looks]]  # by module and name
+
+
+def inheritance() -> Inherited:
+    """Return what a fork of this process has of the script modules. Runs pickling hooks of the user's objects."""
+    found: Inherited = {}
+    for module_name in sorted(scripts):
+        module = sys.modules.get(module_name)
+        for name, value in list(vars(module).items()) if isinstance(module, ModuleType) else ():
+            found[module_name, name] = reference(value), Looks(value)
+            if issubclass(type(value), type) and module_of(value) == module_name:
+                for attribute, each in list(vars(value).items()):
+                    found[module_name, f"{name}.{attribute}"] = reference(each), Looks(each)
+    return found
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return what stands for a script module in a worker: the attributes that the import system gave it here."""
+    own = getattr(sys.modules.get(name), "__dict__", {})  # not its `__getattr__`, which is the user's
+    spec = own.get("__spec__")
+    found = {each: own.get(each) for each in ("__file__", "__doc__", "__package__")}
+    found.update(spec=getattr(spec, "name", None), origin=getattr(spec, "origin", None))
+    files = [each for each in TYPED if name == "__main__" and own.get("__file__", each) == each]
+    typed = [(each, text) for each in files if (text := typed_text(each))]  # the program itself, if it was in no file
+    return {each: value if type(value) is str else None for each, value in found.items()} | {"typed": (*typed, None)[0]}

@@ -1,7 +1,7 @@
 """Globals: what a value among the globals of a script is in a worker, where it cannot simply be copied there.
 
-Each process has its own of what belongs to a process: locks, thread-local data, context variables, open files. They are
-made anew; only among globals, as arguments of a call they are errors.
+What each process has for itself (locks, thread-local data, context variables, open files) is made anew; as arguments of
+a call they are errors.
 """
 
 from __future__ import annotations
@@ -46,14 +46,12 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911 -- one kind of object
         return reduced
     if _is_refused(kind):
         raise pickle.PicklingError(f"{kind.__name__} objects belong to the process that made them")
-    refuse_archive(obj)
-    if kind is _LOCK or kind is _RLOCK:
-        return (threading.Lock if kind is _LOCK else threading.RLock), ()
-    if issubclass(kind, threading.local):
-        return kind, ()
+    if not _FILES.isdisjoint(_homes(kind)) and writes_to_file(obj):  # two that do would spoil it
+        raise pickle.PicklingError(f"{kind.__name__} objects that write to a file belong to one process")
+    if kind is _LOCK or kind is _RLOCK or issubclass(kind, threading.local):
+        return {_LOCK: threading.Lock, _RLOCK: threading.RLock}.get(kind, kind), ()
     if kind is _LRU:
-        parameters = obj.cache_parameters()
-        return _cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"], obj.__dict__)
+        return _cached, (obj.__wrapped__, obj.cache_parameters(), obj.__dict__)
     if kind is FunctionType:
         if obj.__globals__ is vars(functools) and type(getattr(obj, "registry", None)) is MappingProxyType:
             return _dispatching, (dict(obj.registry), {k: v for k, v in vars(obj).copy().items() if k not in _DISPATCH})
@@ -72,20 +70,12 @@ def reduce_global(obj: Any) -> Any:  # noqa: C901, PLR0911 -- one kind of object
 
 
 def _attribute_of(module: ModuleType, obj: Any, names: tuple[str, ...] = ()) -> Any:
-    for name in names or list(vars(module)):
-        if vars(module).get(name) is obj:
-            return getattr, (module, name)
-    return NotImplemented
+    found = [name for name in names or list(vars(module)) if vars(module).get(name) is obj]
+    return (getattr, (module, found[0])) if found else NotImplemented
 
 
 def _is_refused(kind: type) -> bool:
     return any((cls.__module__, cls.__name__) in _REFUSED for cls in kind.__mro__)
-
-
-def refuse_archive(value: Any) -> None:
-    """Raise PicklingError for an archive or data base that is written to: two that do would spoil it."""
-    if not _FILES.isdisjoint(_homes(type(value))) and writes_to_file(value):
-        raise pickle.PicklingError(f"{type(value).__name__} objects that write to a file belong to one process")
 
 
 def reduce_named(obj: Any, *, is_itself: bool) -> Any:
@@ -141,8 +131,8 @@ def _typing(kind: str, module: str, args: list[Any], options: dict[str, Any]) ->
     return made
 
 
-def _cached(function: Any, maxsize: int | None, typed: bool, attributes: dict[str, Any]) -> Any:
-    made = functools.lru_cache(maxsize, typed)(function)
+def _cached(function: Any, parameters: dict[str, Any], attributes: dict[str, Any]) -> Any:
+    made = functools.lru_cache(**parameters)(function)
     vars(made).update(attributes)
     return made
 
@@ -191,10 +181,7 @@ def _open_again(path: Any, mode: str, options: dict[str, str]) -> Any:
 
 
 def imported_from(name: str, value: Any) -> tuple[str, str] | None:
-    """Return the module that has this very object under this name, as `from module import name` takes it, and the name.
-
-    An empty name stands for any.
-    """
+    """Return the module that has this very object under this name (empty: under any), and the name."""
     kind = type(value)
     if (name and issubclass(kind, (FunctionType, type, ModuleType, *_ATOMS))) or kind.__module__ in scripts:
         return None
@@ -207,7 +194,7 @@ def imported_from(name: str, value: Any) -> tuple[str, str] | None:
 
 
 def is_made_anew(value: Any, callee: Any) -> bool:
-    """Return True if a worker may make a value, which cannot be pickled, by the call that made it here.
+    """Return True if a worker may make a value by the call that made it here.
 
     What is called is imported, not a function of the script; the value is no process, program, thread or socket.
     """

@@ -7,13 +7,13 @@ of its `__init__`; one whose class cannot be found becomes a `RemoteError` built
 that cannot travel is replaced by a string that says so. What belongs to every exception is read and set through the
 descriptors of `BaseException`, as a frozen dataclass refuses to be assigned to.
 
-Nothing here raises, whatever the user's classes do, so BaseException is caught around each use of a user's code. No
-exception that is caught is kept, and no frame outlives its call, so no cycle is left behind.
+Nothing here raises, whatever the user's classes do, so BaseException is caught around each use of a user's code.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # without the enums of `signal`
+import contextlib
 import copyreg
 import io
 import pickle
@@ -28,9 +28,9 @@ from poolkit._wire.pickles import BY_VALUE, PROTOCOL, ClassKeepingUnpickler, Nee
 from poolkit._wire.tracebacks import capture, format_frames, rebuild
 from poolkit.errors import RemoteError
 
-# One exception. Packed as a plain tuple, so that the packet is made of builtin types only.
-#     type_name: str, message: str, notes: list[str] | None, frames: list[FrameRecord], makers: bytes | None,
-#     state: bytes | None, reason: str, cause: int | None, context: int | None, suppress_context: bool
+# One exception, packed as a plain tuple of: type_name: str, message: str, notes: list[str] | None,
+#     frames: list[FrameRecord], makers: bytes | None, state: bytes | None, reason: str, cause: int | None,
+#     context: int | None, suppress_context: bool
 _Record = namedtuple(  # noqa: PYI024 -- importing typing would cost each template process 6 ms
     "_Record", "type_name message notes frames makers state reason cause context suppress_context"
 )
@@ -54,25 +54,6 @@ def load_error(data: bytes | bytearray | memoryview) -> BaseException:
         return _Receiver(records).run()
     except BaseException as failure:  # noqa: BLE001 -- an outcome must not be lost
         return RemoteError(f"an exception arrived that cannot be read ({describe_error(failure)})")
-
-
-def _dumps(value: object, index_of: Callable[[object], int | None]) -> bytes:
-    """Pickle plainly if possible, else by value; exceptions go by their indices."""
-    if not is_registered():
-        try:
-            return _dumps_with(pickle.Pickler, value, index_of)
-        except Exception:  # noqa: BLE001, S110 -- cloudpickle has the last word
-            pass
-    return _dumps_with(cloudpickle_module().Pickler, value, index_of) + BY_VALUE
-
-
-def _dumps_with(base: Any, value: object, index_of: Callable[[object], int | None]) -> bytes:
-    file = io.BytesIO()
-    pickler = pickler_of(base)(file, None, Needs())
-    pickler.persistent_id = index_of
-    with handover.Guard():
-        pickler.dump(value)
-    return file.getvalue()
 
 
 def _loads(data: bytes, error_at: Callable[[int], BaseException]) -> Any:
@@ -126,7 +107,7 @@ class _Graph:
         reducer: Callable[[BaseException], object] | None = copyreg.dispatch_table.get(type(error))
         reduced: Any = error.__reduce_ex__(PROTOCOL) if reducer is None else reducer(error)
         state: dict[str, object] = {}
-        if _is_simple(error, reduced):
+        if type(error).__setstate__ is BaseException.__setstate__ and type(reduced) is tuple:
             # The state goes apart, so that an attribute may lead back to the exception itself,
             # and one bad attribute does not take the exception with it.
             makers = self._dumps(reduced[:2])
@@ -154,10 +135,7 @@ class _Graph:
         return makers, self._pack_state(state)
 
     def _pack_state(self, state: dict[str, object]) -> bytes:
-        packed = self._survivor(state)
-        if packed is None:
-            packed = self._dumps({name: self._or_words(value) for name, value in state.items()})
-        return packed
+        return self._survivor(state) or self._dumps({name: self._or_words(value) for name, value in state.items()})
 
     def _or_words(self, value: object) -> object:
         """Return `value`, or what is sent in its place when it cannot travel."""
@@ -173,16 +151,24 @@ class _Graph:
         return packed
 
     def _is_same(self, one: object, other: object) -> bool:
-        if one is other:
-            return True
-        try:
-            return self._dumps(one) == self._dumps(other)
-        except Exception:  # noqa: BLE001 -- arguments that __reduce__ leaves out, and that cannot travel
-            return True
+        with contextlib.suppress(Exception):  # arguments that __reduce__ leaves out, and that cannot travel
+            return one is other or self._dumps(one) == self._dumps(other)
+        return True
 
     def _dumps(self, value: object, root: BaseException | None = None) -> bytes:
-        """Pickle with every exception but `root` replaced by its number."""
-        return _dumps(value, lambda found: None if found is root else self.index_of(found))
+        """Pickle plainly if possible, else by value, with every exception but `root` replaced by its number."""
+        if not is_registered():
+            with contextlib.suppress(Exception):  # cloudpickle has the last word
+                return self._dumps_with(pickle.Pickler, value, root)
+        return self._dumps_with(cloudpickle_module().Pickler, value, root) + BY_VALUE
+
+    def _dumps_with(self, base: Any, value: object, root: BaseException | None) -> bytes:
+        file = io.BytesIO()
+        pickler = pickler_of(base)(file, None, Needs())
+        pickler.persistent_id = lambda found: None if found is root else self.index_of(found)
+        with handover.guard():
+            pickler.dump(value)
+        return file.getvalue()
 
     def _loads(self, packed: bytes) -> Any:
         return _loads(packed, self.errors.__getitem__)
@@ -202,12 +188,11 @@ class _Receiver:
             self._get(index)
         for index, record in enumerate(self._records):
             error = self._get(index)
-            try:
-                state = {} if record.state is None else _loads(record.state, self._get)
-            except BaseException:  # noqa: BLE001 -- an attribute's class is missing here; the exception itself stands
-                state = {}
-            for name, value in state.items():
-                _set(error, name, value)
+            with contextlib.suppress(
+                BaseException
+            ):  # an attribute's class is missing here; the exception itself stands
+                for name, value in _loads(record.state, self._get).items() if record.state is not None else ():
+                    _set(error, name, value)
             _OWN["__traceback__"].__set__(error, rebuild(record.frames))
             _OWN["__cause__"].__set__(error, None if record.cause is None else self._get(record.cause))
             _OWN["__context__"].__set__(error, None if record.context is None else self._get(record.context))
@@ -235,16 +220,6 @@ class _Receiver:
 
 
 _MISSING = object()
-
-
-def _is_simple(error: BaseException, reduced: Any) -> bool:
-    """Whether making the exception is a call, and its state a dictionary of attributes."""
-    return (
-        type(reduced) is tuple
-        and 2 <= len(reduced) <= 3  # noqa: PLR2004 -- (callable, arguments) or (callable, arguments, state)
-        and type(error).__setstate__ is BaseException.__setstate__
-        and (len(reduced) == 2 or reduced[2] is None or type(reduced[2]) is dict)  # noqa: PLR2004 -- as above
-    )
 
 
 def _make(loaded: Any) -> BaseException:
@@ -283,10 +258,8 @@ def _attributes_of(error: BaseException) -> list[tuple[str, object]]:
         for name, member in vars(kind).items():
             # the object of an AttributeError may be anything, of any size; CPython does not pickle it either
             if type(member) is types.MemberDescriptorType and not name.startswith("__") and name != "obj":
-                try:  # noqa: SIM105 -- contextlib is one more module for a worker to load
+                with contextlib.suppress(AttributeError):  # a slot that was never set
                     attributes.append((name, member.__get__(error)))
-                except AttributeError:  # a slot that was never set
-                    pass
     return attributes
 
 
@@ -298,24 +271,18 @@ def _get_own(error: BaseException, name: str) -> Any:
 
 
 def _set(error: BaseException, name: str, value: object) -> None:
-    try:
+    with contextlib.suppress(BaseException):  # read-only: it stays as made
         if name == "args":
             _OWN[name].__set__(error, value)
         else:
             BaseException.__setattr__(error, name, value)
-    except BaseException:  # noqa: BLE001, S110 -- read-only: it stays as made
-        pass
 
 
 def _stand_in(record: _Record, reason: str) -> RemoteError:
     last_line = f"{record.type_name}: {record.message}"
     text = format_frames(record.frames, "\n".join([last_line, *(record.notes or ())]))
-    error = RemoteError(
-        f"{last_line} [cannot be rebuilt: {reason}]",
-        type_name=record.type_name,
-        message=record.message,
-        traceback_text=text,
-    )
+    told = f"{last_line} [cannot be rebuilt: {reason}]"
+    error = RemoteError(told, type_name=record.type_name, message=record.message, traceback_text=text)
     if record.notes:
         error.__notes__ = record.notes  # type: ignore[attr-defined,unused-ignore]  # not declared before 3.11
     return error
@@ -359,10 +326,9 @@ def raise_interrupt(error: BaseException) -> None:
     A hook may raise SystemExit or anything. Ctrl-C, what a signal handler raises, what stops the task of a thread, and
     a lack of memory are not its.
     """
-    if isinstance(error, Exception) and not isinstance(error, MemoryError):
-        return
+    is_of_hook = isinstance(error, Exception) and not isinstance(error, MemoryError)
     own = (KeyboardInterrupt, MemoryError)
-    if isinstance(error, own) or module_of(type(error)).startswith("poolkit.") or is_of_handler(error):
+    if not is_of_hook and (isinstance(error, own) or module_of(type(error))[:8] == "poolkit." or is_of_handler(error)):
         raise error
 
 

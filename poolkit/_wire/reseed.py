@@ -78,23 +78,17 @@ def _set_state(generator: Any, held: list[Any]) -> None:
 
 
 def reseeded(generator: Any, number: int) -> bool:
-    """Reseed a generator in place, for the worker of this number; return whether it was one.
-
-    Those of `random` but SystemRandom, which has no state; numpy's Generator, RandomState and BitGenerator.
-    """
+    """Reseed a generator in place, for the worker of this number; return whether it was one that has a state."""
     kind = type(generator)  # the class of an object that stands for another is its own
     try:
         if issubclass(kind, _class("random", "Random")) and not issubclass(kind, _class("random", "SystemRandom")):
             generator.seed(generator.getrandbits(64 * _WORDS) << 64 | number)
-        elif issubclass(kind, _class("numpy.random", "Generator")):
-            bits = generator.bit_generator
+        elif issubclass(kind, (_class("numpy.random", "Generator"), _class("numpy.random", "BitGenerator"))):
+            bits = getattr(generator, "bit_generator", generator)
             bits.__setstate__(_successor(bits, number).__getstate__())  # and with it, what it spawns
-        elif issubclass(kind, _class("numpy.random", "BitGenerator")):
-            generator.__setstate__(_successor(generator, number).__getstate__())
         elif issubclass(kind, _class("numpy.random", "RandomState")):
-            old = generator.get_state(legacy=False)
             new = _successor(generator._bit_generator, number)  # noqa: SLF001 -- there is no other way to it
-            generator.set_state({**old, **new.state, "has_gauss": 0, "gauss": 0.0})
+            generator.set_state({**generator.get_state(legacy=False), **new.state, "has_gauss": 0, "gauss": 0.0})
         else:
             return False
     except Exception:  # noqa: BLE001 -- a class of the user's that is not seeded so
@@ -113,15 +107,12 @@ def generators_in(names: Iterable[str]) -> list[Any]:
     Those are seeded anew in each worker, as after a fork.
     """
     names = list(names)
-    namespaces = [getattr(sys.modules.get(name), "__dict__", {}) for name in names]
-    return generators_from([value for namespace in namespaces for value in list(namespace.values())], names)
+    namespaces = [getattr(sys.modules.get(name), "__dict__", {}).copy() for name in names]
+    return generators_from([value for namespace in namespaces for value in namespace.values()], names)
 
 
 def generators_from(values: list[Any], modules: Iterable[str]) -> list[Any]:
-    """Return the generators among values and what they refer to, but for the attributes of classes of other modules.
-
-    Objects within objects are looked at as far as `MOST_LOOKED_AT` goes, the nearest first.
-    """
+    """Return the generators among values and what they refer to, but for the attributes of classes of other modules."""
     wanted = kinds()
     if not wanted:
         return []
@@ -130,15 +121,15 @@ def generators_from(values: list[Any], modules: Iterable[str]) -> list[Any]:
     seen = {id(each) for each in _hidden()}
     seen.update(id(getattr(module, "__dict__", None)) for module in sys.modules.copy().values())
     most = len(pending) + MOST_LOOKED_AT
-    for value in pending:  # grows while we go through it
+    for value in pending:  # grows while we go through it, the nearest first
         kind = type(value)
         if kind in _LEAVES or id(value) in seen:
             continue
         seen.add(id(value))
         if issubclass(kind, wanted):
-            bits = getattr(value, "bit_generator", None)  # of several Generators it may be the same
+            bits = getattr(value, "bit_generator", value)  # of several Generators it may be the same
             if not issubclass(kind, _class("random", "SystemRandom")):
-                found.setdefault(id(value if bits is None else bits), value)
+                found.setdefault(id(bits), value)
             seen.add(id(bits))
         elif len(pending) < most and (not issubclass(kind, type) or value.__module__ in own):
             pending += gc.get_referents(value)

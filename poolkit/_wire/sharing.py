@@ -3,11 +3,12 @@
 While a global is pickled, what another global is bound to goes by that name, by the first that there is; so does a cell
 that functions share. Globals that refer to each other in a circle go in one pickle, the one of the first of them.
 Atoms, and what goes by a name of its own anyhow, need none of that.
-Thread safety: the table is replaced as a whole, by one atomic operation; it is right for who has it made.
+Thread safety: the table is replaced as a whole, by one atomic operation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections import OrderedDict, deque
@@ -21,19 +22,25 @@ from poolkit._wire.modules import meaning, named_at_top, scripts
 
 _NAMELESS = ATOMS | {BuiltinFunctionType, GenericAlias}
 _MOST_LOOKED_AT = 16  # elements of a tuple
-_LEAVES = ATOMS | {bytearray}
-_PLAIN = _LEAVES | {list, tuple, set, frozenset, deque, dict, OrderedDict}
-_DEEPEST, _LONGEST = 10, 10_000_000
-_numbers = itertools.count(1)
-_wanted = 0
+_FLAT = frozenset({list, tuple, set, frozenset, deque, dict, OrderedDict, bytearray})
 _Names = dict[int, tuple[Any, ...]]
-_table: tuple[int, Any, _Names] = -1, [], {}  # what it was made for, what was bound then, and the names
+_table: tuple[Any, _Names] = [], {}  # what was bound when it was made, and the names
 
 
-def forget_names() -> None:
-    """Have the table looked over when it is next needed: globals may be bound to other objects since."""
-    global _wanted  # noqa: PLW0603 -- a number of its own for each call
-    _wanted = next(_numbers)
+def look() -> None:
+    """Look over the names, as globals may be bound to other objects since."""
+    global _table  # noqa: PLW0603 -- the table that there is
+    before, table = _table
+    modules = {id(sys.modules.get(name)): (name, sys.modules.get(name)) for name in sorted(scripts, reverse=True)}
+    found = {name: vars(module).copy() for name, module in modules.values() if isinstance(module, ModuleType)}
+    bound = [(name, [*each], [*map(id, each.values())]) for name, each in found.items()]
+    if bound != before:
+        table = {known: name for known, name in table.items() if id(meant_by(name)) == known}
+        for module_name, namespace in found.items():
+            for name, value in namespace.items():
+                with contextlib.suppress(Exception):  # a metaclass may do anything
+                    _add_names(table, module_name, name, value)
+        _table = bound, table
 
 
 def names() -> _Names:
@@ -41,32 +48,17 @@ def names() -> _Names:
 
     An object keeps its name for as long as that is bound to it.
     """
-    global _table  # noqa: PLW0603 -- the table that there is
-    made_for, before, table = _table
-    wanted = _wanted
-    if made_for == wanted:
-        return table
-    modules = {id(sys.modules.get(name)): (name, sys.modules.get(name)) for name in sorted(scripts, reverse=True)}
-    found = {name: vars(module).copy() for name, module in modules.values() if isinstance(module, ModuleType)}
-    bound = [(name, [*each], [*map(id, each.values())]) for name, each in found.items()]
-    if bound != before:
-        table = {known: name for known, name in table.items() if id(meant_by(name)) == known}
-        for module_name, namespace in found.items():
-            _add_names(table, module_name, namespace)
-    _table = wanted, bound, table
-    return table
+    return _table[1]
 
 
-def _add_names(table: _Names, module_name: str, namespace: dict[str, Any]) -> None:
-    for name, value in namespace.items():
-        kind = type(value)
-        if kind is FunctionType:
-            for index, cell in enumerate(value.__closure__ or () if value.__module__ == module_name else ()):
-                table.setdefault(id(cell), (module_name, name, index))
-            if value.__qualname__ == name and value.__module__ == module_name:
-                continue
-        if kind not in ATOMS and name not in RESERVED and _may_be_shared(value):
-            table.setdefault(id(value), (module_name, name))
+def _add_names(table: _Names, module_name: str, name: str, value: Any) -> None:
+    if type(value) is FunctionType and value.__module__ == module_name:
+        for index, cell in enumerate(value.__closure__ or ()):
+            table.setdefault(id(cell), (module_name, name, index))
+        if value.__qualname__ == name:
+            return
+    if type(value) not in ATOMS and name not in RESERVED and _may_be_shared(value):
+        table.setdefault(id(value), (module_name, name))
 
 
 def _may_be_shared(value: Any) -> bool:
@@ -84,23 +76,10 @@ def are_bound(bound: Iterable[tuple[Ref, int]]) -> bool:
 
 
 def is_alone(value: Any, own: Ref) -> bool:
-    """Return True for a value that refers to no other global: containers in containers of atoms. 20 ns an element."""
-    if type(value) is FunctionType:  # which takes the long way in any case
-        return True
-    known = names()
-    level = [value]
-    for _ in range(_DEEPEST):
-        kinds = set(map(type, level))
-        if kinds <= ATOMS:
-            return True
-        if not kinds <= _PLAIN or len(level) > _LONGEST:
-            return False
-        if any(known[each] != own for each in known.keys() & map(id, level)):
-            return False
-        inner = [each for each in level if type(each) not in _LEAVES]
-        parts = [(*each, *each.values()) if isinstance(each, dict) else each for each in inner]
-        level = [*itertools.islice(itertools.chain.from_iterable(parts), _LONGEST + 1)]
-    return False
+    """Return True for atoms and a container of such, which refers to no other global. 20 ns an element."""
+    parts = itertools.chain(value, value.values()) if isinstance(value, dict) else value
+    is_flat = type(value) in ATOMS or (type(value) in _FLAT and ATOMS.issuperset(map(type, parts)))
+    return is_flat and names().get(id(value), own) == own
 
 
 # ===== circles =====

@@ -1,8 +1,8 @@
 """Source: the statements of a script module, by the names that they define, each as code of its own.
 
-A class, and what decorators made of a function, are made in a worker by their own statement, if it agrees with the live
-object: the code objects of its functions are equal. Compiled alone, a statement's code is that of the whole module if
-the compiler knows which names are imported, so the imports are put before it, never to be run.
+A class, and what decorators made of a function, are made in a worker by their own statement, if its code agrees with
+that of the live object. Compiled alone, a statement's code is that of the whole module if the compiler knows what is
+imported, so the imports are put before it, never to be run.
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ class Source:
                         self._read(inner.body if isinstance(inner, ast.ExceptHandler) else [inner], is_top=False)
 
     def _note_acting(self, expression: ast.expr, node: ast.stmt) -> None:
-        name = root_of(expression)
-        if name is not None:
+        if (name := root_of(expression)) is not None:
             self.acting.setdefault(name, []).append(node)
 
     def _read_assignment(self, node: Any, *, is_top: bool) -> None:
@@ -92,13 +91,12 @@ class Source:
             self._note_acting(call.func, node)
 
     def _read_import(self, node: Any) -> None:
-        if getattr(node, "module", None) == "__future__":
-            for alias in node.names:
-                self._flags |= getattr(__future__, alias.name).compiler_flag
-            return
-        self._imports.append(node)
         for alias in node.names:
-            self.definitions.setdefault(alias.asname or alias.name.partition(".")[0], []).append(node)
+            if getattr(node, "module", None) == "__future__":
+                self._flags |= getattr(__future__, alias.name).compiler_flag
+            else:
+                self.definitions.setdefault(alias.asname or alias.name.partition(".")[0], []).append(node)
+                self._imports.append(node)
 
     def code_of(self, node: Any, without: list[Any] | None = None) -> types.CodeType:
         """Compile one statement, without some of its decorators."""
@@ -150,14 +148,11 @@ _sources: dict[str, tuple[list[str], Source | None]] = {}  # one atomic operatio
 
 
 def _lines_of(filename: str, namespace: dict[str, Any] | None) -> list[str]:
-    try:
-        lines = linecache.getlines(filename, namespace)
-        if not lines and filename in TYPED:
+    with contextlib.suppress(Exception):  # loaders are anybody's
+        if not linecache.getlines(filename, namespace) and filename in TYPED:
             remember_text(filename, typed_text(filename))
-            lines = linecache.getlines(filename)
-    except Exception:  # noqa: BLE001 -- loaders are anybody's
-        return []
-    return lines
+        return linecache.getlines(filename, namespace)
+    return []
 
 
 def source_for(filename: str, namespace: dict[str, Any] | None = None) -> Source | None:
@@ -172,23 +167,12 @@ def source_for(filename: str, namespace: dict[str, Any] | None = None) -> Source
     return known[1]
 
 
-_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")  # options of Python with a value behind them
-
-
 def typed_text(filename: str) -> str:
     """Return the program that was given by `python -c`, or on a standard input that can be read again, if any."""
     if filename == "<string>":
-        options = iter(sys.orig_argv[1:])
-        for option in options:
-            if option == "-c":
-                return next(options, "")
-            if not option.startswith("-") or option == "-":
-                break
-            if option in _WITH_VALUE:
-                next(options, "")
-        return ""
-    is_session = sys.flags.interactive or hasattr(sys, "ps1")
-    if filename == "<stdin>" and not is_session and stat.S_ISREG(os.fstat(0).st_mode):
+        is_option = sys.argv[:1] == ["-c"] and "-c" in sys.orig_argv[:-1]
+        return sys.orig_argv[sys.orig_argv.index("-c") + 1] if is_option else ""
+    if not (sys.flags.interactive or hasattr(sys, "ps1")) and stat.S_ISREG(os.fstat(0).st_mode):
         return os.pread(0, os.fstat(0).st_size, 0).decode()
     return ""
 
@@ -213,13 +197,11 @@ def interactive_files() -> list[str]:
 
 def is_constant(node: ast.stmt) -> bool:
     """Return True for the assignment of a value that is written out."""
-    if not isinstance(node, ASSIGNMENTS) or node.value is None:
-        return False
-    try:
-        ast.literal_eval(node.value)
-    except (ValueError, TypeError, SyntaxError):
-        return False
-    return True
+    with contextlib.suppress(ValueError, TypeError, SyntaxError):
+        if isinstance(node, ASSIGNMENTS) and node.value is not None:
+            ast.literal_eval(node.value)
+            return True
+    return False
 
 
 def names_in_annotations(node: ast.stmt) -> list[str]:
@@ -254,15 +236,12 @@ _WRITES = re.compile(r"(?=.*[wxa+])[rwxabtU+]{1,4}")
 
 
 def has_simple_arguments(call: ast.Call, names: dict[str, list[Any]], is_pure: Callable[[ast.expr], bool]) -> bool:
-    """Return True if a call is given what it would be given at any time: names bound once, results of pure functions.
-
-    Imports may be several: `import ctypes, ctypes.util`.
-    """
+    """Return True if a call is given the same at any time: names bound once, results of pure functions."""
     for value in (*call.args, *(keyword.value for keyword in call.keywords)):
         for each in ast.walk(value):
             if isinstance(each, ast.Call) and not is_pure(each.func):
                 return False
             made = names.get(each.id, ()) if isinstance(each, ast.Name) else ()
-            if len(made) > 1 and not all(isinstance(node, IMPORTS) for node in made):
+            if len(made) > 1 and not all(isinstance(node, IMPORTS) for node in made):  # `import ctypes, ctypes.util`
                 return False
     return True

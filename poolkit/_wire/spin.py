@@ -1,10 +1,7 @@
 """Spin: look for a little while before sleeping, because to be woken on another CPU takes some fifty microseconds.
 
-    spinning   SPIN seconds of looking and yielding the CPU, then sleep
-    sleeping   sleep at once                                spinning -> sleeping   GIVE_UP waits in a row outlasted it
-                                                            sleeping -> spinning   a sleep was short enough to pay
-So who waits for long tasks, or has nothing to do, spins a few times in all; an idle pool not at all.
-Owner: the one thread that waits.
+After GIVE_UP waits in a row that outlasted the spin one sleeps at once, until a sleep was short enough to pay. So an
+idle pool does not spin at all. Owner: the one thread that waits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Unpicklable: which part of a call or a result cannot be pickled, and where it stands.
 
-The search pickles parts of the value, then parts of the first part that fails, and so on down, and names the last one:
-`args[1]["lock"]: _thread.lock`. It is bounded, so it may stop at a part that only contains the unpicklable one. Long
-containers are halved, not walked; trial pickles are written to nowhere.
+The value is pickled once more, to see which of its parts is met last; then that part, its last part, and so on down,
+and the last one that fails is named: `args[1]["lock"]: _thread.lock`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolkit._wire.buffers import Found
 from poolkit._wire.functions import scan_code
+from poolkit._wire.modules import cloudpickle_module
 from poolkit._wire.pickles import PROTOCOL, Needs, pickler_of
 from poolkit._wire.remote import is_of_handler, type_name
 from poolkit.errors import SerializationError
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     # Things that stand side by side in a value, and how to write the way to each.
     Parts = tuple[Sequence[object], Callable[[int], str]]
 
-_MAX_PROBES = 200
 _MAX_DEPTH = 24
+_MOST_UNSEEN = 8
 _MAX_REPR = 60
 HOOKS_RAISE = (Exception, GeneratorExit, SystemExit)  # what a pickling hook may raise; the rest is for the program
 _HARMLESS = frozenset({int, str, bytes, float, complex, bool, type(None)})
@@ -45,7 +45,7 @@ def serialization_error(
     is_too_deep = isinstance(error, RecursionError) or isinstance(error.__cause__ or error.__context__, RecursionError)
     if not is_too_deep:  # every level would fail alike, and the deepest one tried says nothing
         try:
-            path, value, reason = _Search(caught).run(list(roots), error)
+            path, value, reason = _search([*roots], error, caught)
             place = f"{path}: {type_name(value)} " if path else ""
         except caught:  # an object so odd that even looking at it raises
             reason = error
@@ -60,98 +60,75 @@ class _Nowhere:
     write = staticmethod(len)
 
 
-class _Search:
-    """One search. Local to one call."""
+def _search(roots: list[tuple[str, object]], error: BaseException, caught: Caught) -> tuple[str, object, BaseException]:
+    """Return path, value and error of the innermost part that fails; the path is "" when none does."""
+    path, value, seen = "", None, dict[int, int]()
+    groups: Iterable[Parts] = [([each for _, each in roots], lambda index: roots[index][0])]
+    _try([each for _, each in roots], caught, seen)
+    for _ in range(_MAX_DEPTH):
+        parts = [(seen.get(id(part), -1), part, label, at) for of, label in groups for at, part in enumerate(of)]
+        # of those that were met, the last one fails; what is made anew each time was not met
+        likely = sorted(parts, key=lambda each: -each[0])[:1] + [each for each in parts if each[0] < 0][:_MOST_UNSEEN]
+        failing = ((each, failure) for each in likely if (failure := _try(each[1], caught)) is not None)
+        if (found := next(failing, None)) is None:
+            break
+        (_, value, label, at), error = found
+        path += label(at)
+        groups = _parts_of(value, caught)
+    return path, value, error
 
-    def __init__(self, caught: Caught) -> None:
-        self._caught = caught
-        self._probes_left = _MAX_PROBES
 
-    def run(self, roots: Sequence[tuple[str, object]], error: BaseException) -> tuple[str, object, BaseException]:
-        """Return path, value and error of the innermost part that fails; the path is "" when none does."""
-        path, value = "", None
-        groups: Iterable[Parts] = [([value for _, value in roots], lambda index: roots[index][0])]
-        entered: set[int] = set()
-        for _ in range(_MAX_DEPTH):
-            step = self._first_failure(groups, entered)
-            if step is None:
-                break
-            label, value, error = step
-            path += label
-            entered.add(id(value))
-            groups = self._parts_of(value)
-        return path, value, error
+def _try(value: object, caught: Caught, seen: dict[int, int] | None = None) -> BaseException | None:
+    """Return what pickling a value raises, or None; note in which order objects are met."""
+    pickler = pickler_of(cloudpickle_module().Pickler)(_Nowhere(), None, Needs())
+    if seen is not None:
+        pickler.persistent_id = lambda obj: (seen.setdefault(id(obj), len(seen)), None)[1]
+    try:
+        with Found():  # a descriptor in it is handed over to nobody
+            pickler.dump(value)
+    except caught as error:
+        return error.with_traceback(None)  # which would keep the frames of this search alive
+    return None
 
-    def _first_failure(self, groups: Iterable[Parts], entered: set[int]) -> tuple[str, object, BaseException] | None:
-        for values, label in groups:
-            low, high = 0, len(values)
-            while high - low > 8:  # noqa: PLR2004 -- below, one by one is as quick
-                middle = (low + high) // 2
-                if self._probe(list(values[low:middle])) is not None:
-                    high = middle
-                else:
-                    low = middle
-            for index in range(low, high):
-                error = None if id(values[index]) in entered else self._probe(values[index])
-                if error is not None:
-                    return label(index), values[index], error
-        return None
 
-    def _probe(self, value: object) -> BaseException | None:
-        """Return what pickling `value` raises, or None when it works or the probes are used up."""
-        if type(value) in _HARMLESS or not self._probes_left:
-            return None
-        self._probes_left -= 1
-        import cloudpickle  # noqa: PLC0415 -- loaded by now: it failed just before
+def _parts_of(value: Any, caught: Caught) -> Iterator[Parts]:
+    kind = type(value)
+    if kind is list or kind is tuple:
+        yield value, "[{}]".format
+    elif kind is set or kind is frozenset:
+        yield list(value), lambda _: " item"
+    elif kind is dict:
+        yield from _parts_of_mapping(value)
+    elif kind is types.FunctionType:
+        yield from _parts_of_function(value)
+    elif kind in _HAVE:
+        yield _named({name: getattr(value, name) for name in _HAVE[kind]})
+    elif isinstance(value, type):
+        yield _named(vars(value))
+    else:
+        yield from _parts_of_reduced(value, caught)
 
-        try:
-            with Found():  # a descriptor in it is handed over to nobody
-                pickler_of(cloudpickle.Pickler)(_Nowhere(), None, Needs()).dump(value)
-        except self._caught as error:
-            # its traceback would keep the frames of this search, and the values in them, alive
-            return error.with_traceback(None)
-        return None
 
-    def _parts_of(self, value: Any) -> Iterator[Parts]:
-        kind = type(value)
-        if kind is list or kind is tuple:
-            yield value, "[{}]".format
-        elif kind is set or kind is frozenset:
-            yield list(value), lambda _: " item"
-        elif kind is dict:
-            yield from _parts_of_mapping(value)
-        elif kind is types.FunctionType:
-            yield from _parts_of_function(value)
-        elif kind in _HAVE:
-            yield _named({name: getattr(value, name) for name in _HAVE[kind]})
-        elif isinstance(value, type):
-            yield _named(vars(value))
-        else:
-            yield from self._parts_of_reduced(value)
-
-    def _parts_of_reduced(self, value: Any) -> Iterator[Parts]:
-        """Ask the object itself what pickle would write; this covers attributes, slots and containers' children."""
-        try:
-            reduced = value.__reduce_ex__(PROTOCOL)
-        except self._caught:  # then it is the object itself
-            return
-        if not isinstance(reduced, tuple):
-            return
-        arguments, state, items, pairs = (*reduced, None, None, None, None)[1:5]
-        names = {id(part): f".{name}" for name, part in getattr(value, "__dict__", {}).items()}
-
-        def label_argument(index: int) -> str:
-            if isinstance(value, tuple) and index:  # a named tuple's arguments are its class, then its items
-                return f"[{index - 1}]"
-            if isinstance(value, BaseException):
-                return f".args[{index}]"
-            return names.get(id(arguments[index]), f" part {index}")
-
-        yield arguments, label_argument
-        for mapping in state if type(state) is tuple else (state,):  # (of __dict__, of __slots__)
-            yield _named(mapping) if type(mapping) is dict else ([mapping], lambda _: " state")
-        yield list(items or ()), "[{}]".format
-        yield from _parts_of_mapping(dict(pairs or ()))
+def _parts_of_reduced(value: Any, caught: Caught) -> Iterator[Parts]:
+    """Ask the object itself what pickle would write; this covers attributes, slots and containers' children."""
+    try:
+        reduced = value.__reduce_ex__(PROTOCOL)
+    except caught:  # then it is the object itself
+        return
+    if not isinstance(reduced, tuple):
+        return
+    arguments, state, items, pairs = (*reduced, None, None, None, None)[1:5]
+    names = {id(part): f".{name}" for name, part in getattr(value, "__dict__", {}).items()}
+    if isinstance(value, tuple):  # a named tuple's arguments are its class, then its items
+        yield arguments, lambda index: f"[{index - 1}]" if index else " part 0"
+    elif isinstance(value, BaseException):
+        yield arguments, ".args[{}]".format
+    else:
+        yield arguments, lambda index: names.get(id(arguments[index]), f" part {index}")
+    for mapping in state if type(state) is tuple else (state,):  # (of __dict__, of __slots__)
+        yield _named(mapping) if type(mapping) is dict else ([mapping], lambda _: " state")
+    yield list(items or ()), "[{}]".format
+    yield from _parts_of_mapping(dict(pairs or ()))
 
 
 def _named(parts: Mapping[Any, object], label: str = ".{}") -> Parts:
@@ -160,15 +137,14 @@ def _named(parts: Mapping[Any, object], label: str = ".{}") -> Parts:
 
 def _parts_of_mapping(mapping: dict[Any, Any]) -> Iterator[Parts]:
     keys = list(mapping)
-
-    def label(index: int) -> str:
-        key = keys[index]
-        if type(key) is str:
-            return f'["{key[:_MAX_REPR]}"]'
-        return f"[{key!r}]" if type(key) in _HARMLESS else f"[{type_name(key)}]"
-
-    yield list(mapping.values()), label
+    yield list(mapping.values()), lambda index: _label_of(keys[index])
     yield keys, lambda _: " key"
+
+
+def _label_of(key: Any) -> str:
+    if type(key) is str:
+        return f'["{key[:_MAX_REPR]}"]'
+    return f"[{key!r}]" if type(key) in _HARMLESS else f"[{type_name(key)}]"
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterator[Parts]:

@@ -24,7 +24,7 @@ from unit.memory_pair import Pair, pair
 import support_handed_over as work
 from poolkit._memory.out_of_band import OutOfBand
 from poolkit._memory.owner import WorkerChannel, load_value
-from poolkit._wire import buffers, codec, handover, remote
+from poolkit._wire import codec, handover, remote
 from poolkit._wire.buffers import Found
 from poolkit._wire.pickles import Needs, pickler_of
 
@@ -216,41 +216,22 @@ def test_an_exception_goes_without(pipe: tuple[Connection, Connection]) -> None:
 
 
 def test_without_anybody_to_hand_it_to_it_is_refused(pipe: tuple[Connection, Connection]) -> None:
-    with handover.Guard(), pytest.raises(pickle.PicklingError, match="only in the arguments"):
+    with handover.guard(), pytest.raises(pickle.PicklingError, match="only in the arguments"):
         pickler_of(cloudpickle.Pickler)(io.BytesIO(), None, Needs()).dump(pipe)
     with Found() as found:
-        with handover.Guard(found):
+        with handover.guard(found):
             reduction.DupFd(pipe[0].fileno())
         assert len(found.memories) == 1
-        with handover.Guard(), pytest.raises(pickle.PicklingError):  # a call within the packing of another
+        with handover.guard(), pytest.raises(pickle.PicklingError):  # a call within the packing of another
             reduction.DupFd(pipe[0].fileno())
         reduction.DupFd(pipe[0].fileno())
         assert len(found.memories) == 2
-
-
-def test_what_an_exception_has_torn_at_its_end_packs_no_more(
-    pipe: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handover.is_plain_wrong()
-    torn = Found()
-
-    def tear() -> None:
-        torn.__enter__()
-
-    tear()
-    with Found() as found:
-        reduction.DupFd(pipe[0].fileno())
-        assert len(found.memories) == 1
-    monkeypatch.setattr(handover, "_standard", lambda fd: ("standard", fd))
-    assert reduction.DupFd(5) == ("standard", 5)
-    assert not torn.memories
-    assert buffers.packing() is None
 
 
 def test_who_pickles_for_himself_gets_what_multiprocessing_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     handover.is_plain_wrong()
     monkeypatch.setattr(handover, "_standard", lambda fd: ("standard", fd))
     assert reduction.DupFd(5) == ("standard", 5)
-    with handover.Guard(), pytest.raises(pickle.PicklingError):
+    with handover.guard(), pytest.raises(pickle.PicklingError):
         reduction.DupFd(5)
     assert reduction.DupFd(6) == ("standard", 6)

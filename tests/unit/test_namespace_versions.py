@@ -16,8 +16,7 @@ import pytest
 
 from poolkit._wire import codec, modules, plans
 from poolkit._wire.items import ABSENT, DEFINITION, INHERITED, VALUE
-from poolkit._wire.manifests import Sent, inheritance
-from poolkit._wire.plans import Manifest, manifest_for
+from poolkit._wire.plans import Manifest, Sent, inheritance, manifest_for
 from support import WATCHDOG
 
 NewScript = Callable[..., Any]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -226,31 +224,3 @@ def test_a_write_that_fails_raises_what_it_raised_before(board: Board, make_stdo
     raw.close()
     with pytest.raises(ValueError, match="closed"):
         raw.write(b"bytes\n")
-
-
-class Interrupted(Exception):
-    """What a task's own signal handler raises."""
-
-
-def test_a_signal_handler_that_raises_during_a_write_makes_nothing_come_twice(
-    board: Board, pipe: tuple[int, int], make_stdout: Make
-) -> None:
-    """The signal comes with the write itself, so that the handler is due as soon as any Python runs after it."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise Interrupted
-
-    stream = make_stdout()
-    output.keep_output(board)
-    before = signal.signal(signal.SIGIO, interrupt)
-    try:
-        fcntl.fcntl(pipe[0], fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(pipe[0], fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-        with pytest.raises(Interrupted):
-            print("once", file=stream, flush=True)
-        fcntl.fcntl(pipe[0], fcntl.F_SETFL, os.O_NONBLOCK)
-        stream.flush()
-    finally:
-        signal.signal(signal.SIGIO, before)
-    assert os.read(pipe[0], 100) == b"once\n"
-    assert board.output() == "once\n"

@@ -612,7 +612,7 @@ def test_an_object_keeps_the_name_that_it_has(load: NewScript) -> None:
     modules.look()
     manifest_for(None, {(script.__name__, "f")})
     script.A = script.B
-    sharing.forget_names()
+    sharing.look()
     assert sharing.names()[id(script.B)] == (script.__name__, "B")
 
 

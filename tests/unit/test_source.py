@@ -424,6 +424,7 @@ def test_a_loader_that_raises_is_no_source() -> None:
 )
 def test_a_program_on_the_command_line_is_a_source(monkeypatch: pytest.MonkeyPatch, argv: list[str], text: str) -> None:
     monkeypatch.setattr(sys, "orig_argv", argv)
+    monkeypatch.setattr(sys, "argv", ["script.py" if "script.py" in argv else "-c"])
     monkeypatch.setattr(linecache, "cache", {})  # which a test before, or its runner, may have filled
     assert sources.typed_text("<string>") == text
     assert (source_for("<string>") is None) == (not text)
