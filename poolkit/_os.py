@@ -137,12 +137,17 @@ def receive_fds(sock: _socket.socket, nbytes: int, most: int) -> tuple[bytes, li
     Raises:
         OSError: as `recv`.
     """
+    data, attached, _, _ = sock.recvmsg(nbytes, _socket.CMSG_LEN(most * 4), _CLOEXEC)
+    return data, fds_of(attached)
+
+
+def fds_of(attached: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors among what `recvmsg` says was attached to a message."""
     fds = array.array("i")
-    data, attached, _, _ = sock.recvmsg(nbytes, _socket.CMSG_LEN(most * fds.itemsize), _CLOEXEC)
     for level, kind, content in attached:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return data, list(fds)
+    return list(fds)
 
 
 _CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)

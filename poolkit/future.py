@@ -208,20 +208,23 @@ class LazyFuture(Future[T]):
         Lets go of the call here, as dropping a thread task's arguments may run the user's `__del__`.
         """
         self.call = None
+        # Before a handler that interrupts this can have published it; under `_LOCK`, only stores: see `_locks.py`.
+        ok, payload, load = outcome.ok, outcome.payload, outcome.load
+        has_value = ok or load is not None
+        result, error = payload if has_value else None, None if has_value or outcome.cancelled else payload
+        state = CANCELLED if outcome.cancelled else FINISHED
         while True:
             cond = self._cond
-            with cond or _LOCK:
+            with allocate_lock() if cond is None else cond._lock:  # type: ignore[attr-defined]  # noqa: SLF001
                 with _LOCK:
                     if self._cond is not cond:  # somebody made one meanwhile
                         continue
                     if self._state is PENDING:
-                        self._ok = outcome.ok
-                        if outcome.ok or outcome.load is not None:
-                            self._result = outcome.payload
-                            self._load = outcome.load
-                        elif not outcome.cancelled:
-                            self._exception = outcome.payload
-                        self._state = CANCELLED if outcome.cancelled else FINISHED
+                        self._ok = ok
+                        self._result = result
+                        self._load = load
+                        self._exception = error
+                        self._state = state
                         self._owner = None  # a result that is kept does not keep the pool
                         outcome.payload = None  # handed over: whoever publishes must not keep it alive
                 if cond is not None:
@@ -254,7 +257,7 @@ class LazyFuture(Future[T]):
         """Be a copy in a forked child: the callbacks are the parent's, and so is whoever held the condition."""
         self._callbacks = self._wakers = None
         if self._cond is not None:
-            self._cond = threading.Condition()
+            self._cond = threading.Condition(RLock())
 
     def _tell_waiters(self, cond: threading.Condition, outcome: Outcome) -> None:
         """Tell those who wait by `concurrent.futures.wait` and `as_completed`, under their condition."""
@@ -289,7 +292,7 @@ class LazyFuture(Future[T]):
     def _new_condition(self) -> threading.Condition:
         cond = self._cond
         if cond is None:
-            fresh = threading.Condition()
+            fresh = threading.Condition(RLock())  # which is what is entered: see `_locks.py`
             with _LOCK:
                 if self._cond is None:
                     self._cond = fresh
@@ -381,7 +384,7 @@ class LazyFuture(Future[T]):
             msg = f"the outcome of {self!r} is asked for by what runs while this thread unpickles it"
             raise PoolkitError(msg)
         cond = self._new_condition()
-        with cond:
+        with cond._lock:  # type: ignore[attr-defined]  # noqa: SLF001
             if not wait_for(cond, lambda: type(self._load) is not int, timeout):
                 msg = f"the outcome of {self!r} is still being unpickled by another thread after {timeout} s"
                 raise WaitTimeout(msg)
@@ -390,5 +393,5 @@ class LazyFuture(Future[T]):
         self._load = load
         cond = self._cond  # in this order; who comes later with a condition looks at `_load` after making it
         if cond is not None:
-            with cond:
+            with cond._lock:  # type: ignore[attr-defined]  # noqa: SLF001
                 cond.notify_all()

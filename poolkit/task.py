@@ -49,6 +49,7 @@ class Task(LazyFuture[T]):
     late = False  # the rest of a `map`, accepted also where a graceful shutdown has begun
 
     __slots__ = (
+        "attempt",
         "attempts",
         "code",
         "deaths",
@@ -85,6 +86,7 @@ class Task(LazyFuture[T]):
         self.options = options
         self.phase = QUEUED
         self.attempts = 0
+        self.attempt = 1  # the number of the run that it was sent for
         self.deaths = 0  # workers that died before they began it, and had nothing else to die of
         self.worker_id: int | None = None
         self.submitted_at = 0.0

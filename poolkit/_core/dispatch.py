@@ -115,6 +115,7 @@ class Dispatcher:
         for task in batch:
             task.phase = sent
             task.worker_id = worker_id
+            task.attempt = task.attempts + 1
         priority = batch[-1].options.priority
         if priority < self._least_sent:  # noqa: PLR1730 -- a call of `min` costs more
             self._least_sent = priority

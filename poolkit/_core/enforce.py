@@ -57,6 +57,8 @@ class Enforcer:
             self.outcomes.settle(task, CANCELLED)
             return
         running = self.dispatcher.is_running(worker, task)
+        if running:
+            worker.kill_reason = KillReason(task, "cancelled")  # what `Roster.repair` goes on with
         self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
         self.outcomes.settle(task, CANCELLED)
         if running:
@@ -162,6 +164,8 @@ class Enforcer:
         kill_reason = worker.kill_reason
         if kill_reason is None or kill_reason.task is not task:
             self.outcomes.crashed(task, failures.crashed(task, worker, death), now)
+        elif kill_reason.reason == "cancelled":  # which an exception interrupted: else it was settled then
+            self.outcomes.settle(task, CANCELLED)
         else:
             outcome = Outcome.failure(failures.killed_for(task, worker, kill_reason, death))
             if kill_reason.reason == "deadline":  # it counts retries, so there is none

@@ -65,7 +65,7 @@ class Outcomes:
 
     def finished(self, task: AnyTask, report: Finished, now: float) -> None:
         """A run ended by itself: the task is settled, or waits for its retry."""
-        task.attempts += 1
+        task.attempts = task.attempt  # a store, as an interrupted step may be done again
         task.started_at, task.ended_at = report.started, report.ended
         counters = self.counters
         counters.wait_time.add(report.started - task.submitted_at)
@@ -96,7 +96,7 @@ class Outcomes:
     @staticmethod
     def cut_short(task: AnyTask, status: Status, now: float) -> None:
         """Note that a run was ended by force, or by a crash; call this before the error that says so is made."""
-        task.attempts += 1
+        task.attempts = task.attempt
         task.started_at, task.ended_at = status.running_since(task.id, now), now
 
     def conclude(self, task: AnyTask, outcome: Outcome, now: float) -> None:

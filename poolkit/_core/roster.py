@@ -333,8 +333,11 @@ class Roster:
             elif worker.state is DOOMED:
                 self._uncount(worker)
                 self.workforce.kill(worker.id, want_stack=False)
+            worker.sent_count = worker.tasks_done + len(worker.sent)
             if worker.kill_reason is not None:
                 self.kill(worker, worker.kill_reason, want_stack=False)
+            elif worker.state is IDLE and (self.hiring is Hiring.NONE or self._must_leave(worker)):
+                self.stop(worker, now)
 
     # ===== the counts =====
 

@@ -40,7 +40,7 @@ from poolkit._engine.listeners import Listeners
 from poolkit._engine.log_records import Records
 from poolkit._engine.maps import Maps
 from poolkit._engine.reader import Reader
-from poolkit._engine.waiters import Waiter, Waiters
+from poolkit._engine.waiters import Waiter, Waiters, wake_each
 from poolkit._kinds.driven import DrivenWorkforce
 from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
@@ -85,6 +85,7 @@ class Engine:
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake, self._take)
+        self._reader.look = self._publish_if_decided
         self.callbacks = Callbacks(name, workforce.wake)
         self.records = Records(self.callbacks, name, self._publish, workforce.wake, workforce.links)
         self._error_reader = Caller(f"poolkit-{name}-errors", self._read_errors)
@@ -109,12 +110,8 @@ class Engine:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
         self._all_busy = not scheduler.roster.idle and POSTING_TASKS and scheduler.all_busy()
-        settled = scheduler.settled
-        if settled:
-            settled = [*settled]
-            scheduler.settled.clear()
-        else:
-            settled = []
+        settled = [*scheduler.settled]  # a list of its own, also when it is empty
+        scheduler.settled.clear()
         if scheduler.events:
             queue = self.callbacks.queue
             queue += zip(repeat(self._listeners.tell), scheduler.events)
@@ -180,7 +177,7 @@ class Engine:
         Where it is interrupted, `Scheduler.repair` has it done again for the tasks that are still `accepted`.
         """
         if self.workforce.unstarted:
-            self.deliver(self.workforce.start_now())
+            self.workforce.start_now()
         if self._waiters.waiting:
             self._wake_waiters()
         if settled:
@@ -210,8 +207,10 @@ class Engine:
         while left:
             with self._lock:
                 count = min(len(waiters), max(0, scheduler.room())) if scheduler.phase is OPEN else len(waiters)
-                woken = waiters.take(count)
-            left = sum(waiter.wake() for waiter in woken) < count
+                woken = waiters.first(count)
+            left = wake_each(woken) < count
+            with self._lock:
+                waiters.remove(woken)  # not before: an exception may have come in between
 
     def stop_waiting(self, waiter: Waiter) -> None:
         """A waiter gives up. If it was woken, the next one is. From a finalizer too, so without the lock."""
@@ -219,22 +218,17 @@ class Engine:
         if waiter.woken:
             self.workforce.wake()  # a step wakes it
 
-    def deliver(self, reports: Sequence[Report]) -> None:
-        """Give reports of workers to the scheduler, and publish what comes of them."""
-        self._posted_reports.extend(reports)
-        self._publish(self._handle())
-
     def post(self, report: Report) -> None:
         """Take in a report, on a worker's own thread. Never blocks.
 
         Where another thread has the lock, the report is only posted for it, or for the supervisor thread: to wait would
         cost each task a turn of the interpreter's lock between two CPUs, some 40 us.
         """
-        if not POSTING_REPORTS:
-            self.deliver([report])
-            return
         self._posted_reports.append(report)
-        self._take_posted()
+        if POSTING_REPORTS:
+            self._take_posted()
+        else:
+            self._publish(self._handle())
 
     def _take_posted(self) -> None:
         """Take in the reports that were posted, unless another thread has the lock."""
@@ -282,15 +276,16 @@ class Engine:
 
     def _take(self, ready: Ready | None = None) -> bool:
         """Read the links, or those found `ready`, and publish what comes of it; False if somebody else reads now."""
-        reader = self._reader
+        reader, here = self._reader, threading.get_ident()
         settled: Settled = []
         held: list[bool] = []
         try:
             try:
                 held += map(reader.lock.acquire, (False,))  # as above
-                if True not in held:
+                if True in held:  # from the taking to the next line, no exception comes and no handler runs
+                    reader.taking = here
+                else:
                     return False
-                reader.taking = threading.get_ident()
                 links = reader.links
                 if links is not None:
                     read = links.read(ready)
@@ -321,12 +316,15 @@ class Engine:
             self._check_owner()  # decided in the parent, and published there alone
         if self.callbacks.thread.ident == here:
             self.records.step_aside()
+        self._publish_if_decided(task)
+        if self._reader.links is not None and not task.done():
+            self._reader.lead(task, timeout)
+
+    def _publish_if_decided(self, task: AnyTask) -> None:
+        """Publish a task that was decided, and not published: who was to do it may be what this thread interrupted."""
         outcome = self._scheduler.accepted.get(task)
         if outcome is not None and not self.records.pending:
-            # Decided, and not published: maybe by a step of this thread that a signal handler interrupted, and waits.
             self._publish([(task, outcome)])
-        elif self._reader.links is not None:
-            self._reader.lead(task, timeout)
 
     def end_lease(self) -> None:
         """Somebody wants to be called back, or waits in a way of his own."""

@@ -70,10 +70,14 @@ class Records:
                 pending[worker_id] = count
                 queue += ((handle, records[0]),)
                 records.popleft()  # since the look at `pending` no exception could come
-            if not self._callbacks.has_waited:
-                for worker_id in worker_ids:
-                    if self._links is not None and self.pending[worker_id] > MANY and self._links.pause(worker_id):
-                        self.paused.add(worker_id)
+            if not self._callbacks.has_waited and self._links is not None:
+                self._pause(worker_ids, self._links)
+
+    def _pause(self, worker_ids: set[int], links: Links) -> None:
+        """Leave those alone that have logged too much. Under the lock; apart, see the rule for loops in `_locks.py`."""
+        for worker_id in worker_ids:
+            if self.pending[worker_id] > MANY and links.pause(worker_id):
+                self.paused.add(worker_id)
 
     def defer(self, settled: Settled) -> Settled:
         """Put outcomes behind the records that their workers logged before; returns those that need not wait."""
@@ -86,7 +90,7 @@ class Records:
                 (behind if each[0].worker_id in self.pending or each[0].attempts > 1 else ready).append(each)
             if behind:
                 self.deferred.append(behind)
-                self._callbacks.queue.append((self._publish_next, None))
+                self._callbacks.queue.append((self._publish_behind, behind))
             return ready
 
     def step_aside(self) -> None:
@@ -100,9 +104,10 @@ class Records:
         if settled:
             self._publish(settled)
 
-    def _publish_next(self, _: None) -> None:
+    def _publish_behind(self, behind: Settled) -> None:
         with self._lock:
-            settled = self.deferred.popleft()
+            settled = [*behind]
+            self.deferred = deque(filter(lambda each: each is not behind, self.deferred))
         if settled:
             self._publish(settled)
 

@@ -61,6 +61,7 @@ class Reader:
         self.links = links if LEADING and links is not None and links.fileno is not None else None
         self._wake = wake
         self._take = take
+        self.look: Callable[[Task[Any]], object] = lambda _: None  # at a task that was long in coming
         self._spin = Spin()  # owner: the leader
         self._leader = RLock()  # held by the leader while it waits
         self._followers: deque[Callable[[], object]] = deque()  # what wakes each; for any thread
@@ -187,6 +188,9 @@ class Reader:
                     spin.in_vain = 0
                 if not self._take(ready):
                     self._never.acquire(timeout=PAUSE)
+                    self.look(task)
+                    if monotonic() >= give_up:
+                        return
                 if task.done():
                     return
                 now = looked_up = monotonic()
@@ -203,6 +207,7 @@ class Reader:
                 self._sleep(task, links, min(LONG_LEASE / 2 if long else FIRST_SLEEP, give_up - now), long=long)
                 now = monotonic()
                 spin.slept(now - looked_up)
+                self.look(task)
 
     def _call_next(self) -> None:
         """Have a follower lead on."""

@@ -22,7 +22,7 @@ from poolkit._engine.callbacks import Callbacks, Caller, publishing
 from poolkit._engine.log_records import Records
 from poolkit._engine.reader import Reader
 from poolkit._engine.requests import Requests
-from poolkit._engine.waiters import Waiters
+from poolkit._engine.waiters import Waiters, wake_each
 from poolkit._kinds.loggers import log
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
@@ -258,10 +258,7 @@ class Supervisor(Requests):
                 "its outcome is to be had there alone"
             )
             task.publish(Outcome.failure(PoolClosed(why)))
-        for waiter in waiters.take(
-            len(waiters)
-        ):  # a signal handler may have forked while its thread, which is here, waited
-            waiter.wake()
+        wake_each(waiters.first(len(waiters)))  # a handler may have forked while its thread, which is here, waited
         self._closed.set()
 
     def hold(self) -> None:

@@ -58,7 +58,7 @@ class Waiters:
 
     def precedes(self, waiter: Waiter) -> bool:
         """Return True if somebody waits who came before."""
-        return bool(self.waiting) and (not waiter.number or self.waiting[0] < waiter)
+        return any(not other.woken and (not waiter.number or other < waiter) for other in self.waiting)
 
     def add(self, waiter: Waiter) -> None:
         """Have one wait, at its old place if it had one."""
@@ -66,11 +66,21 @@ class Waiters:
             self.waiting.pop()
         waiter.number = waiter.number or next(self._numbers)
         waiter.woken = False
-        bisect.insort(self.waiting, waiter)
+        if waiter not in self.waiting:
+            bisect.insort(self.waiting, waiter)
 
-    def take(self, count: int) -> list[Waiter]:
-        """Take out the first, to be woken."""
-        taken, self.waiting = self.waiting[:count], self.waiting[count:]
-        for waiter in taken:
+    def first(self, count: int) -> list[Waiter]:
+        """Return the first, which are to be woken, and then removed."""
+        found = self.waiting[:count]
+        for waiter in found:
             waiter.woken = True
-        return taken
+        return found
+
+    def remove(self, woken: list[Waiter]) -> None:
+        """Take out those that were woken, but for who waits again already."""
+        self.waiting = [waiter for waiter in self.waiting if waiter not in woken or not waiter.woken]
+
+
+def wake_each(waiters: list[Waiter]) -> int:
+    """Wake these; returns how many were there to be woken."""
+    return sum(waiter.wake() for waiter in waiters)

@@ -69,9 +69,8 @@ class DrivenWorkforce(Workforce):
     def close_in_forked_child(self) -> None:
         """Close the descriptors that a forked child of the owner has copies of."""
 
-    def start_now(self) -> list[Report]:
+    def start_now(self) -> None:
         """Start what is in `unstarted`. Without the lock, on the thread that held it."""
-        return []
 
     def is_own_thread(self) -> bool:
         """Whether the calling thread is one of the workers."""

@@ -146,8 +146,10 @@ class ProcessWorkforce(Processes):
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the supervisor thread kill the worker's process group, after its stack was taken."""
-        self._workers[worker_id].is_being_killed = True
-        self._order(self._ask_stack if want_stack else self._kill, self._workers[worker_id])
+        peer = self._workers.get(worker_id)
+        if peer is not None:  # else its end is being noted
+            peer.is_being_killed = True
+            self._order(self._ask_stack if want_stack else self._kill, peer)
 
     def forget(self, worker_id: int) -> None:
         """Close what is left of a worker that died. On the supervisor thread, which reports deaths."""

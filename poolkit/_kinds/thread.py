@@ -107,8 +107,10 @@ class ThreadWorkforce(DrivenWorkforce):
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the supervisor thread stop what the thread runs, or give it up."""
-        self._to_kill.append((self._workers[worker_id], want_stack))
-        self.wake()
+        worker = self._workers.get(worker_id)
+        if worker is not None:  # else its end is being noted
+            self._to_kill.append((worker, want_stack))
+            self.wake()
 
     def forget(self, worker_id: int) -> None:
         """Let go of a thread that ended, or was given up."""
@@ -117,24 +119,30 @@ class ThreadWorkforce(DrivenWorkforce):
         if worker is not None and worker.thread is not None and worker.thread.ident and not worker.abandoned:
             self._ending.append(worker.thread)
 
-    def start_now(self) -> list[Report]:
+    def start_now(self) -> None:
         """Start the threads that were ordered; without the lock. Reports those that could not be started."""
-        reports: list[Report] = []
-        while self.unstarted:
-            try:
-                worker = self.unstarted.popleft()
-            except IndexError:  # another thread was faster
-                break
-            if self._workers.get(worker.id) is not worker:  # the order was interrupted, and given again
-                continue
-            # with a prefix, as the standard library names its threads
-            name = f"{self._prefix}_{worker.id - 1}" if self._prefix else f"poolkit-{self._name}-{worker.id}"
-            worker.thread = thread = threading.Thread(target=self._main, args=(worker,), name=name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as exc:  # no more threads to be had
-                reports.append(Died(worker.id, hint=f"its thread could not be started: {exc}"))
-        return reports
+        taken: list[WorkerThread] = []
+        try:
+            while self.unstarted:
+                with contextlib.suppress(IndexError):  # another thread was faster
+                    taken += starmap(self.unstarted.popleft, ((),))  # taken and noted by one instruction
+                    self._start(taken[-1])
+        except BaseException:
+            self.unstarted += [one for one in taken if one.thread is None or one.thread.ident is None]
+            raise
+
+    def _start(self, worker: WorkerThread) -> None:
+        if self._workers.get(worker.id) is not worker:  # the order was interrupted, and given again
+            return
+        # with a prefix, as the standard library names its threads
+        name = f"{self._prefix}_{worker.id - 1}" if self._prefix else f"poolkit-{self._name}-{worker.id}"
+        worker.thread = thread = threading.Thread(target=self._main, args=(worker,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            if type(exc) is not RuntimeError:  # a RecursionError is one, too
+                raise
+            self.post(Died(worker.id, hint=f"its thread could not be started: {exc}"))  # no more are to be had
 
     def is_own_thread(self) -> bool:
         """Whether this is one of the worker threads."""

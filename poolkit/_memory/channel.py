@@ -22,6 +22,7 @@ import os
 import socket
 import struct
 from collections import deque
+from itertools import starmap
 
 from poolkit import _os
 from poolkit._memory.memory import ONCE, Memory, channels, known_memory, new_id
@@ -29,10 +30,12 @@ from poolkit._memory.memory import ONCE, Memory, channels, known_memory, new_id
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
 _HEAD = struct.Struct("<BxxxI")  # kind, how many ids
 _HERE, _GONE = 1, 2  # with descriptors; without
 _MOST = 200  # ids in a record; the system takes 253 descriptors at once
+_ROOM_FOR_FDS, _CLOEXEC = socket.CMSG_LEN(_MOST * 4), getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
@@ -49,6 +52,7 @@ class DescriptorChannel:
         self.told: set[int] = set()  # what the other side was told of, and keeps
         self.gone: deque[int] = deque()  # what of that is gone
         self.wake: Callable[[], None] = lambda: None  # called when something is
+        self._record: list[Any] = []  # of a record that is being received
         self.pending: deque[tuple[bytes, list[int]]] = deque()  # not sent yet, with descriptors that belong to it
         channels.add(self)
 
@@ -143,35 +147,44 @@ class DescriptorChannel:
             pass
 
     def _receive(self) -> int:
-        """Take in one record; returns its kind."""
-        fds: list[int] = []
+        """Take in one record; returns its kind. Where an exception interrupts it, the next call goes on."""
+        record = self._record  # what was read of it: noted by the instructions that read
         try:
-            data, fds = _os.receive_fds(self._socket, _HEAD.size, _MOST)
-            kind, count = _HEAD.unpack(data)
-            numbers = struct.unpack(f"<{count}Q", self._socket.recv(8 * count))
-            if kind == _HERE and len(fds) < count:
-                raise self._break(f"{self.who} has no room for descriptors")
-            for number in numbers:
-                if kind == _HERE:
-                    self._keep(number, fds)
-                elif (memory := self.memories.pop(number, None)) is not None:
-                    memory.kept = None
+            if not record:
+                record += starmap(self._socket.recvmsg, ((_HEAD.size, _ROOM_FOR_FDS, _CLOEXEC),))
+            kind, count = _HEAD.unpack(record[0][0])
+            if len(record) == 1:
+                record += map(self._socket.recv, (8 * count,))
+            if len(record) == 2:  # noqa: PLR2004 -- then what is left to take of it
+                numbers = list(struct.unpack(f"<{count}Q", record[1]))
+                record += [(numbers, _os.fds_of(record[0][1]))]
+            self._take_record(kind, *record[2])
         except (OSError, struct.error) as exc:  # its end, or nonsense; an owner finds what it needs, or never will
             self.is_broken = True
             raise EOFError from exc
-        finally:
-            for fd in fds:
-                os.close(fd)
+        self._record = []
         return int(kind)
 
-    def _keep(self, number: int, fds: list[int]) -> None:
-        memory = known_memory(number)
-        if memory is None:
-            memory = Memory(fds[0], number, os.fstat(fds[0]).st_size)
-            del fds[0]
-        else:
-            os.close(fds.pop(0))
-        self.memories[number] = memory
+    def _take_record(self, kind: int, numbers: list[int], fds: list[int]) -> None:
+        """Take what is left of a record, and take it out. A descriptor that is lost on the way breaks the channel."""
+        while numbers:
+            number = numbers[0]
+            if kind == _HERE:
+                if len(fds) < len(numbers):
+                    raise self._break(f"{self.who} has no room for descriptors")
+                fd = fds[0]
+                del fds[0]
+                memory = known_memory(number)
+                if memory is None:
+                    memory = Memory(fd, number, os.fstat(fd).st_size)
+                else:
+                    os.close(fd)
+                self.memories[number] = memory
+            elif (gone := self.memories.pop(number, None)) is not None:
+                gone.kept = None
+            del numbers[0]
+        while fds:
+            os.close(fds.pop())
 
     def _break(self, why: str) -> EOFError:
         self.is_broken = True
@@ -181,6 +194,9 @@ class DescriptorChannel:
         """Close it. Idempotent. Mappings stay for as long as something of them is seen."""
         channels.discard(self)
         self._socket.close()
+        for fd in self._record[2][1] if len(self._record) > 2 else ():  # noqa: PLR2004 -- see `_receive`
+            _os.close_fd(fd)
+        self._record = []
         while self.pending:
             for fd in self.pending.popleft()[1]:
                 _os.close_fd(fd)

@@ -11,9 +11,8 @@ Guarded by: FORKING.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from poolkit._spawn import launch
 from poolkit._spawn.key import Key, Start
@@ -25,9 +24,8 @@ MOST_IDLE = 2  # templates without a user: two kinds of pools may take turns
 _templates: dict[Key, Template] = {}  # those that were released last stand last
 
 
-@contextlib.contextmanager
-def _registry(*, waits: bool = True) -> Iterator[bool]:
-    """Hold FORKING, and then end what nobody uses any more. False: it is held, and not waited for."""
+def _locked(step: Callable[[], Template | None], *, waits: bool) -> Template | None:
+    """Do something with FORKING held, and then end what nobody uses any more. Without `waits`, not if it is held."""
     is_owned: bool = FORKING._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 -- as `threading.Condition` does
     over: list[Template] = []
     held: list[bool] = []
@@ -35,17 +33,25 @@ def _registry(*, waits: bool = True) -> Iterator[bool]:
         if waits or not is_owned:
             held += map(FORKING.acquire, (waits,))  # taken and noted by one instruction
         if True not in held:
-            yield False
-            return
-        yield True
-        for template in [one for one in _templates.values() if not one.is_used()][:-MOST_IDLE]:
-            del _templates[template.key]
-        over += [one for one in [*living] if _templates.get(one.key) is not one and not one.is_used()]
+            return None
+        template = step()
+        over += _take_unused()
+        return template
     finally:
         if True in held:
             FORKING.release()
-        for template in over:
-            template.end()
+        _end_each(over)
+
+
+def _take_unused() -> list[Template]:
+    for template in [one for one in _templates.values() if not one.is_used()][:-MOST_IDLE]:
+        del _templates[template.key]
+    return [one for one in [*living] if _templates.get(one.key) is not one and not one.is_used()]
+
+
+def _end_each(templates: list[Template]) -> None:
+    for template in templates:
+        template.end()
 
 
 def acquire(start: Start, user: object, *, waits: bool = True) -> Template | None:
@@ -57,9 +63,8 @@ def acquire(start: Start, user: object, *, waits: bool = True) -> Template | Non
     Raises:
         Exception: none could be started.
     """
-    with _registry(waits=waits) as is_held:
-        if not is_held:
-            return None
+
+    def step() -> Template:
         for other in _templates.values():
             other.users.discard(user)
         template = _templates.get(start.key)
@@ -70,6 +75,8 @@ def acquire(start: Start, user: object, *, waits: bool = True) -> Template | Non
             _templates[start.key] = template
         template.users.add(user)
         return template
+
+    return _locked(step, waits=waits)
 
 
 def fork(
@@ -87,9 +94,8 @@ def fork(
 
 def release(user: object, *, waits: bool = True) -> None:
     """A user has no children any more, and wants none. May block until processes that were killed have ended."""
-    with _registry(waits=waits) as is_held:
-        if not is_held:  # the user is forgotten soon, and with it that it was one
-            return
+
+    def step() -> None:
         for key, template in list(_templates.items()):
             if user in template.users:
                 template.users.discard(user)
@@ -99,6 +105,8 @@ def release(user: object, *, waits: bool = True) -> None:
                     _templates[key] = template
         for template in [*living]:
             template.users.discard(user)
+
+    _locked(step, waits=waits)  # where it does not wait, the user is forgotten soon, and with it that it was one
 
 
 def end_all() -> None:

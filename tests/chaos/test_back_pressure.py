@@ -99,14 +99,14 @@ def test_threads_and_coroutines_stand_in_one_queue(
     It is decided under the pool's lock; two threads that wake those whom they took out may overtake each other.
     """
     called: list[Waiter] = []
-    take = Waiters.take
+    first = Waiters.first
 
     def note(line: Waiters, count: int) -> list[Waiter]:
-        taken = take(line, count)
-        called.extend(taken)
-        return taken
+        woken = first(line, count)
+        called.extend(woken)
+        return woken
 
-    monkeypatch.setattr(Waiters, "take", note)
+    monkeypatch.setattr(Waiters, "first", note)
     with faults.new_pool(1, max_queue=1) as pool:
         _, release = full(pool, new_gate, 1)
         threads = []

@@ -134,7 +134,9 @@ def test_those_of_another_worker_and_of_the_template_live_on(tmp_path: Path) -> 
             pool.submit(abs, 1).result()
             pids = [open({str(tmp_path)!r} + f"/{{number}}").read() for number in range(2)]
             helper = pool.submit(eval, "__import__('helped').helper").result()
-            print(pids[0] in programs(), pids[1] in programs(), str(helper) in programs())
+            while pids[0] in programs():  # it was killed, and may need a moment to be gone
+                pass
+            print(pids[1] in programs(), str(helper) in programs())
             tasks[1].cancel()
             os.kill(helper, signal.SIGKILL)
         """
@@ -142,7 +144,7 @@ def test_those_of_another_worker_and_of_the_template_live_on(tmp_path: Path) -> 
         support.wait_until(
             lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in ("0", "1")), "programs"
         )
-        assert script.finish("\n").out == "False True True\n"
+        assert script.finish("\n").out == "True True\n"
 
 
 def test_without_proc_the_group_of_the_worker_ends() -> None:

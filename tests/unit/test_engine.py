@@ -155,16 +155,19 @@ def test_a_copy_in_a_forked_child_does_not_read_what_is_its_parents(
     engine = engine_of(pool)
     led = []
     monkeypatch.setattr(engine._reader, "lead", lambda *args: led.append(args))
-    task = pool.submit(abs, -1)
-    task.result()
-    monkeypatch.setattr(engine._reader, "links", object())  # a pool of threads has none
-    engine.lead(task, 0.0)
-    assert led
-    del led[:]
-    monkeypatch.setattr(engine, "pid", -1)
-    with pytest.raises(PoolClosed, match="forked"):
+    release = threading.Event()
+    task = pool.submit(release.wait)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._reader, "links", object())  # a pool of threads has none
         engine.lead(task, 0.0)
-    assert led == []
+        assert led
+        del led[:]
+        patch.setattr(engine, "pid", -1)
+        with pytest.raises(PoolClosed, match="forked"):
+            engine.lead(task, 0.0)
+        assert led == []
+    release.set()
+    task.result()
 
 
 def test_nothing_is_read_once_the_links_are_closed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
