@@ -21,7 +21,6 @@ from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from poolkit._child.chunk import ChunkStopped
-from poolkit._engine.maps import Maps
 from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
 from poolkit._owner import Arrivals, TaskOwner
@@ -41,6 +40,19 @@ AHEAD = 2  # chunks per worker that are taken ahead when `buffersize` is not giv
 MOST_AHEAD = 16  # where chunks are small, and as many take no more than CHUNK_SECONDS
 
 _driving = threading.local()  # .depth > 0 while this thread drives a map, so that others may be the input of that
+
+
+class Keeper(Protocol):
+    """What a map needs of what keeps the maps of its pool; see `Maps`."""
+
+    def enlist(self, feed: Feed[Any]) -> bool:
+        """Note a new map; false when the pool takes no more."""
+
+    def forget(self, feed: Feed[Any]) -> None:
+        """A map is at its end."""
+
+    def leave(self, feed: Feed[Any]) -> None:
+        """Have somebody else take a map up."""
 
 
 class Submits(Protocol):
@@ -82,7 +94,7 @@ class Feed(Generic[T]):
         workers: int,
         ordered: bool = True,
         is_sized: bool = False,
-        maps: Maps | None = None,
+        maps: Keeper | None = None,
     ) -> None:
         self.name = name
         self.is_sized = is_sized  # the input has a length

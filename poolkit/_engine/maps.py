@@ -17,13 +17,11 @@ import math
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from poolkit._clock import monotonic
+from poolkit._engine.feed import Feed
 from poolkit._kinds.loggers import log
-
-if TYPE_CHECKING:
-    from poolkit._engine.feed import Feed
 
 WARN_AFTER = 1.0  # seconds after which a shutdown says what it waits for
 
