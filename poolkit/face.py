@@ -47,7 +47,8 @@ class Face(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]:
         """Queue the call `fn(*args, **kwargs)`; every keyword belongs to `fn`.
 
-        Thread-safe. Serialises the call on this thread; blocks while a bounded queue is full.
+        Thread-safe. Serialises the call on this thread; blocks while a bounded queue is full. Where a signal handler
+        interrupts it by an exception, the task may have been accepted all the same.
 
         Raises:
             TypeError: `fn` cannot be called.

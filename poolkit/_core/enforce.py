@@ -3,7 +3,7 @@
 Guarantees: a task that has not begun is taken back and never begins; one that runs is ended with its worker, and only
 if the worker runs it still; one that has finished is left alone, and so is its worker. A kill is aimed at (worker,
 task): what else the worker was sent is taken back first, and it gets nothing more.
-Owner of: the timers of tasks.
+Owner of: the timers of queue limits and deadlines; those of run time and memory are the dispatcher's.
 Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 
 Ending a task that was sent, told in steps

@@ -139,7 +139,9 @@ class Worker:
         self.draining = False  # tasks were reclaimed, and it has not yet reported that it dropped them
         self.has_run: set[Any] = set()  # functions whose run time it may tell
         self.kill_reason: KillReason | None = None
-        self.check_at: float | None = None  # a timer is set for then, to see whether a run-time limit has passed
+        self.check_at: float | None = (
+            None  # a timer is set for then, to look at its first task's limits on time and memory
+        )
         self.unbegun = 0  # the task that it was found not to have begun
         self.pid: int | None = None
         self.rss_before = 0  # bytes of memory, when it was sent its last task with a limit on that

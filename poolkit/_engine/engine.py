@@ -80,7 +80,7 @@ class Engine:
         self.bounded = limits.max_queue is not None
         self._posted_tasks: deque[AnyTask] = deque()  # numbered, and not yet known to the scheduler
         self._posted_reports: deque[Report] = deque()  # what workers have said, and nobody has taken in
-        self._inconsistent = False  # an exception interrupted publishing: the next step repairs that first
+        self._inconsistent = False  # an exception interrupted a step or publishing: the next step begins with a repair
         self._all_busy = False  # the scheduler's word, between two steps
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`

@@ -27,6 +27,12 @@ Template to owner, on a control socket     NOTICE records
     FORK_FAILED  no process could be had: the status holds the errno
     SIGNALLED    an order was carried out; an owner that hears nothing gives the template process up
     EXITED       the worker ended: its wait status and peak memory; nothing follows
+
+A new message takes its number and its line here; to a worker, a place that writes it (`_kinds/process.py`, with a
+method of `Workforce` where the scheduler orders it) and a branch of `Loop._receive` (`_child/loop.py`); to an owner, a
+call of `Loop.say` or, from another thread or a signal handler, `Outbox.leave`, a branch of `_report_of`
+(`_kinds/links.py`), and where the scheduler is to know, a report (`_core/workforce.py`) and a branch of
+`Scheduler._handle`.
 """
 
 from __future__ import annotations
