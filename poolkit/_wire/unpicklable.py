@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _MAX_DEPTH = 24
 _MOST_UNSEEN = 8
+_UNSEEN = (-1, None)
 _MAX_REPR = 60
 HOOKS_RAISE = (Exception, GeneratorExit, SystemExit)  # what a pickling hook may raise; the rest is for the program
 _HARMLESS = frozenset({int, str, bytes, float, complex, bool, type(None)})
@@ -62,11 +63,13 @@ class _Nowhere:
 
 def _search(roots: list[tuple[str, object]], error: BaseException, caught: Caught) -> tuple[str, object, BaseException]:
     """Return path, value and error of the innermost part that fails; the path is "" when none does."""
-    path, value, seen = "", None, dict[int, int]()
+    path, value, seen = "", None, dict[int, tuple[int, object]]()
     groups: Iterable[Parts] = [([each for _, each in roots], lambda index: roots[index][0])]
     _try([each for _, each in roots], caught, seen)
     for _ in range(_MAX_DEPTH):
-        parts = [(seen.get(id(part), -1), part, label, at) for of, label in groups for at, part in enumerate(of)]
+        parts = [
+            (seen.get(id(part), _UNSEEN)[0], part, label, at) for of, label in groups for at, part in enumerate(of)
+        ]
         # of those that were met, the last one fails; what is made anew each time was not met
         likely = sorted(parts, key=lambda each: -each[0])[:1] + [each for each in parts if each[0] < 0][:_MOST_UNSEEN]
         failing = ((each, failure) for each in likely if (failure := _try(each[1], caught)) is not None)
@@ -78,11 +81,14 @@ def _search(roots: list[tuple[str, object]], error: BaseException, caught: Caugh
     return path, value, error
 
 
-def _try(value: object, caught: Caught, seen: dict[int, int] | None = None) -> BaseException | None:
-    """Return what pickling a value raises, or None; note in which order objects are met."""
+def _try(value: object, caught: Caught, seen: dict[int, tuple[int, object]] | None = None) -> BaseException | None:
+    """Return what pickling a value raises, or None; note in which order objects are met, and keep them.
+
+    Else what is made anew in each pickling could have the id of one that is gone.
+    """
     pickler = pickler_of(cloudpickle_module().Pickler)(_Nowhere(), None, Needs())
     if seen is not None:
-        pickler.persistent_id = lambda obj: (seen.setdefault(id(obj), len(seen)), None)[1]
+        pickler.persistent_id = lambda obj: (seen.setdefault(id(obj), (len(seen), obj)), None)[1]
     try:
         with Found():  # a descriptor in it is handed over to nobody
             pickler.dump(value)
