@@ -331,5 +331,6 @@ def describe(name: str) -> dict[str, Any]:
     found = {each: own.get(each) for each in ("__file__", "__doc__", "__package__")}
     found.update(spec=getattr(spec, "name", None), origin=getattr(spec, "origin", None))
     files = [each for each in TYPED if name == "__main__" and own.get("__file__", each) == each]
-    typed = [(each, text) for each in files if (text := typed_text(each))]  # the program itself, if it was in no file
-    return {each: value if type(value) is str else None for each, value in found.items()} | {"typed": (*typed, None)[0]}
+    # The program itself, if it was in no file. What is on standard input is data, unless it is that.
+    typed = next(((each, text) for each in files if (text := typed_text(each))), None)
+    return {each: value if type(value) is str else None for each, value in found.items()} | {"typed": typed}

@@ -167,13 +167,24 @@ def source_for(filename: str, namespace: dict[str, Any] | None = None) -> Source
     return known[1]
 
 
+_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")  # options of Python with a value behind them
+
+
 def typed_text(filename: str) -> str:
     """Return the program that was given by `python -c`, or on a standard input that can be read again, if any."""
     if filename == "<string>":
-        is_option = sys.argv[:1] == ["-c"] and "-c" in sys.orig_argv[:-1]
-        return sys.orig_argv[sys.orig_argv.index("-c") + 1] if is_option else ""
-    if not (sys.flags.interactive or hasattr(sys, "ps1")) and stat.S_ISREG(os.fstat(0).st_mode):
-        return os.pread(0, os.fstat(0).st_size, 0).decode()
+        options = iter(sys.orig_argv[1:])
+        for option in options:
+            if option == "-c":
+                return next(options, "")
+            if not option.startswith("-") or option == "-":
+                break
+            if option in _WITH_VALUE:
+                next(options, "")
+        return ""
+    with contextlib.suppress(OSError):  # it is closed
+        if not (sys.flags.interactive or hasattr(sys, "ps1")) and stat.S_ISREG(os.fstat(0).st_mode):
+            return os.pread(0, os.fstat(0).st_size, 0).decode()
     return ""
 
 

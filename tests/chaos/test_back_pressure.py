@@ -289,8 +289,12 @@ def test_an_interrupt_that_comes_with_the_turn_to_wait_gives_it_up(
     with faults.new_pool(1, max_queue=1) as pool:
         held, release = full(pool, new_gate, 1)
 
-        def interrupt(*_: Any) -> None:
-            raise KeyboardInterrupt
+        decided = pool._supervisor._decided
+
+        def interrupt() -> Any:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return decided()
 
         with monkeypatch.context() as patch:
             patch.setattr(pool._supervisor, "_decided", interrupt)

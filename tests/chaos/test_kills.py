@@ -171,7 +171,7 @@ def test_a_worker_that_dies_while_it_is_sent_an_argument(
             other = pool.submit(work.arrive_and_wait, arrived, release, "other")
             arrived.wait()
             pid = pool.submit(work.pid).result()
-            meddling = faults.MeddlingOs("writev", at_call, lambda pid=pid: os.kill(pid, signal.SIGKILL))
+            meddling = faults.MeddlingOs("write", at_call, lambda pid=pid: os.kill(pid, signal.SIGKILL))
             with monkeypatch.context() as patch:
                 patch.setattr("poolkit._wire.link.os", meddling)
                 assert pool.submit(len, argument).result() == len(argument)
