@@ -55,7 +55,7 @@ class Records:
         self._links = links
         self._lock = RLock()  # a finalizer that a collection runs in here may wait for the pool
         self.pending: Counter[int] = Counter()  # records that are not handled, by worker
-        self.deferred: deque[Settled] = deque()  # what waits in the queue of callbacks
+        self.deferred: dict[int, Settled] = {}  # what waits in the queue of callbacks, by the ids of the lists
         self.paused: set[int] = set()  # workers that are not read
         self._seen: set[type] = set()  # what handlers have raised; owner: the callback thread
 
@@ -89,7 +89,7 @@ class Records:
             for each in settled:
                 (behind if each[0].worker_id in self.pending or each[0].attempts > 1 else ready).append(each)
             if behind:
-                self.deferred.append(behind)
+                self.deferred[id(behind)] = behind
                 self._callbacks.queue.append((self._publish_behind, behind))
             return ready
 
@@ -97,8 +97,8 @@ class Records:
         """On the callback thread, before a wait: until what runs there returns, nothing waits for records."""
         with self._lock:
             self._callbacks.has_waited = True
-            settled = [each for behind in self.deferred for each in behind]
-            for behind in self.deferred:
+            settled = [each for behind in self.deferred.values() for each in behind]
+            for behind in self.deferred.values():
                 behind.clear()
             self._resume(list(self.paused))
         if settled:
@@ -107,7 +107,7 @@ class Records:
     def _publish_behind(self, behind: Settled) -> None:
         with self._lock:
             settled = [*behind]
-            self.deferred = deque(filter(lambda each: each is not behind, self.deferred))
+            self.deferred.pop(id(behind), None)
         if settled:
             self._publish(settled)
 

@@ -58,7 +58,8 @@ class Waiters:
 
     def precedes(self, waiter: Waiter) -> bool:
         """Return True if somebody waits who came before."""
-        return any(not other.woken and (not waiter.number or other < waiter) for other in self.waiting)
+        first = next((other for other in self.waiting if not other.woken), None)
+        return first is not None and (not waiter.number or first < waiter)
 
     def add(self, waiter: Waiter) -> None:
         """Have one wait, at its old place if it had one."""
@@ -78,7 +79,8 @@ class Waiters:
 
     def remove(self, woken: list[Waiter]) -> None:
         """Take out those that were woken, but for who waits again already."""
-        self.waiting = [waiter for waiter in self.waiting if waiter not in woken or not waiter.woken]
+        known = set(woken)
+        self.waiting = [waiter for waiter in self.waiting if waiter not in known or not waiter.woken]
 
 
 def wake_each(waiters: list[Waiter]) -> int:

@@ -209,6 +209,11 @@ class ThreadWorkforce(DrivenWorkforce):
     # ===== the worker threads =====
 
     def _main(self, worker: WorkerThread) -> None:
+        try:
+            worker.unclaimed.pop()
+        except IndexError:  # it was started twice, as an exception had interrupted the start
+            return
+        worker.thread = threading.current_thread()
         worker.coroutines.keep()
         try:
             if self._boot(worker):

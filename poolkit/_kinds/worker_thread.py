@@ -46,12 +46,13 @@ class WorkerThread:
 
     def __init__(self, worker_id: int) -> None:
         self.id = worker_id
-        self.thread: threading.Thread | None = None  # owner: the supervisor thread
+        self.thread: threading.Thread | None = None  # that has taken this on; until then, the last one that was made
         self.inbox: SimpleQueue[str] = SimpleQueue()  # wakes the thread
         self.resting = False  # whether it has to be woken; owner: the worker thread
         self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent and not claimed; claimed from the left
         self.begun, self.since, self.done = 0, 0.0, 0  # owner: the worker thread; others only look
         self.context: TaskContext | None = None  # of the running task; owner: the worker thread
+        self.unclaimed = [True]  # taken out by the thread that is the worker: an interrupted start may be repeated
         self.coroutines = Coroutines()
         self.lock = threading.Lock()
         self.running = False  # guarded by: lock

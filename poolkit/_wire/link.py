@@ -174,6 +174,7 @@ def write_on(fd: int, data: bytes, taken: list[int]) -> None:
     No exception of a signal handler comes between a write and the note of it, as both are made in C.
     """
     while (pos := sum(taken)) < len(data):
+        taken[:] = [pos]  # or what is written in many pieces would be added up anew for each
         taken += map(os.write, (fd,), (memoryview(data)[pos:],))
 
 

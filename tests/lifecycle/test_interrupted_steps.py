@@ -65,6 +65,26 @@ def test_a_thread_that_was_ordered_is_started() -> None:
     assert lines_of(source) == ["True 4", "True"]
 
 
+def test_a_thread_whose_start_was_interrupted_is_one_worker() -> None:
+    """It runs already while its starter waits to hear that; nobody can tell, so it is started again."""
+    source = """
+    pool = poolkit.Pool(2, kind="thread", name="twice")
+    release = threading.Event()
+    held = pool.submit(release.wait)
+    while held.state != "running":
+        pass
+    interrupt(threading.Thread.start, "_started.wait()")
+    print(interrupted(pool.submit, len, "abc"), pool.submit(len, "abcd").result(20))
+    release.set()
+    held.result(20)
+    while sum(thread.name == "poolkit-twice-2" for thread in threading.enumerate()) > 1:
+        pass
+    print([info.state for info in pool.workers()])
+    shut_down(pool)
+    """
+    assert lines_of(source) == ["True 4", "['idle', 'idle']", "True"]
+
+
 def test_who_waits_for_room_is_woken() -> None:
     source = """
     from poolkit._engine.engine import Engine

@@ -207,7 +207,7 @@ def test_another_thread_may_take_it_in_at_the_second_look(busy: Busy) -> None:
 
 
 def test_a_signal_handler_within_a_step_may_submit(busy: Busy) -> None:
-    """The step that it interrupted has taken the flag back, so the task is put off until that step is over."""
+    """The step that it interrupted has taken the flag back, so the task is postponed until that step is over."""
     with busy.desk._lock:
         busy.desk._enter()
         task = busy.pool.submit(busy.ran.append, 1)
