@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures.process import BrokenProcessPool
 
-from poolkit.errors import PoolkitError
+from poolkit._root_error import PoolkitError
 
 
 class WorkerCrashed(PoolkitError, BrokenProcessPool):

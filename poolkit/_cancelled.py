@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 
-from poolkit.errors import PoolkitError
+from poolkit._root_error import PoolkitError
 
 
 class TaskCancelled(PoolkitError, concurrent.futures.CancelledError):

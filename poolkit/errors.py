@@ -14,7 +14,7 @@
     └── PoolClosed           (RuntimeError)        used after shutdown, or in a forked child of the owner
 
 Every error is picklable: the message is its one positional argument, its facts are attributes.
-This file imports nothing of poolkit. Three that are also errors of the standard library's futures are made at their
+Three that are also errors of the standard library's futures are made at their
 first use (PEP 562), in `_cancelled.py` and `_broken.py`: importing `concurrent.futures` would cost each template
 process 10 ms, and `concurrent.futures.process`, which nobody needs before something breaks, everybody 30 ms.
 So nothing of poolkit imports the two that are `BrokenProcessPool` by name at its top: it says `errors.WorkerCrashed`
@@ -24,6 +24,8 @@ where it makes or catches one.
 from __future__ import annotations
 
 import pickle
+
+from poolkit._root_error import PoolkitError
 
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
@@ -46,17 +48,6 @@ __all__ = [
     "TaskTimeout",
     "WorkerCrashed",
 ]
-
-
-class PoolkitError(Exception):
-    """Root of the library's own errors."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by a call with the message, whatever `copyreg` was told: tblib makes exceptions without `__init__`.
-
-        That takes `MemoryError.__new__`, which CPython refuses to a class with another base before it.
-        """
-        return type(self), self.args, self.__dict__
 
 
 class TaskTimeout(PoolkitError, TimeoutError):

@@ -17,7 +17,7 @@ from poolkit._core.batch import BATCH_SECONDS, RunTimes, take_batch
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Action, Timers
-from poolkit._core.workforce import BUSY, DOOMED, KillReason, Worker, Workforce
+from poolkit._core.workforce import BUSY, DYING, KillReason, Worker, Workforce
 from poolkit.task import QUEUED, SENT, SETTLED
 
 STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it to who is idle
@@ -187,7 +187,7 @@ class Dispatcher:
 
     def reclaim(self, worker: Worker) -> None:
         """Take back what a worker has not claimed; it is queued again in its old place."""
-        if worker.state is DOOMED:
+        if worker.state is DYING:
             return  # it was taken back before
         worker.reclaiming = [], [], len(worker.sent)
         self._reclaim(worker, *worker.reclaiming)
@@ -215,7 +215,7 @@ class Dispatcher:
 
     def is_running(self, worker: Worker, task: AnyTask) -> bool:
         """After a reclaim: whether `task` is what the worker runs now. Only the last one it claimed can be."""
-        if worker.state is DOOMED or not worker.sent or worker.sent[-1] is not task:
+        if worker.state is DYING or not worker.sent or worker.sent[-1] is not task:
             return False
         return not self.workforce.status(worker.id).is_done(task)
 

@@ -9,7 +9,7 @@ Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 Ending a task that was sent, told in steps
   1. reclaim: each unclaimed task goes to exactly one side, so from here on the worker begins nothing more;
   2. the task is queued again: it never began, and is settled;
-  3. or it is the last one the worker claimed, and the board does not say that it is done: the worker is doomed;
+  3. or it is the last one the worker claimed, and the board does not say that it is done: the worker is killed;
   4. or it is done, and its outcome is on the way: nothing to stop.
 """
 

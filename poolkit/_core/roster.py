@@ -1,7 +1,7 @@
 """Roster: which workers exist, what each one is doing, and how many there should be.
 
 Guarantees: never more than `size` workers are busy, nor more than `size` that count (one that is leaving, stopping or
-doomed does not), nor are more started than make twice the size in all; a worker gets no more tasks than its limit; a
+dying does not), nor are more started than make twice the size in all; a worker gets no more tasks than its limit; a
 crash loop at boot backs off and is told.
 Owner of: each worker's `state`, `leave`, `replaced`, `counted`, `limit`, `tasks_done`, `kill_reason`.
 Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from poolkit._core import policy
 from poolkit._core.options import PoolLimits
 from poolkit._core.timers import Timers
-from poolkit._core.workforce import BUSY, DOOMED, IDLE, STARTING, STOPPING, KillReason, Worker, WorkerState, Workforce
+from poolkit._core.workforce import BUSY, DYING, IDLE, STARTING, STOPPING, KillReason, Worker, WorkerState, Workforce
 
 
 class Hiring(enum.IntEnum):
@@ -50,7 +50,7 @@ class Roster:
         self.idle: list[Worker] = []  # a stack: the worker that was busy last is the warmest
         self.size = limits.max_workers
         self.wanted = 0  # how many demand has called for; deaths are made good up to here
-        self.counted = 0  # workers that are neither leaving nor doomed
+        self.counted = 0  # workers that are neither leaving nor dying
         self.starting = 0  # workers in that state
         self.busy = 0  # workers in that state
         self.hiring = Hiring.FULL
@@ -228,10 +228,10 @@ class Roster:
 
     def kill(self, worker: Worker, kill_reason: KillReason, *, want_stack: bool) -> None:
         """Kill a worker, for one reason, once. It gets no more work and its place is free."""
-        if worker.state is DOOMED:
+        if worker.state is DYING:
             return
         worker.kill_reason = kill_reason
-        self._move(worker, DOOMED)
+        self._move(worker, DYING)
         self._uncount(worker)
         self.workforce.kill(worker.id, want_stack=want_stack)
 
@@ -244,7 +244,7 @@ class Roster:
         state = worker.state
         self._leave_state(worker)
         del self.workers[worker.id]
-        if state in (STOPPING, DOOMED):
+        if state in (STOPPING, DYING):
             return False
         if worker.counted:
             self.respawned += 1
@@ -330,7 +330,7 @@ class Roster:
                 self.workforce.start(worker.id)
             elif worker.state is STOPPING:
                 self.timers.add(now + policy.STOP_GRACE, self._kill_unresponsive, worker)
-            elif worker.state is DOOMED:
+            elif worker.state is DYING:
                 self._uncount(worker)
                 self.workforce.kill(worker.id, want_stack=False)
             worker.sent_count = worker.tasks_done + len(worker.sent)
@@ -342,7 +342,7 @@ class Roster:
     # ===== the counts =====
 
     def _move(self, worker: Worker, state: WorkerState) -> None:
-        """Move a worker that goes into STOPPING or DOOMED."""
+        """Move a worker that goes into STOPPING or DYING."""
         self._leave_state(worker)
         worker.state = state
 

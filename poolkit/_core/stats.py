@@ -48,7 +48,7 @@ class PoolStats:
     `timed_out` is among the failed ones.
 
     Attributes:
-        workers: number of workers by state: "starting", "idle", "busy", "stopping", "doomed".
+        workers: number of workers by state: "starting", "idle", "busy", "stopping", "dying".
         queued: accepted and not begun, those that wait for a retry included.
         running: begun and not done.
         submitted: accepted in all.
@@ -103,7 +103,7 @@ class WorkerInfo:
     Attributes:
         id: its number in the pool; never given twice.
         pid: its process id; of a thread its native thread id; None while it starts.
-        state: "starting", "idle", "busy", "stopping" or "doomed".
+        state: "starting", "idle", "busy", "stopping" or "dying".
         task: the task it runs, or None. It may have ended since.
         since: seconds since it began that task, or since it came into its state.
         tasks_done: how many tasks it has finished.

@@ -92,7 +92,7 @@ class WorkerState(enum.IntEnum):
 
     STARTING -> IDLE      it reported that it is ready and initialised
     IDLE     -> BUSY      tasks were sent              BUSY -> IDLE   nothing that was sent is unfinished or undropped
-    IDLE     -> STOPPING  asked to leave               any  -> DOOMED  killed, for its kill_reason
+    IDLE     -> STOPPING  asked to leave               any  -> DYING  killed, for its kill_reason
     any      -> removed   it died, was stopped or was abandoned
 
     Only the roster moves a worker from one to the next.
@@ -102,12 +102,12 @@ class WorkerState(enum.IntEnum):
     IDLE = 1
     BUSY = 2
     STOPPING = 3
-    DOOMED = 4
+    DYING = 4
 
 
 NAMES = 1024  # functions that are remembered of one worker
 
-STARTING, IDLE, BUSY, STOPPING, DOOMED = WorkerState  # see `poolkit/task.py`
+STARTING, IDLE, BUSY, STOPPING, DYING = WorkerState  # see `poolkit/task.py`
 
 
 @record(frozen=True)

@@ -11,17 +11,40 @@ import contextlib
 import copy
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from poolkit._child.chunk import run_chunk
 from poolkit._given import name_of
 from poolkit.decorator import plain_function
-from poolkit.testing.script import is_call_of
+from poolkit.testing.script import Arguments, is_call_of
 
 if TYPE_CHECKING:
     from poolkit._core.options import CallOptions
     from poolkit.outcome import Outcome
     from poolkit.task import Task
-    from poolkit.testing.workforce import FakeCall
+
+Function = Callable[..., Any]
+Whole = tuple[Function, tuple[Any, ...], dict[str, Any]]
+
+
+class FakeCall(NamedTuple):
+    """A call as a fake worker gets it: packed by the real codec, or the caller's own objects."""
+
+    fn: Function  # what a test knows it by: the caller's own function, of which pickling may make a copy
+    size: int  # how many calls it is: several for a chunk of `map`
+    load: Callable[[], Whole]  # gives what is called, anew each time if it was packed; raises as unpickling does
+    memories: Any = ()  # shared memory that the arguments refer to
+
+    def arguments(self) -> list[Arguments]:
+        """The arguments of each of its calls. Raises as `load`."""
+        return each_call(*self.load())
+
+
+def each_call(fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Arguments]:
+    """The arguments of each call that a task makes: several for a chunk of `map`."""
+    if fn is not run_chunk:
+        return [(args, kwargs)]
+    return [((tuple(item) if kwargs["starred"] else (item,)), {}) for item in args[1]]
 
 
 class Ending:

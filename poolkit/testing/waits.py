@@ -10,15 +10,24 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures._base import _AsCompletedWaiter, _Waiter
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from poolkit._locks import RLock
 from poolkit.errors import PoolkitError
 from poolkit.future import WaitTimeout
 from poolkit.task import Task
 
-if TYPE_CHECKING:
-    from poolkit.testing.driver import Driver
+
+class Driven(Protocol):
+    """A fake pool, as far as who waits for it is concerned; see `driver.py`."""
+
+    clock: Any  # its `Timeline`
+
+    def go_on(self, end: float) -> bool:
+        """Do the next thing before that virtual second; false when there is none."""
+
+    def accepting(self) -> contextlib.AbstractContextManager[None]:
+        """Only accept what is submitted meanwhile; it is run afterwards."""
 
 
 class Turn:
@@ -61,10 +70,10 @@ class DrivingEvent(threading.Event):
 
     def __init__(self, *, last: bool) -> None:
         super().__init__()
-        self.pools: list[Driver] = []
+        self.pools: list[Driven] = []
         self._last = last  # after a wait that was in vain comes no other
         self._made = time.monotonic()  # as `as_completed` tells the time, whoever has patched it
-        self._ends: dict[Driver, float] = {}
+        self._ends: dict[Driven, float] = {}
 
     def wait(self, timeout: float | None = None) -> bool:
         """Drive until it is set, for so many virtual seconds. Raises PoolkitError when it would never be."""
@@ -89,7 +98,7 @@ class DrivingEvent(threading.Event):
 class DrivingWaiters(list[_Waiter]):
     """Where `wait` and `as_completed` enlist with a task of a fake pool."""
 
-    def __init__(self, pool: Driver) -> None:
+    def __init__(self, pool: Driven) -> None:
         super().__init__()
         self.pool = weakref.ref(pool)  # a task that is kept does not keep the pool
 
@@ -111,7 +120,7 @@ class FakeTask(Task):  # type: ignore[type-arg]
     _waiting: DrivingWaiters
 
     @classmethod
-    def adopt(cls, task: Task[Any], pool: Driver) -> None:
+    def adopt(cls, task: Task[Any], pool: Driven) -> None:
         """Make it one, so that `concurrent.futures.wait` and `as_completed` drive the pool, too."""
         task.__class__ = cls
         task._waiting = DrivingWaiters(pool)  # noqa: SLF001 -- it is one now

@@ -14,9 +14,9 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 from poolkit._child.chunk import run_chunk
 from poolkit._child.coroutines import Coroutines, run_coroutine
@@ -29,25 +29,9 @@ from poolkit._wire.buffers import Found
 from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
-from poolkit.testing.calls import Timeline
-from poolkit.testing.script import CRASHES, HANGS, RAISES, RUNS, Arguments, Step, When, next_step
+from poolkit.testing.calls import FakeCall, Function, Timeline, Whole, each_call
+from poolkit.testing.script import CRASHES, HANGS, RAISES, RUNS, Step, When, next_step
 from poolkit.testing.waits import Turn
-
-Function = Callable[..., Any]
-Whole = tuple[Function, tuple[Any, ...], dict[str, Any]]
-
-
-class FakeCall(NamedTuple):
-    """A call as a fake worker gets it: packed by the real codec, or the caller's own objects."""
-
-    fn: Function  # what a test knows it by: the caller's own function, of which pickling may make a copy
-    size: int  # how many calls it is: several for a chunk of `map`
-    load: Callable[[], Whole]  # gives what is called, anew each time if it was packed; raises as unpickling does
-    memories: Any = ()  # shared memory that the arguments refer to
-
-    def arguments(self) -> list[Arguments]:
-        """The arguments of each of its calls. Raises as `load`."""
-        return each_call(*self.load())
 
 
 class FakeWorker:
@@ -274,13 +258,6 @@ class FakeWorkforce:
                 return thread.submit(contextvars.copy_context().run, run_lent, value).result()
 
         return run
-
-
-def each_call(fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Arguments]:
-    """The arguments of each call that a task makes: several for a chunk of `map`."""
-    if fn is not run_chunk:
-        return [(args, kwargs)]
-    return [((tuple(item) if kwargs["starred"] else (item,)), {}) for item in args[1]]
 
 
 def named(task: AnyTask) -> str:

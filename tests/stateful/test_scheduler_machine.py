@@ -265,9 +265,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 continue
             limit = task.options.timeout
             if limit is not None and now >= worker.status.since + max(limit, LOOK_AGAIN):
-                assert record.state is WorkerState.DOOMED, "it ran beyond its limit"
+                assert record.state is WorkerState.DYING, "it ran beyond its limit"
             if task.options.memory_limit is not None and worker.memory:
-                assert record.state is WorkerState.DOOMED or now < self.swollen[task] + CHECK_MEMORY_FAR, (
+                assert record.state is WorkerState.DYING or now < self.swollen[task] + CHECK_MEMORY_FAR, (
                     "it is too large"
                 )
         for task in self.tasks:
