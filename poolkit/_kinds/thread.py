@@ -12,6 +12,7 @@ Owner: the supervisor thread: `_dying`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import threading
 import traceback
@@ -19,6 +20,7 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import repeat, starmap
+from types import FrameType
 from typing import Any
 
 from poolkit import errors
@@ -304,9 +306,25 @@ class ThreadWorkforce(DrivenWorkforce):
             del task, value  # an exception's traceback holds this frame, and must not find itself or its task in it
 
 
+def current_frames() -> dict[int, FrameType]:
+    """Return what each thread of this process executes just now.
+
+    CPython up to 3.11 makes objects for that under a lock of the interpreter's list of threads: a collection that one
+    of them sets off may run a finalizer, another thread runs meanwhile, and if that starts or ends a thread, both wait
+    for ever. So there is no collection in between.
+    """
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()  # noqa: SLF001 -- faulthandler writes, and cannot return
+    finally:
+        if is_collecting:
+            gc.enable()
+
+
 def _stack_of(thread: threading.Thread | None) -> str:
     """The Python stack of a thread, most recent call first; poolkit's own frames left out."""
-    frame = sys._current_frames().get(thread.ident) if thread is not None and thread.ident is not None else None  # noqa: SLF001
+    frame = current_frames().get(thread.ident) if thread is not None and thread.ident is not None else None
     lines = []
     for entry in reversed(traceback.extract_stack(frame)) if frame is not None else ():
         if entry.filename.replace("\\", "/").endswith("/poolkit/_child/loop.py"):
