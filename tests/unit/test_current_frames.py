@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from support_scripts import run_script
 
 _LOOK_WHILE_THREADS_COME_AND_GO = """
