@@ -78,6 +78,8 @@ class Requests(Engine):
                     self._scheduler.submit(task, now)
                 elif accepted:
                     self._accept(task, error, now)
+                if accepted and waiter is not None:
+                    waiter.gone = True  # while it may still be among those who wait: see `waiters.py`
                 settled = self._decided()
             if settled or self.workforce.unstarted or self._waiters.waiting or self.callbacks.queue:
                 self._publish(settled)

@@ -5,6 +5,8 @@
 
 A woken waiter may be slow or may have given up, so no slot is reserved for it: the next event wakes the next waiter.
 One that finds the room taken, by somebody who does not wait, goes back to its old place, which its number tells.
+It is still among those who wait when it is accepted before it was taken out, and says so by `gone`: else the next
+event, for example the end of its own task, would wake it once more, and nobody the next.
 A waiter may give up at any moment, also in a signal handler or finalizer, without a lock: `gone` is set before it looks
 at `woken`, and `woken` before it is looked at `gone`, so one of the two wakes the next.
 How it waits is its own: a thread on a bare lock, which is all that an interrupt can leave behind, a coroutine on an

@@ -220,3 +220,40 @@ def test_the_links_can_be_read_while_a_template_process_is_started(monkeypatch: 
         assert is_free
         lock.release()
         assert task.result() == 1
+
+
+def test_a_waiter_that_has_its_place_is_not_woken_in_the_place_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where who has woken it has not taken it out yet, and its task, or another, is done."""
+    from poolkit._engine import engine
+
+    wake_each = engine.wake_each
+    woken, goes_on, releases = threading.Event(), threading.Event(), [threading.Event() for _ in range(3)]
+
+    def wake_and_be_slow(waiters: list[Waiter]) -> int:
+        count = wake_each(waiters)
+        if waiters and not woken.is_set():
+            woken.set()
+            assert goes_on.wait(WATCHDOG)
+        return count
+
+    with Pool(2, kind="thread", max_queue=1) as pool:
+        held = [pool.submit(release.wait, WATCHDOG) for release in releases[:2]]
+        wait_until(lambda: pool.stats().running == 2, "both run")
+        pool.submit(int)  # the queue is full
+        monkeypatch.setattr(engine, "wake_each", wake_and_be_slow)
+        submitters = [threading.Thread(target=pool.submit, args=(releases[2].wait, WATCHDOG)) for _ in range(2)]
+        for number, thread in enumerate(submitters, 1):
+            thread.start()
+            wait_until(lambda number=number: len(engine_of(pool)._waiters) == number, "it waits")  # type: ignore[misc]
+        releases[0].set()
+        assert woken.wait(WATCHDOG)  # by the thread of that worker, which does nothing else meanwhile
+        submitters[0].join(WATCHDOG)
+        releases[1].set()
+        submitters[1].join(WATCHDOG / 6)
+        was_woken = not submitters[1].is_alive()
+        goes_on.set()
+        releases[2].set()
+        if not was_woken:
+            pool.shutdown(kill=True, wait=False)
+        assert was_woken
+        assert [task.result() for task in held] == [True, True]
