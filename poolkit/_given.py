@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from types import CodeType, ModuleType
 from typing import Any
 
 from poolkit.errors import SerializationError
+
+LARGE = 1 << 20  # bytes; to copy as much takes less than half a millisecond
+MOST_LOOKED_AT = 32  # arguments, and what is in them
+
+_TEXT = frozenset({bytes, bytearray, str})
 
 
 def arguments(item: Iterable[Any]) -> tuple[Any, ...]:
@@ -20,6 +26,27 @@ def check_iterable(value: object, complaint: str) -> None:
     if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
         msg = f"{complaint} {value!r}"
         raise TypeError(msg)
+
+
+def has_large(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the arguments, or what lists, tuples and dicts among them begin with, take a while to be copied."""
+    values = [*args, *kwargs.values()]
+    for value in values:  # which gets longer meanwhile
+        kind, room = type(value), max(0, MOST_LOOKED_AT - len(values))
+        if kind is list or kind is tuple:
+            values += value[:room]
+        elif kind is dict:
+            values += itertools.islice(value.values(), room)
+        elif kind in _TEXT:
+            if len(value) > LARGE:
+                return True
+        elif hasattr(kind, "nbytes"):  # of its class, as some objects have an attribute of any name
+            try:
+                if value.nbytes > LARGE:
+                    return True
+            except Exception:  # noqa: BLE001, S112 -- what it is, pickling will tell
+                continue
+    return False
 
 
 def to_be_sent(fn: Any) -> Any:

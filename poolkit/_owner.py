@@ -1,10 +1,12 @@
-"""TaskOwner: what a task asks of the pool that accepted it; Arrivals: what may be waited for instead of one task."""
+"""TaskOwner: what a task asks of the pool that accepted it; Target: what may be waited for instead of a task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 class TaskOwner(Protocol):
@@ -26,22 +28,51 @@ class TaskOwner(Protocol):
         """What an event loop may watch and call to read results; see `poolkit/awaiting.py`."""
 
 
+class Target(Protocol[T_co]):
+    """What can be waited for."""
+
+    def done(self) -> bool:
+        """Whether there is nothing to wait for."""
+
+    def exception(self) -> BaseException | None:
+        """What `result` raises, once it is done. May raise it instead."""
+
+    def result(self) -> T_co:
+        """What the wait returns, once it is done."""
+
+    def cancel(self) -> object:
+        """The wait was cancelled. Does not block."""
+
+    def add_waker(self, waker: Callable[[Any], object], /) -> TaskOwner | None:
+        """Have `waker(self)` called once it is done, at once if it is, in any thread; maybe more than once.
+
+        Returns the pool that is to be read from meanwhile, if any.
+        """
+
+
 class Arrivals(SimpleQueue[None]):
-    """Rung when a chunk is done; for `TaskOwner.lead`, what is done when any of them is. One thread waits for it."""
+    """Rung when a chunk is done; for `TaskOwner.lead`, what is done when any of them is. One thread waits for it.
 
-    _waker: Callable[[], object] | None = None
+    Or one coroutine, as if for a task (`waiting.py`); cancelling that wait changes nothing.
+    """
 
-    def ring(self, _task: object) -> None:
+    owner: TaskOwner | None = None  # of the chunks
+    _waker: Callable[[Any], object] | None = None
+
+    def ring(self, _task: object = None) -> None:
         """Take a note, and wake who waits."""
         self.put(None)
         waker = self._waker
         if waker is not None:
-            waker()
+            waker(self)
 
-    def add_waker(self, waker: Callable[[], object]) -> object:
-        """Have `waker` called when it is rung; return None where it was."""
+    def add_waker(self, waker: Callable[[Any], object]) -> TaskOwner | None:
+        """Have `waker` called when it is rung, at once if it was; for the rest see `LazyFuture`."""
         self._waker = waker
-        return None if self.done() else self
+        if not self.done():  # since then: who rings sees the one or the other
+            return self.owner
+        waker(self)
+        return None
 
     def remove_done_callback(self, _waker: object) -> None:
         """Have nobody called any more."""
@@ -50,6 +81,15 @@ class Arrivals(SimpleQueue[None]):
     def done(self) -> bool:
         """Return True if it was rung since it was last cleared."""
         return not self.empty()
+
+    def exception(self) -> None:
+        """Return None: ringing is all that is waited for."""
+
+    result = exception
+
+    def cancel(self) -> None:
+        """Have nobody called any more."""
+        self._waker = None
 
     def clear(self) -> None:
         """Forget what was noted. For the one who waits."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-_Pair = tuple[asyncio.Future[Any], Future[Any]]
+from poolkit._owner import Target
 
 
 class Watched(Protocol):
@@ -44,14 +44,14 @@ class _Mailbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)  # the table of mailboxes must not keep it
-        self._settled: deque[_Pair] = deque()
+        self._settled: deque[tuple[asyncio.Future[Any], Target[Any]]] = deque()
         self._told = False
         self._reading = False  # the loop is just reading links, and empties the box afterwards
         self._watching: dict[Watched, int] = {}  # copies of their descriptors
         self._awaiting: dict[Watched, int] = {}  # how many tasks of each are awaited
         self._dropping = False
 
-    def put(self, waiting: asyncio.Future[Any], task: Future[Any]) -> None:
+    def put(self, waiting: asyncio.Future[Any], task: Target[Any]) -> None:
         """`task` is done; have `waiting` know."""
         self._settled.append((waiting, task))
         if not self._reading and not self._told:
@@ -86,7 +86,7 @@ class _Mailbox:
 
     # ===== watching links =====
 
-    def attend(self, pool: Watched, task: Future[Any]) -> None:
+    def attend(self, pool: Watched, task: Target[Any]) -> None:
         """One more task of `pool` is awaited."""
         count = self._awaiting[pool] = self._awaiting.get(pool, 0) + 1
         if count > 1:
@@ -165,10 +165,7 @@ class _Mailbox:
     __del__ = close
 
 
-def _hand_over(waiting: asyncio.Future[Any], task: Future[Any]) -> None:
-    if task.cancelled():
-        waiting.cancel()
-        return
+def _hand_over(waiting: asyncio.Future[Any], task: Target[Any]) -> None:
     try:
         error = task.exception()
         if error is None:
@@ -177,8 +174,10 @@ def _hand_over(waiting: asyncio.Future[Any], task: Future[Any]) -> None:
             raise RuntimeError(f"{task!r} raised StopIteration") from error
         else:
             waiting.set_exception(error)
-    except Exception as exc:  # noqa: BLE001 -- the others in the box must have their turn
+    except Exception as exc:  # noqa: BLE001 -- `TaskCancelled`, too; the others in the box must have their turn
         waiting.set_exception(exc)
+    finally:
+        del waiting, task  # what was raised here holds this frame
 
 
 class Scheduled:
@@ -226,7 +225,7 @@ _mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = wea
 
 
 def wait_for(
-    task: Future[Any], add_waker: Callable[[Callable[[Any], object]], Watched | None]
+    task: Target[Any], add_waker: Callable[[Callable[[Any], object]], Watched | None]
 ) -> Generator[Any, None, Any]:
     """Wait for `task` in a coroutine; cancelling the coroutine cancels it. For `add_waker` see `Task`."""
     loop = asyncio.get_running_loop()

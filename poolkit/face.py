@@ -6,8 +6,7 @@ them, and not before the template process is started.
 
 from __future__ import annotations
 
-import sys
-import threading
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -15,10 +14,12 @@ from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import poolkit
+from poolkit import waiting
 from poolkit._child.chunk import run_chunk
 from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
-from poolkit._given import arguments, check_iterable, code_of, name_of, note_the_place, to_be_sent
+from poolkit._given import arguments, check_iterable, code_of, has_large, name_of, note_the_place, to_be_sent
+from poolkit._owner import Arrivals
 from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
@@ -67,9 +68,16 @@ class Face(Executor):
     async def submit_async(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]:
         """Do the same as `submit`, but wait for room in the queue without blocking the event loop.
 
+        Large arguments are serialised in a thread: nobody must change them until it returns.
+
         Raises: what `submit` raises; QueueFull for `options(block=False)`, or in a callback.
         """
-        task, error = self._task(fn, args, kwargs, None)
+        if (args or kwargs) and has_large(args, kwargs) and not self._supervisor.workforce.by_reference:
+            name = f"poolkit-{self.name}-pack"
+            task, error = await waiting.run_in_thread(self._task, fn, args, kwargs, None, name=name)
+        else:
+            await waiting.checkpoint()
+            task, error = self._task(fn, args, kwargs, None)
         await self._submit_when_room(task, error)
         return task
 
@@ -77,19 +85,17 @@ class Face(Executor):
         self, task: poolkit.Task[Any], error: SerializationError | None, attempt: Callable[..., bool] | None = None
     ) -> None:
         """Submit a task once there is room; each time that it is tried, by `attempt`."""
-        import asyncio  # noqa: PLC0415 -- only where there is an event loop
+        from poolkit._engine.waiters import Waiter  # noqa: PLC0415 -- see the file's header
 
-        from poolkit._engine.waiters import Waiter  # noqa: PLC0415 -- see above
-
-        turn, loop = asyncio.Event(), asyncio.get_running_loop()
-        waiter = Waiter(lambda: loop.call_soon_threadsafe(turn.set))
+        turn, call = Arrivals(), waiting.caller()
+        waiter = Waiter(lambda: call(turn.ring))
 
         def submit() -> bool:
             return self._supervisor.submit(task, error, waiter)
 
         try:
             while not (submit() if attempt is None else attempt(task, submit)):
-                await turn.wait()
+                await waiting.wait_for(turn)
                 turn.clear()
         except BaseException:
             self._supervisor.stop_waiting(waiter)
@@ -233,7 +239,7 @@ class Face(Executor):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         """Finish the accepted work; after a Ctrl-C, stop it instead."""
-        interrupted = exc_type is not None and issubclass(exc_type, _interruptions())
+        interrupted = waiting.is_interruption(exc)
         try:
             self.shutdown(cancel_futures=interrupted, kill=interrupted)
         except KeyboardInterrupt:  # while it waited
@@ -248,27 +254,16 @@ class Face(Executor):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         """Do the same as `__exit__`, without blocking the event loop; when the body was cancelled, stop the work."""
-        from poolkit.outcome import Outcome  # noqa: PLC0415 -- see the file's header
-        from poolkit.task import Task  # noqa: PLC0415 -- see the file's header
-
-        stopped = exc_type is not None and issubclass(exc_type, _interruptions())
+        stopped = waiting.is_interruption(exc)
         self.shutdown(wait=False, cancel_futures=stopped, kill=stopped)
-        # A thread of its own: the loop's default executor may be full of calls that wait for this pool.
-        end: Task[None] = Task(None, "the end of the pool", None, None)
-
-        def finish() -> None:
-            outcome = Outcome(None, ok=True)
-            try:
-                self.shutdown()
-            except BaseException as failure:  # noqa: BLE001 -- raised below, or the loop would wait for ever
-                outcome = Outcome.failure(failure)
-            end.publish(outcome)
-
-        threading.Thread(target=finish, name=f"poolkit-{self.name}-exit", daemon=True).start()
+        name = f"poolkit-{self.name}-exit"
         try:
-            await end
-        except _interruptions():
+            with waiting.shield() if stopped else contextlib.nullcontext():
+                await waiting.run_in_thread(self.shutdown, name=name)
+        except waiting.interruptions():
             self.shutdown(wait=False, cancel_futures=True, kill=True)
+            with waiting.shield():
+                await waiting.run_in_thread(self.shutdown, name=name)
             raise
 
     def _task(
@@ -384,9 +379,3 @@ class PoolView(Face):
         plain = CallOptions().as_dict()
         changed = [f"{name}={value!r}" for name, value in self._options.as_dict().items() if value != plain[name]]
         return f"<poolkit.PoolView of {self._of.name!r} {' '.join(changed)}>"
-
-
-def _interruptions() -> tuple[type[BaseException], ...]:
-    """What ends a `with` block from outside: Ctrl-C, and the cancellation of the coroutine that it stands in."""
-    asyncio = sys.modules.get("asyncio")
-    return (KeyboardInterrupt,) if asyncio is None else (KeyboardInterrupt, asyncio.CancelledError)

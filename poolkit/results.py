@@ -20,10 +20,12 @@ All that can raise, raises inside one of those two, which a chain keeps; what fe
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
+from poolkit import waiting
 from poolkit._child.chunk import ChunkStopped
 from poolkit._clock import monotonic
 from poolkit._engine.feed import Feed, Submits
@@ -79,6 +81,7 @@ class Results(itertools.chain[T]):
     async def aclose(self) -> None:
         """The same as `close`, for `contextlib.aclosing`."""
         self._chunks.close()
+        await waiting.checkpoint()
 
     def __reduce__(self) -> NoReturn:
         """Refuse: results belong to the process that asked for them."""
@@ -129,7 +132,6 @@ class _Chunks(Feed[T]):
     ) -> None:
         """Take what `Feed` takes, too."""
         super().__init__(*args, **options)
-        self._wrapped: dict[Task[list[T]], Any] = {}  # chunks as futures of an event loop that waits for them
         self._clock = clock  # the pool's
         self._deadline = None if timeout is None else clock() + timeout
         self._timeout = timeout
@@ -157,34 +159,39 @@ class _Chunks(Feed[T]):
 
     async def wait_async(self) -> None:
         """Wait until something is at hand, without blocking the event loop. Raises StopAsyncIteration at the end."""
-        import asyncio  # noqa: PLC0415 -- only where there is an event loop
-
         self._begin()
-        if not self._ready:
+        try:
+            if sys.modules.get("trio") is not None:
+                await waiting.checkpoint()
+            if self._ready:
+                return
             if not self._tasks:
                 self._fill(wait=False)
                 while self._held and not self._tasks:
                     await self._submit_held()
-            if not self._tasks:
-                self._raise_error()
-                raise StopAsyncIteration
-            waiting = [self._wrap(task, asyncio) for task in self._candidates()]
-            try:
-                done, _ = await asyncio.wait(waiting, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
-            except asyncio.CancelledError:
-                self.close()
-                raise
-            if not done:
-                self._timed_out()
-            self._collect(wait=False)
+            if self._tasks:
+                await self._wait_for_one_async()
+        except BaseException:
+            self.close()
+            raise
+        if not self._tasks:
+            self._raise_error()
+            raise StopAsyncIteration
+        self._collect(wait=False)
 
-    def _wrap(self, task: Task[list[T]], asyncio: Any) -> Any:
-        """Return the chunk as a future of the running loop: the same each time, as it adds a callback to the chunk."""
-        future = self._wrapped.get(task)
-        if future is None or future.get_loop() is not asyncio.get_running_loop():
-            future = self._wrapped[task] = asyncio.wrap_future(task)
-            future.add_done_callback(_retrieve)  # one that was not awaited must not complain about its task
-        return future
+    async def _wait_for_one_async(self) -> None:
+        """Do what `_wait_for_one` does, in a coroutine."""
+        arrivals = self._arrivals
+        arrivals.clear()  # as in `_wait_for_any`
+        tasks = self._candidates()
+        if self._ordered:
+            arrivals.owner = tasks[0].add_waker(arrivals.ring)
+        is_late = False
+        while not any(task.done() for task in tasks):
+            if is_late:
+                self._timed_out()
+            is_late = not await waiting.wait_until(arrivals, self._left())
+            arrivals.clear()
 
     async def _submit_held(self) -> None:
         """Submit what there was no room for, when there is: the others' tasks fill the queue.
@@ -202,11 +209,7 @@ class _Chunks(Feed[T]):
                     self._add(task, held)
             return True
 
-        try:
-            await self._pool.submit_chunk_async(self._fn, held, attempt, starred=self._starred, late=self._late)
-        except BaseException:
-            self.close()
-            raise
+        await self._pool.submit_chunk_async(self._fn, held, attempt, starred=self._starred, late=self._late)
 
     def _begin(self) -> None:
         """Somebody reads. Unless it is driven, what was submitted need not be known by its items any more."""
@@ -258,14 +261,14 @@ class _Chunks(Feed[T]):
                 raise  # what a signal handler raised
 
     def _wait_for_any(self) -> None:
-        arrivals: Any = self._arrivals  # all that the owner asks is whether it is done
+        arrivals = self._arrivals  # all that the owner asks is whether it is done
         while True:
             arrivals.clear()  # before the look: each rings when it is done
             if any(task.done() for task in self._candidates()):
                 return
             try:
-                if self._owner is not None:
-                    self._owner.lead(arrivals, self._left())
+                if arrivals.owner is not None:
+                    arrivals.owner.lead(arrivals, self._left())
                 arrivals.get(timeout=self._left())
             except Exception:
                 self._end_at_timeout()
@@ -283,7 +286,6 @@ class _Chunks(Feed[T]):
             task, count = self._tasks[index]
             del self._tasks[index]
             self._taken -= count
-        self._wrapped.pop(task, None)
         try:
             try:
                 results = task.result()
@@ -312,10 +314,4 @@ class _Chunks(Feed[T]):
         """Cancel what has not been yielded, and take no more items. Idempotent; does not block."""
         super().close()
         deque(self._to_take, maxlen=0)  # nobody takes what is at hand
-        self._wrapped.clear()
         self._ready.clear()
-
-
-def _retrieve(future: Any) -> None:
-    if not future.cancelled():
-        future.exception()

@@ -1,4 +1,4 @@
-"""Task: the handle of one accepted call, a Future that can be awaited.
+"""Task: the handle of one accepted call, a Future that can be awaited, under asyncio and under trio.
 
 Fields in the task, and who may touch them:
   the handle      id, name, options, call ...   frozen after __init__, but for what the scheduler drops when it settles
@@ -9,9 +9,9 @@ Fields in the task, and who may touch them:
 from __future__ import annotations
 
 import enum
-from collections.abc import Generator
 from typing import Any, NoReturn, TypeVar
 
+from poolkit import waiting
 from poolkit._owner import TaskOwner
 from poolkit.future import CANCELLED, FINISHED, PENDING, LazyFuture
 from poolkit.outcome import Outcome
@@ -37,7 +37,7 @@ QUEUED, WAITING, SENT, SETTLED = TaskPhase  # to look a member up in its class t
 
 
 class Task(LazyFuture[T]):
-    """One accepted call: a `concurrent.futures.Future` that can also be awaited under asyncio.
+    """One accepted call: a `concurrent.futures.Future` that can also be awaited, under asyncio, trio and anyio.
 
     Thread-safe. Attributes set by the pool:
         id: number of the task in its pool, from 1.
@@ -141,11 +141,7 @@ class Task(LazyFuture[T]):
         error = self.exception()
         return True, False, None if error is not None else self.result(), error
 
-    def __await__(self) -> Generator[Any, None, T]:
-        """Wait under asyncio; cancelling the awaiting coroutine cancels the task."""
-        from poolkit import awaiting  # noqa: PLC0415 -- a worker half that never awaits should not pay for asyncio
-
-        return awaiting.wait_for(self, self.add_waker)
+    __await__ = waiting.begin  # one call less than by a method
 
     def has_failed(self) -> bool:
         """Tell whether it ended with an error, without unpickling what it gave."""

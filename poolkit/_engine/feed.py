@@ -23,7 +23,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from poolkit._child.chunk import ChunkStopped
 from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
-from poolkit._owner import Arrivals, TaskOwner
+from poolkit._owner import Arrivals
 from poolkit.errors import PoolClosed, PoolkitError, QueueFull, SerializationError
 from poolkit.task import Task
 
@@ -110,7 +110,6 @@ class Feed(Generic[T]):
         self._most = MOST_ITEMS if ordered else min(chunksize or MOST_CLAIMED, MOST_CLAIMED)
         self._workers = workers
         self._arrivals = Arrivals()  # where results come as they arrive
-        self._owner: TaskOwner | None = None  # then: of the chunks
         self._slots = workers * AHEAD
         self._bound = buffersize
         if buffersize is not None:
@@ -355,7 +354,7 @@ class Feed(Generic[T]):
             self._tasks.append((task, len(chunk)))
             self._taken += len(chunk)
         if not self._ordered:
-            self._owner = task.add_waker(self._arrivals.ring) or self._owner
+            self._arrivals.owner = task.add_waker(self._arrivals.ring) or self._arrivals.owner
         if self._sent is not None:
             self._sent.append((task, chunk))
         if self._rings:

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import support_functions as work
+from poolkit import TaskCancelled
 from support import WATCHDOG
 
 pytestmark = [pytest.mark.one_start_method, pytest.mark.needs("unattended")]
@@ -80,7 +81,7 @@ def test_a_pool_that_ends_while_a_loop_watches_it(make_pool, hold):
         waiting = asyncio.ensure_future(asyncio.wait_for(held.task, WATCHDOG))
         await asyncio.sleep(0)
         first.shutdown(kill=True)
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(TaskCancelled):
             await waiting
         return await asyncio.gather(*(second.submit(work.square, number) for number in range(20)))
 

@@ -7,7 +7,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import pytest
@@ -78,7 +78,7 @@ def test_an_exception_arrives_and_a_cancellation_goes_both_ways() -> None:
         cancelled = Waited()
         cancelled.cancel()
         cancelled.set_running_or_notify_cancel()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(CancelledError):
             await Awaitable(cancelled)
         pending = Waited()
         waiting = asyncio.ensure_future(value_of(pending))

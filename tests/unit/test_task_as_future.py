@@ -12,6 +12,7 @@ import weakref
 import pytest
 from unit.lonely_tasks import Owner, in_thread, new_task, value
 
+from poolkit import TaskCancelled
 from poolkit.outcome import CANCELLED, Outcome
 
 # ===== as a future of the standard library =====
@@ -66,7 +67,7 @@ def test_awaiting() -> None:
             await failed
         cancelled = new_task()
         cancelled.publish(CANCELLED)
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(TaskCancelled):
             await cancelled
 
     asyncio.run(main())
