@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+from _thread import get_ident
 from collections.abc import Callable, Sequence
 
 from poolkit import _os
@@ -61,6 +62,10 @@ def class_of(nbytes: int) -> int:
 
 
 _classes: dict[int, int] = {}  # one atomic operation at a time, from any thread
+
+
+# The threads that write without the interpreter's lock, which takes longer: an event loop has work for it meanwhile.
+writing_aside: set[int] = set()
 
 
 class Segment(Memory):
@@ -128,9 +133,13 @@ class Lease:
         segment = self.segment
         offset = HEADER + self.index * segment.block
         start, end = offset, offset + nbytes
+        aside = get_ident() in writing_aside
         for piece in pieces:
             size = len(piece)
-            segment.bytes[start : min(start + size, end)] = piece
+            if aside and start + size <= end:
+                _write_aside(segment.fd, piece, start)
+            else:
+                segment.bytes[start : min(start + size, end)] = piece
             start += size
         if start != end:
             msg = "what is written has changed its size"
@@ -141,6 +150,13 @@ class Lease:
         """End it."""
         if self.is_held:
             self.segment.held[self.index] = 0
+
+
+def _write_aside(fd: int, piece: Any, at: int) -> None:
+    with memoryview(piece) as view:
+        done = 0
+        while done < view.nbytes:
+            done += os.pwrite(fd, view[done:], at + done)
 
 
 def _first_free(alike: list[Segment]) -> tuple[Segment | None, int]:

@@ -9,7 +9,8 @@ import threading
 import pytest
 
 import support_functions as work
-from poolkit import QueueFull, TaskCancelled
+from poolkit import QueueFull, SerializationError, TaskCancelled
+from poolkit._given import LARGE
 from support_loops import LOOPS, call
 
 pytestmark = [pytest.mark.one_start_method, pytest.mark.needs("unattended")]
@@ -258,6 +259,71 @@ def test_submit_async_gives_a_task(pool, loop):
         return task.name, await task
 
     assert loop.run(main) == ("collect", ((1,), {"fn": 2}))
+
+
+class Noted:
+    """Notes in which threads it is pickled; then it is a number."""
+
+    def __init__(self, nbytes, before=lambda: None):
+        self._nbytes = nbytes
+        self._before = before
+        self.threads = []
+
+    @property
+    def nbytes(self):
+        return self._nbytes
+
+    def __reduce__(self):
+        self.threads.append(threading.get_ident())
+        self._before()
+        return int, ("3",)
+
+
+@pytest.mark.needs("by_value")
+def test_large_arguments_are_packed_in_a_thread_and_small_ones_in_the_loop(pool, loop):
+    large, small = Noted(LARGE + 1), Noted(LARGE)
+
+    async def main():
+        here = threading.get_ident()
+        tasks = [await pool.submit_async(work.square, large), await pool.submit_async(work.identity, {"a": [small]})]
+        assert here not in large.threads
+        assert {here} == set(small.threads)
+        return [await task for task in tasks]
+
+    assert loop.run(main) == [9, {"a": [3]}]
+
+
+@pytest.mark.needs("by_value")
+def test_what_cannot_be_packed_in_a_thread_is_the_error_of_its_task(pool, loop):
+    def fail():
+        raise RuntimeError("cannot be copied")
+
+    async def main():
+        task = await pool.submit_async(work.identity, Noted(LARGE + 1, fail))
+        with pytest.raises(SerializationError, match="cannot be copied"):
+            await task
+
+    loop.run(main)
+
+
+@pytest.mark.needs("by_value", "background")
+def test_what_was_being_packed_for_who_gave_up_is_not_submitted(pool, loop):
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def wait():
+        arrived.set()
+        go_on.wait()
+
+    async def main():
+        large = Noted(LARGE + 1, wait)
+        try:
+            await loop.cancel(lambda: pool.submit_async(work.identity, large), arrived.wait)
+        finally:
+            go_on.set()
+
+    loop.run(main)
+    assert pool.submit(work.add, 1, 2).result() == 3
+    assert pool.stats().submitted == 1
 
 
 @pytest.mark.needs("background")

@@ -106,6 +106,24 @@ def test_a_block_is_free_when_neither_its_lease_nor_a_reader_is_left(arena: Aren
         assert place(take(arena, 70_000)) == at
 
 
+@pytest.mark.parametrize("aside", [False, True])
+def test_what_is_written_stands_in_the_block_in_one_piece(arena: Arena, aside: bool) -> None:
+    """With the interpreter's lock or without."""
+    pieces = [os.urandom(3), memoryview(bytearray(os.urandom(3 * MIB))), b"", os.urandom(100_000)]
+    nbytes = sum(map(len, pieces))
+    lease = take(arena, nbytes)
+    if aside:
+        arenas.writing_aside.add(threading.get_ident())
+    try:
+        offset = lease.write(pieces, nbytes)
+        for too_many in (nbytes - 1, nbytes + 1):
+            with pytest.raises(ValueError, match="size|structures"):
+                take(arena, nbytes).write(pieces, too_many)
+    finally:
+        arenas.writing_aside.clear()
+    assert lease.segment.bytes[offset : offset + nbytes] == b"".join(pieces)
+
+
 def test_what_was_transferred_is_freed_by_its_reader_alone(arena: Arena) -> None:
     lease = take(arena, 70_000)
     OutOfBand([lease], (), b"", [], 0).transfer()
