@@ -205,8 +205,13 @@ def _joblib(workers: int) -> Contender:
     return JoblibContender(joblib.Parallel(n_jobs=workers))
 
 
+def _trio_parallel(_workers: int) -> Contender:
+    return Contender(None)  # its workers belong to a run of trio, see `awaiting.py`
+
+
 ENTRIES = {
     "poolkit": Entry("poolkit", "poolkit", "poolkit", _poolkit),
+    "poolkit-asyncio": Entry("poolkit, asyncio", "poolkit", "poolkit", _poolkit),
     "poolkit-thread": Entry("poolkit, threads", "poolkit", "poolkit", lambda workers: _poolkit(workers, "thread")),
     "ppe-fork": Entry("ProcessPoolExecutor, fork", "PPE", "concurrent.futures", _executor("fork")),
     "ppe-spawn": Entry("ProcessPoolExecutor, spawn", "PPE spawn", "concurrent.futures", _executor("spawn")),
@@ -223,6 +228,7 @@ ENTRIES = {
     "loky": Entry("loky", "loky", "loky", _loky),
     "mpire": Entry("mpire.WorkerPool", "mpire", "mpire", _mpire),
     "joblib": Entry("joblib.Parallel", "joblib", "joblib", _joblib),
+    "trio-parallel": Entry("trio-parallel", "trio-parallel", "trio_parallel", _trio_parallel),
 }
 MACHINE = "machine"
 

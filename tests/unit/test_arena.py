@@ -117,7 +117,7 @@ def test_what_is_written_stands_in_the_block_in_one_piece(arena: Arena, aside: b
     try:
         offset = lease.write(pieces, nbytes)
         for too_many in (nbytes - 1, nbytes + 1):
-            with pytest.raises(ValueError, match="size|structures"):
+            with pytest.raises(ValueError, match=r"size|structures"):
                 take(arena, nbytes).write(pieces, too_many)
     finally:
         arenas.writing_aside.clear()
