@@ -64,7 +64,7 @@ def run(script: Path, *arguments: str, where: Path) -> str:
 @pytest.mark.parametrize("page", SNIPPET_PAGES, ids=lambda page: page.name)
 def test_snippets_of_a_page_run_and_print_what_it_says(page: Path, tmp_path: Path) -> None:
     source = script_of(page.read_text())
-    script = tmp_path / f"{page.stem}.py"
+    script = tmp_path / f"page_{page.stem}.py"  # no name of a module
     script.write_text(source)
     printed = run(script, where=tmp_path)
     assert printed.splitlines() == OUTPUT.findall(source)

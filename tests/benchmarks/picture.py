@@ -25,6 +25,8 @@ _COLOURS = {
     "loky": "#cf5f9b",
     "mpire": "#8c8430",
     "joblib": "#cc5252",
+    "trio-parallel": "#5f7f8f",
+    "poolkit-asyncio": "#a3a300",
 }
 _WIDTH, _LEFT, _RIGHT = 980, 370, 70  # in all; for the names; for the ratios
 _LINE, _BAR, _DOT = 20, 10, 3.5
