@@ -46,14 +46,17 @@ async def others(pool, gate):
     assert await asyncio.shield(pool.submit(abs, -1)) == 1
     assert await asyncio.wait_for(pool.submit(abs, -1), 30) == 1
     slow = pool.submit(gate)
+    awaited = asyncio.ensure_future(slow)
     try:
-        await asyncio.wait_for(asyncio.shield(slow), 0.05)
+        await asyncio.wait_for(asyncio.shield(awaited), 0.05)
     except asyncio.TimeoutError:
         assert not slow.done()
     try:
         await asyncio.wait_for(slow, 0.05)
     except asyncio.TimeoutError:
         assert slow.cancelled()
+    [error] = await asyncio.gather(awaited, return_exceptions=True)  # it was cancelled, and not who awaits it
+    assert type(error) is poolkit.TaskCancelled
     loop = asyncio.get_running_loop()
     assert await loop.run_in_executor(pool, functools.partial(abs, -1)) == 1
     assert await asyncio.wrap_future(pool.submit(abs, -1)) == 1
