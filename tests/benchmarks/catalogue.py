@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import account, arrays, awaiting, calls, failing, holding, starting
+from benchmarks import account, arrays, awaiting, calls, failing, holding, serving, starting
 
 MEASURES = {
     measure.name: measure
@@ -10,6 +10,7 @@ MEASURES = {
         *calls.MEASURES,
         *account.MEASURES,
         *awaiting.MEASURES,
+        *serving.MEASURES,
         *arrays.MEASURES,
         *starting.MEASURES,
         *holding.MEASURES,

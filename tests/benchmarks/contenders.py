@@ -205,8 +205,8 @@ def _joblib(workers: int) -> Contender:
     return JoblibContender(joblib.Parallel(n_jobs=workers))
 
 
-def _trio_parallel(_workers: int) -> Contender:
-    return Contender(None)  # its workers belong to a run of trio, see `awaiting.py`
+def _no_pool(_workers: int) -> Contender:
+    return Contender(None)  # what it works with belongs to an event loop: see `awaiting.py` and `serving.py`
 
 
 ENTRIES = {
@@ -228,7 +228,9 @@ ENTRIES = {
     "loky": Entry("loky", "loky", "loky", _loky),
     "mpire": Entry("mpire.WorkerPool", "mpire", "mpire", _mpire),
     "joblib": Entry("joblib.Parallel", "joblib", "joblib", _joblib),
-    "trio-parallel": Entry("trio-parallel", "trio-parallel", "trio_parallel", _trio_parallel),
+    "starlette": Entry("Starlette's threads", "Starlette", "starlette", _no_pool),
+    "in-loop": Entry("in the loop itself", "loop", "starlette", _no_pool),
+    "trio-parallel": Entry("trio-parallel", "trio-parallel", "trio_parallel", _no_pool),
 }
 MACHINE = "machine"
 

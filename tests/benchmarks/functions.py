@@ -41,6 +41,18 @@ def look(shared: Any) -> None:
     assert shared.array.size
 
 
+def thumbnail(picture: bytes) -> bytes:
+    """Make a small JPEG of a picture."""
+    import io
+
+    from PIL import Image
+
+    made = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as image:
+        image.convert("RGB").resize((128, 128)).save(made, "JPEG")
+    return made.getvalue()
+
+
 def nap(seconds: float) -> None:
     """Take that long, without a CPU."""
     time.sleep(seconds)

@@ -26,6 +26,8 @@ _COLOURS = {
     "mpire": "#8c8430",
     "joblib": "#cc5252",
     "trio-parallel": "#5f7f8f",
+    "starlette": "#7b5ea7",
+    "in-loop": "#a05a2c",
     "poolkit-asyncio": "#a3a300",
 }
 _WIDTH, _LEFT, _RIGHT = 980, 370, 70  # in all; for the names; for the ratios
