@@ -38,9 +38,13 @@ def begin(target: Target[T]) -> Generator[Any, None, T]:
     return awaiting.wait_for(target, target.add_waker)
 
 
-@types.coroutine
-def wait_for(target: Target[T]) -> Generator[Any, None, T]:
+async def wait_for(target: Target[T]) -> T:
     """Wait for `target`, and return its result."""
+    return await _wait_for(target)
+
+
+@types.coroutine
+def _wait_for(target: Target[T]) -> Generator[Any, None, T]:
     return (yield from begin(target))
 
 
