@@ -211,7 +211,7 @@ def _no_pool(_workers: int) -> Contender:
 
 ENTRIES = {
     "poolkit": Entry("poolkit", "poolkit", "poolkit", _poolkit),
-    "poolkit-asyncio": Entry("poolkit, asyncio", "poolkit", "poolkit", _poolkit),
+    "poolkit-asyncio": Entry("poolkit, asyncio", "poolkit, asyncio", "poolkit", _poolkit),
     "poolkit-thread": Entry("poolkit, threads", "poolkit", "poolkit", lambda workers: _poolkit(workers, "thread")),
     "ppe-fork": Entry("ProcessPoolExecutor, fork", "PPE", "concurrent.futures", _executor("fork")),
     "ppe-spawn": Entry("ProcessPoolExecutor, spawn", "PPE spawn", "concurrent.futures", _executor("spawn")),
