@@ -7,7 +7,6 @@ them, and not before the template process is started.
 from __future__ import annotations
 
 import contextlib
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -82,22 +81,12 @@ class Face(Executor):
     ) -> tuple[poolkit.Task[T], SerializationError | None]:
         """Do what `_task` does; what is large is serialised in a thread, without blocking the event loop."""
         if (args or kwargs) and has_large(args, kwargs) and not self._supervisor.workforce.by_reference:
+            from poolkit._memory.arena import write_aside  # noqa: PLC0415 -- see the file's header
+
             name = f"poolkit-{self.name}-pack"
-            return await waiting.run_in_thread(self._task_aside, fn, args, kwargs, name=name)
+            return await waiting.run_in_thread(write_aside, self._task, fn, args, kwargs, None, name=name)
         await waiting.checkpoint()
         return self._task(fn, args, kwargs, None)
-
-    def _task_aside(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[poolkit.Task[T], SerializationError | None]:
-        from poolkit._memory.arena import writing_aside  # noqa: PLC0415 -- see the file's header
-
-        thread = threading.get_ident()
-        writing_aside.add(thread)
-        try:
-            return self._task(fn, args, kwargs, None)
-        finally:
-            writing_aside.discard(thread)
 
     async def _submit_when_room(
         self, task: poolkit.Task[Any], error: SerializationError | None, attempt: Callable[..., bool] | None = None

@@ -64,8 +64,17 @@ def class_of(nbytes: int) -> int:
 _classes: dict[int, int] = {}  # one atomic operation at a time, from any thread
 
 
-# The threads that write without the interpreter's lock, which takes longer: an event loop has work for it meanwhile.
-writing_aside: set[int] = set()
+_writing_aside: set[int] = set()  # threads
+
+
+def write_aside(fn: Callable[..., Any], *args: Any) -> Any:
+    """Call `fn`; it writes without the interpreter's lock, which takes longer, as an event loop has work meanwhile."""
+    thread = get_ident()
+    _writing_aside.add(thread)
+    try:
+        return fn(*args)
+    finally:
+        _writing_aside.discard(thread)
 
 
 class Segment(Memory):
@@ -133,11 +142,11 @@ class Lease:
         segment = self.segment
         offset = HEADER + self.index * segment.block
         start, end = offset, offset + nbytes
-        aside = get_ident() in writing_aside
+        aside = get_ident() in _writing_aside
         for piece in pieces:
             size = len(piece)
             if aside and start + size <= end:
-                _write_aside(segment.fd, piece, start)
+                _put(segment.fd, piece, start)
             else:
                 segment.bytes[start : min(start + size, end)] = piece
             start += size
@@ -152,7 +161,7 @@ class Lease:
             self.segment.held[self.index] = 0
 
 
-def _write_aside(fd: int, piece: Any, at: int) -> None:
+def _put(fd: int, piece: Any, at: int) -> None:
     with memoryview(piece) as view:
         done = 0
         while done < view.nbytes:

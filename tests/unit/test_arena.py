@@ -112,15 +112,12 @@ def test_what_is_written_stands_in_the_block_in_one_piece(arena: Arena, aside: b
     pieces = [os.urandom(3), memoryview(bytearray(os.urandom(3 * MIB))), b"", os.urandom(100_000)]
     nbytes = sum(map(len, pieces))
     lease = take(arena, nbytes)
-    if aside:
-        arenas.writing_aside.add(threading.get_ident())
-    try:
-        offset = lease.write(pieces, nbytes)
-        for too_many in (nbytes - 1, nbytes + 1):
-            with pytest.raises(ValueError, match=r"size|structures"):
-                take(arena, nbytes).write(pieces, too_many)
-    finally:
-        arenas.writing_aside.clear()
+    call = arenas.write_aside if aside else lambda fn, *args: fn(*args)
+    offset = call(lease.write, pieces, nbytes)
+    for too_many in (nbytes - 1, nbytes + 1):
+        with pytest.raises(ValueError, match=r"size|structures"):
+            call(take(arena, nbytes).write, pieces, too_many)
+    assert not arenas._writing_aside
     assert lease.segment.bytes[offset : offset + nbytes] == b"".join(pieces)
 
 
