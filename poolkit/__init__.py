@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
     from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
+    from poolkit.bars import progress
     from poolkit.broadcast import Shared
     from poolkit.context import TaskContext, current_task
-    from poolkit.decorator import Offloaded, default_pool, offload, set_default_pool, use_pool
+    from poolkit.decorator import Offloaded, OffloadedStream, default_pool, offload, set_default_pool, use_pool
     from poolkit.errors import (
         DeadlineExceeded,
         InitializerFailed,
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
         TaskTimeout,
         WorkerCrashed,
     )
+    from poolkit.exchange import Messages
     from poolkit.face import PoolView
     from poolkit.pool import Pool
     from poolkit.results import Results
     from poolkit.shared import SharedArray, SharedBuffer
-    from poolkit.task import Task
+    from poolkit.stream import Stream
+    from poolkit.task import Progress, Task
 
 
 __version__ = "0.1.0"
@@ -41,14 +44,17 @@ __version__ = "0.1.0"
 _HOMES = {  # of what is no error
     "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
     "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
-    "poolkit.decorator": ("Offloaded", "default_pool", "offload", "set_default_pool", "use_pool"),
+    "poolkit.decorator": ("Offloaded", "OffloadedStream", "default_pool", "offload", "set_default_pool", "use_pool"),
+    "poolkit.exchange": ("Messages",),
     "poolkit.face": ("PoolView",),
     "poolkit.pool": ("Pool",),
     "poolkit.results": ("Results",),
+    "poolkit.bars": ("progress",),
     "poolkit.broadcast": ("Shared",),
+    "poolkit.stream": ("Stream",),
     "poolkit.shared": ("SharedArray", "SharedBuffer"),
     "poolkit.context": ("TaskContext", "current_task"),
-    "poolkit.task": ("Task",),
+    "poolkit.task": ("Progress", "Task"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -57,12 +63,15 @@ __all__ = [
     "HistogramSnapshot",
     "InitializerFailed",
     "MemoryLimitExceeded",
+    "Messages",
     "Offloaded",
+    "OffloadedStream",
     "Pool",
     "PoolClosed",
     "PoolStats",
     "PoolView",
     "PoolkitError",
+    "Progress",
     "QueueFull",
     "QueueTimeout",
     "RemoteError",
@@ -71,6 +80,7 @@ __all__ = [
     "Shared",
     "SharedArray",
     "SharedBuffer",
+    "Stream",
     "Task",
     "TaskCancelled",
     "TaskContext",
@@ -85,6 +95,7 @@ __all__ = [
     "current_task",
     "default_pool",
     "offload",
+    "progress",
     "set_default_pool",
     "use_pool",
 ]

@@ -18,8 +18,17 @@ class TaskOwner(Protocol):
     def has_begun(self, task: Any) -> bool:
         """Tell whether a worker has begun to run `task`."""
 
+    def note_progress(self, task: Any) -> None:
+        """Set `reported` to what the running `task` has reported last, if there is something."""
+
     def lead(self, task: Any, timeout: float | None) -> None:
         """Read results, for at most `timeout` seconds, until `task` has its own. May return at any moment. Blocks."""
+
+    def send(self, task: Any, message: object) -> bool:
+        """Send `task` a message; False when it is done."""
+
+    def deliver(self, exchange: Any, entry: Any) -> None:
+        """Have the callback for messages called."""
 
     def end_lease(self) -> None:
         """See to it that outcomes are published without anybody leading."""

@@ -12,23 +12,22 @@ import importlib
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
+from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
-from poolkit._child.chunk import run_chunk
-from poolkit._child.loop import run_here
 from poolkit._core.options import UNSET, CallOptions
-from poolkit._engine.feed import Attempt
 from poolkit._kinds.settings import KINDS
 from poolkit._locks import RLock
 from poolkit._wire.modules import MAIN
 from poolkit.context import current_task
 from poolkit.face import PoolView
-from poolkit.outcome import Outcome
+from poolkit.in_place import Here, run_in_place
 from poolkit.pool import Pool
 from poolkit.results import Results
-from poolkit.task import Task, settled_task
+from poolkit.stream import Stream, stream_here
+from poolkit.task import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -154,7 +153,7 @@ class Offloaded(Generic[P, T]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """Submit a call; blocks and raises as `Pool.submit` does."""
         if current_task() is not None:
-            return _run_in_place(self._given.get("name") or self.__qualname__, self._fn, args, kwargs)
+            return run_in_place(self._given.get("name") or self.__qualname__, self._fn, args, kwargs)
         return self._pool().submit(self._poolkit_sent(), *args, **kwargs)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -168,11 +167,12 @@ class Offloaded(Generic[P, T]):
         chunksize: int | None = None,
         buffersize: int | None = None,
         ordered: bool = True,
+        progress: bool | str | Callable[..., Any] = False,
     ) -> Results[T]:
-        """Call it for the items of the iterables, as `Pool.map` does; inside a worker, one after the other."""
+        """Call it for the items of the iterables, as `Pool.map` does; inside a worker, one by one, without a bar."""
         if current_task() is not None:
             return Results(
-                _Here(self.__qualname__),
+                Here(self.__qualname__),
                 self._fn,
                 zip(*iterables),  # noqa: B905 -- the shortest ends it, as with the built-in map
                 name=self.__qualname__,
@@ -190,18 +190,19 @@ class Offloaded(Generic[P, T]):
             chunksize=chunksize,
             buffersize=buffersize,
             ordered=ordered,
+            progress=progress,
         )
 
     def options(self, **given: Any) -> Offloaded[P, T]:
         """The same function with other options, as for `Pool.options`."""
-        return Offloaded(self._fn, self._kind, self._target, {**self._given, **given})
+        return type(self)(self._fn, self._kind, self._target, {**self._given, **given})
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind to an instance, or to the class for a class method, as functions do."""
         bound = self._fn.__get__(instance, owner) if hasattr(self._fn, "__get__") else self._fn
         if bound is self._fn:
             return self
-        return Offloaded(bound, self._kind, self._target, self._given)
+        return type(self)(bound, self._kind, self._target, self._given)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle by name where the name leads here, else by value."""
@@ -213,7 +214,7 @@ class Offloaded(Generic[P, T]):
         method = self._method()
         if method is not None:
             return _get_method, (*method, self._given)
-        return Offloaded, (self._fn, self._kind, None, self._given)
+        return type(self), (self._fn, self._kind, None, self._given)
 
     def __repr__(self) -> str:
         """Show the function."""
@@ -245,6 +246,31 @@ class Offloaded(Generic[P, T]):
         return (owner, name) if owner is not None and isinstance(getattr(owner, name, None), Offloaded) else None
 
 
+class OffloadedStream(Offloaded[P, T]):
+    """A generator function whose calls run on a pool and return a `Stream`. Made by `@offload`.
+
+    Inside a worker a call runs in place, an item when it is taken. `.local` is the plain generator.
+    """
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stream[T]:  # type: ignore[override]
+        """Begin a stream; blocks and raises as `Pool.stream` does."""
+        if current_task() is not None:
+            return stream_here(self._given.get("name") or self.__qualname__, self._fn, args, kwargs)
+        sent: Any = self._poolkit_sent()
+        return self._pool().stream(sent, *args, **kwargs)
+
+    def map(self, *_iterables: Any, **_options: Any) -> NoReturn:
+        """Refuse: there is one stream for each call."""
+        msg = f"{self!r} is a generator function: map() takes functions that return one value; begin streams instead"
+        raise TypeError(msg)
+
+
+def _yields(function: Any) -> bool:
+    """Whether this is a generator function, or an asynchronous one, also of a class."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return code is not None and bool(code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR))
+
+
 class _Sent(functools.partial[Any]):
     """A call under the name of the function that the user knows."""
 
@@ -270,35 +296,6 @@ def _call_method(owner: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     return getattr(owner, name).local(*args, **kwargs)
 
 
-def _run_in_place(name: str, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task[T]:
-    """Run a call at once: inside a worker, waiting for other workers could wait for ever."""
-    ok, value = run_here(fn, args, kwargs)
-    return settled_task(name, Outcome(value, ok=ok))
-
-
-class _Here:
-    """Runs the chunks of a `map` in place; the rest of one that nobody reads, when it is dropped."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def submit_chunk(
-        self, fn: Callable[..., Any], items: list[Any], *, starred: bool, block: bool | None, late: bool
-    ) -> Task[list[Any]]:
-        """Run `fn` for each item."""
-        del block, late
-        return _run_in_place(self._name, run_chunk, (fn, items), {"starred": starred})
-
-    async def submit_chunk_async(
-        self, fn: Callable[..., Any], items: list[Any], attempt: Attempt, *, starred: bool, late: bool
-    ) -> None:
-        """Run `fn` for each item."""
-        attempt(self.submit_chunk(fn, items, starred=starred, block=None, late=late), lambda: True)
-
-    def cancel_soon(self, task: Task[Any]) -> None:
-        """Nothing is pending."""
-
-
 def _again(module: str, name: str, given: dict[str, Any]) -> Any:
     """Unpickle: a function that is found by its name, with other options, or made anew each time it is looked up."""
     return operator.attrgetter(name)(importlib.import_module(module)).options(**given)
@@ -317,6 +314,16 @@ def _named(offloaded: Offloaded[Any, Any]) -> Offloaded[Any, Any] | None:
 
 
 @overload
+def offload(fn: Callable[P, Generator[T, Any, Any]], /) -> OffloadedStream[P, T]: ...
+@overload
+def offload(fn: Callable[P, AsyncGenerator[T, Any]], /) -> OffloadedStream[P, T]: ...
+@overload
+def offload(fn: Callable[P, Iterator[T]], /) -> OffloadedStream[P, T]: ...
+@overload
+def offload(fn: Callable[P, AsyncIterator[T]], /) -> OffloadedStream[P, T]: ...
+@overload
+def offload(fn: Callable[P, Coroutine[Any, Any, T]], /) -> Offloaded[P, T]: ...
+@overload
 def offload(fn: Callable[P, T], /) -> Offloaded[P, T]: ...
 @overload
 def offload(
@@ -330,6 +337,7 @@ def offload(
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = ...,
     block: bool = ...,
     name: str | None = ...,
+    buffersize: int | None = ...,
     kind: str = ...,
     pool: Pool | PoolView | None = ...,
 ) -> Callable[[Callable[P, T]], Offloaded[P, T]]: ...
@@ -346,10 +354,11 @@ def offload(  # noqa: PLR0913 -- the contract
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
     block: bool = UNSET,
     name: str | None = UNSET,
+    buffersize: int | None = UNSET,
     kind: str = "process",
     pool: Pool | PoolView | None = None,
 ) -> Any:
-    """Make the calls of a function run on a pool, and return a `Task`.
+    """Make the calls of a function run on a pool, and return a `Task`; those of a generator function, a `Stream`.
 
     They run on `pool`, else on the innermost `with use_pool(pool):`, else on the default pool of `kind`. The options
     are those of `Pool.options`. The decorated function keeps `.local(...)`, which runs here, `.map(...)` and
@@ -364,6 +373,6 @@ def offload(  # noqa: PLR0913 -- the contract
         if not callable(function) and not isinstance(function, (classmethod, staticmethod)):
             msg = f"offload decorates functions, was given {function!r}"
             raise TypeError(msg)
-        return Offloaded(function, kind, pool, given)
+        return (OffloadedStream if _yields(function) else Offloaded)(function, kind, pool, given)
 
     return decorate if fn is None else decorate(fn)

@@ -6,12 +6,10 @@ them, and not before the template process is started.
 
 from __future__ import annotations
 
-import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
-from types import FunctionType, TracebackType
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
+from types import FunctionType
+from typing import Any, ParamSpec, TypeVar, overload
 
 import poolkit
 from poolkit import waiting
@@ -20,6 +18,7 @@ from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
 from poolkit._given import arguments, check_iterable, code_of, has_large, name_of, note_the_place, to_be_sent
 from poolkit._owner import Arrivals
+from poolkit.ending import Ending
 from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-SomeFace = TypeVar("SomeFace", bound="Face")  # typing.Self is not in CPython 3.10
 
 
-class Face(Executor):
+class Face(Ending):
     """What a pool and a view of it have in common: submitting calls. `_options` are the defaults of its calls."""
 
     name: str
@@ -72,21 +70,23 @@ class Face(Executor):
 
         Raises: what `submit` raises; QueueFull for `options(block=False)`, or in a callback.
         """
-        task, error = await self._task_async(fn, args, kwargs)
+        if self._is_large(args, kwargs):
+            task, error = await self._aside(self._task, fn, args, kwargs, None)
+        else:
+            await waiting.checkpoint()
+            task, error = self._task(fn, args, kwargs, None)
         await self._submit_when_room(task, error)
         return task
 
-    async def _task_async(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[poolkit.Task[T], SerializationError | None]:
-        """Do what `_task` does; what is large is serialised in a thread, without blocking the event loop."""
-        if (args or kwargs) and has_large(args, kwargs) and not self._supervisor.workforce.by_reference:
-            from poolkit._memory.arena import write_aside  # noqa: PLC0415 -- see the file's header
+    def _is_large(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether it would block an event loop for long to serialise these arguments."""
+        return bool(args or kwargs) and not self._supervisor.workforce.by_reference and has_large(args, kwargs)
 
-            name = f"poolkit-{self.name}-pack"
-            return await waiting.run_in_thread(write_aside, self._task, fn, args, kwargs, None, name=name)
-        await waiting.checkpoint()
-        return self._task(fn, args, kwargs, None)
+    async def _aside(self, make: Callable[..., T], *args: Any) -> T:
+        """Serialise in a thread what is large, without blocking the event loop."""
+        from poolkit._memory.arena import write_aside  # noqa: PLC0415 -- see the file's header
+
+        return await waiting.run_in_thread(write_aside, make, *args, name=f"poolkit-{self.name}-pack")
 
     async def _submit_when_room(
         self, task: poolkit.Task[Any], error: SerializationError | None, attempt: Callable[..., bool] | None = None
@@ -108,6 +108,57 @@ class Face(Executor):
             self._supervisor.stop_waiting(waiter)
             raise
 
+    @overload
+    def stream(self, fn: Callable[P, AsyncIterable[T]], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[T]: ...
+    @overload
+    def stream(self, fn: Callable[P, Iterable[T]], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[T]: ...
+    def stream(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[Any]:
+        """Run a generator function in a worker, and yield its items as they are made.
+
+        `fn` may also be an async generator function, or whatever returns an iterable; every keyword belongs to `fn`.
+        The generator waits at its `yield` while 1,024 items or 4 MiB of them are not taken, or as many items as
+        `options(buffersize=...)` says. Closing the stream, or dropping it, closes the generator. Thread-safe; the
+        stream belongs to one thread or coroutine at a time. Blocks while a bounded queue is full.
+
+        Raises: as `submit`.
+        """
+        stream, error = self._stream(fn, args, kwargs)
+        supervisor = self._supervisor
+        if supervisor.bounded:
+            supervisor.submit_waiting(stream.task, error)
+        else:
+            supervisor.submit(stream.task, error)
+        return stream
+
+    @overload
+    async def stream_async(
+        self, fn: Callable[P, AsyncIterable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> poolkit.Stream[T]: ...
+    @overload
+    async def stream_async(
+        self, fn: Callable[P, Iterable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> poolkit.Stream[T]: ...
+    async def stream_async(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[Any]:
+        """Do the same as `stream`, but wait for room in the queue without blocking the event loop."""
+        if self._is_large(args, kwargs):
+            stream, error = await self._aside(self._stream, fn, args, kwargs)
+        else:
+            await waiting.checkpoint()
+            stream, error = self._stream(fn, args, kwargs)
+        await self._submit_when_room(stream.task, error)
+        return stream
+
+    def _stream(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[poolkit.Stream[Any], SerializationError | None]:
+        from poolkit._child.stream import run_stream  # noqa: PLC0415 -- only for those who stream
+        from poolkit.stream import stream_of  # noqa: PLC0415 -- see above
+
+        fn, options = to_be_sent(fn), self._options.for_stream()
+        task, error = self._task(run_stream, (fn, args, kwargs, options.window), {}, name_of(fn), fn)
+        task.options = options
+        return stream_of(self._supervisor, task), error
+
     def map(
         self,
         fn: Callable[..., T],
@@ -116,6 +167,7 @@ class Face(Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         ordered: bool = True,
+        progress: bool | str | Callable[..., Any] = False,
     ) -> poolkit.Results[T]:
         """Call `fn` with the items of the iterables, in parallel, and yield the results.
 
@@ -131,21 +183,21 @@ class Face(Executor):
             chunksize: items in one message; None chooses and adapts it.
             buffersize: items taken ahead of those yielded; None: a few chunks per worker.
             ordered: yield in the order of the input; False: as results arrive.
+            progress: show a bar: True, a description, or what makes one of `total` and `desc`.
 
         Raises:
             TypeError, ValueError: `fn` cannot be called, an iterable cannot be iterated, a size is not positive.
-            PoolClosed, InitializerFailed: as `submit`.
+            PoolClosed, InitializerFailed: as `submit`. ModuleNotFoundError: a bar needs tqdm.
         """
         for position, iterable in enumerate(iterables, 1):
             check_iterable(iterable, f"argument {position} of map() after the function cannot be iterated over:")
         starred = len(iterables) != 1
         items = zip(*iterables) if starred else iterables[0]  # noqa: B905 -- the shortest ends it, as in `map`
-        is_sized = any(hasattr(iterable, "__len__") for iterable in iterables)
         return self._results(
-            fn, items, timeout, chunksize, buffersize, starred=starred, ordered=ordered, is_sized=is_sized
+            fn, items, iterables, timeout, chunksize, buffersize, starred=starred, ordered=ordered, progress=progress
         )
 
-    def starmap(
+    def starmap(  # noqa: PLR0913 -- what `map` takes
         self,
         fn: Callable[..., T],
         iterable: Iterable[Sequence[Any]],
@@ -154,13 +206,12 @@ class Face(Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         ordered: bool = True,
+        progress: bool | str | Callable[..., Any] = False,
     ) -> poolkit.Results[T]:
         """Do the same as `map`, with an iterable of argument tuples."""
         check_iterable(iterable, "starmap() needs an iterable of tuples, was given")
-        items, is_sized = map(arguments, iterable), hasattr(iterable, "__len__")
-        return self._results(
-            fn, items, timeout, chunksize, buffersize, starred=True, ordered=ordered, is_sized=is_sized
-        )
+        items, sizes = map(arguments, iterable), (timeout, chunksize, buffersize)
+        return self._results(fn, items, (iterable,), *sizes, starred=True, ordered=ordered, progress=progress)
 
     def options(  # noqa: PLR0913 -- the options of a call
         self,
@@ -174,6 +225,7 @@ class Face(Executor):
         retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
         block: bool = UNSET,
         name: str | None = UNSET,
+        buffersize: int | None = UNSET,
     ) -> PoolView:
         """The same pool with other defaults for the calls made through it: `pool.options(timeout=2).submit(f, x)`.
 
@@ -187,6 +239,8 @@ class Face(Executor):
             retry_on: exception types that are retried too.
             block: whether `submit` waits while a bounded queue is full; False raises QueueFull.
             name: the task's name in stats, errors and logs.
+            buffersize: of streams: how many items may be made and not taken, whatever their size; None: 1,024, but no
+                more than 4 MiB of them.
 
         Raises:
             TypeError, ValueError: an option has no sense.
@@ -201,77 +255,13 @@ class Face(Executor):
             retry_on=retry_on,
             block=block,
             name=name,
+            buffersize=buffersize,
         )
         why_not = self._supervisor.workforce.why_memory_unknown
         if changed.memory_limit is not None and why_not is not None:
             msg = f"memory_limit={memory_limit!r} cannot be kept: {why_not}"
             raise ValueError(msg)
         return PoolView(self, changed)
-
-    def shutdown(
-        self,
-        wait: bool = True,
-        *,
-        cancel_futures: bool = False,
-        kill: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Accept no more tasks, finish the accepted ones and release everything. Idempotent, from any thread.
-
-        Called in a callback it does not wait, as it would wait for itself.
-
-        Args:
-            wait: block until all is finished and released.
-            cancel_futures: cancel what has not begun.
-            kill: stop what runs, too.
-            timeout: seconds for the graceful part; what is left then is killed.
-        """
-        self._supervisor.shutdown(
-            wait=wait, cancel_queued=cancel_futures, kill=kill, timeout=checks.wait_seconds("timeout", timeout)
-        )
-
-    def kill_workers(self) -> None:
-        """Stop all that runs, cancel the rest and release everything: `shutdown(kill=True)`, by CPython 3.14's name."""
-        self.shutdown(kill=True)
-
-    def terminate_workers(self) -> None:
-        """Do the same as `kill_workers`: `shutdown(kill=True)`, by CPython 3.14's other name."""
-        self.shutdown(kill=True)
-
-    def __enter__(self: SomeFace) -> SomeFace:  # noqa: PYI019 -- see there
-        """Use the pool as a context manager."""
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        """Finish the accepted work; after a Ctrl-C, stop it instead."""
-        interrupted = waiting.is_interruption(exc)
-        try:
-            self.shutdown(cancel_futures=interrupted, kill=interrupted)
-        except KeyboardInterrupt:  # while it waited
-            self.shutdown(cancel_futures=True, kill=True)
-            raise
-
-    async def __aenter__(self: SomeFace) -> SomeFace:  # noqa: PYI019 -- see there
-        """Use the pool as an asynchronous context manager."""
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        """Do the same as `__exit__`, without blocking the event loop; when the body was cancelled, stop the work."""
-        stopped = waiting.is_interruption(exc)
-        self.shutdown(wait=False, cancel_futures=stopped, kill=stopped)
-        name = f"poolkit-{self.name}-exit"
-        try:
-            with waiting.shield() if stopped else contextlib.nullcontext():
-                await waiting.run_in_thread(self.shutdown, name=name)
-        except waiting.interruptions():
-            self.shutdown(wait=False, cancel_futures=True, kill=True)
-            with waiting.shield():
-                await waiting.run_in_thread(self.shutdown, name=name)
-            raise
 
     def _task(
         self,
@@ -315,25 +305,26 @@ class Face(Executor):
             supervisor.submit(task, error)
         return task
 
-    async def submit_chunk_async(
+    def submit_chunk_async(
         self, fn: Callable[..., Any], items: list[Any], attempt: Callable[..., bool], *, starred: bool, late: bool
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Do the same, but wait for room without blocking the event loop. See `Submits`."""
         task, error = self._task(run_chunk, (fn, items), {"starred": starred}, f"map({name_of(fn)})", fn)
         task.late = late
-        await self._submit_when_room(task, error, attempt)
+        return self._submit_when_room(task, error, attempt)
 
     def _results(  # noqa: PLR0913 -- what `map` was given
         self,
         fn: Callable[..., T],
         items: Iterable[Any],
+        given: tuple[Any, ...],
         timeout: float | None,
         chunksize: int | None,
         buffersize: int | None,
         *,
         starred: bool,
         ordered: bool,
-        is_sized: bool,
+        progress: object,
     ) -> poolkit.Results[T]:
         fn = to_be_sent(fn)
         from poolkit.results import Results  # noqa: PLC0415 -- see above
@@ -342,16 +333,23 @@ class Face(Executor):
         options = self._options
         if options.timeout is not None or options.memory_limit is not None or options.retries:
             chunksize = 1  # a limit is meant for one item, and so is a retry
+        sized = [iterable for iterable in given if hasattr(iterable, "__len__")]
+        chunks: Any = None
+        if progress is not False:
+            from poolkit.bars import drawn_chunks  # noqa: PLC0415 -- only for who wants to see one
+
+            chunks = drawn_chunks(progress, sized, self._supervisor.clock)
         return Results(
             self,
             fn,
             iter(items),
+            chunks,
             name=options.name or f"map({name_of(fn)})",
             starred=starred,
             chunksize=chunksize,
             buffersize=checks.whole_or_none("buffersize", buffersize),
             workers=self.max_workers,
-            is_sized=is_sized,
+            is_sized=bool(sized),
             maps=self._supervisor.maps,
             ordered=ordered,
             timeout=checks.wait_seconds("timeout", timeout),
@@ -359,7 +357,16 @@ class Face(Executor):
         )
 
 
-for _method in (Face.submit, Face.submit_async, Face.map, Face.starmap, Face.options, Face.shutdown):
+for _method in (
+    Face.submit,
+    Face.submit_async,
+    Face.stream,
+    Face.stream_async,
+    Face.map,
+    Face.starmap,
+    Face.options,
+    Face.shutdown,
+):
     _method.__qualname__ = f"Pool.{_method.__name__}"  # what a TypeError calls it
 
 

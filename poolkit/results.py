@@ -6,15 +6,7 @@ in the standard library; an item that was yielded is not kept alive. A wait that
 what interrupts the taking of items or results ends the iteration, as it ends a generator. What was never read is done
 all the same.
 Items travel in chunks, several calls in one task, see `_engine/feed.py`.
-Owner: the one thread (or coroutine) that iterates. Not thread-safe.
-
-How to iterate at the speed of C: 30 ns an item, where a `__next__` in Python takes 60 to 110 (a quarter of what a tiny
-item costs in all). `Results` is an `itertools.chain` of two kinds of iterators by turns:
-
-    _Waiter    waits, in Python, until a chunk is at hand; then it is over, having put into the chain
-    map        of `deque.popleft` over the chunk's results, in C, and itself once more
-
-All that can raise, raises inside one of those two, which a chain keeps; what feeds the chain is a deque, in C.
+Owner: the one thread (or coroutine) that iterates. Not thread-safe. They are iterated in C, see `at_hand.py`.
 """
 
 from __future__ import annotations
@@ -23,47 +15,42 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from queue import Empty
+from typing import Any, NoReturn, TypeVar
 
 from poolkit import waiting
 from poolkit._child.chunk import ChunkStopped
 from poolkit._clock import monotonic
 from poolkit._engine.feed import Feed, Submits
+from poolkit.at_hand import AtHand
 from poolkit.future import WaitTimeout
 from poolkit.task import Task
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-else:
-    Self = Any  # for those who look at the annotations; not in CPython 3.10
-
 T = TypeVar("T")
 
-_END = object()
 _SOON = 0.001  # seconds; a wait may end a rounding error before its time
 
 
-class Results(itertools.chain[T]):
+class Results(AtHand[T]):
     """The results of a `map`, as an iterator and an async iterator. `close()` cancels what is left.
 
     `next()` blocks until the next result is there. It raises TimeoutError when that is not the case `timeout` seconds
     after the call of `map`, and else what the call raised, or what stopped it.
     """
 
-    _feed: deque[object]  # iterators, and _END behind the last
-    _chunks: _Chunks[T]
+    _chunks: Chunks[T]
 
-    def __new__(cls, *_args: Any, **_options: Any) -> Self:
-        """Make a chain that takes its iterators from `_feed`."""
-        feed: deque[object] = deque()
-        self = cast("Self", cls.from_iterable(cast("Iterator[Iterator[T]]", iter(feed.popleft, _END))))
-        self._feed = feed
-        return self
-
-    def __init__(self, pool: Submits, fn: Callable[..., T], items: Iterator[Any], **options: Any) -> None:
-        """Take what `_Chunks` takes."""
-        self._chunks = _Chunks(pool, fn, items, **options)
-        self._feed.append(_Waiter(self._chunks, self._feed))
+    def __init__(
+        self,
+        pool: Submits,
+        fn: Callable[..., T],
+        items: Iterator[Any],
+        chunks: Callable[..., Chunks[T]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Take what `Chunks` takes, or the class that is given instead."""
+        self._chunks = (chunks or Chunks)(pool, fn, items, **options)
+        self._feed_from(self._chunks)
         self._chunks.start()
 
     def __aiter__(self) -> AsyncIterator[T]:
@@ -99,28 +86,7 @@ class Results(itertools.chain[T]):
             chunks.drop()
 
 
-class _Waiter(zip):  # type: ignore[type-arg]  # it cannot be subscripted
-    """What a `Results` iterates over while nothing is at hand. A `zip` for its `__iter__` in C: nothing can come in."""
-
-    def __new__(cls, *_args: Any) -> Self:
-        return cast("Self", zip.__new__(cls))
-
-    def __init__(self, chunks: _Chunks[Any], feed: deque[object]) -> None:
-        self._chunks = chunks
-        self._feed = feed
-
-    def __next__(self) -> Any:
-        if not self._feed:  # else an interrupt came after that
-            try:
-                is_more = self._chunks.wait()
-            except StopIteration as exc:  # of the user's code, and not the end
-                msg = "a result of map() raised StopIteration when it was unpickled"
-                raise RuntimeError(msg) from exc
-            self._feed.extend((self._chunks.at_hand(), self) if is_more else (_END,))
-        raise StopIteration
-
-
-class _Chunks(Feed[T]):
+class Chunks(Feed[T]):
     """The chunks of one `map`: the submitted ones, and the results at hand."""
 
     def __init__(
@@ -189,8 +155,8 @@ class _Chunks(Feed[T]):
         is_late = False
         while not any(task.done() for task in tasks):
             if is_late:
-                self._timed_out()
-            is_late = not await waiting.wait_until(arrivals, self._left())
+                self._end_at_timeout()
+            is_late = not await waiting.wait_until(arrivals, self._pause())
             arrivals.clear()
 
     async def _submit_held(self) -> None:
@@ -209,7 +175,9 @@ class _Chunks(Feed[T]):
                     self._add(task, held)
             return True
 
-        await self._pool.submit_chunk_async(self._fn, held, attempt, starred=self._starred, late=self._late)
+        await self._context.copy().run(
+            self._pool.submit_chunk_async, self._fn, held, attempt, starred=self._starred, late=self._late
+        )
 
     def _begin(self) -> None:
         """Somebody reads. Unless it is driven, what was submitted need not be known by its items any more."""
@@ -241,6 +209,8 @@ class _Chunks(Feed[T]):
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - self._clock())
 
+    _pause = _left  # for how long to wait before it is looked again; called before each wait but that for one chunk
+
     def _timed_out(self) -> None:
         self.close()
         msg = f"the next result of map() was not there {self._timeout} s after the call"
@@ -267,12 +237,15 @@ class _Chunks(Feed[T]):
             if any(task.done() for task in self._candidates()):
                 return
             try:
+                pause = self._pause()
                 if arrivals.owner is not None:
-                    arrivals.owner.lead(arrivals, self._left())
-                arrivals.get(timeout=self._left())
-            except Exception:
+                    arrivals.owner.lead(arrivals, pause)
+                    pause = self._pause()
+                arrivals.get(timeout=pause)
+            except Exception as exc:
                 self._end_at_timeout()
-                raise  # what a signal handler raised
+                if type(exc) is not Empty:
+                    raise  # what a signal handler raised
 
     def _end_at_timeout(self) -> None:
         left = self._left()

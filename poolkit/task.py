@@ -9,10 +9,12 @@ Fields in the task, and who may touch them:
 from __future__ import annotations
 
 import enum
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from poolkit import waiting
 from poolkit._owner import TaskOwner
+from poolkit.context import UNKNOWN
 from poolkit.future import CANCELLED, FINISHED, PENDING, LazyFuture
 from poolkit.outcome import Outcome
 
@@ -36,6 +38,27 @@ class TaskPhase(enum.IntEnum):
 QUEUED, WAITING, SENT, SETTLED = TaskPhase  # to look a member up in its class takes ten times as long
 
 
+class Progress(NamedTuple):
+    """How far a task says that it is: `done` of `total`, in its own unit; None for a total that it has not told."""
+
+    done: float
+    total: float | None = None
+
+    @property
+    def fraction(self) -> float | None:
+        """How much of it is done, from 0.0 to 1.0; None while the total is not known."""
+        if self.total is None:
+            return None
+        if self.total <= 0:
+            return 1.0
+        return min(1.0, max(0.0, self.done / self.total))
+
+    @classmethod
+    def reported(cls, done: float, total: float) -> Progress:
+        """Make it of what a worker has reported; see `poolkit/context.py`."""
+        return cls(float(done), None if total == UNKNOWN else float(total))
+
+
 class Task(LazyFuture[T]):
     """One accepted call: a `concurrent.futures.Future` that can also be awaited, under asyncio, trio and anyio.
 
@@ -46,7 +69,10 @@ class Task(LazyFuture[T]):
         worker_id: the worker that runs or ran it last, or None.
     """
 
+    is_fake = False  # one of a fake pool, which nobody runs but who waits for it
+    # These are no slots, as few tasks have another value.
     late = False  # the rest of a `map`, accepted also where a graceful shutdown has begun
+    reported: Progress | None = None  # what it was last known to have reported; guarded by: the pool's one lock
 
     __slots__ = (
         "attempt",
@@ -54,7 +80,9 @@ class Task(LazyFuture[T]):
         "code",
         "deaths",
         "ended_at",
+        "exchange",
         "id",
+        "incoming",
         "name",
         "nbytes",
         "options",
@@ -87,6 +115,8 @@ class Task(LazyFuture[T]):
         self.phase = QUEUED
         self.attempts = 0
         self.attempt = 1  # the number of the run that it was sent for
+        self.incoming: Any = None  # the items of a stream, see `incoming.py`
+        self.exchange: Any = None  # messages, once there are any: see `exchange.py`
         self.deaths = 0  # workers that died before they began it, and had nothing else to die of
         self.worker_id: int | None = None
         self.submitted_at = 0.0
@@ -106,6 +136,43 @@ class Task(LazyFuture[T]):
             return self._state == CANCELLED
         return owner.cancel(self) or self._state == CANCELLED
 
+    def messages(self) -> Any:
+        """Return what the task sends by `current_task().send`: an iterator and async iterator that ends with the task.
+
+        The same object each time. Until somebody asks for them, 10,000 messages or 16 MiB are kept; then the task waits
+        when there are more. Thread-safe; does not block.
+        """
+        return self.open_exchange().read(self)
+
+    def on_message(self, callback: Callable[[Any], object]) -> None:
+        """Call `callback(message)` for each message, on the pool's callback thread, earlier ones first.
+
+        Every call has returned when `result()` returns. What it raises is logged. Thread-safe; does not block.
+        """
+        if not callable(callback):
+            msg = f"callback must be something to call, was {callback!r}"
+            raise TypeError(msg)
+        exchange, owner = self.open_exchange(), self._owner
+        exchange.listen(callback, _call_here if owner is None else owner.deliver)
+
+    def send(self, message: object) -> bool:
+        """Send the task a message, for `current_task().receive()`; False when it is done. Thread-safe; does not block.
+
+        Packed on this thread, and kept until the task asks.
+
+        Raises:
+            QueueFull: 1,000 messages are kept.
+            SerializationError: it cannot be pickled.
+        """
+        owner = self._owner
+        return owner is not None and owner.send(self, message)
+
+    def open_exchange(self) -> Any:
+        """Return what keeps the messages, which is made when it is first asked for."""
+        from poolkit.exchange import exchange_of  # noqa: PLC0415 -- most tasks say nothing
+
+        return exchange_of(self)
+
     def running(self) -> bool:
         """Tell whether a worker runs the task now. Thread-safe; does not block."""
         return self.state == "running"
@@ -119,6 +186,17 @@ class Task(LazyFuture[T]):
         if self._state == CANCELLED:
             return "cancelled"
         return "failed" if self.exception() is not None else "succeeded"
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far it is, by `current_task().progress()`; of a task that ended, the last. Does not block.
+
+        None for a task that has reported nothing in this run of it.
+        """
+        owner = self._owner
+        if owner is not None and self._state is PENDING:
+            owner.note_progress(self)
+        return self.reported
 
     @property
     def wait_time(self) -> float | None:
@@ -142,6 +220,12 @@ class Task(LazyFuture[T]):
         return True, False, None if error is not None else self.result(), error
 
     __await__ = waiting.begin  # one call less than by a method
+
+    def leave_parent(self) -> None:
+        """Be a copy in a forked child."""
+        super().leave_parent()
+        for each in filter(None, (self.incoming, self.exchange)):
+            each.leave_parent()
 
     def has_failed(self) -> bool:
         """Tell whether it ended with an error, without unpickling what it gave."""
@@ -177,6 +261,16 @@ class Task(LazyFuture[T]):
     def _why_cancelled(self) -> str:
         how = "before it began" if self.attempts == 0 else f"in attempt {self.attempts}"
         return f"task {self.id} ({self.name}) was cancelled {how}"
+
+
+def _call_here(exchange: Any, entry: Any) -> None:
+    """Call a callback of a task that is done, on the thread that adds it."""
+    try:
+        exchange.call_back(entry)
+    except Exception:
+        import logging  # noqa: PLC0415 -- only when something is wrong
+
+        logging.getLogger("poolkit").exception("a callback for messages of a task raised")
 
 
 def settled_task(name: str, outcome: Outcome) -> Task[Any]:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import account, arrays, calls
+from benchmarks import account, arrays, calls, showing
 from benchmarks.catalogue import MEASURES
 from benchmarks.contenders import ENTRIES
 from benchmarks.measure import Measure, Row, Samples, run_rounds
@@ -64,7 +64,12 @@ def test_a_tiny_run_prints_a_table_and_writes_its_samples(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "measure",
-    [*arrays.MEASURES, *account.MEASURES, *(measure for measure in calls.MEASURES if measure.name == "arguments")],
+    [
+        *arrays.MEASURES,
+        *account.MEASURES,
+        *showing.MEASURES,
+        *(measure for measure in calls.MEASURES if measure.name == "arguments"),
+    ],
     ids=lambda measure: measure.name,
 )
 def test_a_measure_runs_with_tiny_sizes(measure: Measure) -> None:

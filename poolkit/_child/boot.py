@@ -26,7 +26,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from poolkit import _child, _os, _os_processes
+from poolkit import _child, _os, _os_processes, context
 from poolkit._child import chunk, logs, output, script, standard  # noqa: F401 -- chunk: for `map`
 from poolkit._child.imported import when_imported
 from poolkit._child.loop import Loop
@@ -70,7 +70,7 @@ def run_worker(
     os.register_at_fork(after_in_child=lambda: faulthandler.unregister(_os.STACK_SIGNAL))
     board = Board(page)
     output.keep_output(board)
-    loop = Loop(calls, outcomes, _os.Tokens(tokens), board, WorkerTransport(channel))
+    loop = context.WORKER = Loop(calls, outcomes, _os.Tokens(tokens), board, WorkerTransport(channel))
     try:
         return _work(loop, outcomes, initializers_fds, initializer, generators)
     finally:

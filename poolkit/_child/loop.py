@@ -7,9 +7,11 @@ Owner: the worker's main thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
+from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from os import getpid
@@ -18,19 +20,24 @@ from types import CoroutineType
 from poolkit._child import output, script
 from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.missing import explain
+from poolkit._child.stream import StreamClosed
 from poolkit._clock import monotonic
 from poolkit._memory.worker import WorkerTransport
 from poolkit._os import Tokens, own_resident_bytes
 from poolkit._os_processes import reap_adopted
 from poolkit._select import poll
-from poolkit._typing import Any
+from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import codec, messages
 from poolkit._wire.board import Board
 from poolkit._wire.codec import NONE, load_call
 from poolkit._wire.link import Frame, FrameReader, Outbox
 from poolkit._wire.spin import Spin
-from poolkit.context import CURRENT, TaskContext
+from poolkit.context import CURRENT, Cell, TaskContext
 from poolkit.errors import SerializationError
+
+if TYPE_CHECKING:
+    from poolkit._child.mail import Mail
+    from poolkit._child.outgoing import Outgoing
 
 _ANNOUNCE, _OUT_OF_BAND = messages.FLAG_ANNOUNCE, messages.FLAG_OUT_OF_BAND
 _pack_header = messages.FRAME_TO_OWNER.pack
@@ -69,15 +76,20 @@ class Loop:
         self._reader = FrameReader(calls_fd, messages.FRAME_TO_WORKER)
         self.outbox = Outbox(outcomes_fd)
         self._tokens = tokens
-        self._board = board
+        self.board = board
         self.transport = transport
         self._inbox: deque[messages.Call | int] = deque()  # calls not yet claimed, and DROP and STOP between them
         os.set_blocking(calls_fd, False)
         self._poller = poll()
         self._poller.register(calls_fd, select.POLLIN)
         self._spin = Spin()
-        self._pid = os.getpid()
+        self.home = os.getpid(), get_ident()  # the process and thread that run tasks
+        self.calls_fd = calls_fd
+        self._mail: Mail | None = None
+        self.running: Outgoing | None = None  # the stream that runs
         self._waits = 0  # how often there was nothing to read
+        self._cells: list[Any] = []  # once a task has reported its progress: the first counts, if threads make two
+        self._reported: dict[float, Cell] = {}  # what was reported, by when the run began that did
         self.measure_rss = False
         self.inherited = 0  # bytes of memory that a fork of the owner had from the beginning, as the next one will
 
@@ -88,9 +100,45 @@ class Loop:
                 if fields[0] == messages.BOOT:
                     return payload
 
+    # ===== the end of what a task sends while it runs; see `context.py` =====
+
+    def begin_stream(self, task_id: int, most: int, most_bytes: float) -> Outgoing:
+        """What runs now is a stream."""
+        from poolkit._child.outgoing import Outgoing  # noqa: PLC0415 -- only for those who stream
+
+        self.running = Outgoing(self, task_id, most, most_bytes)
+        return self.running
+
+    def mail(self) -> Mail:
+        """Return what messages go through; made at its first use, in the main thread or not."""
+        if self._mail is None:
+            from poolkit._child.mail import Mail  # noqa: PLC0415 -- only for those who send
+
+            self._mail = Mail(self)
+        return self._mail
+
+    def is_told_to_end(self, task_id: int) -> bool:
+        """Whether the task that runs was told to end."""
+        running = self.running
+        if running is None or running.task_id != task_id or getpid() != self.home[0]:
+            return False
+        if get_ident() == self.home[1]:
+            self.look()
+        return running.is_to_end
+
     def say(self, kind: int, task_id: int = 0, payload: bytes = b"") -> None:
         """Send a frame without times. Blocks while the link is full."""
         self.outbox.send(messages.FRAME_TO_OWNER.pack(kind, task_id, 0.0, 0.0, 0, len(payload)), payload)
+
+    def cell(self, since: float, done: float, total: float) -> Cell:
+        """Return where the run that began then reports its progress. For any thread, and for forked children."""
+        if getpid() != self.home[0]:
+            return Cell(done, total)
+        if not self._cells:
+            from poolkit._child.cells import Cells  # noqa: PLC0415 -- few tasks report
+
+            self._cells.append(Cells(self.board, self._reported))
+        return self._cells[0].of_run(since, done, total)  # type: ignore[no-any-return]
 
     def serve(self) -> None:
         """Run calls until STOP, or until the owner is gone."""
@@ -100,7 +148,7 @@ class Loop:
         try:
             while True:
                 while not inbox:
-                    self._receive()
+                    self.receive()
                 item = inbox.popleft()
                 if isinstance(item, int):
                     if item == messages.STOP:
@@ -117,18 +165,19 @@ class Loop:
         finally:
             coroutines.close()
 
-    def _frames(self) -> list[Frame]:
+    def _frames(self, seconds: float | None = None) -> list[Frame]:
         """Return what is on the link, after waiting: a poll that finds something costs less than a read in vain."""
         self._waits += 1
         if not self._waits % REAP_EVERY:
             reap_adopted()
         arena, channel = self.transport.arena, self.transport.channel
         if arena.trim_at is None:
-            self._spin.wait(self._poller)
+            self._spin.wait(self._poller, seconds)
         else:
-            self._spin.wait(self._poller, max(0.0, arena.trim_at - monotonic()))
+            left = max(0.0, arena.trim_at - monotonic())
+            self._spin.wait(self._poller, left if seconds is None else min(left, seconds))
             arena.trim()
-            self._board.stamp_memory(arena.reserved)
+            self.board.stamp_memory(arena.reserved)
         while channel.gone and channel.forget():
             self.say(messages.FORGOTTEN)
         try:
@@ -136,14 +185,50 @@ class Loop:
         except BlockingIOError:
             return []
 
-    def _receive(self) -> None:
-        for (kind, count, _), payload in self._frames():
+    def receive(self, seconds: float | None = None) -> None:
+        """Take in what the owner says, after waiting for it, for about so many seconds."""
+        self._take_in(self._frames(seconds))
+
+    def look(self) -> None:
+        """Take in what is there, without waiting."""
+        if self._poller.poll(0):
+            with contextlib.suppress(BlockingIOError):
+                self._take_in(self._reader.receive())
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Take in what the owner says until that is so, in a coroutine, without blocking its event loop."""
+        import asyncio  # noqa: PLC0415 -- only for `async def` functions
+
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self.calls_fd, woken.set)
+        try:
+            self.look()
+            while not condition():
+                await woken.wait()
+                woken.clear()
+                self.look()
+        finally:
+            loop.remove_reader(self.calls_fd)
+
+    def _take_in(self, frames: list[Frame]) -> None:
+        for (kind, count, _), payload in frames:
             if kind == messages.CALLS:
                 self._inbox.extend(messages.unpack_calls(payload, count))
             elif kind == messages.DEFINE:
                 script.define(payload, self.transport.channel)
             elif kind == messages.FORGET:
                 self.transport.channel.forget_theirs()
+            elif kind == messages.MAIL:
+                self.mail().came(payload)
+            elif kind in {messages.CREDIT, messages.END}:
+                task_id, taken = messages.SIGNAL.unpack(payload)
+                running = self.running
+                if running is None or running.task_id != task_id:
+                    continue  # it has ended meanwhile
+                if kind == messages.END:
+                    running.is_to_end = True
+                else:
+                    running.credit(taken)
             else:
                 self._inbox.append(kind)
 
@@ -151,7 +236,7 @@ class Loop:
         """A claim failed, so all that was sent before the next DROP was reclaimed."""
         while True:
             while not self._inbox:
-                self._receive()
+                self.receive()
             if self._inbox.popleft() == messages.DROP:
                 break
         self.say(messages.DRAINED)
@@ -159,18 +244,27 @@ class Loop:
     def _run(self, call: messages.Call) -> None:
         task_id = call[0]
         started = monotonic()
-        self._board.begin(task_id, started)
+        self.board.begin(task_id, started)
         if call[2] & _ANNOUNCE:
             self.say(messages.BEGUN, task_id)
         kind, payload = self._outcome(call, started)
         output.flush()
-        if getpid() != self._pid:
+        if getpid() != self.home[0]:
             os._exit(0)  # the task forked, and this is its child, which came back: it has no business here
         rss = max(0, own_resident_bytes() - self.inherited) if self.measure_rss else 0
-        self.outbox.send(_pack_header(kind, task_id, started, monotonic(), rss, len(payload)), payload)
-        self._board.done(task_id)
+        header = _pack_header(kind, task_id, started, monotonic(), rss, len(payload))
+        if self._reported:
+            header = self._last_report(task_id, started) + header
+        self.outbox.send(header, payload)
+        self.board.done(task_id)
 
-    def _outcome(self, call: messages.Call, started: float) -> tuple[int, bytes]:  # noqa: C901, PLR0912 -- one step after another
+    def _last_report(self, task_id: int, started: float) -> bytes:
+        """Return the frame with the progress of the run that is over, if it reported any; and forget all others."""
+        cell = self._reported.get(started)
+        self._reported.clear()
+        return b"" if cell is None else _pack_header(messages.PROGRESS, task_id, *cell.values, 0, 0)
+
+    def _outcome(self, call: messages.Call, started: float) -> tuple[int, bytes]:  # noqa: C901, PLR0911, PLR0912 -- step by step
         """Unpickle, run and pickle; whatever goes wrong on the way is the task's own failure."""
         task_id, attempt, flags, name, timeout, manifest, fn_bytes, body = call
         try:
@@ -185,7 +279,7 @@ class Loop:
                 raise  # this worker is of no use any more
             explain(exc, is_loading=True)
             return messages.ERROR, codec.pack_error(exc)
-        token = CURRENT.set((task_id, name, attempt, started + timeout if timeout else None))
+        token = CURRENT.set((task_id, name, attempt, started + timeout if timeout else None, started))
         try:
             value = fn(*args, **kwargs)
             if type(value) is CoroutineType:
@@ -196,6 +290,8 @@ class Loop:
         finally:
             CURRENT.reset(token)
         if failure is not None:
+            if type(failure) is StreamClosed:
+                return messages.CLOSED, b""
             try:
                 explain(failure)
                 return messages.ERROR, codec.pack_error(failure)
@@ -211,5 +307,5 @@ class Loop:
             return messages.ERROR, codec.pack_error(exc)
         if type(payload) is bytes:
             return messages.VALUE, payload
-        self._board.stamp_memory(self.transport.arena.reserved)
+        self.board.stamp_memory(self.transport.arena.reserved)
         return messages.OUT_OF_BAND, payload.body  # type: ignore[union-attr]

@@ -63,7 +63,7 @@ def take_batch(queue: TaskQueue, times: RunTimes, *, most: int, workers: int, ah
         task = queue.pop()
         work += expected.get(id(task.code) ^ hash(task.name), BATCH_SECONDS)  # as `function` has it, without a call
         room_bytes -= task.nbytes
-        alone = task.options.memory_limit is not None  # what its worker has is known when it is sent to an idle one
+        alone = task.options.alone  # of one with a limit on memory: what its worker has is known when it is idle
         if (alone or work > BATCH_SECONDS or room_bytes < 0) and (batch or ahead):
             queue.put_back([task])
             break

@@ -22,6 +22,7 @@ from poolkit.task import QUEUED, SENT, SETTLED
 
 STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it to who is idle
 UNBLOCK_AFTER = 0.01  # seconds; and after that to whoever comes next: it is older than what is queued
+GIVE_WAY_EVERY = 0.05  # seconds between two looks whether a stream waits for its reader, while something is queued
 LOOK_EVERY = 0.005  # seconds between two looks at who is slow while something is queued
 BEGIN_WITHIN = 0.5  # seconds; what is found unbegun twice, so far apart, is taken back: its worker is stopped, or stuck
 DRAIN_WITHIN = 5.0  # seconds; a worker that has nothing and did not say so since then is killed
@@ -41,6 +42,8 @@ class Dispatcher:
         self.times = RunTimes()
         self.announce = False  # whether somebody listens to the beginnings of tasks
         self._check = check
+        self.has_streams = False  # whether some worker may run a stream
+        self._give_way_at: float | None = None  # a timer is set for then, to look which streams wait for their readers
         self._least_sent = math.inf  # no task that is sent and not claimed is less urgent than this
         self._steal_at: float | None = None  # a timer is set for then, to look at who is stuck
         self._look_at = 0.0  # not before then, while something is queued
@@ -71,6 +74,8 @@ class Dispatcher:
             if roster.idle:
                 limit = queue.peek().options.memory_limit
                 worker = roster.take_idle() if limit is None else self._take_light(limit, now)
+            if worker is None and self.has_streams and self._give_way(now):
+                continue
             if worker is None:
                 if queue.urgency() > self._least_sent:
                     self._make_way()
@@ -78,6 +83,27 @@ class Dispatcher:
                     roster.grow(queue.size, now)
                 return
             self._send(worker, now)
+
+    def _give_way(self, now: float) -> bool:
+        """Give the place of a stream that waits for its reader to what is queued; false when there is none."""
+        roster = self.roster
+        if roster.starting or (roster.counted < roster.size and roster.busy < roster.size):
+            return False  # a place is there, or on its way
+        self.has_streams = False
+        for worker in roster:
+            if worker.sent and worker.sent[0].options.window is not None:
+                self.has_streams = True
+                if worker.state is BUSY and self.workforce.status(worker.id).is_stalled(worker.sent[0].id):
+                    roster.stall(worker)
+                    return True
+        if self.has_streams and self._give_way_at is None:
+            self._give_way_at = now + GIVE_WAY_EVERY
+            self.timers.add(self._give_way_at, self._look_at_streams, None)
+        return False
+
+    def _look_at_streams(self, _: None, now: float) -> None:
+        self._give_way_at = None
+        self.advance(now)
 
     def _take_light(self, limit: int, now: float) -> Worker | None:
         """The warmest idle worker that other tasks did not leave beyond the limit: the next is not to pay for them.
@@ -132,6 +158,8 @@ class Dispatcher:
         options = worker.sent[0].options
         if options.timeout is not None or options.memory_limit is not None:
             self._watch(worker, now)
+        if options.window is not None:
+            self.has_streams = True
         if worker.leave is not None:
             self.roster.grow(self.queue.size, now)  # its replacement warms up meanwhile
 

@@ -23,9 +23,11 @@ from poolkit._core.outcomes import Outcomes
 from poolkit._core.queue import AnyTask
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Timers
-from poolkit._core.workforce import Died, KillReason, Status, Worker, Workforce
+from poolkit._core.workforce import Died, KillReason, Progressed, Status, Worker, Workforce
 from poolkit.outcome import CANCELLED, Outcome
 from poolkit.task import QUEUED, SENT, SETTLED
+
+UNREAD_FOR = 1.0  # seconds; a stream of which nobody takes an item for so long keeps no pool from its end
 
 
 class Enforcer:
@@ -39,6 +41,8 @@ class Enforcer:
         self.dispatcher = dispatcher
         self.outcomes = outcomes
         self.timers = timers
+        self._look_at: float | None = None  # a timer is set for then, to look who reads the streams
+        self._read: dict[AnyTask, tuple[int, float]] = {}  # how many items of those that wait were taken, since when
 
     def watch(self, task: AnyTask, now: float) -> None:
         """Set the timers of a task that is being submitted."""
@@ -59,10 +63,50 @@ class Enforcer:
         running = self.dispatcher.is_running(worker, task)
         if running:
             worker.kill_reason = KillReason(task, "cancelled")  # what `Roster.repair` goes on with
-        self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
+        self._cut_short(task, self.workforce.status(worker.id), now)
         self.outcomes.settle(task, CANCELLED)
         if running:
             self._doom(worker, KillReason(task, "cancelled"), now)
+
+    def end(self, task: AnyTask, grace: float, outcome: Outcome, now: float) -> None:
+        """Have a stream end by itself, as `outcome`; after `grace` seconds its worker is killed."""
+        worker = self._recall(task)
+        if self.outcomes.withdraw(task) or worker is None:
+            self.outcomes.settle(task, outcome)
+        elif self.dispatcher.is_running(worker, task):
+            self.outcomes.ending[task] = outcome
+            self.workforce.end(worker.id, task.id)
+            self.timers.add(now + grace, self._end_now, task)
+
+    def _end_now(self, task: AnyTask, now: float) -> None:
+        """A stream has not ended by itself."""
+        worker = self.roster.workers.get(task.worker_id or 0)
+        outcome = self.outcomes.ending.get(task)
+        if worker is None or outcome is None or task.phase is not SENT or not self.dispatcher.is_running(worker, task):
+            return
+        self._doom(worker, KillReason(task, "cancelled"), now)
+        self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
+        self.outcomes.settle(task, outcome)
+
+    def watch_streams(self, now: float) -> None:
+        """The pool is shut down gracefully: see to it that streams that nobody reads any more are closed."""
+        if self._look_at is None:
+            self._look_at = now + UNREAD_FOR / 4
+            self.timers.add(self._look_at, self._look_at_streams, None)
+
+    def _look_at_streams(self, _: None, now: float) -> None:
+        self._look_at = None
+        read, self._read = self._read, {}
+        for worker in list(self.roster):
+            task = worker.sent[0] if worker.sent else None
+            if task is None or task.options.window is None or not self.workforce.status(worker.id).is_stalled(task.id):
+                continue
+            count = task.incoming.handed_out()
+            known, since = read.get(task, (-1, now))
+            self._read[task] = (count, since if known == count else now)
+            if known == count and now >= since + UNREAD_FOR and task not in self.outcomes.ending:
+                self.end(task, policy.STREAM_GRACE, Outcome.failure(failures.unread_stream(task)), now)
+        # The step that this is a part of looks whether there are more.
 
     def _deadline(self, task: AnyTask, now: float) -> None:
         worker = self._recall(task)
@@ -90,7 +134,7 @@ class Enforcer:
         status = self.workforce.status(worker.id)
         if task.phase is SETTLED or status.is_done(task):
             return  # what comes after it is watched when its outcome is here
-        since = status.running_since(task.id, now)  # None: not begun, so nothing counts yet
+        since = status.limited_since(task.id, now)  # None: not begun, so nothing counts yet
         kill_reason: KillReason | None = None
         look_at = math.inf
         if limit is not None:
@@ -118,6 +162,23 @@ class Enforcer:
         status = self.workforce.status(task.worker_id)
         return status.begun == task.id and status.done != task.id
 
+    def note_progress(self, task: AnyTask) -> None:
+        """Note what a task has reported so far; one whose outcome is on the way keeps what was noted before."""
+        if task.phase is SENT and task.worker_id is not None:
+            progress = self.workforce.progress(task.worker_id, task)
+            if progress is not None:
+                task.reported = progress
+
+    @staticmethod
+    def progressed(worker: Worker, report: Progressed) -> None:
+        """Note what the task has reported that a worker is about to finish."""
+        if worker.sent and worker.sent[0].id == report.task_id and worker.sent[0].phase is not SETTLED:
+            worker.sent[0].reported = report.progress
+
+    def _cut_short(self, task: AnyTask, status: Status, now: float) -> None:
+        self.note_progress(task)
+        self.outcomes.cut_short(task, status, now)
+
     def _recall(self, task: AnyTask) -> Worker | None:
         """Take back what the worker of `task` has not claimed; that worker, if the task was sent to one."""
         if task.phase is not SENT or task.worker_id is None:
@@ -143,7 +204,7 @@ class Enforcer:
         if kill_reason is None or kill_reason.task is None or kill_reason.task.phase is SETTLED:
             return
         task = kill_reason.task
-        self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
+        self._cut_short(task, self.workforce.status(worker.id), now)
         self.outcomes.settle(task, Outcome.failure(failures.killed_for(task, worker, kill_reason, None)))
 
     def died_receiving(self, worker: Worker, task: AnyTask, death: Died) -> None:
@@ -160,9 +221,11 @@ class Enforcer:
 
     def died_running(self, worker: Worker, task: AnyTask, death: Died, status: Status, now: float) -> None:
         """End a task whose worker died while it ran it: killed for it, or in a crash."""
-        self.outcomes.cut_short(task, status, now)
+        self._cut_short(task, status, now)
         kill_reason = worker.kill_reason
-        if kill_reason is None or kill_reason.task is not task:
+        if (ending := self.outcomes.ending.get(task)) is not None:
+            self.outcomes.settle(task, ending)
+        elif kill_reason is None or kill_reason.task is not task:
             self.outcomes.crashed(task, failures.crashed(task, worker, death), now)
         elif kill_reason.reason == "cancelled":  # which an exception interrupted: else it was settled then
             self.outcomes.settle(task, CANCELLED)

@@ -9,6 +9,7 @@ from poolkit._core.workforce import Died, KillReason, Worker
 from poolkit.errors import (
     DeadlineExceeded,
     MemoryLimitExceeded,
+    PoolClosed,
     QueueTimeout,
     TaskTimeout,
 )
@@ -163,6 +164,13 @@ def queued_too_long(task: AnyTask) -> QueueTimeout:
     limit = task.options.queue_timeout
     return QueueTimeout(
         f"task {task.id} ({task.name}) waited in the queue for {limit:g} s, its queue_timeout, and did not begin"
+    )
+
+
+def unread_stream(task: AnyTask) -> PoolClosed:
+    """A stream was closed by a graceful shutdown, as nobody took its items."""
+    return PoolClosed(
+        f"stream {task.id} ({task.name}) was closed: its pool is shut down, and nobody took an item for a second"
     )
 
 

@@ -12,6 +12,9 @@ TYPE_CHECKING = False  # what is imported here is imported before the template p
 if TYPE_CHECKING:
     from typing import Any
 
+WINDOW = 1024  # items of a stream that may be made and not taken, where no `buffersize` is given
+WINDOW_BYTES = 4 << 20  # bytes; the same
+
 UNSET: Any = object()  # an option that was not given, where None means "no limit"
 
 
@@ -87,8 +90,11 @@ class CallOptions:
     Not a dataclass: importing those takes 9 ms, and no template process is started before.
     """
 
-    NAMES = ("timeout", "queue_timeout", "deadline", "memory_limit", "priority", "retries", "retry_on", "block", "name")
-    __slots__ = (*NAMES, "unhurried")
+    NAMES = (
+        *("timeout", "queue_timeout", "deadline", "memory_limit", "priority", "retries", "retry_on", "block", "name"),
+        "buffersize",
+    )
+    __slots__ = (*NAMES, "alone", "unhurried", "window")
 
     def __init__(  # noqa: PLR0913 -- all that can be asked for, by keyword
         self,
@@ -102,6 +108,7 @@ class CallOptions:
         retry_on: tuple[type[BaseException], ...] = (),
         block: bool = True,
         name: str | None = None,
+        buffersize: int | None = None,
     ) -> None:
         """Take what was checked."""
         self.timeout = timeout
@@ -113,8 +120,19 @@ class CallOptions:
         self.retry_on = retry_on
         self.block = block
         self.name = name
+        self.buffersize = buffersize
+        # Of a stream: how many items, and bytes, may be made and not taken. None: it is no stream.
+        self.window: tuple[int, float] | None = None
+        self.alone = memory_limit is not None  # whether such a task is sent to a worker only by itself
         # Whether nothing is to be done for such a task as long as all workers are busy, but to keep it.
         self.unhurried = priority <= 0 and queue_timeout is None and deadline is None
+
+    def for_stream(self) -> CallOptions:
+        """A copy for a stream."""
+        copy = CallOptions(**self.as_dict())
+        copy.window = (WINDOW, WINDOW_BYTES) if self.buffersize is None else (self.buffersize, math.inf)
+        copy.alone = True
+        return copy
 
     def as_dict(self) -> dict[str, Any]:
         """Each option by its name."""
@@ -142,6 +160,7 @@ class CallOptions:
             "retry_on": exception_types,
             "block": _flag,
             "name": text_or_none,
+            "buffersize": whole_or_none,
         }
         changes = {name: checks[name](name, value) for name, value in given.items() if value is not UNSET}
         return CallOptions(**{**self.as_dict(), **changes})

@@ -18,7 +18,7 @@ from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.timers import Timers
 from poolkit._core.workforce import Finished, PoolEvent, Status, TaskDone, TaskRetried
 from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout
-from poolkit.outcome import Outcome
+from poolkit.outcome import CANCELLED, Outcome
 from poolkit.task import QUEUED, SETTLED, WAITING
 
 FOLD = 0xFFF  # once in so many tasks, the times taken down are folded
@@ -40,6 +40,7 @@ class Outcomes:
         self.unread: dict[
             AnyTask, Outcome
         ] = {}  # of those: failures that are to be unpickled first, to know their type
+        self.ending: dict[AnyTask, Outcome] = {}  # streams that were told to end, and how that is to be told
         self.retries = True  # whether what failed may run again
         self.settled: list[tuple[AnyTask, Outcome]] = []  # decided, to be published
         self.events: list[PoolEvent] = []  # to be told to listeners
@@ -69,7 +70,9 @@ class Outcomes:
         task.started_at, task.ended_at = report.started, report.ended
         counters = self.counters
         counters.wait_time.add(report.started - task.submitted_at)
-        counters.run_time.add(report.ended - report.started)
+        options = task.options
+        if options.window is None:
+            counters.run_time.add(report.ended - report.started)
         if not task.id & FOLD:
             counters.wait_time.fold()
             counters.run_time.fold()
@@ -81,10 +84,11 @@ class Outcomes:
         task.phase = SETTLED
         self.unsettled -= 1
         counters.succeeded += 1
-        options = task.options
         if options.queue_timeout is not None or options.deadline is not None:
             self._let_timers_go(task)
         self.settled.append((task, report))
+        if self.ending:
+            self.ending.pop(task, None)
         if self.listened:
             self.tell(TaskDone(task))
 
@@ -101,6 +105,9 @@ class Outcomes:
 
     def conclude(self, task: AnyTask, outcome: Outcome, now: float) -> None:
         """Settle a task whose run failed, or have it wait: for its retry, or for somebody who unpickles its failure."""
+        if outcome.cancelled or task in self.ending:
+            self.settle(task, self.ending.get(task, CANCELLED))
+            return
         if not self._may_run_again(task, now):
             self.settle(task, outcome)
             return
@@ -114,6 +121,8 @@ class Outcomes:
             return
         delay = policy.backoff(task.attempts, self.rng)
         self.counters.retried += 1
+        if task.reported is not None:
+            task.reported = None  # the next run begins with nothing
         task.phase = WAITING
         task.worker_id = None
         self.waiting[task] = None
@@ -122,6 +131,8 @@ class Outcomes:
 
     def _may_run_again(self, task: AnyTask, now: float) -> bool:
         options = task.options
+        if options.window is not None and task.incoming.come:
+            return False  # its items cannot be taken back
         if not (options.retries and self.retries) or not policy.retries_left(options, task.attempts):
             return False
         # Else the timer of its deadline has fired, and will not again.
@@ -177,6 +188,7 @@ class Outcomes:
             if isinstance(outcome.payload, (TaskTimeout, QueueTimeout, DeadlineExceeded)):
                 counters.timed_out += 1
         self._let_timers_go(task)
+        self.ending.pop(task, None)
         self.settled.append((task, outcome))
         self.tell(TaskDone(task))
 

@@ -22,7 +22,18 @@ from collections.abc import Callable, Iterator
 from poolkit._core import policy
 from poolkit._core.options import PoolLimits
 from poolkit._core.timers import Timers
-from poolkit._core.workforce import BUSY, DYING, IDLE, STARTING, STOPPING, KillReason, Worker, WorkerState, Workforce
+from poolkit._core.workforce import (
+    BUSY,
+    DYING,
+    IDLE,
+    STALLED,
+    STARTING,
+    STOPPING,
+    KillReason,
+    Worker,
+    WorkerState,
+    Workforce,
+)
 
 
 class Hiring(enum.IntEnum):
@@ -166,6 +177,8 @@ class Roster:
         """A worker that was busy has nothing more to do, or one has come up: it becomes idle, or leaves."""
         if worker.state is BUSY:
             self.busy -= 1
+        elif worker.state is STALLED:
+            self._recount(worker)
         elif worker.state is not STARTING:
             return
         worker.state = IDLE
@@ -173,8 +186,29 @@ class Roster:
         worker.idle_since = now
         if self.hiring is Hiring.NONE or worker.replaced or (worker.limit is not None and self._must_leave(worker)):
             self.stop(worker, now)
+        elif worker.has_stalled and self.counted > self.size:  # whoever was started in its place stays
+            self.leave(worker, "shrunk", now)
         elif self.limits.idle_timeout is not None and self._idle_check_at is None:
             self._check_idle_at(now + self.limits.idle_timeout)
+
+    def stall(self, worker: Worker) -> None:
+        """The stream of a busy worker waits for its reader: another task may have its place."""
+        self._leave_state(worker)
+        worker.state = STALLED
+        worker.has_stalled = True
+        self._uncount(worker)
+
+    def resume(self, worker: Worker) -> None:
+        """The stream of a worker goes on. For a while, more than `size` may be busy."""
+        if worker.state is STALLED:
+            worker.state = BUSY
+            self.busy += 1
+            self._recount(worker)
+
+    def _recount(self, worker: Worker) -> None:
+        if worker.leave is None and not worker.counted:
+            worker.counted = True
+            self.counted += 1
 
     def _check_idle(self, _: None, now: float) -> None:
         """Let workers go that were idle for too long, down to `min_workers`; the longest idle first."""

@@ -35,12 +35,14 @@ from poolkit._core.workforce import (
     BUSY,
     STARTING,
     STOPPING,
+    Asked,
     Begun,
     BootFailed,
     Died,
     Drained,
     Finished,
     KillReason,
+    Progressed,
     Ready,
     Report,
     TaskStarted,
@@ -132,6 +134,7 @@ class Scheduler:
             and self.phase is OPEN
             and self.limits.max_queue is None
             and not self._dispatcher.makes_way
+            and not self._dispatcher.has_streams  # those that wait for their readers report nothing
         )
 
     def take_in(self, posted: deque[AnyTask]) -> None:
@@ -211,6 +214,28 @@ class Scheduler:
         self._enforcer.cancel(task, now)
         self._advance(now)
         return True
+
+    def credit(self, task: AnyTask, taken: int, now: float) -> None:
+        """So many items of a stream were taken, in all."""
+        if task.phase is SENT and task.worker_id is not None:
+            self.is_changing = True
+            self.roster.resume(self.roster.workers[task.worker_id])
+            self.workforce.credit(task.worker_id, task.id, taken)
+            self._advance(now)
+
+    def mail(self, task: AnyTask) -> None:
+        """Something was left for a task: it gets that if it has asked."""
+        exchange = task.exchange
+        if exchange.mail and task.phase is SENT and exchange.asked == task.attempt and task.worker_id is not None:
+            exchange.asked = 0
+            self.workforce.mail(task.worker_id, task.id, exchange.mail)
+
+    def end(self, task: AnyTask, grace: float, now: float) -> None:
+        """Have a stream end by itself, within `grace` seconds; then it is cancelled."""
+        if task.phase is not SETTLED and task in self.accepted:  # else it was refused
+            self.is_changing = True
+            self._enforcer.end(task, grace, CANCELLED, now)
+            self._advance(now)
 
     def cancel_all(self, *, begun: bool, now: float) -> None:
         """Cancel everything that has not begun, and with `begun` what runs too."""
@@ -297,6 +322,10 @@ class Scheduler:
         """Whether a worker is known to run this task."""
         return self._enforcer.has_begun(task)
 
+    def note_progress(self, task: AnyTask) -> None:
+        """Have `task.reported` be what it has reported last."""
+        self._enforcer.note_progress(task)
+
     # ===== what workers report =====
 
     def handle_all(self, reports: deque[Report], now: float) -> None:  # noqa: C901 -- on the way of every task
@@ -333,6 +362,9 @@ class Scheduler:
                     roster.check_memory(worker, report.rss)
                 free[worker] = None
                 reports.popleft()
+            elif type(report) is Progressed:
+                self._enforcer.progressed(worker, report)
+                reports.popleft()
             else:
                 if isinstance(report, Died):
                     free.pop(worker, None)  # it is sent nothing more, so nothing more can be laid to its death
@@ -356,7 +388,7 @@ class Scheduler:
         if self.queue.size or self.roster.busy or self.phase is not OPEN or self.roster.counted < self.roster.wanted:
             self._advance(now)
 
-    def _handle(self, worker: Worker, report: Report, now: float) -> None:
+    def _handle(self, worker: Worker, report: Report, now: float) -> None:  # noqa: C901 -- one branch for each
         if isinstance(report, Drained):
             worker.draining = False
             self._dispatcher.go_on(worker, now)
@@ -368,6 +400,11 @@ class Scheduler:
             for task in worker.sent:
                 if task.id == report.task_id and task.phase is not SETTLED:
                     self._outcomes.tell(TaskStarted(task, worker.id))
+        elif isinstance(report, Asked):
+            asking = worker.sent[0] if worker.sent else None
+            if asking is not None and asking.id == report.task_id:
+                asking.open_exchange().asked = asking.attempt
+                self.mail(asking)
         elif isinstance(report, BootFailed):
             self._boot_failed(report, now)
         elif isinstance(report, Died):
@@ -493,6 +530,8 @@ class Scheduler:
         if self.phase is OPEN:
             if self.roster.counted < self.roster.wanted:
                 self.roster.grow(0, now)
+        elif self.phase is SHUTTING and self._dispatcher.has_streams and self._outcomes.unsettled:
+            self._enforcer.watch_streams(now)
         elif not self._outcomes.unsettled and not self.lingers and self.phase < CLOSED:
             if self.phase is SHUTTING:
                 self.roster.close(now)

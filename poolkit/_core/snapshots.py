@@ -52,6 +52,8 @@ def workers(scheduler: Scheduler, now: float) -> list[WorkerInfo]:
     for worker in scheduler.roster:
         status = scheduler.workforce.status(worker.id)
         task = _current(worker, status)
+        if task is not None:
+            scheduler.note_progress(task)
         since = status.since if task is not None else worker.idle_since
         found.append(
             WorkerInfo(
@@ -62,6 +64,7 @@ def workers(scheduler: Scheduler, now: float) -> list[WorkerInfo]:
                 since=max(0.0, now - since),
                 tasks_done=worker.tasks_done,
                 rss=None,  # to be read without the lock
+                progress=None if task is None else task.reported,
             )
         )
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from poolkit.task import Progress
+
 
 @dataclasses.dataclass(frozen=True)
 class HistogramSnapshot:
@@ -48,7 +50,7 @@ class PoolStats:
     `timed_out` is among the failed ones.
 
     Attributes:
-        workers: number of workers by state: "starting", "idle", "busy", "stopping", "dying".
+        workers: number of workers by state: "starting", "idle", "busy", "stopping", "dying", "stalled".
         queued: accepted and not begun, those that wait for a retry included.
         running: begun and not done.
         submitted: accepted in all.
@@ -103,11 +105,12 @@ class WorkerInfo:
     Attributes:
         id: its number in the pool; never given twice.
         pid: its process id; of a thread its native thread id; None while it starts.
-        state: "starting", "idle", "busy", "stopping" or "dying".
+        state: "starting", "idle", "busy", "stopping", "dying" or "stalled".
         task: the task it runs, or None. It may have ended since.
         since: seconds since it began that task, or since it came into its state.
         tasks_done: how many tasks it has finished.
         rss: its resident memory in bytes; None when not known, as for threads.
+        progress: what its task has reported, see `Task.progress`.
     """
 
     id: int
@@ -117,3 +120,4 @@ class WorkerInfo:
     since: float
     tasks_done: int
     rss: int | None
+    progress: Progress | None = None

@@ -6,13 +6,14 @@ Orders are carried out at once and must not block, log, or call user code: they 
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from poolkit._core.records import record
 from poolkit.outcome import Outcome
-from poolkit.task import Task
+from poolkit.task import Progress, Task
 
 AnyTask = Task[Any]
 
@@ -43,6 +44,9 @@ class Workforce(Protocol):
     def status(self, worker_id: int) -> Status:
         """What the worker says of itself on the board, without a message."""
 
+    def progress(self, worker_id: int, task: AnyTask) -> Progress | None:
+        """What `task` has reported last in the run that is awaited; None if that is not, or no more, to be seen."""
+
     def memory(self, worker_id: int) -> int | None:
         """Bytes of memory that the worker has for itself, as the system says; None when that cannot be known."""
 
@@ -51,6 +55,15 @@ class Workforce(Protocol):
 
     def stop(self, worker_id: int) -> None:
         """Ask a worker that has nothing to do to leave; `Died` will be reported."""
+
+    def credit(self, worker_id: int, task_id: int, taken: int) -> None:
+        """Tell a worker how many items of the stream that it runs were taken, in all."""
+
+    def mail(self, worker_id: int, task_id: int, mail: deque[Any]) -> None:
+        """Send a worker what is for the task that it runs, and empty `mail`."""
+
+    def end(self, worker_id: int, task_id: int) -> None:
+        """Tell a worker that the task that it runs is to end by itself; `Finished` will be reported, or nothing."""
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """End a worker by force, with every program that its tasks started; `Died` will be reported.
@@ -67,14 +80,16 @@ class Status:
         since: when it began it.
         done: id of the task that it began last, once its outcome was sent; while it runs one, anything else. So a
             worker that begins a task for the second time takes back the first `done`.
+        made: since when a stream makes its next item; inf while it waits for room, 0.0 where it is no stream.
     """
 
-    __slots__ = ("begun", "done", "since")
+    __slots__ = ("begun", "done", "made", "since")
 
-    def __init__(self, begun: int = 0, since: float = 0.0, done: int = 0) -> None:
+    def __init__(self, begun: int = 0, since: float = 0.0, done: int = 0, made: float = 0.0) -> None:
         self.begun = begun
         self.since = since
         self.done = done
+        self.made = made
 
     def is_done(self, task: AnyTask) -> bool:
         """Whether the outcome of `task` was sent: of the run that is awaited, not of one that failed before."""
@@ -86,6 +101,15 @@ class Status:
             return None
         return min(now, self.since)  # in this order: of a NaN and a number, `min` takes the first
 
+    def limited_since(self, task_id: int, now: float) -> float | None:
+        """Since when the run-time limit of this task counts: of a stream, for one item, and not while it waits."""
+        since = self.running_since(task_id, now)
+        return since if since is None or not self.made else min(now, max(since, self.made))
+
+    def is_stalled(self, task_id: int) -> bool:
+        """Whether the worker runs this task, a stream, which waits for room for its items."""
+        return self.made == math.inf and self.begun == task_id and self.done != task_id
+
 
 class WorkerState(enum.IntEnum):
     """What the scheduler may do with a worker.
@@ -93,6 +117,7 @@ class WorkerState(enum.IntEnum):
     STARTING -> IDLE      it reported that it is ready and initialised
     IDLE     -> BUSY      tasks were sent              BUSY -> IDLE   nothing that was sent is unfinished or undropped
     IDLE     -> STOPPING  asked to leave               any  -> DYING  killed, for its kill_reason
+    BUSY     -> STALLED   its stream waits for its reader, and another task for its place    STALLED -> BUSY, IDLE
     any      -> removed   it died, was stopped or was abandoned
 
     Only the roster moves a worker from one to the next.
@@ -103,11 +128,12 @@ class WorkerState(enum.IntEnum):
     BUSY = 2
     STOPPING = 3
     DYING = 4
+    STALLED = 5
 
 
 NAMES = 1024  # functions that are remembered of one worker
 
-STARTING, IDLE, BUSY, STOPPING, DYING = WorkerState  # see `poolkit/task.py`
+STARTING, IDLE, BUSY, STOPPING, DYING, STALLED = WorkerState  # see `poolkit/task.py`
 
 
 @record(frozen=True)
@@ -142,6 +168,7 @@ class Worker:
         self.check_at: float | None = (
             None  # a timer is set for then, to look at its first task's limits on time and memory
         )
+        self.has_stalled = False  # a stream of it has given its place away
         self.unbegun = 0  # the task that it was found not to have begun
         self.pid: int | None = None
         self.rss_before = 0  # bytes of memory, when it was sent its last task with a limit on that
@@ -187,6 +214,14 @@ class Begun:
     task_id: int
 
 
+@record(frozen=True)
+class Asked:
+    """A task that runs asks for what was sent to it."""
+
+    worker_id: int
+    task_id: int
+
+
 class Finished(Outcome):
     """A worker finished a task: the outcome, and of which run."""
 
@@ -212,6 +247,15 @@ class Finished(Outcome):
         self.ok = ok
         self.load = load
         self.cancelled = False
+
+
+@record(frozen=True)
+class Progressed:
+    """What a task has reported last; comes before its outcome."""
+
+    worker_id: int
+    task_id: int
+    progress: Progress
 
 
 @record(frozen=True)
@@ -245,7 +289,7 @@ class Died:
     output: str = ""
 
 
-Report = Ready | BootFailed | Begun | Finished | Logged | Drained | Died
+Report = Ready | BootFailed | Begun | Asked | Finished | Progressed | Logged | Drained | Died
 
 
 # ===== events: what users may listen to =====

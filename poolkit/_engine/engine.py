@@ -26,15 +26,15 @@ import os
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import TypeVar
 
-from poolkit import _os, errors
+from poolkit import _os
 from poolkit._clock import monotonic
 from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
-from poolkit._core.workforce import AnyTask, Died, Report
+from poolkit._core.workforce import AnyTask, Report
 from poolkit._engine.callbacks import Callbacks, Caller, Calls, publishing
 from poolkit._engine.listeners import Listeners
 from poolkit._engine.log_records import Records
@@ -86,6 +86,9 @@ class Engine:
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
         self._reader = Reader(workforce.links, workforce.wake, self._take)
         self._reader.look = self._publish_if_decided
+        if workforce.links is not None:
+            workforce.links.find = self._running
+            workforce.links.may_pause = lambda: self._scheduler.phase is OPEN and not self.callbacks.has_waited
         self.callbacks = Callbacks(name, workforce.wake)
         self.records = Records(self.callbacks, name, self._publish, workforce.wake, workforce.links)
         self._error_reader = Caller(f"poolkit-{name}-errors", self._read_errors)
@@ -243,6 +246,8 @@ class Engine:
             finally:
                 if True in held:
                     self._lock.release()
+            if settled and self.records.pending:
+                settled = self.records.defer(settled)
             self._publish(settled)
         except BaseException:
             self._inconsistent = True
@@ -347,6 +352,12 @@ class Engine:
         self._reader.pass_by()
         return not self._reader.closed
 
+    def _running(self, worker_id: int, task_id: int) -> AnyTask | None:
+        """The task that a worker says something about while it runs. With the reader's lock."""
+        with self._lock:
+            worker = self._scheduler.roster.workers.get(worker_id)
+            return None if worker is None else next((task for task in worker.sent if task.id == task_id), None)
+
     def _read_errors(self) -> None:
         """Unpickle failures that may be retried, depending on their types. Under no lock: it is the user's code."""
         publishing.depth = getattr(publishing, "depth", 0) + 1
@@ -367,15 +378,6 @@ class Engine:
         finally:
             publishing.depth -= 1
 
-    def _prepare_errors(self, reports: Iterable[Report]) -> None:
-        """Import what a crash is told with. Not under the lock: who imports it just now may be about to want that."""
-        for report in reports:
-            if type(report) is Died:
-                with self._lock:
-                    wanted = self._scheduler.may_break(report.worker_id)
-                if wanted:
-                    errors.WorkerCrashed  # noqa: B018 -- made at its first use
-
     def is_open(self) -> bool:
         """Whether tasks are accepted."""
         # In this order: the finalizer of a pool that was ended asks, too, when modules have lost their globals.
@@ -392,8 +394,6 @@ class Engine:
 
     def _check_owner(self) -> None:
         if self._is_copy():
-            msg = (
-                f"pool {self.name} belongs to process {self.pid}; this is process {os.getpid()}, forked from it: "
-                "make a pool of its own here"
-            )
+            here = f"this is process {os.getpid()}, forked from it: make a pool of its own here"
+            msg = f"pool {self.name} belongs to process {self.pid}; {here}"
             raise PoolClosed(msg)

@@ -16,7 +16,8 @@ import itertools
 import threading
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -69,10 +70,10 @@ class Submits(Protocol):
         `block`: whether to wait while the queue is full, else raise QueueFull; None: as the options say.
         """
 
-    async def submit_chunk_async(
+    def submit_chunk_async(
         self, fn: Callable[..., Any], items: list[Any], attempt: Attempt, *, starred: bool, late: bool
-    ) -> None:
-        """Submit one, and wait for room without blocking the event loop.
+    ) -> Coroutine[Any, Any, None]:
+        """Pack one, and have it submitted by what is to be awaited: it waits for room without blocking the event loop.
 
         `attempt` is given the task and what tries to submit it, each time that there may be room, until it is true.
         """
@@ -104,6 +105,7 @@ class Feed(Generic[T]):
         self._fn = fn
         self._items: Iterator[Any] | None = items  # None: exhausted
         self._starred = starred  # whether an item is a tuple of arguments
+        self._context = copy_context()  # of who called `map`, as somebody else may submit the rest
         self._ordered = ordered
         self._adapt = chunksize is None or not ordered
         self._chunk = (chunksize or 1) if ordered else 1
@@ -333,7 +335,8 @@ class Feed(Generic[T]):
             return True
         block = False if ahead or not wait else True if driving else None
         try:
-            task = self._pool.submit_chunk(self._fn, chunk, starred=self._starred, block=block, late=self._late)
+            submit = self._context.copy().run  # a copy, as who packs an item may come here again
+            task = submit(self._pool.submit_chunk, self._fn, chunk, starred=self._starred, block=block, late=self._late)
         except QueueFull:
             if block is not False:
                 raise

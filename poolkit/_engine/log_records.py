@@ -1,6 +1,6 @@
 """Log records: the way of what tasks log to the loggers of this process.
 
-    whoever reads a link    Logged reports -> Records.add; outcomes -> Records.defer, behind the records of their worker
+    whoever reads a link    Logged reports -> Records.add; outcomes -> Records.defer, behind the records of their task
     the callback thread     hands a record to its logger, whose handlers and filters are the user's code;
                             publishes the outcomes behind it
 
@@ -17,7 +17,7 @@ import logging
 import marshal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from poolkit._core.workforce import AnyTask, Logged
     from poolkit._engine.callbacks import Callbacks
     from poolkit._kinds.links import Links
+    from poolkit.exchange import Exchange
     from poolkit.outcome import Outcome
 
     Settled = list[tuple[AnyTask, Outcome]]
@@ -55,6 +56,7 @@ class Records:
         self._links = links
         self._lock = RLock()  # a finalizer that a collection runs in here may wait for the pool
         self.pending: Counter[int] = Counter()  # records that are not handled, by worker
+        self._talking: Counter[int] = Counter()  # the same by task, or by `_key`; with messages for callbacks
         self.deferred: dict[int, Settled] = {}  # what waits in the queue of callbacks, by the ids of the lists
         self.paused: set[int] = set()  # workers that are not read
         self._seen: set[type] = set()  # what handlers have raised; owner: the callback thread
@@ -65,13 +67,35 @@ class Records:
         with self._lock:
             worker_ids = {record.worker_id for record in records}
             while records:
-                worker_id = records[0].worker_id
-                count = pending.get(worker_id, 0) + 1
+                worker_id, task_id = records[0].worker_id, _key(records[0].task_id, records[0].worker_id)
+                count, of_task = pending.get(worker_id, 0) + 1, self._talking.get(task_id, 0) + 1
                 pending[worker_id] = count
+                self._talking[task_id] = of_task
                 queue += ((handle, records[0]),)
                 records.popleft()  # since the look at `pending` no exception could come
             if not self._callbacks.has_waited and self._links is not None:
                 self._pause(worker_ids, self._links)
+
+    def add_call(self, exchange: Exchange, entry: Any) -> None:
+        """Have the callback of a task called with a message, before its outcome is seen. Does not block."""
+        with self._lock:
+            worker_id, task_id = exchange.worker_id, exchange.task_id
+            count, of_task = self.pending.get(worker_id, 0) + 1, self._talking.get(task_id, 0) + 1
+            self.pending[worker_id] = count
+            self._talking[task_id] = of_task
+            self._callbacks.queue += ((self._call, (worker_id, exchange, entry)),)
+        if not self._callbacks.thread.wake():
+            self._wake()
+
+    def _call(self, called: tuple[int, Exchange, Any]) -> None:
+        """Hand a message to the callback. On the callback thread."""
+        worker_id, exchange, entry = called
+        try:
+            exchange.call_back(entry)
+        except Exception:
+            log.exception("a callback for messages of a task of pool %s raised", self._pool_name)
+        finally:
+            self._handled(worker_id, exchange.task_id)
 
     def _pause(self, worker_ids: set[int], links: Links) -> None:
         """Leave those alone that have logged too much. Under the lock; apart, see the rule for loops in `_locks.py`."""
@@ -84,10 +108,13 @@ class Records:
         with self._lock:
             if self._callbacks.has_waited:
                 return settled
+            talking = self._talking
             ready: Settled = []
             behind: Settled = []
             for each in settled:
-                (behind if each[0].worker_id in self.pending or each[0].attempts > 1 else ready).append(each)
+                task = each[0]
+                waits = task.id in talking or -(task.worker_id or 0) in talking or task.attempts > 1
+                (behind if waits else ready).append(each)
             if behind:
                 self.deferred[id(behind)] = behind
                 self._callbacks.queue.append((self._publish_behind, behind))
@@ -101,6 +128,8 @@ class Records:
             for behind in self.deferred.values():
                 behind.clear()
             self._resume(list(self.paused))
+        if self._links is not None:
+            self._links.let_talk()
         if settled:
             self._publish(settled)
 
@@ -139,9 +168,20 @@ class Records:
                         logged.task_id,
                     )
         finally:
-            with self._lock:
-                self.pending[worker_id] -= 1
-                if self.pending[worker_id] <= MANY // 2:
-                    self._resume([worker_id])
-                if not self.pending[worker_id]:
-                    del self.pending[worker_id]
+            self._handled(worker_id, _key(logged.task_id, worker_id))
+
+    def _handled(self, worker_id: int, task_id: int) -> None:
+        with self._lock:
+            self._talking[task_id] -= 1
+            if not self._talking[task_id]:
+                del self._talking[task_id]
+            self.pending[worker_id] -= 1
+            if self.pending[worker_id] <= MANY // 2:
+                self._resume([worker_id])
+            if not self.pending[worker_id]:
+                del self.pending[worker_id]
+
+
+def _key(task_id: int, worker_id: int) -> int:
+    """What stands for a task in `Records`; for those of a worker, what is logged in no task: a task's own threads."""
+    return task_id or -worker_id

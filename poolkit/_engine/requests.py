@@ -11,7 +11,8 @@ import abc
 import os
 import threading
 from _thread import allocate_lock
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from poolkit._clock import wait_for
 from poolkit._core.scheduler import OPEN
@@ -21,6 +22,7 @@ from poolkit._engine.engine import Engine
 from poolkit._engine.listeners import Listener
 from poolkit._engine.waiters import Waiter
 from poolkit.errors import PoolkitError, QueueFull
+from poolkit.exchange import MOST_MAIL, Exchange
 from poolkit.future import WaitTimeout
 from poolkit.outcome import Outcome
 from poolkit.task import SETTLED
@@ -162,6 +164,46 @@ class Requests(Engine):
         """Have the supervisor thread cancel a task. For finalizers, which should not wait for a lock."""
         self._postpone(lambda now: self._scheduler.cancel(task, now))
 
+    def credit(self, task: AnyTask, taken: int) -> None:
+        """So many items of a stream were taken, in all: its worker may go on."""
+        self._do_soon(lambda now: self._scheduler.credit(task, taken, now))
+
+    def end(self, task: AnyTask, grace: float) -> None:
+        """Have a stream closed, and after `grace` seconds its worker killed."""
+        if grace:
+            self._do_soon(lambda now: self._scheduler.end(task, grace, now))
+        else:
+            self.cancel(task)
+
+    def end_soon(self, task: AnyTask, grace: float) -> None:
+        """Do the same, on the supervisor thread. For finalizers."""
+        self._postpone(lambda now: self._scheduler.end(task, grace, now))
+
+    def _do_soon(self, step: Callable[[float], object]) -> None:
+        """Do what needs no answer: now, or after the step that this thread was interrupted in."""
+        if self._is_reentrant():
+            self._postpone(step)
+        elif not self._is_copy():
+            self._decide(step)
+
+    def send(self, task: AnyTask, message: object) -> bool:
+        """Send a message to a task; see `Task.send`."""
+        self._check_owner()
+        exchange = task.open_exchange()
+        if len(exchange.mail) >= MOST_MAIL:
+            msg = f"cannot send {task!r} a message: it has not asked for the last {MOST_MAIL}"
+            raise QueueFull(msg)
+        packed = self.workforce.pack_mail(message)
+        if task.done():
+            return False
+        exchange.mail.append(packed)
+        self._do_soon(lambda _now: self._scheduler.mail(task))
+        return True
+
+    def deliver(self, exchange: Exchange, entry: Any) -> None:
+        """Have a message handed to its callback, on the callback thread. By whoever adds it, or has it all called."""
+        self.records.add_call(exchange, entry)
+
     def cancel_all(self) -> None:
         """Cancel all that is queued and running."""
         self._check_owner()
@@ -267,6 +309,12 @@ class Requests(Engine):
         """Undo one `listen`. Raises ValueError when it was not listening."""
         with self._lock:
             self._scheduler.listened = self._listeners.remove(name, listener)
+
+    def note_progress(self, task: AnyTask) -> None:
+        """Note what this task has reported."""
+        if not self._is_copy():
+            with self._lock:
+                self._scheduler.note_progress(task)
 
     def has_begun(self, task: AnyTask) -> bool:
         """Whether a worker runs this task."""

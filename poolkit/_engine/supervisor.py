@@ -14,9 +14,12 @@ import contextlib
 import math
 import os
 import threading
+from collections.abc import Iterable
 from typing import Any
 
+from poolkit import errors
 from poolkit._core.scheduler import CLOSED, OPEN
+from poolkit._core.workforce import Died, Report
 from poolkit._engine import lifetime
 from poolkit._engine.callbacks import Callbacks, Caller, publishing
 from poolkit._engine.log_records import Records
@@ -50,7 +53,7 @@ class Supervisor(Requests):
 
     # ===== the end =====
 
-    def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
+    def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:  # noqa: C901
         """Accept nothing more, and end; see `Pool.shutdown`."""
         if self._is_copy():
             return
@@ -59,6 +62,8 @@ class Supervisor(Requests):
         def step(now: float) -> bool:
             scheduler, takes_up = self._scheduler, waits and not reentrant
             scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout, lingers=True)
+            if self.workforce.links is not None:
+                self.workforce.links.let_talk()  # a reader of messages that has stopped must not keep it from its end
             if scheduler.lingers and not self.maps.end(leaves=not takes_up, warns=waits):
                 scheduler.end_lingering(now)
             wait_for = 0.0 if kill else math.inf if timeout is None else timeout
@@ -174,6 +179,15 @@ class Supervisor(Requests):
         if self.workforce.notes:
             self._say_what_was_noted()
         return True
+
+    def _prepare_errors(self, reports: Iterable[Report]) -> None:
+        """Import what a crash is told with. Not under the lock: who imports it just now may be about to want that."""
+        for report in reports:
+            if type(report) is Died:
+                with self._lock:
+                    wanted = self._scheduler.may_break(report.worker_id)
+                if wanted:
+                    errors.WorkerCrashed  # noqa: B018 -- made at its first use
 
     def _say_what_was_noted(self) -> None:
         notes, self.workforce.notes = self.workforce.notes, []

@@ -41,6 +41,11 @@ class DrivenWorkforce(Workforce):
     by_reference = False
     pack: Pack
 
+    @staticmethod
+    def pack_mail(message: object) -> Any:
+        """Pack a message to a task; here, it goes as it is. On the caller's thread. May raise SerializationError."""
+        return message
+
     @abc.abstractmethod
     def wait(self, timeout: float, *, links: bool) -> bool:
         """Wait until there is something to do, for at most `timeout` seconds; false when there was nothing.

@@ -44,6 +44,8 @@ class Peer:
         self.reader: FrameReader | None = None
         self.writer: FrameWriter | None = None
         self.channel: WorkerChannel | None = None
+        self.stream: tuple[int, Any] = (0, None)  # the task that sent items last, and where they go
+        self.said: tuple[int, Any] = (0, None)  # the task that sent a message last, and its `Exchange`
         self.sent = Sent()  # what it has of the script
         self.transport: OwnerTransport | None = None
         self.is_being_killed = False  # to be killed by order; guarded by: the pool's one lock

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections import deque
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -28,15 +29,21 @@ from poolkit._kinds import evidence
 from poolkit._kinds.peer import Peer
 from poolkit._kinds.processes import Processes, Reports
 from poolkit._spawn import registry, templates
-from poolkit._wire import messages
+from poolkit._wire import codec, messages
 from poolkit._wire.link import JOIN_UP_TO
 from poolkit._wire.plans import Manifest
+from poolkit.task import Progress
 
 MOST_ATTEMPTS = 0xFFFF  # that a call can say
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 _DROP = messages.FRAME_TO_WORKER.pack(messages.DROP, 0, 0)
 STACK_LOOK = 0.001  # seconds between two looks whether it has
 ROOM_LOOK = 0.005  # seconds between two looks whether the template has taken earlier orders
+
+
+def _given(message: object) -> object:
+    """What a message is packed as an argument of."""
+    return message
 
 
 class ProcessWorkforce(Processes):
@@ -135,6 +142,12 @@ class ProcessWorkforce(Processes):
             return Status()
         return Status(*peer.board.read())
 
+    def progress(self, worker_id: int, task: AnyTask) -> Progress | None:
+        """Read it from the board: not of a run that was taken into account, if the worker has not begun the next."""
+        peer = self._workers.get(worker_id)
+        found = None if peer is None or peer.board is None else peer.board.progress(task.id)
+        return None if found is None or found[0] == task.started_at else Progress.reported(*found[1:])
+
     def memory(self, worker_id: int) -> int | None:
         """What the worker's process has resident for itself."""
         peer = self._workers.get(worker_id)
@@ -143,6 +156,35 @@ class ProcessWorkforce(Processes):
     def stop(self, worker_id: int) -> None:
         """Tell the worker to leave."""
         self._write(self._workers[worker_id], [messages.FRAME_TO_WORKER.pack(messages.STOP, 0, 0)])
+
+    def credit(self, worker_id: int, task_id: int, taken: int) -> None:
+        """Tell the worker how many items were taken."""
+        self._tell(messages.CREDIT, worker_id, task_id, taken)
+
+    def mail(self, worker_id: int, task_id: int, mail: deque[Any]) -> None:
+        """Send the worker what is for its task."""
+        peer = self._workers[worker_id]
+        while mail:
+            fn, body, manifest = mail[0]
+            if manifest is not None and manifest.number not in peer.sent.manifests:
+                self._define(peer, manifest)
+            head = messages.MAIL_HEAD.pack(task_id, manifest.number if manifest is not None else 0, len(fn))
+            parts = [head, fn, body]
+            self._write(peer, [messages.FRAME_TO_WORKER.pack(messages.MAIL, 0, sum(map(len, parts))), *parts])
+            mail.popleft()
+
+    @staticmethod
+    def pack_mail(message: object) -> tuple[bytes, Any, Manifest | None]:
+        """Pack a message to a task, as the one argument of a call."""
+        return codec.pack_call(_given, (message,), {})
+
+    def end(self, worker_id: int, task_id: int) -> None:
+        """Tell the worker that its task is to end by itself."""
+        self._tell(messages.END, worker_id, task_id)
+
+    def _tell(self, kind: int, worker_id: int, task_id: int, number: int = 0) -> None:
+        signal = messages.SIGNAL.pack(task_id, number)
+        self._write(self._workers[worker_id], [messages.FRAME_TO_WORKER.pack(kind, 0, len(signal)), signal])
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the supervisor thread kill the worker's process group, after its stack was taken."""

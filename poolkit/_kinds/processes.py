@@ -26,7 +26,7 @@ from poolkit._clock import monotonic
 from poolkit._core.workforce import BootFailed, Died, Report
 from poolkit._kinds import evidence
 from poolkit._kinds.driven import DrivenWorkforce
-from poolkit._kinds.links import Links, drain
+from poolkit._kinds.links import Links
 from poolkit._kinds.loggers import log
 from poolkit._kinds.peer import Peer
 from poolkit._kinds.settings import PoolSettings
@@ -325,7 +325,7 @@ class Processes(DrivenWorkforce):
 
     def _died(self, peer: Peer, reports: Reports, name: str | None, **facts: Any) -> None:
         """Report a death by that signal, after what the worker left: outcomes that it sent, stack and output."""
-        drain(peer, reports, self.logged)
+        self.links.drain(peer)
         board = peer.board
         stack = evidence.of_death(name, peer.stack, "" if board is None else board.evidence())
         output = "" if board is None else board.output()

@@ -6,12 +6,14 @@ Owner: the thread that submits. Only the arguments themselves are looked at, and
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from poolkit import broadcast
 from poolkit._child.chunk import run_chunk
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+CallIn = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Context]  # and the variables of its submitter
 
 
 def by_reference(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -19,19 +19,33 @@ import traceback
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from itertools import repeat, starmap
 from types import FrameType
 from typing import Any
 
 from poolkit import errors
 from poolkit._child.loop import run_call
+from poolkit._child.stream import StreamClosed
 from poolkit._clock import monotonic
-from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Ready, Report, Status
+from poolkit._core.workforce import (
+    AnyTask,
+    Begun,
+    BootFailed,
+    Died,
+    Drained,
+    Finished,
+    Progressed,
+    Ready,
+    Report,
+    Status,
+)
 from poolkit._kinds.driven import DrivenWorkforce
 from poolkit._kinds.loggers import mark_records
-from poolkit._kinds.references import by_reference
+from poolkit._kinds.references import CallIn, by_reference
 from poolkit._kinds.worker_thread import StopTask, WorkerThread, stop_task_of
 from poolkit.context import TaskContext
+from poolkit.task import Progress
 
 STOP_GRACE = 0.25  # seconds: a hundred times the interpreter's switch interval, for a busy machine
 
@@ -64,16 +78,21 @@ class ThreadWorkforce(DrivenWorkforce):
         self._ending: list[threading.Thread] = []  # reported their end and about to return; guarded by the pool's lock
 
     @staticmethod
-    def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
-        """A call goes to a thread as it is, but for arguments that are handles of broadcast objects."""
-        return (by_reference(fn, args, kwargs) if args or kwargs else (fn, args, kwargs)), 0
+    def pack(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CallIn, int]:
+        """A call goes to a thread as it is, but for arguments that are handles of broadcast objects.
+
+        With it goes a copy of the context of its submitter, in which it runs: as `asyncio.to_thread` has it.
+        """
+        if args or kwargs:
+            fn, args, kwargs = by_reference(fn, args, kwargs)
+        return (fn, args, kwargs, copy_context()), 0
 
     # ===== orders, given under the pool's lock =====
 
     def start(self, worker_id: int) -> None:
         """Have whoever holds the lock start a thread when it lets go: at exit, CPython 3.12 lets nobody else do it."""
         if worker_id not in self._workers:
-            worker = WorkerThread(worker_id)
+            worker = WorkerThread(worker_id, self.post)
             self.unstarted.append(worker)
             self._workers[worker_id] = worker
 
@@ -98,7 +117,14 @@ class ThreadWorkforce(DrivenWorkforce):
     def status(self, worker_id: int) -> Status:
         """What the thread runs."""
         worker = self._workers.get(worker_id)
-        return Status() if worker is None else Status(worker.begun, worker.since, worker.done)
+        return Status() if worker is None else Status(worker.begun, worker.since, worker.done, worker.made)
+
+    def progress(self, worker_id: int, task: AnyTask) -> Progress | None:
+        """Look at the context of what the thread runs."""
+        worker = self._workers.get(worker_id)
+        context = None if worker is None else worker.context
+        reported = None if context is None or context.id != task.id else context.reported()
+        return None if reported is None else Progress.reported(*reported)
 
     def memory(self, _worker_id: int) -> None:
         """See `why_memory_unknown`."""
@@ -106,6 +132,23 @@ class ThreadWorkforce(DrivenWorkforce):
     def stop(self, worker_id: int) -> None:
         """Tell the thread to leave."""
         self._workers[worker_id].inbox.put(_STOP)
+
+    def credit(self, worker_id: int, task_id: int, taken: int) -> None:
+        """Tell the thread how many items were taken."""
+        stream = self._workers[worker_id].stream
+        if stream is not None and stream.task_id == task_id:
+            stream.credit(taken)
+
+    def mail(self, worker_id: int, task_id: int, mail: deque[Any]) -> None:  # noqa: ARG002 -- it runs no other
+        """Hand the thread what is for its task."""
+        self._workers[worker_id].mail().came(mail)
+
+    def end(self, worker_id: int, task_id: int) -> None:
+        """Tell the thread that its stream is to end."""
+        self._workers[worker_id].ended_id = task_id
+        stream = self._workers[worker_id].stream
+        if stream is not None and stream.task_id == task_id:
+            stream.end()
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the supervisor thread stop what the thread runs, or give it up."""
@@ -195,6 +238,9 @@ class ThreadWorkforce(DrivenWorkforce):
             worker.is_to_stop = True
             if worker.running and thread is not None and thread.ident is not None:
                 stop_task_of(thread.ident)
+        if (stream := worker.stream) is not None:
+            stream.end()  # an asynchronous exception wakes nobody who waits for a lock
+        worker.mail().stop()
         worker.coroutines.wake()  # or an event loop would see it when its next timer is due
         worker.inbox.put(_STOP)
         self._dying.append((monotonic() + STOP_GRACE, worker))
@@ -268,12 +314,16 @@ class ThreadWorkforce(DrivenWorkforce):
         call = task.call
         if call is None:  # cancelled since it was claimed, and forgotten
             return None
-        fn, args, kwargs = call
+        fn, args, kwargs, variables = call
+        if task.options.retries:  # each run begins with what the submitter had
+            variables = variables.copy()
+        variables.run(worker.coroutines_here)
         started = monotonic()
         limit = task.options.timeout
         deadline = None if limit is None else started + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, monotonic, worker.id)
+        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, monotonic, worker.id, worker)
         worker.context = context
+        worker.task = task
         worker.since = started
         worker.done = 0  # it may have been this very task, in an earlier run
         worker.begun = task.id
@@ -285,7 +335,7 @@ class ThreadWorkforce(DrivenWorkforce):
                 worker.running = True
                 is_to_stop = worker.is_to_stop
             if not is_to_stop:
-                ok, value = run_call(context, fn, args, kwargs)
+                ok, value = variables.run(run_call, context, fn, args, kwargs)
             with worker.lock:
                 worker.running = False
                 is_to_stop = worker.is_to_stop
@@ -293,7 +343,9 @@ class ThreadWorkforce(DrivenWorkforce):
                 stop_task_of()
         except StopTask:
             is_to_stop = True
-        worker.context = None
+        if context._cell is not None:  # noqa: SLF001 -- without a call, as most tasks report nothing
+            self.post(Progressed(worker.id, task.id, Progress.reported(*context.reported())))  # type: ignore[misc]
+        worker.context = worker.task = None
         if is_to_stop:
             with worker.lock:
                 worker.running = False
@@ -301,7 +353,10 @@ class ThreadWorkforce(DrivenWorkforce):
             return None
         worker.done = task.id
         try:
-            return Finished(worker.id, task.id, started, monotonic(), 0, value, ok)
+            report = Finished(worker.id, task.id, started, monotonic(), 0, value, ok)
+            if not ok and type(value) is StreamClosed:
+                report.payload, report.cancelled = None, True
+            return report
         finally:
             del task, value  # an exception's traceback holds this frame, and must not find itself or its task in it
 

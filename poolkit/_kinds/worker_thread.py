@@ -10,10 +10,13 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from poolkit._child.coroutines import Coroutines
-from poolkit._core.workforce import AnyTask
+from poolkit._core.workforce import AnyTask, Report
+from poolkit._kinds.thread_mail import ThreadMail
+from poolkit._kinds.thread_stream import ThreadStream
 from poolkit.context import TaskContext
 
 
@@ -44,19 +47,47 @@ _ENOUGH = 8  # steps after which an asynchronous exception was raised
 class WorkerThread:
     """One worker thread."""
 
-    def __init__(self, worker_id: int) -> None:
+    def __init__(self, worker_id: int, post: Callable[[Report], None]) -> None:
         self.id = worker_id
         self.thread: threading.Thread | None = None  # that has taken this on; until then, the last one that was made
         self.inbox: SimpleQueue[str] = SimpleQueue()  # wakes the thread
         self.resting = False  # whether it has to be woken; owner: the worker thread
         self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent and not claimed; claimed from the left
         self.begun, self.since, self.done = 0, 0.0, 0  # owner: the worker thread; others only look
+        self.made = 0.0  # as `Status` has it; the same
+        self.task: AnyTask | None = None  # that it runs; the same
+        self.stream: ThreadStream | None = None  # that it runs; the same
+        self.ended_id = 0  # the task that was told to end last
+        self.post = post  # takes what the worker reports
+        self._mail: ThreadMail | None = None
         self.context: TaskContext | None = None  # of the running task; owner: the worker thread
         self.unclaimed = [True]  # taken out by the thread that is the worker: an interrupted start may be repeated
         self.coroutines = Coroutines()
+        self.coroutines_here = self.coroutines.keeper()  # has those of the context that it is called in run there
         self.lock = threading.Lock()
         self.running = False  # guarded by: lock
         self.is_to_stop = False  # guarded by: lock
         self.ended = False  # reported as died, by whoever set this first. guarded by: lock
         self.abandoned = False  # owner: the supervisor thread
         self.stack = ""  # owner: the supervisor thread
+
+    # ===== the end of what a task sends while it runs; see `context.py` =====
+
+    def begin_stream(self, task_id: int, most: int, _most_bytes: float) -> ThreadStream:
+        """What runs now is a stream."""
+        assert self.task is not None  # noqa: S101 -- it asks
+        self.stream = stream = ThreadStream(self, task_id, self.task.incoming, most)
+        if self.ended_id == task_id:  # before it began; who says so looks for the stream afterwards
+            stream.end()
+        return stream
+
+    def mail(self) -> ThreadMail:
+        """Return what messages go through; made at its first use."""
+        if self._mail is None:
+            self._mail = ThreadMail(self)
+        return self._mail
+
+    def is_told_to_end(self, task_id: int) -> bool:
+        """Whether the task that runs was told to end."""
+        stream = self.stream
+        return stream is not None and stream.task_id == task_id and stream.is_to_end

@@ -4,6 +4,11 @@ From it the owner knows, without a message, since when a run-time limit counts, 
 One a worker, so that a worker that scribbles on its memory lies about itself alone.
 Owner: the worker's main thread writes, the owner only reads. Every field is eight aligned bytes, stored in one go.
 
+A run that reports its progress has one of the `PLACES`, see `_child/cells.py`. The owner reads a place only where it
+bears the time at which the last run began, before and after, and only if that run is still the last one, and of the
+task that was asked for. As no two runs of a worker begin at one time, no run is taken for another.
+Done and total are two stores: total may for a moment be that of the report after.
+
 Behind the page of fields is a ring with the last that was printed, which the owner reads when the worker is dead:
     _FROM <= _WRITTEN <= _CLAIMED    count bytes; since the task of `_OUTPUT_OF` began, to its end, and what may be torn
 Guarded by the lock in `_child/output.py`. Behind that is room for what faulthandler writes to the descriptor.
@@ -19,7 +24,8 @@ from poolkit import _os
 RING = 4096  # bytes
 _EVIDENCE = mmap.PAGESIZE + RING  # where it begins; a multiple of 4 KiB
 NBYTES = _EVIDENCE + (64 << 10)  # a stack has at most 100 frames; what does not fit here is written and not seen
-_BEGUN, _SINCE, _DONE, _MEMORY, _OUTPUT_OF, _FROM, _WRITTEN, _CLAIMED = range(8)
+_BEGUN, _SINCE, _DONE, _MEMORY, _OUTPUT_OF, _FROM, _WRITTEN, _CLAIMED, _MADE_SINCE = range(9)
+PLACES = range(9, 9 + 3 * 32, 3)  # where runs report their progress: when the run began, done, total
 
 
 def page() -> int:
@@ -55,17 +61,40 @@ class Board:
         """Stamp how much shared memory the worker holds for its results."""
         self._ids[_MEMORY] = nbytes
 
+    def stamp_made(self, when: float) -> None:
+        """Stamp since when a stream makes its next item; inf: it waits for room, 0.0: what runs is no stream."""
+        self._times[_MADE_SINCE] = when
+
     def memory(self) -> int:
         """Return how much shared memory the worker holds for its results, in its own word."""
         return self._ids[_MEMORY]
 
-    def read(self) -> tuple[int, float, int]:
-        """Return the task begun last, since when, and that task again once its outcome was sent; 0 for none."""
+    def read(self) -> tuple[int, float, int, float]:
+        """Return the task begun last, since when, that task again once its outcome was sent (0: none), and `made`."""
         while True:
             begun = self._ids[_BEGUN]
-            since, done = self._times[_SINCE], self._ids[_DONE]
+            since, done, made = self._times[_SINCE], self._ids[_DONE], self._times[_MADE_SINCE]
             if begun == self._ids[_BEGUN]:
-                return begun, since, done
+                return begun, since, done, made
+
+    def place(self, at: int, since: float, done: float, total: float) -> memoryview[float]:
+        """Give a place to the run that began then, and return its done and total."""
+        times = self._times
+        times[at] = 0.0  # first: nobody reads it meanwhile
+        times[at + 1], times[at + 2] = done, total
+        times[at] = since
+        return times[at + 1 : at + 3]
+
+    def progress(self, task_id: int) -> tuple[float, float, float] | None:
+        """Return since when this task runs, done and total; None if it does not run, or has not reported any."""
+        times = self._times
+        since = times[_SINCE]
+        for at in PLACES:
+            if times[at] == since:
+                found = since, times[at + 1], times[at + 2]
+                is_same = times[at] == since and self._ids[_BEGUN] == task_id and times[_SINCE] == since
+                return found if is_same else None
+        return None
 
     def keep_output(self, data: memoryview) -> None:
         """Add what was printed to the ring. A kill at any instruction costs what is being added, no more."""

@@ -231,6 +231,12 @@ class Outbox:
                 raise
             self._frames.clear()
 
+    def wait(self) -> None:
+        """Wait until what was left is written, by whoever writes just now. Not in a signal handler. Blocks."""
+        with self._lock:
+            if not self._writing:
+                self._write()
+
     def _flush(self) -> None:
         while self._frames and self._lock.acquire(blocking=False):
             try:

@@ -7,15 +7,23 @@ Owner to worker, on the worker's link      FRAME_TO_WORKER header + payload
     DROP    what stands before it was reclaimed: drop the rest of it and say DRAINED
     FORGET  the next record on the descriptor channel that says so tells what is gone in the owner
     STOP    leave
+    CREDIT  the owner has taken so many items of a stream, in all: payload SIGNAL
+    END     the task is to end by itself: payload SIGNAL
+    MAIL    a message for the task that asked for it: payload MAIL_HEAD + fn + body, packed as a call
 Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     READY        booted and initialised; the task field holds the process id
     BOOT_FAILED  payload: the pickled exception of the initializer
     BEGUN        a task began; sent only where the call asked for it
     VALUE        a task's pickled value          ERROR    a task's pickled exception
     OUT_OF_BAND  a task's value, whose large parts lie in shared memory: see `_memory/out_of_band.py`
+    CLOSED       the outcome of a stream that ended as it was told to
+    ITEM         an item of a stream, pickled; the rss field: its size       ITEM_OUT_OF_BAND   as OUT_OF_BAND
+    MESSAGE      a message of a task, as ITEM                                MESSAGE_OUT_OF_BAND   the same
+    HEAR         a task asks for what was sent to it
     FORGOTTEN    as FORGET, of what is gone in the worker
     DRAINED      all that was reclaimed is dropped
     TRACKER      payload: the id of a socket on the descriptor channel, to which the resource tracker is to be sent
+    PROGRESS     what a task has reported last, its two numbers as times; in one write with its outcome, before that
     LOG          payload: a log record's pickled attributes; the task field: which task logged it, 0 for none
 Either way, beside the link, on the descriptor channel  records with descriptors: see `_memory/channel.py`
 Owner to template, on its root socket      FORK records, each with descriptors attached: the control socket of a new
@@ -44,8 +52,9 @@ from poolkit._typing import Any
 Call = tuple[int, int, int, bytes, float, int, bytes, "Any"]
 """One call as a worker sees it: task, attempt, flags, name, timeout (0: none), manifest, function and body."""
 
-BOOT, CALLS, DROP, STOP, FORGET, DEFINE = 1, 2, 3, 4, 5, 6
+BOOT, CALLS, DROP, STOP, FORGET, DEFINE, CREDIT, END, MAIL = range(1, 10)
 READY, BOOT_FAILED, BEGUN, VALUE, ERROR, DRAINED, OUT_OF_BAND, LOG, TRACKER, FORGOTTEN = range(11, 21)
+ITEM, ITEM_OUT_OF_BAND, MESSAGE, MESSAGE_OUT_OF_BAND, HEAR, PROGRESS, CLOSED = range(21, 28)
 FORKED, FORK_FAILED, SIGNALLED, EXITED = 31, 32, 33, 34
 
 FRAME_TO_WORKER = struct.Struct("<BxxxIQ")  # kind, count, payload bytes
@@ -53,6 +62,8 @@ FRAME_TO_OWNER = struct.Struct("<BxxxxxxxQddQQ")  # kind, task, started, ended, 
 # task, attempt, flags, name bytes, timeout (0: none), number of the manifest (0: none), fn bytes, body bytes
 CALL = struct.Struct("<QHHIdQQQ")
 FORK = struct.Struct("<BxH")  # flags, descriptors
+SIGNAL = struct.Struct("<QQ")  # task, number: of the items of a stream that were taken
+MAIL_HEAD = struct.Struct("<QQQ")  # task, number of the manifest (0: none), fn bytes
 NOTICE = struct.Struct("<BxxxiQQ")  # kind, status, pid, peak rss
 
 # Flags of a call.

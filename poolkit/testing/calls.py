@@ -8,12 +8,14 @@ Owner: the thread that uses the pool.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copy
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolkit._child.chunk import run_chunk
+from poolkit._child.stream import run_stream
 from poolkit._given import name_of
 from poolkit.decorator import plain_function
 from poolkit.testing.script import Arguments, is_call_of
@@ -34,6 +36,7 @@ class FakeCall(NamedTuple):
     size: int  # how many calls it is: several for a chunk of `map`
     load: Callable[[], Whole]  # gives what is called, anew each time if it was packed; raises as unpickling does
     memories: Any = ()  # shared memory that the arguments refer to
+    variables: contextvars.Context | None = None  # the submitter's, where it is not packed
 
     def arguments(self) -> list[Arguments]:
         """The arguments of each of its calls. Raises as `load`."""
@@ -42,6 +45,8 @@ class FakeCall(NamedTuple):
 
 def each_call(fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Arguments]:
     """The arguments of each call that a task makes: several for a chunk of `map`."""
+    if fn is run_stream:
+        return [args[1:3]]
     if fn is not run_chunk:
         return [(args, kwargs)]
     return [((tuple(item) if kwargs["starred"] else (item,)), {}) for item in args[1]]
@@ -99,7 +104,11 @@ class Call:
     @classmethod
     def of(cls, task: Task[Any], call: FakeCall | None) -> list[Call]:
         """The calls of a task; none of one that could not be pickled."""
-        return [] if call is None else [cls(task, call._replace(memories=()), place) for place in range(call.size)]
+        return (
+            []
+            if call is None
+            else [cls(task, call._replace(memories=(), variables=None), place) for place in range(call.size)]
+        )
 
     def end(self, task: Task[Any], ending: Ending) -> None:
         """Its task is done."""

@@ -29,7 +29,9 @@ from poolkit._core.workforce import AnyTask
 from poolkit._engine.listeners import Listener, Listeners
 from poolkit._engine.maps import Maps
 from poolkit._engine.waiters import Waiter
+from poolkit._kinds.loggers import log
 from poolkit.errors import InitializerFailed, PoolClosed, PoolkitError, QueueFull
+from poolkit.exchange import MOST_MAIL, Exchange
 from poolkit.future import WaitTimeout
 from poolkit.task import SETTLED
 from poolkit.testing.calls import Call, Ending, Timeline
@@ -57,6 +59,7 @@ class Driver:
         self.turn = workforce.turn
         self.scheduler = scheduler
         self.has_begun = scheduler.has_begun  # which reads, and waits for nobody's turn
+        self.note_progress = scheduler.note_progress
         self._listeners = Listeners(name)
         self._asked: deque[Callable[[float], object]] = deque()  # steps that are to be done
         self._callbacks: deque[tuple[Callable[[Any], object], Any]] = deque()  # what is to be called, with what
@@ -103,6 +106,50 @@ class Driver:
     def cancel_soon(self, task: AnyTask) -> None:
         """Cancel a task when the pool settles next."""
         self._asked.append(lambda now: self.scheduler.cancel(task, now))
+
+    def credit(self, task: AnyTask, taken: int) -> None:
+        """So many items of a stream were taken: it goes on."""
+        self._ask_soon(lambda now: self.scheduler.credit(task, taken, now))
+
+    def end(self, task: AnyTask, grace: float) -> None:
+        """Have a stream closed, and after `grace` virtual seconds its worker killed."""
+        if grace:
+            self._ask_soon(lambda now: self.scheduler.end(task, grace, now))
+        else:
+            self.cancel(task)
+
+    def end_soon(self, task: AnyTask, grace: float) -> None:
+        """Do the same when the pool settles next."""
+        self._asked.append(lambda now: self.scheduler.end(task, grace, now))
+
+    def _ask_soon(self, step: Callable[[float], object]) -> None:
+        with self.turn:
+            self._asked.append(step)
+            self.settle()
+            if DECIDING not in self._doing:
+                self._run_if_eager()
+
+    def send(self, task: AnyTask, message: object) -> bool:
+        """Send a message to a task."""
+        self._check_owner()
+        exchange = task.open_exchange()
+        if len(exchange.mail) >= MOST_MAIL:
+            raise QueueFull(f"cannot send {task!r} a message: it has not asked for the last {MOST_MAIL}")
+        packed = self.workforce.pack_mail(message)
+        if not task.done():
+            exchange.mail.append(packed)
+        return not task.done()
+
+    def deliver(self, exchange: Exchange, entry: Any) -> None:
+        """Have a message handed to its callback where the pool settles."""
+        self._callbacks.append((self._call_back, (exchange, entry)))
+
+    def _call_back(self, called: tuple[Exchange, Any]) -> None:
+        exchange, entry = called
+        try:
+            exchange.call_back(entry)
+        except Exception:
+            log.exception("a callback for messages of a task of pool %s raised", self.name)
 
     def cancel_all(self) -> None:
         """Cancel all that is queued and running."""
@@ -188,6 +235,8 @@ class Driver:
             if not wait or IN_A_CALL in self._doing or DECIDING in self._doing:
                 return
             self.run_all()
+            while self.workforce.is_stalled() and self.move(math.inf):  # until the streams that nobody reads are closed
+                self.run_all()
             if left := self.scheduler.unsettled_tasks():
                 raise PoolkitError(f"shutdown() would wait for ever: {left[0]!r} hangs, and nothing will stop it")
 
@@ -331,7 +380,12 @@ class Driver:
     def go_on(self, end: float = math.inf) -> bool:
         """One more thing happens, the clock being moved to it; False when nothing would, before `end`."""
         with self.turn:
-            return self.step() or (bool(self.workforce.running() or self.scheduler.waiting) and self.move(end))
+            return self.step() or (self._moves() and self.move(end))
+
+    def _moves(self) -> bool:
+        """Return True if something happens by itself; a stream that waits for its reader does nothing."""
+        running = self.workforce.running()
+        return bool(self.scheduler.waiting) or (bool(running) and not self.workforce.is_stalled())
 
     def run_all(self) -> None:
         """Run tasks until none is left, or those that are left hang; the clock is moved as far as that takes."""

@@ -37,6 +37,8 @@ class Step:
     seconds: float = 0.0
     nbytes: int = 0  # of memory that the worker has meanwhile
     turns: float | None = None  # None: not said
+    items: tuple[Any, ...] | None = None  # of a stream, before it ends so; None: those of what is called
+    every: float = 0.0  # seconds of virtual time between two of them
     used: int = 0
 
     def perform(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -87,6 +89,15 @@ class When:
     def runs(self) -> When:
         """Really run the function; the default."""
         return self._do(RUNS, None)
+
+    def yields(self, *items: object, every: float = 0.0) -> When:
+        """Yield these items, `every` so many seconds of virtual time, then do the rest; for calls by `stream`.
+
+        `takes` is the time to the first of them.
+        """
+        step = self._steps[-1]
+        step.items, step.every = items, checks.wait_seconds("every", every) or 0.0
+        return self
 
     def takes(self, seconds: float) -> When:
         """Take so many seconds of virtual time, 0 or more; what else happens, happens at their end."""

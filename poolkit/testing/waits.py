@@ -116,6 +116,7 @@ class DrivingWaiters(list[_Waiter]):
 class FakeTask(Task):  # type: ignore[type-arg]
     """What a task becomes that is submitted to a fake pool."""
 
+    is_fake = True
     __slots__ = ()
     _waiting: DrivingWaiters
 

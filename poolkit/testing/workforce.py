@@ -21,7 +21,19 @@ from typing import Any
 from poolkit._child.chunk import run_chunk
 from poolkit._child.coroutines import Coroutines, run_coroutine
 from poolkit._child.loop import run_call
-from poolkit._core.workforce import AnyTask, Begun, BootFailed, Died, Drained, Finished, Ready, Report, Status
+from poolkit._child.stream import run_stream
+from poolkit._core.workforce import (
+    AnyTask,
+    Begun,
+    BootFailed,
+    Died,
+    Drained,
+    Finished,
+    Progressed,
+    Ready,
+    Report,
+    Status,
+)
 from poolkit._kinds.loggers import mark_records
 from poolkit._kinds.references import by_reference
 from poolkit._wire import codec
@@ -29,8 +41,11 @@ from poolkit._wire.buffers import Found
 from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
+from poolkit.task import Progress
 from poolkit.testing.calls import FakeCall, Function, Timeline, Whole, each_call
-from poolkit.testing.script import CRASHES, HANGS, RAISES, RUNS, Step, When, next_step
+from poolkit.testing.mail import FakeMail
+from poolkit.testing.script import CRASHES, HANGS, RAISES, RUNS, UNSCRIPTED, Step, When, next_step
+from poolkit.testing.streams import FakeStream
 from poolkit.testing.waits import Turn
 
 
@@ -41,6 +56,7 @@ class FakeWorker:
         self.id = worker_id
         self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent, not claimed
         self.run: Run | None = None
+        self.task: TaskContext | None = None  # of the call that is being run
         self.status = Status()
         self.context = contextvars.Context()  # the caller's variables are not seen in a worker, nor the other way round
         self.coroutines = Coroutines()
@@ -53,6 +69,7 @@ class Run:
     def __init__(self, task: AnyTask, now: float, script: list[When]) -> None:
         self.task = task
         self.ends_at = now
+        self.stream: FakeStream | None = None
         self.steps: list[Step] = []  # what each call in it does, up to the first that ends it
         self.call: Whole | None = None
         try:
@@ -63,7 +80,7 @@ class Run:
         for args, kwargs in each_call(*self.call) if script else ():
             step = next_step(script, task.call.fn, args, kwargs)
             self.steps.append(step)
-            self.ends_at += math.inf if step.what == HANGS else step.seconds
+            self.ends_at += math.inf if step.what == HANGS and step.items is None else step.seconds
             if step.what in {HANGS, CRASHES, RAISES}:
                 break
 
@@ -98,10 +115,10 @@ class FakeWorkforce:
 
     def pack(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[FakeCall, int]:
         """Send a call through the real codec, so that what would not travel fails here too."""
-        known, count = (args[0], len(args[1])) if fn is run_chunk else (fn, 1)
+        known, count = (args[0], len(args[1])) if fn is run_chunk else (args[0] if fn is run_stream else fn, 1)
         if self.by_reference:
             whole = by_reference(fn, args, kwargs)
-            return FakeCall(known, count, lambda: whole), 0
+            return FakeCall(known, count, lambda: whole, variables=contextvars.copy_context()), 0
         with Found() as found:  # handles and read-only arrays go as they would to a worker
             call = codec.pack_call(fn, args, kwargs, found)
         load = functools.partial(codec.load_call, *call[:2])
@@ -139,6 +156,13 @@ class FakeWorkforce:
         """What the worker runs."""
         return self._workers[worker_id].status if worker_id in self._workers else Status()
 
+    def progress(self, worker_id: int, task: AnyTask) -> Progress | None:
+        """What the call that is being run has reported."""
+        worker = self._workers.get(worker_id)
+        context = None if worker is None else worker.task
+        reported = None if context is None or context.id != task.id else context.reported()
+        return None if reported is None else Progress.reported(*reported)
+
     def memory(self, worker_id: int) -> int:
         """What the script says; else nothing."""
         runs = (run for run, worker in self.running() if worker.id == worker_id)
@@ -147,6 +171,33 @@ class FakeWorkforce:
     def stop(self, worker_id: int) -> None:
         """The worker leaves at once."""
         self.reports.append(Died(worker_id, exitcode=0))
+
+    def credit(self, worker_id: int, task_id: int, taken: int) -> None:
+        """A stream goes on, if it waits."""
+        for run, worker in self.running():
+            if worker.id == worker_id and run.task.id == task_id and run.stream is not None:
+                run.stream.credit(taken)
+                self._resume(run, worker)
+
+    def mail(self, worker_id: int, task_id: int, mail: deque[Any]) -> None:
+        """Leave it where it is: the task takes it there."""
+
+    def pack_mail(self, message: object) -> Any:
+        """Pack a message to a task."""
+        return message if self.by_reference else codec.pack_call(_given, (message,), {})
+
+    def end(self, worker_id: int, task_id: int) -> None:
+        """A stream is closed as the next thing that happens."""
+        for run, worker in self.running():
+            if worker.id == worker_id and run.task.id == task_id:
+                if run.stream is not None:
+                    run.stream.is_to_end = True
+                run.ends_at = self._clock.now
+
+    def _resume(self, run: Run, worker: FakeWorker) -> None:
+        if worker.status.made == math.inf and run.stream is not None and not run.stream.is_full():
+            worker.status.made = self._clock.now
+            run.ends_at = self._clock.now + run.stream.every
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """The worker dies at once."""
@@ -166,6 +217,11 @@ class FakeWorkforce:
     def running(self) -> list[tuple[Run, FakeWorker]]:
         """What runs, and where."""
         return [(worker.run, worker) for worker in self._workers.values() if worker.run is not None]
+
+    def is_stalled(self) -> bool:
+        """Whether all that runs are streams that wait for their readers, and there are some."""
+        running = self.running()
+        return bool(running) and all(worker.status.made == math.inf for _, worker in running)
 
     def begin_one(self) -> bool:
         """Have one worker begin its next task, and end it if it takes no time; False when none can begin any.
@@ -196,6 +252,8 @@ class FakeWorkforce:
 
     def _end(self, run: Run, worker: FakeWorker) -> None:
         """A run's time is over: its worker dies, or the call runs now and its outcome is sent."""
+        if run.call is not None and run.call[0] is run_stream and self._go_on(run, worker):
+            return
         if run.steps and run.steps[-1].what == CRASHES:
             worker.run = None
             signal, exitcode = run.steps[-1].payload
@@ -203,19 +261,67 @@ class FakeWorkforce:
             self.reports.append(Died(worker.id, signal=signal, exitcode=exitcode))
             return
         run.ends_at = math.inf  # it is ended here; a call that uses the pool must not end it again
-        outcome = self._outcome(run, worker)
+        outcome = self._outcome(run, worker) if run.stream is None else run.stream.outcome
+        assert outcome is not None  # noqa: S101 -- a stream that is over has one
         if worker.run is run:  # else it had itself stopped
             worker.run, worker.status.done = None, run.task.id
+            worker.status.made = 0.0
             how = outcome.payload, outcome.ok, outcome.load
-            self.reports.append(Finished(worker.id, run.task.id, worker.status.since, self._clock.now, 0, *how))
+            report = Finished(worker.id, run.task.id, worker.status.since, self._clock.now, 0, *how)
+            report.cancelled = outcome.cancelled
+            self.reports.append(report)
+
+    def _go_on(self, run: Run, worker: FakeWorker) -> bool:
+        """A stream makes its next item; false when it is over."""
+        if run.stream is None:
+            assert run.call is not None  # noqa: S101 -- it runs
+            step = run.steps[0] if run.steps else UNSCRIPTED
+            run.stream = FakeStream(run.task, run.call[1], step, self._clock, self._run, by_reference=self.by_reference)
+        run.ends_at = math.inf  # as in `_end`
+        stream = run.stream
+        context = stream.context = stream.context or self._context(run, worker)
+        worker.task = context
+        if stream.variables is None:
+            stream.variables = self._variables(run, worker)
+        stream.variables.run(run_call, context, stream.next, (), {})
+        worker.task = None
+        if worker.run is not run:  # it had itself stopped
+            return True
+        if stream.is_over:
+            if (reported := context.reported()) is not None:
+                self.reports.append(Progressed(worker.id, run.task.id, Progress.reported(*reported)))
+            return False
+        worker.status.made = math.inf if stream.is_full() else self._clock.now
+        if not stream.is_full():
+            run.ends_at = self._clock.now + stream.every
+        return True
+
+    @staticmethod
+    def _variables(run: Run, worker: FakeWorker) -> contextvars.Context:
+        """The context variables of a run: the worker's, or, as a thread has it, a copy of its submitter's."""
+        if run.task.call.variables is None:
+            return worker.context
+        variables: contextvars.Context = run.task.call.variables.copy()
+        variables.run(worker.coroutines.keep)
+        return variables
+
+    def _context(self, run: Run, worker: FakeWorker) -> TaskContext:
+        task, limit = run.task, run.task.options.timeout
+        deadline = None if limit is None else worker.status.since + limit
+        end = run.stream or FakeMail(task, self._clock, by_reference=self.by_reference)
+        return TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, worker.id, end)
 
     def _outcome(self, run: Run, worker: FakeWorker) -> Outcome:
         if run.call is None:
             return Outcome.failure(run.failure)
-        task, limit = run.task, run.task.options.timeout
-        deadline = None if limit is None else worker.status.since + limit
-        context = TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, worker.id)
-        ok, value = worker.context.run(run_call, context, *self._as_scripted(*run.call, run.steps))
+        task, context, variables = run.task, self._context(run, worker), self._variables(run, worker)
+        worker.task = context
+        try:
+            ok, value = variables.run(run_call, context, *self._as_scripted(*run.call, run.steps))
+        finally:
+            worker.task = None
+        if (reported := context.reported()) is not None:
+            self.reports.append(Progressed(worker.id, task.id, Progress.reported(*reported)))
         try:
             if self.by_reference:
                 return Outcome(value, ok=ok)
@@ -241,23 +347,37 @@ class FakeWorkforce:
         return (fn, (called, *args[1:]), kwargs) if fn is run_chunk else (called, args, kwargs)
 
     def _apart(self, fn: Function) -> Function:
-        """Run coroutines in a thread of their own where an event loop runs in this one, which takes no second."""
-        asyncio = sys.modules.get("asyncio")
-        if asyncio is None or asyncio._get_running_loop() is None:  # noqa: SLF001 -- get_running_loop() raises instead
+        """Have what it returns run by `_run`, where that is a coroutine and an event loop runs in this thread."""
+        if not _is_in_loop():
             return fn
-
-        def run_lent(coroutine: Any) -> Any:
-            with self.turn.lent():
-                return run_coroutine(coroutine)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             value = fn(*args, **kwargs)
-            if type(value) is not types.CoroutineType:
-                return value
-            with ThreadPoolExecutor(1, "poolkit-fake") as thread:
-                return thread.submit(contextvars.copy_context().run, run_lent, value).result()
+            return self._run(value) if type(value) is types.CoroutineType else value
 
         return run
+
+    def _run(self, coroutine: Any) -> Any:
+        """Run a coroutine; in a thread of its own where an event loop runs in this one, which takes no second."""
+        if not _is_in_loop():
+            return run_coroutine(coroutine)
+
+        def run_lent() -> Any:
+            with self.turn.lent():
+                return run_coroutine(coroutine)
+
+        with ThreadPoolExecutor(1, "poolkit-fake") as thread:
+            return thread.submit(contextvars.copy_context().run, run_lent).result()
+
+
+def _is_in_loop() -> bool:
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None  # noqa: SLF001 -- get_running_loop() raises
+
+
+def _given(message: object) -> object:
+    """What a message is packed as an argument of."""
+    return message
 
 
 def named(task: AnyTask) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import account, arrays, awaiting, calls, failing, holding, serving, starting
+from benchmarks import account, arrays, awaiting, calls, failing, holding, serving, showing, starting, streaming
 
 MEASURES = {
     measure.name: measure
@@ -11,9 +11,11 @@ MEASURES = {
         *account.MEASURES,
         *awaiting.MEASURES,
         *serving.MEASURES,
+        *streaming.MEASURES,
         *arrays.MEASURES,
         *starting.MEASURES,
         *holding.MEASURES,
         *failing.MEASURES,
+        *showing.MEASURES,
     )
 }

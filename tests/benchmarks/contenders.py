@@ -227,6 +227,9 @@ ENTRIES = {
     "pebble": Entry("pebble.ProcessPool", "pebble", "pebble", _pebble),
     "loky": Entry("loky", "loky", "loky", _loky),
     "mpire": Entry("mpire.WorkerPool", "mpire", "mpire", _mpire),
+    "mp-queue": Entry("multiprocessing.Queue", "mp queue", "multiprocessing", _no_pool),
+    "manager-queue": Entry("Manager().Queue", "manager queue", "multiprocessing", _no_pool),
+    "tqdm": Entry("tqdm.contrib.concurrent", "tqdm", "tqdm", _executor("fork")),  # which is its pool
     "joblib": Entry("joblib.Parallel", "joblib", "joblib", _joblib),
     "starlette": Entry("Starlette's threads", "Starlette", "starlette", _no_pool),
     "in-loop": Entry("in the loop itself", "loop", "starlette", _no_pool),

@@ -96,3 +96,54 @@ def mark(fifo: str) -> None:
         os.write(fd, MARK.pack(time.perf_counter()))
     finally:
         os.close(fd)
+
+
+# ===== what runs for a while =====
+
+
+def numbers(count: int) -> Any:
+    """Yield ints."""
+    yield from range(count)
+
+
+def records(count: int) -> Any:
+    """Yield records of four fields."""
+    for number in range(count):
+        yield {"id": number, "name": "record", "value": number * 0.5, "tags": ("a", "b")}
+
+
+def arrays(count: int) -> Any:
+    """Yield arrays of 8 MiB."""
+    import numpy as np
+
+    for number in range(count):
+        yield np.full(1 << 20, number, dtype=np.float64)
+
+
+def closing(path: str) -> Any:
+    """Yield for ever, and leave a file at the end."""
+    number = 0
+    try:
+        while True:
+            yield number
+            number += 1
+    finally:
+        open(path, "w").close()  # noqa: PTH123 -- pathlib is not loaded in a worker
+
+
+def say(count: int) -> None:
+    """Send messages."""
+    import poolkit
+
+    task: Any = poolkit.current_task()
+    for record in records(count):
+        task.send(record)
+
+
+def answer(count: int) -> None:
+    """Answer messages."""
+    import poolkit
+
+    task: Any = poolkit.current_task()
+    for _ in range(count):
+        task.send(task.receive())

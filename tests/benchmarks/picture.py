@@ -29,6 +29,9 @@ _COLOURS = {
     "starlette": "#7b5ea7",
     "in-loop": "#a05a2c",
     "poolkit-asyncio": "#a3a300",
+    "tqdm": "#6b7785",
+    "mp-queue": "#b8860b",
+    "manager-queue": "#708238",
 }
 _WIDTH, _LEFT, _RIGHT = 980, 370, 70  # in all; for the names; for the ratios
 _LINE, _BAR, _DOT = 20, 10, 3.5

@@ -99,7 +99,7 @@ def _know_the_link() -> None:
 def _lay() -> None:
     """Meddle with the loop of this worker, or of all that are forked from here. With `spawn`, too late for "boot"."""
     plain = loop.Loop
-    receive_boot, run, receive, serve = plain.receive_boot, plain._run, plain._receive, plain.serve
+    receive_boot, run, receive, serve = plain.receive_boot, plain._run, plain.receive, plain.serve
     send, stamp_done = Outbox.send, Board.done
     running = ""  # the name of the task that this worker runs
 
@@ -142,7 +142,7 @@ def _lay() -> None:
     for name, meddled in {
         "receive_boot": meddled_receive_boot,
         "_run": meddled_run,
-        "_receive": meddled_receive,
+        "receive": meddled_receive,
         "serve": meddled_serve,
     }.items():
         setattr(loop.Loop, name, meddled)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import threading
 
 import pytest
 
@@ -98,3 +100,112 @@ def test_stop_iteration_is_an_exception_like_any_other(pool):
 def test_a_recursion_error_is_an_exception_like_any_other(pool):
     assert type(pool.submit(work.recurse).exception()) is RecursionError
     assert pool.submit(work.add, 1, 2).result() == 3
+
+
+# ===== context variables: a thread's task has those of its submitter =====
+
+variable = contextvars.ContextVar("variable", default="unset")
+
+
+def look():
+    """The variable, and whether the task is known."""
+    return variable.get(), poolkit.current_task() is not None
+
+
+def change(value):
+    before = variable.get()
+    variable.set(value)
+    return before
+
+
+async def change_later(value):
+    before = change(value)
+    await asyncio.sleep(0)
+    return before, variable.get()
+
+
+def fail_after_change(journal):
+    journal.write(change("changed"))
+    raise ConnectionError
+
+
+def submit_within(pool):
+    variable.set("inner")
+    return pool.submit(look).result(), poolkit.current_task().name
+
+
+@pytest.fixture
+def set_variable():
+    """Set the variable in the test's own context."""
+    tokens = []
+    yield lambda value: tokens.append(variable.set(value))
+    for token in reversed(tokens):
+        variable.reset(token)
+
+
+@pytest.mark.needs("by_reference")
+def test_a_task_has_the_variables_of_its_submitter_as_they_were_then(pool, hold, set_variable):
+    held = hold(pool)
+    tasks = []
+    for value in ("a", "b", "c"):
+        set_variable(value)
+        tasks.append(pool.submit(look))
+    set_variable("d")
+    held.release()
+    assert [task.result() for task in tasks] == [("a", True), ("b", True), ("c", True)]
+
+
+@pytest.mark.needs("by_reference")
+def test_what_a_task_sets_is_its_own(pool, set_variable):
+    set_variable("mine")
+    assert pool.submit(change, "changed").result() == "mine"
+    assert pool.submit(change_later, "changed").result() == ("mine", "changed")
+    assert pool.submit(look).result() == ("mine", True)
+    assert variable.get() == "mine"
+
+
+@pytest.mark.needs("by_reference")
+def test_each_run_of_a_task_begins_with_what_the_submitter_had(pool, journal, set_variable):
+    set_variable("mine")
+    task = pool.options(retries=2, retry_on=ConnectionError).submit(fail_after_change, journal)
+    assert type(task.exception()) is ConnectionError
+    assert journal.lines() == ["mine"] * 3
+
+
+@pytest.mark.needs("by_reference")
+def test_a_task_within_a_task_has_the_variables_of_that(make_pool):
+    pool = make_pool(2)
+    assert pool.submit(submit_within, pool).result() == (("inner", True), "submit_within")
+
+
+@pytest.mark.needs("by_reference")
+@pytest.mark.parametrize("how", ["here", "elsewhere", "unread"])
+def test_a_map_has_the_variables_of_its_caller_whoever_submits_the_rest(pool, journal, set_variable, how):
+    def note(_):
+        journal.write(variable.get())
+
+    set_variable("mine")
+    results = pool.map(note, range(30), chunksize=1)
+    set_variable("changed")
+    if how == "here":
+        list(results)
+    elif how == "elsewhere":
+        reader = threading.Thread(target=contextvars.Context().run, args=(list, results))
+        reader.start()
+        reader.join()
+    del results
+    pool.shutdown()
+    assert journal.lines() == ["mine"] * 30
+
+
+@pytest.mark.needs("by_reference")
+def test_an_awaited_map_has_the_variables_of_its_caller(make_pool, set_variable):
+    pool = make_pool(max_queue=1)
+
+    async def read():
+        set_here = variable.set("mine")
+        results = pool.map(lambda _: variable.get(), range(30), chunksize=1)
+        variable.reset(set_here)
+        return [value async for value in results]
+
+    assert asyncio.run(read()) == ["mine"] * 30

@@ -304,8 +304,12 @@ def test_a_coroutine_that_is_a_task_may_use_the_pool(how: str) -> None:
 # ===== context variables =====
 
 
+@pytest.mark.parametrize("check_pickle", [True, False], ids=["as a process", "as a thread"])
 @pytest.mark.parametrize("mode", ["plain", "coroutine"])
-def test_variables_of_the_context_stay_on_their_side(mode: str) -> None:
+def test_a_task_has_the_variables_of_its_submitter_where_it_has_his_objects(mode: str, check_pickle: bool) -> None:
+    def look() -> str:
+        return variable.get()
+
     def change() -> str:
         before = variable.get()
         variable.set("the task's")
@@ -317,10 +321,13 @@ def test_variables_of_the_context_stay_on_their_side(mode: str) -> None:
     async def main(pool: FakePool) -> str:
         return await pool.submit(change_later)
 
-    with FakePool(check_pickle=False) as pool:
+    with FakePool(check_pickle=check_pickle) as pool:
         token = variable.set("the caller's")
         seen = asyncio.run(main(pool)) if mode == "coroutine" else pool.submit(change).result()
-        assert seen == "unset"
+        assert seen == ("unset" if check_pickle else "the caller's")
+        if not check_pickle:
+            assert pool.submit(look).result() == "the caller's"
+            assert list(pool.map(lambda _: look(), range(2))) == ["the caller's"] * 2
         assert variable.get() == "the caller's"
         variable.reset(token)
 

@@ -34,6 +34,17 @@ def makes() -> None:
     poolkit.Pool(1, "spawn")  # type: ignore[arg-type]
 
 
+def shown(pool: poolkit.Pool) -> None:
+    """Tasks keep their types under a bar."""
+    tasks = [pool.submit(double, 1)]
+    for task in poolkit.progress(tasks, desc="doubling"):
+        value: str = task.result()
+        fraction: float | None = None if task.progress is None else task.progress.fraction
+        print(value, fraction)
+    results: poolkit.Results[str] = pool.map(double, range(3), progress=True)
+    results.close()
+
+
 def maps(pool: poolkit.Pool) -> None:
     """`map` gives an iterator and an async iterator of results."""
     results: poolkit.Results[str] = pool.map(double, range(3), buffersize=2, ordered=False)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from poolkit._core.workforce import Report, Status
-from poolkit.task import Task
+from poolkit.task import Progress, Task
 
 AnyTask = Task[Any]
 
@@ -34,6 +34,7 @@ class ScriptedWorker:
         self.claims: list[AnyTask] = []  # all it ever claimed
         self.status = Status()
         self.memory: int | None = 0
+        self.progress: Progress | None = None  # of the run that it has begun last
         self.pipe: deque[Report] = deque()  # written, not delivered
 
 
@@ -76,6 +77,10 @@ class ScriptedWorkforce:
     def status(self, worker_id: int) -> Status:
         worker = self.workers.get(worker_id)
         return Status() if worker is None else worker.status
+
+    def progress(self, worker_id: int, task: AnyTask) -> Progress | None:
+        worker = self.workers.get(worker_id)
+        return None if worker is None or worker.status.begun != task.id else worker.progress
 
     def memory(self, worker_id: int) -> int | None:
         worker = self.workers.get(worker_id)

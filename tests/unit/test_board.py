@@ -41,7 +41,7 @@ def test_what_faulthandler_writes_is_read_once(written_to: tuple[int, Board]) ->
         os.write(fd, text.encode())
         assert owner.evidence() == text
         assert not owner.evidence()
-    assert (owner.read(), owner.output()) == ((0, 0.0, 0), "")
+    assert (owner.read(), owner.output()) == ((0, 0.0, 0, 0.0), "")
 
 
 def test_what_does_not_fit_is_left_out(written_to: tuple[int, Board]) -> None:
@@ -52,15 +52,15 @@ def test_what_does_not_fit_is_left_out(written_to: tuple[int, Board]) -> None:
 
 
 def test_a_fresh_board_says_nothing(boards: tuple[Board, Board]) -> None:
-    assert boards[1].read() == (0, 0.0, 0)
+    assert boards[1].read() == (0, 0.0, 0, 0.0)
 
 
 def test_what_is_stamped_is_read_on_the_other_side(boards: tuple[Board, Board]) -> None:
     worker, owner = boards
     worker.begin(5, 12.5)
-    assert owner.read() == (5, 12.5, 0)
+    assert owner.read() == (5, 12.5, 0, 0.0)
     worker.done(5)
-    assert owner.read() == (5, 12.5, 5)
+    assert owner.read() == (5, 12.5, 5, 0.0)
     worker.begin(2**64 - 1, 13.0)
     assert owner.read()[:2] == (2**64 - 1, 13.0)
 
@@ -71,7 +71,7 @@ def test_a_task_that_begins_again_is_not_done(boards: tuple[Board, Board]) -> No
     worker.begin(5, 1.0)
     worker.done(5)
     worker.begin(5, 2.0)
-    begun, since, done = owner.read()
+    begun, since, done, _ = owner.read()
     assert (begun, since) == (5, 2.0)
     assert done != 5
 
@@ -102,7 +102,7 @@ def test_a_reader_never_sees_a_task_with_an_older_time(boards: tuple[Board, Boar
     worker.begin(2, 20.0)
     worker.done(2)
     assert seen
-    for begun, since, done in seen:
+    for begun, since, done, _ in seen:
         assert begun != 2 or since == 20.0
         assert done != 2 or begun == 2
 

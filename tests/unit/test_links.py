@@ -15,10 +15,12 @@ import pytest
 
 from poolkit._core.workforce import Finished, Logged, Report
 from poolkit._kinds import links
-from poolkit._kinds.links import Links, take
+from poolkit._kinds.links import Links
 from poolkit._kinds.peer import Peer
 from poolkit._wire import link, messages
 from poolkit._wire.link import CHUNK, FrameReader
+from poolkit.incoming import Incoming
+from poolkit.task import Task
 
 
 class Rung(BaseException):
@@ -59,8 +61,8 @@ def lines_of(code: CodeType, last: str, count: int) -> set[int]:
 
 # Where a report is taken, and where what was read is: stores alone, between which CPython lets no exception in.
 COMMITS = {
-    take.__code__: lines_of(take.__code__, "reader.large = None", 3)
-    | lines_of(take.__code__, "reader.pos = pos = after", 3),
+    Links.take.__code__: lines_of(Links.take.__code__, "reader.large = None", 3)
+    | lines_of(Links.take.__code__, "reader.pos = pos = after", 3),
     FrameReader.fill.__code__: lines_of(FrameReader.fill.__code__, "self.read = []", 4),
     FrameReader.begin_large.__code__: lines_of(FrameReader.begin_large.__code__, "self.pos = 0", 5),
 }
@@ -129,13 +131,17 @@ def taken(reports: list[Report] | Any) -> list[Any]:
 def test_reading_that_is_interrupted_at_any_line_goes_on_where_it_was(peer: Peer, written: int, size: int) -> None:
     read = Links(lambda: pytest.fail("a link was given up"))
     read.add(peer)
+    items = Incoming(None)
+    talks: Task[Any] = Task(None, "talks", None, None)
+    talks.incoming = items
+    read.find = lambda _worker_id, _task_id: talks
     at, number, was_interrupted = 0, 0, True
     expected: list[bytes] = []
     while was_interrupted:
         at += 1
         values = [bytes([at % 256, index]) * size for index in range(2)]
         data = b"".join(frame(messages.VALUE, number, pickle.dumps(value)) for value in values)
-        data += frame(messages.LOG, 7, pickle.dumps(at))
+        data += frame(messages.LOG, 7, pickle.dumps(at)) + frame(messages.ITEM, 8, pickle.dumps(at))
         expected += values
         was_interrupted = False
         while data:
@@ -151,4 +157,5 @@ def test_reading_that_is_interrupted_at_any_line_goes_on_where_it_was(peer: Peer
     assert all(type(record) is Logged for record in read.logged)
     assert taken(read.reports) == expected
     assert taken(read.logged) == [*range(1, at + 1)]
+    assert [*map(pickle.loads, items.items)] == [*range(1, at + 1)]
     read.close()

@@ -195,6 +195,9 @@ class Owner:
         self.not_read.add(worker_id)
         return True
 
+    def let_talk(self) -> None:
+        """None was paused for messages."""
+
     def resume(self, worker_id: int) -> None:
         self.not_read.remove(worker_id)
 
@@ -215,7 +218,7 @@ def logged(message: str, worker_id: int = 1, name: str = "support") -> Logged:
 
 def outcome_of(worker_id: int, attempts: int = 1) -> Any:
     task = Task(None, "name", None, None)
-    task.worker_id, task.attempts = worker_id, attempts
+    task.id, task.worker_id, task.attempts = 2 * worker_id, worker_id, attempts
     return [(task, "outcome")]
 
 
@@ -244,6 +247,16 @@ def test_outcomes_of_workers_that_log_nothing_wait_for_nobody(owner: Owner) -> N
     assert owner.records.defer(quiet + OUTCOME) == quiet
     assert owner.records.defer(quiet) == quiet
     assert owner.records.defer(outcome_of(2, attempts=2)) == [], "what it logged in another worker may be pending"
+
+
+def test_another_task_of_the_worker_waits_only_for_what_no_task_has_logged(owner: Owner) -> None:
+    """A thread that a task has started does not know its task."""
+    other = outcome_of(1)
+    other[0][0].id = 3
+    owner.records.add(deque([logged("one", 1)]))
+    assert owner.records.defer(other) == other
+    owner.records.add(deque([Logged(1, 0, b"")]))
+    assert owner.records.defer(other) == []
 
 
 def test_a_finalizer_may_wait_for_the_pool_in_the_midst_of_the_records(owner: Owner) -> None:
