@@ -34,7 +34,7 @@ _HAVE = {types.MethodType: ("__self__", "__func__"), functools.partial: ("func",
 
 
 def serialization_error(
-    subject: str, roots: Iterable[tuple[str, object]], error: BaseException, caught: Caught = Exception
+    subject: str, roots: Sequence[tuple[str, object]], error: BaseException, caught: Caught = Exception
 ) -> SerializationError:
     """Return the error that says which part of `roots`, each with the path that it goes by, cannot be pickled.
 
@@ -54,7 +54,9 @@ def serialization_error(
         text = str(reason)
     except caught:
         text = "its message cannot be shown"
-    return SerializationError(f"cannot pickle {subject}: {place}({type(reason).__name__}: {text})")
+    yields = subject == "the result" and isinstance(roots[0][1], (types.GeneratorType, types.AsyncGeneratorType))
+    hint = "; pool.stream() gives the items of a generator as they are made" if yields else ""
+    return SerializationError(f"cannot pickle {subject}: {place}({type(reason).__name__}: {text}){hint}")
 
 
 class _Nowhere:

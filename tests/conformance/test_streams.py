@@ -208,6 +208,12 @@ def test_an_item_that_cannot_be_pickled_is_told_by_its_number(pool: Pool) -> Non
 
 
 @pytest.mark.needs("by_value")
+def test_who_submits_a_generator_function_is_told_of_stream(pool: Pool) -> None:
+    with pytest.raises(SerializationError, match=r"pool\.stream\(\) gives the items"):
+        pool.submit(made.count, 3).result()
+
+
+@pytest.mark.needs("by_value")
 def test_a_call_that_cannot_be_pickled_is_told(pool: Pool) -> None:
     with pytest.raises(SerializationError, match="lock"):
         next(pool.stream(made.count, threading.Lock()))  # type: ignore[arg-type]
