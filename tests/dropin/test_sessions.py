@@ -44,7 +44,10 @@ _NO_FILE = "`__file__` is not set there"
 _NOT_MAIN = "a module of tests is not `__main__`"
 _NO_SOURCE = "what is typed has no source before CPython 3.13: what only its statement could make is not there"
 
+_CONTEXT = "a task on a thread has its submitter's context, and the decimal context is a part of it"
+
 DIFFERENCES = {
+    ("thread", "settings_of_the_process"): _CONTEXT,
     ("notebook", "names_looked_up"): _NO_FILE,
     ("notebook", "open_files"): _NO_FILE,
     ("terminal", "names_looked_up"): _NO_FILE,
