@@ -9,6 +9,7 @@ for a waker afterwards; who waits leaves its waker, and looks again whether ther
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import math
 import pickle
@@ -176,7 +177,7 @@ class Incoming:
     __await__ = waiting.begin  # until it is done, without blocking the event loop
 
 
-class Portions(Generic[T]):
+class Portions(abc.ABC, Generic[T]):
     """What comes to an `Incoming`, taken in portions of at most half of what it may hold; for `AtHand`.
 
     Owner: one thread or coroutine at a time.
@@ -291,9 +292,9 @@ class Portions(Generic[T]):
         """Whether what has come is of no use; a worker may have sent something since."""
         return not self._incoming.keeps and self._task.cancelled()
 
+    @abc.abstractmethod
     def _end(self) -> bool:
         """Say how the task ended: false, or raise its error, once."""
-        raise NotImplementedError
 
 
 class _Reading:

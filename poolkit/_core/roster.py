@@ -1,8 +1,8 @@
 """Roster: which workers exist, what each one is doing, and how many there should be.
 
-Guarantees: never more than `size` workers are busy, nor more than `size` that count (one that is leaving, stopping or
-dying does not), nor are more started than make twice the size in all; a worker gets no more tasks than its limit; a
-crash loop at boot backs off and is told.
+Guarantees: never more than `size` workers are busy, nor more than `size` that count (one that is leaving, stopping,
+dying or stalled does not), but for streams that go on after another task had their place; nor are more started than
+make twice the size in all; a worker gets no more tasks than its limit; a crash loop at boot backs off and is told.
 Owner of: each worker's `state`, `leave`, `replaced`, `counted`, `limit`, `tasks_done`, `kill_reason`.
 Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 
