@@ -127,7 +127,11 @@ def test_a_bar_that_is_left_early_is_closed_and_its_line_ended(how: str) -> None
     )
     bar, *after = lines_of(shown)
     assert after == [f"after {how}", "7"]
-    assert "100it [" in bar if how in {"error", "input"} else re.search(r"\d+it \[", bar)
+    *_, shown_last = [int(count) for count in re.findall(r"(\d+)it \[", bar)]
+    if how == "error":  # the other worker may have done some behind the one that failed
+        assert 100 <= shown_last < 200, bar
+    elif how == "input":
+        assert shown_last == 100, bar
 
 
 @pytest.mark.parametrize("kind", ["process", "thread"])
