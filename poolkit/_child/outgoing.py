@@ -82,4 +82,4 @@ class Outgoing(Window):
     def finish(self) -> None:
         """Note that it has ended."""
         self._loop.running = None
-        self._loop.board.stamp_made(0.0)
+        self._loop.board.stamp_made(monotonic())  # its limit goes on counting, for its outcome

@@ -95,4 +95,4 @@ class ThreadStream:
     def finish(self) -> None:
         """Note that it has ended."""
         self._worker.stream = None
-        self._worker.made = 0.0
+        self._worker.made = monotonic()  # its limit goes on counting, for its outcome

@@ -62,7 +62,7 @@ class Board:
         self._ids[_MEMORY] = nbytes
 
     def stamp_made(self, when: float) -> None:
-        """Stamp since when a stream makes its next item; inf: it waits for room, 0.0: what runs is no stream."""
+        """Stamp since when a stream makes its next item; see `Status.made`."""
         self._times[_MADE_SINCE] = when
 
     def memory(self) -> int:

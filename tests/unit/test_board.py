@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from poolkit import _os
+from poolkit._child.outgoing import Outgoing
+from poolkit._clock import monotonic
+from poolkit._core.workforce import Status
 from poolkit._wire.board import RING, Board, page
 
 
@@ -244,3 +249,18 @@ def test_what_is_read_while_the_worker_still_prints_is_whole(boards: tuple[Board
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def test_a_stream_that_has_ended_is_not_taken_for_a_task_that_ran_all_the_time(boards: tuple[Board, Board]) -> None:
+    """Its limit is for each item, and for its outcome, which is still to be sent."""
+    mine, theirs = boards
+    began = monotonic() - 1000.0
+    mine.begin(7, began)
+    loop = SimpleNamespace(board=mine, running=None)
+    Outgoing(loop, 7, 1, math.inf).finish()  # type: ignore[arg-type]
+    since = Status(*theirs.read()).limited_since(7, monotonic())
+    assert since is not None
+    assert since > began + 900.0
+    mine.done(7)
+    mine.begin(8, monotonic())
+    assert Status(*theirs.read()).limited_since(8, math.inf) == theirs.read()[1]
