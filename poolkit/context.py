@@ -62,7 +62,10 @@ class TaskContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the task was asked to stop: on a thread, or as a stream that was closed. Else it is killed."""
+        """Whether the task was asked to stop: on a thread, as a stream that was closed, or as a coroutine.
+
+        Whatever else runs in a process is killed.
+        """
         return self._stop or (self.end is not None and self.end.is_told_to_end(self.id))
 
     def time_left(self) -> float | None:

@@ -6,6 +6,7 @@ import itertools
 import types
 from collections.abc import Callable, Iterator
 
+from poolkit._child.coroutines import Ended, run_coroutine
 from poolkit._typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def run_chunk(fn: Callable[..., T], items: list[Any], *, starred: bool) -> list[
     try:
         for first in calls:
             if type(first) is types.CoroutineType:  # then they all are: each is run before the next is made
-                calls = map(_run, itertools.chain((first,), calls))
+                calls = map(run_coroutine, itertools.chain((first,), calls))
             else:
                 results.append(first)
             break
@@ -36,13 +37,7 @@ def run_chunk(fn: Callable[..., T], items: list[Any], *, starred: bool) -> list[
         if len(results) < len(items):  # to `extend`, a StopIteration is the end
             raise RuntimeError(f"the call of map() for {items[len(results)]!r} raised StopIteration")
     except BaseException as exc:
-        if len(items) == 1:
+        if len(items) == 1 or type(exc) is Ended:
             raise
         raise ChunkStopped(results) from exc
     return results
-
-
-def _run(coroutine: Any) -> Any:
-    from poolkit._child.coroutines import run_coroutine  # noqa: PLC0415 -- only for `async def` functions
-
-    return run_coroutine(coroutine)

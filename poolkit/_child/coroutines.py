@@ -3,12 +3,14 @@
 One loop for all of them, made with the first, so that what belongs to a loop (a session, a lock, a pool of connections)
 can be kept between tasks. It is nobody's current loop but while a coroutine runs. What a coroutine leaves running is
 cancelled and waited for as part of its task; asynchronous generators and the loop's threads end with the worker.
-Owner: the worker's task thread; `wake` is for any. Where a task runs a coroutine in another thread of its own while the
-loop is in use, or in a process that it forked, that gets a loop of its own, once.
+A task that is told to end while its coroutine runs is cancelled, as asyncio does it: see `Running`.
+Owner: the worker's task thread; `wake` and `Running.end` are for any. Where a task runs a coroutine in another thread
+of its own while the loop is in use, or in a process that it forked, that gets a loop of its own, once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from _thread import allocate_lock
 from _weakref import ref
@@ -17,15 +19,71 @@ from contextvars import ContextVar
 from functools import partial
 
 from poolkit._typing import TYPE_CHECKING, Any
+from poolkit.context import current_task
 
 if TYPE_CHECKING:
     import asyncio
 
+RUNS = -1.0  # on the board and in `Status.made`: what runs is a coroutine, which can be told to end
+
+
+class Ended(BaseException):
+    """The task ended as it was told to; never seen outside of poolkit. `stack` tells where it was, if known."""
+
+    stack = ""
+
+
+class Running:
+    """A coroutine that runs as a task, or as a part of one, for who tells the task to end."""
+
+    def __init__(self, task_id: int, main: asyncio.Task[Any], coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.task_id = task_id
+        self.loop = main.get_loop()
+        self.is_to_end = False
+        self.stack = ""  # where the coroutine was when it was told
+        self._threads, _ = self._count_threads()
+        self._main = main
+        self._coroutine = coroutine
+
+    def end(self) -> None:
+        """Have CancelledError raised where it awaits. From any thread."""
+        self.is_to_end = True
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            self.loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        self.stack = self.stack or _stack_of(self._coroutine)
+        self._main.cancel()
+
+    def leaves_threads(self) -> bool:
+        """Whether threads go on that were not there before, or the loop's own are at work."""
+        count, is_busy = self._count_threads()
+        return is_busy or count > self._threads
+
+    def _count_threads(self) -> tuple[int, bool]:
+        """Return how many there are, but for those of the loop's executor, and whether one of those is not idle."""
+        import threading  # noqa: PLC0415 -- which asyncio imports, too
+
+        executor = getattr(self.loop, "_default_executor", None)
+        threads, idle = getattr(executor, "_threads", ()), getattr(executor, "_idle_semaphore", None)
+        return threading.active_count() - len(threads), idle is not None and idle._value < len(threads)  # noqa: SLF001
+
+    def ended(self, failure: BaseException | None) -> Ended:
+        """Return what says that it has ended; what it raised instead of CancelledError is told to the log."""
+        import asyncio  # noqa: PLC0415 -- it is imported
+
+        if isinstance(failure, Exception) and not isinstance(failure, asyncio.CancelledError):
+            tell(failure, "task %s raised when it was cancelled")
+        ended = Ended()
+        ended.stack = self.stack
+        return ended
+
 
 class Coroutines:
-    """The event loop of one worker."""
+    """The event loop of one worker; `host` is that worker, which is told what runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Any = None) -> None:
+        self._host = host
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = allocate_lock()  # held while the loop is in use; nobody waits for it
@@ -49,10 +107,24 @@ class Coroutines:
             if self._loop is None or self._loop.is_closed():
                 self._loop = asyncio.new_event_loop()
                 weakref.finalize(self, _drop, self._loop, self._pid)
+            host, context = self._host, current_task()
+            main = self._loop.create_task(coroutine)
+            running = Running(0 if context is None else context.id, main, coroutine)
+            is_told = host is not None and host.begin_coroutine(running)
+            failure: BaseException | None = None
             try:
-                return self._loop.run_until_complete(coroutine)
+                try:
+                    return self._loop.run_until_complete(main)
+                finally:
+                    asyncio.runners._cancel_all_tasks(self._loop)  # type: ignore[attr-defined]  # noqa: SLF001 -- as run()
+            except BaseException as exc:
+                failure = exc
+                raise
             finally:
-                asyncio.runners._cancel_all_tasks(self._loop)  # type: ignore[attr-defined]  # noqa: SLF001 -- as run()
+                if is_told:
+                    host.end_coroutine(running)
+                    if running.is_to_end:
+                        raise running.ended(failure) from None
         finally:
             self._lock.release()
 
@@ -97,6 +169,23 @@ def _drop(loop: asyncio.AbstractEventLoop, pid: int) -> None:
     """
     if pid == os.getpid() and not loop.is_running():
         loop.close()
+
+
+def _stack_of(coroutine: Any) -> str:
+    """The Python stack of a coroutine that waits, most recent call first."""
+    lines: list[str] = []
+    while (frame := getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)) is not None:
+        lines.insert(0, f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+    return "\n".join(lines)
+
+
+def tell(failure: BaseException, what: str) -> None:
+    """Tell the log of what a task raised that was told to end."""
+    import logging  # noqa: PLC0415 -- only where something is wrong
+
+    context = current_task()
+    logging.getLogger("poolkit").error(what, context.name if context else "", exc_info=failure)
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:

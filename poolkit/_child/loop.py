@@ -18,13 +18,12 @@ from os import getpid
 from types import CoroutineType
 
 from poolkit._child import output, script
-from poolkit._child.coroutines import Coroutines, run_coroutine
+from poolkit._child.coroutines import RUNS, Coroutines, Ended, Running, run_coroutine
 from poolkit._child.missing import explain
-from poolkit._child.stream import StreamClosed
 from poolkit._clock import monotonic
 from poolkit._memory.worker import WorkerTransport
 from poolkit._os import Tokens, own_resident_bytes
-from poolkit._os_processes import reap_adopted
+from poolkit._os_processes import has_children, reap_adopted
 from poolkit._select import poll
 from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import codec, messages
@@ -86,7 +85,9 @@ class Loop:
         self.home = os.getpid(), get_ident()  # the process and thread that run tasks
         self.calls_fd = calls_fd
         self._mail: Mail | None = None
-        self.running: Outgoing | None = None  # the stream that runs
+        self.running: Outgoing | Running | None = None  # the stream that runs, or the coroutine
+        self._watching: Any = None  # the event loop that reads here, too, while coroutines run
+        self._wakers: list[Callable[[], object]] = []  # of coroutines that wait for what the owner says
         self._waits = 0  # how often there was nothing to read
         self._cells: list[Any] = []  # once a task has reported its progress: the first counts, if threads make two
         self._reported: dict[float, Cell] = {}  # what was reported, by when the run began that did
@@ -106,8 +107,26 @@ class Loop:
         """What runs now is a stream."""
         from poolkit._child.outgoing import Outgoing  # noqa: PLC0415 -- only for those who stream
 
-        self.running = Outgoing(self, task_id, most, most_bytes)
-        return self.running
+        self.running = stream = Outgoing(self, task_id, most, most_bytes)
+        return stream
+
+    def begin_coroutine(self, running: Running) -> bool:
+        """What runs now is a coroutine; false where that is a part of a stream, which is told to end as such."""
+        if self.running is not None or self.home != (getpid(), get_ident()):
+            return False
+        self.running = running
+        if self._watching is not running.loop:
+            self._watching = running.loop
+            running.loop.add_reader(self.calls_fd, self._readable, running.loop)
+        self.board.stamp_made(RUNS)
+        return True
+
+    def end_coroutine(self, running: Running) -> None:
+        """Note that it has ended. One that was told to, and has left programs or threads, ends with this process."""
+        while running.is_to_end and (has_children() or running.leaves_threads()):
+            self.receive(0.01)  # until the owner has waited for long enough, and kills it
+        self.board.stamp_made(0.0)
+        self.running = None
 
     def mail(self) -> Mail:
         """Return what messages go through; made at its first use, in the main thread or not."""
@@ -143,7 +162,7 @@ class Loop:
     def serve(self) -> None:
         """Run calls until STOP, or until the owner is gone."""
         inbox = self._inbox
-        coroutines = Coroutines()
+        coroutines = Coroutines(self)
         coroutines.keep()
         try:
             while True:
@@ -200,7 +219,9 @@ class Loop:
         import asyncio  # noqa: PLC0415 -- only for `async def` functions
 
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self.calls_fd, woken.set)
+        self._wakers.append(woken.set)
+        if loop is not self._watching:
+            loop.add_reader(self.calls_fd, self._readable, loop)
         try:
             self.look()
             while not condition():
@@ -208,7 +229,22 @@ class Loop:
                 woken.clear()
                 self.look()
         finally:
+            self._wakers.remove(woken.set)
+            if loop is not self._watching and not self._wakers:
+                loop.remove_reader(self.calls_fd)
+
+    def _readable(self, loop: Any) -> None:
+        """An event loop has found something to read."""
+        if getpid() != self.home[0]:
+            return  # the task forked: what came is not for this process
+        try:
+            self.look()
+        except (EOFError, OSError):  # the owner is gone, as `serve` finds out
             loop.remove_reader(self.calls_fd)
+            if self.running is not None:
+                self.running.end()
+        for wake in self._wakers:
+            wake()
 
     def _take_in(self, frames: list[Frame]) -> None:
         for (kind, count, _), payload in frames:
@@ -226,8 +262,8 @@ class Loop:
                 if running is None or running.task_id != task_id:
                     continue  # it has ended meanwhile
                 if kind == messages.END:
-                    running.is_to_end = True
-                else:
+                    running.end()
+                elif not isinstance(running, Running):
                     running.credit(taken)
             else:
                 self._inbox.append(kind)
@@ -290,8 +326,8 @@ class Loop:
         finally:
             CURRENT.reset(token)
         if failure is not None:
-            if type(failure) is StreamClosed:
-                return messages.CLOSED, b""
+            if type(failure) is Ended:
+                return messages.CLOSED, failure.stack.encode("utf-8", "replace")
             try:
                 explain(failure)
                 return messages.ERROR, codec.pack_error(failure)

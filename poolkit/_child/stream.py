@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from types import CoroutineType
 
+from poolkit._child.coroutines import Ended, run_coroutine, tell
 from poolkit._typing import TYPE_CHECKING, Any
 from poolkit.context import current_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
-
-
-class StreamClosed(BaseException):
-    """The stream ended as it was told to; never seen outside of poolkit."""
 
 
 def run_stream(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], window: tuple[int, float]) -> Any:
@@ -26,7 +23,7 @@ def run_stream(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     Raises:
         TypeError: it returns nothing that can be iterated over.
         SerializationError: an item cannot be pickled.
-        StreamClosed: nobody wants more of them.
+        Ended: nobody wants more of them.
     """
     context = current_task()
     assert context is not None  # noqa: S101 -- only tasks call this
@@ -35,20 +32,20 @@ def run_stream(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     try:
         made = _made(fn(*args, **kwargs))
         if hasattr(type(made), "__aiter__"):
-            return _run(_send_async(made, out))
+            return run_coroutine(_send_async(made, out))
         return _send(_iterator(fn, made), out)
     except Exception as exc:
         if not out.is_to_end:
             raise
         _tell(exc)  # the owner has its outcome
-        raise StreamClosed from exc
+        raise Ended from exc
     finally:
         out.finish()
 
 
 def iterate(fn: Callable[..., Any], made: Any, run: Callable[[Any], Any] | None = None) -> Any:
     """Return an iterator over what `fn` has returned, also over what is asynchronous: `run` runs its coroutines."""
-    run = run or _run
+    run = run or run_coroutine
     made = run(made) if type(made) is CoroutineType else made
     return _in_steps(made, run) if hasattr(type(made), "__aiter__") else _iterator(fn, made)
 
@@ -71,7 +68,7 @@ def _in_steps(made: Any, run: Callable[[Any], Any]) -> Generator[Any, None, None
 
 
 def _made(made: Any) -> Any:
-    return _run(made) if type(made) is CoroutineType else made
+    return run_coroutine(made) if type(made) is CoroutineType else made
 
 
 def _iterator(fn: Callable[..., Any], made: Any) -> Iterator[Any]:
@@ -90,7 +87,7 @@ def _send(items: Any, out: Any) -> Any:
             item = next(items)
         except StopIteration as end:
             if out.is_to_end:
-                raise StreamClosed from None
+                raise Ended from None
             return end.value
         number += 1
         try:
@@ -101,7 +98,7 @@ def _send(items: Any, out: Any) -> Any:
             _number(exc, number)
             raise
         close_generator(items)
-        raise StreamClosed
+        raise Ended
 
 
 async def _send_async(made: Any, out: Any) -> None:
@@ -111,7 +108,7 @@ async def _send_async(made: Any, out: Any) -> None:
             item = await anext(items)
         except StopAsyncIteration:
             if out.is_to_end:
-                raise StreamClosed from None
+                raise Ended from None
             return
         number += 1
         try:
@@ -122,7 +119,7 @@ async def _send_async(made: Any, out: Any) -> None:
             _number(exc, number)
             raise
         await _aclose(items)
-        raise StreamClosed
+        raise Ended
 
 
 def _number(exc: BaseException, number: int) -> None:
@@ -152,15 +149,4 @@ async def _aclose(items: Any) -> None:
 
 
 def _tell(exc: BaseException) -> None:
-    import logging  # noqa: PLC0415 -- only where something is wrong
-
-    context = current_task()
-    logging.getLogger("poolkit").error(
-        "the generator of stream %s raised when it was closed", context.name if context else "", exc_info=exc
-    )
-
-
-def _run(coroutine: Any) -> Any:
-    from poolkit._child.coroutines import run_coroutine  # noqa: PLC0415 -- only for `async def` functions
-
-    return run_coroutine(coroutine)
+    tell(exc, "the generator of stream %s raised when it was closed")

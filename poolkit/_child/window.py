@@ -26,6 +26,10 @@ class Window:
         self._sizes.append(nbytes)
         self._untaken += nbytes
 
+    def end(self) -> None:
+        """No more items are wanted."""
+        self.is_to_end = True
+
     def credit(self, taken: int) -> None:
         """So many items were taken, in all."""
         while self._taken < taken and self._sizes:

@@ -9,12 +9,15 @@ Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 Ending a task that was sent, told in steps
   1. reclaim: each unclaimed task goes to exactly one side, so from here on the worker begins nothing more;
   2. the task is queued again: it never began, and is settled;
-  3. or it is the last one the worker claimed, and the board does not say that it is done: the worker is killed;
+  3. or it is the last one the worker claimed, and the board does not say that it is done: the worker is killed; where
+     the board says that a coroutine runs, that is told to end first, and its worker killed COROUTINE_GRACE later;
   4. or it is done, and its outcome is on the way: nothing to stop.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 
 from poolkit._core import failures, policy
@@ -61,6 +64,9 @@ class Enforcer:
             self.outcomes.settle(task, CANCELLED)
             return
         running = self.dispatcher.is_running(worker, task)
+        if running and self._is_coroutine(worker, task):
+            running = False
+            self._end_within(policy.COROUTINE_GRACE, worker, KillReason(task, "cancelled"), now)
         if running:
             worker.kill_reason = KillReason(task, "cancelled")  # what `Roster.repair` goes on with
         self._cut_short(task, self.workforce.status(worker.id), now)
@@ -75,18 +81,46 @@ class Enforcer:
             self.outcomes.settle(task, outcome)
         elif self.dispatcher.is_running(worker, task):
             self.outcomes.ending[task] = outcome
-            self.workforce.end(worker.id, task.id)
-            self.timers.add(now + grace, self._end_now, task)
+            self._end_within(grace, worker, KillReason(task, "cancelled"), now)
 
-    def _end_now(self, task: AnyTask, now: float) -> None:
-        """A stream has not ended by itself."""
-        worker = self.roster.workers.get(task.worker_id or 0)
-        outcome = self.outcomes.ending.get(task)
-        if worker is None or outcome is None or task.phase is not SENT or not self.dispatcher.is_running(worker, task):
+    def _end_within(self, grace: float, worker: Worker, kill_reason: KillReason, now: float) -> None:
+        """Tell a worker that what it runs is to end by itself, and kill it if that has not ended after a while."""
+        task = kill_reason.task
+        assert task is not None  # noqa: S101 -- it is killed for it
+        self.timers.add(now + grace, self._end_now, (worker, kill_reason, task.attempt))
+        self.workforce.end(worker.id, task)
+
+    def _end_now(self, subject: tuple[Worker, KillReason, int], now: float) -> None:
+        """A task has perhaps not ended by itself."""
+        worker, kill_reason, attempt = subject
+        task = kill_reason.task
+        assert task is not None  # noqa: S101 -- see above
+        ending = self.outcomes.ending.get(task)
+        if task.attempt != attempt or not self.dispatcher.is_running(worker, task):
             return
-        self._doom(worker, KillReason(task, "cancelled"), now)
-        self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
-        self.outcomes.settle(task, outcome)
+        if ending is None and task.phase is not SETTLED:  # another run of it
+            return
+        self._doom(worker, kill_reason, now)
+        if isinstance(ending, Outcome):
+            self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
+            self.outcomes.settle(task, ending)
+
+    def _stop(self, worker: Worker, kill_reason: KillReason, now: float) -> None:
+        """Have what a worker runs end, for what it is to be told as: a coroutine by itself, all else by a kill."""
+        task = kill_reason.task
+        assert task is not None  # noqa: S101 -- see above
+        if not self._is_coroutine(worker, task):
+            self._doom(worker, kill_reason, now)
+        elif task not in self.outcomes.ending:
+            self.outcomes.ending[task] = functools.partial(failures.killed_for, task, worker, kill_reason)
+            self._end_within(policy.COROUTINE_GRACE, worker, kill_reason, now)
+
+    def _is_coroutine(self, worker: Worker, task: AnyTask) -> bool:
+        """Whether what a worker runs can be told to end: as its board says, or its code, where it has just begun."""
+        if not self.workforce.ends_coroutines or task.options.window is not None:
+            return False
+        is_one = getattr(task.code, "co_flags", 0) & inspect.CO_COROUTINE
+        return bool(is_one) or self.workforce.status(worker.id).ends_by_itself(task.id)
 
     def watch_streams(self, now: float) -> None:
         """The pool is shut down gracefully: see to it that streams that nobody reads any more are closed."""
@@ -113,7 +147,7 @@ class Enforcer:
         if self.outcomes.withdraw(task) or worker is None:
             self.outcomes.settle(task, Outcome.failure(failures.deadline_exceeded(task)))
         elif self.dispatcher.is_running(worker, task):
-            self._doom(worker, KillReason(task, "deadline"), now)
+            self._stop(worker, KillReason(task, "deadline"), now)
 
     def _queue_timeout(self, task: AnyTask, _now: float) -> None:
         if task.attempts:
@@ -149,7 +183,7 @@ class Enforcer:
         if kill_reason is not None:
             self.dispatcher.reclaim(worker)
             if self.dispatcher.is_running(worker, task):
-                self._doom(worker, kill_reason, now)
+                (self._doom if kill_reason.reason == "memory" else self._stop)(worker, kill_reason, now)
         elif look_at < math.inf:
             self.dispatcher.look_again(worker, look_at)
 
@@ -223,8 +257,11 @@ class Enforcer:
         """End a task whose worker died while it ran it: killed for it, or in a crash."""
         self._cut_short(task, status, now)
         kill_reason = worker.kill_reason
-        if (ending := self.outcomes.ending.get(task)) is not None:
+        ending = self.outcomes.ending.get(task)
+        if isinstance(ending, Outcome):
             self.outcomes.settle(task, ending)
+        elif ending is not None:
+            self.outcomes.conclude(task, Outcome.failure(ending(death)), now)
         elif kill_reason is None or kill_reason.task is not task:
             self.outcomes.crashed(task, failures.crashed(task, worker, death), now)
         elif kill_reason.reason == "cancelled":  # which an exception interrupted: else it was settled then

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 
 from poolkit import errors
 from poolkit._core import policy
 from poolkit._core.counters import Counters
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.timers import Timers
-from poolkit._core.workforce import Finished, PoolEvent, Status, TaskDone, TaskRetried
+from poolkit._core.workforce import Died, Finished, PoolEvent, Status, TaskDone, TaskRetried
 from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout
 from poolkit.outcome import CANCELLED, Outcome
 from poolkit.task import QUEUED, SETTLED, WAITING
@@ -40,7 +41,9 @@ class Outcomes:
         self.unread: dict[
             AnyTask, Outcome
         ] = {}  # of those: failures that are to be unpickled first, to know their type
-        self.ending: dict[AnyTask, Outcome] = {}  # streams that were told to end, and how that is to be told
+        # Tasks that were told to end by themselves, and how that is to be told: what makes the error is called with how
+        # the worker died, or where the run was.
+        self.ending: dict[AnyTask, Outcome | Callable[[Died], BaseException]] = {}
         self.retries = True  # whether what failed may run again
         self.settled: list[tuple[AnyTask, Outcome]] = []  # decided, to be published
         self.events: list[PoolEvent] = []  # to be told to listeners
@@ -105,13 +108,17 @@ class Outcomes:
 
     def conclude(self, task: AnyTask, outcome: Outcome, now: float) -> None:
         """Settle a task whose run failed, or have it wait: for its retry, or for somebody who unpickles its failure."""
-        if outcome.cancelled or task in self.ending:
-            self.settle(task, self.ending.get(task, CANCELLED))
+        ending = self.ending.get(task)
+        if outcome.cancelled and callable(ending):
+            outcome = Outcome.failure(ending(Died(task.worker_id or 0, stack=outcome.payload)))
+        elif outcome.cancelled or isinstance(ending, Outcome):
+            self.settle(task, ending if isinstance(ending, Outcome) else CANCELLED)
             return
         if not self._may_run_again(task, now):
             self.settle(task, outcome)
             return
         if outcome.load is not None:
+            self.ending.pop(task, None)
             task.phase = WAITING
             self.waiting[task] = None
             self.unread[task] = outcome
@@ -119,6 +126,7 @@ class Outcomes:
         if not policy.counts_for_retry(task.options, outcome.payload):
             self.settle(task, outcome)
             return
+        self.ending.pop(task, None)
         delay = policy.backoff(task.attempts, self.rng)
         self.counters.retried += 1
         if task.reported is not None:

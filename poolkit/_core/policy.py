@@ -14,6 +14,7 @@ EARLY_DEATHS = 2  # so many in a row are replaced at once all the same: somebody
 LARGE_CALL = 64 * 1024  # bytes; a worker may die of receiving a call of more than that
 RECEIVE_FAILURES = 3  # so many workers that died with such a call next to be begun are laid to it
 BOOT_FAILURES = 3  # so many in a row that died before they were ready raise to the waiting tasks
+COROUTINE_GRACE = 0.25  # seconds that a coroutine has to end once it was cancelled, or has passed its limit
 STREAM_GRACE = 1.0  # seconds that a generator has for its `finally`
 STOP_GRACE = 5.0  # seconds a worker gets to leave by itself before it is killed
 DEATH_GRACE = 1.0  # seconds to wait for a killed worker's death before its task is settled all the same

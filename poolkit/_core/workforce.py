@@ -22,6 +22,7 @@ class Workforce(Protocol):
     """All workers of one kind. Workers are named by numbers that the scheduler gives and never gives twice."""
 
     max_batch: int  # the most tasks of one message; 1 where sending ahead gains nothing
+    ends_coroutines: bool  # whether a run of a coroutine function can be told to end
 
     def start(self, worker_id: int) -> None:
         """Start a worker, unless that was ordered before; `Ready`, `BootFailed` or `Died` will be reported."""
@@ -62,7 +63,7 @@ class Workforce(Protocol):
     def mail(self, worker_id: int, task_id: int, mail: deque[Any]) -> None:
         """Send a worker what is for the task that it runs, and empty `mail`."""
 
-    def end(self, worker_id: int, task_id: int) -> None:
+    def end(self, worker_id: int, task: AnyTask) -> None:
         """Tell a worker that the task that it runs is to end by itself; `Finished` will be reported, or nothing."""
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
@@ -80,7 +81,8 @@ class Status:
         since: when it began it.
         done: id of the task that it began last, once its outcome was sent; while it runs one, anything else. So a
             worker that begins a task for the second time takes back the first `done`.
-        made: since when a stream makes its next item; inf while it waits for room, 0.0 where it is no stream.
+        made: since when a stream makes its next item, or has ended; inf while it waits for room. While a coroutine
+            runs that can be told to end, less than zero; else earlier than `since`.
     """
 
     __slots__ = ("begun", "done", "made", "since")
@@ -104,7 +106,11 @@ class Status:
     def limited_since(self, task_id: int, now: float) -> float | None:
         """Since when the run-time limit of this task counts: of a stream, for one item, and not while it waits."""
         since = self.running_since(task_id, now)
-        return since if since is None or not self.made else min(now, max(since, self.made))
+        return None if since is None else min(now, max(since, self.made))
+
+    def ends_by_itself(self, task_id: int) -> bool:
+        """Whether the worker runs this task, a coroutine, which can be told to end."""
+        return self.made < 0.0 and self.begun == task_id and self.done != task_id
 
     def is_stalled(self, task_id: int) -> bool:
         """Whether the worker runs this task, a stream, which waits for room for its items."""

@@ -285,7 +285,7 @@ def _report_of(peer: Peer, fields: tuple[Any, ...], payload: Any) -> tuple[Repor
     if kind == messages.ERROR:
         return Finished(worker_id, task_id, started, ended, rss, payload, False, codec.load_error), _NO_GATE
     if kind == messages.CLOSED:
-        report = Finished(worker_id, task_id, started, ended, rss, None, False)
+        report = Finished(worker_id, task_id, started, ended, rss, payload.decode("utf-8", "replace"), False)
         report.cancelled = True
         return report, _NO_GATE
     if kind == messages.LOG:

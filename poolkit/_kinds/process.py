@@ -50,6 +50,7 @@ class ProcessWorkforce(Processes):
     """Processes behind the Workforce protocol."""
 
     max_batch = MAX_BATCH
+    ends_coroutines = True
     why_memory_unknown = (
         None if _os.own_bytes(os.getpid()) else "this system does not tell the memory of other processes"
     )
@@ -178,9 +179,9 @@ class ProcessWorkforce(Processes):
         """Pack a message to a task, as the one argument of a call."""
         return codec.pack_call(_given, (message,), {})
 
-    def end(self, worker_id: int, task_id: int) -> None:
+    def end(self, worker_id: int, task: AnyTask) -> None:
         """Tell the worker that its task is to end by itself."""
-        self._tell(messages.END, worker_id, task_id)
+        self._tell(messages.END, worker_id, task.id)
 
     def _tell(self, kind: int, worker_id: int, task_id: int, number: int = 0) -> None:
         signal = messages.SIGNAL.pack(task_id, number)

@@ -25,8 +25,8 @@ from types import FrameType
 from typing import Any
 
 from poolkit import errors
+from poolkit._child.coroutines import Ended
 from poolkit._child.loop import run_call
-from poolkit._child.stream import StreamClosed
 from poolkit._clock import monotonic
 from poolkit._core.workforce import (
     AnyTask,
@@ -43,6 +43,7 @@ from poolkit._core.workforce import (
 from poolkit._kinds.driven import DrivenWorkforce
 from poolkit._kinds.loggers import mark_records
 from poolkit._kinds.references import CallIn, by_reference
+from poolkit._kinds.thread_stream import ThreadStream
 from poolkit._kinds.worker_thread import StopTask, WorkerThread, stop_task_of
 from poolkit.context import TaskContext
 from poolkit.task import Progress
@@ -62,6 +63,7 @@ class ThreadWorkforce(DrivenWorkforce):
     by_reference = True
     why_memory_unknown = "threads share the memory of their process"
     max_batch = 1  # threads may wait for each other's tasks, so these begin in the order of the queue
+    ends_coroutines = True
 
     post: Callable[[Report], None]
 
@@ -136,18 +138,18 @@ class ThreadWorkforce(DrivenWorkforce):
     def credit(self, worker_id: int, task_id: int, taken: int) -> None:
         """Tell the thread how many items were taken."""
         stream = self._workers[worker_id].stream
-        if stream is not None and stream.task_id == task_id:
+        if isinstance(stream, ThreadStream) and stream.task_id == task_id:
             stream.credit(taken)
 
     def mail(self, worker_id: int, task_id: int, mail: deque[Any]) -> None:  # noqa: ARG002 -- it runs no other
         """Hand the thread what is for its task."""
         self._workers[worker_id].mail().came(mail)
 
-    def end(self, worker_id: int, task_id: int) -> None:
-        """Tell the thread that its stream is to end."""
-        self._workers[worker_id].ended_id = task_id
+    def end(self, worker_id: int, task: AnyTask) -> None:
+        """Tell the thread that its stream or coroutine is to end."""
+        self._workers[worker_id].told_to_end = task.id, task.attempt
         stream = self._workers[worker_id].stream
-        if stream is not None and stream.task_id == task_id:
+        if stream is not None and stream.task_id == task.id:
             stream.end()
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
@@ -354,8 +356,8 @@ class ThreadWorkforce(DrivenWorkforce):
         worker.done = task.id
         try:
             report = Finished(worker.id, task.id, started, monotonic(), 0, value, ok)
-            if not ok and type(value) is StreamClosed:
-                report.payload, report.cancelled = None, True
+            if not ok and type(value) is Ended:
+                report.payload, report.cancelled = value.stack, True
             return report
         finally:
             del task, value  # an exception's traceback holds this frame, and must not find itself or its task in it

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from poolkit._child.coroutines import Coroutines
+from poolkit._child.coroutines import RUNS, Coroutines, Running
 from poolkit._core.workforce import AnyTask, Report
 from poolkit._kinds.thread_mail import ThreadMail
 from poolkit._kinds.thread_stream import ThreadStream
@@ -56,13 +56,13 @@ class WorkerThread:
         self.begun, self.since, self.done = 0, 0.0, 0  # owner: the worker thread; others only look
         self.made = 0.0  # as `Status` has it; the same
         self.task: AnyTask | None = None  # that it runs; the same
-        self.stream: ThreadStream | None = None  # that it runs; the same
-        self.ended_id = 0  # the task that was told to end last
+        self.stream: ThreadStream | Running | None = None  # the stream, or coroutine, that it runs; the same
+        self.told_to_end = 0, 0  # the last task that was, and in which attempt
         self.post = post  # takes what the worker reports
         self._mail: ThreadMail | None = None
         self.context: TaskContext | None = None  # of the running task; owner: the worker thread
         self.unclaimed = [True]  # taken out by the thread that is the worker: an interrupted start may be repeated
-        self.coroutines = Coroutines()
+        self.coroutines = Coroutines(self)
         self.coroutines_here = self.coroutines.keeper()  # has those of the context that it is called in run there
         self.lock = threading.Lock()
         self.running = False  # guarded by: lock
@@ -77,9 +77,28 @@ class WorkerThread:
         """What runs now is a stream."""
         assert self.task is not None  # noqa: S101 -- it asks
         self.stream = stream = ThreadStream(self, task_id, self.task.incoming, most)
-        if self.ended_id == task_id:  # before it began; who says so looks for the stream afterwards
-            stream.end()
+        self._end_if_told(task_id)
         return stream
+
+    def begin_coroutine(self, running: Running) -> bool:
+        """What runs now is a coroutine; false where that is a part of a stream, which is told to end as such."""
+        if self.stream is not None or self.thread is not threading.current_thread():
+            return False
+        self.stream = running
+        self.made = RUNS
+        self._end_if_told(running.task_id)
+        return True
+
+    def _end_if_told(self, task_id: int) -> None:
+        """End what begins if it was told to before; who tells looks for it afterwards."""
+        context, stream = self.context, self.stream
+        if context is not None and stream is not None and self.told_to_end == (task_id, context.attempt):
+            stream.end()
+
+    def end_coroutine(self, _running: Running) -> None:
+        """Note that it has ended."""
+        self.made = 0.0
+        self.stream = None
 
     def mail(self) -> ThreadMail:
         """Return what messages go through; made at its first use."""

@@ -16,7 +16,7 @@ Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     BEGUN        a task began; sent only where the call asked for it
     VALUE        a task's pickled value          ERROR    a task's pickled exception
     OUT_OF_BAND  a task's value, whose large parts lie in shared memory: see `_memory/out_of_band.py`
-    CLOSED       the outcome of a stream that ended as it was told to
+    CLOSED       the outcome of a task that ended as it was told to; payload: where its coroutine was
     ITEM         an item of a stream, pickled; the rss field: its size       ITEM_OUT_OF_BAND   as OUT_OF_BAND
     MESSAGE      a message of a task, as ITEM                                MESSAGE_OUT_OF_BAND   the same
     HEAR         a task asks for what was sent to it

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from poolkit._child.stream import StreamClosed, close_generator, iterate
+from poolkit._child.coroutines import Ended
+from poolkit._child.stream import close_generator, iterate
 from poolkit._child.window import Window
 from poolkit._core.workforce import AnyTask
 from poolkit._wire import codec
@@ -59,14 +60,14 @@ class FakeStream(Window, FakeMail):
         try:
             if self.is_to_end:
                 close_generator(self._items)
-                raise StreamClosed
+                raise Ended
             if self._items is None:
                 self._items = self._begin()
             self._number += 1
             self._send(next(self._items))
         except StopIteration as end:
             self._finish(end.value)
-        except StreamClosed:
+        except Ended:
             self._over(CANCELLED)
         except BaseException as exc:  # noqa: BLE001 -- SystemExit and KeyboardInterrupt are the task's exceptions too
             close_generator(self._items)

@@ -99,6 +99,7 @@ class FakeWorkforce:
     """
 
     max_batch = 1
+    ends_coroutines = False
     why_memory_unknown: str | None = None
 
     def __init__(self, timeline: Timeline, seed: int, initializer: Function | None, *, check_pickle: bool) -> None:
@@ -186,10 +187,10 @@ class FakeWorkforce:
         """Pack a message to a task."""
         return message if self.by_reference else codec.pack_call(_given, (message,), {})
 
-    def end(self, worker_id: int, task_id: int) -> None:
+    def end(self, worker_id: int, task: AnyTask) -> None:
         """A stream is closed as the next thing that happens."""
         for run, worker in self.running():
-            if worker.id == worker_id and run.task.id == task_id:
+            if worker.id == worker_id and run.task is task:
                 if run.stream is not None:
                     run.stream.is_to_end = True
                 run.ends_at = self._clock.now

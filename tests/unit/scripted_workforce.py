@@ -43,6 +43,7 @@ class ScriptedWorkforce:
 
     def __init__(self, max_batch: int = 64) -> None:
         self.max_batch = max_batch
+        self.ends_coroutines = True
         self.workers: dict[int, ScriptedWorker] = {}
         self.begun: Counter[AnyTask] = Counter()
         self.reclaims = 0  # orders, whether or not there was something to take
