@@ -7,6 +7,7 @@ counters add up, and it ends.
 from __future__ import annotations
 
 import ast
+import asyncio
 import contextlib
 import functools
 import sys
@@ -50,6 +51,10 @@ class Stage:
         self.submit()
         self.tasks[-1].cancel()
 
+    def end_a_coroutine(self) -> None:
+        """Cancel the last task, which `prepare` has left running."""
+        self.tasks[-1].cancel()
+
     def result(self) -> None:
         self.submit()
         with contextlib.suppress(poolkit.SerializationError, poolkit.WorkerCrashed):
@@ -63,6 +68,13 @@ class Stage:
     def rest(self) -> None:
         """Wait until the workers are idle."""
         support.wait_until(lambda: all(task.done() for task in self.tasks), "all tasks")
+
+    def prepare(self, deed: str) -> None:
+        self.rest()
+        if deed == "end_a_coroutine":
+            task = self.pool.submit(wait_for_its_end, len(self.tasks))
+            self.tasks.append(task)
+            support.wait_until(lambda: task.state == "running", "it to run")
 
     def check(self, new_gate: Callable[[], Gate]) -> None:
         """Every task has its own outcome; whose worker was lost in the midst says so."""
@@ -82,7 +94,12 @@ class Stage:
         assert stats.submitted == stats.succeeded + stats.failed + stats.cancelled
 
 
-DEEDS = ["submit", "burst", "cancel", "result", "look"]
+DEEDS = ["submit", "burst", "cancel", "end_a_coroutine", "result", "look"]
+
+
+async def wait_for_its_end(number: int) -> int:
+    await asyncio.sleep(0.1)  # where it is not cancelled
+    return number
 
 
 @pytest.fixture(params=KINDS)
@@ -124,7 +141,7 @@ def deepest() -> int:
 def test_a_recursion_that_ends_anywhere_in_a_pool_loses_nothing(stage: Stage, name: str) -> None:
     torn = 0
     for frames in range(deepest(), deepest() - 60, -1):
-        stage.rest()
+        stage.prepare(name)
         try:
             descend(frames, getattr(stage, name))
         except RecursionError:
@@ -188,7 +205,7 @@ STRIDE = max(1, round(16 / faults.SCALE))  # of so many lines, one is tried; wit
 def test_an_error_at_any_line_of_a_pool_loses_nothing(stage: Stage, name: str, error: type[BaseException]) -> None:
     at = 1 if error is MemoryError else 1 + STRIDE // 2
     while True:
-        stage.rest()
+        stage.prepare(name)
         injector = Injector(error, at)
         injector.run(getattr(stage, name))
         if injector.left > 0:
