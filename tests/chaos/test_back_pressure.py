@@ -19,6 +19,7 @@ import support
 import support_functions as work
 from chaos import faults
 from poolkit._engine.waiters import Waiter, Waiters
+from support import WATCHDOG
 from support_gates import Gate, Journal
 
 pytestmark = pytest.mark.slow
@@ -248,6 +249,7 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
     with faults.new_pool(1, max_queue=1) as pool:
         _, release = full(pool, new_gate, 1)
         found: list[object] = []
+        is_waiting = threading.Event()
 
         class Interrupted:
             """A lock whose second `acquire`, which waits, raises when it has it."""
@@ -258,6 +260,7 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
 
             def acquire(self) -> None:
                 if not self._lock.acquire(blocking=False):
+                    is_waiting.set()
                     self._lock.acquire()
                     raise KeyboardInterrupt
 
@@ -271,6 +274,7 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
         first = threading.Thread(target=submit)
         first.start()
         wait_for_line(pool, 1)
+        assert is_waiting.wait(WATCHDOG)
         monkeypatch.undo()
         second = threading.Thread(target=lambda: found.append(pool.submit(work.identity, "second").result()))
         second.start()
