@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from poolkit.shared import SharedArray, SharedBuffer
     from poolkit.stream import Stream
     from poolkit.task import Progress, Task
+    from poolkit.trace import Trace
 
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ _HOMES = {  # of what is no error
     "poolkit.shared": ("SharedArray", "SharedBuffer"),
     "poolkit.context": ("TaskContext", "current_task"),
     "poolkit.task": ("Progress", "Task"),
+    "poolkit.trace": ("Trace",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -88,6 +90,7 @@ __all__ = [
     "TaskRetried",
     "TaskStarted",
     "TaskTimeout",
+    "Trace",
     "WorkerCrashed",
     "WorkerExited",
     "WorkerInfo",

@@ -174,6 +174,21 @@ class Pool(Face):
         """
         self._supervisor.unlisten(_check_event(event), callback)
 
+    def trace(self, path: str | os.PathLike[str] | None = None, *, most: int = 1_000_000) -> poolkit.Trace:
+        """Take down what the pool does from now on, until the trace is stopped or the pool has ended.
+
+        With a `path` that ends with ".json" it is written there as it goes, twice a second, as Chrome trace events. The
+        last `most` runs are kept in memory, for `poolkit.Trace.save()`. Thread-safe; several traces at once are fine.
+
+        Raises:
+            ValueError, TypeError: `path` ends otherwise; `most` is no positive whole number.
+            OSError: the file cannot be written.
+            PoolClosed, InitializerFailed: the pool has ended.
+        """
+        from poolkit.trace import Trace  # noqa: PLC0415 -- for who wants one
+
+        return Trace(self._supervisor, self.name, path, checks.whole("most", most))
+
     def resize(self, max_workers: int) -> None:
         """Change the number of workers while the pool runs; running tasks of surplus workers end first.
 

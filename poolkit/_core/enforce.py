@@ -70,6 +70,8 @@ class Enforcer:
         if running:
             worker.kill_reason = KillReason(task, "cancelled")  # what `Roster.repair` goes on with
         self._cut_short(task, self.workforce.status(worker.id), now)
+        if running or task.started_at is not None:  # else its outcome is on the way, and says when it ran
+            self.outcomes.record(task, CANCELLED)
         self.outcomes.settle(task, CANCELLED)
         if running:
             self._doom(worker, KillReason(task, "cancelled"), now)
@@ -103,6 +105,7 @@ class Enforcer:
         self._doom(worker, kill_reason, now)
         if isinstance(ending, Outcome):
             self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
+            self.outcomes.record(task, ending)
             self.outcomes.settle(task, ending)
 
     def _stop(self, worker: Worker, kill_reason: KillReason, now: float) -> None:
@@ -239,7 +242,9 @@ class Enforcer:
             return
         task = kill_reason.task
         self._cut_short(task, self.workforce.status(worker.id), now)
-        self.outcomes.settle(task, Outcome.failure(failures.killed_for(task, worker, kill_reason, None)))
+        outcome = Outcome.failure(failures.killed_for(task, worker, kill_reason, None))
+        self.outcomes.record(task, outcome)
+        self.outcomes.settle(task, outcome)
 
     def died_receiving(self, worker: Worker, task: AnyTask, death: Died) -> None:
         """A worker died that was to begin `task` next, and ran nothing. A large call may be what it died of.
@@ -259,16 +264,19 @@ class Enforcer:
         kill_reason = worker.kill_reason
         ending = self.outcomes.ending.get(task)
         if isinstance(ending, Outcome):
+            self.outcomes.record(task, ending)
             self.outcomes.settle(task, ending)
         elif ending is not None:
             self.outcomes.conclude(task, Outcome.failure(ending(death)), now)
         elif kill_reason is None or kill_reason.task is not task:
             self.outcomes.crashed(task, failures.crashed(task, worker, death), now)
         elif kill_reason.reason == "cancelled":  # which an exception interrupted: else it was settled then
+            self.outcomes.record(task, CANCELLED)
             self.outcomes.settle(task, CANCELLED)
         else:
             outcome = Outcome.failure(failures.killed_for(task, worker, kill_reason, death))
             if kill_reason.reason == "deadline":  # it counts retries, so there is none
+                self.outcomes.record(task, outcome)
                 self.outcomes.settle(task, outcome)
             else:
                 self.outcomes.conclude(task, outcome, now)

@@ -11,16 +11,17 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from typing import Any
 
 from poolkit import errors
 from poolkit._core import policy
 from poolkit._core.counters import Counters
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.timers import Timers
-from poolkit._core.workforce import Died, Finished, PoolEvent, Status, TaskDone, TaskRetried
-from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskTimeout
+from poolkit._core.workforce import Died, Finished, PoolEvent, Recorder, Status, TaskDone, TaskRetried
+from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskCancelled, TaskTimeout
 from poolkit.outcome import CANCELLED, Outcome
-from poolkit.task import QUEUED, SETTLED, WAITING
+from poolkit.task import QUEUED, SENT, SETTLED, WAITING
 
 FOLD = 0xFFF  # once in so many tasks, the times taken down are folded
 
@@ -48,6 +49,7 @@ class Outcomes:
         self.settled: list[tuple[AnyTask, Outcome]] = []  # decided, to be published
         self.events: list[PoolEvent] = []  # to be told to listeners
         self.listened: frozenset[type] = frozenset()  # the events that somebody listens to
+        self.recorder: Recorder | None = None  # takes down every run that ends, while somebody traces the pool
         self.numbers = itertools.count(1)  # ids of tasks; to be taken by anybody
 
     def accept(self, task: AnyTask, now: float) -> None:
@@ -82,6 +84,9 @@ class Outcomes:
         if not report.ok:
             self.conclude(task, report, now)
             return
+        if self.recorder is not None:
+            times = task.submitted_at, report.started, report.ended
+            self.recorder((task.worker_id, task.id, task.name, task.attempts, *times, None))
         # As `settle` does it; most tasks end here.
         self.accepted[task] = report
         task.phase = SETTLED
@@ -112,8 +117,11 @@ class Outcomes:
         if outcome.cancelled and callable(ending):
             outcome = Outcome.failure(ending(Died(task.worker_id or 0, stack=outcome.payload)))
         elif outcome.cancelled or isinstance(ending, Outcome):
-            self.settle(task, ending if isinstance(ending, Outcome) else CANCELLED)
+            outcome = ending if isinstance(ending, Outcome) else CANCELLED
+            self.record(task, outcome)
+            self.settle(task, outcome)
             return
+        self.record(task, outcome)
         if not self._may_run_again(task, now):
             self.settle(task, outcome)
             return
@@ -136,6 +144,21 @@ class Outcomes:
         self.waiting[task] = None
         self.timers.add(now + delay, self._retry, task)
         self.tell(TaskRetried(task, outcome.payload, delay))
+
+    def record(self, task: AnyTask, outcome: Outcome) -> None:
+        """Have a run taken down that ended so, if somebody traces, before its task is moved on.
+
+        One that left no sign of when it began has no length.
+        """
+        if self.recorder is None or task.phase is not SENT:  # a failure that was unpickled: its run is known
+            return
+        how: Any = None
+        if outcome.cancelled:
+            how = TaskCancelled
+        elif not outcome.ok:
+            how = outcome.payload if outcome.load is not None else type(outcome.payload)
+        began = task.ended_at if task.started_at is None else task.started_at
+        self.recorder((task.worker_id, task.id, task.name, task.attempts, task.submitted_at, began, task.ended_at, how))
 
     def _may_run_again(self, task: AnyTask, now: float) -> bool:
         options = task.options

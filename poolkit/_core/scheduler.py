@@ -44,6 +44,7 @@ from poolkit._core.workforce import (
     KillReason,
     Progressed,
     Ready,
+    Recorder,
     Report,
     TaskStarted,
     Worker,
@@ -51,7 +52,7 @@ from poolkit._core.workforce import (
     WorkerStarted,
     Workforce,
 )
-from poolkit.errors import PoolClosed, QueueFull
+from poolkit.errors import PoolClosed, QueueFull, TaskCancelled
 from poolkit.outcome import CANCELLED, Outcome
 from poolkit.task import SENT, SETTLED, Task
 
@@ -119,6 +120,22 @@ class Scheduler:
     def listened(self, kinds: frozenset[type]) -> None:
         self._outcomes.listened = kinds
         self._dispatcher.announce = TaskStarted in kinds
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What takes down what happens, while somebody traces the pool."""
+        return self._outcomes.recorder
+
+    @recorder.setter
+    def recorder(self, recorder: Recorder | None) -> None:
+        self._outcomes.recorder = recorder
+
+    def tell_state(self, recorder: Recorder, now: float) -> None:
+        """Have it taken down which workers are up, and how many tasks and workers have something to do."""
+        for worker in self.roster:
+            if worker.state is not STARTING:
+                recorder((worker.ready_at, worker.id, "started", worker.pid))
+        recorder((now, self._outcomes.unsettled, self.roster.busy))
 
     # ===== what callers ask =====
 
@@ -328,7 +345,7 @@ class Scheduler:
 
     # ===== what workers report =====
 
-    def handle_all(self, reports: deque[Report], now: float) -> None:  # noqa: C901 -- on the way of every task
+    def handle_all(self, reports: deque[Report], now: float) -> None:  # noqa: C901, PLR0912 -- on the way of every task
         """Take reports of workers into account, in order, and empty `reports`.
 
         Those of workers that are gone are ignored.
@@ -355,6 +372,9 @@ class Scheduler:
                     if self._sends_ahead:
                         self._dispatcher.measured(worker, task, report.ended - report.started)
                     self._outcomes.finished(task, report, now)
+                elif (recorder := self.recorder) is not None and task.started_at != report.started:
+                    times = task.submitted_at, report.started, report.ended  # it was over when it was cancelled
+                    recorder((worker.id, task.id, task.name, task.attempts, *times, TaskCancelled))
                 worker.sent.popleft()
                 worker.tasks_done += 1
                 roster.early_deaths = 0
@@ -385,7 +405,8 @@ class Scheduler:
                 self.roster.rest(worker, now)
         free.clear()
         # As `_advance` looks, without the call where it would find nothing.
-        if self.queue.size or self.roster.busy or self.phase is not OPEN or self.roster.counted < self.roster.wanted:
+        roster = self.roster
+        if self.queue.size or roster.busy or self.phase is not OPEN or roster.counted < roster.wanted or self.recorder:
             self._advance(now)
 
     def _handle(self, worker: Worker, report: Report, now: float) -> None:  # noqa: C901 -- one branch for each
@@ -396,6 +417,8 @@ class Scheduler:
             if worker.state is STARTING:
                 self._outcomes.tell(WorkerStarted(worker.id, report.pid))
                 self.roster.ready(worker, report.pid, now)
+                if self.recorder is not None:
+                    self.recorder((now, worker.id, "started", report.pid))
         elif isinstance(report, Begun):
             for task in worker.sent:
                 if task.id == report.task_id and task.phase is not SETTLED:
@@ -452,6 +475,8 @@ class Scheduler:
         else:
             cause = "crashed"
         self._outcomes.tell(WorkerExited(worker.id, worker.pid or death.pid, death.exitcode, death.signal, cause))
+        if self.recorder is not None:
+            self.recorder((now, worker.id, cause, death.signal or death.exitcode))
         if hopeless:
             self.boots_failed += 1
             self.last_boot_error = failures.cannot_boot(death)
@@ -539,6 +564,8 @@ class Scheduler:
                 self.phase = CLOSING
             if not self.roster.workers:
                 self.phase = CLOSED
+        if self.recorder is not None:
+            self.recorder((now, self._outcomes.unsettled, self.roster.busy))
 
     def _expel(self, _: None, now: float) -> None:
         """Workers that have nothing to do and do not go are killed; those that do not die of it are given up."""

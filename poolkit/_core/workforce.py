@@ -17,6 +17,13 @@ from poolkit.task import Progress, Task
 
 AnyTask = Task[Any]
 
+# What takes down what happens, at once and without a lock, while somebody traces the pool. In seconds of its clock.
+#   (worker, task, name, attempt, submitted, began, ended, how)   a run ended: None for a value, else the class of its
+#       error, or that error as a worker packed it
+#   (time, worker, what, more)                                    a worker has started, or is gone
+#   (time, unsettled, busy)                                       how many tasks and workers those are from now on
+Recorder = Callable[[tuple[Any, ...]], object]
+
 
 class Workforce(Protocol):
     """All workers of one kind. Workers are named by numbers that the scheduler gives and never gives twice."""

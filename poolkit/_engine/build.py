@@ -9,6 +9,7 @@ import threading
 from poolkit import _os
 from poolkit._core.options import PoolLimits
 from poolkit._engine.callbacks import CallbackThread
+from poolkit._engine.listeners import TraceThread
 from poolkit._engine.maps import MapsThread
 from poolkit._engine.supervisor import Supervisor, SupervisorThread
 from poolkit._kinds.settings import PoolSettings
@@ -19,7 +20,7 @@ from poolkit._wire.messages import MOST_FDS
 from poolkit._wire.plans import Manifest
 from poolkit.errors import SerializationError
 
-_OWN = (SupervisorThread, CallbackThread, MapsThread)
+_OWN = (SupervisorThread, CallbackThread, MapsThread, TraceThread)
 MOST_INHERITED = MOST_FDS - 8  # the rest is for its control socket, its streams and its link
 
 

@@ -36,7 +36,7 @@ from poolkit._core.options import PoolLimits
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
 from poolkit._core.workforce import AnyTask, Report
 from poolkit._engine.callbacks import Callbacks, Caller, Calls, publishing
-from poolkit._engine.listeners import Listeners
+from poolkit._engine.listeners import Listeners, Traces
 from poolkit._engine.log_records import Records
 from poolkit._engine.maps import Maps
 from poolkit._engine.reader import Reader
@@ -75,6 +75,7 @@ class Engine:
         self._waiters = Waiters()
         self._scheduler = Scheduler(workforce, limits, random.Random())
         self._listeners = Listeners(name)
+        self.traces = Traces(lock, self._scheduler, self.clock)
         # For the supervisor thread: what a signal handler or finalizer asked for that had interrupted a step.
         self._postponed: deque[Callable[[float], object]] = deque()
         self.bounded = limits.max_queue is not None

@@ -13,7 +13,7 @@ from poolkit._owner import TaskOwner
 if TYPE_CHECKING:
     from poolkit._core.stats import PoolStats, WorkerInfo
     from poolkit._core.workforce import AnyTask
-    from poolkit._engine.listeners import Listener
+    from poolkit._engine.listeners import Listener, Traces
     from poolkit._engine.maps import Maps
     from poolkit._engine.waiters import Waiter
 
@@ -33,6 +33,7 @@ class PoolEngine(TaskOwner, Protocol):
     pid: int  # of the process that made the pool
     bounded: bool  # whether to call `submit_waiting` instead of `submit`
     maps: Maps
+    traces: Traces
 
     @property
     def clock(self) -> Callable[[], float]: ...

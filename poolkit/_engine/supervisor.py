@@ -109,6 +109,7 @@ class Supervisor(Requests):
         if self._thread is None and not self.forked:  # nobody but the finalizer knows this pool
             self.workforce.close()
             self._closed.set()
+            self.traces.all = ()  # which their threads find, and stop
         else:
             self._postpone(lambda now: self._scheduler.shutdown(cancel_queued=False, kill=False, now=now))
 
@@ -225,6 +226,7 @@ class Supervisor(Requests):
         finally:
             lifetime.end(self)
             self.maps.close()
+            self.traces.end()
             self._closed.set()
             if not self.callbacks.thread.wake():  # else a callback takes longer than the end may; it calls the others
                 self.callbacks.call_all()
@@ -260,6 +262,7 @@ class Supervisor(Requests):
         self.records = Records(self.callbacks, self.name, self._publish, self.workforce.wake, None)
         self._error_reader = Caller(f"poolkit-{self.name}-errors", self._read_errors)
         self.maps.leave_parent()
+        self.traces.leave_parent()
         with contextlib.suppress(Exception):
             self.workforce.close_in_forked_child()
         self._posted_reports.clear()  # of tasks that are not settled here

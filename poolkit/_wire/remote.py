@@ -62,6 +62,14 @@ def _loads(data: bytes, error_at: Callable[[int], BaseException]) -> Any:
     return unpickler.load()
 
 
+def packed_name(data: bytes | bytearray | memoryview) -> str:
+    """Return the full name of the type of the exception that `pack_error` packed, without making that exception."""
+    try:
+        return str(pickle.loads(data)[0][0])
+    except Exception:  # noqa: BLE001 -- a worker may send anything
+        return "an exception that cannot be read"
+
+
 class _Graph:
     """The sender's half. Local to one call."""
 
@@ -290,7 +298,11 @@ def _stand_in(record: _Record, reason: str) -> RemoteError:
 
 def type_name(value: object) -> str:
     """Return the full name of a value's type, or a substitute; whatever a metaclass does, it never raises."""
-    kind = type(value)
+    return full_name(type(value))
+
+
+def full_name(kind: type) -> str:
+    """Do the same for a class."""
     try:
         name, module = f"{kind.__qualname__}", f"{kind.__module__}"
     except BaseException:  # noqa: BLE001 -- a metaclass may do anything

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from poolkit._core import snapshots
-from poolkit._core.scheduler import OPEN, Scheduler
+from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
 from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import AnyTask
-from poolkit._engine.listeners import Listener, Listeners
+from poolkit._engine.listeners import Listener, Listeners, Traces
 from poolkit._engine.maps import Maps
 from poolkit._engine.waiters import Waiter
 from poolkit._kinds.loggers import log
@@ -61,6 +61,7 @@ class Driver:
         self.has_begun = scheduler.has_begun  # which reads, and waits for nobody's turn
         self.note_progress = scheduler.note_progress
         self._listeners = Listeners(name)
+        self.traces = Traces(self.turn, scheduler, timeline)
         self._asked: deque[Callable[[float], object]] = deque()  # steps that are to be done
         self._callbacks: deque[tuple[Callable[[Any], object], Any]] = deque()  # what is to be called, with what
         self._doing: list[int] = []  # what goes on, each within the one before
@@ -304,6 +305,8 @@ class Driver:
             self._decide(functools.partial(self.scheduler.read, task))
         with self._while(PUBLISHING):
             self._publish()
+        if self.scheduler.phase is CLOSED:
+            self.traces.end()
         self.maps.warn_if_slow()
         changes = False
         if not self.maps.left.empty() and TAKING_UP_MAPS not in self._doing:  # else this is asked by the input of one

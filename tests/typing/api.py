@@ -53,6 +53,14 @@ def maps(pool: poolkit.Pool) -> None:
     del one, other
 
 
+def traces(pool: poolkit.Pool) -> None:
+    """A trace is a context manager of its own type."""
+    with pool.trace("run.json", most=10) as trace:
+        kept: poolkit.Trace = trace
+    kept.save("run.svg")
+    kept.stop()
+
+
 def broadcasts(pool: poolkit.Pool) -> None:
     """A handle knows the type of its object."""
     shared: poolkit.Shared[list[int]] = pool.broadcast([1])

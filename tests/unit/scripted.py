@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter, deque
+from collections.abc import Iterator
 from typing import Any
 
 from unit.scripted_workforce import AnyTask, ScriptedWorker, ScriptedWorkforce
@@ -13,6 +15,7 @@ from poolkit._core.roster import Hiring
 from poolkit._core.scheduler import PoolPhase, Scheduler
 from poolkit._core.workforce import Begun, BootFailed, Died, Drained, Finished, Ready, Status
 from poolkit.outcome import Outcome
+from poolkit.picture import Run
 from poolkit.task import Task, TaskPhase
 
 __all__ = ["AnyTask", "ScriptedPool", "ScriptedWorker", "ScriptedWorkforce", "crash_once", "error_of", "running", "up"]
@@ -27,6 +30,9 @@ class ScriptedPool:
         self.scheduler = Scheduler(self.workforce, PoolLimits(size, **limits), random.Random(seed))
         self.outcomes: dict[AnyTask, Outcome] = {}
         self.events: list[Any] = []
+        self.records: list[tuple[Any, ...]] = []  # what a trace would be told
+        self.scheduler.recorder = self.records.append
+        self.is_interrupted = False  # by exceptions in the midst of a step
         self._attempts: dict[AnyTask, int] = {}
         self._doomed: set[int] = set()
 
@@ -230,6 +236,7 @@ class ScriptedPool:
         assert self.scheduler.phase is PoolPhase.CLOSED
         assert not self.scheduler.unsettled
         self.check()
+        self.check_records()
 
     # ===== what always holds =====
 
@@ -291,6 +298,39 @@ class ScriptedPool:
         assert (scheduler.phase is PoolPhase.CLOSED) == (
             scheduler.phase > PoolPhase.OPEN and not scheduler.unsettled and not roster.workers
         )
+
+    def check_records(self) -> None:
+        """Check what a trace would show: each run once, one after the other at each worker."""
+        found = [record for record in self.records if len(record) == len(Run._fields)]
+        # One that is taken down again where a step was interrupted follows on itself; a trace leaves it out.
+        again = [run for run, before in _each_with_the_one_before(found) if before and run[1:4:2] == before[1:4:2]]
+        runs = [run for run in found if not any(run is each for each in again)]
+        tasks = {task.id: task for task in self.outcomes}
+        assert not again or self.is_interrupted, "a run was taken down twice"
+        assert max(Counter((run[1], run[3]) for run in runs).values(), default=1) == 1, "a run was taken down twice"
+        begun = Counter({task.id: count for task, count in self.workforce.begun.items() if count})
+        missing = begun - Counter(run[1] for run in runs)
+        # Of a task that was cancelled when it was over, the outcome did not come before its worker died.
+        assert all(self.outcomes[tasks[number]].cancelled for number in missing), "a run was not taken down"
+        by_worker: dict[int, list[tuple[float, float]]] = {}
+        for worker, *_, began, ended, _ in runs:
+            by_worker.setdefault(worker, []).append((began, ended))
+        for spans in by_worker.values():
+            spans.sort()
+            assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans)), "two runs at once"
+        last: dict[int, Any] = {}
+        for run in runs:
+            last[run[1]] = run[-1]
+        for number, how in last.items():
+            assert self.outcomes[tasks[number]].ok == (how is None)
+
+
+def _each_with_the_one_before(runs: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each run, and the last one of its worker."""
+    last: dict[int, Any] = {}
+    for run in runs:
+        yield run, last.get(run[0])
+        last[run[0]] = run
 
 
 # ===== where many tests begin =====

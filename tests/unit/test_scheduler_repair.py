@@ -169,6 +169,7 @@ def test_an_error_at_any_line_of_a_step_is_repaired(deed: str) -> None:
         at += 1
         stage = Stage()
         pool = stage.pool
+        pool.is_interrupted = True
         if prepare is not None:
             prepare(stage)
         injector = Injector(at)
