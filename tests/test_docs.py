@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from support import WATCHDOG
+from support_traces import load, outcomes, parsed, texts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -102,6 +104,20 @@ def test_each_pain_has_its_test_and_its_line() -> None:
 def test_example_scans_files_as_it_would_in_line(tmp_path: Path) -> None:
     printed = run(ROOT / "examples/scan_stdlib.py", "--limit", "12", where=tmp_path)
     assert "12 of 12 files ended as they do in line, 0 were sabotaged" in printed
+
+
+@pytest.mark.slow
+def test_example_of_a_pipeline_writes_its_records_and_its_timeline(tmp_path: Path) -> None:
+    options = "json", "logging", "--trace", "run.json", "--picture", "run.svg"
+    printed = run(ROOT / "examples/batch_pipeline.py", *options, where=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert f"{len(lines)} records in records.jsonl" in printed
+    assert {line["module"] for line in lines} == {"__init__", "config", "decoder", "encoder", "handlers"}
+    assert all(line["words"] >= len(line["about"]) for line in lines)
+    found = outcomes(load(tmp_path / "run.json"))
+    assert found["parse", "succeeded"] == 1
+    assert {name for name, _ in found} == {"parse", "map(enrich)"}
+    assert {"worker 1", "queued"} <= {*texts_of(parsed((tmp_path / "run.svg").read_text()))}
 
 
 @pytest.mark.long
