@@ -1,10 +1,12 @@
-"""Work that shows how far it is: what a report of progress costs a task, and a bar a map."""
+"""Work that shows how far it is: what a report of progress costs a task, a bar a map, and a timeline a burst."""
 
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -83,6 +85,42 @@ def bar(name: str, sized: Sized) -> Figures:
     return figures
 
 
+def trace(_name: str, sized: Sized) -> Figures:
+    """Bursts without and with a timeline, in turn; what is left to be written at the end is told apart."""
+    import poolkit
+
+    count = sized(100_000)
+    took: dict[str, list[float]] = {"without": [], "with": [], "rest": []}
+    used: dict[str, list[float]] = {"without": [], "with": [], "rest": []}
+
+    def timed(kind: str, work: Callable[[], object]) -> None:
+        started, began = time.perf_counter(), time.process_time()
+        work()
+        used[kind].append(time.process_time() - began)
+        took[kind].append((time.perf_counter() - started) / count * 1e6)
+
+    def burst() -> None:
+        for task in [pool.submit(noop) for _ in range(count)]:
+            task.result()
+
+    with tempfile.TemporaryDirectory() as folder, poolkit.Pool(max_workers=WORKERS) as pool:
+        pool.warm_up()
+        burst()  # the first one is not counted
+        for number in range(6):
+            for kind in ("without", "with") if number % 2 else ("with", "without"):
+                if kind == "without":
+                    timed(kind, burst)
+                    continue
+                timeline = pool.trace(f"{folder}/run.json")
+                timed(kind, burst)
+                timed("rest", timeline.stop)
+    figures = {kind: statistics.median(times) for kind, times in took.items()}
+    for key, times in (("ratio", took), ("cpu", used)):
+        ratios = [traced / plain for traced, plain in zip(times["with"], times["without"], strict=True)]
+        figures[key] = statistics.median(ratios)
+    return figures
+
+
 def _look_at_a_terminal() -> None:
     """Have standard error be one, of a usual width. A program reads it, as a thread would disturb those that fork."""
     import fcntl
@@ -118,5 +156,18 @@ MEASURES = (
             Row("ratio", "with a bar against without", "times", {"poolkit": "under 1.1"}, words=None),
         ),
         bar,
+    ),
+    Measure(
+        "trace",
+        "bursts of 100,000 noop(), 2 workers, with a timeline that is written to a file",
+        ("poolkit",),
+        (
+            Row("with", "a task, with a timeline", "us", words=None),
+            Row("without", "a task, without", "us", words=None),
+            Row("ratio", "with a timeline against without", "times", {"poolkit": "under 1.05"}, words=None),
+            Row("cpu", "CPU time of the owner, with against without", "times", words=None),
+            Row("rest", "a task, for what is written at the end", "us", words=None),
+        ),
+        trace,
     ),
 )
