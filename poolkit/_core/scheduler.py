@@ -372,7 +372,7 @@ class Scheduler:
                     if self._sends_ahead:
                         self._dispatcher.measured(worker, task, report.ended - report.started)
                     self._outcomes.finished(task, report, now)
-                elif (recorder := self.recorder) is not None and task.started_at != report.started:
+                elif (recorder := self._outcomes.recorder) is not None and task.started_at != report.started:
                     times = task.submitted_at, report.started, report.ended  # it was over when it was cancelled
                     recorder((worker.id, task.id, task.name, task.attempts, *times, TaskCancelled))
                 worker.sent.popleft()
@@ -406,7 +406,13 @@ class Scheduler:
         free.clear()
         # As `_advance` looks, without the call where it would find nothing.
         roster = self.roster
-        if self.queue.size or roster.busy or self.phase is not OPEN or roster.counted < roster.wanted or self.recorder:
+        if (
+            self.queue.size
+            or roster.busy
+            or self.phase is not OPEN
+            or roster.counted < roster.wanted
+            or self._outcomes.recorder
+        ):
             self._advance(now)
 
     def _handle(self, worker: Worker, report: Report, now: float) -> None:  # noqa: C901 -- one branch for each
@@ -417,8 +423,8 @@ class Scheduler:
             if worker.state is STARTING:
                 self._outcomes.tell(WorkerStarted(worker.id, report.pid))
                 self.roster.ready(worker, report.pid, now)
-                if self.recorder is not None:
-                    self.recorder((now, worker.id, "started", report.pid))
+                if self._outcomes.recorder is not None:
+                    self._outcomes.recorder((now, worker.id, "started", report.pid))
         elif isinstance(report, Begun):
             for task in worker.sent:
                 if task.id == report.task_id and task.phase is not SETTLED:
@@ -475,8 +481,8 @@ class Scheduler:
         else:
             cause = "crashed"
         self._outcomes.tell(WorkerExited(worker.id, worker.pid or death.pid, death.exitcode, death.signal, cause))
-        if self.recorder is not None:
-            self.recorder((now, worker.id, cause, death.signal or death.exitcode))
+        if self._outcomes.recorder is not None:
+            self._outcomes.recorder((now, worker.id, cause, death.signal or death.exitcode))
         if hopeless:
             self.boots_failed += 1
             self.last_boot_error = failures.cannot_boot(death)
@@ -564,8 +570,8 @@ class Scheduler:
                 self.phase = CLOSING
             if not self.roster.workers:
                 self.phase = CLOSED
-        if self.recorder is not None:
-            self.recorder((now, self._outcomes.unsettled, self.roster.busy))
+        if self._outcomes.recorder is not None:
+            self._outcomes.recorder((now, self._outcomes.unsettled, self.roster.busy))
 
     def _expel(self, _: None, now: float) -> None:
         """Workers that have nothing to do and do not go are killed; those that do not die of it are given up."""
