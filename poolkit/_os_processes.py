@@ -87,6 +87,12 @@ def has_children() -> bool:
     return True
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits to be reaped; True also where that cannot be known."""
+    state = _os.read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] if _os.has_proc() else []
+    return state in ([], ["Z"], ["X"])
+
+
 def _all() -> dict[int, tuple[int, str]]:
     """Parent and state of every process; none where that cannot be known."""
     found: dict[int, tuple[int, str]] = {}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from poolkit._child.chunk import run_chunk
+from poolkit._child.coroutines import Ended
 from poolkit._child.loop import run_here
 from poolkit._engine.feed import Attempt
 from poolkit.outcome import Outcome
@@ -17,6 +18,8 @@ T = TypeVar("T")
 def run_in_place(name: str, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task[T]:
     """Run a call at once, and return a task that is done."""
     ok, value = run_here(fn, args, kwargs)
+    if type(value) is Ended:
+        raise value  # the task that this is a part of is to end
     return settled_task(name, Outcome(value, ok=ok))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import subprocess
 import threading
 from typing import NoReturn
 
@@ -57,6 +59,10 @@ async def wait_for_ever(gate: Gate) -> None:
     await asyncio.sleep(LONG)
 
 
+async def just_wait() -> None:
+    await asyncio.sleep(LONG)
+
+
 async def block(gate: Gate) -> None:
     gate.signal()
     while True:
@@ -103,8 +109,6 @@ def run_one(gate: Gate, journal: Journal) -> None:
 
 
 def who() -> tuple[int, int]:
-    import os
-
     return os.getpid(), threading.get_ident()
 
 
@@ -131,3 +135,33 @@ async def start_a_thread(gate: Gate, release: Gate, journal: Journal) -> None:
 async def have_used_a_thread(gate: Gate) -> None:
     await asyncio.to_thread(threading.get_ident)
     await wait_for_ever(gate)
+
+
+@poolkit.offload
+async def wait_in_place(gate: Gate) -> None:
+    await wait_for_ever(gate)
+
+
+def catch_all_of_it(gate: Gate) -> str:
+    try:
+        wait_in_place(gate).result()
+    except BaseException as exc:  # as much as a task can do against it
+        return f"caught {exc!r}"
+    return "went on"
+
+
+def look_at_its_error(gate: Gate) -> str:
+    return repr(wait_in_place(gate).exception())
+
+
+def leave_one_that_has_ended() -> None:
+    """Leave a program that nobody has waited for."""
+    program = subprocess.Popen(["/bin/true"])
+    os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
+    program.returncode = 0  # so that it does not complain
+
+
+def leave_one_that_runs(journal: Journal) -> None:
+    program = subprocess.Popen(["/bin/sleep", str(LONG)])
+    program.returncode = 0
+    journal.write(program.pid)

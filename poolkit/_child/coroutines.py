@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
 
+from poolkit import _os_processes
 from poolkit._typing import TYPE_CHECKING, Any
 from poolkit.context import current_task
 
@@ -41,24 +42,31 @@ class Running:
         self.loop = main.get_loop()
         self.is_to_end = False
         self.stack = ""  # where the coroutine was when it was told
+        self.children: set[int] = set()  # of a worker process, that were there before
         self._threads, _ = self._count_threads()
         self._main = main
         self._coroutine = coroutine
 
     def end(self) -> None:
-        """Have CancelledError raised where it awaits. From any thread."""
+        """Have CancelledError raised where it awaits, once. From any thread."""
+        if self.is_to_end:
+            return
         self.is_to_end = True
         with contextlib.suppress(RuntimeError):  # the loop was closed
             self.loop.call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
-        self.stack = self.stack or _stack_of(self._coroutine)
+        self.stack = _stack_of(self._coroutine)
         self._main.cancel()
 
     def leaves_threads(self) -> bool:
         """Whether threads go on that were not there before, or the loop's own are at work."""
         count, is_busy = self._count_threads()
         return is_busy or count > self._threads
+
+    def leaves_programs(self) -> bool:
+        """Whether programs run that did not before."""
+        return any(not _os_processes.has_ended(pid) for pid in _os_processes.children() - self.children)
 
     def _count_threads(self) -> tuple[int, bool]:
         """Return how many there are, but for those of the loop's executor, and whether one of those is not idle."""
@@ -86,6 +94,7 @@ class Coroutines:
         self._host = host
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._left_threads = False  # whether a coroutine that was told to end left the loop's threads at work
         self._lock = allocate_lock()  # held while the loop is in use; nobody waits for it
 
     def keep(self) -> None:
@@ -107,26 +116,37 @@ class Coroutines:
             if self._loop is None or self._loop.is_closed():
                 self._loop = asyncio.new_event_loop()
                 weakref.finalize(self, _drop, self._loop, self._pid)
-            host, context = self._host, current_task()
-            main = self._loop.create_task(coroutine)
-            running = Running(0 if context is None else context.id, main, coroutine)
-            is_told = host is not None and host.begin_coroutine(running)
-            failure: BaseException | None = None
-            try:
-                try:
-                    return self._loop.run_until_complete(main)
-                finally:
-                    asyncio.runners._cancel_all_tasks(self._loop)  # type: ignore[attr-defined]  # noqa: SLF001 -- as run()
-            except BaseException as exc:
-                failure = exc
-                raise
-            finally:
-                if is_told:
-                    host.end_coroutine(running)
-                    if running.is_to_end:
-                        raise running.ended(failure) from None
+            return self._run(self._loop, self._loop.create_task(coroutine), coroutine)
         finally:
             self._lock.release()
+
+    def _run(
+        self, loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any], coroutine: Coroutine[Any, Any, Any]
+    ) -> Any:
+        import asyncio  # noqa: PLC0415 -- it is imported
+
+        host, context = self._host, current_task()
+        running: Running | None = None
+        failure: BaseException | None = None
+        try:
+            try:
+                if host is not None and context is not None:
+                    running = host.begin_coroutine(Running(context.id, main, coroutine))
+                return loop.run_until_complete(main)
+            finally:
+                asyncio.runners._cancel_all_tasks(loop)  # type: ignore[attr-defined]  # noqa: SLF001 -- as run()
+        except BaseException as exc:
+            if running is None or not running.is_to_end:
+                raise
+            failure = exc
+        finally:
+            if running is not None:
+                host.end_coroutine(running)
+                if running.is_to_end:
+                    self._left_threads = self._left_threads or running.leaves_threads()
+                    host.closed = ended = running.ended(failure)
+                    del failure  # its traceback holds this frame
+                    raise ended from None
 
     def wake(self) -> None:
         """Have the loop look up, if it waits, for what was raised in its thread meanwhile."""
@@ -144,7 +164,8 @@ class Coroutines:
             return
         try:
             loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
+            if not self._left_threads:
+                loop.run_until_complete(loop.shutdown_default_executor())
         except BaseException as failure:  # noqa: BLE001 -- a generator that exits the interpreter, or stops the loop
             loop.call_exception_handler(
                 {"message": "the event loop of a worker did not end well", "exception": failure}

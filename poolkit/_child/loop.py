@@ -23,7 +23,7 @@ from poolkit._child.missing import explain
 from poolkit._clock import monotonic
 from poolkit._memory.worker import WorkerTransport
 from poolkit._os import Tokens, own_resident_bytes
-from poolkit._os_processes import has_children, reap_adopted
+from poolkit._os_processes import children, reap_adopted
 from poolkit._select import poll
 from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import codec, messages
@@ -86,6 +86,7 @@ class Loop:
         self.calls_fd = calls_fd
         self._mail: Mail | None = None
         self.running: Outgoing | Running | None = None  # the stream that runs, or the coroutine
+        self.closed: Ended | None = None  # the task that runs was told to, and has ended its coroutine
         self._watching: Any = None  # the event loop that reads here, too, while coroutines run
         self._wakers: list[Callable[[], object]] = []  # of coroutines that wait for what the owner says
         self._waits = 0  # how often there was nothing to read
@@ -110,20 +111,26 @@ class Loop:
         self.running = stream = Outgoing(self, task_id, most, most_bytes)
         return stream
 
-    def begin_coroutine(self, running: Running) -> bool:
-        """What runs now is a coroutine; false where that is a part of a stream, which is told to end as such."""
+    def begin_coroutine(self, running: Running) -> Running | None:
+        """What runs now is a coroutine; None where it cannot be told to end, or as a stream, which it is a part of."""
         if self.running is not None or self.home != (getpid(), get_ident()):
-            return False
-        self.running = running
+            return None
         if self._watching is not running.loop:
+            try:
+                running.loop.add_reader(self.calls_fd, self._readable, running.loop)
+            except NotImplementedError:  # a loop of the user's
+                return None
             self._watching = running.loop
-            running.loop.add_reader(self.calls_fd, self._readable, running.loop)
+        running.children = children()
+        self.running = running
         self.board.stamp_made(RUNS)
-        return True
+        return running
 
     def end_coroutine(self, running: Running) -> None:
         """Note that it has ended. One that was told to, and has left programs or threads, ends with this process."""
-        while running.is_to_end and (has_children() or running.leaves_threads()):
+        if getpid() != self.home[0]:
+            return
+        while running.is_to_end and (running.leaves_programs() or running.leaves_threads()):
             self.receive(0.01)  # until the owner has waited for long enough, and kills it
         self.board.stamp_made(0.0)
         self.running = None
@@ -325,6 +332,8 @@ class Loop:
             failure = exc
         finally:
             CURRENT.reset(token)
+        if self.closed is not None:  # whatever became of the error that says so
+            failure, self.closed = self.closed, None
         if failure is not None:
             if type(failure) is Ended:
                 return messages.CLOSED, failure.stack.encode("utf-8", "replace")

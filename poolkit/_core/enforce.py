@@ -22,7 +22,7 @@ import math
 
 from poolkit._core import failures, policy
 from poolkit._core.dispatch import Dispatcher
-from poolkit._core.outcomes import Outcomes
+from poolkit._core.outcomes import Ending, Outcomes
 from poolkit._core.queue import AnyTask
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Timers
@@ -66,7 +66,7 @@ class Enforcer:
         running = self.dispatcher.is_running(worker, task)
         if running and self._is_coroutine(worker, task):
             running = False
-            self._end_within(policy.COROUTINE_GRACE, worker, KillReason(task, "cancelled"), now)
+            self._end_within(policy.COROUTINE_GRACE, worker, KillReason(task, "cancelled"), CANCELLED, now)
         if running:
             worker.kill_reason = KillReason(task, "cancelled")  # what `Roster.repair` goes on with
         self._cut_short(task, self.workforce.status(worker.id), now)
@@ -82,14 +82,14 @@ class Enforcer:
         if self.outcomes.withdraw(task) or worker is None:
             self.outcomes.settle(task, outcome)
         elif self.dispatcher.is_running(worker, task):
-            self.outcomes.ending[task] = outcome
-            self._end_within(grace, worker, KillReason(task, "cancelled"), now)
+            self._end_within(grace, worker, KillReason(task, "cancelled"), outcome, now)
 
-    def _end_within(self, grace: float, worker: Worker, kill_reason: KillReason, now: float) -> None:
+    def _end_within(self, grace: float, worker: Worker, kill_reason: KillReason, ending: Ending, now: float) -> None:
         """Tell a worker that what it runs is to end by itself, and kill it if that has not ended after a while."""
         task = kill_reason.task
         assert task is not None  # noqa: S101 -- it is killed for it
         self.timers.add(now + grace, self._end_now, (worker, kill_reason, task.attempt))
+        self.outcomes.ending[task] = ending
         self.workforce.end(worker.id, task)
 
     def _end_now(self, subject: tuple[Worker, KillReason, int], now: float) -> None:
@@ -97,11 +97,12 @@ class Enforcer:
         worker, kill_reason, attempt = subject
         task = kill_reason.task
         assert task is not None  # noqa: S101 -- see above
+        if self.roster.workers.get(worker.id) is not worker or task.attempt != attempt:
+            return
+        self.dispatcher.reclaim(worker)  # what it was sent since
+        if not self.dispatcher.is_running(worker, task):
+            return
         ending = self.outcomes.ending.get(task)
-        if task.attempt != attempt or not self.dispatcher.is_running(worker, task):
-            return
-        if ending is None and task.phase is not SETTLED:  # another run of it
-            return
         self._doom(worker, kill_reason, now)
         if isinstance(ending, Outcome):
             self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
@@ -115,8 +116,8 @@ class Enforcer:
         if not self._is_coroutine(worker, task):
             self._doom(worker, kill_reason, now)
         elif task not in self.outcomes.ending:
-            self.outcomes.ending[task] = functools.partial(failures.killed_for, task, worker, kill_reason)
-            self._end_within(policy.COROUTINE_GRACE, worker, kill_reason, now)
+            error = functools.partial(failures.killed_for, task, worker, kill_reason)
+            self._end_within(policy.COROUTINE_GRACE, worker, kill_reason, error, now)
 
     def _is_coroutine(self, worker: Worker, task: AnyTask) -> bool:
         """Whether what a worker runs can be told to end: as its board says, or its code, where it has just begun."""

@@ -23,6 +23,10 @@ from poolkit.errors import DeadlineExceeded, QueueTimeout, TaskCancelled, TaskTi
 from poolkit.outcome import CANCELLED, Outcome
 from poolkit.task import QUEUED, SENT, SETTLED, WAITING
 
+# How it is to be told that a task has ended as it was told to. What makes the error is called with how its worker died,
+# or with where it was.
+Ending = Outcome | Callable[[Died], BaseException]
+
 FOLD = 0xFFF  # once in so many tasks, the times taken down are folded
 
 
@@ -42,9 +46,7 @@ class Outcomes:
         self.unread: dict[
             AnyTask, Outcome
         ] = {}  # of those: failures that are to be unpickled first, to know their type
-        # Tasks that were told to end by themselves, and how that is to be told: what makes the error is called with how
-        # the worker died, or where the run was.
-        self.ending: dict[AnyTask, Outcome | Callable[[Died], BaseException]] = {}
+        self.ending: dict[AnyTask, Ending] = {}  # tasks that were told to end by themselves
         self.retries = True  # whether what failed may run again
         self.settled: list[tuple[AnyTask, Outcome]] = []  # decided, to be published
         self.events: list[PoolEvent] = []  # to be told to listeners

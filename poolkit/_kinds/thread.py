@@ -311,11 +311,11 @@ class ThreadWorkforce(DrivenWorkforce):
             self.post(Drained(worker.id))
         return word is not _STOP
 
-    def _run(self, worker: WorkerThread, task: AnyTask, *, announce: bool) -> Finished | None:
+    def _run(self, worker: WorkerThread, task: AnyTask, *, announce: bool) -> Finished | None:  # noqa: C901 -- step by step
         """Run one task; None when the thread was is_to_stop meanwhile, and must end without another word."""
         call = task.call
         if call is None:  # cancelled since it was claimed, and forgotten
-            return None
+            return worker.never_begun(task)
         fn, args, kwargs, variables = call
         if task.options.retries:  # each run begins with what the submitter had
             variables = variables.copy()
@@ -357,7 +357,10 @@ class ThreadWorkforce(DrivenWorkforce):
         try:
             report = Finished(worker.id, task.id, started, monotonic(), 0, value, ok)
             if not ok and type(value) is Ended:
-                report.payload, report.cancelled = value.stack, True
+                worker.closed = value
+            if worker.closed is not None:  # whatever became of the error that says so
+                report.payload, report.ok, report.cancelled = worker.closed.stack, False, True
+                worker.closed = None
             return report
         finally:
             del task, value  # an exception's traceback holds this frame, and must not find itself or its task in it

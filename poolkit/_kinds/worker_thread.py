@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from poolkit._child.coroutines import RUNS, Coroutines, Running
-from poolkit._core.workforce import AnyTask, Report
+from poolkit._child.coroutines import RUNS, Coroutines, Ended, Running
+from poolkit._clock import monotonic
+from poolkit._core.workforce import AnyTask, Finished, Report
 from poolkit._kinds.thread_mail import ThreadMail
 from poolkit._kinds.thread_stream import ThreadStream
 from poolkit.context import TaskContext
@@ -57,6 +58,7 @@ class WorkerThread:
         self.made = 0.0  # as `Status` has it; the same
         self.task: AnyTask | None = None  # that it runs; the same
         self.stream: ThreadStream | Running | None = None  # the stream, or coroutine, that it runs; the same
+        self.closed: Ended | None = None  # the task that runs was told to, and has ended its coroutine
         self.told_to_end = 0, 0  # the last task that was, and in which attempt
         self.post = post  # takes what the worker reports
         self._mail: ThreadMail | None = None
@@ -80,14 +82,24 @@ class WorkerThread:
         self._end_if_told(task_id)
         return stream
 
-    def begin_coroutine(self, running: Running) -> bool:
-        """What runs now is a coroutine; false where that is a part of a stream, which is told to end as such."""
+    def begin_coroutine(self, running: Running) -> Running | None:
+        """What runs now is a coroutine; None where it is a part of a stream, which is told to end as such."""
         if self.stream is not None or self.thread is not threading.current_thread():
-            return False
+            return None
         self.stream = running
         self.made = RUNS
         self._end_if_told(running.task_id)
-        return True
+        return running
+
+    def never_begun(self, task: AnyTask) -> Finished | None:
+        """Return what says so of a task that was cancelled before it began; None when this thread is to end, too."""
+        with self.lock:
+            if self.is_to_stop:
+                return None
+        now = monotonic()
+        report = Finished(self.id, task.id, now, now, 0, "", False)
+        report.cancelled = True
+        return report
 
     def _end_if_told(self, task_id: int) -> None:
         """End what begins if it was told to before; who tells looks for it afterwards."""

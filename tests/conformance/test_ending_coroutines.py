@@ -187,3 +187,44 @@ def test_threads_of_the_loop_that_are_idle_are_kept(pool: Pool, new_gate: NewGat
     gate.wait()
     task.cancel()
     assert ran_here(pool) == worker
+
+
+@pytest.mark.parametrize("function", [coroutines.catch_all_of_it, coroutines.look_at_its_error])
+def test_a_task_that_runs_one_in_place_ends_with_it(
+    function: Callable[..., str], pool: Pool, new_gate: NewGate
+) -> None:
+    worker = ran_here(pool)
+    with pytest.raises(TaskTimeout) as caught:
+        pool.options(timeout=0.3).submit(function, new_gate()).result()
+    assert "wait_for_ever" in caught.value.stack
+    assert ran_here(pool) == worker
+
+
+@pytest.mark.needs("process")
+def test_programs_that_were_there_before_do_not_count(pool: Pool, new_gate: NewGate, journal: Journal) -> None:
+    pool.submit(coroutines.leave_one_that_has_ended).result()
+    pool.submit(coroutines.leave_one_that_runs, journal).result()
+    worker, gate = ran_here(pool), new_gate()
+    task = pool.submit(coroutines.wait_for_ever, gate)
+    gate.wait()
+    task.cancel()
+    assert ran_here(pool) == worker
+
+
+@pytest.mark.needs("by_reference")
+def test_a_thread_does_not_wait_for_threads_that_one_has_left(pool: Pool, new_gate: NewGate, journal: Journal) -> None:
+    gate, release = new_gate(), new_gate()
+    task = pool.submit(coroutines.start_a_thread, gate, release, journal)
+    gate.wait()
+    task.cancel()
+    ran_here(pool)
+    pool.shutdown()  # while that goes on
+    release.signal()
+    wait_until(lambda: journal.lines() == ["went on"])
+
+
+def test_one_that_is_cancelled_as_it_begins_costs_no_worker(pool: Pool) -> None:
+    worker = ran_here(pool)
+    for _ in range(100):
+        pool.submit(coroutines.just_wait).cancel()
+    assert ran_here(pool) == worker

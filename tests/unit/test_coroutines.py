@@ -1,4 +1,4 @@
-"""The event loop of a worker that is dropped, as those of fakes are that nobody has shut down."""
+"""The event loop of a worker: dropped, as those of fakes are that nobody has shut down; and told to end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import weakref
 
 import pytest
 
-from poolkit._child.coroutines import Coroutines, run_coroutine
+from poolkit._child.coroutines import Coroutines, Ended, Running, run_coroutine
+from poolkit._child.loop import run_call
+from poolkit.context import TaskContext
 
 
 async def leave_a_timer() -> None:
@@ -40,3 +42,41 @@ def test_a_loop_is_closed_without_a_word_wherever_the_collector_begins(
     gc.collect()
     assert owner() is None
     assert closed == [True]
+
+
+class Host:
+    """A worker that tells what it runs to end."""
+
+    def __init__(self) -> None:
+        self.closed: Ended | None = None
+        self.running: Running | None = None
+
+    def begin_coroutine(self, running: Running) -> Running:
+        self.running = running
+        return running
+
+    def end_coroutine(self, running: Running) -> None:
+        assert self.running is running
+
+
+def test_one_that_is_told_to_end_again_tidies_up_in_peace() -> None:
+    host, seen = Host(), []
+
+    async def wait() -> None:
+        try:
+            host.running.end()
+            await asyncio.sleep(3600)
+        finally:
+            host.running.end()
+            await asyncio.sleep(0.01)
+            seen.append("tidied up")
+
+    context = contextvars.copy_context()
+    coroutines = Coroutines(host)
+    context.run(coroutines.keep)
+    ok, ended = context.run(run_call, TaskContext(1, "wait", 1, None), wait, (), {})
+    coroutines.close()
+    assert not ok
+    assert seen == ["tidied up"]
+    assert host.closed is ended
+    assert "in wait" in ended.stack
