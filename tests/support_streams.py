@@ -67,6 +67,14 @@ def changing() -> Iterator[list[int]]:
         yield box
 
 
+def keep_arrays(journal: Journal) -> Iterator[Any]:
+    """The same, each in an array of 256 KiB that is full of it."""
+    import numpy as np
+
+    for number in keep(journal):
+        yield np.full(1 << 15, number)
+
+
 def raise_after(items: int) -> Iterator[int]:
     yield from range(items)
     raise LookupError("no more", items)

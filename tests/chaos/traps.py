@@ -10,12 +10,16 @@ A step of a task's way catches the worker that is at it with a task of that name
     claim   it has a token, and has not stamped that it begins
     send    half of the outcome's frame is written
     sent    all of it is, and that is not stamped
+    item    half of an item's frame is written; of a stream, as is what follows
+    yield   all of it is, and the generator has not gone on
+    credit  no more may be made, and it waits
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from poolkit._os import Tokens
 from poolkit._wire import messages
 from poolkit._wire.board import Board
 from poolkit._wire.link import Outbox
+from support_gates import Journal
 
 
 def set_trap(traps: Path, step: str, fault: str, count: int = 1) -> None:
@@ -63,6 +68,37 @@ def initialize() -> None:
     spring("initialize")
 
 
+LAST = 4
+
+
+def stream_to(traps: Path, step: str, journal: Journal, nbytes: int) -> Iterator[Any]:
+    """Numbers up to LAST, each written down when the generator goes on behind it; there, or later, it is killed."""
+    import numpy as np
+
+    try:
+        for number in range(LAST + 1):
+            item = number, np.zeros(nbytes, dtype=np.uint8), None
+            if number == LAST and step == "before":
+                faults.do("kill")
+            elif number == LAST and step == "pack":
+                item = *item[:2], faults.Trap("pickle", "kill", 0)  # type: ignore[assignment]
+            elif number == LAST and step in {"item", "yield", "credit"}:
+                set_trap(traps, f"{step}-victim", "kill")
+            yield item
+            journal.write(number)
+        if step == "send":
+            set_trap(traps, "send-victim", "kill")
+    finally:
+        if step == "finally":
+            faults.do("kill")
+
+
+async def stream_to_async(traps: Path, step: str, journal: Journal, nbytes: int) -> AsyncIterator[Any]:
+    """The same of an asynchronous generator."""
+    for item in stream_to(traps, step, journal, nbytes):
+        yield item
+
+
 _link: dict[str, int] = {}  # the descriptors of this worker
 
 
@@ -82,6 +118,11 @@ def spoil(which: str, how: str) -> str:
 
 # ===== where the traps lie =====
 
+STEPS = {  # what is written in two parts, and the step between them
+    **dict.fromkeys([messages.VALUE, messages.ERROR, messages.OUT_OF_BAND, messages.CLOSED], "send"),
+    **dict.fromkeys([messages.ITEM, messages.ITEM_OUT_OF_BAND], "item"),
+}
+
 
 def _know_the_link() -> None:
     """Have `_link` filled in when the loop of a worker is made."""
@@ -96,10 +137,10 @@ def _know_the_link() -> None:
     loop.Loop.__init__ = meddled  # type: ignore[method-assign,assignment]
 
 
-def _lay() -> None:
+def _lay() -> None:  # noqa: C901 -- one thing after the other
     """Meddle with the loop of this worker, or of all that are forked from here. With `spawn`, too late for "boot"."""
     plain = loop.Loop
-    receive_boot, run, receive, serve = plain.receive_boot, plain._run, plain.receive, plain.serve
+    receive_boot, run, receive, until, serve = plain.receive_boot, plain._run, plain.receive, plain.until, plain.serve
     send, stamp_done = Outbox.send, Board.done
     running = ""  # the name of the task that this worker runs
 
@@ -114,9 +155,13 @@ def _lay() -> None:
         spring(f"claim-{running}")
         run(self, call)
 
-    def meddled_receive(self: loop.Loop) -> None:
-        spring("idle")
-        receive(self)
+    def meddled_receive(self: loop.Loop, *seconds: float) -> None:
+        spring("idle" if self.running is None else f"credit-{running}")
+        receive(self, *seconds)
+
+    async def meddled_until(self: loop.Loop, condition: Callable[[], bool]) -> None:
+        spring(f"credit-{running}")
+        await until(self, condition)
 
     def meddled_serve(self: loop.Loop) -> None:
         serve(self)
@@ -126,12 +171,15 @@ def _lay() -> None:
         kind = messages.FRAME_TO_OWNER.unpack(header)[0]
         if kind == messages.READY:
             spring("ready")
-        if kind in {messages.VALUE, messages.ERROR, messages.OUT_OF_BAND} and running == "victim":
+        step = STEPS.get(kind)
+        if step is not None and running == "victim":
             frame = header + bytes(payload)
             half = len(frame) // 2
             send(self, frame[:half], b"")
-            spring("send-victim")
+            spring(f"{step}-victim")
             send(self, frame[half:], b"")
+            if step == "item":
+                spring("yield-victim")
         else:
             send(self, header, payload)
 
@@ -143,6 +191,7 @@ def _lay() -> None:
         "receive_boot": meddled_receive_boot,
         "_run": meddled_run,
         "receive": meddled_receive,
+        "until": meddled_until,
         "serve": meddled_serve,
     }.items():
         setattr(loop.Loop, name, meddled)
