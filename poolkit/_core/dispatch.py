@@ -17,7 +17,7 @@ from poolkit._core.batch import BATCH_SECONDS, RunTimes, take_batch
 from poolkit._core.queue import AnyTask, TaskQueue
 from poolkit._core.roster import Roster
 from poolkit._core.timers import Action, Timers
-from poolkit._core.workforce import BUSY, DYING, KillReason, Worker, Workforce
+from poolkit._core.workforce import BUSY, DYING, STALLED, KillReason, Worker, Workforce
 from poolkit.task import QUEUED, SENT, SETTLED
 
 STEAL_AFTER = BATCH_SECONDS  # a task that runs longer than a batch should loses what is sent behind it to who is idle
@@ -97,8 +97,8 @@ class Dispatcher:
                     roster.stall(worker)
                     return True
         if self.has_streams and self._give_way_at is None:
+            self.timers.add(now + GIVE_WAY_EVERY, self._look_at_streams, None)
             self._give_way_at = now + GIVE_WAY_EVERY
-            self.timers.add(self._give_way_at, self._look_at_streams, None)
         return False
 
     def _look_at_streams(self, _: None, now: float) -> None:
@@ -352,7 +352,7 @@ class Dispatcher:
     def _look(self, worker: Worker, now: float) -> None:
         if worker.check_at is not None and worker.check_at <= now:  # else an earlier one has taken over
             worker.check_at = None
-            if worker.state is BUSY and worker.sent:
+            if worker.state in (BUSY, STALLED) and worker.sent:
                 self._check(worker, now)
 
     # ===== after an interrupted step =====
@@ -379,8 +379,11 @@ class Dispatcher:
         self._least_sent = min(
             (task.options.priority for worker in self.roster for task in worker.sent), default=math.inf
         )
+        self.has_streams = True  # perhaps
         for worker in self.roster:
-            if worker.state is BUSY and not (worker.sent or worker.draining):
-                self.roster.rest(worker, now)
-            elif worker.state is BUSY and worker.sent:
+            if worker.state not in (BUSY, STALLED):
+                continue
+            if worker.sent:
                 self._watch(worker, now)
+            elif not worker.draining:
+                self.roster.rest(worker, now)

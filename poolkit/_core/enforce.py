@@ -126,18 +126,29 @@ class Enforcer:
         is_one = getattr(task.code, "co_flags", 0) & inspect.CO_COROUTINE
         return bool(is_one) or self.workforce.status(worker.id).ends_by_itself(task.id)
 
+    def repair(self, now: float) -> None:
+        """Tell those streams again to end to which that may not have been told."""
+        ending = self.outcomes.ending
+        for task, outcome in list(ending.items()):
+            if task.phase is SETTLED:
+                del ending[task]
+            elif isinstance(outcome, Outcome):
+                self.end(task, policy.STREAM_GRACE, outcome, now)
+
     def watch_streams(self, now: float) -> None:
         """The pool is shut down gracefully: see to it that streams that nobody reads any more are closed."""
         if self._look_at is None:
+            self.timers.add(now + UNREAD_FOR / 4, self._look_at_streams, None)
             self._look_at = now + UNREAD_FOR / 4
-            self.timers.add(self._look_at, self._look_at_streams, None)
 
     def _look_at_streams(self, _: None, now: float) -> None:
         self._look_at = None
         read, self._read = self._read, {}
         for worker in list(self.roster):
             task = worker.sent[0] if worker.sent else None
-            if task is None or task.options.window is None or not self.workforce.status(worker.id).is_stalled(task.id):
+            if task is None or task.options.window is None or task.phase is SETTLED:
+                continue
+            if not self.workforce.status(worker.id).is_stalled(task.id):
                 continue
             count = task.incoming.handed_out()
             known, since = read.get(task, (-1, now))

@@ -193,9 +193,9 @@ class Roster:
 
     def stall(self, worker: Worker) -> None:
         """The stream of a busy worker waits for its reader: another task may have its place."""
+        worker.has_stalled = True
         self._leave_state(worker)
         worker.state = STALLED
-        worker.has_stalled = True
         self._uncount(worker)
 
     def resume(self, worker: Worker) -> None:
@@ -355,6 +355,8 @@ class Roster:
     def repair(self, now: float) -> None:
         """Count anew, and give the orders again that may be missing."""
         workers = list(self)
+        for worker in workers:
+            worker.counted = worker.leave is None and worker.state in (STARTING, IDLE, BUSY)
         self.counted = sum(worker.counted for worker in workers)
         self.starting = sum(worker.state is STARTING for worker in workers)
         self.busy = sum(worker.state is BUSY for worker in workers)
@@ -365,7 +367,6 @@ class Roster:
             elif worker.state is STOPPING:
                 self.timers.add(now + policy.STOP_GRACE, self._kill_unresponsive, worker)
             elif worker.state is DYING:
-                self._uncount(worker)
                 self.workforce.kill(worker.id, want_stack=False)
             worker.sent_count = worker.tasks_done + len(worker.sent)
             if worker.kill_reason is not None:

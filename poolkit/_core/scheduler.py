@@ -525,6 +525,7 @@ class Scheduler:
         while posted and posted[0] in outcomes.accepted:
             posted.popleft()
         self._dispatcher.rebuild(queued, now)
+        self._enforcer.repair(now)
         for worker in roster.resize(roster.size, now):
             self._dispatcher.reclaim(worker)
         if self.phase is SHUTTING:

@@ -38,6 +38,7 @@ MOVES = [
     *["claim", "claim", "claim", "claim", "claim", "claim", "claim unstamped", "stamp"],
     *["finish", "finish", "finish", "finish unheard", "finish unheard unstamped", "finish grown"],
     *["fail", "fail unheard", "break", "swell", "swell", "shrink"],
+    *["give", "give", "give", "give", "go on", "go on", "go on"],
     *["drain", "drain", "drain unheard", "deliver", "deliver", "deliver", "obey", "crash", "crash unheard"],
 ]
 SECONDS = st.sampled_from([0.0004, 0.001, 0.01, 0.05, 0.1, 0.1, 0.2, 0.5, 1.0, 3.0])
@@ -51,6 +52,8 @@ OPTIONS = st.fixed_dictionaries(
         "deadline": LIMITS,
         "memory_limit": st.sampled_from([None, None, 100]),
         "retries": st.integers(0, 2),
+        "is_stream": st.booleans(),
+        "buffersize": st.integers(1, 3),
         "retry_on": st.sampled_from([(), (ValueError,), (TaskTimeout, ValueError), (TaskTimeout, MemoryLimitExceeded)]),
     },
 )
@@ -76,7 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.pool.scheduler.listened = frozenset(EVENT_NAMES.values())
         self.listening = listening
         self.tasks: list[AnyTask] = []
-        self.cancelled: set[AnyTask] = set()  # asked for
+        self.cancelled: set[AnyTask] = set()  # asked for, or closed
         self.crashed: set[AnyTask] = set()  # their worker died of itself while it ran them
         self.swollen: dict[AnyTask, float] = {}  # since when their worker has had 200 bytes, or that it ever had
         self.values: defaultdict[AnyTask, list[object]] = defaultdict(list)  # what its runs returned
@@ -119,6 +122,30 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.cancelled.add(task)
             assert self.pool.outcomes[task].cancelled, "a cancelled task is settled at once"
 
+    @precondition(lambda self: self._streams())
+    @rule(pick=st.integers(0, 100), count=st.integers(1, 3), says_so=st.booleans())
+    def take(self, pick: int, count: int, says_so: bool) -> None:
+        """The reader of a stream takes some of it; its worker is told, or is told later."""
+        streams = self._streams()
+        incoming = (task := streams[pick % len(streams)]).incoming
+        for _ in range(min(count, len(incoming.items))):
+            incoming.items.popleft()
+        if says_so:
+            self.pool.scheduler.credit(task, incoming.handed_out(), self.pool.now)
+            self.pool.collect()
+
+    @precondition(lambda self: self._streams())
+    @rule(pick=st.integers(0, 100), grace=st.sampled_from([0.01, 0.5]), really=RARELY)
+    def close(self, pick: int, grace: float, really: bool) -> None:
+        """Nobody reads a stream any more."""
+        if really:
+            streams = self._streams()
+            self.cancelled.add(streams[pick % len(streams)])
+            self.pool.close(streams[pick % len(streams)], grace)
+
+    def _streams(self) -> list[AnyTask]:
+        return [task for task in self.tasks if task.options.window is not None and task.phase is not TaskPhase.SETTLED]
+
     @rule(begun=st.booleans(), really=RARELY)
     def cancel_all(self, begun: bool, really: bool) -> None:
         if really:
@@ -160,7 +187,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(count):
             if rng.random() < 0.2:
                 limits = {"memory_limit": rng.choice([None, 100]), "timeout": rng.choice([None, None, 0.1])}
+                limits |= {"is_stream": rng.random() < 0.3, "buffersize": rng.randint(1, 3)}
                 self._submit_one("quick", limits | {"retries": 1, "retry_on": (MemoryLimitExceeded,)})
+            if (streams := self._streams()) and rng.random() < 0.3:
+                self.pool.take(rng.choice(streams))
             move = rng.choice(MOVES)
             able = [worker for worker in self.pool.workforce.workers.values() if self._is_able(worker, move)]
             if able and (not move.startswith("crash") or rng.random() < 0.2):
@@ -173,7 +203,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _is_able(self, worker: ScriptedWorker, move: str) -> bool:
         if worker.dead or move == "deliver":
             return bool(worker.pipe) and move == "deliver"
-        free = worker.running is None
+        free, waits = worker.running is None, self.pool.is_waiting(worker)
+        streams = self.pool.is_stamped(worker) and self.pool.workforce.is_streaming(worker)
         return {
             "boot": not worker.up,
             "claim": free and bool(worker.unclaimed),
@@ -181,7 +212,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             "drain": free and bool(worker.drops) and not worker.unclaimed,
             "obey": worker.killed or worker.stopped,
             "crash": True,
-        }.get(move.split(maxsplit=1)[0], self.pool.is_stamped(worker))
+            "give": streams and not waits and not worker.told_to_end,
+            "go": streams and waits and (worker.told_to_end or self.pool.has_room(worker)),
+        }.get(move.split(maxsplit=1)[0], self.pool.is_stamped(worker) and not (waits and not worker.told_to_end))
 
     def _move(self, worker: ScriptedWorker, move: str) -> None:
         what, deliver = move.split(maxsplit=1)[0], "unheard" not in move
@@ -195,6 +228,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.pool.stamp(worker)
         elif what == "drain":
             self.pool.drain(worker, deliver=deliver)
+        elif what == "give":
+            self.pool.give(worker)
+        elif what == "go":
+            self.pool.go_on(worker)
         elif what in {"crash", "obey"}:
             if what == "crash" and worker.running is not None:
                 self.crashed.add(worker.running)
@@ -264,7 +301,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             if task is None or task is not next(iter(record.sent), None) or not self.pool.is_stamped(worker):
                 continue
             limit = task.options.timeout
-            if limit is not None and now >= worker.status.since + max(limit, LOOK_AGAIN):
+            since = worker.status.limited_since(task.id, now)
+            if limit is not None and since is not None and now >= since + max(limit, LOOK_AGAIN):
                 assert record.state is WorkerState.DYING, "it ran beyond its limit"
             if task.options.memory_limit is not None and worker.memory:
                 assert record.state is WorkerState.DYING or now < self.swollen[task] + CHECK_MEMORY_FAR, (
@@ -291,11 +329,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.pool.check()
         roster = self.pool.scheduler.roster
-        serving = [record for record in roster if record.state < WorkerState.STOPPING]
+        serving = [record for record in roster if record.state < WorkerState.STOPPING and not record.has_stalled]
         assert len(serving) <= 2 * self.largest, "more workers than places and their replacements"
 
     @invariant()
-    def outcomes_are_deserved(self) -> None:
+    def outcomes_are_deserved(self) -> None:  # noqa: C901 -- one branch for each
         if not hasattr(self, "pool"):
             return
         for task, outcome in self.pool.outcomes.items():
@@ -312,6 +350,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             elif isinstance(error, QueueTimeout):
                 assert task.options.queue_timeout is not None
                 assert not self.pool.workforce.begun[task]
+            elif isinstance(error, PoolClosed):
+                assert task.options.window is not None
+                assert self.pool.scheduler.phase is not PoolPhase.OPEN
             elif isinstance(error, DeadlineExceeded):
                 assert task.options.deadline is not None
             elif isinstance(error, InitializerFailed):

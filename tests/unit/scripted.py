@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import random
 from collections import Counter, deque
-from collections.abc import Iterator
 from typing import Any
 
+from unit.scripted_records import check_records
 from unit.scripted_workforce import AnyTask, ScriptedWorker, ScriptedWorkforce
 
 from poolkit._core.options import CallOptions, PoolLimits
 from poolkit._core.roster import Hiring
 from poolkit._core.scheduler import PoolPhase, Scheduler
-from poolkit._core.workforce import Begun, BootFailed, Died, Drained, Finished, Ready, Status
+from poolkit._core.workforce import Begun, BootFailed, Died, Drained, Finished, Ready, Status, WorkerState
+from poolkit.incoming import Incoming
 from poolkit.outcome import Outcome
-from poolkit.picture import Run
 from poolkit.task import Task, TaskPhase
 
 __all__ = ["AnyTask", "ScriptedPool", "ScriptedWorker", "ScriptedWorkforce", "crash_once", "error_of", "running", "up"]
@@ -38,8 +38,12 @@ class ScriptedPool:
 
     # ===== what callers do =====
 
-    def task(self, name: str = "work", **options: Any) -> AnyTask:
-        return Task(None, name, object(), CallOptions(**options), 100)
+    def task(self, name: str = "work", *, is_stream: bool = False, **options: Any) -> AnyTask:
+        asked = CallOptions(**options)
+        task: AnyTask = Task(None, name, object(), asked.for_stream() if is_stream else asked, 100)
+        if is_stream:
+            task.incoming = Incoming(None)
+        return task
 
     def submit(self, name: str = "work", **options: Any) -> AnyTask:
         task = self.task(name, **options)
@@ -51,6 +55,17 @@ class ScriptedPool:
         cancelled = self.scheduler.cancel(task, self.now)
         self.collect()
         return cancelled
+
+    def take(self, task: AnyTask) -> None:
+        """The reader of a stream takes what has come of it, and says so."""
+        task.incoming.items.clear()
+        self.scheduler.credit(task, task.incoming.handed_out(), self.now)
+        self.collect()
+
+    def close(self, task: AnyTask, grace: float = 1.0) -> None:
+        """Nobody reads a stream any more."""
+        self.scheduler.end(task, grace, self.now)
+        self.collect()
 
     def cancel_all(self, *, begun: bool = True) -> None:
         self.scheduler.cancel_all(begun=begun, now=self.now)
@@ -132,6 +147,7 @@ class ScriptedPool:
         task, worker.announce = worker.unclaimed.popleft()
         assert task.phase is not TaskPhase.SETTLED, "what is settled must not begin"
         worker.running = task
+        worker.told_to_end, worker.made, worker.credited = False, 0, 0
         worker.claims.append(task)
         self.workforce.begun[task] += 1
         if stamp:
@@ -140,9 +156,34 @@ class ScriptedPool:
 
     def stamp(self, worker: ScriptedWorker) -> None:
         assert worker.running is not None
-        worker.status = Status(worker.running.id, self.now, 0)
+        worker.status = Status(worker.running.id, self.now, 0, self.now if worker.running.options.window else 0.0)
         if worker.announce:
             worker.pipe.append(Begun(worker.id, worker.running.id))
+
+    def give(self, worker: ScriptedWorker) -> None:
+        """The worker's stream gives an item, and waits if there is no room for another."""
+        task = worker.running
+        assert task is not None
+        worker.made += 1
+        task.incoming.items.append(worker.made)
+        task.incoming.come += 1
+        worker.status.made = self.now if self.has_room(worker) else math.inf
+
+    def go_on(self, worker: ScriptedWorker) -> None:
+        """There is room again, or its stream is to end, and the worker sees that."""
+        assert self.has_room(worker) or worker.told_to_end
+        worker.status.made = self.now
+
+    @staticmethod
+    def has_room(worker: ScriptedWorker) -> bool:
+        """Whether the stream of a worker may make another item."""
+        assert worker.running is not None
+        window = worker.running.options.window
+        return window is not None and worker.made - worker.credited < window[0]
+
+    def is_waiting(self, worker: ScriptedWorker) -> bool:
+        """Whether it runs a stream that waits for its reader."""
+        return worker.running is not None and worker.status.is_stalled(worker.running.id)
 
     def is_stamped(self, worker: ScriptedWorker) -> bool:
         return worker.running is not None and worker.status.begun == worker.running.id and worker.status.done == 0
@@ -161,7 +202,10 @@ class ScriptedPool:
         task = worker.running
         assert task is not None
         how = (value, True) if error is None else (error, False)
-        worker.pipe.append(Finished(worker.id, task.id, worker.status.since, self.now, rss, *how))
+        report = Finished(worker.id, task.id, worker.status.since, self.now, rss, *how)
+        if worker.told_to_end and error is None:
+            report.payload, report.ok, report.cancelled = None, False, True
+        worker.pipe.append(report)
         worker.running = None
         if stamp:
             worker.status = Status(worker.status.begun, worker.status.since, task.id)
@@ -205,6 +249,8 @@ class ScriptedPool:
                 self.die(worker, deliver=False)
             elif not worker.up:
                 self.boot(worker, deliver=False)
+            elif self.is_waiting(worker) and not worker.told_to_end:
+                moved = self._read(worker) or moved
             elif worker.running is not None:
                 if not self.is_stamped(worker):
                     self.stamp(worker)
@@ -217,6 +263,16 @@ class ScriptedPool:
             moved = moved or bool(worker.pipe)
             self.deliver(worker)
         return moved
+
+    def _read(self, worker: ScriptedWorker) -> bool:
+        """The reader of a stream that waits takes what is there, of which its worker hears; False when neither is so."""
+        assert worker.running is not None
+        if worker.credited < worker.made:
+            self.take(worker.running)
+        if not self.has_room(worker):
+            return False
+        self.go_on(worker)
+        return True
 
     def run_to_rest(self) -> None:
         """Let everyone do what a good worker would, and time pass for tasks that wait for a retry or a worker."""
@@ -236,7 +292,7 @@ class ScriptedPool:
         assert self.scheduler.phase is PoolPhase.CLOSED
         assert not self.scheduler.unsettled
         self.check()
-        self.check_records()
+        check_records(self)
 
     # ===== what always holds =====
 
@@ -268,7 +324,9 @@ class ScriptedPool:
         assert states["IDLE"] == len(roster.idle)
         assert states["BUSY"] == roster.busy
         assert states["STARTING"] == roster.starting
-        assert roster.counted == sum(worker.counted for worker in roster) <= roster.size
+        assert roster.counted == sum(worker.counted for worker in roster)
+        resumed = [worker for worker in roster if worker.has_stalled and worker.state is WorkerState.BUSY]
+        assert roster.counted <= roster.size + len(resumed)
         assert set(roster.workers) == set(self.workforce.workers)
         for record in roster:
             worker = self.workforce.workers[record.id]
@@ -279,6 +337,9 @@ class ScriptedPool:
                 condemned = record.kill_reason.task
                 assert worker.claims[-1] is condemned, "a worker is killed for what it does not run"
                 assert not worker.status.is_done(condemned), "a worker is killed for what is done"
+            if record.state is WorkerState.STALLED:
+                assert not record.counted
+                assert [task.options.window is not None for task in record.sent] == [True]
             unclaimed = [task for task, _ in worker.unclaimed]
             assert unclaimed == list(record.sent)[len(record.sent) - len(unclaimed) :]
             assert record.draining == bool(worker.drops or any(isinstance(each, Drained) for each in worker.pipe))
@@ -286,51 +347,26 @@ class ScriptedPool:
                 least = min(task.options.priority for task in unclaimed)
                 assert least >= queued[0].options.priority, "something less urgent was sent ahead"
         if queued:
-            assert roster.hiring is not Hiring.NONE
-            limit = queued[0].options.memory_limit
-            fits = [
-                record
-                for record in roster.idle
-                if limit is None or not record.tasks_done or (self.workforce.memory(record.id) or 0) <= limit
-            ]
-            assert not (fits and roster.busy < roster.size), "a worker is idle and a task is queued"
-            assert roster.busy or roster.starting or self.now < roster.boot_at, "nobody will run what is queued"
+            self._check_queued(queued)
         assert (scheduler.phase is PoolPhase.CLOSED) == (
             scheduler.phase > PoolPhase.OPEN and not scheduler.unsettled and not roster.workers
         )
 
-    def check_records(self) -> None:
-        """Check what a trace would show: each run once, one after the other at each worker."""
-        found = [record for record in self.records if len(record) == len(Run._fields)]
-        # One that is taken down again where a step was interrupted follows on itself; a trace leaves it out.
-        again = [run for run, before in _each_with_the_one_before(found) if before and run[1:4:2] == before[1:4:2]]
-        runs = [run for run in found if not any(run is each for each in again)]
-        tasks = {task.id: task for task in self.outcomes}
-        assert not again or self.is_interrupted, "a run was taken down twice"
-        assert max(Counter((run[1], run[3]) for run in runs).values(), default=1) == 1, "a run was taken down twice"
-        begun = Counter({task.id: count for task, count in self.workforce.begun.items() if count})
-        missing = begun - Counter(run[1] for run in runs)
-        # Of a task that was cancelled when it was over, the outcome did not come before its worker died.
-        assert all(self.outcomes[tasks[number]].cancelled for number in missing), "a run was not taken down"
-        by_worker: dict[int, list[tuple[float, float]]] = {}
-        for worker, *_, began, ended, _ in runs:
-            by_worker.setdefault(worker, []).append((began, ended))
-        for spans in by_worker.values():
-            spans.sort()
-            assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans)), "two runs at once"
-        last: dict[int, Any] = {}
-        for run in runs:
-            last[run[1]] = run[-1]
-        for number, how in last.items():
-            assert self.outcomes[tasks[number]].ok == (how is None)
-
-
-def _each_with_the_one_before(runs: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Each run, and the last one of its worker."""
-    last: dict[int, Any] = {}
-    for run in runs:
-        yield run, last.get(run[0])
-        last[run[0]] = run
+    def _check_queued(self, queued: list[AnyTask]) -> None:
+        """Somebody will run what is queued, and nobody can now."""
+        scheduler, roster = self.scheduler, self.scheduler.roster
+        assert roster.hiring is not Hiring.NONE
+        limit = queued[0].options.memory_limit
+        fits = [
+            record
+            for record in roster.idle
+            if limit is None or not record.tasks_done or (self.workforce.memory(record.id) or 0) <= limit
+        ]
+        assert not (fits and roster.busy < roster.size), "a worker is idle and a task is queued"
+        assert roster.busy or roster.starting or self.now < roster.boot_at, "nobody will run what is queued"
+        waiting = [self.is_waiting(self.worker(record.id)) for record in roster if record.state is WorkerState.BUSY]
+        if all(waiting) and not roster.starting and self.now >= roster.boot_at:
+            assert scheduler._dispatcher._give_way_at is not None, "nobody will look for a place"
 
 
 # ===== where many tests begin =====

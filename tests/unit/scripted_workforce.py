@@ -30,6 +30,9 @@ class ScriptedWorker:
         self.unclaimed: deque[tuple[AnyTask, bool]] = deque()
         self.drops = 0  # reclaims that it has not answered
         self.running: AnyTask | None = None
+        self.told_to_end = False  # the stream that it runs
+        self.made = 0  # items of that
+        self.credited = 0  # of which the worker knows that they were taken
         self.announce = False
         self.claims: list[AnyTask] = []  # all it ever claimed
         self.status = Status()
@@ -59,10 +62,11 @@ class ScriptedWorkforce:
         assert not worker.killed
         assert not worker.drops, "sent something before it had drained"
         assert len(tasks) <= self.max_batch
-        if any(task.options.memory_limit is not None for task in tasks):
+        if any(task.options.alone for task in tasks):
             assert len(tasks) == 1
             assert worker.running is None
             assert not worker.unclaimed
+        assert not self.is_streaming(worker), "sent something behind a stream"
         worker.unclaimed.extend((task, announce) for task in tasks)
         written.append(True)
 
@@ -96,6 +100,22 @@ class ScriptedWorkforce:
         assert worker.running is None
         assert not worker.stopped
         worker.stopped = True
+
+    def credit(self, worker_id: int, task_id: int, taken: int) -> None:
+        worker = self.workers[worker_id]
+        if worker.running is not None and worker.running.id == task_id:
+            worker.credited = max(worker.credited, taken)
+
+    def end(self, worker_id: int, task: AnyTask) -> None:
+        worker = self.workers[worker_id]
+        if worker.running is task:
+            worker.told_to_end = True
+
+    @staticmethod
+    def is_streaming(worker: ScriptedWorker) -> bool:
+        """Whether a worker runs a stream, or will next."""
+        tasks = [worker.running] if worker.running is not None else [task for task, _ in worker.unclaimed]
+        return any(task.options.window is not None for task in tasks)
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         worker = self.workers[worker_id]

@@ -13,6 +13,7 @@ import pytest
 from unit.scripted import AnyTask, ScriptedPool, ScriptedWorkforce
 
 from poolkit._core import scheduler
+from poolkit._core.policy import STOP_GRACE
 from poolkit._core.workforce import Died, Drained, Finished, Report
 
 HOME = str(Path(scheduler.__file__).parent)
@@ -130,7 +131,49 @@ class Stage:
             self.reports.append(Drained(worker.id))
 
 
-DEEDS: dict[str, tuple[Callable[[Stage], None] | None, Callable[[Stage], None]]] = {
+class StreamStage(Stage):
+    """Two workers: a stream waits for its reader, and something else runs, for long."""
+
+    def __init__(self) -> None:
+        self.pool = TornPool(2)
+        self.pool.workforce.__class__ = PatientWorkforce
+        pool = self.pool
+        pool.warm_up()
+        self.tasks = [pool.submit("stream", is_stream=True, buffersize=1, timeout=5.0), pool.submit("large")]
+        self.workers = [pool.runner(task) for task in self.tasks]
+        for worker in self.workers:
+            pool.claim(worker)
+        pool.give(self.workers[0])
+        self.reports = deque()
+
+    def give_way(self) -> None:
+        """The third task is sent to the third worker, which is started in the place of the stream."""
+        self.submit()
+        self.pool.boot(self.pool.alive()[-1])
+
+    def say_ended(self) -> None:
+        self.give_way()
+        self.say_finished()
+
+    def shut_down_gently(self) -> None:
+        self.pool.shutdown()
+
+    # ===== what is torn =====
+
+    def take(self) -> None:
+        self.pool.take(self.running())
+
+    def close(self) -> None:
+        self.pool.scheduler.end(self.running(), 0.5, self.pool.now)
+
+    def time_passes(self) -> None:
+        """Until nobody has read the stream for a second, and for another."""
+        for _ in range(10):
+            self.pool.now += 0.25
+            self.pool.scheduler.tick(self.pool.now)
+
+
+DEEDS: dict[str, tuple[Callable[[Any], None] | None, Callable[[Any], None]]] = {
     "submit": (None, Stage.submit),
     "cancel what runs": (None, Stage.cancel_running),
     "cancel what is queued": (None, Stage.cancel_queued),
@@ -141,6 +184,13 @@ DEEDS: dict[str, tuple[Callable[[Stage], None] | None, Callable[[Stage], None]]]
     "an outcome": (Stage.say_finished, Stage.handle),
     "a death": (Stage.say_died, Stage.handle),
     "a drained worker": (Stage.say_drained, Stage.handle),
+    "a stream gives way": (None, StreamStage.submit),
+    "a stream goes on": (StreamStage.give_way, StreamStage.take),
+    "a stream is closed": (None, StreamStage.close),
+    "a stream is closed that gave way": (StreamStage.give_way, StreamStage.close),
+    "a stream that gave way ends": (StreamStage.say_ended, StreamStage.handle),
+    "a stream that is cancelled": (StreamStage.give_way, StreamStage.cancel_running),
+    "a stream that nobody reads": (StreamStage.shut_down_gently, StreamStage.time_passes),
 }
 
 
@@ -167,7 +217,7 @@ def test_an_error_at_any_line_of_a_step_is_repaired(deed: str) -> None:
     at = 0
     while True:
         at += 1
-        stage = Stage()
+        stage = StreamStage() if "stream" in deed else Stage()
         pool = stage.pool
         pool.is_interrupted = True
         if prepare is not None:
@@ -191,7 +241,7 @@ def test_an_error_at_any_line_of_a_step_is_repaired(deed: str) -> None:
         lost = [task for task in accepted if task not in pool.outcomes]
         assert not lost, f"line {at}: {lost} have no outcome"
         pool.check()
-        if deed != "shutdown":
+        if pool.scheduler.phase is scheduler.PoolPhase.OPEN:
             more = [pool.submit("large") for _ in range(2)]
             roster = pool.scheduler.roster
             for worker in list(pool.workforce.workers.values()):
@@ -199,5 +249,7 @@ def test_an_error_at_any_line_of_a_step_is_repaired(deed: str) -> None:
                     pool.boot(worker)
             assert sum(task.worker_id is not None for task in more) == roster.size, f"line {at}: a worker is lost"
             pool.run_to_rest()
+        pool.tick(STOP_GRACE)  # of those that were not told to leave
+        pool.run_to_rest()
         pool.end()
     assert at > 10
