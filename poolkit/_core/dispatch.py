@@ -74,7 +74,7 @@ class Dispatcher:
             if roster.idle:
                 limit = queue.peek().options.memory_limit
                 worker = roster.take_idle() if limit is None else self._take_light(limit, now)
-            if worker is None and self.has_streams and self._give_way(now):
+            if worker is None and self.has_streams and self.give_way(now):
                 continue
             if worker is None:
                 if queue.urgency() > self._least_sent:
@@ -84,8 +84,8 @@ class Dispatcher:
                 return
             self._send(worker, now)
 
-    def _give_way(self, now: float) -> bool:
-        """Give the place of a stream that waits for its reader to what is queued; false when there is none."""
+    def give_way(self, now: float) -> bool:
+        """Give the place of a stream that waits for its reader to what is queued; false when there is none now."""
         roster = self.roster
         if roster.starting or (roster.counted < roster.size and roster.busy < roster.size):
             return False  # a place is there, or on its way

@@ -33,6 +33,7 @@ from poolkit._core.roster import Hiring, Roster
 from poolkit._core.timers import Timers
 from poolkit._core.workforce import (
     BUSY,
+    STALLED,
     STARTING,
     STOPPING,
     Asked,
@@ -165,12 +166,26 @@ class Scheduler:
                 posted.popleft()
 
     def room(self) -> int:
-        """How many more tasks a bounded queue takes: one for every worker, and `max_queue` that wait."""
-        return self.roster.size + (self.limits.max_queue or 0) - self._outcomes.unsettled
+        """How many more tasks a bounded queue takes: one for every worker, and `max_queue` that wait.
+
+        Streams that have given their places away are neither.
+        """
+        aside = self._dispatcher.has_streams and sum(worker.state is STALLED for worker in self.roster)
+        return self.roster.size + (self.limits.max_queue or 0) + aside - self._outcomes.unsettled
 
     def is_full(self) -> bool:
         """Whether the bounded queue has no room."""
         return self.limits.max_queue is not None and self.room() <= 0
+
+    def make_room(self, now: float) -> None:
+        """Somebody waits for room in the bounded queue: have a stream give way that waits for its reader, now or later.
+
+        Else all of them might wait for room, for their readers.
+        """
+        while self._dispatcher.has_streams and self.is_full():
+            self.is_changing = True
+            if not self._dispatcher.give_way(now):
+                break
 
     def check_open(self, what: str) -> None:
         """Raise InitializerFailed or PoolClosed unless the pool accepts tasks; `what` is what cannot be done."""
@@ -192,6 +207,9 @@ class Scheduler:
         if self.phase is not OPEN:
             self._check_open_for(task)
         if self.limits.max_queue is not None and self.phase is OPEN and self.is_full():
+            self.make_room(now)
+        if self.limits.max_queue is not None and self.phase is OPEN and self.is_full():
+            self.is_changing = False  # nothing is left of that
             msg = (
                 f"cannot submit {task.name}: the queue is full "
                 f"({self.unsettled} tasks accepted, max_workers={self.roster.size}, max_queue={self.limits.max_queue})"

@@ -113,6 +113,8 @@ class Engine:
     def _decided(self) -> Settled:
         """What is to be published; wakes who must know. Under the lock, as the last thing."""
         scheduler = self._scheduler
+        if self._waiters.waiting:
+            scheduler.make_room(self.clock())
         self._all_busy = not scheduler.roster.idle and POSTING_TASKS and scheduler.all_busy()
         settled = [*scheduler.settled]  # a list of its own, also when it is empty
         scheduler.settled.clear()

@@ -85,7 +85,7 @@ class Driver:
 
         self._check_owner()
         with self.turn:
-            while task.options.block and error is None and self.is_open() and self.scheduler.is_full():
+            while task.options.block and error is None and self.is_open() and self._is_full():
                 why = "a callback must not wait" if IN_A_CALLBACK in self._doing else "a real pool would stand still"
                 if IN_A_CALLBACK in self._doing or not self.go_on():
                     raise QueueFull(f"cannot submit {task.name}: the queue is full, and {why}")
@@ -379,6 +379,10 @@ class Driver:
         self.clock.now = max(self.clock.now, due)
         self.settle()
         return True
+
+    def _is_full(self) -> bool:
+        self.scheduler.make_room(self.clock.now)
+        return self.scheduler.is_full()
 
     def go_on(self, end: float = math.inf) -> bool:
         """One more thing happens, the clock being moved to it; False when nothing would, before `end`."""

@@ -139,18 +139,42 @@ def test_by_default_it_holds_4_mib(pool: Pool) -> None:
     assert sum(1 for _ in stream) == 99
 
 
-def test_while_a_stream_waits_for_its_reader_another_task_has_its_place(pool: Pool) -> None:
+@pytest.mark.parametrize("max_queue", [None, 1])
+def test_while_a_stream_waits_for_its_reader_another_task_has_its_place(
+    make_pool: MakePool, max_queue: int | None
+) -> None:
+    pool = make_pool(max_queue=max_queue)
     squares = [pool.submit(work.square, item).result() for item in pool.options(buffersize=2).stream(made.count, 10)]
     assert squares == [number * number for number in range(10)]
 
 
-def test_many_streams_are_read_by_turns_on_few_workers(make_pool: MakePool) -> None:
-    pool = make_pool(2)
+@pytest.mark.parametrize("max_queue", [None, 1])
+def test_many_streams_are_read_by_turns_on_few_workers(make_pool: MakePool, max_queue: int | None) -> None:
+    """Also more of them than the queue takes: those that wait for their readers are in nobody's way."""
+    pool = make_pool(2, max_queue=max_queue)
     streams = [pool.options(buffersize=2).stream(made.count, 5) for _ in range(12)]
     for number in range(5):
         assert [next(stream) for stream in streams] == [number] * 12
     assert [list(stream) for stream in streams] == [[]] * 12
     wait_for(pool, lambda: sum(pool.stats().workers.values()) <= 2, "there are no more workers than places again")
+
+
+@pytest.mark.needs("background")
+def test_readers_who_all_need_the_pool_do_not_wait_for_each_other(make_pool: MakePool) -> None:
+    """Each stream has the last place of the queue, or of the workers, and each reader waits for one."""
+    pool = make_pool(max_queue=1)
+    squares: list[list[int]] = []
+
+    def read() -> None:
+        view = pool.options(buffersize=2)
+        squares.append([pool.submit(work.square, item).result() for item in view.stream(made.count, 4)])
+
+    threads = [threading.Thread(target=read) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert squares == [[0, 1, 4, 9]] * 5
 
 
 @pytest.mark.needs("background")

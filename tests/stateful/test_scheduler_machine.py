@@ -99,6 +99,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _submit_one(self, name: str, options: dict[str, Any]) -> None:
         scheduler = self.pool.scheduler
         task = self.pool.task(name, **options)
+        scheduler.make_room(self.pool.now)
         was_full, was_open = scheduler.is_full(), scheduler.phase is PoolPhase.OPEN
         try:
             scheduler.submit(task, self.pool.now)

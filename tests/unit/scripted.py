@@ -265,7 +265,7 @@ class ScriptedPool:
         return moved
 
     def _read(self, worker: ScriptedWorker) -> bool:
-        """The reader of a stream that waits takes what is there, of which its worker hears; False when neither is so."""
+        """The reader of a stream that waits takes what is there, and its worker goes on; False when neither is so."""
         assert worker.running is not None
         if worker.credited < worker.made:
             self.take(worker.running)

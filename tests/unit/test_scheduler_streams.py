@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker, error_of, up
 
-from poolkit import MemoryLimitExceeded, PoolClosed, TaskTimeout
+from poolkit import MemoryLimitExceeded, PoolClosed, QueueFull, TaskTimeout
+from poolkit._core.dispatch import GIVE_WAY_EVERY
 from poolkit._core.workforce import WorkerState
+from poolkit.task import TaskPhase
 
 
 def given_up(pool: ScriptedPool, **options: object) -> tuple[AnyTask, ScriptedWorker]:
@@ -50,3 +52,31 @@ def test_a_stream_that_nobody_reads_is_settled_once_also_if_its_worker_does_not_
     assert isinstance(error_of(pool, stream), PoolClosed)
     pool.die(worker)
     pool.end()
+
+
+def test_a_stream_that_waits_for_its_reader_takes_no_room_of_the_queue() -> None:
+    """Whoever wants room has it give way."""
+    pool = up(max_queue=1)
+    streams = [pool.submit("stream", is_stream=True, buffersize=1) for _ in range(2)]
+    worker = pool.runner(streams[0])
+    pool.claim(worker)
+    with pytest.raises(QueueFull):
+        pool.submit("other")
+    pool.give(worker)
+    assert pool.submit("other").phase is TaskPhase.QUEUED
+
+
+def test_two_that_were_resumed_make_room_when_they_wait_again() -> None:
+    """Nothing is queued then: it is who waits for room that has them looked at."""
+    pool = up(max_queue=1)
+    stream, worker = given_up(pool, timeout=None)
+    pool.boot(other := pool.alive()[-1])
+    pool.claim(other)
+    pool.take(stream)
+    pool.go_on(worker)
+    pool.scheduler.make_room(pool.now)
+    assert (pool.scheduler.room(), len(pool.scheduler.queue)) == (0, 0)
+    pool.give(worker)
+    pool.tick(GIVE_WAY_EVERY)
+    pool.scheduler.make_room(pool.now)  # as each step does while somebody waits
+    assert pool.scheduler.room() == 1
