@@ -147,7 +147,8 @@ class Task(LazyFuture[T]):
     def on_message(self, callback: Callable[[Any], object]) -> None:
         """Call `callback(message)` for each message, on the pool's callback thread, earlier ones first.
 
-        Every call has returned when `result()` returns. What it raises is logged. Thread-safe; does not block.
+        Every call has returned when `result()` returns, unless the task was just ending when this was called. What it
+        raises is logged. Thread-safe; does not block.
         """
         if not callable(callback):
             msg = f"callback must be something to call, was {callback!r}"

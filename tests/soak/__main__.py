@@ -3,6 +3,7 @@
 Usage, from the repository's root:
 
     python -m tests.soak --minutes 10
+    python -m tests.soak --minutes 10 --with streams,messages      with who reads streams, and who talks, in every round
     python -m tests.soak --seed 7 --first-round 31 --rounds 1      repeat one round that went wrong
     python -m tests.soak --tasks 200000                            small tasks alone, and what everybody holds
 
@@ -38,7 +39,7 @@ def main() -> int:
         return bool(found)
     kinds = ["process", "thread"] if asked.kind == "both" else [asked.kind]
     seconds = asked.seconds or asked.minutes * 60
-    report = run(asked.seed, seconds, kinds, asked.first_round, asked.rounds, watched)
+    report = run(asked.seed, seconds, kinds, asked.first_round, asked.rounds, watched, asked.always)
     print(*lines_of(report), sep="\n", flush=True)
     return bool(report.violations)
 
@@ -49,6 +50,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="instead of minutes")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--kind", choices=["process", "thread", "both"], default="both")
+    parser.add_argument(
+        "--with",
+        dest="always",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="streams,messages",
+        help="have these in every round; else they are in some",
+    )
     parser.add_argument("--first-round", type=int, default=0, metavar="N", help="begin with this round")
     parser.add_argument("--rounds", type=int, metavar="N", help="end after so many rounds")
     parser.add_argument("--tasks", type=int, metavar="N", help="run so many small tasks instead")

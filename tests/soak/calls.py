@@ -53,13 +53,14 @@ class Desk:
         self.rng = rng
         self.journal = journal
         self.shared = shared  # broadcast objects and shared arrays of the round
-        self._kind = kind
+        self.kind = kind
 
-    def new_call(self, token: int, *, in_loop: bool) -> Call:
-        """A call of any sort, with any options; in an event loop without those that would end the loop."""
-        table = EVERYWHERE + (IN_PROCESSES if self._kind == "process" else []) + ([] if in_loop else ENDS_LOOPS)
+    def new_call(self, token: int, *, in_loop: bool, sort: str = "") -> Call:
+        """A call of any sort, or this, with any options; in an event loop without those that would end the loop."""
+        table = EVERYWHERE + (IN_PROCESSES if self.kind == "process" else []) + ([] if in_loop else ENDS_LOOPS)
         weights = [weight for weight, _ in table]
-        call = self.rng.choices(table, weights)[0][1](self, token)
+        make = EXCHANGES[sort] if sort else self.rng.choices(table, weights)[0][1]
+        call = make(self, token)
         self._add_options(call)
         return call
 
@@ -170,6 +171,27 @@ def logs(desk: Desk, token: int) -> Call:
     return desk.act("log", token, jobs.log, token, is_right=lambda value: value == token)
 
 
+def stream(desk: Desk, token: int) -> Call:
+    rng = desk.rng
+    end = rng.choice(["return"] * 6 + ["raise", "die" if desk.kind == "process" else "raise"])
+    is_async = rng.random() < 0.3
+    return Call(
+        "stream",
+        jobs.count_up_async if is_async else jobs.count_up,
+        (desk.journal, token, rng.choice([0, 1, 5, 40, 300]), rng.choice([0, 0, 80, 200_000]), end),
+        is_right=lambda value: end == "return" and value == (None if is_async else token),
+        errors={"return": (), "raise": ("LookupError",), "die": ("WorkerCrashed",)}[end],
+        options={"buffersize": rng.choice([None, 1, 2, 7])},
+    )
+
+
+def talk(desk: Desk, token: int) -> Call:
+    is_answered = desk.rng.random() < 0.7
+    count = desk.rng.choice([1, 20, 100] if is_answered else [1, 20, 2_000])
+    args = desk.journal, token, count, is_answered
+    return Call("talk", jobs.ask, args, is_right=lambda value: value == token)
+
+
 # ===== errors =====
 
 
@@ -273,6 +295,7 @@ def grows_for_ever(desk: Desk, token: int) -> Call:
     )
 
 
+EXCHANGES: dict[str, Maker] = {"stream": stream, "talk": talk}
 EVERYWHERE: list[tuple[float, Maker]] = [
     (30, quick),
     (20, without_token),

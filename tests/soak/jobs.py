@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, NoReturn
 
 import poolkit
@@ -46,6 +48,43 @@ def triple_or_raise(journal: Journal, token: int, bad: int) -> int:
     if token == bad:
         raise LookupError(token)
     return token * 3
+
+
+def count_up(journal: Journal, token: int, count: int, nbytes: int, end: str) -> Generator[Any, None, int]:
+    """A stream of numbers, each alone or in an array that is full of it."""
+    journal.write(token)
+    for number in range(count):
+        if nbytes:
+            import numpy as np
+
+            yield np.full(nbytes // 8, number)
+        else:
+            yield number
+    if end == "raise":
+        raise LookupError(token)
+    if end == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+        signal.pause()
+    return token
+
+
+async def count_up_async(journal: Journal, token: int, count: int, nbytes: int, end: str) -> AsyncIterator[Any]:
+    """The same; it returns nothing."""
+    for item in count_up(journal, token, count, nbytes, end):
+        yield item
+
+
+def ask(journal: Journal, token: int, count: int, is_answered: bool) -> int:
+    """Send so many messages, and wait for the answer to each, passing over those to an attempt before this one."""
+    journal.write(token)
+    task = poolkit.current_task()
+    assert task is not None
+    for number in range(count):
+        question = task.attempt, number
+        task.send((*question, bytes(100 * (number % 7))))
+        while is_answered and task.receive(20.0) != question:
+            pass
+    return token
 
 
 def reverse(data: Any) -> Any:

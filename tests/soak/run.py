@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Report:
     """What a run found."""
 
     seed: int
+    always: Sequence[str] = ()
     started: float = field(default_factory=time.monotonic)
     counts: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
@@ -64,16 +65,20 @@ def _unwatched(_seed: int, _number: int) -> contextlib.AbstractContextManager[No
     return contextlib.nullcontext()
 
 
-def run(
+def run(  # noqa: PLR0913, PLR0917 -- what the command line has
     seed: int,
     seconds: float,
     kinds: list[str],
     first_round: int = 0,
     rounds: int | None = None,
     watch: Watch = _unwatched,
+    always: Sequence[str] = (),
 ) -> Report:
-    """Run for so long, or until something is wrong. Blocks; `watch` says what becomes of a round that hangs."""
-    report = Report(seed)
+    """Run for so long, or until something is wrong. Blocks; `watch` says what becomes of a round that hangs.
+
+    Every round has the actors `always`, of those in `exchanges.ACTORS`.
+    """
+    report = Report(seed, always)
     before = support_leaks.snapshot()
     report.samples.append(take_sample("start"))
     give_up = time.monotonic() + seconds
@@ -149,7 +154,7 @@ def _play(
         pool = elders[kind]
     else:
         pool = elders[kind] = stack.enter_context(new_pool(rng, kind))
-    stage = Stage(seed, pool, folder)
+    stage = Stage(seed, pool, folder, report.always)
     del pool  # the stage alone has it: it may be dropped there
     stage.play(rng.uniform(*ROUND_SECONDS), finish=finish)
     report.ends[finish] += 1
@@ -200,7 +205,8 @@ def lines_of(report: Report) -> list[str]:
     ]
     lines += [f"WRONG: {one}" for one in shown(report.violations)]
     wrong = len(report.violations)
-    again = f"to repeat: python -m tests.soak --seed {report.seed} --first-round N --rounds 1"
+    also = f" --with {','.join(report.always)}" if report.always else ""
+    again = f"to repeat: python -m tests.soak --seed {report.seed}{also} --first-round N --rounds 1"
     lines.append(f"{wrong} violation{'s' * (wrong != 1)}; {again}" if wrong else "nothing wrong")
     return lines
 

@@ -9,19 +9,21 @@ import random
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 import poolkit
 from chaos import faults
-from soak import actors, calls
+from soak import actors, calls, exchanges
 from soak.ledger import Entry, Ledger
 from support import WATCHDOG
 from support_gates import Gate, Journal
+
+T = TypeVar("T")
 
 REFUSALS = (poolkit.QueueFull, poolkit.PoolClosed)
 
@@ -50,7 +52,7 @@ def new_pool(rng: random.Random, kind: str) -> poolkit.Pool:
 class Stage:
     """One round. `over` ends the actors, `closing` says that the pool may be closed under them."""
 
-    def __init__(self, seed: str, pool: poolkit.Pool, folder: Path) -> None:
+    def __init__(self, seed: str, pool: poolkit.Pool, folder: Path, always: Sequence[str] = ()) -> None:
         self.pool = pool
         self.over = threading.Event()
         self.closing = False
@@ -66,14 +68,16 @@ class Stage:
         total = int(table.sum())
         self._handles = [shared]
         self._shared = [(pool.broadcast(table), total), (shared, total)]
-        self._actors = self._cast()
+        self._actors = self._cast(always)
         self._local = threading.local()
 
-    def _cast(self) -> list[actors.Actor]:
+    def _cast(self, always: Sequence[str]) -> list[actors.Actor]:
         rng = self.rng
         found: list[actors.Actor] = [actors.submit_and_cancel, actors.look_and_resize]
         choices = [actors.submit_and_cancel, actors.submit_and_wait, actors.map_items, actors.run_loop]
         found += [one for one in choices if rng.random() < 0.6]
+        for name, others in exchanges.ACTORS.items():
+            found += [one for one in others if name in always or rng.random() < 0.3]
         forked = self.pool.kind == "process" and self.pool._supervisor.workforce._settings.start_method != "spawn"
         if forked and rng.random() < 0.4:
             found.append(actors.kill_workers)
@@ -85,11 +89,11 @@ class Stage:
 
     # ===== what actors call =====
 
-    def new_entry(self, rng: random.Random, *, callback: bool = False, in_loop: bool = False) -> Entry:
+    def new_entry(self, rng: random.Random, *, callback: bool = False, in_loop: bool = False, sort: str = "") -> Entry:
         """A call that is not handed in yet."""
         desk = calls.Desk(rng, self.ledger.journal, self.pool.kind, self._shared)
         token = self.ledger.new_token()
-        call = desk.new_call(token, in_loop=in_loop)
+        call = desk.new_call(token, in_loop=in_loop, sort=sort)
         if callback:
             call.options["block"] = False
         runs = 1 + call.options.get("retries", self.retries)
@@ -97,14 +101,21 @@ class Stage:
 
     def submit(self, entry: Entry, callback: Callable[[Any], None] | None = None) -> Entry:
         """Hand it in; refused, its task stays None."""
+        self.begin(entry, lambda view: view.submit(entry.call.fn, *entry.call.args), callback)
+        return entry
+
+    def begin(
+        self, entry: Entry, hand_in: Callable[[poolkit.PoolView], T], callback: Callable[[Any], None] | None = None
+    ) -> T | None:
+        """Hand it in by that; returns its task, or its stream, or None when it is refused."""
         self.ledger.enter(entry)
         try:
-            task = self.pool.options(**entry.call.options).submit(entry.call.fn, *entry.call.args)
+            handle = hand_in(self.pool.options(**entry.call.options))
         except REFUSALS as exc:
             self._refused(entry, exc)
-        else:
-            self._accepted(entry, task, callback)
-        return entry
+            return None
+        self._accepted(entry, handle.task if isinstance(handle, poolkit.Stream) else handle, callback)
+        return handle
 
     async def submit_async(self, entry: Entry) -> None:
         """Hand it in without blocking the loop."""
