@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
-from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from poolkit._core.options import UNSET, CallOptions
 from poolkit._kinds.settings import KINDS
@@ -31,6 +31,7 @@ from poolkit.task import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Q = TypeVar("Q", bound="Offloaded[Any, Any]")
 
 _lock = RLock()
 _defaults: dict[str, Pool] = {}  # guarded by: _lock
@@ -193,7 +194,7 @@ class Offloaded(Generic[P, T]):
             progress=progress,
         )
 
-    def options(self, **given: Any) -> Offloaded[P, T]:
+    def options(self: Q, **given: Any) -> Q:  # noqa: PYI019 -- CPython 3.10 has no Self
         """The same function with other options, as for `Pool.options`."""
         return type(self)(self._fn, self._kind, self._target, {**self._given, **given})
 
@@ -259,6 +260,10 @@ class OffloadedStream(Offloaded[P, T]):
         sent: Any = self._poolkit_sent()
         return self._pool().stream(sent, *args, **kwargs)
 
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Return the plain generator."""
+        return self._fn(*args, **kwargs)
+
     def map(self, *_iterables: Any, **_options: Any) -> NoReturn:
         """Refuse: there is one stream for each call."""
         msg = f"{self!r} is a generator function: map() takes functions that return one value; begin streams instead"
@@ -313,6 +318,21 @@ def _named(offloaded: Offloaded[Any, Any]) -> Offloaded[Any, Any] | None:
     return found if same else None
 
 
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, fn: Callable[P, Generator[T, Any, Any]], /) -> OffloadedStream[P, T]: ...
+    @overload
+    def __call__(self, fn: Callable[P, AsyncGenerator[T, Any]], /) -> OffloadedStream[P, T]: ...
+    @overload
+    def __call__(self, fn: Callable[P, Iterator[T]], /) -> OffloadedStream[P, T]: ...
+    @overload
+    def __call__(self, fn: Callable[P, AsyncIterator[T]], /) -> OffloadedStream[P, T]: ...
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> Offloaded[P, T]: ...
+    @overload
+    def __call__(self, fn: Callable[P, T], /) -> Offloaded[P, T]: ...
+
+
 @overload
 def offload(fn: Callable[P, Generator[T, Any, Any]], /) -> OffloadedStream[P, T]: ...
 @overload
@@ -340,7 +360,7 @@ def offload(
     buffersize: int | None = ...,
     kind: str = ...,
     pool: Pool | PoolView | None = ...,
-) -> Callable[[Callable[P, T]], Offloaded[P, T]]: ...
+) -> _Decorator: ...
 def offload(  # noqa: PLR0913 -- the contract
     fn: Callable[..., Any] | None = None,
     /,

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_Later = Callable[P, Coroutine[Any, Any, T]]
+_Items = Callable[P, Iterable[T]]
+_LaterItems = Callable[P, AsyncIterable[T]]
 
 
 class Face(Ending):
@@ -43,7 +46,11 @@ class Face(Ending):
     def max_workers(self) -> int:
         """How many workers there may be."""
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]:
+    @overload
+    def submit(self, fn: _Later[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]: ...
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]: ...
+    def submit(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[Any]:
         """Queue the call `fn(*args, **kwargs)`; every keyword belongs to `fn`.
 
         Thread-safe. Serialises the call on this thread; blocks while a bounded queue is full. Where a signal handler
@@ -57,13 +64,14 @@ class Face(Ending):
         """
         task, error = self._task(fn, args, kwargs, None)
         supervisor = self._supervisor
-        if supervisor.bounded:
-            supervisor.submit_waiting(task, error)
-        else:
-            supervisor.submit(task, error)
+        (supervisor.submit_waiting if supervisor.bounded else supervisor.submit)(task, error)
         return task
 
-    async def submit_async(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]:
+    @overload
+    async def submit_async(self, fn: _Later[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]: ...
+    @overload
+    async def submit_async(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[T]: ...
+    async def submit_async(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Task[Any]:
         """Do the same as `submit`, but wait for room in the queue without blocking the event loop.
 
         Large arguments are serialised in a thread: nobody must change them until it returns.
@@ -109,9 +117,9 @@ class Face(Ending):
             raise
 
     @overload
-    def stream(self, fn: Callable[P, AsyncIterable[T]], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[T]: ...
+    def stream(self, fn: _LaterItems[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[T]: ...
     @overload
-    def stream(self, fn: Callable[P, Iterable[T]], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[T]: ...
+    def stream(self, fn: _Items[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[T]: ...
     def stream(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[Any]:
         """Run a generator function in a worker, and yield its items as they are made.
 
@@ -131,13 +139,9 @@ class Face(Ending):
         return stream
 
     @overload
-    async def stream_async(
-        self, fn: Callable[P, AsyncIterable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> poolkit.Stream[T]: ...
+    async def stream_async(self, fn: _LaterItems[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[T]: ...
     @overload
-    async def stream_async(
-        self, fn: Callable[P, Iterable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> poolkit.Stream[T]: ...
+    async def stream_async(self, fn: _Items[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[T]: ...
     async def stream_async(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[Any]:
         """Do the same as `stream`, but wait for room in the queue without blocking the event loop."""
         if self._is_large(args, kwargs):

@@ -1,9 +1,9 @@
-"""What type checkers know of the public API. Checked by mypy --strict; never run."""
+"""What type checkers know of the public API. Checked by mypy --strict and by pyright; never run."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from concurrent.futures import Executor, Future
 
 import poolkit
@@ -19,8 +19,7 @@ def submits(pool: poolkit.Pool) -> None:
     task: poolkit.Task[str] = pool.submit(double, 3, times=2)
     future: Future[str] = task
     text: str = future.result()
-    pool.submit(double, "3")  # type: ignore[arg-type]
-    pool.submit(double, 3, wrong=2)  # type: ignore[call-arg]
+    pool.submit(double, "3")  # type: ignore[call-overload]
     executor: Executor = pool.options(timeout=2).options(priority=1, memory_limit=10**9)
     executor.submit(double, 3)
     del text
@@ -74,6 +73,76 @@ async def awaits(pool: poolkit.Pool) -> str:
     return await task
 
 
+def count(stop: int, *, step: int = 1) -> Generator[int, None, str]:
+    """A generator function."""
+    yield from range(0, stop, step)
+    return "counted"
+
+
+async def count_async(stop: int) -> AsyncIterator[int]:
+    """An async generator function."""
+    for number in range(stop):
+        yield number
+
+
+async def fetch(url: str) -> bytes:
+    """A coroutine function."""
+    return url.encode()
+
+
+class Table:
+    """Something with a method that yields."""
+
+    def rows(self, start: int) -> Iterator[tuple[int, str]]:
+        """Yields."""
+        yield start, "row"
+
+
+def streams(pool: poolkit.Pool) -> None:
+    """A stream keeps the signature, and knows the type of its items."""
+    stream: poolkit.Stream[int] = pool.stream(count, 3, step=2)
+    one: Iterator[int] = stream
+    other: AsyncIterator[int] = pool.options(buffersize=8).stream(count_async, 3)
+    rows: poolkit.Stream[tuple[int, str]] = pool.stream(Table().rows, start=1)
+    squares: poolkit.Stream[int] = pool.stream(lambda: (number**2 for number in range(3)))
+    ranges: poolkit.Stream[int] = pool.stream(range, 3)
+    pool.stream(count, "three")  # type: ignore[call-overload]
+    pool.stream(len, 3)  # type: ignore[call-overload]
+    with stream as same:
+        item: int = next(same)
+    stream.close(grace=0.5)
+    state: str = stream.task.state
+    del one, other, rows, squares, ranges, item, state
+
+
+async def streams_here(pool: poolkit.Pool) -> None:
+    """The same in a coroutine."""
+    stream: poolkit.Stream[int] = await pool.stream_async(count_async, 3)
+    async with stream as same:
+        item: int = await anext(same)
+        async for item in same:
+            print(item)
+    await stream.aclose()
+
+
+async def coroutines(pool: poolkit.Pool) -> None:
+    """The task of a coroutine function has what that returns."""
+    task: poolkit.Task[bytes] = pool.submit(fetch, "url")
+    again: poolkit.Task[bytes] = await pool.submit_async(fetch, "url")
+    body: bytes = await task
+    del again, body
+
+
+def talks(task: poolkit.Task[str]) -> None:
+    """Messages may be anything."""
+    for message in task.messages():
+        was_sent: bool = task.send(message)
+        print(was_sent)
+    dropped: int = task.messages().dropped
+    task.on_message(print)
+    del dropped
+
+
 @poolkit.offload
 def plain(number: int) -> bytes:
     """An offloaded function."""
@@ -86,6 +155,53 @@ def configured(number: int) -> bytes:
     return bytes(number)
 
 
+@poolkit.offload
+async def fetched(url: str) -> bytes:
+    """An offloaded coroutine function."""
+    return url.encode()
+
+
+@poolkit.offload
+def counted(stop: int) -> Generator[int, None, None]:
+    """An offloaded generator function."""
+    yield from range(stop)
+
+
+@poolkit.offload
+def iterated(stop: int) -> Iterator[int]:
+    """One that says less."""
+    yield from range(stop)
+
+
+@poolkit.offload
+async def counted_async(stop: int) -> AsyncGenerator[int, None]:
+    """An offloaded async generator function."""
+    for number in range(stop):
+        yield number
+
+
+@poolkit.offload(buffersize=8)
+def configured_stream(stop: int) -> Iterator[int]:
+    """One with options."""
+    yield from range(stop)
+
+
+@poolkit.offload(timeout=5)
+async def configured_fetch(url: str) -> bytes:
+    """And a coroutine function."""
+    return url.encode()
+
+
+def offloads_streams() -> None:
+    """Each call of a generator function is a stream; one of a coroutine function is a task of its value."""
+    streams: list[poolkit.Stream[int]] = [counted(3), iterated(3), counted_async(3), configured_stream(3)]
+    more: poolkit.Stream[int] = counted.options(buffersize=2)(3)
+    tasks: list[poolkit.Task[bytes]] = [fetched("url"), configured_fetch("url"), fetched.options(timeout=1)("url")]
+    counted("three")  # type: ignore[arg-type]
+    here: Iterator[int] = iterated.local(3)
+    del streams, more, tasks, here
+
+
 def offloads() -> None:
     """The decorator keeps the signature."""
     task: poolkit.Task[bytes] = plain(3)
@@ -93,4 +209,5 @@ def offloads() -> None:
     here: bytes = plain.local(3)
     results: poolkit.Results[bytes] = configured.map(range(3))
     plain("three")  # type: ignore[arg-type]
+    plain(3, wrong=2)  # type: ignore[call-arg]
     del task, again, here, results
