@@ -120,6 +120,23 @@ def arrays(count: int) -> Any:
         yield np.full(1 << 20, number, dtype=np.float64)
 
 
+def stamps(count: int) -> Any:
+    """Yield the time, every two milliseconds."""
+    for _ in range(count):
+        time.sleep(0.002)
+        yield time.monotonic()
+
+
+def stamps_in_bursts(count: int) -> Any:
+    """Yield the time ten times at once, then compute for 50 ms."""
+    for number in range(count):
+        yield time.monotonic()
+        if number % 10 == 9:
+            until = time.monotonic() + 0.05
+            while time.monotonic() < until:
+                pass
+
+
 def closing(path: str) -> Any:
     """Yield for ever, and leave a file at the end."""
     number = 0

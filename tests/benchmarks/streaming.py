@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.calls import opened
-from benchmarks.functions import answer, arrays, closing, noop, numbers, records, say
+from benchmarks.functions import (
+    answer,
+    arrays,
+    closing,
+    noop,
+    numbers,
+    records,
+    say,
+    stamps,
+    stamps_in_bursts,
+)
 from benchmarks.measure import Figures, Measure, Row, Sized
 
 _QUEUE = 1024  # items that a queue holds, as many as a stream does
@@ -25,30 +36,31 @@ def _feed(queue: Any, make: Callable[[int], Iterable[object]], count: int) -> No
 
 def _seconds(name: str, make: Callable[[int], Iterable[object]], count: int, use: Callable[[Any], object]) -> float:
     """Seconds from the first item to the last."""
-    if name == "poolkit":
-        contender = opened(name)
-        items = iter(contender.pool.stream(make, count))
+    with _items(name, make, count) as items:
         next(items)
         started = time.perf_counter()
         for item in items:
             use(item)
-        seconds = time.perf_counter() - started
+        return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _items(name: str, make: Callable[[int], Iterable[Any]], count: int) -> Iterator[Iterator[Any]]:
+    """What another process makes, as it comes; to be taken to its end."""
+    if name == "poolkit":
+        contender = opened(name)
+        yield contender.pool.stream(make, count)
         contender.close()
-        return seconds
+        return
     context = multiprocessing.get_context("fork")
     manager = context.Manager() if name == "manager-queue" else None
     queue: Any = context.Queue(_QUEUE) if manager is None else manager.Queue(_QUEUE)
     process = context.Process(target=_feed, args=(queue, make, count))
     process.start()
-    queue.get()
-    started = time.perf_counter()
-    while (item := queue.get()) is not None:
-        use(item)
-    seconds = time.perf_counter() - started
+    yield iter(queue.get, None)
     process.join()
     if manager is not None:
         manager.shutdown()
-    return seconds
 
 
 def _ignore(_item: object) -> None:
@@ -65,6 +77,26 @@ def stream(name: str, sized: Sized) -> Figures:
 def stream_arrays(name: str, sized: Sized) -> Figures:
     count = sized(200)
     return {"array": _seconds(name, arrays, count, lambda array: float(array.sum())) / count * 1e3}
+
+
+def stream_latency(name: str, sized: Sized) -> Figures:
+    """From the `yield` to who reads; beside a call and its result, as often."""
+    with _items(name, stamps, sized(1000)) as items:
+        late = sorted(time.monotonic() - made for made in items)
+    figures = {"p50": late[len(late) // 2] * 1e6, "p99": late[len(late) * 99 // 100] * 1e6}
+    with _items(name, stamps_in_bursts, sized(100)) as items:
+        figures["burst"] = max(time.monotonic() - made for made in items) * 1e3
+    if name == "poolkit":
+        contender, times = opened(name), []
+        for _ in range(sized(1000)):
+            time.sleep(0.002)
+            started = time.monotonic()
+            contender.call(noop)
+            times.append(time.monotonic() - started)
+        contender.close()
+        figures["call"] = sorted(times)[len(times) // 2] * 1e6
+        figures["times"] = figures["p50"] / figures["call"]
+    return figures
 
 
 def stream_close(name: str, sized: Sized) -> Figures:
@@ -142,6 +174,19 @@ MEASURES = (
         ("poolkit", "mp-queue"),
         (Row("array", "an array", "ms", {"mp-queue": "8"}),),
         stream_arrays,
+    ),
+    Measure(
+        "stream-latency",
+        "one generator that yields the time, every 2 ms; and ten times at once, then 50 ms of Python",
+        ("poolkit", "mp-queue"),
+        (
+            Row("p50", "until it is here, median", "us", {"mp-queue": "1"}),
+            Row("p99", "until it is here, 99th percentile", "us", {"poolkit": "3000"}),
+            Row("call", "a call and its result, every 2 ms, median", "us", words=None),
+            Row("times", "the first against that", "times", {"poolkit": "under 1.3 times"}, words=None),
+            Row("burst", "of the bursts, the latest", "ms", {"poolkit": "2 beyond the median"}),
+        ),
+        stream_latency,
     ),
     Measure(
         "stream-close",
