@@ -35,6 +35,8 @@ SCALE = float(os.environ.get("POOLKIT_CHAOS_SCALE", "1"))
 
 
 def pytest_configure() -> None:
+    if interval := os.environ.get("POOLKIT_SWITCH_INTERVAL"):  # seconds; a small one finds what relies on the GIL
+        sys.setswitchinterval(float(interval))
     support.adopt_orphans()
     support.heed_ctrl_c()
     if sys.dont_write_bytecode:  # each of a thousand programs would compile the library and these modules otherwise
