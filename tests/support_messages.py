@@ -98,6 +98,16 @@ def receive_all(count: int) -> list[Any]:
     return [me().receive() for _ in range(count)]
 
 
+def receive_what_is_there() -> list[Any]:
+    """The first, and what else comes soon."""
+    got = [me().receive()]
+    try:
+        while True:
+            got.append(me().receive(0.05))
+    except TimeoutError:
+        return got
+
+
 async def receive_in_coroutine(count: int) -> list[Any]:
     return [await me().receive_async() for _ in range(count)]
 

@@ -205,6 +205,13 @@ class Iteration:
         return next(self.left)
 
 
+def tick(seconds: float) -> Iterator[int]:
+    """Numbers, one each time that so long has passed."""
+    for number in itertools.count():
+        threading.Event().wait(seconds)
+        yield number
+
+
 def die_when_closed(journal: Journal) -> Iterator[int]:
     try:
         yield from itertools.count()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -101,6 +103,27 @@ def test_a_kill_in_its_finally_is_an_end(tmp_path: Path, new_gate: Callable[[], 
                 assert next(stream) == 0
             assert (journal.lines(), stream.task.state) == (["closing"], "cancelled")
         faults.check_serves(pool, new_gate)
+
+
+@pytest.mark.parametrize("kind", ["process", "thread"])
+def test_waits_for_an_item_that_are_cancelled_at_any_moment_lose_none(kind: str) -> None:
+    """About when it comes. POOLKIT_CHAOS_SCALE=5 makes it a thousand of them."""
+    rng, tries = faults.new_rng(), faults.scaled(200)
+
+    async def read() -> list[int]:
+        got: list[int] = []
+        stream = pool.stream(made.tick, 0.001)
+        for _ in range(tries):
+            with contextlib.suppress(asyncio.TimeoutError):
+                got.append(await asyncio.wait_for(anext(stream), rng.random() * 0.002))
+        got.append(await anext(stream))
+        await stream.aclose()
+        return got
+
+    with faults.new_pool(1, kind=kind) as pool:
+        got = asyncio.run(read())
+    assert got == [*range(len(got))]
+    assert 1 < len(got) < tries, "some came, and some waits were cancelled"
 
 
 def test_the_last_item_against_a_death() -> None:

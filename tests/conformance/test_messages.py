@@ -274,6 +274,18 @@ def test_what_was_sent_before_it_began_is_kept(make_pool: MakePool, hold: Any, f
     assert task.result() == [0, 1, 2]
 
 
+@pytest.mark.needs("background")
+def test_a_task_that_was_sent_and_is_taken_back_gets_its_mail_once(make_pool: MakePool, send_ahead: Any) -> None:
+    """Whichever worker runs it in the end."""
+    pool = make_pool()
+    tasks: list[Any] = []
+    held = send_ahead(pool, lambda view: tasks.extend(view.submit(said.receive_what_is_there) for _ in range(3)))
+    assert [task.send(number) for number, task in enumerate(tasks)] == [True] * 3
+    pool.resize(2)
+    assert [task.result() for task in tasks] == [[0], [1], [2]]
+    held.release()
+
+
 def test_the_wait_for_one_has_an_end(pool: Pool) -> None:
     assert pool.submit(said.receive_within, 0).result() == "no message came within 0 s"
     assert pool.submit(said.receive_within, 0.01).result() == "no message came within 0.01 s"
