@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from unit.scripted import ScriptedPool, up
 
+from poolkit._child.coroutines import RUNS
+from poolkit._core.policy import COROUTINE_GRACE
+from poolkit._core.workforce import Status
 from poolkit.task import TaskPhase
 
 # ===== cancelling =====
@@ -150,4 +154,28 @@ def test_cancelling_what_has_not_begun_lets_the_rest_run() -> None:
     assert running not in pool.outcomes
     pool.finish(pool.runner(running))
     assert pool.outcomes[running].ok
+    pool.end()
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+def test_what_is_sent_behind_a_coroutine_does_not_save_it(how: str) -> None:
+    """It was told to end when the outcome before it had not been read, which then lets more be sent."""
+    pool = up(max_batch=2)
+    limit = {"deadline": 1.0} if how == "deadline" else {}
+    for _ in range(12):
+        pool.submit(**limit)
+    worker = pool.alive()[0]
+    while len(worker.unclaimed) < 2:
+        pool.run(worker)
+    pool.run(worker, deliver=False)
+    task = pool.claim(worker)
+    worker.status = Status(task.id, pool.now, 0, RUNS)
+    if how == "cancel":
+        pool.cancel(task)
+    else:
+        pool.tick(1.0)
+    assert worker.told_to_end
+    pool.deliver(worker)
+    pool.tick(COROUTINE_GRACE)
+    assert worker.killed
     pool.end()
