@@ -12,17 +12,14 @@ from collections import deque
 
 from poolkit._child import script
 from poolkit._clock import monotonic
-from poolkit._typing import TYPE_CHECKING, Any
+from poolkit._typing import Any
 from poolkit._wire import codec, messages
-
-if TYPE_CHECKING:
-    from poolkit._child.loop import Loop
 
 
 class Mail:
     """The messages of one worker's tasks."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Any) -> None:
         self._loop = loop
         self._task_id = 0  # that has asked for mail
         self._asked = False  # and has not got any since
@@ -30,7 +27,8 @@ class Mail:
 
     def is_here(self) -> bool:
         """Whether this is the thread that runs the worker's tasks."""
-        return (os.getpid(), get_ident()) == self._loop.home
+        home: tuple[int, int] = self._loop.home
+        return (os.getpid(), get_ident()) == home
 
     def send(self, task_id: int, message: object) -> None:
         """Send a message to the owner; it is written when this returns. Blocks while the link is full."""

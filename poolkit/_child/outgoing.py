@@ -11,11 +11,8 @@ import math
 
 from poolkit._child.window import Window
 from poolkit._clock import monotonic
-from poolkit._typing import TYPE_CHECKING, Any
+from poolkit._typing import Any
 from poolkit._wire import messages
-
-if TYPE_CHECKING:
-    from poolkit._child.loop import Loop
 
 LOOK_EVERY = 0.001  # seconds between two looks whether the owner has said something
 
@@ -23,7 +20,7 @@ LOOK_EVERY = 0.001  # seconds between two looks whether the owner has said somet
 class Outgoing(Window):
     """The stream that runs in this worker."""
 
-    def __init__(self, loop: Loop, task_id: int, most: int, most_bytes: float) -> None:
+    def __init__(self, loop: Any, task_id: int, most: int, most_bytes: float) -> None:
         super().__init__(most, most_bytes)
         self.task_id = task_id
         self._loop = loop
@@ -43,7 +40,7 @@ class Outgoing(Window):
         if len(self._sizes) >= self._most or self._untaken >= self._most_bytes:
             if self.is_full():
                 loop.board.stamp_made(math.inf)
-                while self.is_full() and not self.is_to_end:
+                while self.must_wait():
                     loop.receive()
                 now = monotonic()
         elif now >= self._look_at:
@@ -60,7 +57,7 @@ class Outgoing(Window):
         loop = self._loop
         if self.is_full():
             loop.board.stamp_made(math.inf)
-            await loop.until(lambda: self.is_to_end or not self.is_full())
+            await loop.until(lambda: not self.must_wait())
         else:
             loop.look()
         loop.board.stamp_made(monotonic())

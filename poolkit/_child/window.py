@@ -21,6 +21,10 @@ class Window:
         count = len(self._sizes)
         return count >= self._most or (count > 1 and self._untaken >= self._most_bytes)
 
+    def must_wait(self) -> bool:
+        """Whether there is no room for what is still wanted."""
+        return self.is_full() and not self.is_to_end
+
     def note(self, nbytes: int) -> None:
         """An item was sent."""
         self._sizes.append(nbytes)

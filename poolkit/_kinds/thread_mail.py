@@ -10,19 +10,16 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from poolkit._clock import monotonic
 from poolkit._core.workforce import Asked
-
-if TYPE_CHECKING:
-    from poolkit._kinds.worker_thread import WorkerThread
 
 
 class ThreadMail:
     """The messages of one worker thread's tasks."""
 
-    def __init__(self, worker: WorkerThread) -> None:
+    def __init__(self, worker: Any) -> None:
         self._worker = worker
         self._task_id = 0  # that has asked
         self.is_to_stop = False

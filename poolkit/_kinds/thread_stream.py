@@ -9,19 +9,18 @@ import contextlib
 import math
 from _thread import allocate_lock
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poolkit._clock import monotonic
 
 if TYPE_CHECKING:
-    from poolkit._kinds.worker_thread import WorkerThread
     from poolkit.incoming import Incoming
 
 
 class ThreadStream:
     """What is to be said of one stream while it runs."""
 
-    def __init__(self, worker: WorkerThread, task_id: int, incoming: Incoming, most: int) -> None:
+    def __init__(self, worker: Any, task_id: int, incoming: Incoming, most: int) -> None:
         self.task_id = task_id
         self.is_to_end = False
         self._worker = worker
