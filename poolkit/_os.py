@@ -36,6 +36,7 @@ CGROUPS = "/sys/fs/cgroup"
 
 # Asks a worker for its stack. A real-time signal, as programs use SIGUSR1 and SIGUSR2 themselves.
 STACK_SIGNAL: int = (signal.SIGRTMIN + 11) if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
+LOOK_SIGNAL: int = signal.SIGXFSZ  # the same, of one that goes on: see `_child/looks.py`
 
 _HAS_EVENTFD = LINUX and hasattr(os, "eventfd")
 

@@ -6,6 +6,7 @@ Owner: whoever made the pool ends it, by `with` or `shutdown`. Every method is t
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -146,6 +147,22 @@ class Pool(Face):
     def workers(self) -> list[poolkit.WorkerInfo]:
         """What each worker is doing now. Thread-safe; does not block."""
         return self._supervisor.workers()
+
+    def stacks(self, timeout: float = 0.5) -> dict[int, str]:
+        """Where each busy worker is: the Python stack of its task, most recent call first, by the worker's id.
+
+        Also in C code that does not let other threads run; needs no privileges. "" of a worker that does not say within
+        `timeout` seconds, or is just being stopped, and of workers of a fake pool. A process is asked by a signal
+        (SIGXFSZ, and a real-time one while it is in C): what it waits for goes on, but calls of the system that cannot
+        be restarted, as those of sleeps and polls in C code, may return early with EINTR; Python repeats its own. No
+        task is stopped. Thread-safe; blocks for at most `timeout` seconds.
+
+        Raises:
+            TypeError, ValueError: `timeout` is no number of seconds.
+            PoolClosed: in a forked child of the owner. PoolkitError: in a signal handler that interrupted the pool.
+        """
+        seconds = checks.wait_seconds("timeout", timeout)
+        return self._supervisor.stacks(math.inf if seconds is None else seconds)
 
     def on(self, event: str, callback: Callable[[Any], object]) -> None:
         """Call `callback(event)` at each event of a kind; what it raises is logged.

@@ -27,7 +27,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from poolkit import _child, _os, _os_processes, context
-from poolkit._child import chunk, logs, output, script, standard  # noqa: F401 -- chunk: for `map`
+from poolkit._child import chunk, logs, looks, output, script, standard  # noqa: F401 -- chunk: for `map`
 from poolkit._child.imported import when_imported
 from poolkit._child.loop import Loop
 from poolkit._memory.worker import WorkerTransport
@@ -69,6 +69,7 @@ def run_worker(
     os.register_at_fork(after_in_child=faulthandler.disable)  # the crash of a task's child is not the worker's
     os.register_at_fork(after_in_child=lambda: faulthandler.unregister(_os.STACK_SIGNAL))
     board = Board(page)
+    looks.answer_looks(board, page)
     output.keep_output(board)
     loop = context.WORKER = Loop(calls, outcomes, _os.Tokens(tokens), board, WorkerTransport(channel))
     try:

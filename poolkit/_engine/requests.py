@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolkit._clock import wait_for
 from poolkit._core.scheduler import OPEN
-from poolkit._core.workforce import AnyTask
+from poolkit._core.workforce import BUSY, AnyTask
 from poolkit._engine.callbacks import publishing
 from poolkit._engine.engine import Engine
 from poolkit._engine.listeners import Listener
@@ -294,6 +294,14 @@ class Requests(Engine):
         with self._lock:
             found = snapshots.workers(self._scheduler, self.clock())
         return [dataclasses.replace(info, rss=self.workforce.resident_bytes(info.id)) for info in found]
+
+    def stacks(self, timeout: float) -> dict[int, str]:
+        """Where the busy workers are. Blocks for at most `timeout` seconds."""
+        self._check_owner()
+        self._refuse_reentrant("look at stacks")
+        with self._lock:
+            busy = [worker.id for worker in self._scheduler.roster if worker.state is BUSY]
+        return self.workforce.stacks(busy, timeout)
 
     def queued(self) -> int:
         """How many tasks wait in the queue."""

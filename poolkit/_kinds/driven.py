@@ -89,6 +89,10 @@ class DrivenWorkforce(Workforce):
         """Of shared memory: bytes sent and received, blocks that somebody sees, bytes in all, bytes that are free."""
         return 0, 0, 0, 0, 0
 
+    def stacks(self, worker_ids: Sequence[int], timeout: float) -> dict[int, str]:  # noqa: ARG002
+        """Where each of these workers is, as a Python stack; "" of one that does not say. Without the lock. Blocks."""
+        return dict.fromkeys(worker_ids, "")
+
     def resident_bytes(self, worker_id: int) -> int | None:  # noqa: ARG002
         """Resident memory of a worker; None when not known."""
         return None

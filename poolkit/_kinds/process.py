@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain
@@ -26,6 +27,7 @@ from poolkit import _os
 from poolkit._clock import monotonic
 from poolkit._core.workforce import AnyTask, Status
 from poolkit._kinds import evidence
+from poolkit._kinds.looking import Look
 from poolkit._kinds.peer import Peer
 from poolkit._kinds.processes import Processes, Reports
 from poolkit._spawn import registry, templates
@@ -38,6 +40,7 @@ MOST_ATTEMPTS = 0xFFFF  # that a call can say
 MAX_BATCH = 64 if "batches" not in _os.SWITCHED_OFF else 1
 _DROP = messages.FRAME_TO_WORKER.pack(messages.DROP, 0, 0)
 STACK_LOOK = 0.001  # seconds between two looks whether it has
+PATIENCE = 0.4  # of the time for an answer, until faulthandler is asked for it
 ROOM_LOOK = 0.005  # seconds between two looks whether the template has taken earlier orders
 
 
@@ -230,6 +233,31 @@ class ProcessWorkforce(Processes):
         """Resident memory of a worker."""
         peer = self._workers.get(worker_id)
         return None if peer is None or peer.pid is None else _os.resident_bytes(peer.pid)
+
+    def stacks(self, worker_ids: Sequence[int], timeout: float) -> dict[int, str]:
+        """Ask each, and look at its board, as nothing tells of an answer there; see `looking.py`."""
+        found = dict.fromkeys(worker_ids, "")
+        give_up = (now := monotonic()) + timeout
+        insist_at = now + min(timeout, 1.0) * PATIENCE
+        workers, looks, never = self._workers, {}, allocate_lock()
+        with self._lock:
+            for peer in filter(None, map(workers.get, worker_ids)):
+                if peer.board is not None and not peer.is_being_killed:
+                    looks[peer.id] = Look(peer, peer.board)
+                    self._order(self._look, looks[peer.id])
+        never.acquire()
+        while looks and now < give_up:
+            never.acquire(timeout=min(STACK_LOOK, give_up - now))
+            now = monotonic()
+            with self._lock:
+                for worker_id, look in list(looks.items()):
+                    text = look.answer() if workers.get(worker_id) is look.peer else ""
+                    if text is not None:
+                        found[worker_id] = text
+                        del looks[worker_id]
+                    elif now >= insist_at and look.insist():
+                        self._order(self._look, look)
+        return found
 
     def wake(self) -> None:
         """Make `wait` return. From any thread."""

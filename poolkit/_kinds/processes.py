@@ -28,6 +28,7 @@ from poolkit._kinds import evidence
 from poolkit._kinds.driven import DrivenWorkforce
 from poolkit._kinds.links import Links
 from poolkit._kinds.loggers import log
+from poolkit._kinds.looking import Look
 from poolkit._kinds.peer import Peer
 from poolkit._kinds.settings import PoolSettings
 from poolkit._locks import RLock
@@ -42,6 +43,7 @@ from poolkit._wire import codec, messages
 from poolkit._wire.link import FrameWriter
 from poolkit._wire.plans import Inherited, Sent, inheritance
 
+MOST_LOOKS = 8  # orders that a template has not carried out, with which it is given no more for a look
 STACK_GRACE = 0.2  # seconds a worker gets to write its stack before it is killed without; most take one thousandth
 
 Reports = deque[Report]
@@ -257,9 +259,15 @@ class Processes(DrivenWorkforce):
             self._let_go(peer)
             reports.append(Died(peer.id, signal="SIGKILL"))
 
-    def _signal(self, child: Child, number: int) -> None:
-        child.signal(number)
+    def _signal(self, child: Child, number: int, *, waits: bool = True) -> None:
+        child.signal(number, waits=waits)
         self._asked.add(child)
+
+    def _look(self, look: Look, _reports: Reports) -> None:
+        """Ask a worker where it is, by the signal that is due; not one whose template has much to do."""
+        child = look.peer.child
+        if child is not None and len(child.unanswered) < MOST_LOOKS:
+            self._signal(child, look.signal, waits=False)
 
     def _let_go(self, peer: Peer) -> None:
         """Watch no descriptor of a worker any more, and close its control socket, so that it ends if it has not."""

@@ -15,7 +15,6 @@ import contextlib
 import gc
 import sys
 import threading
-import traceback
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from typing import Any
 
 from poolkit import errors
 from poolkit._child.coroutines import Ended
+from poolkit._child.looks import text_of
 from poolkit._child.loop import run_call
 from poolkit._clock import monotonic
 from poolkit._core.workforce import (
@@ -40,6 +40,7 @@ from poolkit._core.workforce import (
     Report,
     Status,
 )
+from poolkit._kinds import evidence
 from poolkit._kinds.driven import DrivenWorkforce
 from poolkit._kinds.loggers import mark_records
 from poolkit._kinds.references import CallIn, by_reference
@@ -159,6 +160,11 @@ class ThreadWorkforce(DrivenWorkforce):
             self._to_kill.append((worker, want_stack))
             self.wake()
 
+    def stacks(self, worker_ids: Sequence[int], timeout: float) -> dict[int, str]:  # noqa: ARG002 -- it takes none
+        """Look at the frames of all threads."""
+        found = list(filter(None, map(self._workers.get, worker_ids)))
+        return {**dict.fromkeys(worker_ids, ""), **_stacks_of(found, current_frames())}
+
     def forget(self, worker_id: int) -> None:
         """Let go of a thread that ended, or was given up."""
         worker = self._workers.pop(worker_id, None)
@@ -232,7 +238,7 @@ class ThreadWorkforce(DrivenWorkforce):
 
     def _stop(self, worker: WorkerThread, want_stack: bool) -> None:
         if want_stack:
-            worker.stack = _stack_of(worker.thread)
+            worker.stack = _stacks_of([worker], current_frames()).get(worker.id, "")
         context, thread = worker.context, worker.thread
         if context is not None:
             context.request_stop()
@@ -382,12 +388,8 @@ def current_frames() -> dict[int, FrameType]:
             gc.enable()
 
 
-def _stack_of(thread: threading.Thread | None) -> str:
-    """The Python stack of a thread, most recent call first; poolkit's own frames left out."""
-    frame = current_frames().get(thread.ident) if thread is not None and thread.ident is not None else None
-    lines = []
-    for entry in reversed(traceback.extract_stack(frame)) if frame is not None else ():
-        if entry.filename.replace("\\", "/").endswith("/poolkit/_child/loop.py"):
-            break
-        lines.append(f'  File "{entry.filename}", line {entry.lineno} in {entry.name}')
-    return "\n".join(lines)
+def _stacks_of(workers: Sequence[WorkerThread], frames: dict[int, FrameType]) -> dict[int, str]:
+    """The Python stacks of worker threads, most recent call first, as far as they are in the user's code."""
+    threads = {worker.id: worker.thread.ident for worker in workers if worker.thread is not None}
+    texts = {worker_id: text_of(frames.get(ident or 0)) for worker_id, ident in threads.items()}
+    return {worker_id: evidence.tidy(text) for worker_id, text in texts.items() if evidence.is_complete(text)}

@@ -240,12 +240,15 @@ class Child:
         """The control socket's descriptor, to wait for notices."""
         return self._control.fileno()
 
-    def signal(self, number: int) -> None:
-        """Order a signal to the process; KILL: SIGKILL to it, its process group, and all that it started."""
+    def signal(self, number: int, *, waits: bool = True) -> None:
+        """Order a signal to the process; KILL: SIGKILL to it, its process group, and all that it started.
+
+        A template that carries it out late hangs, if somebody `waits` for it.
+        """
         # One that is gone is told by its end-of-file; one that takes no more orders has not answered earlier ones.
         with contextlib.suppress(OSError):
             self._control.send(bytes((number,)), _NO_SIGNAL)
-        self.unanswered.append(self._asked())
+        self.unanswered.append(self._asked() if waits else math.inf)
 
     def receive(self) -> Exit | None:
         """Take in the notices that are here; how the process ended, if that was among them.

@@ -11,7 +11,10 @@ Done and total are two stores: total may for a moment be that of the report afte
 
 Behind the page of fields is a ring with the last that was printed, which the owner reads when the worker is dead:
     _FROM <= _WRITTEN <= _CLAIMED    count bytes; since the task of `_OUTPUT_OF` began, to its end, and what may be torn
-Guarded by the lock in `_child/output.py`. Behind that is room for what faulthandler writes to the descriptor.
+Guarded by the lock in `_child/output.py`. Behind that is what the worker said last when it was asked where it is:
+    _ANSWERS    how many answers it has given, twice; odd while it writes one
+and then room for what faulthandler writes to the descriptor. A worker that answers can have that filled anew
+(_REWOUND counts how often), as it is not about to die.
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ import os
 from poolkit import _os
 
 RING = 4096  # bytes
-_EVIDENCE = mmap.PAGESIZE + RING  # where it begins; a multiple of 4 KiB
+_ANSWER, ANSWER_NBYTES = mmap.PAGESIZE + RING, 16 << 10
+_EVIDENCE = _ANSWER + ANSWER_NBYTES  # where it begins; a multiple of 4 KiB
 NBYTES = _EVIDENCE + (64 << 10)  # a stack has at most 100 frames; what does not fit here is written and not seen
 _BEGUN, _SINCE, _DONE, _MEMORY, _OUTPUT_OF, _FROM, _WRITTEN, _CLAIMED, _MADE_SINCE = range(9)
 PLACES = range(9, 9 + 3 * 32, 3)  # where runs report their progress: when the run began, done, total
+_ANSWERS, _ANSWER_SIZE, _REWOUND = range(PLACES.stop, PLACES.stop + 3)
 
 
 def page() -> int:
@@ -38,14 +43,15 @@ def page() -> int:
 class Board:
     """One worker's board, mapped."""
 
-    __slots__ = ("_evidence_seen", "_ids", "_map", "_ring", "_times")
+    __slots__ = ("_evidence_seen", "_ids", "_map", "_rewound", "_ring", "_times")
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, NBYTES, **_os.UNTRACKED)
         self._ids = memoryview(self._map).cast("Q")
         self._times = memoryview(self._map).cast("d")
-        self._ring = memoryview(self._map)[mmap.PAGESIZE : _EVIDENCE]
+        self._ring = memoryview(self._map)[mmap.PAGESIZE : _ANSWER]
         self._evidence_seen = _EVIDENCE  # up to where the owner has read that
+        self._rewound = 0
 
     def begin(self, task_id: int, now: float) -> None:
         """Stamp that a task begins; the time first, so that the id never stands beside an older time."""
@@ -127,10 +133,45 @@ class Board:
 
     def evidence(self) -> str:
         """Return what faulthandler has written since this was asked last."""
-        start = self._evidence_seen
-        end = self._map.find(b"\0", start)
-        self._evidence_seen = end if end >= 0 else NBYTES
+        if self._rewound != self._ids[_REWOUND]:
+            self._rewound, self._evidence_seen = self._ids[_REWOUND], _EVIDENCE
+        start, self._evidence_seen = self._evidence_seen, self.written_to(self._evidence_seen)
         return self._map[start : self._evidence_seen].decode("utf-8", "replace")
+
+    def written_to(self, start: int = _EVIDENCE) -> int:
+        """Return where that ends which faulthandler has written, from `start` on or later."""
+        end = self._map.find(b"\0", start)
+        return end if end >= 0 else NBYTES
+
+    def written_since(self, start: int) -> str:
+        """Return what faulthandler has written from there on."""
+        return self._map[start : self.written_to(start)].decode("utf-8", "replace")
+
+    def answer(self, text: bytes, page: int) -> None:
+        """Say where this worker is. `page` is what faulthandler writes to."""
+        ids, kept = self._ids, self._map
+        ids[_ANSWERS] |= 1
+        text = text[:ANSWER_NBYTES]
+        kept[_ANSWER : _ANSWER + len(text)] = text
+        ids[_ANSWER_SIZE] = len(text)
+        ids[_ANSWERS] += 1
+        if kept[_EVIDENCE]:
+            end = self.written_to()
+            os.lseek(page, _EVIDENCE, os.SEEK_SET)
+            kept[_EVIDENCE:end] = bytes(end - _EVIDENCE)
+            ids[_REWOUND] += 1
+
+    def answers(self) -> int:
+        """Return how many answers the worker has given, or begun to give; for `answered`."""
+        return self._ids[_ANSWERS]
+
+    def answered(self, since: int) -> str | None:
+        """Return what it has said since then; None while there is nothing."""
+        number = self._ids[_ANSWERS]
+        text = self._map[_ANSWER : _ANSWER + min(self._ids[_ANSWER_SIZE], ANSWER_NBYTES)]
+        if number == since or number % 2 or number != self._ids[_ANSWERS]:
+            return None
+        return text.decode("utf-8", "replace")
 
     def close(self) -> None:
         """Unmap it. Idempotent."""

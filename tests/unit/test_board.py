@@ -14,6 +14,7 @@ from poolkit import _os
 from poolkit._child.outgoing import Outgoing
 from poolkit._clock import monotonic
 from poolkit._core.workforce import Status
+from poolkit._wire import board as boards_module
 from poolkit._wire.board import RING, Board, page
 
 
@@ -264,3 +265,33 @@ def test_a_stream_that_has_ended_is_not_taken_for_a_task_that_ran_all_the_time(b
     mine.done(7)
     mine.begin(8, monotonic())
     assert Status(*theirs.read()).limited_since(8, math.inf) == theirs.read()[1]
+
+
+def test_an_answer_is_told_once_it_is_whole_and_only_if_it_came_since(written_to: tuple[int, Board]) -> None:
+    fd, owner = written_to
+    worker = Board(fd)
+    since = owner.answers()
+    assert owner.answered(since) is None
+    worker.answer(b"a stack", fd)
+    assert owner.answered(since) == "a stack"
+    assert owner.answered(owner.answers()) is None
+    worker.answer(b"x" * 100_000, fd)
+    assert owner.answered(since) == "x" * (16 << 10)
+    worker._ids[boards_module._ANSWERS] |= 1  # as while it writes one
+    assert owner.answered(since) is None
+    worker.answer(b"caf\xc3\xa9", fd)
+    assert owner.answered(since) == "caf\xe9"
+    assert owner.evidence() == ""
+    worker.close()
+
+
+def test_an_answer_makes_room_for_evidence(written_to: tuple[int, Board]) -> None:
+    fd, owner = written_to
+    worker = Board(fd)
+    os.write(fd, b"first" * 10_000)
+    assert len(owner.evidence()) == 50_000
+    worker.answer(b"", fd)
+    assert owner.evidence() == ""
+    os.write(fd, b"second")
+    assert owner.evidence() == "second"
+    worker.close()
