@@ -48,6 +48,7 @@ class Incoming:
         "by_reference",
         "closed",
         "come",
+        "counted",
         "ended",
         "items",
         "keeps",
@@ -71,8 +72,14 @@ class Incoming:
         self.plain = True  # each is a whole pickle in bytes
         self.sizable = False  # some are so large that they are taken by their bytes
         self.come = 0  # how many have come, in all
+        self.counted = 0  # of them, in the counts of the pool
         self.closed = False  # nobody will take any more
         self.ended = False  # nothing more comes
+
+    def count(self, received: list[int]) -> None:
+        """Add what has come since the last time to these counts, of items and of messages."""
+        before, self.counted = self.counted, self.come
+        received[self.keeps] += self.counted - before
 
     def ring(self) -> None:
         """Wake who waits: something has come, or will not."""

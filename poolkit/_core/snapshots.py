@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from poolkit._core.scheduler import Scheduler
 from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import AnyTask, Status, Worker, WorkerState
@@ -9,9 +11,13 @@ from poolkit.task import SENT
 
 
 def pool_stats(
-    scheduler: Scheduler, posted: int, link_bytes: tuple[int, int], memory_use: tuple[int, int, int, int, int]
+    scheduler: Scheduler,
+    posted: int,
+    received: Sequence[int],
+    link_bytes: tuple[int, int] = (0, 0),
+    memory_use: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0),
 ) -> PoolStats:
-    """The counts of a pool."""
+    """The counts of a pool; `received`: items and messages."""
     states = {state.name.lower(): 0 for state in WorkerState}
     sent = running = 0
     for worker in scheduler.roster:
@@ -43,6 +49,8 @@ def pool_stats(
         arena_blocks_leased=memory_use[2],
         arena_bytes=memory_use[3],
         arena_bytes_kept=memory_use[4],
+        items=received[0],
+        messages=received[1],
     )
 
 

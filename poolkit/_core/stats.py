@@ -65,6 +65,8 @@ class PoolStats:
         abandoned: threads given up because they would not stop.
         wait_time: from `submit` until the task began.
         run_time: of every run that ended by itself.
+        items: of streams, that came from the workers, taken or not.
+        messages: of tasks, the same.
         link_bytes_sent: bytes of calls sent to the workers.
         link_bytes_received: bytes of outcomes received from them.
         arena_bytes_sent: bytes of calls that went through shared memory.
@@ -96,6 +98,8 @@ class PoolStats:
     arena_blocks_leased: int = 0
     arena_bytes: int = 0
     arena_bytes_kept: int = 0
+    items: int = 0
+    messages: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -282,8 +282,9 @@ class Requests(Engine):
 
         with self._lock:
             workforce = self.workforce
-            use = workforce.memory_use()
-            return snapshots.pool_stats(self._scheduler, len(self._posted_tasks), workforce.link_bytes(), use)
+            received, use = workforce.received(), workforce.memory_use()
+            posted = len(self._posted_tasks)
+            return snapshots.pool_stats(self._scheduler, posted, received, workforce.link_bytes(), use)
 
     def workers(self) -> list[WorkerInfo]:
         """A snapshot of the workers."""

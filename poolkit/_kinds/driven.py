@@ -85,6 +85,10 @@ class DrivenWorkforce(Workforce):
         """Bytes sent to and received from the workers over links."""
         return 0, 0
 
+    def received(self) -> Sequence[int]:
+        """Items and messages that have come from the workers."""
+        return (0, 0) if self.links is None else self.links.received
+
     def memory_use(self) -> tuple[int, int, int, int, int]:
         """Of shared memory: bytes sent and received, blocks that somebody sees, bytes in all, bytes that are free."""
         return 0, 0, 0, 0, 0

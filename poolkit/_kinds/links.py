@@ -58,6 +58,7 @@ class Links:
         self.may_pause: Callable[[], bool] = lambda: True  # whether a link is left alone for messages
         self.talking: dict[int, Any] = {}  # the `Exchange` for which a worker's link was paused last
         self.came: list[Incoming] = []  # to which something came
+        self.received = [0, 0]  # items and messages, in all
         self._current: Peer | None = None  # whose link is being read
         self._wakeup = _os.Wakeup()
         self._poller.register(self._wakeup.fileno())
@@ -130,6 +131,7 @@ class Links:
                     peer.hint = f"poolkit had to end it, as {exc}"
             self._current = None
         while self.came:
+            self.came[-1].count(self.received)
             self.came[-1].ring()
             self.came.pop()
         if self.broken:
@@ -227,6 +229,7 @@ class Links:
             exchange.resume = functools.partial(self.resume_soon, peer.id)
             self.talking[peer.id] = exchange
         incoming, exchange.worker_id = exchange.incoming, peer.id
+        incoming.come += 1
         if not self.came or self.came[-1] is not incoming:
             self.came.append(incoming)
         if incoming.closed:

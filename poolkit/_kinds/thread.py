@@ -78,6 +78,7 @@ class ThreadWorkforce(DrivenWorkforce):
         self._to_kill: deque[tuple[WorkerThread, bool]] = deque()
         self._wakeup = allocate_lock()  # free: somebody has woken us; an Event takes many steps, and a lock of its own
         self._dying: list[tuple[float, WorkerThread]] = []
+        self._received: tuple[int, ...] = (0, 0)  # items and messages, of workers that are gone
         self._ending: list[threading.Thread] = []  # reported their end and about to return; guarded by the pool's lock
 
     @staticmethod
@@ -168,9 +169,16 @@ class ThreadWorkforce(DrivenWorkforce):
     def forget(self, worker_id: int) -> None:
         """Let go of a thread that ended, or was given up."""
         worker = self._workers.pop(worker_id, None)
+        if worker is not None:
+            self._received = tuple(map(sum, zip(self._received, worker.received, strict=True)))
         self._ending = [thread for thread in self._ending if thread.is_alive()]
         if worker is not None and worker.thread is not None and worker.thread.ident and not worker.abandoned:
             self._ending.append(worker.thread)
+
+    def received(self) -> tuple[int, ...]:
+        """Items and messages that the threads have handed out."""
+        everybody = self._received, *(worker.received for worker in self._workers.values())
+        return tuple(map(sum, zip(*everybody, strict=True)))
 
     def start_now(self) -> None:
         """Start the threads that were ordered; without the lock. Reports those that could not be started."""

@@ -40,6 +40,7 @@ class ThreadMail:
                 exchange.resume = self.wake
                 if not exchange.has_room():
                     self._turn.acquire()
+        worker.received[1] += 1
         if not exchange.incoming.closed:
             exchange.incoming.items.append(message)
         exchange.incoming.ring()

@@ -67,6 +67,7 @@ class ThreadStream:
     def _hand_out(self, item: object) -> None:
         incoming = self._incoming
         incoming.come += 1
+        incoming.count(self._worker.received)
         if not incoming.closed:
             incoming.items.append(item)
         self._sent += 1

@@ -61,6 +61,7 @@ class WorkerThread:
         self.closed: Ended | None = None  # the task that runs was told to, and has ended its coroutine
         self.told_to_end = 0, 0  # the last task that was, and in which attempt
         self.post = post  # takes what the worker reports
+        self.received = [0, 0]  # items and messages of its tasks
         self._mail: ThreadMail | None = None
         self.context: TaskContext | None = None  # of the running task; owner: the worker thread
         self.unclaimed = [True]  # taken out by the thread that is the worker: an interrupted start may be repeated

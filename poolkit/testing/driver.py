@@ -198,7 +198,7 @@ class Driver:
     def stats(self) -> PoolStats:
         """A snapshot of the counts."""
         with self.turn:
-            return snapshots.pool_stats(self.scheduler, 0, (0, 0), (0, 0, 0, 0, 0))
+            return snapshots.pool_stats(self.scheduler, 0, self.workforce.received)
 
     def workers(self) -> list[WorkerInfo]:
         """A snapshot of the workers."""

@@ -20,6 +20,7 @@ class FakeMail:
     def __init__(self, task: AnyTask, timeline: object, *, by_reference: bool) -> None:
         self._task = task
         self._timeline = timeline
+        self.received = [0, 0]  # the pool's counts of items and messages
         self._by_reference = by_reference
 
     # As the end of a worker, see `context.py`.
@@ -46,6 +47,7 @@ class FakeMail:
             entry = Packed((packed, found.memories), lambda both: codec.load_value(both[0]), nbytes)
             exchange.incoming.plain = False
         exchange.note(nbytes)
+        self.received[1] += 1
         exchange.incoming.items.append(entry)
         exchange.incoming.ring()
 

@@ -94,6 +94,7 @@ class FakeStream(Window, FakeMail):
             entry = Packed((packed, found.memories), lambda both: codec.load_value(both[0]), nbytes)
             incoming.plain, incoming.sizable = False, incoming.sizable or nbytes > incoming.small
         incoming.come += 1
+        self.received[0] += 1
         incoming.items.append(entry)
         self.note(nbytes)
         incoming.ring()

@@ -106,6 +106,7 @@ class FakeWorkforce:
         mark_records()
         self.script: list[When] = []
         self.reports: deque[Report] = deque()
+        self.received = [0, 0]  # items and messages
         self.turn = Turn()
         self.by_reference = not check_pickle
         self._rng = random.Random(seed)
@@ -310,6 +311,7 @@ class FakeWorkforce:
         task, limit = run.task, run.task.options.timeout
         deadline = None if limit is None else worker.status.since + limit
         end = run.stream or FakeMail(task, self._clock, by_reference=self.by_reference)
+        end.received = self.received
         return TaskContext(task.id, task.name, task.attempts + 1, deadline, self._clock, worker.id, end)
 
     def _outcome(self, run: Run, worker: FakeWorker) -> Outcome:
