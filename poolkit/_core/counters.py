@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from operator import itemgetter
 
 TYPE_CHECKING = False  # as with all that is imported before the first result
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _STEPS = 4  # buckets per doubling: a percentile is right to within a fifth
 _LEAST = 1e-6  # seconds; everything shorter falls into the first bucket
+_COUNT = itemgetter(1)
 _BOUNDS = tuple(_LEAST * 2 ** (step / _STEPS) for step in range(44 * _STEPS))  # up to half a year
 
 
@@ -37,17 +39,18 @@ class Histogram:
 
         Sorted, they are counted bucket by bucket, at a third of what it costs to find the bucket of each.
         """
-        self._buckets, self._count, self._total, self._largest = self._folded()
-        self._new.clear()
+        if not self._new:
+            return
+        # Stores alone, between which no exception comes.
+        self._buckets, self._count, self._total, self._largest, self._new[:] = *self._folded(), ()
 
     def snapshot(self) -> HistogramSnapshot:
-        """What was added so far. Changes nothing."""
+        """What was added so far."""
         from poolkit._core.stats import HistogramSnapshot  # noqa: PLC0415 -- see the header
 
-        found, count, total, largest = self._folded()
-        counts = zip((*_BOUNDS, math.inf), found, strict=True)
-        buckets = tuple((bound, count) for bound, count in counts if count)
-        return HistogramSnapshot(count, total, largest, buckets)
+        self.fold()  # who looks often does not count the same again
+        counts = zip((*_BOUNDS, math.inf), self._buckets, strict=True)
+        return HistogramSnapshot(self._count, self._total, self._largest, tuple(filter(_COUNT, counts)))
 
     def _folded(self) -> tuple[list[int], int, float, float]:
         values = sorted([value if 0.0 <= value < math.inf else 0.0 for value in self._new])
