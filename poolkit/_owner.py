@@ -30,6 +30,9 @@ class TaskOwner(Protocol):
     def deliver(self, exchange: Any, entry: Any) -> None:
         """Have the callback for messages called."""
 
+    def say_if_stuck(self, task: Any) -> None:
+        """Log, once, if `task` waits until something that it has sent is taken: nobody does, but waits for it."""
+
     def end_lease(self) -> None:
         """See to it that outcomes are published without anybody leading."""
 

@@ -85,6 +85,9 @@ class LazyFuture(Future[T]):
         _ok: bool
         _owner: TaskOwner | None
         call: Any  # let go of when it is published
+        incoming: Any  # this and those below: see `Task`
+        exchange: Any
+        _wait_aloud: Any
 
     # ===== what users ask =====
 
@@ -277,8 +280,7 @@ class LazyFuture(Future[T]):
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         """The Condition that `concurrent.futures.wait` and `as_completed` lock; made on first use."""
-        owner = self._owner
-        if owner is not None:
+        if (owner := self._owner) is not None:
             owner.end_lease()
         return self._new_condition()
 
@@ -301,9 +303,9 @@ class LazyFuture(Future[T]):
 
     def _wait(self, timeout: float | None) -> None:
         give_up = None if timeout is None else monotonic() + timeout
-        owner = self._owner
-        if owner is not None:
-            owner.lead(self, timeout)
+        left = self._wait_aloud(timeout) if self.incoming or self.exchange else timeout
+        if (owner := self._owner) is not None:
+            owner.lead(self, left)
         if self._state is not PENDING:
             return
         # Another thread leads, or nobody can. A bare lock, as a Condition costs 5 us more a task.

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from poolkit import waiting
 from poolkit._owner import TaskOwner
 from poolkit.context import UNKNOWN
-from poolkit.future import CANCELLED, FINISHED, PENDING, LazyFuture
+from poolkit.future import CANCELLED, FINISHED, PENDING, LazyFuture, WaitTimeout
 from poolkit.outcome import Outcome
 
 T = TypeVar("T")
+
+SILENT_FOR = 1.0  # seconds that may be waited for a result without a word on what it waits for
 
 
 class TaskPhase(enum.IntEnum):
@@ -72,6 +74,7 @@ class Task(LazyFuture[T]):
     is_fake = False  # one of a fake pool, which nobody runs but who waits for it
     # These are no slots, as few tasks have another value.
     late = False  # the rest of a `map`, accepted also where a graceful shutdown has begun
+    told = False  # that it waits for who waits for it
     reported: Progress | None = None  # what it was last known to have reported; guarded by: the pool's one lock
 
     __slots__ = (
@@ -227,6 +230,27 @@ class Task(LazyFuture[T]):
         super().leave_parent()
         for each in filter(None, (self.incoming, self.exchange)):
             each.leave_parent()
+
+    def _wait_aloud(self, timeout: float | None) -> float | None:
+        """Wait for a second; if the task waits for something to be taken meanwhile, and nobody does, that is logged.
+
+        Returns for how many seconds to wait on.
+        """
+        owner = self._owner
+        if owner is None or self.is_fake or self.told or (timeout is not None and timeout <= SILENT_FOR):
+            return timeout
+        before = self._taken()
+        try:
+            self._wait(SILENT_FOR)
+        except WaitTimeout:
+            if before == self._taken():
+                owner.say_if_stuck(self)
+        return None if timeout is None else max(0.0, timeout - SILENT_FOR)
+
+    def _taken(self) -> tuple[int, int]:
+        """How many items, and messages, were taken."""
+        items, messages = self.incoming, self.exchange
+        return items.handed_out() if items is not None else 0, messages.gone if messages is not None else 0
 
     def has_failed(self) -> bool:
         """Tell whether it ended with an error, without unpickling what it gave."""

@@ -95,6 +95,9 @@ class Dispatcher:
                 self.has_streams = True
                 if worker.state is BUSY and self.workforce.status(worker.id).is_stalled(worker.sent[0].id):
                     roster.stall(worker)
+                    roster.stalled = sum(each.state is STALLED for each in roster)
+                    if roster.stalled == policy.MANY_STALLED:
+                        self.timers.add(now, self._look_at_streams, None)  # wakes who is to warn
                     return True
         if self.has_streams and self._give_way_at is None:
             self.timers.add(now + GIVE_WAY_EVERY, self._look_at_streams, None)

@@ -13,6 +13,7 @@ EARLY = 0.1  # seconds; a worker that dies within so long of being ready, withou
 EARLY_DEATHS = 2  # so many in a row are replaced at once all the same: somebody may have killed them
 LARGE_CALL = 64 * 1024  # bytes; a worker may die of receiving a call of more than that
 RECEIVE_FAILURES = 3  # so many workers that died with such a call next to be begun are laid to it
+MANY_STALLED = 32  # streams that wait for their readers, each with a worker: a warning is due
 BOOT_FAILURES = 3  # so many in a row that died before they were ready raise to the waiting tasks
 COROUTINE_GRACE = 0.25  # seconds that a coroutine has to end once it was cancelled, or has passed its limit
 STREAM_GRACE = 1.0  # seconds that a generator has for its `finally`

@@ -70,6 +70,7 @@ class Roster:
         self.early_deaths = 0  # deaths soon after they were ready, in a row, with no task begun or done in between
         self.died_early_at = 0.0  # when the last of either was noticed
         self.boot_at = 0.0  # not to be started before
+        self.stalled = 0  # workers in that state, when a stream waited last
         self.warming = 0  # callers that wait until every worker is up
         self.respawned = 0
         self.recycled = 0

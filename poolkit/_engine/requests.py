@@ -21,11 +21,12 @@ from poolkit._engine.callbacks import publishing
 from poolkit._engine.engine import Engine
 from poolkit._engine.listeners import Listener
 from poolkit._engine.waiters import Waiter
+from poolkit._kinds.loggers import log
 from poolkit.errors import PoolkitError, QueueFull
 from poolkit.exchange import MOST_MAIL, Exchange
 from poolkit.future import WaitTimeout
 from poolkit.outcome import Outcome
-from poolkit.task import SETTLED
+from poolkit.task import SENT, SETTLED
 
 if TYPE_CHECKING:
     from poolkit._core.stats import PoolStats, WorkerInfo
@@ -324,6 +325,21 @@ class Requests(Engine):
         if not self._is_copy():
             with self._lock:
                 self._scheduler.note_progress(task)
+
+    def say_if_stuck(self, task: AnyTask) -> None:
+        """Log what waits for whom, if that is nobody; see `TaskOwner`."""
+        items, messages = task.incoming, task.exchange
+        with self._lock:
+            runs = task.phase is SENT and task.worker_id is not None
+            is_stalled = runs and self.workforce.status(task.worker_id or 0).is_stalled(task.id)
+        if is_stalled and not items.closed:
+            what = "is stalled: nobody takes its items, and somebody waits for its result, which comes behind them"
+        elif messages is not None and messages.has_reader and messages.resume is not None:
+            what = "waits for who reads its messages, who has stopped, while its result is waited for"
+        else:
+            return
+        task.told = True
+        log.warning("task %d %s (%s, pool %s)", task.id, what, task.name, self.name)
 
     def has_begun(self, task: AnyTask) -> bool:
         """Whether a worker runs this task."""

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from poolkit import errors
+from poolkit._core.policy import MANY_STALLED
 from poolkit._core.scheduler import CLOSED, OPEN
 from poolkit._core.workforce import Died, Report
 from poolkit._engine import lifetime
@@ -46,6 +47,7 @@ class Supervisor(Requests):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what `Engine` takes."""
         super().__init__(*args, **kwargs)
+        self._warned = False  # of many streams; owner: the thread
         self._supervised = False  # the thread runs; guarded by: the lock
         self._end_by = math.inf  # when the end is to wait for nothing any more; guarded by: the lock
         self._call_by = math.inf  # when it is to wait for no callback any more; guarded by: the lock
@@ -163,6 +165,9 @@ class Supervisor(Requests):
             closed = self._scheduler.phase is CLOSED
         self._publish(settled)
         del settled  # nothing is kept alive while it waits
+        if self._scheduler.roster.stalled >= MANY_STALLED and not self._warned:
+            self._warned = True
+            log.warning("pool %s: %d streams wait for their readers, and each keeps a worker", self.name, MANY_STALLED)
         if self.callbacks.queue and not self.callbacks.thread.start():
             self.callbacks.call_all()
         if self._scheduler.unread and not self._error_reader.start():

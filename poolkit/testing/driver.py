@@ -175,9 +175,9 @@ class Driver:
             raise PoolkitError(f"{task!r} would never be done: {why}\n{self.clock}")
 
     def end_lease(self, *_: object) -> None:
-        """Do nothing: no outcome comes of itself, nobody waits for room, and there is no thread that is to end."""
+        """Do nothing: no outcome comes of itself, nobody waits for room, no thread is to end; nor does anybody wait."""
 
-    stop_waiting = drop = end_lease
+    stop_waiting = drop = say_if_stuck = end_lease
 
     def watch(self, task: AnyTask) -> None:
         """Somebody awaits `task`: within a task he drives, as nobody else can; else another coroutine may."""
