@@ -9,6 +9,7 @@ be restarted are, so that C code is not disturbed; others (sleeps, polls) are re
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -42,8 +43,11 @@ def answer_looks(board: Board, page: int) -> None:
         answering[0] = True
         try:
             board.answer(text_of(frame).encode("utf-8", "replace"), page)
-        except Exception:  # noqa: BLE001, S110 -- no memory, no stack; or the task closed the descriptor
+        except (MemoryError, RecursionError):  # there is no room for an answer; what a handler raises here goes on
             pass
+        except OSError as exc:
+            if exc.errno != errno.EBADF:  # the task has closed the descriptor
+                raise
         finally:
             answering[0] = False
 

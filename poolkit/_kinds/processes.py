@@ -264,9 +264,14 @@ class Processes(DrivenWorkforce):
         self._asked.add(child)
 
     def _look(self, look: Look, _reports: Reports) -> None:
-        """Ask a worker where it is, by the signal that is due; not one whose template has much to do."""
+        """Ask a worker where it is, by the signal that is due; not one whose template has much to do.
+
+        Nor one that would die of it: the task has put back the default, or replaced its process.
+        """
         child = look.peer.child
-        if child is not None and len(child.unanswered) < MOST_LOOKS:
+        if child is None or child.pid is None or len(child.unanswered) >= MOST_LOOKS:
+            return
+        if _os_processes.has_handler(child.pid, look.signal):
             self._signal(child, look.signal, waits=False)
 
     def _let_go(self, peer: Peer) -> None:

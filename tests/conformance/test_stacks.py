@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -209,6 +210,69 @@ def test_programs_of_a_task_have_the_default_and_its_forks_do_not_answer(pool, t
     answers = board.answers()
     assert pool.submit(look, tmp_path / "status").result() == (0, 0, 3 << 8)
     assert board.answers() == answers
+
+
+def wait_with_defaults(arrived, release):
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    return wait_at(arrived, release)
+
+
+@pytest.mark.needs("process")
+def test_a_worker_that_would_die_of_it_is_not_asked(pool, new_gate):
+    arrived, release = new_gate(), new_gate()
+    task = pool.submit(wait_with_defaults, arrived, release)
+    arrived.wait()
+    assert pool.stacks(0.1) == {1: ""}
+    release.signal()
+    assert task.result() == "on"
+
+
+class Alarmed(TimeoutError):
+    pass
+
+
+def look_while_a_handler_raises(number):
+    """Have the handler of another signal raise within the answer to a look."""
+
+    def alarm(*_):
+        raise Alarmed
+
+    signal.signal(signal.SIGALRM, alarm)
+    caught = 0
+    for _ in range(number):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1e-5)
+            while True:
+                signal.raise_signal(_os.LOOK_SIGNAL)
+        except Alarmed:
+            caught += 1
+    return caught
+
+
+@pytest.mark.needs("process")
+def test_what_other_handlers_raise_meanwhile_is_not_lost(pool, new_gate):
+    assert pool.submit(look_while_a_handler_raises, 300).result() == 300
+    arrived, release = new_gate(), new_gate()
+    task = pool.submit(wait_at, arrived, release)
+    arrived.wait()
+    find(pool, "wait_at")
+    release.signal()
+    task.result()
+
+
+def write_beyond_the_limit(path):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    path.write_bytes(bytes(5000))
+
+
+@pytest.mark.needs("process")
+def test_a_file_that_grows_beyond_its_limit_is_an_error_as_ever(pool, tmp_path):
+    error = pool.submit(write_beyond_the_limit, tmp_path / "large").exception()
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EFBIG
 
 
 def test_a_pool_without_busy_workers_has_no_stacks(pool):
