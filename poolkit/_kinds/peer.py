@@ -54,6 +54,7 @@ class Peer:
         self.stack: str | None = None  # what it wrote since it was asked where it is; None: it was not
         self.hint = ""  # why poolkit had to end it
         self.kill_at: float | None = None  # until then it may write its stack
+        self.answers = 0  # that it had given to looks by then
         self.dump: tuple[object, int] | None = None  # see `looking.py`; guarded by: the pool's one lock
 
     def open(self, inherited: Sequence[int]) -> list[int]:

@@ -303,6 +303,8 @@ class ProcessWorkforce(Processes):
         for peer in self._dying():
             if peer.board is not None:
                 peer.stack = (peer.stack or "") + peer.board.evidence()
+                if not evidence.is_complete(peer.stack):  # a look may be answered meanwhile, which makes room
+                    peer.stack = peer.board.answered(peer.answers) or peer.stack
             if (peer.kill_at or 0.0) <= monotonic() or evidence.is_complete(peer.stack or ""):
                 self._kill(peer, reports)
         return reports

@@ -237,6 +237,7 @@ class Processes(DrivenWorkforce):
             self._kill(peer, reports)
             return
         peer.board.evidence()  # what is there already is not of this task
+        peer.answers = peer.board.answers()
         peer.stack = ""
         peer.kill_at = monotonic() + STACK_GRACE
         self._signal(peer.child, _os.STACK_SIGNAL)

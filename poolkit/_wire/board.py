@@ -154,12 +154,12 @@ class Board:
         text = text[:ANSWER_NBYTES]
         kept[_ANSWER : _ANSWER + len(text)] = text
         ids[_ANSWER_SIZE] = len(text)
-        ids[_ANSWERS] += 1
         if kept[_EVIDENCE]:
             end = self.written_to()
             os.lseek(page, _EVIDENCE, os.SEEK_SET)
             kept[_EVIDENCE:end] = bytes(end - _EVIDENCE)
             ids[_REWOUND] += 1
+        ids[_ANSWERS] += 1  # last: who finds no evidence of what it has just asked for finds this
 
     def answers(self) -> int:
         """Return how many answers the worker has given, or begun to give; for `answered`."""

@@ -184,13 +184,14 @@ def test_a_limit_tells_where_its_task_was_whoever_looks_meanwhile(pool):
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        errors = [pool.options(timeout=0.1).submit(work.spin).exception() for _ in range(3)]
+        errors = [pool.options(timeout=0.05).submit(work.spin).exception() for _ in range(16)]
     finally:
         over.set()
         thread.join()
     assert {type(error) for error in errors} == {TaskTimeout}
-    assert any("in spin" in error.stack for error in errors)
-    assert all(error.stack == "" or "in spin" in error.stack for error in errors)  # a busy machine
+    found = ["in spin" in error.stack for error in errors]
+    assert sum(found) >= 14  # on a busy machine some take too long
+    assert all(error.stack == "" or "in spin" in error.stack for error in errors)
 
 
 @pytest.mark.needs("process")
