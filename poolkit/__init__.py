@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
+    from poolkit._child.port import Port, current_port
     from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
     from poolkit.bars import progress
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from poolkit.context import TaskContext, current_task
     from poolkit.decorator import Offloaded, OffloadedStream, default_pool, offload, set_default_pool, use_pool
     from poolkit.errors import (
+        ChannelClosed,
         DeadlineExceeded,
         InitializerFailed,
         MemoryLimitExceeded,
@@ -38,11 +40,13 @@ if TYPE_CHECKING:
     from poolkit.stream import Stream
     from poolkit.task import Progress, Task
     from poolkit.trace import Trace
+    from poolkit.worker import Worker
 
 
 __version__ = "0.1.0"
 
 _HOMES = {  # of what is no error
+    "poolkit._child.port": ("Port", "current_port"),
     "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
     "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
     "poolkit.decorator": ("Offloaded", "OffloadedStream", "default_pool", "offload", "set_default_pool", "use_pool"),
@@ -57,10 +61,12 @@ _HOMES = {  # of what is no error
     "poolkit.context": ("TaskContext", "current_task"),
     "poolkit.task": ("Progress", "Task"),
     "poolkit.trace": ("Trace",),
+    "poolkit.worker": ("Worker",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ChannelClosed",
     "DeadlineExceeded",
     "HistogramSnapshot",
     "InitializerFailed",
@@ -73,6 +79,7 @@ __all__ = [
     "PoolStats",
     "PoolView",
     "PoolkitError",
+    "Port",
     "Progress",
     "QueueFull",
     "QueueTimeout",
@@ -91,10 +98,12 @@ __all__ = [
     "TaskStarted",
     "TaskTimeout",
     "Trace",
+    "Worker",
     "WorkerCrashed",
     "WorkerExited",
     "WorkerInfo",
     "WorkerStarted",
+    "current_port",
     "current_task",
     "default_pool",
     "offload",

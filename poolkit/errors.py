@@ -11,6 +11,7 @@
     ├── RemoteError                                stands in for an exception that cannot be rebuilt here
     ├── SerializationError   (PicklingError)       an argument or a result cannot be pickled
     ├── QueueFull                                  the bounded queue has no room and blocking was not wanted
+    ├── ChannelClosed        (EOFError)            the channel of a dedicated worker has come to its end
     └── PoolClosed           (RuntimeError)        used after shutdown, or in a forked child of the owner
 
 Every error is picklable: the message is its one positional argument, its facts are attributes.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from poolkit._cancelled import TaskCancelled
 
 __all__ = [
+    "ChannelClosed",
     "DeadlineExceeded",
     "InitializerFailed",
     "MemoryLimitExceeded",
@@ -108,6 +110,10 @@ class SerializationError(PoolkitError, pickle.PicklingError):
 
 class QueueFull(PoolkitError):
     """The pool's bounded queue has no room, and `block=False` asked not to wait for it."""
+
+
+class ChannelClosed(PoolkitError, EOFError):
+    """The channel of a dedicated worker has come to its end: nothing more is sent, or received."""
 
 
 class PoolClosed(PoolkitError, RuntimeError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 import sys
 import threading
 import types
@@ -80,6 +81,26 @@ async def checkpoint() -> None:
     """Under trio, give others their turn, or raise if the scope was cancelled; under asyncio, go on."""
     if in_trio():
         await sys.modules["trio"].lowlevel.checkpoint()
+
+
+async def wait_ready(fd: int, *, writes: bool) -> None:
+    """Wait until a descriptor can be read, or written. It may be waited for elsewhere, too."""
+    own = os.dup(fd)  # an event loop has one reader for each
+    try:
+        if in_trio():
+            lowlevel = sys.modules["trio"].lowlevel
+            await (lowlevel.wait_writable if writes else lowlevel.wait_readable)(own)
+            return
+        import asyncio  # noqa: PLC0415 -- not for those who use trio
+
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        (loop.add_writer if writes else loop.add_reader)(own, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            (loop.remove_writer if writes else loop.remove_reader)(own)
+    finally:
+        os.close(own)
 
 
 async def run_in_thread(fn: Callable[..., T], *args: Any, name: str) -> T:

@@ -187,7 +187,7 @@ def _flag(name: str, value: object) -> bool:
 class PoolLimits:
     """What the scheduler has to know of a pool. Times in seconds, sizes in bytes, None for no limit. Never changed."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what the pool was given
         self,
         max_workers: int,
         *,
@@ -196,8 +196,10 @@ class PoolLimits:
         max_memory_per_child: int | None = None,
         min_workers: int = 0,
         idle_timeout: float | None = None,
+        on_demand: bool = False,
     ) -> None:
         """Take what was checked."""
+        self.on_demand = on_demand  # workers are started for queued tasks alone, and for none that left or died
         self.max_workers = max_workers
         self.max_queue = max_queue
         self.max_tasks_per_child = max_tasks_per_child

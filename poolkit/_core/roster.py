@@ -40,7 +40,7 @@ class Hiring(enum.IntEnum):
     """When workers are started, in order; it only moves forward.
 
     FULL    for queued tasks, and in the place of those that died
-    DEMAND  for queued tasks alone: the pool is shutting
+    DEMAND  for queued tasks alone: the pool is shutting, or is of dedicated workers
     NONE    never again
     """
 
@@ -64,7 +64,7 @@ class Roster:
         self.counted = 0  # workers that are neither leaving nor dying
         self.starting = 0  # workers in that state
         self.busy = 0  # workers in that state
-        self.hiring = Hiring.FULL
+        self.hiring = Hiring.DEMAND if limits.on_demand else Hiring.FULL
         self.boot_failures = 0  # deaths before they were ready, in a row, since waiting tasks were last told of them
         self.boot_deaths = 0  # deaths before they were ready, in a row: for the back-off
         self.early_deaths = 0  # deaths soon after they were ready, in a row, with no task begun or done in between

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from typing import TypeVar
 
 from poolkit import _os
 from poolkit._core.options import PoolLimits
@@ -20,33 +21,35 @@ from poolkit._wire.messages import MOST_FDS
 from poolkit._wire.plans import Manifest
 from poolkit.errors import SerializationError
 
+Some = TypeVar("Some", bound=Supervisor)
+
 _OWN = (SupervisorThread, CallbackThread, MapsThread, TraceThread)
 MOST_INHERITED = MOST_FDS - 8  # the rest is for its control socket, its streams and its link
 
 
-def build(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
-    """Make the supervisor of a pool. Starts no worker.
+def build(settings: PoolSettings, limits: PoolLimits, name: str, make: type[Some] = Supervisor) -> Some:  # type: ignore[assignment]
+    """Make the supervisor of a pool, of the class `make`. Starts no worker.
 
     Raises:
         SerializationError: the initializer or its arguments cannot be pickled.
         RuntimeError: what was asked for cannot be had here.
     """
     if settings.kind == "thread":
-        return _build_threads(settings, limits, name)
-    return _build_processes(settings, limits, name)
+        return _build_threads(settings, limits, name, make)
+    return _build_processes(settings, limits, name, make)
 
 
-def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
+def _build_threads(settings: PoolSettings, limits: PoolLimits, name: str, make: type[Some]) -> Some:
     from poolkit._kinds.thread import ThreadWorkforce  # noqa: PLC0415 -- most programs use one kind
 
     initializer = settings.bound_initializer()
     workforce = ThreadWorkforce(name=name, prefix=settings.thread_name_prefix, initializer=initializer)
-    supervisor = Supervisor(RLock(), workforce, limits, name=name)
+    supervisor = make(RLock(), workforce, limits, name=name)
     workforce.post = supervisor.post
     return supervisor
 
 
-def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> Supervisor:
+def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str, make: type[Some]) -> Some:
     from poolkit._kinds.peer import boot_settings  # noqa: PLC0415 -- see above
     from poolkit._kinds.process import ProcessWorkforce  # noqa: PLC0415 -- see above
     from poolkit._memory.owner import OwnerTransport  # noqa: PLC0415 -- see above
@@ -76,7 +79,7 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str) -> S
         habits=of_thread(),
     )
     workforce = ProcessWorkforce(lock, settings, boot=boot, inherited_fds=fds, transport=transport)
-    return Supervisor(lock, workforce, limits, name=name)
+    return make(lock, workforce, limits, name=name)
 
 
 def _refuse_threads() -> None:

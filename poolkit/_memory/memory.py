@@ -181,7 +181,11 @@ def fill_memory(data: Any, parts: list[memoryview]) -> Memory:
 
 def open_memory(memory: Memory, access: int) -> tuple[memoryview, list[pickle.PickleBuffer]]:
     """Return the pickle that memory was filled with and its buffers, mapped with this access."""
-    view = memoryview(mmap.mmap(memory.fd, memory.nbytes, access=access))
+    return split_memory(memoryview(mmap.mmap(memory.fd, memory.nbytes, access=access)))
+
+
+def split_memory(view: memoryview) -> tuple[memoryview, list[pickle.PickleBuffer]]:
+    """Return the pickle and its buffers in what memory was filled with."""
     (count,) = _COUNT.unpack_from(view)
     start = _aligned(_COUNT.size * (1 + count))
     parts = []

@@ -211,3 +211,21 @@ def offloads() -> None:
     plain("three")  # type: ignore[arg-type]
     plain(3, wrong=2)  # type: ignore[call-arg]
     del task, again, here, results
+
+
+def count_up(port: poolkit.Port, first: int, *, step: int = 1) -> str:
+    """What a dedicated worker runs."""
+    for message in port:
+        port.send(first + step * message)
+    return "done"
+
+
+def works() -> None:
+    """A worker takes the arguments of its target, and has its result."""
+    with poolkit.Worker(count_up, 3, kind="thread", name="one") as worker:
+        worker.send(1)
+        number: int = worker.recv(timeout=1.0)
+    text: str = worker.task.result()
+    poolkit.Worker(count_up, "3")  # type: ignore[arg-type]
+    port: poolkit.Port | None = poolkit.current_port()
+    del number, text, port

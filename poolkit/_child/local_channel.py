@@ -1,0 +1,125 @@
+"""Local channel: the channel of a worker that is a thread, two queues through which objects go by reference.
+
+Owner: any thread; each step takes one atomic operation. Why nobody sleeps for ever: who waits enlists, then looks
+again; who changes something looks afterwards who is enlisted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable
+from itertools import starmap
+
+from poolkit import waiting
+from poolkit._child.port import Channel, ChannelEnd
+from poolkit._owner import Arrivals
+from poolkit._typing import Any
+
+MOST = 1000  # messages one way; a few more where several threads send
+LONGEST = 86400.0  # seconds; locks refuse much longer ones, and one wake-up a day is nothing
+
+
+class _Queue:
+    """One way."""
+
+    def __init__(self) -> None:
+        self.messages: deque[Any] = deque()
+        self.is_closed = False
+        self.wakers: list[Callable[[], object]] = []  # of those who wait for messages, or for room
+
+    def wake(self) -> None:
+        for waker in [*self.wakers]:
+            waker()
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.wake()
+
+
+class LocalChannel(Channel):
+    """One end of such a pair."""
+
+    def __init__(self, incoming: _Queue, outgoing: _Queue) -> None:
+        super().__init__()
+        self._in, self._out = incoming, outgoing
+
+    def pack(self, message: object) -> Any:
+        """A message goes as it is."""
+        return message
+
+    def try_send(self, packed: Any) -> bool:
+        """Add it to the queue."""
+        if self._out.is_closed:
+            raise ChannelEnd
+        if len(self._out.messages) >= MOST:
+            return False
+        self._out.messages.append(packed)
+        self._out.wake()
+        return True
+
+    def try_take(self, taken: list[Any]) -> bool:
+        """Take it from the queue."""
+        is_closed = self._in.is_closed
+        try:
+            taken += starmap(self._in.messages.popleft, ((),))
+        except IndexError:
+            if is_closed:
+                raise ChannelEnd from None
+            return False
+        self._in.wake()
+        return True
+
+    def load(self, taken: list[Any]) -> Any:
+        """It came as it was."""
+        return taken[0]
+
+    def _may_go_on(self, *, writes: bool) -> bool:
+        queue = self._out if writes else self._in
+        return queue.is_closed or (len(queue.messages) < MOST if writes else bool(queue.messages))
+
+    def wait(self, seconds: float | None, *, writes: bool) -> None:
+        """Sleep on a lock."""
+        queue, lock = self._out if writes else self._in, allocate_lock()
+        lock.acquire()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # another was faster
+                lock.release()
+
+        queue.wakers.append(wake)
+        try:
+            if not self._may_go_on(writes=writes):
+                lock.acquire(timeout=-1 if seconds is None else min(seconds, LONGEST))
+        finally:
+            queue.wakers.remove(wake)
+
+    async def wait_async(self, *, writes: bool) -> None:
+        """Sleep in the event loop."""
+        queue, arrivals = self._out if writes else self._in, Arrivals()
+        queue.wakers.append(arrivals.ring)
+        try:
+            if not self._may_go_on(writes=writes):
+                await waiting.wait_for(arrivals)
+        finally:
+            queue.wakers.remove(arrivals.ring)
+
+    def is_closed(self) -> bool:
+        """Look at the queue."""
+        return self._in.is_closed
+
+    def close(self) -> None:
+        """Close one way."""
+        self._out.close()
+
+    def shut(self) -> None:
+        """Close both ways."""
+        self._out.close()
+        self._in.close()
+
+
+def local_pair() -> tuple[LocalChannel, LocalChannel]:
+    """Make a channel: the owner's end, and the worker's."""
+    one, other = _Queue(), _Queue()
+    return LocalChannel(one, other), LocalChannel(other, one)

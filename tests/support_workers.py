@@ -1,0 +1,159 @@
+"""Targets of dedicated workers. Their processes import this module too."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, NoReturn
+
+import poolkit
+from poolkit import Port
+from support_gates import Gate
+
+
+def echo(port: Port) -> str:
+    for message in port:
+        port.send(message)
+    return "done"
+
+
+async def echo_later(port: Port) -> str:
+    async for message in port:
+        await port.send_async(message)
+    return "done"
+
+
+def say(port: Port, *messages: Any) -> str:
+    for message in messages:
+        port.send(message)
+    return "said"
+
+
+def count(port: Port, number: int) -> None:
+    for each in range(number):
+        port.send(each)
+
+
+def say_and_raise(port: Port, *messages: Any) -> NoReturn:
+    say(port, *messages)
+    msg = "no more"
+    raise LookupError(msg)
+
+
+def count_and_die(port: Port, number: int) -> NoReturn:
+    count(port, number)
+    os._exit(3)
+
+
+def say_and_wait(port: Port, gate: Gate, *messages: Any) -> str:
+    say(port, *messages)
+    gate.wait()
+    return "said"
+
+
+def say_and_arrive(port: Port, arrived: Gate, release: Gate, *messages: Any) -> None:
+    say(port, *messages)
+    arrived.signal()
+    release.wait()
+
+
+def total(port: Port) -> int:
+    return sum(port)
+
+
+def totals_in_threads(port: Port, number: int) -> list[list[Any]]:
+    found: list[list[Any]] = [[] for _ in range(number)]
+
+    def run(mine: list[Any]) -> None:
+        for message in port:
+            mine.append(message)
+            port.send(message)
+
+    threads = [threading.Thread(target=run, args=(mine,)) for mine in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def set_first(port: Port) -> None:
+    for array in port:
+        array[0] = 7
+        port.send((bool(array.flags.writeable), int(array[0])))
+
+
+def stubborn(port: Port, gate: Gate) -> None:
+    port.send("up")
+    while True:
+        try:
+            gate.wait()
+        except BaseException:  # noqa: S112 -- whatever is to stop it
+            continue
+        return
+
+
+def sleep(port: Port) -> None:
+    port.send(os.getpid())
+    time.sleep(3600)  # noqa: TID251 -- it is to be stopped
+
+
+def grow(port: Port, nbytes: int) -> None:
+    port.send("up")
+    held = bytearray(b"x") * nbytes
+    time.sleep(3600)  # noqa: TID251 -- see above
+    del held
+
+
+def is_current(port: Port) -> tuple[bool, bool]:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(poolkit.current_port()))
+    thread.start()
+    thread.join()
+    return poolkit.current_port() is port, found[0] is port
+
+
+def wait_for_close(port: Port) -> str:
+    port.send(port.closed)
+    try:
+        port.recv()
+    except poolkit.ChannelClosed:
+        return f"closed {port.closed}"
+    return "not closed"
+
+
+class Unloadable:
+    def __reduce__(self) -> Any:
+        return _raise, ()
+
+
+def _raise() -> NoReturn:
+    msg = "it cannot be loaded"
+    raise ArithmeticError(msg)
+
+
+def receive_all(port: Port) -> list[Any]:
+    found: list[Any] = []
+    while True:
+        try:
+            found.append(port.recv())
+        except ArithmeticError as exc:
+            found.append(str(exc))
+        except poolkit.ChannelClosed:
+            return found
+
+
+def unloadable_between(port: Port) -> None:
+    say(port, 1, Unloadable(), 2)
+
+
+def fork_and_use(port: Port) -> str:
+    pid = os.fork()
+    if not pid:
+        try:
+            port.send("from the child")
+        except poolkit.PoolClosed:
+            os._exit(7)
+        os._exit(0)
+    return f"exit {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
