@@ -225,6 +225,24 @@ class Worker(Ends, Generic[T]):
             self.terminate()
         self.join(LEAVE_WITHIN)
 
+    async def __aenter__(self) -> Self:
+        """Use the worker as an asynchronous context manager."""
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Do the same as `__exit__`, without blocking the event loop."""
+        self.close()
+        name = f"poolkit-{self.name}-exit"
+        try:
+            if not waiting.is_interruption(exc):
+                await waiting.run_in_thread(self.join, LEAVE_WITHIN, name=name)
+        finally:
+            self.terminate()
+            with waiting.shield():
+                await waiting.run_in_thread(self.join, LEAVE_WITHIN, name=name)
+
     def _end(self, left: Left, *, sends: bool = False) -> BaseException:
         if sends and self._is_closed:
             return ChannelClosed(f"nothing can be sent to worker {self.name} any more: it was closed")

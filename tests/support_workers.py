@@ -157,3 +157,16 @@ def fork_and_use(port: Port) -> str:
             os._exit(7)
         os._exit(0)
     return f"exit {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
+
+
+def wait_and_count(port: Port, arrived: Gate, release: Gate, number: int) -> None:
+    arrived.signal()
+    release.wait()
+    count(port, number)
+
+
+def wait_and_total(port: Port, arrived: Gate, release: Gate) -> tuple[int, int]:
+    arrived.signal()
+    release.wait()
+    found = [*port]
+    return len(found), sum(found)

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from itertools import starmap
 from os import getpid
 
-from poolkit import waiting
 from poolkit._clock import monotonic
 from poolkit._core.options import wait_seconds
 from poolkit._locks import RLock
@@ -94,6 +93,8 @@ class Channel:
     async def send_async(self, message: object) -> None:
         """Do the same in a coroutine."""
         self._check_process()
+        from poolkit import waiting  # noqa: PLC0415 -- few workers need it, and it takes 10 ms
+
         packed = self.pack(message)
         await waiting.checkpoint()
         while not self.try_send(packed):
@@ -118,6 +119,8 @@ class Channel:
 
     async def receive_async(self) -> Any:
         """Do the same in a coroutine, for ever. One that is cancelled has taken nothing."""
+        from poolkit import waiting  # noqa: PLC0415 -- see above
+
         self._check_process()
         taken: list[Any] = []
         try:

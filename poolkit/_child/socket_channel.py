@@ -22,7 +22,7 @@ import socket
 import struct
 from itertools import starmap
 
-from poolkit import _os, waiting
+from poolkit import _os
 from poolkit._child import script
 from poolkit._child.port import Channel, ChannelEnd
 from poolkit._locks import RLock
@@ -30,7 +30,7 @@ from poolkit._memory.memory import Memory, fill_memory, known_memory, new_id, sp
 from poolkit._select import poll
 from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import buffers, codec, handover
-from poolkit._wire.buffers import Found, found_from
+from poolkit._wire.buffers import PLAIN, Found, found_from
 from poolkit._wire.spin import Spin
 from poolkit.errors import SerializationError
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from poolkit._wire.plans import Manifest, Sent
 
 _HEAD = struct.Struct("<BxHxxxxQQ")
-_MESSAGE, _DEFINE = 1, 2
+_MESSAGE, _ARGUMENT, _DEFINE = 1, 2, 3  # the second is packed as the one argument of a call, so that it may need more
 _SMALL = 60 * 1024  # bytes of a pickle that goes in the packet
 _MOST_IDS = 200  # the system takes 253 descriptors at once
 _ROOM = 64 * 1024  # bytes, of the largest packet without its share
@@ -50,6 +50,7 @@ _COPIED = 1 << 20  # bytes of memory of a message up to which it is read, as eac
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 _TAKE_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _HANG_UP = getattr(select, "POLLRDHUP", 0)
+_PLAIN_HEAD, _NOTHING = _HEAD.pack(_MESSAGE, 0, 0, 0), Found()
 _preparing = RLock()  # what a worker does with the script is for one thread at a time
 
 
@@ -76,17 +77,20 @@ class SocketChannel(Channel):
 
     def pack(self, message: object) -> tuple[Manifest | None, _Packet]:
         """Pickle a message; what is large of it into memory of its own."""
-        found, manifest = self._found(), None
+        if type(message) in PLAIN:
+            return None, _Packet(_MESSAGE, 0, codec.pack_value(message), _NOTHING)
+        found, manifest, kind = self._found(), None, _MESSAGE
         found.look((message,))
         with found if buffers.memory_in_use or handover.is_loaded() else contextlib.nullcontext():
             if self._make_sent is None:
                 body = codec.pack_value(message, found)
             else:
+                kind = _ARGUMENT
                 _, body, manifest = codec.pack_call(_given, (message,), {}, found)
         if len(found.memories) > _MOST_IDS:
             msg = f"the message refers to {len(found.memories)} pieces of shared memory; {_MOST_IDS} can be sent"
             raise SerializationError(msg)
-        return manifest, _Packet(_MESSAGE, manifest.number if manifest is not None else 0, body, found)
+        return manifest, _Packet(kind, manifest.number if manifest is not None else 0, body, found)
 
     def try_send(self, packed: tuple[Manifest | None, _Packet]) -> bool:
         """Send a packet, and before it what is lacking of the script."""
@@ -110,7 +114,10 @@ class SocketChannel(Channel):
     def _send(self, packet: _Packet) -> bool:
         done: list[int] = []
         try:
-            done += starmap(self._socket.sendmsg, ((packet.parts, packet.attached(), _SEND_FLAGS),))
+            if packet.memories:
+                done += starmap(self._socket.sendmsg, (([packet.data], packet.attached(), _SEND_FLAGS),))
+            else:
+                done += starmap(self._socket.send, ((packet.data, _SEND_FLAGS),))
         except BlockingIOError:
             return False
         except OSError as exc:
@@ -136,16 +143,19 @@ class SocketChannel(Channel):
                 if not taken[0][0]:
                     del taken[:]
                     raise ChannelEnd
-                if taken[0][0][0] == _MESSAGE:
+                if taken[0][0][0] != _DEFINE:
                     return True
                 come = _Come(taken[0])
                 memories: Any = _Regions((each.id, each) for each in come.memories)
-                script.define(come.whole()[0], memories)
+                with _preparing:
+                    script.define(come.whole()[0], memories)
                 del taken[:]
 
     def load(self, taken: list[Any]) -> Any:
         """Unpickle a message."""
         if type(taken[0]) is not _Come:
+            if taken[0][0][: _HEAD.size] == _PLAIN_HEAD:  # nothing comes with it
+                return codec.load_value(memoryview(taken[0][0])[_HEAD.size :])
             taken[0] = _Come(taken[0])
         come: _Come = taken[0]
         body, parts = come.whole()
@@ -153,7 +163,7 @@ class SocketChannel(Channel):
             with _preparing:
                 script.prepare(come.manifest)
         value = codec.load_value(body, parts)
-        return value[0][0] if self._make_sent is None else value
+        return value[0][0] if come.kind == _ARGUMENT else value
 
     # ===== waiting, and the end =====
 
@@ -165,6 +175,8 @@ class SocketChannel(Channel):
 
     async def wait_async(self, *, writes: bool) -> None:
         """Have the event loop watch the socket."""
+        from poolkit import waiting  # noqa: PLC0415 -- few workers need it, and it takes 10 ms
+
         await waiting.wait_ready(self.fd, writes=writes)
 
     def is_closed(self) -> bool:
@@ -202,23 +214,25 @@ def _given(message: object) -> object:
 class _Packet:
     """A message on its way out, with the memory that it refers to."""
 
+    __slots__ = ("data", "memories")
+
     def __init__(self, kind: int, manifest: int, body: Any, found: Found) -> None:
-        self._memories = list(found.memories)
-        count, nbytes = len(self._memories), 0
-        size = sum(map(len, body)) if type(body) is not bytes else len(body)
+        self.memories = list(found.memories)
+        ids = struct.pack(f"<{len(self.memories)}Q", *[each.id for each in self.memories]) if self.memories else b""
+        count, nbytes = len(self.memories), 0
+        size = len(body) if type(body) is bytes else sum(map(len, body))
         if found or size > _SMALL:
             memory = fill_memory(body, [buffer.raw() for buffer in found])
+            self.memories.insert(0, memory)
             nbytes, body = memory.nbytes, bytes(min(memory.nbytes // _SHARE, _MOST_SHARE))
-            self._memories.insert(0, memory)
         elif type(body) is not bytes:
             body = b"".join(body)
-        ids = struct.pack(f"<{count}Q", *[memory.id for memory in found.memories])
-        self.parts = [_HEAD.pack(kind, count, manifest, nbytes), ids, body]
+        self.data = _HEAD.pack(kind, count, manifest, nbytes) + ids + body
 
     def attached(self) -> list[Any]:
         """What goes along."""
-        fds = array.array("i", [memory.fd for memory in self._memories])
-        return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
+        fds = array.array("i", [memory.fd for memory in self.memories])
+        return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
 
 
 class _Come:
@@ -227,7 +241,7 @@ class _Come:
     def __init__(self, received: Any) -> None:
         self._data, attached, flags, _ = received
         fds = _os.fds_of(attached)
-        _, count, self.manifest, self._nbytes = _HEAD.unpack_from(self._data)
+        self.kind, count, self.manifest, self._nbytes = _HEAD.unpack_from(self._data)
         self._start = _HEAD.size + 8 * count
         numbers = struct.unpack_from(f"<{count}Q", self._data, _HEAD.size)
         own = 1 if self._nbytes else 0
