@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -119,7 +120,7 @@ def test_several_coroutines_and_a_thread_receive(make_worker: MakeWorker, loop: 
     thread.start()
     loop.run(partial(loop.together, [partial(read, mine) for mine in found[:2]]))
     thread.join()
-    assert sorted(sum(found, [])) == [*range(600)]
+    assert sorted(itertools.chain(*found)) == [*range(600)]
 
 
 def test_the_end_is_told(make_worker: MakeWorker, loop: Loop) -> None:
