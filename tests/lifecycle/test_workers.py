@@ -101,7 +101,8 @@ class Interrupt(BaseException):
     pass
 
 def interrupt(*_):
-    raise Interrupt
+    if len(found) < number:  # else the loop has ended
+        raise Interrupt
 
 number, found, interrupts = 3000, [], 0
 signal.signal(signal.SIGALRM, interrupt)
