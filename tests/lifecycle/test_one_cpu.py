@@ -9,11 +9,14 @@ from lifecycle.scripts import run
 pytestmark = pytest.mark.long
 
 SCRIPT = """
+import logging
 import os
 import sys
 
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 import poolkit
+
+logging.disable()  # it tells of so many streams that wait
 
 def count(stop):
     yield from range(stop)
