@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from poolkit._child.port import Port, current_port
     from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
+    from poolkit._kinds.commands import CompletedCommand
     from poolkit.bars import progress
     from poolkit.broadcast import Shared
+    from poolkit.command import Chunks, Command, Lines
     from poolkit.context import TaskContext, current_task
     from poolkit.decorator import Offloaded, OffloadedStream, default_pool, offload, set_default_pool, use_pool
     from poolkit.errors import (
         ChannelClosed,
+        CommandFailed,
         DeadlineExceeded,
         InitializerFailed,
         MemoryLimitExceeded,
+        OutputLimitExceeded,
         PoolClosed,
         PoolkitError,
         QueueFull,
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from poolkit.face import PoolView
     from poolkit.pool import Pool
     from poolkit.results import Results
+    from poolkit.running import run, spawn
     from poolkit.shared import SharedArray, SharedBuffer
     from poolkit.stream import Stream
     from poolkit.task import Progress, Task
@@ -49,6 +54,9 @@ _HOMES = {  # of what is no error
     "poolkit._child.port": ("Port", "current_port"),
     "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
     "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
+    "poolkit._kinds.commands": ("CompletedCommand",),
+    "poolkit.command": ("Chunks", "Command", "Lines"),
+    "poolkit.running": ("run", "spawn"),
     "poolkit.decorator": ("Offloaded", "OffloadedStream", "default_pool", "offload", "set_default_pool", "use_pool"),
     "poolkit.exchange": ("Messages",),
     "poolkit.face": ("PoolView",),
@@ -67,13 +75,19 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ChannelClosed",
+    "Chunks",
+    "Command",
+    "CommandFailed",
+    "CompletedCommand",
     "DeadlineExceeded",
     "HistogramSnapshot",
     "InitializerFailed",
+    "Lines",
     "MemoryLimitExceeded",
     "Messages",
     "Offloaded",
     "OffloadedStream",
+    "OutputLimitExceeded",
     "Pool",
     "PoolClosed",
     "PoolStats",
@@ -108,7 +122,9 @@ __all__ = [
     "default_pool",
     "offload",
     "progress",
+    "run",
     "set_default_pool",
+    "spawn",
     "use_pool",
 ]
 

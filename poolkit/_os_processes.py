@@ -120,6 +120,25 @@ def _descendants(roots: Collection[int], excluded: Collection[int]) -> set[int]:
     return found
 
 
+def tree_bytes(pid: int) -> int | None:
+    """What a process and all that descends from it have for themselves, in bytes; None where that cannot be known."""
+    total, left = _os.own_bytes(pid), [pid]
+    while left and total is not None:
+        parent = left.pop()
+        for thread in _names(f"/proc/{parent}/task"):
+            below = [int(word) for word in _os.read_text(f"/proc/{parent}/task/{thread}/children").split()]
+            total += sum(_os.own_bytes(child) or 0 for child in below)
+            left += below
+    return total
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 -- pathlib costs a worker half an import
+    except OSError:
+        return []
+
+
 def count_lasting_threads() -> int:
     """Return how many threads are there after a fork of this process: libraries end theirs for that, if they can.
 

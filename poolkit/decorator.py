@@ -94,6 +94,11 @@ def installed(pool: Pool) -> Iterator[Pool]:
                     _defaults.pop(kind, None)
 
 
+def current_pool(kind: str) -> Pool | PoolView:
+    """Return the pool of `use_pool` here, else the default one of this kind."""
+    return _used.get() or default_pool(kind)
+
+
 class use_pool:  # noqa: N801 -- used like a function, and a class lets every exception pass as it is: frozen ones, too
     """Run the offloaded calls made inside on `pool`, in this context (thread or coroutine) only."""
 
@@ -222,7 +227,7 @@ class Offloaded(Generic[P, T]):
         return f"<poolkit.offload {getattr(self._fn, '__qualname__', self._fn)!r}>"
 
     def _pool(self) -> Pool | PoolView:
-        pool = self._target or _used.get() or default_pool(self._kind)
+        pool = self._target or current_pool(self._kind)
         return pool.options(**self._given) if self._given else pool
 
     def _poolkit_sent(self) -> Callable[..., T]:

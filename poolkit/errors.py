@@ -10,14 +10,16 @@
     ├── TaskCancelled        (CancelledError)      the task was cancelled
     ├── RemoteError                                stands in for an exception that cannot be rebuilt here
     ├── SerializationError   (PicklingError)       an argument or a result cannot be pickled
+    ├── CommandFailed        (CalledProcessError)  a program exited with a code that was not asked for, or was killed
+    │   └── OutputLimitExceeded                    it wrote more than was to be kept, and was stopped
     ├── QueueFull                                  the bounded queue has no room and blocking was not wanted
     ├── ChannelClosed        (EOFError)            the channel of a dedicated worker has come to its end
     └── PoolClosed           (RuntimeError)        used after shutdown, or in a forked child of the owner
 
 Every error is picklable: the message is its one positional argument, its facts are attributes.
-Three that are also errors of the standard library's futures are made at their
-first use (PEP 562), in `_cancelled.py` and `_broken.py`: importing `concurrent.futures` would cost each template
-process 10 ms, and `concurrent.futures.process`, which nobody needs before something breaks, everybody 30 ms.
+Those that are also errors of the standard library's futures, or of `subprocess`, are made at their first use (PEP 562),
+in `_cancelled.py`, `_broken.py` and `_failed.py`: importing `concurrent.futures` would cost each template process
+10 ms, and `concurrent.futures.process`, which nobody needs before something breaks, everybody 30 ms.
 So nothing of poolkit imports the two that are `BrokenProcessPool` by name at its top: it says `errors.WorkerCrashed`
 where it makes or catches one.
 """
@@ -34,12 +36,15 @@ if TYPE_CHECKING:
 
     from poolkit._broken import InitializerFailed, WorkerCrashed
     from poolkit._cancelled import TaskCancelled
+    from poolkit._failed import CommandFailed, OutputLimitExceeded
 
 __all__ = [
     "ChannelClosed",
+    "CommandFailed",
     "DeadlineExceeded",
     "InitializerFailed",
     "MemoryLimitExceeded",
+    "OutputLimitExceeded",
     "PoolClosed",
     "PoolkitError",
     "QueueFull",
@@ -58,7 +63,12 @@ class TaskTimeout(PoolkitError, TimeoutError):
     Attributes:
         timeout: the limit, in seconds.
         stack: the Python stack of where the task was stuck, innermost frame first; "" when none could be taken.
+        completed: of a command: what it did until then, a `poolkit.CompletedCommand`; else None.
+        hint: why it may not have been stopped; else "".
     """
+
+    completed = None
+    hint = ""
 
     def __init__(self, message: str = "", *, timeout: float | None = None, stack: str = "") -> None:
         super().__init__(message)
@@ -71,7 +81,14 @@ class QueueTimeout(PoolkitError, TimeoutError):
 
 
 class DeadlineExceeded(PoolkitError, TimeoutError):
-    """A task's `deadline`, counted from `submit`, passed while it was queued or running."""
+    """A task's `deadline`, counted from `submit`, passed while it was queued or running.
+
+    Attributes:
+        completed, hint: as of TaskTimeout.
+    """
+
+    completed = None
+    hint = ""
 
 
 class MemoryLimitExceeded(PoolkitError, MemoryError):
@@ -80,7 +97,11 @@ class MemoryLimitExceeded(PoolkitError, MemoryError):
     Attributes:
         limit: the limit, in bytes of resident memory.
         used: what the worker used when it was stopped, in bytes.
+        completed, hint: as of TaskTimeout.
     """
+
+    completed = None
+    hint = ""
 
     def __init__(self, message: str = "", *, limit: int | None = None, used: int | None = None) -> None:
         super().__init__(message)
@@ -121,7 +142,9 @@ class PoolClosed(PoolkitError, RuntimeError):
 
 
 _MADE_LATER = {
+    "CommandFailed": "poolkit._failed",
     "InitializerFailed": "poolkit._broken",
+    "OutputLimitExceeded": "poolkit._failed",
     "TaskCancelled": "poolkit._cancelled",
     "WorkerCrashed": "poolkit._broken",
 }

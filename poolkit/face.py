@@ -23,7 +23,15 @@ from poolkit.errors import SerializationError
 
 TYPE_CHECKING = False  # what is imported here is imported before the template process is started
 if TYPE_CHECKING:
+    import os
+    from typing import Literal
+
+    from typing_extensions import Unpack
+
     from poolkit._engine.interface import PoolEngine
+    from poolkit.command import BytesOptions, TextOptions
+
+    _Argv = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]] | str
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -162,6 +170,59 @@ class Face(Ending):
         task, error = self._task(run_stream, (fn, args, kwargs, options.window), {}, name_of(fn), fn)
         task.options = options
         return stream_of(self._supervisor, task), error
+
+    @overload
+    def run(self, argv: _Argv, *, text: Literal[True], **options: Unpack[TextOptions]) -> poolkit.Command[str]: ...
+    @overload
+    def run(self, argv: _Argv, **options: Unpack[BytesOptions]) -> poolkit.Command[bytes]: ...
+    def run(self, argv: Sequence[Any] | str, **options: Any) -> poolkit.Command[Any]:  # noqa: D417 -- they are named
+        """Run a program, as a task: it takes a place of the pool, and no worker. Its result is a `CompletedCommand`.
+
+        The program is looked up in the PATH that it will have, and leads a session of its own. When it ends, on time
+        or not, what it has started ends with it. Thread-safe. Blocks while a bounded queue is full.
+
+        Args:
+            argv: the program and its arguments; with `shell=True` one string, for /bin/sh.
+            input: bytes, text or a file: what it reads. stdin: without that, "null", "pipe" (see `Command.write`), or
+                "inherit".
+            stdout, stderr: "capture": in the result; "lines": to be read while it runs, by whoever sets its pace;
+                "null", "inherit", a path or a file to write to; `stderr` also "stdout".
+            cwd: its working directory. env: variables to be added to those of this process; None takes one out.
+            shell: whether `argv` is a command line.
+            text: whether its output is text, decoded by `encoding` and `errors`; else bytes.
+            check: which exit codes are a success: True: 0; False: all; or a collection of them.
+            timeout: seconds that it may run, from its start; None: no limit.
+            on_stdout, on_stderr: called with each line, on the callback thread; all calls are over before the result.
+            max_output: bytes of its output that are kept. Beyond that it is stopped, and what it wrote to `stderr` is
+                shortened in the middle.
+            stop_signal, grace: how it is ended: by this signal to its group, and after so many seconds by SIGKILL.
+
+        Raises:
+            TypeError, ValueError: an argument has no sense.
+            PoolClosed, InitializerFailed, QueueFull: as `submit`.
+        """
+        command = self._command(argv, options)
+        supervisor = self._supervisor
+        (supervisor.submit_waiting if supervisor.bounded else supervisor.submit)(command, None)
+        return command
+
+    @overload
+    async def run_async(
+        self, argv: _Argv, *, text: Literal[True], **options: Unpack[TextOptions]
+    ) -> poolkit.Command[str]: ...
+    @overload
+    async def run_async(self, argv: _Argv, **options: Unpack[BytesOptions]) -> poolkit.Command[bytes]: ...
+    async def run_async(self, argv: Sequence[Any] | str, **options: Any) -> poolkit.Command[Any]:
+        """Do the same as `run`, but wait for room in the queue without blocking the event loop."""
+        await waiting.checkpoint()
+        command = self._command(argv, options)
+        await self._submit_when_room(command, None)
+        return command
+
+    def _command(self, argv: Any, options: dict[str, Any]) -> poolkit.Command[Any]:
+        from poolkit import _command_line  # noqa: PLC0415 -- only for those who run programs
+
+        return _command_line.run(self._supervisor, self._options, argv, **options)
 
     def map(
         self,
@@ -366,6 +427,8 @@ for _method in (
     Face.submit_async,
     Face.stream,
     Face.stream_async,
+    Face.run,
+    Face.run_async,
     Face.map,
     Face.starmap,
     Face.options,

@@ -73,6 +73,7 @@ class Task(LazyFuture[T]):
 
     is_fake = False  # one of a fake pool, which nobody runs but who waits for it
     # These are no slots, as few tasks have another value.
+    program: Any = None  # of a command: its last run, once there is one
     late = False  # the rest of a `map`, accepted also where a graceful shutdown has begun
     told = False  # that it waits for who waits for it
     reported: Progress | None = None  # what it was last known to have reported; guarded by: the pool's one lock
@@ -246,6 +247,10 @@ class Task(LazyFuture[T]):
             if before == self._taken():
                 owner.say_if_stuck(self)
         return None if timeout is None else max(0.0, timeout - SILENT_FOR)
+
+    def is_taken(self) -> bool:
+        """Tell whether some of what it has given was taken, so that it cannot run again."""
+        return self.incoming is not None and bool(self.incoming.come)
 
     def _taken(self) -> tuple[int, int]:
         """How many items, and messages, were taken."""

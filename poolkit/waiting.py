@@ -83,6 +83,16 @@ async def checkpoint() -> None:
         await sys.modules["trio"].lowlevel.checkpoint()
 
 
+@types.coroutine
+def _give_way() -> Generator[None, None, None]:
+    yield
+
+
+async def turn() -> None:
+    """Give others their turn, under both; under trio, raise if the scope was cancelled."""
+    await (sys.modules["trio"].lowlevel.checkpoint() if in_trio() else _give_way())
+
+
 async def wait_ready(fd: int, *, writes: bool) -> None:
     """Wait until a descriptor can be read, or written. It may be waited for elsewhere, too."""
     own = os.dup(fd)  # an event loop has one reader for each

@@ -45,7 +45,7 @@ def _family() -> list[int]:
                     found += map(int, file.read().split())
     except OSError:  # one ended just now, or this system does not tell
         return descendants()
-    known = {leakage._resource_tracker()[0], *(template.pid for template in idle_templates())}
+    known = {leakage._resource_tracker()[0], *(template.pid for template in idle_templates()), *leakage.starters()[0]}
     return [pid for pid in found[1:] if pid not in known]
 
 

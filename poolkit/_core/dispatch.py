@@ -43,6 +43,7 @@ class Dispatcher:
         self.announce = False  # whether somebody listens to the beginnings of tasks
         self._check = check
         self.has_streams = False  # whether some worker may run a stream
+        self.has_programs = False  # whether some task may be a program
         self._give_way_at: float | None = None  # a timer is set for then, to look which streams wait for their readers
         self._least_sent = math.inf  # no task that is sent and not claimed is less urgent than this
         self._steal_at: float | None = None  # a timer is set for then, to look at who is stuck
@@ -71,7 +72,12 @@ class Dispatcher:
         queue, roster = self.queue, self.roster
         while queue.size:
             worker = None
-            if roster.idle:
+            if self.has_programs and queue.peek().options.grace is not None:
+                worker = roster.seat(now)
+                if worker is not None:
+                    self.send(worker, [queue.pop()], now)
+                    continue
+            elif roster.idle:
                 limit = queue.peek().options.memory_limit
                 worker = roster.take_idle() if limit is None else self._take_light(limit, now)
             if worker is None and self.has_streams and self.give_way(now):
@@ -80,9 +86,15 @@ class Dispatcher:
                 if queue.urgency() > self._least_sent:
                     self._make_way()
                 if roster.counted < roster.size:
-                    roster.grow(queue.size, now)
+                    roster.grow(self._demand(), now)
                 return
             self._send(worker, now)
+
+    def _demand(self) -> int:
+        """How many queued tasks want a worker: no program does."""
+        if not self.has_programs:
+            return self.queue.size
+        return sum(task.options.grace is None for task in self.queue)
 
     def give_way(self, now: float) -> bool:
         """Give the place of a stream that waits for its reader to what is queued; false when there is none now."""
@@ -93,7 +105,7 @@ class Dispatcher:
         for worker in roster:
             if worker.sent and worker.sent[0].options.window is not None:
                 self.has_streams = True
-                if worker.state is BUSY and self.workforce.status(worker.id).is_stalled(worker.sent[0].id):
+                if worker.state is BUSY and worker.workforce.status(worker.id).is_stalled(worker.sent[0].id):
                     roster.stall(worker)
                     roster.stalled = sum(each.state is STALLED for each in roster)
                     if roster.stalled == policy.MANY_STALLED:
@@ -115,7 +127,7 @@ class Dispatcher:
         """
 
         def fits(worker: Worker) -> bool:
-            worker.rss_before = self.workforce.memory(worker.id) or 0
+            worker.rss_before = worker.workforce.memory(worker.id) or 0
             return worker.rss_before <= limit or not worker.tasks_done
 
         roster = self.roster
@@ -154,7 +166,7 @@ class Dispatcher:
         written: list[Any] = []
         worker.sending = batch, written
         worker.sent.extend(batch)
-        self.workforce.send(worker_id, batch, written, announce=self.announce)
+        worker.workforce.send(worker_id, batch, written, announce=self.announce)
         worker.sending = None
         if not self._is_looking:
             self._look_later(now)
@@ -179,7 +191,7 @@ class Dispatcher:
             or worker.replaced
             or worker.state is not BUSY
             or roster.busy > roster.size
-            or queue.peek().options.memory_limit is not None
+            or queue.peek().options.special
         ):
             return False
         self._send(worker, now)
@@ -224,7 +236,7 @@ class Dispatcher:
         self._reclaim(worker, *worker.reclaiming)
 
     def _reclaim(self, worker: Worker, taken: list[Any], told: list[Any], before: int) -> None:
-        self.workforce.reclaim(worker.id, taken, told)
+        worker.workforce.reclaim(worker.id, taken, told)
         if taken:
             worker.draining = True
             self.take_back(worker, len(worker.sent) - max(0, before - len(taken)))
@@ -248,7 +260,7 @@ class Dispatcher:
         """After a reclaim: whether `task` is what the worker runs now. Only the last one it claimed can be."""
         if worker.state is DYING or not worker.sent or worker.sent[-1] is not task:
             return False
-        return not self.workforce.status(worker.id).is_done(task)
+        return not worker.workforce.status(worker.id).is_done(task)
 
     def _make_way(self) -> None:
         """Priority is strict: take back what was sent ahead but is less urgent than the first in the queue.
@@ -289,7 +301,7 @@ class Dispatcher:
         for worker in self.roster:
             if len(worker.sent) > 1 and not worker.draining and worker.state is BUSY:
                 task = worker.sent[0]
-                since = self.workforce.status(worker.id).running_since(task.id, now)
+                since = worker.workforce.status(worker.id).running_since(task.id, now)
                 if since is not None or worker.unbegun != task.id:  # else `_look_for_unbegun` sees to it
                     found.append((worker, now if since is None else since))
         return found
@@ -304,7 +316,7 @@ class Dispatcher:
         for worker in self.roster:
             if worker.state is not BUSY or worker.draining or not worker.sent:
                 continue
-            task, status = worker.sent[0], self.workforce.status(worker.id)
+            task, status = worker.sent[0], worker.workforce.status(worker.id)
             if status.running_since(task.id, now) is not None or status.is_done(task):
                 continue
             if task.nbytes > policy.LARGE_CALL:
@@ -344,7 +356,7 @@ class Dispatcher:
             limit = policy.CHECK_MEMORY_NEAR if limit is None else min(limit, policy.CHECK_MEMORY_NEAR)
         if limit is None or (worker.check_at is not None and worker.check_at <= now + limit):
             return
-        since = self.workforce.status(worker.id).running_since(task.id, now)
+        since = worker.workforce.status(worker.id).running_since(task.id, now)
         self.look_again(worker, (now if since is None else since) + limit)
 
     def look_again(self, worker: Worker, when: float) -> None:
@@ -365,7 +377,7 @@ class Dispatcher:
         if worker.sending is not None:
             batch, written = worker.sending
             if written:
-                self.workforce.send(worker.id, (), [], announce=False)
+                worker.workforce.send(worker.id, (), [], announce=False)
             else:
                 worker.sent = deque(task for task in worker.sent if task not in batch)
             worker.sending = None

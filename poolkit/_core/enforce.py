@@ -69,7 +69,7 @@ class Enforcer:
             self._end_within(policy.COROUTINE_GRACE, worker, KillReason(task, "cancelled"), CANCELLED, now)
         if running:
             worker.kill_reason = KillReason(task, "cancelled")  # what `Roster.repair` goes on with
-        self._cut_short(task, self.workforce.status(worker.id), now)
+        self._cut_short(task, worker.workforce.status(worker.id), now)
         if running or task.started_at is not None:  # else its outcome is on the way, and says when it ran
             self.outcomes.record(task, CANCELLED)
         self.outcomes.settle(task, CANCELLED)
@@ -90,7 +90,7 @@ class Enforcer:
         assert task is not None  # noqa: S101 -- it is killed for it
         self.timers.add(now + grace, self._end_now, (worker, kill_reason, task.attempt))
         self.outcomes.ending[task] = ending
-        self.workforce.end(worker.id, task)
+        worker.workforce.end(worker.id, task)
 
     def _end_now(self, subject: tuple[Worker, KillReason, int], now: float) -> None:
         """A task has perhaps not ended by itself."""
@@ -105,7 +105,7 @@ class Enforcer:
         ending = self.outcomes.ending.get(task)
         self._doom(worker, kill_reason, now)
         if isinstance(ending, Outcome):
-            self.outcomes.cut_short(task, self.workforce.status(worker.id), now)
+            self.outcomes.cut_short(task, worker.workforce.status(worker.id), now)
             self.outcomes.record(task, ending)
             self.outcomes.settle(task, ending)
 
@@ -121,10 +121,10 @@ class Enforcer:
 
     def _is_coroutine(self, worker: Worker, task: AnyTask) -> bool:
         """Whether what a worker runs can be told to end: as its board says, or its code, where it has just begun."""
-        if not self.workforce.ends_coroutines or task.options.window is not None:
+        if not worker.workforce.ends_coroutines or task.options.window is not None:
             return False
         is_one = getattr(task.code, "co_flags", 0) & inspect.CO_COROUTINE
-        return bool(is_one) or self.workforce.status(worker.id).ends_by_itself(task.id)
+        return bool(is_one) or worker.workforce.status(worker.id).ends_by_itself(task.id)
 
     def repair(self, now: float) -> None:
         """Tell those streams again to end to which that may not have been told."""
@@ -148,7 +148,7 @@ class Enforcer:
             task = worker.sent[0] if worker.sent else None
             if task is None or task.options.window is None or task.phase is SETTLED:
                 continue
-            if not self.workforce.status(worker.id).is_stalled(task.id):
+            if not worker.workforce.status(worker.id).is_stalled(task.id):
                 continue
             count = task.incoming.handed_out()
             known, since = read.get(task, (-1, now))
@@ -180,7 +180,7 @@ class Enforcer:
         """
         task = worker.sent[0]
         limit, most = task.options.timeout, task.options.memory_limit
-        status = self.workforce.status(worker.id)
+        status = worker.workforce.status(worker.id)
         if task.phase is SETTLED or status.is_done(task):
             return  # what comes after it is watched when its outcome is here
         since = status.limited_since(task.id, now)  # None: not begun, so nothing counts yet
@@ -191,7 +191,7 @@ class Enforcer:
             if look_at <= now:
                 kill_reason = KillReason(task, "timeout")
         if most is not None and kill_reason is None:
-            used = self.workforce.memory(worker.id) or 0
+            used = worker.workforce.memory(worker.id) or 0
             look_at = min(look_at, now + policy.check_memory_in(most - used))
             if since is not None and used > most:
                 kill_reason = KillReason(task, "memory", used)
@@ -208,13 +208,13 @@ class Enforcer:
         """Whether a worker is known to run this task."""
         if task.phase is not SENT or task.worker_id is None:
             return False
-        status = self.workforce.status(task.worker_id)
+        status = self.roster.workers[task.worker_id].workforce.status(task.worker_id)
         return status.begun == task.id and status.done != task.id
 
     def note_progress(self, task: AnyTask) -> None:
         """Note what a task has reported so far; one whose outcome is on the way keeps what was noted before."""
         if task.phase is SENT and task.worker_id is not None:
-            progress = self.workforce.progress(task.worker_id, task)
+            progress = self.roster.workers[task.worker_id].workforce.progress(task.worker_id, task)
             if progress is not None:
                 task.reported = progress
 
@@ -241,7 +241,8 @@ class Enforcer:
         # What grows is not given the time to write its stack.
         self.roster.kill(worker, kill_reason, want_stack=wants_outcome and kill_reason.reason != "memory")
         if wants_outcome:
-            self.timers.add(now + policy.DEATH_GRACE, self._overdue, worker)
+            grace = worker.sent[0].options.grace or 0.0  # which a program has
+            self.timers.add(now + grace + policy.DEATH_GRACE, self._overdue, worker)
         self.roster.grow(self.dispatcher.queue.size, now)
 
     def _overdue(self, worker: Worker, now: float) -> None:
@@ -253,7 +254,7 @@ class Enforcer:
         if kill_reason is None or kill_reason.task is None or kill_reason.task.phase is SETTLED:
             return
         task = kill_reason.task
-        self._cut_short(task, self.workforce.status(worker.id), now)
+        self._cut_short(task, worker.workforce.status(worker.id), now)
         outcome = Outcome.failure(failures.killed_for(task, worker, kill_reason, None))
         self.outcomes.record(task, outcome)
         self.outcomes.settle(task, outcome)

@@ -121,16 +121,30 @@ def killed_for(
     task: AnyTask, worker: Worker, kill_reason: KillReason, death: Died | None
 ) -> TaskTimeout | DeadlineExceeded | MemoryLimitExceeded:
     """The worker was killed for what `task` did; no `death` yet: it does not die."""
+    error: TaskTimeout | DeadlineExceeded | MemoryLimitExceeded
     if kill_reason.reason == "deadline":
-        return deadline_exceeded(task, death)
-    if kill_reason.reason == "memory":
-        return grew_too_large(task, worker, kill_reason.used)
-    return timed_out(task, death)
+        error = deadline_exceeded(task, death)
+    elif kill_reason.reason == "memory":
+        error = grew_too_large(task, worker, kill_reason.used, death)
+    else:
+        error = timed_out(task, death)
+    if death is None:
+        error.hint = "it does not die of SIGKILL, as it is stuck inside the kernel"
+    else:
+        error.completed = death.completed
+    return error
 
 
-def grew_too_large(task: AnyTask, worker: Worker, used: int) -> MemoryLimitExceeded:
+def grew_too_large(task: AnyTask, worker: Worker, used: int, death: Died | None) -> MemoryLimitExceeded:
     """The task's worker had more memory than the task may use, and was stopped."""
     limit = task.options.memory_limit
+    if worker.is_program:
+        pid = None if death is None else death.pid
+        text = (
+            f"{_which(task)} was stopped: it and its children (pid {pid}) had grown to {used / 1e6:.1f} MB, beyond the "
+            f"memory_limit of {limit / 1e6:.1f} MB"
+        )
+        return MemoryLimitExceeded(text, limit=limit, used=used)
     text = (
         f"{_which(task)} was stopped: worker {worker.id} (pid {worker.pid}) had grown to {used / 1e6:.1f} MB, beyond "
         f"the task's memory_limit of {limit / 1e6:.1f} MB; it had {worker.rss_before / 1e6:.1f} MB when it "

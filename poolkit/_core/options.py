@@ -94,7 +94,7 @@ class CallOptions:
         *("timeout", "queue_timeout", "deadline", "memory_limit", "priority", "retries", "retry_on", "block", "name"),
         "buffersize",
     )
-    __slots__ = (*NAMES, "alone", "unhurried", "window")
+    __slots__ = (*NAMES, "alone", "grace", "special", "unhurried", "window")
 
     def __init__(  # noqa: PLR0913 -- all that can be asked for, by keyword
         self,
@@ -123,7 +123,10 @@ class CallOptions:
         self.buffersize = buffersize
         # Of a stream: how many items, and bytes, may be made and not taken. None: it is no stream.
         self.window: tuple[int, float] | None = None
+        # Of a program: how many seconds it gets to end by itself. None: it is none.
+        self.grace: float | None = None
         self.alone = memory_limit is not None  # whether such a task is sent to a worker only by itself
+        self.special = self.alone  # whether not any idle worker will do for it
         # Whether nothing is to be done for such a task as long as all workers are busy, but to keep it.
         self.unhurried = priority <= 0 and queue_timeout is None and deadline is None
 
@@ -132,6 +135,14 @@ class CallOptions:
         copy = CallOptions(**self.as_dict())
         copy.window = (WINDOW, WINDOW_BYTES) if self.buffersize is None else (self.buffersize, math.inf)
         copy.alone = True
+        return copy
+
+    def for_program(self, grace: float) -> CallOptions:
+        """A copy for a command."""
+        copy = CallOptions(**self.as_dict())
+        copy.grace = grace
+        copy.alone = copy.special = True
+        copy.unhurried = False
         return copy
 
     def as_dict(self) -> dict[str, Any]:
@@ -158,7 +169,7 @@ class CallOptions:
             "priority": _priority,
             "retries": lambda name, value: whole(name, value, least=0),
             "retry_on": exception_types,
-            "block": _flag,
+            "block": flag,
             "name": text_or_none,
             "buffersize": whole_or_none,
         }
@@ -177,7 +188,8 @@ def _priority(name: str, value: object) -> int:
     return int(value.__index__())
 
 
-def _flag(name: str, value: object) -> bool:
+def flag(name: str, value: object) -> bool:
+    """Check True or False."""
     if not isinstance(value, bool):
         msg = f"{name} must be True or False, was {value!r}"
         raise TypeError(msg)

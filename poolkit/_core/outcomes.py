@@ -164,8 +164,8 @@ class Outcomes:
 
     def _may_run_again(self, task: AnyTask, now: float) -> bool:
         options = task.options
-        if options.window is not None and task.incoming.come:
-            return False  # its items cannot be taken back
+        if (options.window is not None or options.grace is not None) and task.is_taken():
+            return False  # what was taken cannot be taken back
         if not (options.retries and self.retries) or not policy.retries_left(options, task.attempts):
             return False
         # Else the timer of its deadline has fired, and will not again.

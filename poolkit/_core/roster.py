@@ -1,8 +1,9 @@
 """Roster: which workers exist, what each one is doing, and how many there should be.
 
 Guarantees: never more than `size` workers are busy, nor more than `size` that count (one that is leaving, stopping,
-dying or stalled does not), but for streams that go on after another task had their place; nor are more started than
-make twice the size in all; a worker gets no more tasks than its limit; a crash loop at boot backs off and is told.
+dying, stalled or lent does not; a program does until it is gone), but for streams that go on after another task had
+their place; nor are more started than make twice the size in all; a worker gets no more tasks than its limit; a crash
+loop at boot backs off and is told.
 Owner of: each worker's `state`, `leave`, `replaced`, `counted`, `limit`, `tasks_done`, `kill_reason`.
 Guarded by: the pool's one lock; nothing here blocks, logs or calls user code.
 
@@ -26,6 +27,7 @@ from poolkit._core.workforce import (
     BUSY,
     DYING,
     IDLE,
+    LENT,
     STALLED,
     STARTING,
     STOPPING,
@@ -63,7 +65,8 @@ class Roster:
         self.wanted = 0  # how many demand has called for; deaths are made good up to here
         self.counted = 0  # workers that are neither leaving nor dying
         self.starting = 0  # workers in that state
-        self.busy = 0  # workers in that state
+        self.busy = 0  # workers in that state, and programs that are dying
+        self.programs = 0  # those that have a place of their own; they count, and are busy
         self.hiring = Hiring.DEMAND if limits.on_demand else Hiring.FULL
         self.boot_failures = 0  # deaths before they were ready, in a row, since waiting tasks were last told of them
         self.boot_deaths = 0  # deaths before they were ready, in a row: for the back-off
@@ -82,7 +85,7 @@ class Roster:
 
     def ready_count(self) -> int:
         """How many workers are up."""
-        return len(self.idle) + self.busy
+        return len(self.idle) + self.busy - self.programs
 
     # ===== growing =====
 
@@ -98,19 +101,23 @@ class Roster:
             return
         for _ in range(min(count, missing)):
             self._start(now)
-        self.wanted = max(self.wanted, self.counted)
+        self.wanted = max(self.wanted, self.counted - self.programs)
 
     def _missing(self) -> int:
         """How many workers may be started: up to the size, and never more in all than places and as many again."""
         return min(self.size - self.counted, 2 * self.size - self.starting - len(self.idle) - self.busy)
 
     def _start(self, now: float) -> None:
-        worker = Worker(self._next_id, policy.recycle_after(self.limits.max_tasks_per_child, self.rng), now)
+        limit = policy.recycle_after(self.limits.max_tasks_per_child, self.rng)
+        worker = self._new(Worker(self._next_id, limit, now, self.workforce))
+        self.starting += 1
+        self.workforce.start(worker.id)
+
+    def _new(self, worker: Worker) -> Worker:
         self._next_id += 1
         self.workers[worker.id] = worker
         self.counted += 1
-        self.starting += 1
-        self.workforce.start(worker.id)
+        return worker
 
     def ready(self, worker: Worker, pid: int | None, now: float) -> None:
         """A worker is up: it may be given work, and a leaving one that waited for its replacement may go."""
@@ -154,6 +161,27 @@ class Roster:
         self.busy += 1
         return worker
 
+    def seat(self, now: float) -> Worker | None:
+        """Make a record for a program, to be sent its task now, in a free place or that of an idle worker; None: none.
+
+        That worker stays warm, and gets its place back.
+        """
+        if self.busy >= self.size or (self.counted >= self.size and not self.idle):
+            return None
+        assert self.workforce.programs is not None  # noqa: S101 -- it is there before such a task is submitted
+        program = Worker(self._next_id, None, now, self.workforce.programs)
+        program.is_program = program.replaced = True  # it takes nothing more
+        program.state = BUSY
+        if self.counted >= self.size:
+            program.lender = lender = self.idle.pop(0)  # the coldest
+            lender.state = LENT
+            lender.gave_way = True
+            self._uncount(lender)
+        else:
+            self.programs += 1
+        self.busy += 1
+        return self._new(program)
+
     def can_take(self, worker: Worker) -> bool:
         """Whether more may be sent to this worker before it has finished what it has."""
         return worker.state is BUSY and not worker.draining and not self._must_leave(worker)
@@ -178,7 +206,7 @@ class Roster:
         """A worker that was busy has nothing more to do, or one has come up: it becomes idle, or leaves."""
         if worker.state is BUSY:
             self.busy -= 1
-        elif worker.state is STALLED:
+        elif worker.state in (STALLED, LENT):
             self._recount(worker)
         elif worker.state is not STARTING:
             return
@@ -187,14 +215,14 @@ class Roster:
         worker.idle_since = now
         if self.hiring is Hiring.NONE or worker.replaced or (worker.limit is not None and self._must_leave(worker)):
             self.stop(worker, now)
-        elif worker.has_stalled and self.counted > self.size:  # whoever was started in its place stays
+        elif worker.gave_way and self.counted > self.size:  # whoever was started in its place stays
             self.leave(worker, "shrunk", now)
         elif self.limits.idle_timeout is not None and self._idle_check_at is None:
             self._check_idle_at(now + self.limits.idle_timeout)
 
     def stall(self, worker: Worker) -> None:
         """The stream of a busy worker waits for its reader: another task may have its place."""
-        worker.has_stalled = True
+        worker.gave_way = True
         self._leave_state(worker)
         worker.state = STALLED
         self._uncount(worker)
@@ -219,13 +247,13 @@ class Roster:
             self._check_idle_at(now + timeout)
             return
         for worker in sorted(self.idle, key=lambda worker: worker.idle_since):
-            if self.counted <= self.limits.min_workers:
+            if self.counted - self.programs <= self.limits.min_workers:
                 return
             if worker.idle_since + timeout > now:
                 self._check_idle_at(worker.idle_since + timeout)
                 return
             self.leave(worker, "idle", now)
-            self.wanted = min(self.wanted, self.counted)
+            self.wanted = min(self.wanted, self.counted - self.programs)
 
     def _check_idle_at(self, when: float) -> None:
         self.timers.add(when, self._check_idle, None)
@@ -255,20 +283,23 @@ class Roster:
         """Ask an idle worker to go; one that does not is killed after a while."""
         self._move(worker, STOPPING)
         self._uncount(worker)
-        self.workforce.stop(worker.id)
+        worker.workforce.stop(worker.id)
         self.timers.add(now + policy.STOP_GRACE, self._kill_unresponsive, worker)
 
     def _kill_unresponsive(self, worker: Worker, _now: float) -> None:
         self.kill(worker, KillReason(None, "unresponsive"), want_stack=False)
 
     def kill(self, worker: Worker, kill_reason: KillReason, *, want_stack: bool) -> None:
-        """Kill a worker, for one reason, once. It gets no more work and its place is free."""
+        """Kill a worker, for one reason, once. It gets no more work; its place is free, a program's once it is gone."""
         if worker.state is DYING:
             return
         worker.kill_reason = kill_reason
-        self._move(worker, DYING)
-        self._uncount(worker)
-        self.workforce.kill(worker.id, want_stack=want_stack)
+        if worker.is_program and worker.state is BUSY:
+            worker.state = DYING
+        else:
+            self._move(worker, DYING)
+            self._uncount(worker)
+        worker.workforce.kill(worker.id, want_stack=want_stack)
 
     def remove(self, worker: Worker, *, begun: bool, now: float) -> bool:
         """Strike out a worker that is gone; `begun`: it died while it ran a task.
@@ -279,7 +310,9 @@ class Roster:
         state = worker.state
         self._leave_state(worker)
         del self.workers[worker.id]
-        if state in (STOPPING, DYING):
+        if worker.is_program or state is LENT:
+            self._unseat(worker, now)
+        if worker.is_program or state in (STOPPING, DYING, LENT):
             return False
         if worker.counted:
             self.respawned += 1
@@ -305,6 +338,17 @@ class Roster:
         self.wanted = 0
         return True
 
+    def _unseat(self, gone: Worker, now: float) -> None:
+        """A program is gone: its place is free, or its lender's again. Or that is gone: the place is the program's."""
+        self._uncount(gone)
+        lender, gone.lender = gone.lender, None
+        if lender is not None and lender.state is LENT:
+            self.rest(lender, now)
+        for program in self:
+            if program.lender is gone:
+                program.lender = None
+                self.programs += program.counted
+
     def _back_off(self, failures: int, now: float) -> None:
         when = now + policy.backoff(failures, self.rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
         self.timers.add(when, self._grow_again, None)
@@ -324,7 +368,10 @@ class Roster:
         self.size = size
         self.wanted = min(self.wanted, size)
         busy = []
-        counted = sorted((worker for worker in self if worker.counted), key=lambda worker: (worker.state, worker.id))
+        counted = sorted(
+            (worker for worker in self if worker.counted and not worker.is_program),
+            key=lambda worker: (worker.state, worker.id),
+        )
         for worker in counted[: max(0, self.counted - size)]:
             if worker.state is STARTING:
                 self.kill(worker, KillReason(None, "shrunk"), want_stack=False)
@@ -349,18 +396,23 @@ class Roster:
         self.hiring = Hiring.NONE
         self.workers.clear()
         self.idle.clear()
-        self.counted = self.starting = self.busy = 0
+        self.counted = self.starting = self.busy = self.programs = 0
 
     # ===== after an interrupted step =====
 
     def repair(self, now: float) -> None:
         """Count anew, and give the orders again that may be missing."""
         workers = list(self)
+        lenders = {worker.lender for worker in workers}
         for worker in workers:
-            worker.counted = worker.leave is None and worker.state in (STARTING, IDLE, BUSY)
+            if worker.state is LENT and worker not in lenders:
+                worker.state = IDLE
+            is_seated = worker.is_program and worker.state is DYING
+            worker.counted = worker.leave is None and (is_seated or worker.state in (STARTING, IDLE, BUSY))
         self.counted = sum(worker.counted for worker in workers)
         self.starting = sum(worker.state is STARTING for worker in workers)
-        self.busy = sum(worker.state is BUSY for worker in workers)
+        self.busy = sum(worker.state is BUSY or (worker.is_program and worker.state is DYING) for worker in workers)
+        self.programs = sum(worker.is_program and worker.lender is None and worker.counted for worker in workers)
         self.idle[:] = sorted((each for each in workers if each.state is IDLE), key=lambda each: each.idle_since)
         for worker in workers:
             if worker.state is STARTING:
@@ -368,7 +420,7 @@ class Roster:
             elif worker.state is STOPPING:
                 self.timers.add(now + policy.STOP_GRACE, self._kill_unresponsive, worker)
             elif worker.state is DYING:
-                self.workforce.kill(worker.id, want_stack=False)
+                worker.workforce.kill(worker.id, want_stack=False)
             worker.sent_count = worker.tasks_done + len(worker.sent)
             if worker.kill_reason is not None:
                 self.kill(worker, worker.kill_reason, want_stack=False)
@@ -384,7 +436,7 @@ class Roster:
 
     def _leave_state(self, worker: Worker) -> None:
         state = worker.state
-        if state is BUSY:
+        if state is BUSY or (worker.is_program and state is DYING):
             self.busy -= 1
         elif state is STARTING:
             self.starting -= 1
@@ -398,3 +450,4 @@ class Roster:
         if worker.counted:
             worker.counted = False
             self.counted -= 1
+            self.programs -= worker.is_program and worker.lender is None

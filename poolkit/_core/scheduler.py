@@ -134,7 +134,7 @@ class Scheduler:
     def tell_state(self, recorder: Recorder, now: float) -> None:
         """Have it taken down which workers are up, and how many tasks and workers have something to do."""
         for worker in self.roster:
-            if worker.state is not STARTING:
+            if worker.state is not STARTING and not worker.is_program:
                 recorder((worker.ready_at, worker.id, "started", worker.pid))
         recorder((now, self._outcomes.unsettled, self.roster.busy))
 
@@ -221,12 +221,13 @@ class Scheduler:
         options, roster = task.options, self.roster
         if options.queue_timeout is not None or options.deadline is not None:
             self._enforcer.watch(task, now)
-        if not self.queue.size and options.memory_limit is None and roster.idle and roster.busy < roster.size:
+        if not self.queue.size and not options.special and roster.idle and roster.busy < roster.size:
             worker = roster.idle.pop()  # as `Roster.take_idle` does it; nothing waits before the task
             worker.state = BUSY
             roster.busy += 1
             self._dispatcher.send(worker, [task], now)
         else:
+            self._dispatcher.has_programs |= options.grace is not None
             self.queue.push(task)
             self._dispatcher.dispatch(now)
 
@@ -271,6 +272,13 @@ class Scheduler:
             self.is_changing = True
             self._enforcer.end(task, grace, CANCELLED, now)
             self._advance(now)
+
+    def finish(self, task: AnyTask, grace: float, now: float) -> None:
+        """Have a command end, and deliver what it did; one that is queued is cancelled."""
+        if task.phase is SENT and task.worker_id is not None:
+            self.roster.workers[task.worker_id].workforce.finish(task.worker_id, grace)
+        else:
+            self.cancel(task, now)
 
     def cancel_all(self, *, begun: bool, now: float) -> None:
         """Cancel everything that has not begun, and with `begun` what runs too."""
@@ -481,14 +489,14 @@ class Scheduler:
 
     def _died(self, worker: Worker, death: Died, now: float) -> None:
         first = worker.sent[0] if worker.sent else None
-        status = self.workforce.status(worker.id)
+        status = worker.workforce.status(worker.id)
         self._dispatcher.reclaim(worker)  # what it had not claimed touches no task
         if first is not None and not worker.sent and worker.kill_reason is None:
             self._enforcer.died_receiving(worker, first, death)
         for task in worker.sent:
             if task.phase is SENT:
                 self._enforcer.died_running(worker, task, death, status, now)
-        self.workforce.forget(worker.id)
+        worker.workforce.forget(worker.id)
         hopeless = self.roster.remove(worker, begun=bool(worker.sent), now=now)
         worker.sent.clear()  # a timer may keep the worker for a while, but not its tasks
         self.counters.abandoned += death.abandoned
@@ -498,8 +506,9 @@ class Scheduler:
             cause = worker.leave or "stopped"
         else:
             cause = "crashed"
-        self._outcomes.tell(WorkerExited(worker.id, worker.pid or death.pid, death.exitcode, death.signal, cause))
-        if self._outcomes.recorder is not None:
+        if not worker.is_program:
+            self._outcomes.tell(WorkerExited(worker.id, worker.pid or death.pid, death.exitcode, death.signal, cause))
+        if self._outcomes.recorder is not None and not worker.is_program:
             self._outcomes.recorder((now, worker.id, cause, death.signal or death.exitcode))
         if hopeless:
             self.boots_failed += 1
@@ -585,7 +594,8 @@ class Scheduler:
         elif not self._outcomes.unsettled and not self.lingers and self.phase < CLOSED:
             if self.phase is SHUTTING:
                 self.roster.close(now)
-                self.timers.add(now + policy.STOP_GRACE, self._expel, None)
+                graces = [worker.sent[0].options.grace or 0.0 for worker in self.roster if worker.sent]
+                self.timers.add(now + policy.STOP_GRACE + max(graces, default=0.0), self._expel, None)
                 self.phase = CLOSING
             if not self.roster.workers:
                 self.phase = CLOSED

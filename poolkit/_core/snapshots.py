@@ -21,8 +21,8 @@ def pool_stats(
     states = {state.name.lower(): 0 for state in WorkerState}
     sent = running = 0
     for worker in scheduler.roster:
-        states[worker.state.name.lower()] += 1
-        status = scheduler.workforce.status(worker.id)
+        states[worker.state.name.lower()] += not worker.is_program
+        status = worker.workforce.status(worker.id)
         sent += sum(task.phase is SENT for task in worker.sent)
         running += _current(worker, status) is not None
     counters = scheduler.counters
@@ -58,7 +58,9 @@ def workers(scheduler: Scheduler, now: float) -> list[WorkerInfo]:
     """What each worker is doing."""
     found = []
     for worker in scheduler.roster:
-        status = scheduler.workforce.status(worker.id)
+        if worker.is_program:
+            continue
+        status = worker.workforce.status(worker.id)
         task = _current(worker, status)
         if task is not None:
             scheduler.note_progress(task)

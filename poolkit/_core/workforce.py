@@ -29,6 +29,7 @@ class Workforce(Protocol):
     """All workers of one kind. Workers are named by numbers that the scheduler gives and never gives twice."""
 
     max_batch: int  # the most tasks of one message; 1 where sending ahead gains nothing
+    programs: Workforce | None = None  # what runs its commands, each as a worker of its own; once there was one
     ends_coroutines: bool  # whether a run of a coroutine function can be told to end
 
     def start(self, worker_id: int) -> None:
@@ -72,6 +73,9 @@ class Workforce(Protocol):
 
     def end(self, worker_id: int, task: AnyTask) -> None:
         """Tell a worker that the task that it runs is to end by itself; `Finished` will be reported, or nothing."""
+
+    def finish(self, worker_id: int, grace: float) -> None:
+        """End a program, by SIGKILL after `grace` seconds; what it did is its result. Not for workers."""
 
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """End a worker by force, with every program that its tasks started; `Died` will be reported.
@@ -131,6 +135,7 @@ class WorkerState(enum.IntEnum):
     IDLE     -> BUSY      tasks were sent              BUSY -> IDLE   nothing that was sent is unfinished or undropped
     IDLE     -> STOPPING  asked to leave               any  -> DYING  killed, for its kill_reason
     BUSY     -> STALLED   its stream waits for its reader, and another task for its place    STALLED -> BUSY, IDLE
+    IDLE     -> LENT      a program has its place                                            LENT    -> IDLE
     any      -> removed   it died, was stopped or was abandoned
 
     Only the roster moves a worker from one to the next.
@@ -142,11 +147,12 @@ class WorkerState(enum.IntEnum):
     STOPPING = 3
     DYING = 4
     STALLED = 5
+    LENT = 6
 
 
 NAMES = 1024  # functions that are remembered of one worker
 
-STARTING, IDLE, BUSY, STOPPING, DYING, STALLED = WorkerState  # see `poolkit/task.py`
+STARTING, IDLE, BUSY, STOPPING, DYING, STALLED, LENT = WorkerState  # see `poolkit/task.py`
 
 
 @record(frozen=True)
@@ -160,10 +166,16 @@ class KillReason:
 
 
 class Worker:
-    """The scheduler's record of one worker. Guarded by: the pool's one lock."""
+    """The scheduler's record of one worker, or of a program, which is a worker for one task.
 
-    def __init__(self, worker_id: int, limit: int | None, now: float) -> None:
+    Guarded by: the pool's one lock.
+    """
+
+    def __init__(self, worker_id: int, limit: int | None, now: float, workforce: Workforce) -> None:
         self.id = worker_id
+        self.workforce = workforce  # that it is of
+        self.is_program = False
+        self.lender: Worker | None = None  # whose place a program has
         self.state = STARTING
         self.sent: deque[AnyTask] = deque()  # sent, no outcome yet; those it has claimed first
         self.sent_count = 0  # tasks sent and not taken back, over its life
@@ -181,7 +193,7 @@ class Worker:
         self.check_at: float | None = (
             None  # a timer is set for then, to look at its first task's limits on time and memory
         )
-        self.has_stalled = False  # a stream of it has given its place away
+        self.gave_way = False  # it has given its place away, to another task
         self.unbegun = 0  # the task that it was found not to have begun
         self.pid: int | None = None
         self.rss_before = 0  # bytes of memory, when it was sent its last task with a limit on that
@@ -300,6 +312,7 @@ class Died:
     hint: str = ""
     abandoned: bool = False
     output: str = ""
+    completed: Any = None  # of a program that was ended: what it did
 
 
 Report = Ready | BootFailed | Begun | Asked | Finished | Progressed | Logged | Drained | Died

@@ -26,7 +26,7 @@ import os
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import TypeVar
 
@@ -235,6 +235,19 @@ class Engine:
             self._take_posted()
         else:
             self._publish(self._handle())
+
+    def post_all(self, reports: Iterable[Report]) -> None:
+        """Do the same with several at once: no step comes in between."""
+        self._posted_reports.extend(reports)
+        if POSTING_REPORTS:
+            self._take_posted()
+        else:
+            self._publish(self._handle())
+
+    def leave(self, report: Report) -> None:
+        """Leave a report to the supervisor thread. From anywhere."""
+        self._posted_reports.append(report)
+        self.workforce.wake()
 
     def _take_posted(self) -> None:
         """Take in the reports that were posted, unless another thread has the lock."""

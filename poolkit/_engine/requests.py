@@ -205,6 +205,28 @@ class Requests(Engine):
         """Have a message handed to its callback, on the callback thread. By whoever adds it, or has it all called."""
         self.records.add_call(exchange, entry)
 
+    def finish(self, task: AnyTask, grace: float) -> None:
+        """Have a command end, by SIGKILL after `grace` seconds, and deliver what it did."""
+        self._do_soon(lambda now: self._scheduler.finish(task, grace, now))
+
+    def open_programs(self) -> None:
+        """Be ready for commands. Raises RuntimeError where no thread is to be had."""
+        from poolkit._kinds.commands import ProgramForce  # noqa: PLC0415 -- for those who run programs
+        from poolkit._spawn.programs import programs  # noqa: PLC0415 -- see above
+
+        self._check_owner()
+        programs()
+        if self.workforce.programs is None:
+            with self._lock:
+                if self.workforce.programs is None:
+                    self.workforce.programs = ProgramForce(self.post_all, self.leave, self.warn)
+
+    def warn(self, text: str) -> None:
+        """Log a warning, on the callback thread. Does not block."""
+        self.callbacks.queue.append((log.warning, f"pool {self.name}: {text}"))
+        if not self.callbacks.thread.wake():
+            self.workforce.wake()
+
     def cancel_all(self) -> None:
         """Cancel all that is queued and running."""
         self._check_owner()
@@ -302,7 +324,7 @@ class Requests(Engine):
         self._check_owner()
         self._refuse_reentrant("look at stacks")
         with self._lock:
-            busy = [worker.id for worker in self._scheduler.roster if worker.state is BUSY]
+            busy = [each.id for each in self._scheduler.roster if each.state is BUSY and not each.is_program]
         return self.workforce.stacks(busy, timeout)
 
     def queued(self) -> int:

@@ -46,6 +46,9 @@ class DrivenWorkforce(Workforce):
         """Pack a message to a task; here, it goes as it is. On the caller's thread. May raise SerializationError."""
         return message
 
+    def finish(self, worker_id: int, grace: float) -> None:
+        """Not for workers: see `ProgramForce`."""
+
     @abc.abstractmethod
     def wait(self, timeout: float, *, links: bool) -> bool:
         """Wait until there is something to do, for at most `timeout` seconds; false when there was nothing.

@@ -31,7 +31,7 @@ class Start:
         Raises:
             RuntimeError: there is no interpreter to be started.
         """
-        self.command = _interpreter()
+        self.command = interpreter()
         self.start_method = start_method
         # With "spawn" each worker has imports of its own.
         self.preload = () if start_method == "spawn" else tuple(preload)
@@ -82,7 +82,7 @@ ADVICE = (
 )
 
 
-def _interpreter() -> tuple[str, ...]:
+def interpreter() -> tuple[str, ...]:
     """The interpreter and its flags.
 
     Raises:

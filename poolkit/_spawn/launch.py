@@ -37,7 +37,7 @@ _NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.E
 
 def socket_pair() -> tuple[_socket.socket, _socket.socket]:
     """A pair, with numbers above those of the standard streams: one of these may be closed in the owner."""
-    ours, theirs = (_socket.socket(fileno=_above_streams(end.detach())) for end in _socket.socketpair())
+    ours, theirs = (_socket.socket(fileno=above_streams(end.detach())) for end in _socket.socketpair())
     ours.setblocking(False)
     return ours, theirs
 
@@ -47,16 +47,18 @@ def page_with(data: bytes) -> int:
 
     In the end it writes there how its imports went.
     """
-    page = _above_streams(_os.shared_page(len(data)))
+    page = above_streams(_os.shared_page(len(data)))
     os.pwrite(page, data, 0)
     os.lseek(page, len(data), os.SEEK_SET)
     return page
 
 
-def _above_streams(fd: int) -> int:
+def above_streams(fd: int) -> int:
     """The same descriptor, under a number above those of the standard streams."""
     import fcntl  # noqa: PLC0415 -- not on Windows, where importing poolkit must work
 
+    if fd > 2:  # noqa: PLR2004 -- the last of them
+        return fd
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     finally:

@@ -152,6 +152,14 @@ class Driver:
         except Exception:
             log.exception("a callback for messages of a task of pool %s raised", self.name)
 
+    def open_programs(self) -> None:
+        """Refuse: a fake runs no programs."""
+        msg = f"pool {self.name} is a fake, and a fake runs no programs"
+        raise PoolkitError(msg)
+
+    def finish(self, task: AnyTask, grace: float) -> None:
+        """Have a command end."""
+
     def cancel_all(self) -> None:
         """Cancel all that is queued and running."""
         self._asked.append(lambda now: self.scheduler.cancel_all(begun=True, now=now))

@@ -1,7 +1,8 @@
 """Leakage: what a block of code left behind: threads, child processes, descriptors, shared memory.
 
 What belongs to poolkit for as long as the program runs does not count: the template processes that wait for the next
-pool, and multiprocessing's resource tracker. Processes and descriptors are seen where there is `/proc`.
+pool, what waits for the next command, and multiprocessing's resource tracker. Processes and descriptors are seen where
+there is `/proc`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from poolkit._clock import monotonic
 
 _PROC = Path("/proc")
 _STEP = 0.005  # seconds between two looks
+_LASTING = ("poolkit-programs", "poolkit-spawned")  # beginnings of the names of threads that wait for the next command
 
 
 class leaks:  # noqa: N801 -- used like a function, and a class lets every exception pass as it is: frozen ones, too
@@ -68,7 +70,8 @@ class Snapshot:
 
     def new_threads(self) -> list[threading.Thread]:
         """The threads that were not there."""
-        return [thread for thread in threading.enumerate() if thread not in self.threads]
+        new = [thread for thread in threading.enumerate() if thread not in self.threads]
+        return [thread for thread in new if not thread.name.startswith(_LASTING)]
 
     def new_children(self) -> list[int]:
         """The processes that were not there."""
@@ -101,7 +104,7 @@ def descendants() -> list[int]:
     found = [os.getpid()]
     for pid in found:  # grows while we go through it
         found += children.get(pid, ())
-    known = {_resource_tracker()[0], *(template.pid for template in idle_templates())}
+    known = {_resource_tracker()[0], *(template.pid for template in idle_templates()), *starters()[0]}
     return [pid for pid in found[1:] if pid not in known]
 
 
@@ -119,7 +122,7 @@ def _open_fds() -> dict[tuple[int, str], str]:
     """The descriptors and where they lead, and what that is whatever its name: a file may lose it."""
     own = {template._root.fileno() for template in idle_templates()}  # noqa: SLF001 -- of this library
     own |= {template._page for template in idle_templates()}  # noqa: SLF001 -- see above
-    own.add(_resource_tracker()[1])
+    own |= {_resource_tracker()[1], *starters()[1]}
     found = {}
     for path in list((_PROC / "self/fd").iterdir()) if _PROC.is_dir() else []:
         with contextlib.suppress(OSError):  # the one that listed them is closed again
@@ -134,6 +137,12 @@ def _open_fds() -> dict[tuple[int, str], str]:
 def _resource_tracker() -> tuple[Any, Any]:
     tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
     return getattr(tracker, "_pid", None), getattr(tracker, "_fd", None)
+
+
+def starters() -> tuple[list[int], list[int]]:
+    """The processes that start programs, and the descriptors of what owns them."""
+    programs = getattr(sys.modules.get("poolkit._spawn.programs"), "_programs", None)
+    return ([], []) if programs is None else programs.lasting()
 
 
 def idle_templates() -> list[Any]:

@@ -33,6 +33,7 @@ from poolkit._core.workforce import (
     Ready,
     Report,
     Status,
+    Workforce,
 )
 from poolkit._kinds.loggers import mark_records
 from poolkit._kinds.references import by_reference
@@ -100,6 +101,7 @@ class FakeWorkforce:
 
     max_batch = 1
     ends_coroutines = False
+    programs: Workforce | None = None
     why_memory_unknown: str | None = None
 
     def __init__(self, timeline: Timeline, seed: int, initializer: Function | None, *, check_pickle: bool) -> None:
@@ -127,6 +129,9 @@ class FakeWorkforce:
         return FakeCall(known, count, load, found.memories), len(call[0]) + len(call[1])
 
     # ===== orders =====
+
+    def finish(self, worker_id: int, grace: float) -> None:
+        """It runs no programs."""
 
     def start(self, worker_id: int) -> None:
         """A worker comes up at once, unless the initializer raises."""

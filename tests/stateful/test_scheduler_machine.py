@@ -330,7 +330,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.pool.check()
         roster = self.pool.scheduler.roster
-        serving = [record for record in roster if record.state < WorkerState.STOPPING and not record.has_stalled]
+        serving = [record for record in roster if record.state < WorkerState.STOPPING and not record.gave_way]
         assert len(serving) <= 2 * self.largest, "more workers than places and their replacements"
 
     @invariant()

@@ -325,7 +325,7 @@ class ScriptedPool:
         assert states["BUSY"] == roster.busy
         assert states["STARTING"] == roster.starting
         assert roster.counted == sum(worker.counted for worker in roster)
-        resumed = [worker for worker in roster if worker.has_stalled and worker.state is WorkerState.BUSY]
+        resumed = [worker for worker in roster if worker.gave_way and worker.state is WorkerState.BUSY]
         assert roster.counted <= roster.size + len(resumed)
         assert set(roster.workers) == set(self.workforce.workers)
         for record in roster:

@@ -21,7 +21,7 @@ def make(**options: Any) -> Task[Any]:
 
 def test_a_crash_carries_its_evidence() -> None:
     """Signal, pid, worker, memory, stack and a hint, in attributes and in words."""
-    worker = Worker(3, None, 0.0)
+    worker = Worker(3, None, 0.0, None)
     worker.pid = 42
     death = Died(3, signal="SIGSEGV", pid=41, peak_rss=25_000_000, stack="  File x")
     error = failures.crashed(make(), worker, death)
@@ -38,14 +38,14 @@ def test_a_crash_carries_its_evidence() -> None:
 
 def test_what_a_terminal_would_obey_is_shown_and_not_sent() -> None:
     death = Died(3, exitcode=1, output="50 %\r\x1b[2J\x07gone\tcaf\xe9\x00\n")
-    error = failures.crashed(make(), Worker(3, None, 0.0), death)
+    error = failures.crashed(make(), Worker(3, None, 0.0, None), death)
     assert str(error).endswith("printed:\n  50 %\n  \\x1b[2J\\x07gone\tcaf\xe9\\x00")
     assert error.output == death.output
 
 
 def test_a_crash_is_told_whole() -> None:
     """What happened, to which task, with which figures, what it means, and the evidence behind it, longest last."""
-    worker = Worker(3, None, 0.0)
+    worker = Worker(3, None, 0.0, None)
     worker.pid = 42
     output = "".join(f"step {number}\n" for number in range(9)) + "x" * 1000 + "\n\n"
     death = Died(
@@ -86,7 +86,7 @@ def test_a_crash_is_told_whole() -> None:
 )
 def test_a_death_is_told_in_words(death: Died, words: str, hint: str) -> None:
     """How it ended, and what that most likely means."""
-    error = failures.crashed(make(), Worker(1, None, 0.0), death)
+    error = failures.crashed(make(), Worker(1, None, 0.0, None), death)
     assert words in str(error)
     assert hint in error.hint
     assert bool(hint) == bool(error.hint)
@@ -170,9 +170,9 @@ class Hostile(Exception):
     ],
 )
 def test_a_limit_on_memory_tells_what_was_there_before(had: int, advice: str) -> None:
-    worker = Worker(3, None, 0.0)
+    worker = Worker(3, None, 0.0, None)
     worker.pid, worker.rss_before = 42, had
-    error = failures.grew_too_large(make(memory_limit=100_000_000), worker, 130_000_000)
+    error = failures.grew_too_large(make(memory_limit=100_000_000), worker, 130_000_000, None)
     assert (error.limit, error.used) == (100_000_000, 130_000_000)
     assert f"had grown to 130.0 MB, beyond the task's memory_limit of 100.0 MB; it had {had / 1e6:.1f} MB" in str(error)
     assert str(error).endswith(advice)

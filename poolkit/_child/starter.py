@@ -1,0 +1,151 @@
+"""Starter: the process that starts the programs of all commands, is their parent, and reaps each when it is told to.
+
+A bare interpreter runs this file by its source (`_spawn/starters.py`): it imports nothing of poolkit, nor of the user.
+Until a program is buried its number is its own, so the owner may signal it and its group by itself. One thread; while
+an exec hangs, as on a network drive that is gone, it does nothing else, and the owner starts another one.
+
+    owner -> starter    EXEC number, with descriptors: what to start, input, output, errors      BURY number
+    starter -> owner    READY · STARTED number, pid, when · FAILED number, errno, step · ENDED number, code, when
+                        BURIED number, nanoseconds of CPU time, peak memory; times in nanoseconds
+
+Its socket's end is that of the owner: every program is killed, with its group.
+"""
+
+import _socket  # `socket` makes enums of all its constants
+import array
+import contextlib
+import errno
+import marshal
+import os
+import select
+import signal
+import struct
+import time
+
+ORDER, NOTE = struct.Struct("<cQ"), struct.Struct("<cQqq")
+EXEC, BURY = b"x", b"b"
+READY, STARTED, FAILED, ENDED, BURIED = b"r", b"s", b"f", b"e", b"g"
+DIRECTORY, PROGRAM = 0, 1  # the step that failed
+_FDS = 4
+_OWNERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP")]
+_IGNORED: list[int] = []  # what programs would inherit as such
+
+
+def main(fd: int) -> None:
+    """Serve the owner at the other end of this socket, until that ends."""
+    for number in map(int, os.listdir("/dev/fd")):  # noqa: PTH208 -- pathlib is a large import
+        if number not in {0, 1, 2, fd}:
+            with contextlib.suppress(OSError):
+                os.close(number)
+    sock = _socket.socket(fileno=fd)
+    os.set_inheritable(fd, False)
+    ended, wakes = os.pipe()
+    for end in (ended, wakes):
+        os.set_blocking(end, False)
+    for name in _OWNERS:
+        signal.signal(name, signal.SIG_IGN)
+    _IGNORED.extend(name for name in signal.valid_signals() if signal.getsignal(name) == signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    os.chdir("/")
+    running: dict[int, int] = {}
+    over: dict[int, int] = {}
+    with contextlib.suppress(OSError):  # the owner is gone
+        sock.sendall(NOTE.pack(READY, 0, 0, 0))
+        while True:
+            ready, _, _ = select.select([fd, ended], [], [])
+            if ended in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(ended, 4096)
+                _look(sock, running, over)
+            if fd in ready and not _obey(sock, running, over):
+                break
+    for pid in (*running.values(), *over.values()):
+        _kill(pid)
+    os._exit(0)
+
+
+def _obey(sock: _socket.socket, running: dict[int, int], over: dict[int, int]) -> bool:
+    order, attached, _, _ = sock.recvmsg(ORDER.size, _socket.CMSG_LEN(_FDS * 4))
+    if len(order) < ORDER.size:
+        return False
+    kind, number = ORDER.unpack(order)
+    if kind == EXEC:
+        _start(sock, number, attached, running)
+    else:
+        _bury(sock, number, over)
+    return True
+
+
+def _start(sock: _socket.socket, number: int, attached: list[tuple[int, int, bytes]], running: dict[int, int]) -> None:
+    fds = array.array("i")
+    for _, _, content in attached:
+        fds.frombytes(content)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    try:
+        what, *streams = fds
+        argv, env, directory, mask = marshal.loads(os.pread(what, os.fstat(what).st_size, 0))  # noqa: S302 -- the owner's
+        step = DIRECTORY
+        try:
+            os.chdir(directory)
+            step = PROGRAM
+            if mask is not None:
+                os.umask(mask)
+            began = time.monotonic_ns()
+            pid = running[number] = _spawn(argv, env, streams)
+        except OSError as exc:
+            note = NOTE.pack(FAILED, number, exc.errno or 0, step)
+        except ValueError:  # no environment
+            note = NOTE.pack(FAILED, number, errno.EINVAL, step)
+        else:
+            note = NOTE.pack(STARTED, number, pid, began)
+        os.chdir("/")
+    finally:
+        for fd in fds:
+            os.close(fd)
+    sock.sendall(note)
+
+
+def _spawn(argv: list[bytes], env: dict[bytes, bytes], streams: list[int]) -> int:
+    """Start a program, which is looked up in the PATH that it will have. Leads a session."""
+    # Once above those of the standard streams, no number is taken before it was copied.
+    actions = [(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(streams)]
+    folders = [b""] if b"/" in argv[0] else env.get(b"PATH", os.fsencode(os.defpath)).split(b":")
+    error = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for folder in folders:
+        path = os.path.join(folder, argv[0])  # noqa: PTH118 -- of bytes
+        if len(folders) > 1 and not os.access(path, os.F_OK):
+            continue
+        try:
+            return os.posix_spawn(path, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_IGNORED)
+        except OSError as exc:
+            if exc.errno not in {errno.ENOENT, errno.ENOTDIR, errno.EACCES}:
+                raise
+            if error.errno != errno.EACCES:
+                error = exc
+    raise error
+
+
+def _look(sock: _socket.socket, running: dict[int, int], over: dict[int, int]) -> None:
+    """Tell which programs have ended. They stay zombies until they are buried."""
+    for number, pid in list(running.items()):
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if end is not None:
+            over[number] = running.pop(number)
+            code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+            sock.sendall(NOTE.pack(ENDED, number, code, time.monotonic_ns()))
+
+
+def _bury(sock: _socket.socket, number: int, over: dict[int, int]) -> None:
+    pid = over.pop(number, None)
+    if pid is not None:
+        _kill(pid)
+        usage = os.wait4(pid, 0)[2]
+        sock.sendall(NOTE.pack(BURIED, number, int((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_maxrss))
+
+
+def _kill(pid: int) -> None:
+    """Kill what is left of a program's group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

@@ -1,0 +1,221 @@
+"""Command line: what a user asks to have run, checked where it is given, and made a command of."""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import io
+import math
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from poolkit import _os
+from poolkit._core import options as checks
+from poolkit._core.options import UNSET, CallOptions
+from poolkit._engine.interface import PoolEngine
+from poolkit._kinds.commands import Call, checker, signal_number
+from poolkit._spawn.entrance import Entrance
+from poolkit._spawn.output import Output, text_decoder
+from poolkit._spawn.programs import Recipe
+from poolkit.command import Caller, Command
+
+Argument = str | bytes | os.PathLike[Any]
+
+_NAMED = 40  # characters of a command for the shell in the name of its task
+
+
+def run(  # noqa: PLR0913 -- all that can be said of a program, by keyword
+    engine: PoolEngine,
+    view: CallOptions,
+    argv: Sequence[Argument] | str,
+    *,
+    input: Any = None,  # noqa: A002 -- as subprocess has it
+    stdin: str = "null",
+    stdout: Any = "capture",
+    stderr: Any = "capture",
+    cwd: Any = None,
+    env: Mapping[str, str | None] | None = None,
+    shell: bool = False,
+    text: bool = False,
+    encoding: str = "utf-8",
+    errors: str = "backslashreplace",
+    check: bool | Collection[int] = True,
+    timeout: float | None = UNSET,
+    on_stdout: Callable[[Any], object] | None = None,
+    on_stderr: Callable[[Any], object] | None = None,
+    max_output: int = 64 << 20,
+    grace: float = 2.0,
+    stop_signal: str = "SIGTERM",
+) -> Command[Any]:
+    """Make a command, to be submitted. See `Pool.run`, which says what it raises, and whose name it has there."""
+    words = _words(argv, shell=checks.flag("shell", shell))
+    options = view.changed(timeout=timeout)
+    seconds = checks.wait_seconds("grace", grace)
+    recipe = Recipe(words, _environment(env), _directory(cwd), _os.umask())
+    recipe.grace = math.inf if seconds is None else seconds
+    recipe.stop_signal = signal_number("stop_signal", stop_signal)
+    most = checks.whole("max_output", max_output)
+    is_text = checks.flag("text", text)
+    decoder = functools.partial(text_decoder, encoding, errors)
+    _check_codec(encoding, errors)
+    callbacks = {"stdout": on_stdout, "stderr": on_stderr}
+    for name, given in (("stdout", stdout), ("stderr", stderr)):
+        stream = _stream(recipe, name, given)
+        if stream in {"capture", "lines"}:
+            stream = Output(name, most if stream == "capture" else None, decoder if is_text else _no_decoder)
+        elif callbacks[name] is not None:
+            msg = f"on_{name} needs {name}='capture' or 'lines', not {given!r}"
+            raise ValueError(msg)
+        setattr(recipe, name, stream)
+    recipe.stdin = _input(recipe, input, stdin, encoding)
+    if recipe.stdin == "pipe":
+        recipe.entrance = Entrance(functools.partial(str.encode, encoding=encoding))
+    shown = tuple(map(os.fsdecode, words))
+    name = options.name or (shown[-1][:_NAMED] if shell else os.path.basename(shown[0]))  # noqa: PTH119 -- of text
+    call = Call(shown, recipe, _whole(decoder) if is_text else bytes, checker(check))
+    engine.open_programs()
+    command: Command[Any] = Command(engine, name, call, options.for_program(recipe.grace), makes_text=is_text)
+    for output in recipe.outputs():
+        callback = callbacks[output.name]
+        if callback is not None:
+            Caller(command, output, callback)
+    return command
+
+
+def _words(argv: object, *, shell: bool) -> list[bytes]:
+    if shell:
+        if not isinstance(argv, str):
+            msg = f"shell=True takes one string for /bin/sh, was given {argv!r:.200}; leave it out for a list"
+            raise TypeError(msg)
+        if not argv:
+            msg = "argv is empty: there is nothing to run"
+            raise ValueError(msg)
+        return [b"/bin/sh", b"-c", _encoded("argv", argv)]
+    if isinstance(argv, (str, bytes, os.PathLike)) or not isinstance(argv, Sequence):
+        msg = (
+            f"argv must be a list of the program and its arguments, was {argv!r:.200}; "
+            "give [program, argument, ...], or shell=True for a command line that /bin/sh is to read"
+        )
+        raise TypeError(msg)
+    words = [_encoded(f"argv[{place}]", word) for place, word in enumerate(argv)]
+    if not words or not words[0]:
+        msg = f"argv must begin with a program, was {argv!r:.200}"
+        raise ValueError(msg)
+    return words
+
+
+def _encoded(name: str, value: object) -> bytes:
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        msg = f"{name} must be str, bytes or a path, was {value!r:.200}"
+        raise TypeError(msg)
+    try:
+        data = os.fsencode(value)
+    except UnicodeEncodeError as exc:
+        msg = f"{name} cannot be encoded, was {value!r:.200}: {exc}"
+        raise ValueError(msg) from exc
+    if b"\0" in data:
+        msg = f"{name} must not have a NUL character in it, was {value!r:.200}"
+        raise ValueError(msg)
+    return data
+
+
+def _environment(given: Mapping[str, str | None] | None) -> dict[bytes, bytes]:
+    env = dict(os.environb)
+    if given is None:
+        return env
+    if not isinstance(given, Mapping):
+        msg = f"env must be a mapping of names to values, was {given!r:.200}"
+        raise TypeError(msg)
+    for name, value in given.items():
+        key = _encoded("a name in env", name)
+        if not key or b"=" in key:
+            msg = f"a name in env must not be empty or have '=' in it, was {name!r:.200}"
+            raise ValueError(msg)
+        if value is None:
+            env.pop(key, None)
+        else:
+            env[key] = _encoded(f"env[{name!r}]", value)
+    return env
+
+
+def _directory(given: object) -> bytes:
+    try:
+        here = os.getcwdb()  # noqa: PTH109 -- as bytes
+    except OSError:  # it is gone, and still one can be there
+        here = b"/proc/%d/cwd" % os.getpid()
+    if given is None:
+        return here
+    directory = _encoded("cwd", given)
+    if not directory:
+        msg = "cwd must not be empty"
+        raise ValueError(msg)
+    return os.path.join(here, directory)  # noqa: PTH118 -- of bytes
+
+
+def _stream(recipe: Recipe, name: str, given: Any) -> Any:
+    """What is to become of its output: a word, a path, or a descriptor."""
+    words = ("capture", "lines", "null", "inherit", *(("stdout",) if name == "stderr" else ()))
+    if isinstance(given, str):
+        if given not in words:
+            msg = f"{name} must be one of {', '.join(map(repr, words))}, a pathlib.Path or a file, was {given!r}"
+            raise ValueError(msg)
+        return given
+    if isinstance(given, os.PathLike):
+        return os.path.abspath(_encoded(name, given))  # noqa: PTH100 -- of bytes
+    return recipe.keep(_descriptor(name, given))
+
+
+def _descriptor(name: str, file: Any) -> int:
+    """The descriptor of a file object."""
+    try:
+        if callable(getattr(file, "flush", None)) and getattr(file, "writable", bool)():
+            file.flush()
+        return int(file.fileno())
+    except (AttributeError, TypeError, OSError) as exc:
+        msg = f"{name} must be a file with a descriptor, was {file!r:.200}"
+        raise TypeError(msg) from exc
+
+
+def _input(recipe: Recipe, data: Any, stdin: str, encoding: str) -> Any:
+    words = ("null", "pipe", "inherit")
+    if stdin not in words:
+        msg = f"stdin must be one of {', '.join(map(repr, words))}, was {stdin!r}; give data, or a file, as input"
+        raise ValueError(msg)
+    if data is None:
+        return stdin
+    if stdin != "null":
+        msg = f"input and stdin={stdin!r} exclude each other"
+        raise ValueError(msg)
+    if isinstance(data, str):
+        return data.encode(encoding)
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    if callable(getattr(data, "read", None)):
+        try:
+            fd = _descriptor("input", data)
+        except TypeError:
+            return _input(recipe, data.read(), stdin, encoding)
+        return recipe.keep(fd)
+    msg = f"input must be bytes, text or a file, was {data!r:.200}"
+    raise TypeError(msg)
+
+
+def _check_codec(encoding: str, errors: str) -> None:
+    for name, value, look_up in (("encoding", encoding, codecs.lookup), ("errors", errors, codecs.lookup_error)):
+        if not isinstance(value, str):
+            msg = f"{name} must be a string, was {value!r}"
+            raise TypeError(msg)
+        try:
+            look_up(value)
+        except LookupError as exc:
+            msg = f"{name}: {exc}"
+            raise ValueError(msg) from exc
+
+
+def _no_decoder() -> None:
+    """Lines stay bytes."""
+
+
+def _whole(decoder: Callable[[], io.IncrementalNewlineDecoder]) -> Callable[[bytes], str]:
+    return lambda data: decoder().decode(data, final=True)

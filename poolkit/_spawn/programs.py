@@ -1,0 +1,561 @@
+"""Programs: the one thread of this process that owns the programs of all commands, from their start to their end.
+
+    ORDERED ── STARTED ──> RUNNING ── ENDED ──> DRAINING ── pipes at their end, or DRAIN seconds ─> BURYING ── BURIED ─┐
+       └ FAILED, or taken back ────────────────────────────────────────────────────────────────────────> over: told once
+
+It starts them through a starter (`starters.py`), reads their pipes, and ends them: by a signal to the group, and by
+SIGKILL when the grace is over. It runs no code of the user and waits for no lock of a pool.
+Guarded by: a program's `lock`: whether its number may be signalled, as it may until the thread has it buried.
+Owner: all else belongs to the thread; anybody may leave orders. Lock order: FORKING, nothing inside a program's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import marshal
+import math
+import os
+import selectors
+import signal
+import threading
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from poolkit import _os
+from poolkit._child import starter as protocol
+from poolkit._clock import monotonic
+from poolkit._spawn import launch
+from poolkit._spawn.entrance import Entrance
+from poolkit._spawn.key import is_open
+from poolkit._spawn.launch import FORKING
+from poolkit._spawn.output import AT_END, Output
+from poolkit._spawn.starters import Note, Starter
+
+DRAIN = 0.5  # seconds that who was left behind may hold the output of a program that has ended
+LAST_READ = 0.1  # seconds for the output of those that were killed then
+UNREAD_FOR = 1.0  # seconds that a program waits for readers before that is told, if nobody asked for its output
+_READ = 64 * 1024
+_READS = 4  # of one pipe in a turn
+
+_numbers = itertools.count(1)
+
+
+class Recipe:
+    """What is to be started. A stream is "null", "inherit", a path, a descriptor, or what takes its output."""
+
+    def __init__(self, argv: list[bytes], env: dict[bytes, bytes], directory: bytes, mask: int | None) -> None:
+        self.packed = marshal.dumps((argv, env, directory, mask))
+        self.argv, self.env, self.directory = argv, env, directory
+        self.stdin: Any = "null"  # also "pipe", or bytes
+        self.stdout: Any = "null"
+        self.stderr: Any = "null"  # also "stdout"
+        self.stop_signal = signal.SIGTERM
+        self.grace = 2.0  # seconds
+        self.entrance: Entrance | None = None  # what gets the writing end of a pipe to its input
+        self.early: list[int] = []  # signals from before it was started
+        self._fds: list[int] = []  # our own
+
+    def keep(self, fd: int) -> int:
+        """Return a copy of this descriptor that lives as long as this."""
+        self._fds.append(os.dup(fd))
+        return self._fds[-1]
+
+    def __del__(self) -> None:
+        for fd in self.__dict__.get("_fds", ()):
+            _os.close_fd(fd)
+
+    def outputs(self) -> Iterator[Output]:
+        """Those of its streams that are read."""
+        return (each for each in (self.stdout, self.stderr) if isinstance(each, Output))
+
+
+class Program:
+    """One run of a program. `tell` is called by the thread: with "begun", "unread", and at last "over"."""
+
+    def __init__(self, recipe: Recipe, tell: Callable[[Program, str], object]) -> None:
+        self.recipe = recipe
+        self.number = next(_numbers)
+        self.claims = deque((None,))  # whoever takes it has the program started, or takes it back
+        self.pid: int | None = None
+        self.started_at = self.ended_at = 0.0
+        self.returncode: int | None = None
+        self.cpu_time = 0.0  # seconds
+        self.peak_rss = 0  # bytes
+        self.error: Exception | None = None  # why it could not be started
+        self.is_lost = False  # its starter has died
+        self.is_stopped = False  # it was asked to end, and is to deliver what it did
+        self.is_too_long = False  # it has written more than is kept
+        self.cut_off = False
+        self.is_over = False
+        self.starter: Starter | None = None
+        self.pipes: dict[int, Output] = {}
+        self.paused: set[int] = set()
+        self.tell = tell
+        self._lock = allocate_lock()
+        self._early = recipe.early
+        self._may_signal = True
+
+    def send(self, number: int, *, group: bool) -> bool:
+        """Send it a signal, once it is started; False where it has ended. By anybody."""
+        with self._lock:
+            if not self._may_signal or self.is_over or self.returncode is not None:
+                return False
+            if self.pid is None:
+                self._early.append(number)
+                return True
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                (os.killpg if group else os.kill)(self.pid, number)
+            return True
+
+    def begin(self, pid: int, at: float) -> None:
+        """It is started, at that moment."""
+        with self._lock:
+            self.started_at, self.pid = at, pid
+            for number in self._early:
+                self._signal_group(number)
+
+    def kill_group(self, number: int = signal.SIGKILL) -> None:
+        """Send this to all of its group."""
+        with self._lock:
+            if self.pid is not None and self._may_signal:
+                self._signal_group(number)
+
+    def _signal_group(self, number: int) -> None:
+        assert self.pid is not None  # noqa: S101 -- it is started
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def let_go(self) -> None:
+        """Its number may be somebody else's from now on."""
+        with self._lock:
+            self._may_signal = False
+
+    def close(self) -> None:
+        """Close the pipes, also in a forked child."""
+        while self.pipes:
+            fd, output = self.pipes.popitem()
+            _os.close_fd(fd)
+            output.end()
+        if self.recipe.entrance is not None:
+            self.recipe.entrance.end()
+
+
+class Programs:
+    """The thread; see the file's header."""
+
+    def __init__(self) -> None:
+        self._orders: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._wakeup = _os.Wakeup()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, lambda _fd: None)
+        self._timers: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._waiting: deque[Program] = deque()  # to be started
+        self._programs: dict[int, Program] = {}  # given to a starter
+        self._starters: set[Starter] = set()
+        self._starter: Starter | None = None  # the one that starts programs
+        self.has_ended = False
+        self.pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name="poolkit-programs", daemon=True)
+        self._thread.start()
+
+    def order(self, what: Callable[..., object], *args: Any) -> None:
+        """Have the thread call this. From anywhere; does not block."""
+        self._orders.append((what, args))
+        self._wakeup.set()
+
+    def start(self, program: Program, written: list[Any]) -> None:
+        """Have a program started, unless it is taken back before that; noted in `written` by one instruction."""
+        written += map(self._orders.append, ((self._waiting.append, (program,)),))
+        self._wakeup.set()
+
+    def end(self, program: Program, number: int, grace: float) -> None:
+        """End a program: by this signal to its group, and SIGKILL after the grace. `tell` says when it is over."""
+        self.order(self._end, program, number, grace)
+
+    # ===== the thread =====
+
+    def _run(self) -> None:
+        try:
+            while True:
+                left = self._act()
+                self._look_at_pipes(self._selector.select(left))
+        finally:  # a lack of memory: all ends with it, and the next command makes a new one
+            self._abandon()
+
+    def _act(self) -> float | None:
+        """Carry out orders, and do what is due; seconds until there is more. In here, no variable lives on."""
+        self._wakeup.clear()
+        while self._orders:
+            what, args = self._orders.popleft()
+            what(*args)
+        self._start_waiting()
+        return self._fire()
+
+    def _look_at_pipes(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        for key, _ in ready:
+            if self._selector.get_map().get(key.fd) is key:  # what came before may have closed it
+                key.data(key.fd)
+
+    def _abandon(self) -> None:
+        self.has_ended = True
+        for starter in self._starters:
+            starter.close()
+        while self._orders:
+            what, args = self._orders.popleft()
+            if what == self._waiting.append:
+                self._waiting.extend(args)
+        for program in (*self._programs.values(), *self._waiting):
+            self._lose(program)
+
+    def _fire(self) -> float | None:
+        """Do what is due; seconds until the next."""
+        while self._timers and self._timers[0][0] <= monotonic():
+            _, _, what, args = heapq.heappop(self._timers)
+            what(*args)
+        due = [self._timers[0][0]] if self._timers else []
+        return max(0.0, min(due) - monotonic()) if due else None
+
+    def _later(self, seconds: float, what: Callable[..., object], *args: Any) -> None:
+        if seconds < math.inf:
+            heapq.heappush(self._timers, (monotonic() + seconds, next(_numbers), what, args))
+
+    # ----- starting -----
+
+    def _start_waiting(self) -> None:
+        """Give the starter what is to be started, one at a time: who waits behind a hanging exec goes to another."""
+        while self._waiting and (self._starter is None or not self._starter.asked):
+            program = self._waiting.popleft()
+            try:
+                program.claims.pop()
+            except IndexError:  # it was taken back
+                self._over(program)
+                continue
+            try:
+                self._execute(program)
+            except Exception as exc:  # noqa: BLE001 -- no descriptors, no such file, no interpreter: its outcome
+                program.error = exc
+                self._over(program)
+
+    def _execute(self, program: Program) -> None:
+        starter = self._starter
+        if starter is None or not starter.fits():
+            starter = self._new_starter()
+        program.starter = starter
+        try:
+            self._hand_over(program, starter)
+        except (BrokenPipeError, ConnectionResetError):  # it has just died
+            self._starter = None
+            program.starter = starter = self._new_starter()
+            self._hand_over(program, starter)
+        self._programs[program.number] = program
+        for fd, output in program.pipes.items():
+            self._watch(program, fd, output)
+        if starter.asked_at < math.inf:
+            self._later(max(0.0, starter.answer_due() - monotonic()), self._look_at, starter, program.number)
+
+    def _new_starter(self) -> Starter:
+        starter = self._starter = Starter()
+        self._starters.add(starter)
+        self._selector.register(starter.fileno(), selectors.EVENT_READ, lambda _fd: self._heard(starter))
+        return starter
+
+    def _look_at(self, starter: Starter, number: int) -> None:
+        """Give a starter that hangs no more to start."""
+        if starter.asked != number:
+            return
+        if not starter.hangs(monotonic()):  # it came up late
+            self._later(max(0.01, starter.answer_due() - monotonic()), self._look_at, starter, number)
+        elif self._starter is starter:
+            self._starter = None
+
+    def _hand_over(self, program: Program, starter: Starter) -> None:
+        """Open its streams, and have it started with them. No other process gets copies meanwhile."""
+        recipe = program.recipe
+        theirs: list[int] = []
+        ours: dict[int, Output] = {}
+        entrance = -1
+        with FORKING:
+            try:
+                theirs.append(launch.page_with(recipe.packed))
+                if recipe.stdin == "pipe":
+                    fd, entrance = _pipe()
+                    theirs.append(fd)
+                else:
+                    theirs.append(_open(recipe.stdin, 0))
+                for place, stream in ((1, recipe.stdout), (2, recipe.stderr)):
+                    if isinstance(stream, Output):
+                        fd, write = _pipe()
+                        ours[fd] = stream
+                        theirs.append(write)
+                    else:
+                        theirs.append(os.dup(theirs[2]) if stream == "stdout" else _open(stream, place))
+                for fd in ours:
+                    os.set_blocking(fd, False)
+                starter.execute(program.number, theirs)
+            except BaseException:
+                for fd in (*ours, entrance):
+                    _os.close_fd(fd)
+                raise
+            finally:
+                for fd in theirs:
+                    os.close(fd)
+            program.pipes = ours
+            if recipe.entrance is not None:
+                recipe.entrance.open(entrance)
+
+    # ----- what a starter says -----
+
+    def _heard(self, starter: Starter) -> None:
+        notes = starter.receive()
+        if notes is None:
+            self._died(starter)
+            return
+        for note in notes:
+            self._note(note)
+
+    def _note(self, note: Note) -> None:
+        kind, number, fact, more = note
+        program = self._programs.get(number)
+        if program is None:
+            return
+        if kind == protocol.STARTED:
+            program.begin(fact, more / 1e9)
+            program.tell(program, "begun")
+        elif kind == protocol.FAILED:
+            program.error = _why_not(program.recipe, fact, more)
+            self._over(program)
+        elif kind == protocol.ENDED:
+            program.ended_at, program.returncode = more / 1e9, fact
+            for fd in [*program.paused]:
+                self._resume(program, fd)
+            if program.pipes:
+                self._later(DRAIN, self._cut, program)
+            self._bury_if_drained(program)
+        elif kind == protocol.BURIED:
+            program.cpu_time, program.peak_rss = fact / 1e9, _os.peak_bytes(more)
+            self._over(program)
+
+    def _died(self, starter: Starter) -> None:
+        """A starter has died: so do its programs, by their numbers, which were theirs a moment ago."""
+        self._selector.unregister(starter.fileno())
+        self._starters.discard(starter)
+        if self._starter is starter:
+            self._starter = None
+        starter.end()
+        for program in [each for each in self._programs.values() if each.starter is starter]:
+            self._lose(program)
+
+    def _lose(self, program: Program) -> None:
+        program.kill_group()
+        for fd, output in [*program.pipes.items()]:  # what they hold
+            self._unwatch(fd)
+            while data := _read(fd):
+                output.feed(data)
+        program.is_lost = program.returncode is None
+        self._over(program)
+
+    # ----- pipes -----
+
+    def _watch(self, program: Program, fd: int, output: Output) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, lambda fd: self._readable(program, fd, output))
+
+    def _unwatch(self, fd: int) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(fd)
+
+    def _readable(self, program: Program, fd: int, output: Output) -> None:
+        for _ in range(_READS):
+            data = _read(fd)
+            if data is None:
+                return
+            if not data:
+                self._close_pipe(program, fd)
+                self._bury_if_drained(program)
+                return
+            goes_on = output.feed(data)
+            if output is program.recipe.stdout and output.kept and output.kept.dropped and not program.is_too_long:
+                program.is_too_long = True
+                self._end(program, program.recipe.stop_signal, program.recipe.grace)
+            if not goes_on and (program.returncode is None or output.is_over_full()):
+                self._pause(program, fd, output)
+                return
+
+    def _close_pipe(self, program: Program, fd: int) -> None:
+        self._unwatch(fd)
+        program.paused.discard(fd)
+        output = program.pipes.pop(fd)
+        os.close(fd)
+        output.end()
+
+    def _pause(self, program: Program, fd: int, output: Output) -> None:
+        """The program is to wait until somebody has taken what it wrote."""
+        self._unwatch(fd)
+        program.paused.add(fd)
+        if not output.is_asked_for:
+            self._later(UNREAD_FOR, self._say_if_unread, program, fd, output)
+        output.wait_for_room(lambda: self.order(self._resume, program, fd))
+
+    def _resume(self, program: Program, fd: int) -> None:
+        if fd in program.paused and fd in program.pipes:
+            program.paused.discard(fd)
+            self._watch(program, fd, program.pipes[fd])
+
+    @staticmethod
+    def _say_if_unread(program: Program, fd: int, output: Output) -> None:
+        if fd in program.paused and not output.is_asked_for:
+            program.tell(program, "unread")
+
+    # ----- ending -----
+
+    def _end(self, program: Program, number: int, grace: float) -> None:
+        if program.is_over:
+            return
+        if grace <= 0.0:
+            number = signal.SIGKILL
+        if program.returncode is None:
+            program.send(number, group=True)
+        else:
+            program.kill_group(number)
+        if number != signal.SIGKILL:
+            self._later(grace, self._end, program, signal.SIGKILL, 0.0)
+
+    def _cut(self, program: Program) -> None:
+        """Somebody holds the pipes of a program that has ended: they end now."""
+        if program.is_over or not program.pipes:
+            return
+        program.cut_off = True
+        program.kill_group()
+        self._later(LAST_READ, self._close_pipes, program)
+
+    def _close_pipes(self, program: Program) -> None:
+        for fd, output in [*program.pipes.items()]:
+            for _ in range(AT_END // _READ if fd not in program.paused else 0):
+                if data := _read(fd):
+                    output.feed(data)
+            self._close_pipe(program, fd)
+        self._bury_if_drained(program)
+
+    def _bury_if_drained(self, program: Program) -> None:
+        if program.returncode is not None and not program.pipes and not program.is_over and program.starter is not None:
+            program.let_go()
+            program.starter.bury(program.number)
+            if not program.starter.flush():
+                self._later(0.01, self._flush, program.starter)
+
+    def _flush(self, starter: Starter) -> None:
+        if starter in self._starters and not starter.flush():
+            self._later(0.01, self._flush, starter)
+
+    def _over(self, program: Program) -> None:
+        self._programs.pop(program.number, None)
+        program.let_go()
+        for fd in [*program.pipes]:
+            self._unwatch(fd)
+        program.close()
+        if not program.is_over:
+            program.is_over = True
+            program.ended_at = program.ended_at or monotonic()
+            program.tell(program, "over")
+            program.tell = _nothing
+
+    def lasting(self) -> tuple[list[int], list[int]]:
+        """The processes and descriptors that it has as long as the program runs."""
+        starters = [*self._starters]
+        own = [self._wakeup.fileno(), self._selector.fileno()] if hasattr(self._selector, "fileno") else []
+        return [starter.pid for starter in starters], [*own, *(starter.fileno() for starter in starters)]
+
+    def leave_parent(self) -> None:
+        """Close the copies that a forked child has."""
+        for starter in [*self._starters]:
+            starter.close()
+        for program in [*self._programs.values()]:
+            program.close()
+        self._wakeup.close()
+        self._selector.close()
+
+
+def _nothing(_program: Program, _what: str) -> None:
+    """Nobody is to be told any more."""
+
+
+def _pipe() -> tuple[int, int]:
+    """Both ends, under numbers above those of the standard streams."""
+    read, write = os.pipe()
+    try:
+        return launch.above_streams(read), launch.above_streams(write)
+    except BaseException:
+        _os.close_fd(write)
+        raise
+
+
+def _open(stream: Any, place: int) -> int:
+    """A descriptor of our own for a stream of a program that is no pipe."""
+    if type(stream) is int:
+        return os.dup(stream)
+    if stream == "inherit" and is_open(place):
+        return os.dup(place)
+    if isinstance(stream, bytes) and not place:
+        return _input(stream)
+    if stream in {"null", "inherit"}:
+        return launch.above_streams(os.open(os.devnull, os.O_RDWR))
+    return launch.above_streams(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))
+
+
+def _input(data: bytes) -> int:
+    """A file in memory with this in it, to be read from its beginning."""
+    fd = launch.above_streams(_os.shared_page(0))
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _read(fd: int) -> bytes | None:
+    """What is there now; None where there is nothing yet, nothing at its end."""
+    try:
+        return os.read(fd, _READ)
+    except BlockingIOError:
+        return None
+
+
+def _why_not(recipe: Recipe, number: int, step: int) -> OSError:
+    if step == protocol.DIRECTORY:
+        return OSError(number, f"{os.strerror(number)} (the working directory)", os.fsdecode(recipe.directory))
+    why = os.strerror(number)
+    if b"/" not in recipe.argv[0]:
+        path = os.fsdecode(recipe.env.get(b"PATH", os.fsencode(os.defpath)))
+        why += f" (the program; searched in PATH={path})"
+    return OSError(number, why, os.fsdecode(recipe.argv[0]))
+
+
+_programs: Programs | None = None  # guarded by: _lock
+_lock = allocate_lock()
+
+
+def programs() -> Programs:
+    """The thread of this process; it is started where there is none. Raises RuntimeError where none is to be had."""
+    global _programs  # noqa: PLW0603 -- one for the process
+    with _lock:
+        if _programs is None or _programs.has_ended:
+            _programs = Programs()
+        return _programs
+
+
+def _after_fork_in_child() -> None:
+    global _programs, _lock  # noqa: PLW0603 -- see above
+    _lock = allocate_lock()
+    copy, _programs = _programs, None
+    if copy is not None:
+        copy.leave_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,390 @@
+"""Command: a program that a pool runs, as a task; what it writes can be read while it runs.
+
+    Command          the task; its program is owned by the programs thread (`_spawn/programs.py`)
+    Lines, Chunks    who reads: each line goes to one reader
+    Caller           calls a callback with each line
+
+What was asked for is checked in `_command_line.py`.
+
+Owner: whoever made it; every method is thread-safe.
+"""
+
+from __future__ import annotations
+
+import math
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from poolkit import waiting
+from poolkit._core import options as checks
+from poolkit._core.options import CallOptions
+from poolkit._engine.interface import PoolEngine
+from poolkit._kinds.commands import Call, CompletedCommand, signal_number
+from poolkit._owner import Arrivals
+from poolkit._spawn.entrance import Entrance
+from poolkit._spawn.output import Output
+from poolkit.task import Task
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Collection, Mapping
+    from typing import BinaryIO, TypedDict
+
+    from typing_extensions import Self
+
+    Stream = Literal["capture", "lines", "null", "inherit"] | os.PathLike[str] | BinaryIO
+
+    class _Options(TypedDict, total=False):
+        input: bytes | bytearray | memoryview | str | BinaryIO | None
+        stdin: Literal["null", "pipe", "inherit"]
+        stdout: Stream
+        stderr: Stream | Literal["stdout"]
+        cwd: os.PathLike[str] | str | None
+        env: Mapping[str, str | None] | None
+        shell: bool
+        encoding: str
+        errors: str
+        check: bool | Collection[int]
+        timeout: float | None
+        max_output: int
+        grace: float
+        stop_signal: str
+
+    class BytesOptions(_Options, total=False):
+        """What `run` takes for a program whose output is bytes."""
+
+        text: Literal[False]
+        on_stdout: Callable[[bytes], object] | None
+        on_stderr: Callable[[bytes], object] | None
+
+    class TextOptions(_Options, total=False):
+        """What `run` takes for a program whose output is text."""
+
+        on_stdout: Callable[[str], object] | None
+        on_stderr: Callable[[str], object] | None
+
+else:
+    Self = Any  # for those who look at the annotations; not in CPython 3.10
+
+Text = TypeVar("Text", str, bytes)
+Item = TypeVar("Item")
+
+
+class Command(Task[CompletedCommand[Text]]):
+    """A program that is run, as a task: `await` it, or ask for its `result()`, a `CompletedCommand`. Thread-safe.
+
+    Iterating over it is iterating over its lines. Leaving a `with` of it stops it, and waits for its end.
+
+    Attributes:
+        argv: its arguments.
+    """
+
+    argv: tuple[str, ...]
+
+    def __init__(
+        self,
+        engine: PoolEngine,
+        name: str,
+        call: Call,
+        options: CallOptions,
+        *,
+        makes_text: bool,
+    ) -> None:
+        """Take what was checked."""
+        super().__init__(engine, name, call, options)
+        self.argv = call.argv
+        self._engine = engine
+        self._outputs = {output.name: output for output in call.recipe.outputs()}
+        self._entrance: Entrance | None = call.recipe.entrance
+        self._early = call.recipe.early
+        self._makes_text = makes_text
+        self._lines: dict[str, Lines[Any]] = {}
+        self._chunks: dict[str, Chunks] = {}
+        self.add_waker(self._done)
+
+    def _done(self, _task: object) -> None:
+        for output in self._outputs.values():
+            output.end()
+        if self._entrance is not None and self.program is None:
+            self._entrance.end()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None until it was started."""
+        return None if self.program is None else self.program.pid
+
+    # ===== its output =====
+
+    def lines(self, stream: Literal["stdout", "stderr", "both"] = "stdout") -> Lines[Any]:
+        """Return its lines, without their ends, as they come: an iterator and async iterator; the same each time.
+
+        After the last it raises what `result()` would, if that is an error. "both": pairs of the stream and the line.
+
+        Raises:
+            ValueError: that stream is neither "capture" nor "lines".
+        """
+        names = ("stdout", "stderr") if stream == "both" else (stream,)
+        outputs = self._outputs_of(names)
+        return self._lines.setdefault(stream, Lines(self, outputs, paired=stream == "both"))
+
+    def chunks(self, stream: Literal["stdout", "stderr"] = "stdout") -> Chunks:
+        """Return its output as bytes, as they come: an iterator and async iterator. The rest is as of `lines`."""
+        outputs = self._outputs_of((stream,))
+        return self._chunks.setdefault(stream, Chunks(self, outputs, paired=False))
+
+    def _outputs_of(self, names: Sequence[str]) -> list[Output]:
+        if missing := [name for name in names if name not in self._outputs]:
+            known = ", ".join(self._outputs) or "none"
+            msg = f"cannot read {missing[0]} of {self!r}: only what is 'capture' or 'lines' can be read, here {known}"
+            raise ValueError(msg)
+        outputs = [self._outputs[name] for name in names]
+        for output in outputs:
+            output.ask()
+        return outputs
+
+    def __iter__(self) -> Iterator[Text]:
+        """Return the lines of its standard output."""
+        return iter(self.lines())
+
+    def __aiter__(self) -> AsyncIterator[Text]:
+        """Return the lines of its standard output."""
+        return aiter(self.lines())
+
+    def is_taken(self) -> bool:
+        """Whether some of its output was taken, so that it cannot be run again."""
+        return any(output.taken for output in self._outputs.values())
+
+    # ===== its input =====
+
+    def write(self, data: Text, timeout: float | None = None) -> None:
+        """Write to its input, with `stdin="pipe"`. Blocks until it is started, and while the pipe is full.
+
+        Raises:
+            ChannelClosed: it does not read any more.
+            TimeoutError: not all could be written within `timeout` seconds.
+            ValueError: its input is no pipe.
+        """
+        self._open_entrance().write(self._bytes(data), checks.wait_seconds("timeout", timeout))
+
+    async def write_async(self, data: Text) -> None:
+        """Do the same without blocking the event loop."""
+        await self._open_entrance().write_async(self._bytes(data))
+
+    def close_stdin(self) -> None:
+        """Tell it that its input has ended. Idempotent; does not block."""
+        self._open_entrance().close()
+
+    def _open_entrance(self) -> Entrance:
+        if self._entrance is None:
+            msg = f"{self!r} has no pipe to its input: give stdin='pipe'"
+            raise ValueError(msg)
+        return self._entrance
+
+    def _bytes(self, data: Any) -> bytes:
+        if isinstance(data, str) != self._makes_text:
+            wanted = "str" if self._makes_text else "bytes"
+            msg = f"write() takes {wanted} of a command with text={self._makes_text}, was given {data!r:.80}"
+            raise TypeError(msg)
+        return self._open_entrance().encode(data) if isinstance(data, str) else bytes(data)
+
+    # ===== its end =====
+
+    def send_signal(self, name: str, *, group: bool = False) -> bool:
+        """Send it a signal, by its name, such as "SIGHUP", or its whole group; False where it has ended.
+
+        One that is queued gets it when it starts, with its group. Does not block.
+        """
+        number = signal_number("name", name)
+        if self.done():
+            return False
+        if self.program is None:
+            self._early.append(number)
+            if self.program is None:
+                return True
+        return bool(self.program.send(number, group=group))
+
+    def stop(self, grace: float | None = None) -> None:
+        """Have it end: by its stop signal, and SIGKILL after `grace` seconds (None: those it was given).
+
+        Its result is what it did, whatever the code; one that is queued is cancelled. Idempotent; does not block.
+        """
+        seconds = self.options.grace if grace is None else checks.wait_seconds("grace", grace)
+        if not self.done():
+            self._engine.finish(self, math.inf if seconds is None else seconds)
+
+    def __enter__(self) -> Self:
+        """Use the command as a context manager."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Stop it, and wait for its end."""
+        self.stop()
+        if not self.done():
+            self._wait(None)
+
+    async def __aenter__(self) -> Self:
+        """Use the command as an asynchronous context manager."""
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Stop it, and wait for its end."""
+        self.stop()
+        if not self.done():
+            end = Arrivals()
+            end.owner = self.add_waker(end.ring)
+            with waiting.shield():
+                await waiting.wait_for(end)
+
+    def leave_parent(self) -> None:
+        """Be a copy in a forked child."""
+        super().leave_parent()
+        for output in self._outputs.values():
+            output.leave_parent()
+
+    def __repr__(self) -> str:
+        """Show id, name and state."""
+        return super().__repr__().replace("Task", "Command", 1)
+
+
+class _Reader(Generic[Item]):
+    """Takes what comes. Thread-safe."""
+
+    _makes_lines = True
+
+    def __init__(self, command: Command[Any], outputs: list[Output], *, paired: bool) -> None:
+        self._command, self._outputs, self._paired = command, outputs, paired
+        self._ready: deque[Item] = deque()
+
+    def __iter__(self) -> Iterator[Item]:
+        """Take one after the other, at the speed of a generator."""
+        ready = self._ready
+        while True:
+            try:
+                while True:
+                    yield ready.popleft()
+            except IndexError:
+                pass
+            found = self._fetch()
+            if found is None:
+                self._command.result()
+                return
+            if not found:
+                with _Waiting(self._outputs) as arrivals:
+                    if not self._has_some():
+                        arrivals.get()
+
+    def __next__(self) -> Item:
+        """Take the next. Blocks."""
+        for item in self:
+            return item
+        raise StopIteration
+
+    async def __aiter__(self) -> AsyncIterator[Item]:
+        """Take one after the other, without blocking the event loop."""
+        ready = self._ready
+        while True:
+            try:
+                while True:
+                    yield ready.popleft()
+            except IndexError:
+                pass
+            found = self._fetch()
+            if found is None:
+                await self._command
+                return
+            if found:
+                await waiting.turn()
+                continue
+            with _Waiting(self._outputs) as arrivals:
+                if not self._has_some():
+                    await waiting.wait_for(arrivals)
+
+    async def __anext__(self) -> Item:
+        """Take the next, without blocking the event loop."""
+        async for item in self:
+            return item
+        raise StopAsyncIteration
+
+    def _has_some(self) -> bool:
+        return any(output.has_some() for output in self._outputs)
+
+    def _fetch(self) -> bool | None:
+        """Take what is there: whether there is something; None at the end."""
+        found = [(output.name, output.take(lines=self._makes_lines)) for output in self._outputs]
+        for name, items in found:
+            if items:
+                found_here: Any = [(name, item) for item in items] if self._paired else items
+                self._ready.extend(found_here)
+        if self._ready:
+            return True
+        return None if all(items is None for _, items in found) else False
+
+
+class Lines(_Reader[Item]):
+    """The lines of a command's output, as they come: an iterator and an async iterator. Each goes to one reader."""
+
+
+class Chunks(_Reader[bytes]):
+    """A command's output, as it comes, in bytes: an iterator and an async iterator. Each chunk goes to one reader."""
+
+    _makes_lines = False
+
+
+class _Waiting:
+    """What is rung when one of these outputs has something."""
+
+    def __init__(self, outputs: Sequence[Output]) -> None:
+        self._outputs = outputs
+        self._arrivals = Arrivals()
+
+    def __enter__(self) -> Arrivals:
+        for output in self._outputs:
+            output.waiters.append(self._arrivals.ring)
+        return self._arrivals
+
+    def __exit__(self, *_exc: object) -> None:
+        for output in self._outputs:
+            output.waiters.remove(self._arrivals.ring)
+
+
+class Caller:
+    """Has a callback called with each line, on the callback thread; see `Records.add_call`."""
+
+    def __init__(self, command: Command[Any], output: Output, callback: Callable[[Any], object]) -> None:
+        self._command, self._output = command, output
+        self._callback: Callable[[Any], object] | None = callback
+        self._is_called = allocate_lock()  # held while a call is on its way
+        output.ask()
+        output.waiters.append(self._ring)
+
+    @property
+    def task_id(self) -> int:
+        """Of the command."""
+        return self._command.id
+
+    @property
+    def worker_id(self) -> int:
+        """Of its program."""
+        return self._command.worker_id or 0
+
+    def _ring(self) -> None:
+        if self._output.has_some() and self._is_called.acquire(blocking=False):
+            self._command._engine.deliver(self, None)  # noqa: SLF001 -- its own half
+
+    def call_back(self, _entry: object) -> None:
+        """Call the callback with what is there. On the callback thread."""
+        self._is_called.release()  # before the look: what comes from now on is called again
+        for line in self._output.take(lines=True) or ():
+            if self._callback is not None:
+                try:
+                    self._callback(line)
+                except BaseException:
+                    self._callback = None  # it is logged by who called this, and not called again
+                    raise
