@@ -252,8 +252,6 @@ class Programs:
             program.starter = starter = self._new_starter()
             self._hand_over(program, starter)
         self._programs[program.number] = program
-        for fd, output in program.pipes.items():
-            self._watch(program, fd, output)
         if starter.asked_at < math.inf:
             self._later(max(0.0, starter.answer_due() - monotonic()), self._look_at, starter, program.number)
 
@@ -324,6 +322,8 @@ class Programs:
             return
         if kind == protocol.STARTED:
             program.begin(fact, more / 1e9)
+            for fd, output in program.pipes.items():  # not before: who reads something finds it started
+                self._watch(program, fd, output)
             program.tell(program, "begun")
         elif kind == protocol.FAILED:
             program.error = _why_not(program.recipe, fact, more)
