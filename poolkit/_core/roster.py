@@ -166,14 +166,20 @@ class Roster:
 
         That worker stays warm, and gets its place back.
         """
-        if self.busy >= self.size or (self.counted >= self.size and not self.idle):
+        lender = None
+        if self.counted >= self.size:
+            lender = next((worker for worker in self.idle if worker.counted), None)  # the coldest
+            if lender is None:
+                return None
+        if self.busy >= self.size:
             return None
         assert self.workforce.programs is not None  # noqa: S101 -- it is there before such a task is submitted
         program = Worker(self._next_id, None, now, self.workforce.programs)
         program.is_program = program.replaced = True  # it takes nothing more
         program.state = BUSY
-        if self.counted >= self.size:
-            program.lender = lender = self.idle.pop(0)  # the coldest
+        if lender is not None:
+            program.lender = lender
+            self.idle.remove(lender)
             lender.state = LENT
             lender.gave_way = True
             self._uncount(lender)

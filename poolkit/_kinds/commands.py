@@ -167,6 +167,10 @@ def checker(check: object) -> Callable[[int], bool]:
     return good.__contains__
 
 
+def _nothing() -> None:
+    """Have the programs thread look at its orders."""
+
+
 class _Run:
     """One program of a pool."""
 
@@ -201,6 +205,8 @@ class ProgramForce(Workforce):
             self._runs[worker_id] = run
             task.program = run.program
             programs().start(run.program, written)
+        if not tasks:  # the thread may not have been woken
+            programs().order(_nothing)
 
     def reclaim(self, worker_id: int, taken: list[Any], told: list[Any]) -> None:  # noqa: ARG002 -- it is told anyway
         """Take back a program that is not begun; the thread then says that it is over."""

@@ -53,6 +53,7 @@ OPTIONS = st.fixed_dictionaries(
         "memory_limit": st.sampled_from([None, None, 100]),
         "retries": st.integers(0, 2),
         "is_stream": st.booleans(),
+        "is_program": st.booleans(),
         "buffersize": st.integers(1, 3),
         "retry_on": st.sampled_from([(), (ValueError,), (TaskTimeout, ValueError), (TaskTimeout, MemoryLimitExceeded)]),
     },
@@ -189,6 +190,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if rng.random() < 0.2:
                 limits = {"memory_limit": rng.choice([None, 100]), "timeout": rng.choice([None, None, 0.1])}
                 limits |= {"is_stream": rng.random() < 0.3, "buffersize": rng.randint(1, 3)}
+                limits |= {"is_program": rng.random() < 0.3}
                 self._submit_one("quick", limits | {"retries": 1, "retry_on": (MemoryLimitExceeded,)})
             if (streams := self._streams()) and rng.random() < 0.3:
                 self.pool.take(rng.choice(streams))
@@ -313,7 +315,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             if task.phase is TaskPhase.SETTLED:
                 continue
             deadline, queue_timeout = task.options.deadline, task.options.queue_timeout
-            if deadline is not None and now >= task.submitted_at + deadline + DEATH_GRACE:
+            grace = task.options.grace or 0.0
+            if deadline is not None and now >= task.submitted_at + deadline + grace + DEATH_GRACE:
                 # It has been killed and given up, or it was done and its outcome is in the pipe.
                 assert task.phase is TaskPhase.SENT
                 assert any(
@@ -330,7 +333,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.pool.check()
         roster = self.pool.scheduler.roster
-        serving = [record for record in roster if record.state < WorkerState.STOPPING and not record.gave_way]
+        serving = [
+            record
+            for record in roster
+            if record.state < WorkerState.STOPPING and not record.gave_way and not record.is_program
+        ]
         assert len(serving) <= 2 * self.largest, "more workers than places and their replacements"
 
     @invariant()

@@ -18,6 +18,8 @@ from poolkit.incoming import Incoming
 from poolkit.outcome import Outcome
 from poolkit.task import Task, TaskPhase
 
+PROGRAM_GRACE = 0.5  # seconds
+
 __all__ = ["AnyTask", "ScriptedPool", "ScriptedWorker", "ScriptedWorkforce", "crash_once", "error_of", "running", "up"]
 
 
@@ -38,8 +40,10 @@ class ScriptedPool:
 
     # ===== what callers do =====
 
-    def task(self, name: str = "work", *, is_stream: bool = False, **options: Any) -> AnyTask:
+    def task(self, name: str = "work", *, is_stream: bool = False, is_program: bool = False, **options: Any) -> AnyTask:
         asked = CallOptions(**options)
+        if is_program:
+            asked, is_stream = asked.for_program(PROGRAM_GRACE), False
         task: AnyTask = Task(None, name, object(), asked.for_stream() if is_stream else asked, 100)
         if is_stream:
             task.incoming = Incoming(None)
@@ -125,8 +129,12 @@ class ScriptedPool:
     def deliver(self, worker: ScriptedWorker, count: int | None = None) -> None:
         """Hand in the next `count` reports that a worker wrote, or all."""
         left = len(worker.pipe) if count is None else count
-        for _ in range(left):
-            self.scheduler.handle_all(deque([worker.pipe.popleft()]), self.now)
+        while worker.pipe and left > 0:
+            reports = deque([worker.pipe.popleft()])
+            if worker.is_program and type(reports[0]) is Finished:
+                reports.append(worker.pipe.popleft())  # its end, which comes at once
+            left -= len(reports)
+            self.scheduler.handle_all(reports, self.now)
             self.collect()
 
     def boot(self, worker: ScriptedWorker, *, deliver: bool = True) -> None:
@@ -209,6 +217,8 @@ class ScriptedPool:
         worker.running = None
         if stamp:
             worker.status = Status(worker.status.begun, worker.status.since, task.id)
+        if worker.is_program:
+            self.die(worker, deliver=False, exitcode=0)
         if deliver:
             self.deliver(worker)
 
@@ -221,6 +231,9 @@ class ScriptedPool:
     def drain(self, worker: ScriptedWorker, *, deliver: bool = True) -> None:
         assert worker.drops
         assert worker.running is None
+        if worker.is_program:  # there is nothing else that it could do
+            self.die(worker, deliver=deliver)
+            return
         worker.drops -= 1
         worker.pipe.append(Drained(worker.id))
         if deliver:
@@ -322,11 +335,21 @@ class ScriptedPool:
 
         states = Counter(worker.state.name for worker in roster)
         assert states["IDLE"] == len(roster.idle)
-        assert states["BUSY"] == roster.busy
+        programs = [worker for worker in roster if worker.is_program]
+        assert states["BUSY"] + sum(worker.state is WorkerState.DYING for worker in programs) == roster.busy
+        lenders = [worker.lender for worker in programs if worker.lender is not None]
+        lent = {worker for worker in roster if worker.state is WorkerState.LENT}
+        assert lent == {worker for worker in lenders if worker.state is WorkerState.LENT}
+        assert set(lenders) <= set(roster)
+        assert len(lenders) == len(set(lenders)), "a place was lent twice"
+        assert roster.programs == sum(worker.counted and worker.lender is None for worker in programs)
+        assert all(worker.counted for worker in programs), "a program's place was given away"
         assert states["STARTING"] == roster.starting
         assert roster.counted == sum(worker.counted for worker in roster)
         resumed = [worker for worker in roster if worker.gave_way and worker.state is WorkerState.BUSY]
-        assert roster.counted <= roster.size + len(resumed)
+        assert roster.counted <= max(roster.size, len(programs)) + len(resumed), [
+            (w.id, w.state.name, w.is_program, w.counted, w.gave_way, w.lender and w.lender.id) for w in roster
+        ]
         assert set(roster.workers) == set(self.workforce.workers)
         for record in roster:
             worker = self.workforce.workers[record.id]
@@ -355,6 +378,11 @@ class ScriptedPool:
     def _check_queued(self, queued: list[AnyTask]) -> None:
         """Somebody will run what is queued, and nobody can now."""
         scheduler, roster = self.scheduler, self.scheduler.roster
+        if queued[0].options.grace is not None:
+            lenders = [worker for worker in roster.idle if worker.counted]
+            assert roster.busy >= roster.size or (roster.counted >= roster.size and not lenders), "a place is free"
+            assert roster.busy or roster.starting or self.now < roster.boot_at, "nobody will run what is queued"
+            return
         assert roster.hiring is not Hiring.NONE
         limit = queued[0].options.memory_limit
         fits = [
@@ -365,7 +393,8 @@ class ScriptedPool:
         assert not (fits and roster.busy < roster.size), "a worker is idle and a task is queued"
         assert roster.busy or roster.starting or self.now < roster.boot_at, "nobody will run what is queued"
         waiting = [self.is_waiting(self.worker(record.id)) for record in roster if record.state is WorkerState.BUSY]
-        if all(waiting) and not roster.starting and self.now >= roster.boot_at:
+        is_ending = any(record.is_program and record.state is WorkerState.DYING for record in roster)
+        if all(waiting) and not is_ending and not roster.starting and self.now >= roster.boot_at:
             assert scheduler._dispatcher._give_way_at is not None, "nobody will look for a place"
 
 

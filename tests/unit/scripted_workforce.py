@@ -20,9 +20,10 @@ AnyTask = Task[Any]
 class ScriptedWorker:
     """One worker of the script."""
 
-    def __init__(self, worker_id: int) -> None:
+    def __init__(self, worker_id: int, *, is_program: bool = False) -> None:
         self.id = worker_id
-        self.up = False
+        self.is_program = is_program  # it runs one task, and is up from the start
+        self.up = is_program
         self.dead = False
         self.killed = False  # ordered
         self.stopped = False  # ordered
@@ -50,6 +51,7 @@ class ScriptedWorkforce:
         self.workers: dict[int, ScriptedWorker] = {}
         self.begun: Counter[AnyTask] = Counter()
         self.reclaims = 0  # orders, whether or not there was something to take
+        self.programs: Any = ScriptedPrograms(self)
 
     def start(self, worker_id: int) -> None:
         assert worker_id not in self.workers
@@ -57,6 +59,7 @@ class ScriptedWorkforce:
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
         worker = self.workers[worker_id]
+        assert all(task.options.grace is None for task in tasks) or worker.is_program, "a program sent to a worker"
         assert worker.up
         assert not worker.stopped
         assert not worker.killed
@@ -122,3 +125,21 @@ class ScriptedWorkforce:
         assert not worker.killed
         worker.killed = True
         worker.want_stack = want_stack
+
+
+class ScriptedPrograms(ScriptedWorkforce):
+    """The same for programs, which are among the workers: each is there from when it is sent its task."""
+
+    def __init__(self, workforce: ScriptedWorkforce) -> None:
+        self.max_batch = 1
+        self.ends_coroutines = False
+        self.workers, self.begun = workforce.workers, workforce.begun
+        self.reclaims = 0
+
+    def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
+        if not tasks:
+            return
+        assert worker_id not in self.workers
+        assert [task.options.grace is None for task in tasks] == [False]
+        self.workers[worker_id] = ScriptedWorker(worker_id, is_program=True)
+        super().send(worker_id, tasks, written, announce=announce)

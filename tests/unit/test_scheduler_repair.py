@@ -10,11 +10,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from unit.scripted import AnyTask, ScriptedPool, ScriptedWorkforce
+from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker, ScriptedWorkforce
+from unit.scripted_workforce import ScriptedPrograms
 
 from poolkit._core import scheduler
 from poolkit._core.policy import STOP_GRACE
-from poolkit._core.workforce import Died, Drained, Finished, Report
+from poolkit._core.workforce import Died, Drained, Finished, Report, WorkerState
 
 HOME = str(Path(scheduler.__file__).parent)
 
@@ -43,6 +44,18 @@ class PatientWorkforce(ScriptedWorkforce):
         self.workers.pop(worker_id, None)
 
 
+class PatientPrograms(PatientWorkforce, ScriptedPrograms):
+    """The same for programs; what is told to leave may never have been sent anything."""
+
+    def kill(self, worker_id: int, *, want_stack: bool) -> None:
+        self.workers.setdefault(worker_id, ScriptedWorker(worker_id, is_program=True))
+        super().kill(worker_id, want_stack=want_stack)
+
+    def stop(self, worker_id: int) -> None:
+        self.workers.setdefault(worker_id, ScriptedWorker(worker_id, is_program=True))
+        super().stop(worker_id)
+
+
 class TornPool(ScriptedPool):
     """What was torn may be counted twice, or not at all: a run, an outcome. Their sum is right."""
 
@@ -52,7 +65,9 @@ class TornPool(ScriptedPool):
         counters = scheduler.counters
         assert counters.submitted == scheduler.unsettled + counters.succeeded + counters.failed + counters.cancelled
         states = Counter(worker.state.name for worker in roster)
-        assert (states["IDLE"], states["BUSY"], states["STARTING"]) == (len(roster.idle), roster.busy, roster.starting)
+        busy = states["BUSY"] + sum(worker.is_program and worker.state is WorkerState.DYING for worker in roster)
+        assert (states["IDLE"], busy, states["STARTING"]) == (len(roster.idle), roster.busy, roster.starting)
+        assert roster.programs == sum(each.is_program and each.counted and each.lender is None for each in roster)
         assert roster.counted == sum(worker.counted for worker in roster) <= roster.size
         for task in self.outcomes:
             assert self.workforce.begun[task] <= 1 + task.options.retries, "begun more often than asked for"
@@ -173,6 +188,39 @@ class StreamStage(Stage):
             self.pool.scheduler.tick(self.pool.now)
 
 
+class ProgramStage(Stage):
+    """Two workers: one has lent its place to a program, which runs; the other is idle."""
+
+    def __init__(self) -> None:
+        self.pool = TornPool(2)
+        self.pool.workforce.__class__ = PatientWorkforce
+        self.pool.workforce.programs.__class__ = PatientPrograms
+        pool = self.pool
+        pool.warm_up()
+        self.tasks = [pool.submit("program", is_program=True, timeout=5.0)]
+        self.workers = [pool.runner(self.tasks[0])]
+        pool.claim(self.workers[0])
+        self.reports = deque()
+
+    def submit(self) -> None:
+        task = self.pool.task("program", is_program=True)
+        self.tasks.append(task)
+        self.pool.scheduler.submit(task, self.pool.now)
+
+    def submit_to_have_it_taken_back(self) -> None:
+        self.tasks.append(self.pool.submit("program", is_program=True))
+
+    def take_back(self) -> None:
+        self.pool.scheduler.cancel_all(begun=False, now=self.pool.now)
+
+    def say_ended(self) -> None:
+        self.say_finished()
+        self.say_died()
+
+    def shrink(self) -> None:
+        self.pool.resize(1)
+
+
 DEEDS: dict[str, tuple[Callable[[Any], None] | None, Callable[[Any], None]]] = {
     "submit": (None, Stage.submit),
     "cancel what runs": (None, Stage.cancel_running),
@@ -191,6 +239,13 @@ DEEDS: dict[str, tuple[Callable[[Any], None] | None, Callable[[Any], None]]] = {
     "a stream that gave way ends": (StreamStage.say_ended, StreamStage.handle),
     "a stream that is cancelled": (StreamStage.give_way, StreamStage.cancel_running),
     "a stream that nobody reads": (StreamStage.shut_down_gently, StreamStage.time_passes),
+    "a program is begun": (None, ProgramStage.submit),
+    "a program is taken back": (ProgramStage.submit_to_have_it_taken_back, ProgramStage.take_back),
+    "a program ends": (ProgramStage.say_ended, ProgramStage.handle),
+    "a program is cancelled": (None, ProgramStage.cancel_running),
+    "a program has a limit": (None, ProgramStage.time_out),
+    "a program and a shutdown": (None, ProgramStage.shut_down),
+    "a program has less room": (ProgramStage.shrink, ProgramStage.submit),
 }
 
 
@@ -217,7 +272,7 @@ def test_an_error_at_any_line_of_a_step_is_repaired(deed: str) -> None:
     at = 0
     while True:
         at += 1
-        stage = StreamStage() if "stream" in deed else Stage()
+        stage = StreamStage() if "stream" in deed else ProgramStage() if "program" in deed else Stage()
         pool = stage.pool
         pool.is_interrupted = True
         if prepare is not None:
