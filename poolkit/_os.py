@@ -59,6 +59,10 @@ class _Counter:
         """The descriptor that is readable while there is something in it."""
         return self._read
 
+    def both(self) -> set[int]:
+        """Its descriptors."""
+        return {self._read, self._write}
+
     def close(self) -> None:
         """Close it. Idempotent. Forgets the numbers first: who comes late must not write to whoever gets them next."""
         fds = {self._read, self._write}

@@ -465,8 +465,10 @@ class Programs:
     def lasting(self) -> tuple[list[int], list[int]]:
         """The processes and descriptors that it has as long as the program runs."""
         starters = [*self._starters]
-        own = [self._wakeup.fileno(), self._selector.fileno()] if hasattr(self._selector, "fileno") else []
-        return [starter.pid for starter in starters], [*own, *(starter.fileno() for starter in starters)]
+        own = {*self._wakeup.both(), *(starter.fileno() for starter in starters)}
+        if hasattr(self._selector, "fileno"):
+            own.add(self._selector.fileno())
+        return [starter.pid for starter in starters], [*own]
 
     def leave_parent(self) -> None:
         """Close the copies that a forked child has."""

@@ -335,19 +335,11 @@ class ScriptedPool:
 
         states = Counter(worker.state.name for worker in roster)
         assert states["IDLE"] == len(roster.idle)
-        programs = [worker for worker in roster if worker.is_program]
-        assert states["BUSY"] + sum(worker.state is WorkerState.DYING for worker in programs) == roster.busy
-        lenders = [worker.lender for worker in programs if worker.lender is not None]
-        lent = {worker for worker in roster if worker.state is WorkerState.LENT}
-        assert lent == {worker for worker in lenders if worker.state is WorkerState.LENT}
-        assert set(lenders) <= set(roster)
-        assert len(lenders) == len(set(lenders)), "a place was lent twice"
-        assert roster.programs == sum(worker.counted and worker.lender is None for worker in programs)
-        assert all(worker.counted for worker in programs), "a program's place was given away"
+        self._check_programs(states["BUSY"])
         assert states["STARTING"] == roster.starting
         assert roster.counted == sum(worker.counted for worker in roster)
         resumed = [worker for worker in roster if worker.gave_way and worker.state is WorkerState.BUSY]
-        assert roster.counted <= max(roster.size, len(programs)) + len(resumed), [
+        assert roster.counted <= max(roster.size, sum(worker.is_program for worker in roster)) + len(resumed), [
             (w.id, w.state.name, w.is_program, w.counted, w.gave_way, w.lender and w.lender.id) for w in roster
         ]
         assert set(roster.workers) == set(self.workforce.workers)
@@ -374,6 +366,19 @@ class ScriptedPool:
         assert (scheduler.phase is PoolPhase.CLOSED) == (
             scheduler.phase > PoolPhase.OPEN and not scheduler.unsettled and not roster.workers
         )
+
+    def _check_programs(self, busy: int) -> None:
+        """Each has one place, of its own or lent, until it is gone."""
+        roster = self.scheduler.roster
+        programs = [worker for worker in roster if worker.is_program]
+        assert busy + sum(worker.state is WorkerState.DYING for worker in programs) == roster.busy
+        lenders = [worker.lender for worker in programs if worker.lender is not None]
+        lent = {worker for worker in roster if worker.state is WorkerState.LENT}
+        assert lent == {worker for worker in lenders if worker.state is WorkerState.LENT}
+        assert set(lenders) <= set(roster)
+        assert len(lenders) == len(set(lenders)), "a place was lent twice"
+        assert roster.programs == sum(worker.counted and worker.lender is None for worker in programs)
+        assert all(worker.counted for worker in programs), "a program's place was given away"
 
     def _check_queued(self, queued: list[AnyTask]) -> None:
         """Somebody will run what is queued, and nobody can now."""
