@@ -314,7 +314,7 @@ class Dispatcher:
         """A worker that was stopped while idle, or is held up by a thread that a task left, begins nothing."""
         self._is_looking = False
         for worker in self.roster:
-            if worker.state is not BUSY or worker.draining or not worker.sent:
+            if worker.state is not BUSY or worker.draining or not worker.sent or worker.is_program:
                 continue
             task, status = worker.sent[0], worker.workforce.status(worker.id)
             if status.running_since(task.id, now) is not None or status.is_done(task):

@@ -22,7 +22,7 @@ from poolkit._core import options as checks
 from poolkit._core.records import record
 from poolkit._core.workforce import AnyTask, Begun, Died, Finished, Report, Status, Workforce
 from poolkit._spawn.output import Output
-from poolkit._spawn.programs import Program, Recipe, programs
+from poolkit._spawn.programs import Program, Programs, Recipe, programs
 
 Text = TypeVar("Text", str, bytes)
 
@@ -167,7 +167,7 @@ def checker(check: object) -> Callable[[int], bool]:
     return good.__contains__
 
 
-def _nothing() -> None:
+def _nothing(_programs: Programs) -> None:
     """Have the programs thread look at its orders."""
 
 

@@ -96,7 +96,7 @@ class Program:
         self.paused: set[int] = set()
         self.tell = tell
         self._lock = allocate_lock()
-        self._early = recipe.early
+        self._early = [*recipe.early]
         self._may_signal = True
 
     def send(self, number: int, *, group: bool) -> bool:
@@ -148,7 +148,7 @@ class Programs:
     """The thread; see the file's header."""
 
     def __init__(self) -> None:
-        self._orders: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._orders: deque[tuple[Any, ...]] = deque()  # a method, and what it is called with
         self._wakeup = _os.Wakeup()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, lambda _fd: None)
@@ -163,18 +163,23 @@ class Programs:
         self._thread.start()
 
     def order(self, what: Callable[..., object], *args: Any) -> None:
-        """Have the thread call this. From anywhere; does not block."""
-        self._orders.append((what, args))
+        """Have the thread call this method. From anywhere; does not block."""
+        self._orders.append((what, *args))
+        self._wake()
+
+    def _wake(self) -> None:
         self._wakeup.set()
+        if self.has_ended:  # meanwhile: another one takes what it has left
+            self._leave_orders()
 
     def start(self, program: Program, written: list[Any]) -> None:
         """Have a program started, unless it is taken back before that; noted in `written` by one instruction."""
-        written += map(self._orders.append, ((self._waiting.append, (program,)),))
-        self._wakeup.set()
+        written += map(self._orders.append, ((Programs._wait, program),))
+        self._wake()
 
     def end(self, program: Program, number: int, grace: float) -> None:
         """End a program: by this signal to its group, and SIGKILL after the grace. `tell` says when it is over."""
-        self.order(self._end, program, number, grace)
+        self.order(Programs._end, program, number, grace)
 
     # ===== the thread =====
 
@@ -190,10 +195,13 @@ class Programs:
         """Carry out orders, and do what is due; seconds until there is more. In here, no variable lives on."""
         self._wakeup.clear()
         while self._orders:
-            what, args = self._orders.popleft()
+            order, *given = self._orders.popleft()
+            order(self, *given)
+        while self._timers and self._timers[0][0] <= monotonic():
+            _, _, what, args = heapq.heappop(self._timers)
             what(*args)
         self._start_waiting()
-        return self._fire()
+        return max(0.0, self._timers[0][0] - monotonic()) if self._timers else None
 
     def _look_at_pipes(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         for key, _ in ready:
@@ -202,22 +210,21 @@ class Programs:
 
     def _abandon(self) -> None:
         self.has_ended = True
-        for starter in self._starters:
-            starter.close()
-        while self._orders:
-            what, args = self._orders.popleft()
-            if what == self._waiting.append:
-                self._waiting.extend(args)
-        for program in (*self._programs.values(), *self._waiting):
+        for program in [*self._programs.values(), *self._waiting]:
             self._lose(program)
+        for starter in self._starters:
+            starter.end()
+        self._selector.close()
+        self._wakeup.close()
+        self._leave_orders()
 
-    def _fire(self) -> float | None:
-        """Do what is due; seconds until the next."""
-        while self._timers and self._timers[0][0] <= monotonic():
-            _, _, what, args = heapq.heappop(self._timers)
-            what(*args)
-        due = [self._timers[0][0]] if self._timers else []
-        return max(0.0, min(due) - monotonic()) if due else None
+    def _leave_orders(self) -> None:
+        while self._orders:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                programs().order(*self._orders.popleft())
+
+    def _wait(self, program: Program) -> None:
+        self._waiting.append(program)
 
     def _later(self, seconds: float, what: Callable[..., object], *args: Any) -> None:
         if seconds < math.inf:
@@ -256,10 +263,19 @@ class Programs:
             self._later(max(0.0, starter.answer_due() - monotonic()), self._look_at, starter, program.number)
 
     def _new_starter(self) -> Starter:
-        starter = self._starter = Starter()
+        before, self._starter = self._starter, Starter()
+        starter = self._starter
         self._starters.add(starter)
         self._selector.register(starter.fileno(), selectors.EVENT_READ, lambda _fd: self._heard(starter))
+        self._let_go(before)
         return starter
+
+    def _let_go(self, starter: Starter | None) -> None:
+        """Have a starter end that starts nothing more, and has nothing left."""
+        if starter is None or starter is self._starter:
+            return
+        if all(program.starter is not starter for program in self._programs.values()):
+            starter.let_go()
 
     def _look_at(self, starter: Starter, number: int) -> None:
         """Give a starter that hangs no more to start."""
@@ -313,14 +329,14 @@ class Programs:
             self._died(starter)
             return
         for note in notes:
-            self._note(note)
+            self._note(starter, note)
 
-    def _note(self, note: Note) -> None:
+    def _note(self, starter: Starter, note: Note) -> None:
         kind, number, fact, more = note
         program = self._programs.get(number)
         if program is None:
-            return
-        if kind == protocol.STARTED:
+            _end_unknown(starter, note)
+        elif kind == protocol.STARTED:
             program.begin(fact, more / 1e9)
             for fd, output in program.pipes.items():  # not before: who reads something finds it started
                 self._watch(program, fd, output)
@@ -397,7 +413,7 @@ class Programs:
         program.paused.add(fd)
         if not output.is_asked_for:
             self._later(UNREAD_FOR, self._say_if_unread, program, fd, output)
-        output.wait_for_room(lambda: self.order(self._resume, program, fd))
+        output.wait_for_room(lambda: self.order(Programs._resume, program, fd))
 
     def _resume(self, program: Program, fd: int) -> None:
         if fd in program.paused and fd in program.pipes:
@@ -452,6 +468,7 @@ class Programs:
 
     def _over(self, program: Program) -> None:
         self._programs.pop(program.number, None)
+        self._let_go(program.starter)
         program.let_go()
         for fd in [*program.pipes]:
             self._unwatch(fd)
@@ -478,6 +495,15 @@ class Programs:
             program.close()
         self._wakeup.close()
         self._selector.close()
+
+
+def _end_unknown(starter: Starter, note: Note) -> None:
+    """An error came in the midst of starting a program, and nobody has it: it ends."""
+    kind, number, fact, _ = note
+    if kind == protocol.STARTED:
+        os.killpg(fact, signal.SIGKILL)
+    elif kind == protocol.ENDED:
+        starter.bury(number)
 
 
 def _nothing(_program: Program, _what: str) -> None:
