@@ -4,12 +4,15 @@ A bare interpreter runs this file by its source (`_spawn/starters.py`): it impor
 Until a program is buried its number is its own, so the owner may signal it and its group by itself. One thread; while
 an exec hangs, as on a network drive that is gone, it does nothing else, and the owner starts another one.
 
-    owner -> starter    EXEC number, with descriptors: what to start, input, output, errors      BURY number
+    owner -> starter    EXEC number, nbytes, with descriptors of input, output and errors; then so many bytes: what to
+                        start, or none where that is in memory, a fourth descriptor      BURY number
     starter -> owner    READY · STARTED number, pid, when · FAILED number, errno, step · ENDED number, code, when
                         BURIED number, nanoseconds of CPU time, peak memory; times in nanoseconds
 
 Its socket's end is that of the owner: every program is killed, with its group.
 """
+
+from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants
 import array
@@ -22,7 +25,7 @@ import signal
 import struct
 import time
 
-ORDER, NOTE = struct.Struct("<cQ"), struct.Struct("<cQqq")
+ORDER, NOTE = struct.Struct("<cQI"), struct.Struct("<cQqq")
 EXEC, BURY = b"x", b"b"
 READY, STARTED, FAILED, ENDED, BURIED = b"r", b"s", b"f", b"e", b"g"
 DIRECTORY, PROGRAM = 0, 1  # the step that failed
@@ -69,23 +72,28 @@ def _obey(sock: _socket.socket, running: dict[int, int], over: dict[int, int]) -
     order, attached, _, _ = sock.recvmsg(ORDER.size, _socket.CMSG_LEN(_FDS * 4))
     if len(order) < ORDER.size:
         return False
-    kind, number = ORDER.unpack(order)
+    kind, number, nbytes = ORDER.unpack(order)
     if kind == EXEC:
-        _start(sock, number, attached, running)
+        packed = sock.recv(nbytes, _socket.MSG_WAITALL) if nbytes else b""
+        _start(sock, number, packed, attached, running)
     else:
         _bury(sock, number, over)
     return True
 
 
-def _start(sock: _socket.socket, number: int, attached: list[tuple[int, int, bytes]], running: dict[int, int]) -> None:
+def _start(
+    sock: _socket.socket, number: int, packed: bytes, attached: list[tuple[int, int, bytes]], running: dict[int, int]
+) -> None:
     fds = array.array("i")
     for _, _, content in attached:
         fds.frombytes(content)
     for fd in fds:
         os.set_inheritable(fd, False)
     try:
-        what, *streams = fds
-        argv, env, directory, mask = marshal.loads(os.pread(what, os.fstat(what).st_size, 0))  # noqa: S302 -- the owner's
+        streams = fds[:3]
+        if not packed:
+            packed = os.pread(fds[3], os.fstat(fds[3]).st_size, 0)
+        argv, env, directory, mask = marshal.loads(packed)  # noqa: S302 -- the owner's
         step = DIRECTORY
         try:
             os.chdir(directory)
@@ -107,7 +115,7 @@ def _start(sock: _socket.socket, number: int, attached: list[tuple[int, int, byt
     sock.sendall(note)
 
 
-def _spawn(argv: list[bytes], env: dict[bytes, bytes], streams: list[int]) -> int:
+def _spawn(argv: list[bytes], env: dict[bytes, bytes], streams: array.array[int]) -> int:
     """Start a program, which is looked up in the PATH that it will have. Leads a session."""
     # Once above those of the standard streams, no number is taken before it was copied.
     actions = [(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(streams)]

@@ -40,6 +40,8 @@ LAST_READ = 0.1  # seconds for the output of those that were killed then
 UNREAD_FOR = 1.0  # seconds that a program waits for readers before that is told, if nobody asked for its output
 _READ = 64 * 1024
 _READS = 4  # of one pipe in a turn
+_INLINE = 64 * 1024  # bytes of what is to be started that go through the socket
+_SOON = 0.01  # seconds until another try to send what a starter had no room for
 
 _numbers = itertools.count(1)
 
@@ -151,7 +153,7 @@ class Programs:
         self._orders: deque[tuple[Any, ...]] = deque()  # a method, and what it is called with
         self._wakeup = _os.Wakeup()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, lambda _fd: None)
+        self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, lambda _fd: self._wakeup.clear())
         self._timers: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._waiting: deque[Program] = deque()  # to be started
         self._programs: dict[int, Program] = {}  # given to a starter
@@ -193,7 +195,6 @@ class Programs:
 
     def _act(self) -> float | None:
         """Carry out orders, and do what is due; seconds until there is more. In here, no variable lives on."""
-        self._wakeup.clear()
         while self._orders:
             order, *given = self._orders.popleft()
             order(self, *given)
@@ -254,7 +255,7 @@ class Programs:
         program.starter = starter
         try:
             self._hand_over(program, starter)
-        except (BrokenPipeError, ConnectionResetError):  # it has just died
+        except (BrokenPipeError, ConnectionResetError, BlockingIOError):  # it has just died, or hangs
             self._starter = None
             program.starter = starter = self._new_starter()
             self._hand_over(program, starter)
@@ -288,38 +289,27 @@ class Programs:
 
     def _hand_over(self, program: Program, starter: Starter) -> None:
         """Open its streams, and have it started with them. No other process gets copies meanwhile."""
-        recipe = program.recipe
+        recipe, packed = program.recipe, program.recipe.packed
         theirs: list[int] = []
-        ours: dict[int, Output] = {}
-        entrance = -1
+        ours: list[int] = []
         with FORKING:
             try:
-                theirs.append(launch.page_with(recipe.packed))
-                if recipe.stdin == "pipe":
-                    fd, entrance = _pipe()
-                    theirs.append(fd)
-                else:
-                    theirs.append(_open(recipe.stdin, 0))
-                for place, stream in ((1, recipe.stdout), (2, recipe.stderr)):
-                    if isinstance(stream, Output):
-                        fd, write = _pipe()
-                        ours[fd] = stream
-                        theirs.append(write)
-                    else:
-                        theirs.append(os.dup(theirs[2]) if stream == "stdout" else _open(stream, place))
-                for fd in ours:
-                    os.set_blocking(fd, False)
-                starter.execute(program.number, theirs)
+                _open_all(recipe, theirs, ours)
+                if len(packed) > _INLINE:
+                    theirs.append(launch.page_with(packed))
+                    packed = b""
+                starter.execute(program.number, packed, theirs)
             except BaseException:
-                for fd in (*ours, entrance):
+                for fd in ours:
                     _os.close_fd(fd)
                 raise
             finally:
                 for fd in theirs:
                     os.close(fd)
-            program.pipes = ours
             if recipe.entrance is not None:
-                recipe.entrance.open(entrance)
+                recipe.entrance.open(ours.pop(0))
+            program.pipes = dict(zip(ours, recipe.outputs(), strict=True))
+        self._flush(starter)
 
     # ----- what a starter says -----
 
@@ -459,12 +449,11 @@ class Programs:
         if program.returncode is not None and not program.pipes and not program.is_over and program.starter is not None:
             program.let_go()
             program.starter.bury(program.number)
-            if not program.starter.flush():
-                self._later(0.01, self._flush, program.starter)
+            self._flush(program.starter)
 
     def _flush(self, starter: Starter) -> None:
         if starter in self._starters and not starter.flush():
-            self._later(0.01, self._flush, starter)
+            self._later(_SOON, self._flush, starter)
 
     def _over(self, program: Program) -> None:
         self._programs.pop(program.number, None)
@@ -504,6 +493,7 @@ def _end_unknown(starter: Starter, note: Note) -> None:
         os.killpg(fact, signal.SIGKILL)
     elif kind == protocol.ENDED:
         starter.bury(number)
+        starter.flush()
 
 
 def _nothing(_program: Program, _what: str) -> None:
@@ -518,6 +508,24 @@ def _pipe() -> tuple[int, int]:
     except BaseException:
         _os.close_fd(write)
         raise
+
+
+def _open_all(recipe: Recipe, theirs: list[int], ours: list[int]) -> None:
+    """Add a program's streams to `theirs`, and our ends of the pipes among them to `ours`."""
+    if recipe.stdin == "pipe":
+        read, write = _pipe()
+        theirs.append(read)
+        ours.append(write)
+    else:
+        theirs.append(_open(recipe.stdin, 0))
+    for place, stream in ((1, recipe.stdout), (2, recipe.stderr)):
+        if isinstance(stream, Output):
+            read, write = _pipe()
+            os.set_blocking(read, False)
+            ours.append(read)
+            theirs.append(write)
+        else:
+            theirs.append(os.dup(theirs[1]) if stream == "stdout" else _open(stream, place))
 
 
 def _open(stream: Any, place: int) -> int:

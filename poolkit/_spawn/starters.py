@@ -90,26 +90,36 @@ class Starter:
             return math.inf
         return self.asked_at + ANSWER_GRACE if self.is_ready else self._started_at + START_GRACE
 
-    def execute(self, number: int, fds: Sequence[int]) -> None:
-        """Have a program started. The descriptors stay the caller's. Raises OSError where it has ended."""
+    def execute(self, number: int, packed: bytes, fds: Sequence[int]) -> None:
+        """Have a program started: what is packed, or in the last of the descriptors, which stay the caller's.
+
+        Raises:
+            OSError: it has ended, or takes nothing any more.
+        """
+        if self._unsent:
+            raise BlockingIOError
         rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))
-        self._socket.sendmsg([protocol.ORDER.pack(protocol.EXEC, number)], [rights], _NO_SIGNAL)
+        whole = protocol.ORDER.pack(protocol.EXEC, number, len(packed)) + packed
+        sent = self._socket.sendmsg([whole], [rights], _NO_SIGNAL)
+        if sent < len(whole):
+            self._unsent.append(whole[sent:])
         self.asked, self.asked_at = number, monotonic()
 
     def bury(self, number: int) -> None:
         """Have what is left of an ended program's group killed, and the program reaped."""
-        self._unsent.append(protocol.ORDER.pack(protocol.BURY, number))
-        self.flush()
+        self._unsent.append(protocol.ORDER.pack(protocol.BURY, number, 0))
 
     def flush(self) -> bool:
         """Send what it had no room for; false where it still has none."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is noticed elsewhere
             while self._unsent:
                 try:
-                    self._socket.send(self._unsent[0], _NO_SIGNAL)
+                    sent = self._socket.send(self._unsent[0], _NO_SIGNAL)
                 except BlockingIOError:
                     return False
-                self._unsent.popleft()
+                rest = self._unsent.popleft()[sent:]
+                if rest:
+                    self._unsent.appendleft(rest)
         return True
 
     def receive(self) -> list[Note] | None:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks import account, arrays, awaiting, calls, failing, holding, serving, showing, starting, streaming
+from benchmarks import (
+    account,
+    arrays,
+    awaiting,
+    calls,
+    failing,
+    holding,
+    programs,
+    serving,
+    showing,
+    starting,
+    streaming,
+)
 
 MEASURES = {
     measure.name: measure
@@ -16,6 +28,7 @@ MEASURES = {
         *starting.MEASURES,
         *holding.MEASURES,
         *failing.MEASURES,
+        *programs.MEASURES,
         *showing.MEASURES,
     )
 }

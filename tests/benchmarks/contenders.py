@@ -233,6 +233,8 @@ ENTRIES = {
     "joblib": Entry("joblib.Parallel", "joblib", "joblib", _joblib),
     "starlette": Entry("Starlette's threads", "Starlette", "starlette", _no_pool),
     "in-loop": Entry("in the loop itself", "loop", "starlette", _no_pool),
+    "subprocess": Entry("subprocess", "subprocess", "subprocess", _no_pool),
+    "asyncio-subprocess": Entry("asyncio's subprocesses", "asyncio", "asyncio", _no_pool),
     "trio-parallel": Entry("trio-parallel", "trio-parallel", "trio_parallel", _no_pool),
 }
 MACHINE = "machine"

@@ -81,9 +81,9 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], S
             saboteur.comes_to(KINDS.get(each[0], ""), self._programs.get(each[1]))
             note(self, starter, each)
 
-        def new_execute(self: Starter, number: int, fds: Any) -> None:
+        def new_execute(self: Starter, *given: Any) -> None:
             saboteur.comes_to("exec", None)
-            execute(self, number, fds)
+            execute(self, *given)
             saboteur.comes_to("executed", None)
 
         def new_feed(self: Output, data: bytes) -> bool:
