@@ -23,6 +23,7 @@ from poolkit.errors import SerializationError
 
 Some = TypeVar("Some", bound=Supervisor)
 
+PROGRAMS = "poolkit-programs"  # the name of the thread that owns them, whose module few need
 _OWN = (SupervisorThread, CallbackThread, MapsThread, TraceThread)
 MOST_INHERITED = MOST_FDS - 8  # the rest is for its control socket, its streams and its link
 
@@ -87,7 +88,7 @@ def _refuse_threads() -> None:
     others = [
         thread.name
         for thread in threading.enumerate()
-        if thread is not threading.current_thread() and not isinstance(thread, _OWN)
+        if thread is not threading.current_thread() and not isinstance(thread, _OWN) and thread.name != PROGRAMS
     ]
     if others:
         msg = (

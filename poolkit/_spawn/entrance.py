@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import select
-from _thread import allocate_lock
 from collections.abc import Callable
 from queue import Empty
 
 from poolkit import _os, waiting
 from poolkit._clock import monotonic
+from poolkit._locks import RLock
 from poolkit._owner import Arrivals
 from poolkit._select import poll
 from poolkit.errors import ChannelClosed
@@ -28,7 +28,7 @@ class Entrance:
 
     def __init__(self, encode: Callable[[str], bytes]) -> None:
         self.encode = encode
-        self._lock = allocate_lock()
+        self._lock = RLock()  # re-entrant for signal handlers
         self._fd = -1
         self._writers = 0  # who wait until there is room
         self._is_closed = self._has_ended = False
@@ -48,6 +48,13 @@ class Entrance:
             self._has_ended = True
             self._close_unused()
         self._ring()
+
+    def leave_parent(self) -> None:
+        """Be a copy in a forked child."""
+        self._lock = RLock()
+        self._has_ended = True
+        fd, self._fd = self._fd, -1
+        _os.close_fd(fd)
 
     def close(self) -> None:
         """Nothing more will be written."""

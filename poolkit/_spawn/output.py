@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import codecs
 import io
-from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+from poolkit._locks import RLock
 
 UNTAKEN = 256 * 1024  # bytes that may be untaken before the program waits
 AT_END = 1024 * 1024  # so many more are taken in once it has ended, and cannot wait any more
@@ -130,7 +131,7 @@ class Output:
         self.name = name
         self._most = most
         self._decoder = decoder
-        self._lock, self._taking = allocate_lock(), allocate_lock()
+        self._lock, self._taking = RLock(), RLock()  # re-entrant for signal handlers
         self.is_asked_for = False  # somebody reads it, or has a callback for it
         self.waiters: list[Callable[[], object]] = []  # called when there is something to take
         self.resume: Callable[[], object] | None = None  # has it be read on, where it waits for its readers
@@ -217,7 +218,7 @@ class Output:
 
     def leave_parent(self) -> None:
         """Be a copy in a forked child, which has none of it."""
-        self._lock, self._taking = allocate_lock(), allocate_lock()
+        self._lock, self._taking = RLock(), RLock()
         self._chunks.clear()
         self.has_ended = True
         self.waiters.clear()

@@ -20,7 +20,6 @@ import os
 import selectors
 import signal
 import threading
-from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +27,7 @@ from typing import Any
 from poolkit import _os
 from poolkit._child import starter as protocol
 from poolkit._clock import monotonic
+from poolkit._locks import RLock
 from poolkit._spawn import launch
 from poolkit._spawn.entrance import Entrance
 from poolkit._spawn.key import is_open
@@ -97,7 +97,7 @@ class Program:
         self.pipes: dict[int, Output] = {}
         self.paused: set[int] = set()
         self.tell = tell
-        self._lock = allocate_lock()
+        self._lock = RLock()
         self._early = [*recipe.early]
         self._may_signal = True
 
@@ -137,13 +137,20 @@ class Program:
             self._may_signal = False
 
     def close(self) -> None:
-        """Close the pipes, also in a forked child."""
+        """Close the pipes."""
         while self.pipes:
             fd, output = self.pipes.popitem()
             _os.close_fd(fd)
             output.end()
         if self.recipe.entrance is not None:
             self.recipe.entrance.end()
+
+    def leave_parent(self) -> None:
+        """Close the copies that a forked child has, and tell nobody."""
+        while self.pipes:
+            _os.close_fd(self.pipes.popitem()[0])
+        if self.recipe.entrance is not None:
+            self.recipe.entrance.leave_parent()
 
 
 class Programs:
@@ -160,9 +167,12 @@ class Programs:
         self._starters: set[Starter] = set()
         self._starter: Starter | None = None  # the one that starts programs
         self.has_ended = False
-        self.pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="poolkit-programs", daemon=True)
-        self._thread.start()
+        try:
+            threading.Thread(target=self._run, name="poolkit-programs", daemon=True).start()
+        except BaseException:
+            self._selector.close()
+            self._wakeup.close()
+            raise
 
     def order(self, what: Callable[..., object], *args: Any) -> None:
         """Have the thread call this method. From anywhere; does not block."""
@@ -359,8 +369,7 @@ class Programs:
         program.kill_group()
         for fd, output in [*program.pipes.items()]:  # what they hold
             self._unwatch(fd)
-            while data := _read(fd):
-                output.feed(data)
+            _feed_rest(fd, output)
         program.is_lost = program.returncode is None
         self._over(program)
 
@@ -439,9 +448,8 @@ class Programs:
 
     def _close_pipes(self, program: Program) -> None:
         for fd, output in [*program.pipes.items()]:
-            for _ in range(AT_END // _READ if fd not in program.paused else 0):
-                if data := _read(fd):
-                    output.feed(data)
+            if fd not in program.paused:
+                _feed_rest(fd, output)
             self._close_pipe(program, fd)
         self._bury_if_drained(program)
 
@@ -481,7 +489,7 @@ class Programs:
         for starter in [*self._starters]:
             starter.close()
         for program in [*self._programs.values()]:
-            program.close()
+            program.leave_parent()
         self._wakeup.close()
         self._selector.close()
 
@@ -490,7 +498,8 @@ def _end_unknown(starter: Starter, note: Note) -> None:
     """An error came in the midst of starting a program, and nobody has it: it ends."""
     kind, number, fact, _ = note
     if kind == protocol.STARTED:
-        os.killpg(fact, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(fact, signal.SIGKILL)
     elif kind == protocol.ENDED:
         starter.bury(number)
         starter.flush()
@@ -563,6 +572,14 @@ def _read(fd: int) -> bytes | None:
         return None
 
 
+def _feed_rest(fd: int, output: Output) -> None:
+    """Take in what is there, but no flood."""
+    for _ in range(AT_END // _READ):
+        if not (data := _read(fd)):
+            return
+        output.feed(data)
+
+
 def _why_not(recipe: Recipe, number: int, step: int) -> OSError:
     if step == protocol.DIRECTORY:
         return OSError(number, f"{os.strerror(number)} (the working directory)", os.fsdecode(recipe.directory))
@@ -574,7 +591,7 @@ def _why_not(recipe: Recipe, number: int, step: int) -> OSError:
 
 
 _programs: Programs | None = None  # guarded by: _lock
-_lock = allocate_lock()
+_lock = RLock()  # re-entrant for signal handlers
 
 
 def programs() -> Programs:
@@ -588,7 +605,7 @@ def programs() -> Programs:
 
 def _after_fork_in_child() -> None:
     global _programs, _lock  # noqa: PLW0603 -- see above
-    _lock = allocate_lock()
+    _lock = RLock()
     copy, _programs = _programs, None
     if copy is not None:
         copy.leave_parent()

@@ -13,6 +13,7 @@ import math
 import os
 import resource
 import signal
+import threading
 from collections import deque
 from collections.abc import Sequence
 
@@ -24,8 +25,11 @@ from poolkit._spawn.launch import FORKING
 
 START_GRACE = 10.0  # seconds that one gets to come up
 ANSWER_GRACE = 2.0  # seconds that one gets to start a program; then it gets no more to start
+_END_GRACE, _END_LOOK = 1.0, 0.001  # seconds: for it to end, and between two looks whether it has
 _NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)
 _LIMITS = [value for name, value in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
+
+_never = threading.Event()  # `time.sleep` may be patched
 
 Note = tuple[bytes, int, int, int]  # kind, number of the program, and two facts; see the protocol
 
@@ -153,9 +157,13 @@ class Starter:
         self._socket.close()
 
     def end(self) -> None:
-        """Close it, and reap it once it has ended. Blocks until it has."""
+        """Close it, and reap it: it ends by itself, or is killed after a moment. Blocks for that."""
         self.close()
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            if self.hangs(monotonic()):
-                os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        give_up = monotonic() + _END_GRACE
+        with contextlib.suppress(ChildProcessError):  # somebody else has reaped it
+            while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+                if monotonic() > give_up:
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
+                    return
+                _never.wait(_END_LOOK)

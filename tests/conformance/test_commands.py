@@ -138,7 +138,7 @@ def test_who_is_left_behind_and_holds_the_output_is_killed(pool: Pool) -> None:
     assert 0.4 < time.monotonic() - began < 5.0
     assert done.cut_off
     assert done.stdout.startswith("before\n")
-    assert not is_alive(int(done.stdout.split()[1]))
+    wait_for_exit(int(done.stdout.split()[1]))
 
 
 def test_who_is_left_behind_and_holds_nothing_is_killed(pool: Pool) -> None:
