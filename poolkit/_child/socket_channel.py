@@ -31,7 +31,7 @@ from poolkit._select import poll
 from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import buffers, codec, handover
 from poolkit._wire.buffers import PLAIN, Found, found_from
-from poolkit._wire.spin import Spin
+from poolkit._wire.spin import GIVE_UP, SPIN, Spin
 from poolkit.errors import SerializationError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ _SHARE, _MOST_SHARE = 320, 200_000  # bytes of memory that count as one in the s
 _COPIED = 1 << 20  # bytes of memory of a message up to which it is read, as each mapping needs a descriptor
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 _TAKE_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_TRY_EVERY = 64  # sleeps
 _HANG_UP = getattr(select, "POLLRDHUP", 0)
 _PLAIN_HEAD, _NOTHING = _HEAD.pack(_MESSAGE, 0, 0, 0), Found()
 _preparing = RLock()  # what a worker does with the script is for one thread at a time
@@ -63,7 +64,7 @@ class SocketChannel(Channel):
         self._socket.setblocking(False)
         self._threshold = threshold
         self._found = found_from(threshold)
-        self._spin = Spin()
+        self._spin = _Spin()
         self._make_sent = sent
         self._sent: Sent | None = None
         self._defining = RLock()
@@ -204,6 +205,20 @@ class SocketChannel(Channel):
             if type(each) is tuple:
                 _Come(each)
         self._socket.close()
+
+
+class _Spin(Spin):
+    """Looks first only while that alone is enough, and now and then whether it is again.
+
+    Who looks while other processes want the CPU loses his turn to them, and a message takes a thousand times as long.
+    """
+
+    __slots__ = ()
+
+    def slept(self, seconds: float) -> None:  # noqa: ARG002 -- any sleep was in vain
+        """It took a sleep."""
+        self.in_vain += 1
+        self.seconds = SPIN if self.in_vain < GIVE_UP or not self.in_vain % _TRY_EVERY else 0.0
 
 
 def _given(message: object) -> object:
