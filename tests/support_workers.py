@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -170,3 +171,47 @@ def wait_and_total(port: Port, arrived: Gate, release: Gate) -> tuple[int, int]:
     release.wait()
     found = [*port]
     return len(found), sum(found)
+
+
+# ===== objects that are hosted =====
+
+
+class Counter:
+    """Counts, and does what else a call can do."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.number = start
+        self._journal: list[int] = []
+
+    def add(self, number: int = 1, *, times: int = 1) -> int:
+        self.number += number * times
+        return self.number
+
+    async def add_later(self, number: int) -> int:
+        await asyncio.sleep(0)
+        return self.add(number)
+
+    def fail(self, why: str) -> NoReturn:
+        raise LookupError(why)
+
+    def wait(self, arrived: Gate, release: Gate) -> int:
+        arrived.signal()
+        release.wait()
+        return self.add()
+
+    def die(self) -> NoReturn:
+        os._exit(3)
+
+    def give(self, what: Any) -> Any:
+        return what
+
+    def lock(self) -> Any:
+        return threading.Lock()
+
+    def _private(self) -> None:
+        """Not to be called."""
+
+
+def not_made() -> NoReturn:
+    msg = "it cannot be made"
+    raise LookupError(msg)

@@ -17,6 +17,7 @@ import array
 import contextlib
 import errno
 import os
+import pickle
 import select
 import socket
 import struct
@@ -31,6 +32,7 @@ from poolkit._select import poll
 from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import buffers, codec, handover
 from poolkit._wire.buffers import PLAIN, Found, found_from
+from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.spin import GIVE_UP, SPIN, Spin
 from poolkit.errors import SerializationError
 
@@ -40,7 +42,9 @@ if TYPE_CHECKING:
     from poolkit._wire.plans import Manifest, Sent
 
 _HEAD = struct.Struct("<BxHxxxxQQ")
-_MESSAGE, _ARGUMENT, _DEFINE = 1, 2, 3  # the second is packed as the one argument of a call, so that it may need more
+# The second is packed as the one argument of a call, so that it may need more; the last is what a call has raised.
+_MESSAGE, _ARGUMENT, _DEFINE, _FAILURE = 1, 2, 3, 4
+_SHORT = 16  # items of a tuple that are looked at one by one
 _SMALL = 60 * 1024  # bytes of a pickle that goes in the packet
 _MOST_IDS = 200  # the system takes 253 descriptors at once
 _ROOM = 64 * 1024  # bytes, of the largest packet without its share
@@ -60,6 +64,7 @@ class SocketChannel(Channel):
 
     def __init__(self, fd: int, threshold: float, sent: Callable[[], Sent] | None = None) -> None:
         super().__init__()
+        self.fd: int = fd
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
         self._threshold = threshold
@@ -69,17 +74,14 @@ class SocketChannel(Channel):
         self._sent: Sent | None = None
         self._defining = RLock()
 
-    @property
-    def fd(self) -> int:
-        """The descriptor."""
-        return self._socket.fileno()
-
     # ===== out =====
 
     def pack(self, message: object) -> tuple[Manifest | None, _Packet]:
         """Pickle a message; what is large of it into memory of its own."""
-        if type(message) in PLAIN:
-            return None, _Packet(_MESSAGE, 0, codec.pack_value(message), _NOTHING)
+        if type(message) in PLAIN or (
+            type(message) is tuple and len(message) <= _SHORT and PLAIN.issuperset(map(type, message))
+        ):
+            return None, _Packet(_MESSAGE, 0, pickle.dumps(message, PROTOCOL), _NOTHING)
         found, manifest, kind = self._found(), None, _MESSAGE
         found.look((message,))
         with found if buffers.memory_in_use or handover.is_loaded() else contextlib.nullcontext():
@@ -92,6 +94,16 @@ class SocketChannel(Channel):
             msg = f"the message refers to {len(found.memories)} pieces of shared memory; {_MOST_IDS} can be sent"
             raise SerializationError(msg)
         return manifest, _Packet(kind, manifest.number if manifest is not None else 0, body, found)
+
+    def pack_failure(self, error: BaseException) -> tuple[None, _Packet]:
+        """Pack an exception, with the frames of its traceback."""
+        return None, _Packet(_FAILURE, 0, codec.pack_error(error), _NOTHING)
+
+    def has_failed(self, taken: list[Any]) -> bool:
+        """Look at the head. What came with it is taken in, as it may never be loaded."""
+        if type(taken[0]) is not _Come and taken[0][0][: _HEAD.size] != _PLAIN_HEAD:
+            taken[0] = _Come(taken[0])
+        return type(taken[0]) is _Come and taken[0].kind == _FAILURE
 
     def try_send(self, packed: tuple[Manifest | None, _Packet]) -> bool:
         """Send a packet, and before it what is lacking of the script."""
@@ -160,6 +172,8 @@ class SocketChannel(Channel):
             taken[0] = _Come(taken[0])
         come: _Come = taken[0]
         body, parts = come.whole()
+        if come.kind == _FAILURE:
+            return codec.load_error(body)
         if come.manifest and come.manifest not in script.ready:
             with _preparing:
                 script.prepare(come.manifest)

@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -21,23 +21,6 @@ from support_gates import Gate
 pytestmark = pytest.mark.needs("kill_running")  # there are no fakes of them
 
 MakeWorker = Callable[..., Worker[Any]]
-
-
-@pytest.fixture
-def make_worker(kind: Any) -> Iterator[MakeWorker]:
-    """Make workers of the kind; what is left of them is terminated after the test."""
-    workers: list[Worker[Any]] = []
-
-    def make(target: Any, *args: Any, **settings: Any) -> Worker[Any]:
-        workers.append(Worker(target, *args, **kind.settings, **settings))
-        return workers[-1]
-
-    yield make
-    for worker in workers:
-        worker.terminate()
-    for worker in workers:
-        assert worker.join(WATCHDOG)
-    workers.clear()
 
 
 def ending_of(worker: Worker[Any]) -> BaseException:

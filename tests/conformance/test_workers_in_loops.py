@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,22 +25,6 @@ MakeWorker = Callable[..., Worker[Any]]
 def loop(request: pytest.FixtureRequest) -> Loop:
     found: Loop = request.param
     return found
-
-
-@pytest.fixture
-def make_worker(kind: Any) -> Iterator[MakeWorker]:
-    """Make workers of the kind; what is left of them is terminated after the test."""
-    workers: list[Worker[Any]] = []
-
-    def make(target: Any, *args: Any) -> Worker[Any]:
-        workers.append(Worker(target, *args, **kind.settings))
-        return workers[-1]
-
-    yield make
-    for worker in workers:
-        worker.terminate()
-        assert worker.join(WATCHDOG)
-    workers.clear()
 
 
 def test_messages_both_ways(make_worker: MakeWorker, loop: Loop) -> None:
@@ -154,3 +138,28 @@ def test_a_block_that_is_cancelled_terminates_it(
     assert loop.run(cancelled)
     assert worker.join(WATCHDOG)
     assert worker.task.cancelled()
+
+
+def test_messages_at_hand_let_others_have_their_turn(
+    make_worker: MakeWorker, new_gate: Callable[[], Gate], loop: Loop
+) -> None:
+    arrived, release = new_gate(), new_gate()
+    worker = make_worker(work.say_and_arrive, arrived, release, *range(250))
+    arrived.wait()
+    turns: list[int] = []
+
+    async def read() -> int:
+        for _ in range(249):
+            await worker.recv_async()
+        return len(turns)
+
+    async def others() -> None:
+        while len(turns) < 3:
+            turns.append(0)
+            await loop.turn()
+
+    async def main() -> list[Any]:
+        return [await worker.recv_async(), *await loop.together([read, others])]
+
+    assert loop.run(main)[1] == 3
+    release.signal()
