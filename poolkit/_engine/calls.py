@@ -90,9 +90,9 @@ class Calls:
                 flight = self._flight
                 if not (flight.taken or self._channel.try_take(flight.taken)):
                     return
-                task, failed = flight.task[0], self._channel.has_failed(flight.taken)
+                task = flight.task[0]
                 task.ended_at = monotonic()
-                self._publish(task, Outcome(flight.taken, ok=not failed, load=self._channel.load), settled)
+                self._publish(task, self._outcome(flight.taken), settled)
                 if self._flight is flight:  # else a signal handler has done it
                     self._flight = _Flight()
         except ChannelEnd:
@@ -141,6 +141,12 @@ class Calls:
                 services.call(task.call_back, callbacks)
         if not has_left:
             services.leave()
+
+    def _outcome(self, taken: list[Any]) -> Outcome:
+        try:
+            return Outcome(taken, ok=not self._channel.has_failed(taken), load=self._channel.load)
+        except OSError as exc:  # there was no room for what came with it
+            return Outcome.failure(exc)
 
     def _publish(self, task: Task[Any], outcome: Outcome, settled: list[tuple[Task[Any], Any]]) -> None:
         settled.append((task, None))
