@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
 import threading
 import time
 from typing import Any, NoReturn
@@ -42,9 +44,49 @@ def say_and_raise(port: Port, *messages: Any) -> NoReturn:
     raise LookupError(msg)
 
 
-def count_and_die(port: Port, number: int) -> NoReturn:
+def count_and_die(port: Port, number: int, code: int = 3) -> NoReturn:
     count(port, number)
-    os._exit(3)
+    os._exit(code)
+
+
+def die_while_sending(port: Port, message: Any, steps: int) -> None:
+    """Be killed after so many instructions of the second `send`."""
+    port.send(message)
+
+    def trace(frame: Any, event: str, _arg: object) -> Any:
+        nonlocal steps
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            steps -= 1
+            if not steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    port.send(message)
+    sys.settrace(None)
+    port.send("done")
+
+
+def close_descriptor(port: Port, arrived: Gate, release: Gate) -> None:
+    os.close(port.fileno())
+    arrived.signal()
+    release.wait()
+    msg = "it is closed"
+    raise LookupError(msg)
+
+
+async def flood(port: Port, number: int) -> int:
+    """Send and receive so many at once."""
+
+    async def send() -> None:
+        for each in range(number):
+            await port.send_async(each)
+
+    async def receive() -> int:
+        return sum([await port.recv_async() for _ in range(number)])
+
+    return (await asyncio.gather(send(), receive()))[1]
 
 
 def say_and_wait(port: Port, gate: Gate, *messages: Any) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 import support_workers as work
 from poolkit import ChannelClosed, Worker
+from poolkit import worker as worker_module
 from support import WATCHDOG
 from support_gates import Gate
 from support_loops import LOOPS, Loop
@@ -162,4 +163,37 @@ def test_messages_at_hand_let_others_have_their_turn(
         return [await worker.recv_async(), *await loop.together([read, others])]
 
     assert loop.run(main)[1] == 3
+    release.signal()
+
+
+def test_two_floods_do_not_stall(make_worker: MakeWorker, loop: Loop) -> None:
+    """Each side sends more than there is room for, and receives meanwhile."""
+    worker, number = make_worker(work.flood, 3000), 3000
+
+    async def send() -> None:
+        for each in range(number):
+            await worker.send_async(each)
+
+    async def receive() -> int:
+        return sum([await worker.recv_async() for _ in range(number)])
+
+    found = loop.run(partial(loop.together, [send, receive]))
+    assert found[1] == worker.task.result(WATCHDOG) == sum(range(number))
+
+
+def test_the_worker_closes_its_descriptor_and_goes_on(
+    kind: Any, make_worker: MakeWorker, new_gate: Callable[[], Gate], loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kind.can("process"):
+        pytest.skip("it has none")
+    monkeypatch.setattr(worker_module, "END_WITHIN", 0.05)
+    arrived, release = new_gate(), new_gate()
+    worker = make_worker(work.close_descriptor, arrived, release)
+    arrived.wait()
+
+    async def main() -> None:
+        with pytest.raises(ChannelClosed, match="goes on"):
+            await worker.recv_async()
+
+    loop.run(main)
     release.signal()

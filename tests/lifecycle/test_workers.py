@@ -12,7 +12,7 @@ from lifecycle.scripts import run, running
 pytestmark = pytest.mark.slow
 
 TARGETS = """
-import os, signal, sys, threading, time
+import os, resource, signal, sys, threading, time
 import poolkit
 
 def sleep(port):
@@ -277,3 +277,59 @@ with poolkit.Worker.hosting(Journal, **kind) as worker:
     print(noted == sorted({*noted}), {*found} <= {*noted}, interrupts >= 20)
 """
     assert run(TARGETS + source, method) == ["True True True"]
+
+
+@pytest.mark.long
+def test_idle_workers_cost_no_thread_no_time_and_little_memory() -> None:
+    source = """
+def cpu():
+    used = 0
+    for pid in ("self", *pids):
+        fields = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+        used += int(fields[11]) + int(fields[12])
+    return used  # hundredths of a second
+
+def pss(pid):
+    lines = open(f"/proc/{pid}/smaps_rollup").read().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+
+workers = [poolkit.Worker(sleep) for _ in range(50)]
+pids = [worker.recv() for worker in workers]
+names = sorted(thread.name for thread in threading.enumerate())
+print(len(names) <= 3, names)  # the main thread, a supervisor, and its callback thread
+before = cpu()
+time.sleep(1.0)
+print(cpu() - before <= 2, cpu() - before)
+print(max(map(pss, pids)) < 5 << 20, max(map(pss, pids)) >> 10)
+"""
+    lines = run(TARGETS + source, "forkserver")
+    assert [line.split()[0] for line in lines] == ["True"] * 3, lines
+
+
+def test_a_flood_that_nobody_reads_takes_no_memory() -> None:
+    source = """
+def rss(pid):
+    return int(open(f"/proc/{pid}/statm").read().split()[1]) * resource.getpagesize()
+
+worker = poolkit.Worker(sleep)
+pid = worker.recv()
+both = ("self", pid)
+
+def flood(message, number):
+    refused = 0
+    for _ in range(number):
+        try:
+            worker.send(message, timeout=0)
+        except TimeoutError:
+            refused += 1
+    return refused
+
+flood([1], 2000)
+before = sum(map(rss, both))
+print(flood([1], 10_000) == 10_000, sum(map(rss, both)) - before < 1 << 20)
+flood(bytes(1 << 20), 100)
+before = sum(map(rss, both))
+print(flood(bytes(1 << 20), 200) == 200, sum(map(rss, both)) - before < 4 << 20)
+worker.terminate()
+"""
+    assert run(TARGETS + source, "forkserver") == ["True True", "True True"]
