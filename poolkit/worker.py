@@ -26,7 +26,7 @@ from poolkit._core.options import CallOptions
 from poolkit._core.workforce import WorkerExited
 from poolkit._engine.calls import Calls
 from poolkit._engine.dedicated import DedicatedPool, pool_for
-from poolkit._engine.run import END_WITHIN, Run
+from poolkit._engine.life import END_WITHIN, Life
 from poolkit._engine.services import services
 from poolkit._given import code_of, name_of, to_be_sent
 from poolkit._kinds.settings import PoolSettings
@@ -136,12 +136,12 @@ class Worker(Ends, Generic[T]):
         self.task: Task[T] = Task(engine, options.name or name_of(target), call, options, nbytes, code_of(target))
         self._channel = channel
         self._is_closed = False
-        run = Run(pool, self.task, channel, self.name, number)
-        self._calls = Calls(run) if target is host else None
+        life = Life(pool, self.task, channel, self.name, number)
+        self._calls = Calls(life) if target is host else None
         if self._calls is not None:
             self._no_send = self._no_recv = f"worker {self.name} hosts an object: use call()"
-        run.begin()
-        self._run = run
+        life.begin()
+        self._life = life
 
     @classmethod
     def hosting(cls, factory: Callable[..., object], /, *args: Any, **options: Any) -> Worker[None]:
@@ -201,7 +201,7 @@ class Worker(Ends, Generic[T]):
         if self._no_recv:
             raise RuntimeError(self._no_recv)
         self._no_recv = f"on_message() gets the messages of worker {self.name}"
-        self._run.on_message(callback)
+        self._life.on_message(callback)
 
     def on_exit(self, callback: Callable[[WorkerExited], object]) -> None:
         """Call `callback(exited)` when the worker is gone and its messages were handed over; at once if it is.
@@ -214,20 +214,20 @@ class Worker(Ends, Generic[T]):
             TypeError: it cannot be called.
         """
         _check_callback(callback)
-        self._run.on_exit(callback)
+        self._life.on_exit(callback)
 
     @property
     def pid(self) -> int | None:
         """The process id; None before it is up, and of a thread."""
-        exited = self._run.exited
+        exited = self._life.exited
         if self._channel.fd is None:
             return None
-        return self._run.engine.pid_of(self.task) if exited is None else exited.pid
+        return self._life.engine.pid_of(self.task) if exited is None else exited.pid
 
     @property
     def alive(self) -> bool:
         """Whether it has not ended yet."""
-        return not self._run.gone.is_set()
+        return not self._life.gone.is_set()
 
     def close(self) -> None:
         """Send nothing more: the worker's loop over its port ends after what was sent. Idempotent; does not block."""
@@ -248,14 +248,14 @@ class Worker(Ends, Generic[T]):
         if seconds == 0.0:
             self.task.cancel()
         elif seconds is not None:
-            self._run.engine.cancel_after(self.task, seconds)
+            self._life.engine.cancel_after(self.task, seconds)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it is gone, for at most `timeout` seconds; return whether it is. In its callbacks, only look."""
         seconds = checks.wait_seconds("timeout", timeout)
-        if self._run.engine.callbacks.thread.ident != threading.get_ident() and not services.is_here():
-            self._run.gone.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
-        return self._run.gone.is_set()
+        if self._life.engine.callbacks.thread.ident != threading.get_ident() and not services.is_here():
+            self._life.gone.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+        return self._life.gone.is_set()
 
     def __enter__(self) -> Self:
         """Use the worker as a context manager."""
@@ -294,7 +294,7 @@ class Worker(Ends, Generic[T]):
     def _end(self, left: Left, *, sends: bool = False) -> BaseException:
         if sends and self._is_closed:
             return ChannelClosed(f"nothing can be sent to worker {self.name} any more: it was closed")
-        return self._run.end(left)
+        return self._life.end(left)
 
     async def _end_async(self, *, sends: bool = False) -> BaseException:
         if not (self.task.done() or (sends and self._is_closed)):
@@ -302,14 +302,14 @@ class Worker(Ends, Generic[T]):
             arrivals.owner = self.task.add_waker(arrivals.ring)
             await waiting.wait_until(arrivals, END_WITHIN)
             if not self.task.done():
-                return self._run.closed_itself()
+                return self._life.closed_itself()
         return self._end(countdown(None), sends=sends)
 
     def __del__(self) -> None:
         """Warn about a worker that runs, and terminate it."""
-        run = getattr(self, "_run", None)
-        if run is not None and not run.task.done() and os.getpid() == run.engine.pid:
-            run.engine.cancel_soon(run.task)  # before the warning, which may be made an error
+        life = getattr(self, "_life", None)
+        if life is not None and not life.task.done() and os.getpid() == life.engine.pid:
+            life.engine.cancel_soon(life.task)  # before the warning, which may be made an error
             warnings.warn(
                 f"{self!r} was dropped while it ran; use `with`, or keep it until it has ended",
                 ResourceWarning,

@@ -20,7 +20,7 @@ from typing import Any
 
 from poolkit._child.port import ChannelEnd
 from poolkit._clock import monotonic
-from poolkit._engine.run import Run
+from poolkit._engine.life import Life
 from poolkit._engine.services import services
 from poolkit._locks import RLock
 from poolkit.errors import PoolClosed
@@ -42,22 +42,22 @@ class _Flight:
 class Calls:
     """The owner of the tasks that the calls are. Thread-safe."""
 
-    def __init__(self, run: Run) -> None:
-        self._run, self._channel = run, run.channel
+    def __init__(self, life: Life) -> None:
+        self._life, self._channel = life, life.channel
         self._lock, self._leading = RLock(), RLock()
         self._queue: deque[Task[Any]] = deque()
         self._flight = _Flight()
         self._numbers = itertools.count(1)
         self._is_closing = self._has_ended = self._has_left = False
         services.enter()
-        run.ended = self._look  # beside the watcher: a worker that is a thread may be stopped while it is to tell
+        life.ended = self._look  # beside the watcher: a worker that is a thread may be stopped while it is to tell
 
     def call(self, name: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task[Any]:
         """Have the method called. Raises SerializationError. Does not block."""
         number = next(self._numbers)
         packed = self._channel.pack((number, method, kwargs or None, *args))
         task: Task[Any] = Task(self, name, packed, None)
-        task.id, task.worker_id, task.submitted_at = number, self._run.number, monotonic()
+        task.id, task.worker_id, task.submitted_at = number, self._life.number, monotonic()
         self._queue.append(task)
         if not self._flight.task:
             self._step()
@@ -73,9 +73,7 @@ class Calls:
 
     def _step(self, *, takes: bool = False) -> None:
         """Do what can be done at once; an answer is taken by the leader alone."""
-        settled: list[
-            tuple[Task[Any], Any]
-        ] = []  # kept until the lock is released, as dropping one may run a `__del__`
+        settled: list[tuple[Task[Any], Any]] = []  # kept until the lock is released: dropping one may run a `__del__`
         try:
             with self._lock:
                 self._go_on(settled, takes=takes)
@@ -98,9 +96,9 @@ class Calls:
         except ChannelEnd:
             if not self._has_ended:
                 self._has_ended = True
-                self._run.task.add_waker(self._end)
-            elif self._run.task.done():
-                self._end(self._run.task)
+                self._life.task.add_waker(self._end)
+            elif self._life.task.done():
+                self._end(self._life.task)
 
     def _send_next(self) -> bool:
         """Send what is next; false where nothing is in flight then. Raises ChannelEnd."""
@@ -109,7 +107,7 @@ class Calls:
             if not flight.task:
                 flight.task += starmap(self._queue.popleft, ((),))
         except IndexError:
-            if self._run.task.done():
+            if self._life.task.done():
                 raise ChannelEnd from None
             if self._is_closing:
                 self._channel.close()
@@ -123,16 +121,16 @@ class Calls:
             flight.is_sent, task.attempts, task.started_at = True, 1, monotonic()
         return True
 
-    def _end(self, run: Task[Any]) -> None:
-        """The worker has ended, and all answers are taken: the others get what ended it. A waker of the run's task."""
+    def _end(self, ended: Task[Any]) -> None:
+        """The worker has ended, and all answers are taken: the others get what ended it. A waker of its task."""
         settled: list[tuple[Task[Any], Any]] = []
         with self._lock:
             while self._flight.task or self._queue:
                 flight = self._flight
                 if not flight.task:
                     flight.task += starmap(self._queue.popleft, ((),))
-                cancelled = run.cancelled()
-                load = None if cancelled else self._run.end_of_call
+                cancelled = ended.cancelled()
+                load = None if cancelled else self._life.end_of_call
                 self._publish(flight.task[0], Outcome(None, ok=False, load=load, cancelled=cancelled), settled)
                 self._flight = _Flight()
             has_left, self._has_left = self._has_left, True
@@ -202,7 +200,7 @@ class Calls:
             self._channel.wait(left, writes=not flight.is_sent)
 
     def _check_owner(self, task: Task[Any]) -> None:
-        pid = self._run.engine.pid
+        pid = self._life.engine.pid
         if os.getpid() != pid:
             msg = (
                 f"{task.name} was called in process {pid}, which forked this one: its outcome is to be had there alone"
@@ -213,7 +211,7 @@ class Calls:
 
     def cancel(self, task: Task[Any]) -> bool:
         """Take back a call that has not begun; false of one that has."""
-        if os.getpid() != self._run.engine.pid:
+        if os.getpid() != self._life.engine.pid:
             return False
         with self._lock:
             try:

@@ -16,7 +16,7 @@ import pytest
 import poolkit
 import support_workers as work
 from poolkit import ChannelClosed, MemoryLimitExceeded, SerializationError, SharedArray, Worker, WorkerCrashed
-from poolkit._engine import run
+from poolkit._engine import life
 from support import WATCHDOG, is_alive, parent_of, wait_for_exit, wait_until
 from support_gates import Gate
 
@@ -276,7 +276,7 @@ def test_is_killed_between_any_two_instructions_of_send(make_worker: MakeWorker,
 def test_the_worker_closes_its_descriptor_and_goes_on(
     make_worker: MakeWorker, new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "END_WITHIN", 0.05)
+    monkeypatch.setattr(life, "END_WITHIN", 0.05)
     arrived, release = new_gate(), new_gate()
     worker = make_worker(work.close_descriptor, arrived, release)
     arrived.wait()
@@ -372,7 +372,7 @@ def test_a_thread_that_does_not_stop_is_abandoned(make_worker: MakeWorker, new_g
         worker.recv(WATCHDOG)
     assert worker.join(WATCHDOG)
     assert worker.task.cancelled()
-    assert worker._run.engine.stats().abandoned == 1
+    assert worker._life.engine.stats().abandoned == 1
     gate.signal()
 
 
@@ -403,11 +403,11 @@ def test_dropped_while_it_runs(kind: Any) -> None:
     worker: Any = Worker(work.echo, **kind.settings)
     worker.send(1)
     assert worker.recv(WATCHDOG) == 1
-    run = worker._run
+    life = worker._life
     with pytest.warns(ResourceWarning, match="dropped while it ran"):
         del worker
-    assert run.gone.wait(WATCHDOG)
-    assert run.task.cancelled()
+    assert life.gone.wait(WATCHDOG)
+    assert life.task.cancelled()
 
 
 def test_terminated_before_it_is_up(make_worker: MakeWorker) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from poolkit import SharedBuffer
 from poolkit._child import socket_channel
 from poolkit._child.port import Port
 from poolkit._child.socket_channel import SocketChannel, socket_pair
@@ -136,3 +137,15 @@ def test_many_small_buffers_and_large_tables_go_through_a_block(pair: Pair, size
     assert other.recv() == sent
     port.send([bytearray(message(1)) for _ in range(3)] + sent)
     assert other.recv()[3:] == sent
+
+
+def test_of_shared_memory_a_handle_travels(pair: Pair) -> None:
+    ours, port, other = pair
+    with SharedBuffer(LARGE) as shared:
+        _, packet = ours.pack(shared)
+        assert len(packet.data) < 1000
+        port.send(shared)
+        with other.recv() as theirs:
+            theirs[0] = 7
+        assert shared[0] == 7
+    assert ours._arena.alive()[0] == 0

@@ -1,4 +1,4 @@
-"""Run: one dedicated worker from its start to its end, also when nobody has the `Worker` any more; and its callbacks.
+"""Life: one dedicated worker from its start to its end, also when nobody has the `Worker` any more; and its callbacks.
 
     a message    the watcher, or a worker that is a thread, finds that there is one ──> the callback thread takes it
     the end      the task is done, and what the worker sent is taken; the pool says that the worker has exited
@@ -30,7 +30,7 @@ END_WITHIN = 2.0  # seconds after the end of its channel in which a worker has e
 AT_ONCE = 100  # messages that one worker's callback gets before others have their turn
 
 
-class Run:
+class Life:
     """See the file's header."""
 
     def __init__(self, pool: DedicatedPool, task: Task[Any], channel: Channel, name: str, number: int) -> None:
