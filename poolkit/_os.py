@@ -261,9 +261,9 @@ class LinkPoller:
             self.fileno = None
             self.poll = self._poll_for
 
-    def register(self, fd: int) -> None:
-        """Add a descriptor."""
-        self._poller.register(fd, 1)  # EPOLLIN and POLLIN
+    def register(self, fd: int, *, writes: bool = False) -> None:
+        """Add a descriptor, to be waited on for reading, or for writing."""
+        self._poller.register(fd, 4 if writes else 1)  # EPOLLOUT and POLLOUT, EPOLLIN and POLLIN
 
     def unregister(self, fd: int) -> None:
         """Take one out."""

@@ -77,10 +77,14 @@ async def wait_until(arrivals: Arrivals, seconds: float | None) -> bool:
     return not is_late
 
 
-async def checkpoint() -> None:
-    """Under trio, give others their turn, or raise if the scope was cancelled; under asyncio, go on."""
+async def checkpoint(*, is_turn: bool = False) -> None:
+    """Under trio, give others their turn, or raise if the scope was cancelled; under asyncio only where `is_turn`."""
     if in_trio():
         await sys.modules["trio"].lowlevel.checkpoint()
+    elif is_turn:
+        import asyncio  # noqa: PLC0415 -- not for those who use trio
+
+        await asyncio.sleep(0)
 
 
 @types.coroutine

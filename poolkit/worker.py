@@ -8,24 +8,26 @@ Owner: whoever made the worker ends it, by `with`, `close` or `terminate`. Every
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Optional, TypeVar, cast
 
 from poolkit import waiting
-from poolkit._child.local_channel import LocalChannel, local_pair
+from poolkit._child.hosting import host
+from poolkit._child.local_channel import local_pair
 from poolkit._child.port import Channel, Ends, Left, Port, countdown, run_target
 from poolkit._child.socket_channel import socket_pair
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._core.workforce import WorkerExited
+from poolkit._engine.calls import Calls
 from poolkit._engine.dedicated import DedicatedPool, pool_for
+from poolkit._engine.life import END_WITHIN, Life
+from poolkit._engine.services import services
 from poolkit._given import code_of, name_of, to_be_sent
 from poolkit._kinds.settings import PoolSettings
 from poolkit._owner import Arrivals
@@ -45,45 +47,6 @@ T = TypeVar("T")
 LEAVE_WITHIN = 5.0  # seconds that the end of a `with` gives a worker to end by itself
 
 _numbers = itertools.count(1)
-
-
-class _Run:
-    """One dedicated worker from its start to its end, also when nobody has the `Worker` any more."""
-
-    def __init__(self, pool: DedicatedPool, task: Task[Any], channel: Channel) -> None:
-        self.engine, self.task, self.channel = pool.engine, task, channel
-        self.exited: WorkerExited | None = None  # once it is
-        self.gone = threading.Event()
-        self._pools = [pool]  # to be released
-
-    def begin(self) -> None:
-        """Submit the task."""
-        self.engine.listen("worker_exited", self._note_exit)
-        try:
-            self.engine.submit(self.task)
-        except BaseException:
-            self.engine.unlisten("worker_exited", self._note_exit)
-            raise
-        self.task.add_waker(self._task_done)
-
-    def _task_done(self, task: Task[Any]) -> None:
-        """A waker of the task, in whatever thread settles it."""
-        self.channel.shut()
-        if os.getpid() == self.engine.pid and (self.exited is not None or self.engine.is_over(task)):
-            self._end()
-
-    def _note_exit(self, event: WorkerExited) -> None:
-        """A listener of the pool, on its callback thread."""
-        if event.worker_id == self.task.worker_id:
-            self.exited = event
-            if self.task.done():
-                self._end()
-
-    def _end(self) -> None:
-        self.gone.set()
-        with contextlib.suppress(ValueError, IndexError):  # it was told twice
-            self.engine.unlisten("worker_exited", self._note_exit)
-            self._pools.pop().release()
 
 
 class Worker(Ends, Generic[T]):
@@ -131,12 +94,17 @@ class Worker(Ends, Generic[T]):
             OSError: there are no more descriptors.
         """
         target = to_be_sent(target)
+        called: list[Any] = [target, *args]
         settings = PoolSettings(1, kind, start_method, None, (), preload, env, shm_threshold)
         options = CallOptions().changed(memory_limit=memory_limit, name=name)
-        self.name = options.name or f"{name_of(target)}-{next(_numbers)}"
+        number = next(_numbers)
+        is_hosting = called[0] is host  # see `hosting`
+        if is_hosting:
+            called[1] = to_be_sent(called[1])
+        self.name = options.name or f"{name_of(called[is_hosting])}-{number}"
         pool = pool_for(settings)
         try:
-            self._begin(pool, target, args, options, settings)
+            self._begin(pool, called, options, settings, number)
         except BaseException:
             pool.release()
             raise
@@ -144,11 +112,12 @@ class Worker(Ends, Generic[T]):
     def _begin(
         self,
         pool: DedicatedPool,
-        target: Callable[..., T],
-        args: tuple[Any, ...],
+        called: list[Any],
         options: CallOptions,
         settings: PoolSettings,
+        number: int,
     ) -> None:
+        target, *args = called
         engine, is_process = pool.engine, settings.kind == "process"
         why_not = engine.workforce.why_memory_unknown
         if options.memory_limit is not None and why_not is not None:
@@ -163,31 +132,110 @@ class Worker(Ends, Generic[T]):
                 stack.callback(end.close)  # a copy of it is in the call
             else:
                 channel, theirs = local_pair()
-            call, nbytes = engine.workforce.pack(run_target, (theirs, target, args), {"is_process": is_process})
+            call, nbytes = engine.workforce.pack(run_target, (theirs, target, tuple(args)), {"is_process": is_process})
         self.task: Task[T] = Task(engine, options.name or name_of(target), call, options, nbytes, code_of(target))
         self._channel = channel
         self._is_closed = False
-        run = _Run(pool, self.task, channel)
-        run.begin()
-        self._run = run
+        life = Life(pool, self.task, channel, self.name, number)
+        self._calls = Calls(life) if target is host else None
+        if self._calls is not None:
+            self._no_send = self._no_recv = f"worker {self.name} hosts an object: use call()"
+        life.begin()
+        self._life = life
+
+    @classmethod
+    def hosting(cls, factory: Callable[..., object], /, *args: Any, **options: Any) -> Worker[None]:
+        """Start a worker that makes one object, `factory(*args)`, and runs the calls to it. Does not block.
+
+        What the factory raises is the outcome of the worker's task and of every call.
+
+        Args:
+            factory: what to call in the worker, mostly a class.
+            args: its arguments.
+            options: the keyword arguments of `Worker`.
+
+        Raises:
+            As `Worker`.
+        """
+        make: Any = cls
+        return cast("Worker[None]", make(host, factory, *args, **options))
+
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Task[Any]:
+        """Have a method of the object called that the worker hosts; coroutines are run to their end. Thread-safe.
+
+        Calls run one at a time, in this order. Does not block; arguments are pickled on this thread. The task gives the
+        value or the exception, or what ended the worker; `cancel()` takes a call back that has not begun, one that has
+        goes on.
+
+        Raises:
+            TypeError: it hosts none (see `Worker.hosting`), or `method` is no string.
+            AttributeError: the method is private; that there is none is the outcome of the task.
+            SerializationError: an argument cannot be pickled.
+            ChannelClosed: the worker was closed.
+        """
+        if self._calls is None:
+            msg = f"{self!r} hosts no object: make it by Worker.hosting"
+            raise TypeError(msg)
+        if not isinstance(method, str):
+            msg = f"method must be the name of one, was {method!r}"
+            raise TypeError(msg)
+        if method.startswith("_"):
+            msg = f"{method!r} is private: only public methods can be called"
+            raise AttributeError(msg)
+        if self._is_closed:
+            raise self._end(countdown(None), sends=True)
+        return self._calls.call(f"{self.name}.{method}", method, args, kwargs)
+
+    def on_message(self, callback: Callable[[Any], object]) -> None:
+        """Call `callback(message)` for each message, those first that came before. Thread-safe; does not block.
+
+        On the one callback thread that all such callbacks have, so be quick: while it runs, other callbacks wait, and
+        when too many messages are left, the worker. From now on `recv` and loops raise RuntimeError. A callback that
+        raises is logged and not called again.
+
+        Raises:
+            TypeError: it cannot be called.
+            RuntimeError: there is one already, or the worker hosts an object.
+        """
+        _check_callback(callback)
+        if self._no_recv:
+            raise RuntimeError(self._no_recv)
+        self._no_recv = f"on_message() gets the messages of worker {self.name}"
+        self._life.on_message(callback)
+
+    def on_exit(self, callback: Callable[[WorkerExited], object]) -> None:
+        """Call `callback(exited)` when the worker is gone and its messages were handed over; at once if it is.
+
+        On the callback thread, as `on_message`. The record's `cause` is "finished", "failed" (the target raised),
+        "crashed", "memory" or "terminated"; its `worker_id` is a number of the worker's own. Thread-safe; does not
+        block.
+
+        Raises:
+            TypeError: it cannot be called.
+        """
+        _check_callback(callback)
+        self._life.on_exit(callback)
 
     @property
     def pid(self) -> int | None:
         """The process id; None before it is up, and of a thread."""
-        exited = self._run.exited
-        if isinstance(self._channel, LocalChannel):
+        exited = self._life.exited
+        if self._channel.fd is None:
             return None
-        return self._run.engine.pid_of(self.task) if exited is None else exited.pid
+        return self._life.engine.pid_of(self.task) if exited is None else exited.pid
 
     @property
     def alive(self) -> bool:
         """Whether it has not ended yet."""
-        return not self._run.gone.is_set()
+        return not self._life.gone.is_set()
 
     def close(self) -> None:
         """Send nothing more: the worker's loop over its port ends after what was sent. Idempotent; does not block."""
         self._is_closed = True
-        self._channel.close()
+        if self._calls is None:
+            self._channel.close()
+        else:
+            self._calls.close()  # behind those that are left
 
     def terminate(self, grace: float = 0.0) -> None:
         """Close, and stop the worker if it has not ended after `grace` seconds; its task is cancelled. Does not block.
@@ -200,14 +248,14 @@ class Worker(Ends, Generic[T]):
         if seconds == 0.0:
             self.task.cancel()
         elif seconds is not None:
-            self._run.engine.cancel_after(self.task, seconds)
+            self._life.engine.cancel_after(self.task, seconds)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it is gone, for at most `timeout` seconds; return whether it is. In its callbacks, only look."""
         seconds = checks.wait_seconds("timeout", timeout)
-        if self._run.engine.callbacks.thread.ident != threading.get_ident():
-            self._run.gone.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
-        return self._run.gone.is_set()
+        if self._life.engine.callbacks.thread.ident != threading.get_ident() and not services.is_here():
+            self._life.gone.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+        return self._life.gone.is_set()
 
     def __enter__(self) -> Self:
         """Use the worker as a context manager."""
@@ -246,24 +294,22 @@ class Worker(Ends, Generic[T]):
     def _end(self, left: Left, *, sends: bool = False) -> BaseException:
         if sends and self._is_closed:
             return ChannelClosed(f"nothing can be sent to worker {self.name} any more: it was closed")
-        try:
-            error = self.task.exception(left())
-        except CancelledError:
-            return ChannelClosed(f"worker {self.name} was terminated")
-        return ChannelClosed(f"worker {self.name} has ended") if error is None else _again(error)
+        return self._life.end(left)
 
     async def _end_async(self, *, sends: bool = False) -> BaseException:
         if not (self.task.done() or (sends and self._is_closed)):
             arrivals = Arrivals()
             arrivals.owner = self.task.add_waker(arrivals.ring)
-            await waiting.wait_for(arrivals)
+            await waiting.wait_until(arrivals, END_WITHIN)
+            if not self.task.done():
+                return self._life.closed_itself()
         return self._end(countdown(None), sends=sends)
 
     def __del__(self) -> None:
         """Warn about a worker that runs, and terminate it."""
-        run = getattr(self, "_run", None)
-        if run is not None and not run.task.done() and os.getpid() == run.engine.pid:
-            run.engine.cancel_soon(run.task)  # before the warning, which may be made an error
+        life = getattr(self, "_life", None)
+        if life is not None and not life.task.done() and os.getpid() == life.engine.pid:
+            life.engine.cancel_soon(life.task)  # before the warning, which may be made an error
             warnings.warn(
                 f"{self!r} was dropped while it ran; use `with`, or keep it until it has ended",
                 ResourceWarning,
@@ -281,14 +327,7 @@ class Worker(Ends, Generic[T]):
         raise TypeError(msg)
 
 
-def _again(error: BaseException) -> BaseException:
-    """A new object of the same exception, as each of those who are told it adds to its traceback; or itself."""
-    try:
-        new = copy.copy(error)
-    except Exception:  # noqa: BLE001 -- its own code
-        return error
-    if type(new) is not type(error):
-        return error
-    new.__cause__, new.__context__ = error.__cause__, error.__context__
-    new.__suppress_context__ = error.__suppress_context__
-    return new.with_traceback(error.__traceback__)
+def _check_callback(callback: object) -> None:
+    if not callable(callback):
+        msg = f"callback must be something to call, was {callback!r}"
+        raise TypeError(msg)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
+import sys
 import threading
 import time
 from typing import Any, NoReturn
@@ -41,9 +44,49 @@ def say_and_raise(port: Port, *messages: Any) -> NoReturn:
     raise LookupError(msg)
 
 
-def count_and_die(port: Port, number: int) -> NoReturn:
+def count_and_die(port: Port, number: int, code: int = 3) -> NoReturn:
     count(port, number)
-    os._exit(3)
+    os._exit(code)
+
+
+def die_while_sending(port: Port, message: Any, steps: int) -> None:
+    """Be killed after so many instructions of the second `send`."""
+    port.send(message)
+
+    def trace(frame: Any, event: str, _arg: object) -> Any:
+        nonlocal steps
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            steps -= 1
+            if not steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    port.send(message)
+    sys.settrace(None)
+    port.send("done")
+
+
+def close_descriptor(port: Port, arrived: Gate, release: Gate) -> None:
+    os.close(port.fileno())
+    arrived.signal()
+    release.wait()
+    msg = "it is closed"
+    raise LookupError(msg)
+
+
+async def flood(port: Port, number: int) -> int:
+    """Send and receive so many at once."""
+
+    async def send() -> None:
+        for each in range(number):
+            await port.send_async(each)
+
+    async def receive() -> int:
+        return sum([await port.recv_async() for _ in range(number)])
+
+    return (await asyncio.gather(send(), receive()))[1]
 
 
 def say_and_wait(port: Port, gate: Gate, *messages: Any) -> str:
@@ -170,3 +213,47 @@ def wait_and_total(port: Port, arrived: Gate, release: Gate) -> tuple[int, int]:
     release.wait()
     found = [*port]
     return len(found), sum(found)
+
+
+# ===== objects that are hosted =====
+
+
+class Counter:
+    """Counts, and does what else a call can do."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.number = start
+        self._journal: list[int] = []
+
+    def add(self, number: int = 1, *, times: int = 1) -> int:
+        self.number += number * times
+        return self.number
+
+    async def add_later(self, number: int) -> int:
+        await asyncio.sleep(0)
+        return self.add(number)
+
+    def fail(self, why: str) -> NoReturn:
+        raise LookupError(why)
+
+    def wait(self, arrived: Gate, release: Gate) -> int:
+        arrived.signal()
+        release.wait()
+        return self.add()
+
+    def die(self) -> NoReturn:
+        os._exit(3)
+
+    def give(self, what: Any) -> Any:
+        return what
+
+    def lock(self) -> Any:
+        return threading.Lock()
+
+    def _private(self) -> None:
+        """Not to be called."""
+
+
+def not_made() -> NoReturn:
+    msg = "it cannot be made"
+    raise LookupError(msg)

@@ -120,6 +120,21 @@ def test_example_of_a_pipeline_writes_its_records_and_its_timeline(tmp_path: Pat
     assert {"worker 1", "queued"} <= {*texts_of(parsed((tmp_path / "run.svg").read_text()))}
 
 
+@pytest.mark.slow
+def test_example_of_dedicated_workers_shows_all_five_uses(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples/workers.py", "--fibonacci", "21", "--mebibytes", "16", where=tmp_path)
+    assert "(a) sums of squares: 285 and 2.5\n    the worker returned 2\n" in printed
+    assert re.search(r"\(b\) fibonacci\(21\) = 10946; \d+ ticks meanwhile", printed)
+    assert "(c) 16 MiB brightened from 100 to 150; the worker saw 150" in printed
+    moved = re.search(r"what was sent of it: a handle of (\d+) bytes", printed)
+    assert moved is not None
+    assert int(moved[1]) < 10_000
+    assert "(d) [0, 1, 2, 3] and [3, 2, 0, -1]\n    'Tokenizer' object has no attribute 'decode'" in printed
+    assert "(e) parser died of SIGSEGV, in parse\n" in printed
+    assert "on_exit was told: crashed, SIGSEGV, its process" in printed
+    assert "its successor, a new process, says 4" in printed
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_example_loses_only_the_sabotaged_files(tmp_path: Path) -> None:

@@ -38,6 +38,13 @@ class _Queue:
         self.wake()
 
 
+class _Failure:
+    """The answer to a call that raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 class LocalChannel(Channel):
     """One end of such a pair."""
 
@@ -48,6 +55,14 @@ class LocalChannel(Channel):
     def pack(self, message: object) -> Any:
         """A message goes as it is."""
         return message
+
+    def pack_failure(self, error: BaseException) -> Any:
+        """An exception goes as it is, too."""
+        return _Failure(error)
+
+    def has_failed(self, taken: list[Any]) -> bool:
+        """Look what it is."""
+        return type(taken[0]) is _Failure
 
     def try_send(self, packed: Any) -> bool:
         """Add it to the queue."""
@@ -73,11 +88,26 @@ class LocalChannel(Channel):
 
     def load(self, taken: list[Any]) -> Any:
         """It came as it was."""
-        return taken[0]
+        return taken[0].error if type(taken[0]) is _Failure else taken[0]
 
     def _may_go_on(self, *, writes: bool) -> bool:
         queue = self._out if writes else self._in
         return queue.is_closed or (len(queue.messages) < MOST if writes else bool(queue.messages))
+
+    def call_when_ready(self, ready: Callable[[], object]) -> None:
+        """Look now, and with each message."""
+        wakers = self._in.wakers
+
+        def wake() -> None:
+            try:
+                wakers.remove(wake)
+            except ValueError:  # another was faster
+                return
+            ready()
+
+        wakers.append(wake)
+        if self._may_go_on(writes=False):
+            wake()
 
     def wait(self, seconds: float | None, *, writes: bool) -> None:
         """Sleep on a lock."""

@@ -29,22 +29,34 @@ class ChannelEnd(Exception):
     """The channel takes no more messages, or has no more to give."""
 
 
+TURN = 64  # messages at hand after which coroutines of asyncio give others their turn
 Left = Callable[[], "float | None"]  # how many seconds one may wait yet; None: for ever
 
 
 class Channel:
     """One end of a channel. Each kind of worker has its own."""
 
+    fd: int | None = None  # readable when there is something to take, or at the end; None: see `call_when_ready`
+
     def __init__(self) -> None:
         self._pid = getpid()
         self._back: deque[Any] = deque()  # taken, and then not returned
         self._taking = RLock()  # re-entrant for signal handlers
+        self._at_hand = 0  # messages that coroutines have sent and received since the event loop's last turn
 
     # ===== a kind's own part =====
 
     @abstractmethod
     def pack(self, message: object) -> Any:
         """Make of a message what is sent. Raises SerializationError, or OSError where there is no memory."""
+
+    @abstractmethod
+    def pack_failure(self, error: BaseException) -> Any:
+        """Make what is sent of what a call raised, of an object that is hosted."""
+
+    @abstractmethod
+    def has_failed(self, taken: list[Any]) -> bool:
+        """Whether what was taken is such, without unpickling it."""
 
     @abstractmethod
     def try_send(self, packed: Any) -> bool:
@@ -65,6 +77,10 @@ class Channel:
     @abstractmethod
     async def wait_async(self, *, writes: bool) -> None:
         """Do the same, for ever, without blocking the event loop."""
+
+    def call_when_ready(self, ready: Callable[[], object]) -> None:
+        """Call `ready` once, when there is something to take, or at the end; where there is no `fd`. In any thread."""
+        raise NotImplementedError
 
     @abstractmethod
     def is_closed(self) -> bool:
@@ -93,10 +109,8 @@ class Channel:
     async def send_async(self, message: object) -> None:
         """Do the same in a coroutine."""
         self._check_process()
-        from poolkit import waiting  # noqa: PLC0415 -- few workers need it, and it takes 10 ms
-
         packed = self.pack(message)
-        await waiting.checkpoint()
+        await self._checkpoint()
         while not self.try_send(packed):
             await self.wait_async(writes=True)
 
@@ -119,12 +133,10 @@ class Channel:
 
     async def receive_async(self) -> Any:
         """Do the same in a coroutine, for ever. One that is cancelled has taken nothing."""
-        from poolkit import waiting  # noqa: PLC0415 -- see above
-
         self._check_process()
         taken: list[Any] = []
         try:
-            await waiting.checkpoint()
+            await self._checkpoint()
             while not self._take(taken):
                 await self.wait_async(writes=False)
             return self.load(taken)
@@ -133,6 +145,13 @@ class Channel:
         except BaseException:
             self._put_back(taken)
             raise
+
+    async def _checkpoint(self) -> None:
+        """Give others their turn: under trio each time, under asyncio now and then."""
+        from poolkit import waiting  # noqa: PLC0415 -- few workers need it, and it takes 10 ms
+
+        self._at_hand = (self._at_hand + 1) % TURN
+        await waiting.checkpoint(is_turn=not self._at_hand)
 
     def _take(self, taken: list[Any]) -> bool:
         while self._back:
@@ -163,6 +182,7 @@ class Ends:
     """What is the same at both ends, for users."""
 
     _channel: Channel
+    _no_send = _no_recv = ""  # why one must not
 
     @abstractmethod
     def _end(self, left: Left, *, sends: bool = False) -> BaseException:
@@ -182,8 +202,11 @@ class Ends:
             TimeoutError: there was no room in time; nothing was sent.
             SerializationError: it cannot be pickled; the channel goes on.
             ChannelClosed: nothing more can be sent. The owner gets what ended the worker, instead.
+            RuntimeError: the worker hosts an object.
         """
         left = countdown(timeout)
+        if self._no_send:
+            raise RuntimeError(self._no_send)
         try:
             self._channel.send(message, left)
         except ChannelEnd:
@@ -194,6 +217,8 @@ class Ends:
 
     async def send_async(self, message: object) -> None:
         """Do the same as `send` in a coroutine, without blocking its event loop; cancelled, it sent nothing."""
+        if self._no_send:
+            raise RuntimeError(self._no_send)
         try:
             await self._channel.send_async(message)
         except ChannelEnd:
@@ -210,9 +235,12 @@ class Ends:
         Raises:
             TimeoutError: none came in time.
             ChannelClosed: none will come any more. The owner gets what ended the worker, instead.
+            RuntimeError: they go to `on_message`, or the worker hosts an object.
             Exception: what unpickling the message raises; the next `recv` gets the next one.
         """
         left = countdown(timeout)
+        if self._no_recv:
+            raise RuntimeError(self._no_recv)
         try:
             return self._channel.receive(left)
         except ChannelEnd:
@@ -221,6 +249,8 @@ class Ends:
 
     async def recv_async(self) -> Any:
         """Do the same as `recv` in a coroutine, without blocking its event loop; cancelled, it loses nothing."""
+        if self._no_recv:
+            raise RuntimeError(self._no_recv)
         try:
             return await self._channel.receive_async()
         except ChannelEnd:
@@ -268,7 +298,7 @@ class Port(Ends):
         Raises:
             OSError: this worker is a thread.
         """
-        fd: int | None = getattr(self._channel, "fd", None)
+        fd = self._channel.fd
         if fd is None:
             msg = "the port of a worker that is a thread has no descriptor"
             raise OSError(msg)

@@ -1,56 +1,59 @@
 """Socket channel: the channel of a worker that is a process, a pair of sockets that keep messages apart.
 
-A message is one packet, so none is ever torn: neither by the death of who sends it, nor by an interrupt or a timeout.
-
-    HEAD      what it is, how many ids, the manifest that it needs (`_wire/plans.py`), bytes in memory of its own
-    id        of each piece of shared memory, or other descriptor, that the message refers to
-    the pickle, where it is small; else it and its large buffers are in memory of its own, and here are as many bytes
-    as are its share of the room in the socket: so what bounds the one bounds the other
-
-Descriptors go with the packet. DEFINE brings what a manifest needs of the script, as the frame of a link does.
+A message is one packet (`packets.py`), so none is ever torn: neither by the death of who sends it, nor by an interrupt
+or a timeout. What is large of it lies in blocks of an arena, one for each end, which are used again when the receiver
+lets go of them; what was not needed for a while is given back when an end waits. DEFINE brings what a manifest needs of
+the script, as the frame of a link does.
 Guarded by: `_taking`: what is received and has to be taken in one by one. `_defining`: `_sent`.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
+import math
 import os
+import pickle
 import select
 import socket
-import struct
 from itertools import starmap
 
-from poolkit import _os
 from poolkit._child import script
+from poolkit._child.packets import (
+    ARGUMENT,
+    DEFINE,
+    FAILURE,
+    HEAD,
+    MESSAGE,
+    PLAIN_HEAD,
+    ROOM,
+    ROOM_FOR_FDS,
+    Come,
+    Packet,
+)
 from poolkit._child.port import Channel, ChannelEnd
+from poolkit._clock import monotonic
 from poolkit._locks import RLock
-from poolkit._memory.memory import Memory, fill_memory, known_memory, new_id, split_memory
+from poolkit._memory.arena import Arena
 from poolkit._select import poll
 from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import buffers, codec, handover
 from poolkit._wire.buffers import PLAIN, Found, found_from
-from poolkit._wire.spin import Spin
-from poolkit.errors import SerializationError
+from poolkit._wire.pickles import PROTOCOL
+from poolkit._wire.spin import GIVE_UP, SPIN, Spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from poolkit._memory.memory import Memory
     from poolkit._wire.plans import Manifest, Sent
 
-_HEAD = struct.Struct("<BxHxxxxQQ")
-_MESSAGE, _ARGUMENT, _DEFINE = 1, 2, 3  # the second is packed as the one argument of a call, so that it may need more
-_SMALL = 60 * 1024  # bytes of a pickle that goes in the packet
-_MOST_IDS = 200  # the system takes 253 descriptors at once
-_ROOM = 64 * 1024  # bytes, of the largest packet without its share
-_ROOM_FOR_FDS = socket.CMSG_LEN((_MOST_IDS + 1) * 4)
-_SHARE, _MOST_SHARE = 320, 200_000  # bytes of memory that count as one in the socket; the most that is counted
-_COPIED = 1 << 20  # bytes of memory of a message up to which it is read, as each mapping needs a descriptor
+_SHORT = 16  # items of a tuple that are looked at one by one
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 _TAKE_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_TRY_EVERY = 64  # sleeps
 _HANG_UP = getattr(select, "POLLRDHUP", 0)
-_PLAIN_HEAD, _NOTHING = _HEAD.pack(_MESSAGE, 0, 0, 0), Found()
+_NOTHING = Found()
 _preparing = RLock()  # what a worker does with the script is for one thread at a time
 
 
@@ -59,40 +62,49 @@ class SocketChannel(Channel):
 
     def __init__(self, fd: int, threshold: float, sent: Callable[[], Sent] | None = None) -> None:
         super().__init__()
+        self.fd: int = fd
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
         self._threshold = threshold
         self._found = found_from(threshold)
-        self._spin = Spin()
+        self._spin = _Spin()
+        self._arena = Arena()
+        self._seen: dict[int, Memory] = {}  # segments of the other end; one atomic operation at a time
         self._make_sent = sent
         self._sent: Sent | None = None
         self._defining = RLock()
 
-    @property
-    def fd(self) -> int:
-        """The descriptor."""
-        return self._socket.fileno()
-
     # ===== out =====
 
-    def pack(self, message: object) -> tuple[Manifest | None, _Packet]:
+    def pack(self, message: object) -> tuple[Manifest | None, Packet]:
         """Pickle a message; what is large of it into memory of its own."""
-        if type(message) in PLAIN:
-            return None, _Packet(_MESSAGE, 0, codec.pack_value(message), _NOTHING)
-        found, manifest, kind = self._found(), None, _MESSAGE
+        if type(message) in PLAIN or (
+            type(message) is tuple and len(message) <= _SHORT and PLAIN.issuperset(map(type, message))
+        ):
+            return None, Packet(MESSAGE, 0, pickle.dumps(message, PROTOCOL), _NOTHING, self._arena)
+        found, manifest, kind = self._found(), None, MESSAGE
         found.look((message,))
         with found if buffers.memory_in_use or handover.is_loaded() else contextlib.nullcontext():
             if self._make_sent is None:
                 body = codec.pack_value(message, found)
             else:
-                kind = _ARGUMENT
+                kind = ARGUMENT
                 _, body, manifest = codec.pack_call(_given, (message,), {}, found)
-        if len(found.memories) > _MOST_IDS:
-            msg = f"the message refers to {len(found.memories)} pieces of shared memory; {_MOST_IDS} can be sent"
-            raise SerializationError(msg)
-        return manifest, _Packet(kind, manifest.number if manifest is not None else 0, body, found)
+        return manifest, Packet(kind, manifest.number if manifest is not None else 0, body, found, self._arena)
 
-    def try_send(self, packed: tuple[Manifest | None, _Packet]) -> bool:
+    def pack_failure(self, error: BaseException) -> tuple[None, Packet]:
+        """Pack an exception, with the frames of its traceback."""
+        return None, Packet(FAILURE, 0, codec.pack_error(error), _NOTHING, self._arena)
+
+    def has_failed(self, taken: list[Any]) -> bool:
+        """Look at the head. What came with it is taken in, as it may never be loaded."""
+        if type(taken[0]) is not Come:
+            if taken[0][0][: HEAD.size] == PLAIN_HEAD:
+                return False
+            taken[0] = Come(taken[0])
+        return taken[0].open(self._seen).kind == FAILURE  # type: ignore[no-any-return]
+
+    def try_send(self, packed: tuple[Manifest | None, Packet]) -> bool:
         """Send a packet, and before it what is lacking of the script."""
         manifest, packet = packed
         return (manifest is None or self._define(manifest)) and self._send(packet)
@@ -106,18 +118,17 @@ class SocketChannel(Channel):
             payload, memories = sent.lacking(manifest)
             found = Found()
             found.memories = tuple(memories)
-            if not self._send(_Packet(_DEFINE, 0, payload, found)):
+            if not self._send(Packet(DEFINE, 0, payload, found, self._arena)):
                 return False
             sent.commit()
             return True
 
-    def _send(self, packet: _Packet) -> bool:
-        done: list[int] = []
+    def _send(self, packet: Packet) -> bool:
         try:
             if packet.memories:
-                done += starmap(self._socket.sendmsg, (([packet.data], packet.attached(), _SEND_FLAGS),))
+                packet.sent += starmap(self._socket.sendmsg, (([packet.data], packet.attached(), _SEND_FLAGS),))
             else:
-                done += starmap(self._socket.send, ((packet.data, _SEND_FLAGS),))
+                packet.sent += starmap(self._socket.send, ((packet.data, _SEND_FLAGS),))
         except BlockingIOError:
             return False
         except OSError as exc:
@@ -135,7 +146,7 @@ class SocketChannel(Channel):
         with self._taking:  # who takes in what needs them comes after that
             while True:
                 try:
-                    taken += starmap(self._socket.recvmsg, ((_ROOM, _ROOM_FOR_FDS, _TAKE_FLAGS),))
+                    taken += starmap(self._socket.recvmsg, ((ROOM, ROOM_FOR_FDS, _TAKE_FLAGS),))
                 except BlockingIOError:
                     return False
                 except ConnectionResetError:  # the other end was closed with packets unread: told before what it sent
@@ -143,32 +154,37 @@ class SocketChannel(Channel):
                 if not taken[0][0]:
                     del taken[:]
                     raise ChannelEnd
-                if taken[0][0][0] != _DEFINE:
+                if taken[0][0][0] != DEFINE:
                     return True
-                come = _Come(taken[0])
-                memories: Any = _Regions((each.id, each) for each in come.memories)
+                come = Come(taken[0]).open(self._seen)
+                memories: Any = _Regions(come.memories)
                 with _preparing:
-                    script.define(come.whole()[0], memories)
+                    script.define(come.parts()[0], memories)
                 del taken[:]
 
     def load(self, taken: list[Any]) -> Any:
         """Unpickle a message."""
-        if type(taken[0]) is not _Come:
-            if taken[0][0][: _HEAD.size] == _PLAIN_HEAD:  # nothing comes with it
-                return codec.load_value(memoryview(taken[0][0])[_HEAD.size :])
-            taken[0] = _Come(taken[0])
-        come: _Come = taken[0]
-        body, parts = come.whole()
+        if type(taken[0]) is not Come:
+            if taken[0][0][: HEAD.size] == PLAIN_HEAD:  # nothing comes with it
+                return codec.load_value(memoryview(taken[0][0])[HEAD.size :])
+            taken[0] = Come(taken[0])
+        come: Come = taken[0].open(self._seen)
+        body, parts = come.parts()
+        if come.kind == FAILURE:
+            return codec.load_error(body)
         if come.manifest and come.manifest not in script.ready:
             with _preparing:
                 script.prepare(come.manifest)
         value = codec.load_value(body, parts)
-        return value[0][0] if come.kind == _ARGUMENT else value
+        return value[0][0] if come.kind == ARGUMENT else value
 
     # ===== waiting, and the end =====
 
     def wait(self, seconds: float | None, *, writes: bool) -> None:
         """Look for a little while, then sleep."""
+        self._arena.trim()
+        if (trim_at := self._arena.trim_at) is not None:
+            seconds = min(math.inf if seconds is None else seconds, max(0.0, trim_at - monotonic()))
         poller = poll()  # one for each, as several threads may wait
         poller.register(self._socket, select.POLLOUT if writes else select.POLLIN)
         self._spin.wait(poller, seconds)
@@ -177,6 +193,7 @@ class SocketChannel(Channel):
         """Have the event loop watch the socket."""
         from poolkit import waiting  # noqa: PLC0415 -- few workers need it, and it takes 10 ms
 
+        self._arena.trim()
         await waiting.wait_ready(self.fd, writes=writes)
 
     def is_closed(self) -> bool:
@@ -202,78 +219,28 @@ class SocketChannel(Channel):
         """Close it; what comes with a packet that nobody has loaded, too."""
         for each in self._back:
             if type(each) is tuple:
-                _Come(each)
+                with contextlib.suppress(OSError):
+                    Come(each).open(self._seen)
         self._socket.close()
+
+
+class _Spin(Spin):
+    """Looks first only while that alone is enough, and now and then whether it is again.
+
+    Who looks while other processes want the CPU loses his turn to them, and a message takes a thousand times as long.
+    """
+
+    __slots__ = ()
+
+    def slept(self, seconds: float) -> None:  # noqa: ARG002 -- any sleep was in vain
+        """It took a sleep."""
+        self.in_vain += 1
+        self.seconds = SPIN if self.in_vain < GIVE_UP or not self.in_vain % _TRY_EVERY else 0.0
 
 
 def _given(message: object) -> object:
     """What a message to a worker is packed as an argument of."""
     return message
-
-
-class _Packet:
-    """A message on its way out, with the memory that it refers to."""
-
-    __slots__ = ("data", "memories")
-
-    def __init__(self, kind: int, manifest: int, body: Any, found: Found) -> None:
-        self.memories = list(found.memories)
-        ids = struct.pack(f"<{len(self.memories)}Q", *[each.id for each in self.memories]) if self.memories else b""
-        count, nbytes = len(self.memories), 0
-        size = len(body) if type(body) is bytes else sum(map(len, body))
-        if found or size > _SMALL:
-            memory = fill_memory(body, [buffer.raw() for buffer in found])
-            self.memories.insert(0, memory)
-            nbytes, body = memory.nbytes, bytes(min(memory.nbytes // _SHARE, _MOST_SHARE))
-        elif type(body) is not bytes:
-            body = b"".join(body)
-        self.data = _HEAD.pack(kind, count, manifest, nbytes) + ids + body
-
-    def attached(self) -> list[Any]:
-        """What goes along."""
-        fds = array.array("i", [memory.fd for memory in self.memories])
-        return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
-
-
-class _Come:
-    """A packet that has come, with its memory."""
-
-    def __init__(self, received: Any) -> None:
-        self._data, attached, flags, _ = received
-        fds = _os.fds_of(attached)
-        self.kind, count, self.manifest, self._nbytes = _HEAD.unpack_from(self._data)
-        self._start = _HEAD.size + 8 * count
-        numbers = struct.unpack_from(f"<{count}Q", self._data, _HEAD.size)
-        own = 1 if self._nbytes else 0
-        self._lacks = flags & socket.MSG_CTRUNC or len(fds) != count + own
-        self._memory: Memory | None = None
-        self.memories: list[Memory] = []
-        if self._lacks:
-            for fd in fds:
-                os.close(fd)
-            return
-        if own:
-            self._memory = Memory(fds.pop(0), new_id(), self._nbytes)
-        for number, fd in zip(numbers, fds, strict=True):
-            memory = known_memory(number)
-            if memory is None:
-                memory = Memory(fd, number, os.fstat(fd).st_size)
-            else:
-                os.close(fd)
-            self.memories.append(memory)
-
-    def whole(self) -> tuple[Any, list[Any]]:
-        """Return the pickle and its buffers."""
-        if self._lacks:
-            msg = "a message was lost: this process has no room for the descriptors that came with it"
-            raise OSError(errno.EMFILE, msg)
-        if self._memory is None:
-            return memoryview(self._data)[self._start :], []
-        if self._nbytes > _COPIED:
-            return split_memory(memoryview(self._memory.mapping()))
-        whole = bytearray(self._nbytes)
-        os.preadv(self._memory.fd, [whole], 0)
-        return split_memory(memoryview(whole))
 
 
 class _Regions(dict):  # type: ignore[type-arg]

@@ -1,7 +1,8 @@
 """Callbacks: what a pool calls of the user's code, on threads apart from all that keeps the pool going.
 
 One, the callback thread, calls done callbacks, listeners to events and handlers of what tasks log. Another unpickles
-failures whose type decides whether they are retried, as a callback may wait for such a task.
+failures whose type decides whether they are retried, as a callback may wait for such a task. What belongs to no pool of
+the user's has one callback thread for the whole process (`services.py`).
 
 So a callback that takes long, or waits for another task of the pool, delays other callbacks, records and the outcomes
 behind those, and nothing else: no thread that runs tasks, and not the supervisor, which is needed for limits and
@@ -58,12 +59,17 @@ class Caller:
             self._thread = thread
         return self.wake()
 
+    def end(self) -> None:
+        """Have the thread, if there is one, end once all is called. Does not block."""
+        if self._thread is not None:
+            self._words.put(False)
+
     def close(self, seconds: float) -> bool:
         """Wait until all is called, for at most so many seconds, and end the thread. True when it has ended."""
         thread = self._thread
         if thread is None:
             return True
-        self._words.put(False)
+        self.end()
         thread.join(None if seconds == math.inf else max(0.0, min(seconds, threading.TIMEOUT_MAX)))
         return not thread.is_alive()
 

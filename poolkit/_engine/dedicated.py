@@ -66,7 +66,7 @@ class Dedicated(Supervisor):
 
 
 class DedicatedPool:
-    """One such pool, and how many runs of workers have it."""
+    """One such pool, and how many lives of workers have it."""
 
     def __init__(self, settings: PoolSettings, key: object) -> None:
         self._settings, self._key = settings, key

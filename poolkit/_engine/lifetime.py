@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import os
 import weakref
+from collections.abc import Callable
 
 from poolkit import _child
 from poolkit._locks import RLock
@@ -58,6 +59,7 @@ def prepare(settings: PoolSettings) -> None:
         registry.acquire(start, settings, waits=False)
 
 
+last: list[Callable[[], object]] = []  # called when all pools have ended at the end of the interpreter; may block
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
 _registered = -1  # the process that is to finish the work of its pools at its end; guarded by: _live_lock
 _live_lock = RLock()  # re-entrant for finalizers that a collection runs while it is held
@@ -98,6 +100,8 @@ def _finish_all() -> None:
             pool.end_with_interpreter()
     finally:
         with contextlib.suppress(KeyboardInterrupt):  # they end with us in any case
+            for call in last:
+                call()
             registry.end_all()
 
 

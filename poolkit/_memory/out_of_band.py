@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _HEAD = struct.Struct("<II")  # parts, memories
-_BLOCK = struct.Struct("<QQQQ")  # segment (0: no block), index, offset, bytes
+BLOCK = struct.Struct("<QQQQ")  # segment (0: no block), index, offset, bytes
 _ID = struct.Struct("<Q")
 
 
@@ -90,13 +90,13 @@ def pack(body: bytes | Parts, found: Found, arena: Arena) -> bytes | OutOfBand:
             nbytes = len(pieces[0])
         lease = arena.take(nbytes) if nbytes >= threshold else None
         if lease is None:
-            table.append(_BLOCK.pack(0, 0, 0, nbytes))
+            table.append(BLOCK.pack(0, 0, 0, nbytes))
             behind += pieces
         else:
             leases.append(lease)
             number, large = lease.segment.id, large + nbytes
             ids.append(number)
-            table.append(_BLOCK.pack(number, lease.index, lease.write(pieces, nbytes), nbytes))
+            table.append(BLOCK.pack(number, lease.index, lease.write(pieces, nbytes), nbytes))
     if not leases and not found and not memories:
         return b"".join(pickled)
     if memories:
@@ -112,7 +112,7 @@ class Received:
     def __init__(
         self,
         data: bytes | bytearray | memoryview,
-        channel: DescriptorChannel,
+        channel: Any,
         *,
         copies: bool = False,
         gate: list[bool] = TAKEN,
@@ -124,12 +124,12 @@ class Received:
         """
         try:
             parts, count = _HEAD.unpack_from(data)
-            at = _HEAD.size + parts * _BLOCK.size
+            at = _HEAD.size + parts * BLOCK.size
             start = at + count * _ID.size
             found: list[Any] = []
             nbytes = 0
             view = data if type(data) is bytes else memoryview(data).toreadonly()
-            for number, index, offset, size in _BLOCK.iter_unpack(view[_HEAD.size : at]):
+            for number, index, offset, size in BLOCK.iter_unpack(view[_HEAD.size : at]):
                 if not number:
                     found.append(view[start : start + size])
                     start += size

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import support_functions as work
-from poolkit import Pool, Task
+from poolkit import Pool, Task, Worker
 from poolkit.testing import FakePool
 from support import WATCHDOG
 from support_gates import Gate
@@ -118,6 +118,27 @@ def make_pool(kind: Kind) -> Iterator[MakePool]:
 def pool(make_pool: MakePool) -> Pool:
     """A pool with one worker."""
     return make_pool()
+
+
+MakeWorker = Callable[..., Worker[Any]]
+
+
+@pytest.fixture
+def make_worker(kind: Kind) -> Iterator[MakeWorker]:
+    """Make dedicated workers of the kind; what is left of them is terminated after the test."""
+    workers: list[Worker[Any]] = []
+
+    def make(target: Any, *args: Any, hosting: bool = False, **settings: Any) -> Worker[Any]:
+        make_one = Worker.hosting if hosting else Worker
+        workers.append(make_one(target, *args, **kind.settings, **settings))
+        return workers[-1]
+
+    yield make
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        assert worker.join(WATCHDOG)
+    workers.clear()
 
 
 class Held:

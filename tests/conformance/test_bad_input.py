@@ -9,8 +9,10 @@ import pytest
 import poolkit
 import support_functions as work
 import support_objects as objects
+import support_workers as workers
 from poolkit import Pool
 from poolkit.testing import FakePool
+from support import WATCHDOG
 
 pytestmark = pytest.mark.one_start_method
 
@@ -254,3 +256,65 @@ def test_a_default_pool_is_of_a_known_kind():
         poolkit.default_pool("goblin")
     with pytest.raises(ValueError, match="goblin"):
         poolkit.offload(kind="goblin")(work.square)
+
+
+# ===== dedicated workers =====
+
+
+@pytest.mark.needs("kill_running")
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"kind": "fiber"}, ValueError),
+        ({"kind": None}, ValueError),
+        ({"name": 3}, TypeError),
+        ({"preload": "json"}, TypeError),
+        ({"env": {"A": 1}}, TypeError),
+        ({"start_method": "vfork"}, ValueError),
+        ({"memory_limit": 0}, ValueError),
+        ({"memory_limit": "1G"}, TypeError),
+        ({"shm_threshold": 0}, ValueError),
+        ({"shm_threshold": "64K"}, TypeError),
+    ],
+    ids=str,
+)
+def test_options_of_dedicated_workers_without_sense_are_refused(options, error):
+    for make in (poolkit.Worker, poolkit.Worker.hosting):
+        with pytest.raises(error, match=next(iter(options))):
+            make(work.identity, **options)
+
+
+@pytest.mark.needs("kill_running")
+@pytest.mark.parametrize("value", NOT_CALLABLE)
+def test_dedicated_workers_need_something_to_call(make_worker, value):
+    for hosting in (False, True):
+        with pytest.raises(TypeError, match="something to call"):
+            make_worker(value, hosting=hosting)
+    worker = make_worker(workers.echo)
+    for register in (worker.on_message, worker.on_exit):
+        with pytest.raises(TypeError, match="callback must be something to call"):
+            register(value)
+
+
+@pytest.mark.needs("kill_running")
+@pytest.mark.parametrize("value", [-1, math.nan, -math.inf])
+def test_seconds_of_dedicated_workers_are_no_negative_numbers(make_worker, value):
+    worker = make_worker(workers.echo)
+    for method in (worker.recv, worker.join, worker.terminate, lambda seconds: worker.send(1, seconds)):
+        with pytest.raises(ValueError, match=r"timeout|grace"):
+            method(value)
+        with pytest.raises(TypeError, match=r"timeout|grace"):
+            method("1")
+    worker.send(1)
+    assert worker.recv(WATCHDOG) == 1
+
+
+@pytest.mark.needs("kill_running")
+def test_calls_of_dedicated_workers_without_sense_are_refused(make_worker):
+    hosting, plain = make_worker(workers.Counter, hosting=True), make_worker(workers.echo)
+    with pytest.raises(TypeError, match=r"Worker\.hosting"):
+        plain.call("add")
+    for method, error in ((None, TypeError), (b"add", TypeError), ("_private", AttributeError)):
+        with pytest.raises(error, match=r"method|private"):
+            hosting.call(method)
+    assert hosting.call("add").result(WATCHDOG) == 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -15,29 +16,13 @@ import pytest
 import poolkit
 import support_workers as work
 from poolkit import ChannelClosed, MemoryLimitExceeded, SerializationError, SharedArray, Worker, WorkerCrashed
+from poolkit._engine import life
 from support import WATCHDOG, is_alive, parent_of, wait_for_exit, wait_until
 from support_gates import Gate
 
 pytestmark = pytest.mark.needs("kill_running")  # there are no fakes of them
 
 MakeWorker = Callable[..., Worker[Any]]
-
-
-@pytest.fixture
-def make_worker(kind: Any) -> Iterator[MakeWorker]:
-    """Make workers of the kind; what is left of them is terminated after the test."""
-    workers: list[Worker[Any]] = []
-
-    def make(target: Any, *args: Any, **settings: Any) -> Worker[Any]:
-        workers.append(Worker(target, *args, **kind.settings, **settings))
-        return workers[-1]
-
-    yield make
-    for worker in workers:
-        worker.terminate()
-    for worker in workers:
-        assert worker.join(WATCHDOG)
-    workers.clear()
 
 
 def ending_of(worker: Worker[Any]) -> BaseException:
@@ -252,15 +237,59 @@ def test_target_raises(make_worker: MakeWorker) -> None:
 
 @pytest.mark.needs("crash")
 @pytest.mark.each_start_method
-def test_dies_after_a_thousand_messages(make_worker: MakeWorker) -> None:
-    worker = make_worker(work.count_and_die, 1000)
+@pytest.mark.parametrize("code", [0, 3])
+def test_dies_after_a_thousand_messages(make_worker: MakeWorker, code: int) -> None:
+    worker = make_worker(work.count_and_die, 1000, code)
     assert [worker.recv(WATCHDOG) for _ in range(1000)] == [*range(1000)]
     errors: list[Any] = [ending_of(worker) for _ in range(2)]
     assert errors[0] is not errors[1]
-    assert [(type(error), error.exitcode) for error in errors] == [(WorkerCrashed, 3)] * 2
+    assert [(type(error), error.exitcode) for error in errors] == [(WorkerCrashed, code)] * 2
     assert worker.join(WATCHDOG)
     with pytest.raises(WorkerCrashed):
         worker.send(1)
+
+
+@pytest.mark.needs("crash")
+@pytest.mark.one_start_method
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_is_killed_between_any_two_instructions_of_send(make_worker: MakeWorker, size: int) -> None:
+    """The message has come as a whole or not at all, and then the death is told."""
+    message = bytearray(range(256)) * (size // 256 + 1)
+    for steps in itertools.count(1, size // 1000 + 61):
+        worker = make_worker(work.die_while_sending, message, steps)
+        found: list[Any] = []
+        try:
+            for each in worker:
+                found.append(each)  # noqa: PERF402 -- it raises in the end
+        except WorkerCrashed as error:
+            assert error.signal == "SIGKILL"  # noqa: PT017 -- one of two ends
+            assert found in ([message], [message] * 2)
+        else:
+            assert found == [message, message, "done"], "so many instructions it has not got"
+            assert steps > 100
+            break
+
+
+@pytest.mark.needs("process")
+def test_the_worker_closes_its_descriptor_and_goes_on(
+    make_worker: MakeWorker, new_gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "END_WITHIN", 0.05)
+    arrived, release = new_gate(), new_gate()
+    worker = make_worker(work.close_descriptor, arrived, release)
+    arrived.wait()
+    with pytest.raises(ChannelClosed, match="has closed its end of the channel, and goes on"):
+        worker.recv(WATCHDOG)
+    with pytest.raises(ChannelClosed, match="has closed its end of the channel, and goes on"):
+        worker.send(1)
+    with pytest.raises(TimeoutError):
+        worker.recv(0.001)
+    release.signal()
+    assert worker.join(WATCHDOG)
+    with pytest.raises(LookupError, match="it is closed"):
+        worker.recv(WATCHDOG)
 
 
 @pytest.mark.needs("crash")
@@ -343,7 +372,7 @@ def test_a_thread_that_does_not_stop_is_abandoned(make_worker: MakeWorker, new_g
         worker.recv(WATCHDOG)
     assert worker.join(WATCHDOG)
     assert worker.task.cancelled()
-    assert worker._run.engine.stats().abandoned == 1
+    assert worker._life.engine.stats().abandoned == 1
     gate.signal()
 
 
@@ -374,11 +403,11 @@ def test_dropped_while_it_runs(kind: Any) -> None:
     worker: Any = Worker(work.echo, **kind.settings)
     worker.send(1)
     assert worker.recv(WATCHDOG) == 1
-    run = worker._run
+    life = worker._life
     with pytest.warns(ResourceWarning, match="dropped while it ran"):
         del worker
-    assert run.gone.wait(WATCHDOG)
-    assert run.task.cancelled()
+    assert life.gone.wait(WATCHDOG)
+    assert life.task.cancelled()
 
 
 def test_terminated_before_it_is_up(make_worker: MakeWorker) -> None:

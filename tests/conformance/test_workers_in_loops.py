@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 import support_workers as work
 from poolkit import ChannelClosed, Worker
+from poolkit import worker as worker_module
 from support import WATCHDOG
 from support_gates import Gate
 from support_loops import LOOPS, Loop
@@ -25,22 +26,6 @@ MakeWorker = Callable[..., Worker[Any]]
 def loop(request: pytest.FixtureRequest) -> Loop:
     found: Loop = request.param
     return found
-
-
-@pytest.fixture
-def make_worker(kind: Any) -> Iterator[MakeWorker]:
-    """Make workers of the kind; what is left of them is terminated after the test."""
-    workers: list[Worker[Any]] = []
-
-    def make(target: Any, *args: Any) -> Worker[Any]:
-        workers.append(Worker(target, *args, **kind.settings))
-        return workers[-1]
-
-    yield make
-    for worker in workers:
-        worker.terminate()
-        assert worker.join(WATCHDOG)
-    workers.clear()
 
 
 def test_messages_both_ways(make_worker: MakeWorker, loop: Loop) -> None:
@@ -154,3 +139,61 @@ def test_a_block_that_is_cancelled_terminates_it(
     assert loop.run(cancelled)
     assert worker.join(WATCHDOG)
     assert worker.task.cancelled()
+
+
+def test_messages_at_hand_let_others_have_their_turn(
+    make_worker: MakeWorker, new_gate: Callable[[], Gate], loop: Loop
+) -> None:
+    arrived, release = new_gate(), new_gate()
+    worker = make_worker(work.say_and_arrive, arrived, release, *range(250))
+    arrived.wait()
+    turns: list[int] = []
+
+    async def read() -> int:
+        for _ in range(249):
+            await worker.recv_async()
+        return len(turns)
+
+    async def others() -> None:
+        while len(turns) < 3:
+            turns.append(0)
+            await loop.turn()
+
+    async def main() -> list[Any]:
+        return [await worker.recv_async(), *await loop.together([read, others])]
+
+    assert loop.run(main)[1] == 3
+    release.signal()
+
+
+def test_two_floods_do_not_stall(make_worker: MakeWorker, loop: Loop) -> None:
+    """Each side sends more than there is room for, and receives meanwhile."""
+    worker, number = make_worker(work.flood, 3000), 3000
+
+    async def send() -> None:
+        for each in range(number):
+            await worker.send_async(each)
+
+    async def receive() -> int:
+        return sum([await worker.recv_async() for _ in range(number)])
+
+    found = loop.run(partial(loop.together, [send, receive]))
+    assert found[1] == worker.task.result(WATCHDOG) == sum(range(number))
+
+
+def test_the_worker_closes_its_descriptor_and_goes_on(
+    kind: Any, make_worker: MakeWorker, new_gate: Callable[[], Gate], loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kind.can("process"):
+        pytest.skip("it has none")
+    monkeypatch.setattr(worker_module, "END_WITHIN", 0.05)
+    arrived, release = new_gate(), new_gate()
+    worker = make_worker(work.close_descriptor, arrived, release)
+    arrived.wait()
+
+    async def main() -> None:
+        with pytest.raises(ChannelClosed, match="goes on"):
+            await worker.recv_async()
+
+    loop.run(main)
+    release.signal()

@@ -12,7 +12,7 @@ from lifecycle.scripts import run, running
 pytestmark = pytest.mark.slow
 
 TARGETS = """
-import os, signal, sys, threading, time
+import os, resource, signal, sys, threading, time
 import poolkit
 
 def sleep(port):
@@ -168,3 +168,171 @@ with poolkit.Worker(threads) as worker:
     print(sorted(worker) == [*range(200)])
 """
     assert run(TARGETS + source, "forkserver") == ["True"]
+
+
+@pytest.mark.parametrize("method", ["forkserver", "thread"])
+def test_callbacks_are_called_at_the_end_of_the_interpreter(method: str) -> None:
+    source = """
+def say(port):
+    for number in range(1000):
+        port.send(number)
+    threading.Event().wait()
+
+got = []
+worker = poolkit.Worker(say, **kind)
+worker.on_exit(lambda exited: print(exited.cause, got == [*range(1000)], flush=True))
+other = poolkit.Worker(echo, **kind)
+other.on_exit(lambda exited: print(exited.cause, flush=True))
+all_came = threading.Event()
+
+def note(message):
+    got.append(message)
+    if message == 999:
+        all_came.set()
+
+worker.on_message(note)
+all_came.wait()
+"""
+    assert sorted(run(TARGETS + source, method)) == ["terminated", "terminated True"]
+
+
+@pytest.mark.parametrize("method", ["forkserver", "thread"])
+def test_a_forked_child_has_callbacks_and_calls_of_its_own(method: str) -> None:
+    source = """
+import queue
+from collections import Counter
+
+def listen(number):
+    found = queue.SimpleQueue()
+    worker = poolkit.Worker(echo, **kind)
+    worker.on_message(found.put)
+    worker.send(number)
+    return worker, found, found.get(timeout=20)
+
+mine = listen(1)
+hosted = poolkit.Worker.hosting(Counter, "abca", **kind)
+print(hosted.call("total").result())
+waiting = [hosted.call("total") for _ in range(2)]
+pid = os.fork()
+if not pid:
+    try:
+        waiting[1].result()
+    except poolkit.PoolClosed:
+        print("closed", flush=True)
+    theirs = listen(2)
+    print(theirs[2], flush=True)
+    with poolkit.Worker.hosting(Counter, "ab", **kind) as own:
+        print(own.call("total").result(), flush=True)
+    theirs[0].terminate()
+    theirs[0].join()
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])
+mine[0].send(5)
+print(mine[1].get(timeout=20), waiting[1].result())
+for worker in (mine[0], hosted):
+    with worker:
+        pass
+"""
+    assert sorted(run(TARGETS + source, method)) == sorted(["4", "closed", "2", "2", "0", "5 4"])
+
+
+@pytest.mark.parametrize("method", ["forkserver", "thread"])
+def test_interrupts_lose_no_call_and_make_none_twice(method: str) -> None:
+    source = """
+class Interrupt(BaseException):
+    pass
+
+class Journal:
+    def __init__(self):
+        self.numbers = []
+    def note(self, number):
+        self.numbers.append(number)
+        return number
+    def all(self):
+        return self.numbers
+
+def interrupt(*_):
+    if is_on:
+        raise Interrupt
+
+number, interrupts, tasks, is_on = 0, 0, [], False
+signal.signal(signal.SIGALRM, interrupt)
+with poolkit.Worker.hosting(Journal, **kind) as worker:
+    worker.call("all").result()
+    is_on = True
+    while number < 2000 or interrupts < 20:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0002 + number % 7 * 0.0001)
+            for _ in range(500):  # what is raised in a finalizer is lost
+                number += 1
+                tasks += map(worker.call, ("note",), (number,))
+                if number % 3 == 0:
+                    tasks[-1].result(30)
+        except Interrupt:
+            interrupts += 1
+    is_on = False
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    found = [task.result(30) for task in tasks]
+    noted = worker.call("all").result(30)
+    print(noted == sorted({*noted}), {*found} <= {*noted}, interrupts >= 20)
+"""
+    with running(TARGETS + source, method) as script:  # what is raised in a finalizer is told on stderr
+        ended = script.finish()
+        assert (ended.code, ended.out) == (0, "True True True\n"), ended.err
+        script.wait_until_gone()
+
+
+@pytest.mark.long
+def test_idle_workers_cost_no_thread_no_time_and_little_memory() -> None:
+    source = """
+def cpu():
+    used = 0
+    for pid in ("self", *pids):
+        fields = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+        used += int(fields[11]) + int(fields[12])
+    return used  # hundredths of a second
+
+def pss(pid):
+    lines = open(f"/proc/{pid}/smaps_rollup").read().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+
+workers = [poolkit.Worker(sleep) for _ in range(50)]
+pids = [worker.recv() for worker in workers]
+names = sorted(thread.name for thread in threading.enumerate())
+print(len(names) <= 3, names)  # the main thread, a supervisor, and its callback thread
+before = cpu()
+time.sleep(1.0)
+print(cpu() - before <= 2, cpu() - before)
+print(max(map(pss, pids)) < 5 << 20, max(map(pss, pids)) >> 10)
+"""
+    lines = run(TARGETS + source, "forkserver")
+    assert [line.split()[0] for line in lines] == ["True"] * 3, lines
+
+
+def test_a_flood_that_nobody_reads_takes_no_memory() -> None:
+    source = """
+def rss(pid):
+    return int(open(f"/proc/{pid}/statm").read().split()[1]) * resource.getpagesize()
+
+worker = poolkit.Worker(sleep)
+pid = worker.recv()
+both = ("self", pid)
+
+def flood(message, number):
+    refused = 0
+    for _ in range(number):
+        try:
+            worker.send(message, timeout=0)
+        except TimeoutError:
+            refused += 1
+    return refused
+
+flood([1], 2000)
+before = sum(map(rss, both))
+print(flood([1], 10_000) == 10_000, sum(map(rss, both)) - before < 1 << 20)
+flood(bytes(1 << 20), 100)
+before = sum(map(rss, both))
+print(flood(bytes(1 << 20), 200) == 200, sum(map(rss, both)) - before < 4 << 20)
+worker.terminate()
+"""
+    assert run(TARGETS + source, "forkserver") == ["True True", "True True"]

@@ -228,4 +228,8 @@ def works() -> None:
     text: str = worker.task.result()
     poolkit.Worker(count_up, "3")  # type: ignore[arg-type]
     port: poolkit.Port | None = poolkit.current_port()
-    del number, text, port
+    worker.on_exit(lambda exited: exited.cause)
+    worker.on_message(3)  # type: ignore[arg-type]
+    hosting: poolkit.Worker[None] = poolkit.Worker.hosting(dict, a=1)
+    call: poolkit.Task[object] = hosting.call("get", "a")
+    del number, text, port, call

@@ -236,7 +236,7 @@ def test_a_bytearray_that_changes_its_size_while_it_is_packed_is_an_error_not_a_
 
 
 def test_what_no_message_looks_like_breaks_the_link_and_nothing_else(ends: Pair) -> None:
-    from poolkit._memory.out_of_band import _BLOCK, _HEAD
+    from poolkit._memory.out_of_band import _HEAD, BLOCK
 
     message = message_of(ends, np.zeros(20_000))
     message.hand_over(ends.out)
@@ -244,7 +244,7 @@ def test_what_no_message_looks_like_breaks_the_link_and_nothing_else(ends: Pair)
     ends.into.memory(number)
     for entry in [(number, 0, 0, 10), (number, 10**6, 4096, 10), (number, 0, 4096, 1 << 40)]:
         with pytest.raises(EOFError):
-            Received(_HEAD.pack(1, 0) + _BLOCK.pack(*entry), ends.into, copies=False)
+            Received(_HEAD.pack(1, 0) + BLOCK.pack(*entry), ends.into, copies=False)
     with pytest.raises(EOFError):
         Received(b"", ends.into, copies=False)
     assert ends.leased() == 1
