@@ -42,8 +42,8 @@ class Calculator:
         """Return the answer; if the program has died, that of a new one."""
         try:
             return self._ask(question)
-        except (poolkit.ChannelClosed, poolkit.CommandFailed) as error:
-            print(f"  started again: {error}")
+        except (poolkit.ChannelClosed, poolkit.CommandFailed):  # as it does not read, or write, any more
+            print(f"  started again: {self.command.exception(timeout=10)}")
             self._start()
             return self._ask(question)
 
