@@ -82,6 +82,7 @@ async def convert(request: Request) -> Response:
             text=True,
             stdout="lines",
             on_stderr=length.read,  # it is kept for the errors all the same
+            grace=1.0,
         )
     except BaseException:
         source.unlink()
@@ -307,14 +308,16 @@ class Load:
     async def look_into(self, made: list[Path]) -> None:
         """Have ffmpeg say what the files are that it made."""
         names = {".mp4": "mov,mp4", ".webm": "matroska,webm"}
-        for path in made:
-            seen = (await poolkit.run([FFMPEG, "-i", path], text=True, check={1})).stderr  # it wants an output
+        looks = [poolkit.run([FFMPEG, "-i", path], text=True, check={1}) for path in made]  # 1, as it wants an output
+        for path, look in zip(made, looks, strict=True):
+            seen = (await look).stderr
             holds = f"Input #0, {names[path.suffix]}" in seen and "320x180" in seen and "Duration: 00:00:03" in seen
             self.check(holds, f"{path.suffix} of {path.stat().st_size} bytes")
 
     async def leave(self, made: Path) -> None:
         """Go away in the middle of things."""
-        await self.convert("webm", leaves=True)
+        last = (await self.convert("webm", leaves=True))[-1]
+        self.check("done" not in last, f"left at {last['progress']:.0%}")
         await self.nobody("left in a conversion")
         began = time.monotonic()
         async with self.client.stream("GET", f"/stream/{made.name}") as response:
@@ -335,7 +338,7 @@ class Load:
 
 async def put_under_load(url: str) -> int:
     """Use the server as clients do; returns how often it was wrong."""
-    films = ["-f", "lavfi", "-i", "testsrc=duration=3:size=320x180", "-f", "lavfi", "-i", "sine=duration=3"]
+    films = ["-f", "lavfi", "-i", "testsrc=duration=3:size=320x180:rate=15", "-f", "lavfi", "-i", "sine=duration=3"]
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         (await client.get("/health")).raise_for_status()  # it is up
         folder: Path = app.state.folder
@@ -357,7 +360,8 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", asked.port)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         print(f"serving on {url}")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        # Connections are kept for longer than clients keep them, or one is closed while it is used again.
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=30))
         if not asked.load:
             server.run([listener])
             return
