@@ -363,7 +363,8 @@ def main() -> None:
         # Connections are kept for longer than clients keep them, or one is closed while it is used again.
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=30))
         if not asked.load:
-            server.run([listener])
+            with contextlib.suppress(KeyboardInterrupt):
+                server.run([listener])
             return
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
