@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,30 @@ def test_example_of_dedicated_workers_shows_all_five_uses(tmp_path: Path) -> Non
     assert "(e) parser died of SIGSEGV, in parse\n" in printed
     assert "on_exit was told: crashed, SIGSEGV, its process" in printed
     assert "its successor, a new process, says 4" in printed
+
+
+@pytest.mark.slow
+def test_example_of_a_long_running_tool_answers_and_is_started_again(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples/long_running_tool.py", "--python", "--questions", "20", where=tmp_path)
+    assert "answered 20 questions in one process" in printed
+    assert re.search(r"started again: .* was killed by SIGKILL", printed)
+    assert "it was started 2 times in all\n  it has ended by itself, with code 0" in printed
+    assert "was started 20 times" in printed
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_example_of_a_media_server_serves_and_ends_what_its_clients_leave(tmp_path: Path) -> None:
+    if not shutil.which("ffmpeg"):
+        pytest.importorskip("imageio_ffmpeg", reason="no ffmpeg: install it, or imageio-ffmpeg")
+    printed = run(ROOT / "examples/media_server.py", "--load", where=tmp_path)
+    assert "WRONG" not in printed
+    found = Counter(line.partition(":")[0] for line in printed.splitlines() if line.startswith("ok "))
+    assert found["ok    the eleventh"] == found["ok    no video"] == found["ok    a limit of 0.2 s"] == 1
+    assert "at most 2 conversions were seen at a time" in printed
+    assert len(re.findall(r"^ok    \.(?:mp4|webm) .*, 100%$", printed, re.MULTILINE)) == 8
+    assert len(re.findall(r"^ok    left in a \w+: no ffmpeg is left", printed, re.MULTILINE)) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.long
