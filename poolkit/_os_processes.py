@@ -132,6 +132,17 @@ def tree_bytes(pid: int) -> int | None:
     return total
 
 
+def groups_with(inodes: Collection[int]) -> set[int]:
+    """The process groups, of other sessions than ours, of whoever has one of these pipes open."""
+    wanted, found = {f"pipe:[{inode}]" for inode in inodes}, set[int]()
+    for name in filter(str.isdigit, _names("/proc") if _os.LINUX and _os.has_proc() else []):
+        for fd in _names(f"/proc/{name}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{name}/fd/{fd}") in wanted and os.getsid(int(name)) != os.getsid(0):  # noqa: PTH115
+                    found.add(os.getpgid(int(name)))
+    return found
+
+
 def _names(folder: str) -> list[str]:
     try:
         return os.listdir(folder)  # noqa: PTH208 -- pathlib costs a worker half an import

@@ -12,6 +12,7 @@ Owner: whoever made it; every method is thread-safe.
 from __future__ import annotations
 
 import math
+import weakref
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._engine.interface import PoolEngine
 from poolkit._kinds.commands import Call, CompletedCommand, signal_number
+from poolkit._locks import RLock
 from poolkit._owner import Arrivals
 from poolkit._spawn.entrance import Entrance
 from poolkit._spawn.output import Output
@@ -96,13 +98,12 @@ class Command(Task[CompletedCommand[Text]]):
         """Take what was checked."""
         super().__init__(engine, name, call, options)
         self.argv = call.argv
-        self._engine = engine
+        self._engine, self._call = engine, call
         self._outputs = {output.name: output for output in call.recipe.outputs()}
         self._entrance: Entrance | None = call.recipe.entrance
         self._early = call.recipe.early
         self._makes_text = makes_text
-        self._lines: dict[str, Lines[Any]] = {}
-        self._chunks: dict[str, Chunks] = {}
+        self._taken_of: dict[tuple[str, str], Taking] = {}
         self.add_waker(self._done)
 
     def _done(self, _task: object) -> None:
@@ -119,7 +120,7 @@ class Command(Task[CompletedCommand[Text]]):
     # ===== its output =====
 
     def lines(self, stream: Literal["stdout", "stderr", "both"] = "stdout") -> Lines[Any]:
-        """Return its lines, without their ends, as they come: an iterator and async iterator; the same each time.
+        """Return its lines, without their ends, as they come: an iterator and async iterator. Each goes to one reader.
 
         After the last it raises what `result()` would, if that is an error. "both": pairs of the stream and the line.
 
@@ -127,13 +128,13 @@ class Command(Task[CompletedCommand[Text]]):
             ValueError: that stream is neither "capture" nor "lines".
         """
         names = ("stdout", "stderr") if stream == "both" else (stream,)
-        outputs = self._outputs_of(names)
-        return self._lines.setdefault(stream, Lines(self, outputs, paired=stream == "both"))
+        taking = Taking(self._outputs_of(names), lines=True, paired=stream == "both")
+        return Lines(self, self._taken_of.setdefault(("lines", stream), taking))
 
     def chunks(self, stream: Literal["stdout", "stderr"] = "stdout") -> Chunks:
         """Return its output as bytes, as they come: an iterator and async iterator. The rest is as of `lines`."""
-        outputs = self._outputs_of((stream,))
-        return self._chunks.setdefault(stream, Chunks(self, outputs, paired=False))
+        taking = Taking(self._outputs_of((stream,)), lines=False, paired=False)
+        return Chunks(self, self._taken_of.setdefault(("chunks", stream), taking))
 
     def _outputs_of(self, names: Sequence[str]) -> list[Output]:
         if missing := [name for name in names if name not in self._outputs]:
@@ -154,8 +155,8 @@ class Command(Task[CompletedCommand[Text]]):
         return aiter(self.lines())
 
     def is_taken(self) -> bool:
-        """Whether some of its output was taken, so that it cannot be run again."""
-        return any(output.taken for output in self._outputs.values())
+        """Whether some of its output was taken, or it is to end, so that it cannot be run again."""
+        return self._call.is_stopped or any(output.taken for output in self._outputs.values())
 
     # ===== its input =====
 
@@ -253,78 +254,109 @@ class Command(Task[CompletedCommand[Text]]):
         return super().__repr__().replace("Task", "Command", 1)
 
 
+class Taking:
+    """What was taken of some outputs, as lines or as chunks, for whoever of their readers is next."""
+
+    def __init__(self, outputs: list[Output], *, lines: bool, paired: bool) -> None:
+        self.outputs = outputs
+        self.ready: deque[Any] = deque()
+        self._lines, self._paired = lines, paired
+        self._lock = RLock()  # so that nothing is on its way from the outputs to `ready` while somebody looks
+
+    def fetch(self) -> bool | None:
+        """Take what is there: whether there is something; None at the end."""
+        with self._lock:
+            is_over = True
+            for output in self.outputs:
+                found = output.take(lines=self._lines)
+                is_over &= found is None
+                if found:
+                    self.ready.extend([(output.name, item) for item in found] if self._paired else found)
+            return True if self.ready else None if is_over else False
+
+    def has_some(self) -> bool:
+        """Whether a reader need not wait."""
+        with self._lock:
+            some = bool(self.ready) or any(output.has_some() for output in self.outputs)
+            return some or all(output.has_ended for output in self.outputs)
+
+
 class _Reader(Generic[Item]):
     """Takes what comes. Thread-safe."""
 
-    _makes_lines = True
-
-    def __init__(self, command: Command[Any], outputs: list[Output], *, paired: bool) -> None:
-        self._command, self._outputs, self._paired = command, outputs, paired
-        self._ready: deque[Item] = deque()
+    def __init__(self, command: Command[Any], taking: Taking) -> None:
+        self._command, self._taking = command, taking
 
     def __iter__(self) -> Iterator[Item]:
         """Take one after the other, at the speed of a generator."""
-        ready = self._ready
+        ready = self._taking.ready
         while True:
             try:
                 while True:
                     yield ready.popleft()
             except IndexError:
                 pass
-            found = self._fetch()
-            if found is None:
-                self._command.result()
+            if not self._more():
                 return
-            if not found:
-                with _Waiting(self._outputs) as arrivals:
-                    if not self._has_some():
-                        arrivals.get()
 
     def __next__(self) -> Item:
         """Take the next. Blocks."""
-        for item in self:
-            return item
-        raise StopIteration
+        while True:
+            try:
+                item: Item = self._taking.ready.popleft()
+            except IndexError:
+                if not self._more():
+                    raise StopIteration from None
+            else:
+                return item
+
+    def _more(self) -> bool:
+        """Wait until there is more, or may be; at the end False, or the error of the command."""
+        found = self._taking.fetch()
+        if found is None:
+            self._command.result()
+            return False
+        if not found:
+            with _Waiting(self._taking.outputs) as arrivals:
+                if not self._taking.has_some():
+                    arrivals.get()
+        return True
 
     async def __aiter__(self) -> AsyncIterator[Item]:
         """Take one after the other, without blocking the event loop."""
-        ready = self._ready
+        ready = self._taking.ready
         while True:
             try:
                 while True:
                     yield ready.popleft()
             except IndexError:
                 pass
-            found = self._fetch()
-            if found is None:
-                await self._command
+            if not await self._more_async():
                 return
-            if found:
-                await waiting.turn()
-                continue
-            with _Waiting(self._outputs) as arrivals:
-                if not self._has_some():
-                    await waiting.wait_for(arrivals)
 
     async def __anext__(self) -> Item:
         """Take the next, without blocking the event loop."""
-        async for item in self:
-            return item
-        raise StopAsyncIteration
+        while True:
+            try:
+                item: Item = self._taking.ready.popleft()
+            except IndexError:
+                if not await self._more_async():
+                    raise StopAsyncIteration from None
+            else:
+                return item
 
-    def _has_some(self) -> bool:
-        return any(output.has_some() for output in self._outputs)
-
-    def _fetch(self) -> bool | None:
-        """Take what is there: whether there is something; None at the end."""
-        found = [(output.name, output.take(lines=self._makes_lines)) for output in self._outputs]
-        for name, items in found:
-            if items:
-                found_here: Any = [(name, item) for item in items] if self._paired else items
-                self._ready.extend(found_here)
-        if self._ready:
+    async def _more_async(self) -> bool:
+        found = self._taking.fetch()
+        if found is None:
+            await self._command
+            return False
+        if found:
+            await waiting.turn()
             return True
-        return None if all(items is None for _, items in found) else False
+        with _Waiting(self._taking.outputs) as arrivals:
+            if not self._taking.has_some():
+                await waiting.wait_for(arrivals)
+        return True
 
 
 class Lines(_Reader[Item]):
@@ -333,8 +365,6 @@ class Lines(_Reader[Item]):
 
 class Chunks(_Reader[bytes]):
     """A command's output, as it comes, in bytes: an iterator and an async iterator. Each chunk goes to one reader."""
-
-    _makes_lines = False
 
 
 class _Waiting:
@@ -355,36 +385,34 @@ class _Waiting:
 
 
 class Caller:
-    """Has a callback called with each line, on the callback thread; see `Records.add_call`."""
+    """Has a callback called with each line, on the callback thread; see `Records.add_call`.
+
+    The command is not kept by it, whose outputs have it.
+    """
 
     def __init__(self, command: Command[Any], output: Output, callback: Callable[[Any], object]) -> None:
-        self._command, self._output = command, output
+        self._command, self._engine, self._output = weakref.ref(command), command._owner, output  # noqa: SLF001 -- its own half
         self._callback: Callable[[Any], object] | None = callback
         self._is_called = allocate_lock()  # held while a call is on its way
+        self.task_id = self.worker_id = 0
         output.ask()
         output.waiters.append(self._ring)
 
-    @property
-    def task_id(self) -> int:
-        """Of the command."""
-        return self._command.id
-
-    @property
-    def worker_id(self) -> int:
-        """Of its program."""
-        return self._command.worker_id or 0
-
     def _ring(self) -> None:
-        if self._output.has_some() and self._is_called.acquire(blocking=False):
-            self._command._engine.deliver(self, None)  # noqa: SLF001 -- its own half
+        command = self._command()
+        if command is not None and self._output.has_some() and self._is_called.acquire(blocking=False):
+            self.task_id, self.worker_id = command.id, command.worker_id or 0
+            assert self._engine is not None  # noqa: S101 -- it runs
+            self._engine.deliver(self, None)
 
     def call_back(self, _entry: object) -> None:
         """Call the callback with what is there. On the callback thread."""
         self._is_called.release()  # before the look: what comes from now on is called again
-        for line in self._output.take(lines=True) or ():
-            if self._callback is not None:
-                try:
-                    self._callback(line)
-                except BaseException:
-                    self._callback = None  # it is logged by who called this, and not called again
-                    raise
+        while self._output.has_some():
+            for line in self._output.take(lines=True) or ():
+                if self._callback is not None:
+                    try:
+                        self._callback(line)
+                    except BaseException:
+                        self._callback = None  # it is logged by who called this, and not called again
+                        raise

@@ -28,7 +28,7 @@ import time
 ORDER, NOTE = struct.Struct("<cQI"), struct.Struct("<cQqq")
 EXEC, BURY = b"x", b"b"
 READY, STARTED, FAILED, ENDED, BURIED = b"r", b"s", b"f", b"e", b"g"
-DIRECTORY, PROGRAM = 0, 1  # the step that failed
+DIRECTORY, PROGRAM, OUTPUT, ERRORS = range(4)  # the step that failed
 _FDS = 4
 _OWNERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP")]
 _IGNORED: list[int] = []  # what programs would inherit as such
@@ -90,29 +90,39 @@ def _start(
     for fd in fds:
         os.set_inheritable(fd, False)
     try:
-        streams = fds[:3]
         if not packed:
             packed = os.pread(fds[3], os.fstat(fds[3]).st_size, 0)
-        argv, env, directory, mask = marshal.loads(packed)  # noqa: S302 -- the owner's
-        step = DIRECTORY
-        try:
-            os.chdir(directory)
-            step = PROGRAM
-            if mask is not None:
-                os.umask(mask)
-            began = time.monotonic_ns()
-            pid = running[number] = _spawn(argv, env, streams)
-        except OSError as exc:
-            note = NOTE.pack(FAILED, number, exc.errno or 0, step)
-        except ValueError:  # no environment
-            note = NOTE.pack(FAILED, number, errno.EINVAL, step)
-        else:
-            note = NOTE.pack(STARTED, number, pid, began)
+        note = _try(number, marshal.loads(packed), fds, running)  # noqa: S302 -- the owner's
         os.chdir("/")
     finally:
         for fd in fds:
             os.close(fd)
     sock.sendall(note)
+
+
+def _try(number: int, what: tuple, fds: array.array[int], running: dict[int, int]) -> bytes:  # type: ignore[type-arg]
+    """Start a program; adds to `fds` what is opened for that. Returns what to say of it."""
+    argv, env, directory, mask, paths, is_joined = what
+    streams = fds[:3]
+    step = DIRECTORY
+    try:
+        os.chdir(directory)
+        if mask is not None:
+            os.umask(mask)
+        for step, path in enumerate(paths, OUTPUT):
+            if path is not None:
+                fds.append(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))
+                streams[step - 1] = fds[-1]
+        if is_joined:
+            streams[2] = streams[1]
+        step = PROGRAM
+        began = time.monotonic_ns()
+        pid = running[number] = _spawn(argv, env, streams)
+    except OSError as exc:
+        return NOTE.pack(FAILED, number, exc.errno or 0, step)
+    except ValueError:  # no environment
+        return NOTE.pack(FAILED, number, errno.EINVAL, step)
+    return NOTE.pack(STARTED, number, pid, began)
 
 
 def _spawn(argv: list[bytes], env: dict[bytes, bytes], streams: array.array[int]) -> int:

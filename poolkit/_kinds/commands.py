@@ -66,7 +66,7 @@ class CompletedCommand(Generic[Text]):
 
 
 class Call:
-    """What a command's task is sent as. Frozen after __init__."""
+    """What a command's task is sent as. Frozen after __init__, but for that it is to end."""
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class Call:
         check: Callable[[int], bool],
     ) -> None:
         self.argv, self.recipe, self.decode, self.check = argv, recipe, decode, check
+        self.is_stopped = False  # it was asked to end, and is to deliver what it did
 
     def completed(self, program: Program) -> CompletedCommand[Any]:
         """What a program did that is over."""
@@ -96,6 +97,15 @@ class Call:
             pid=program.pid or 0,
         )
 
+    def completed_anyway(self, program: Program) -> CompletedCommand[Any] | None:
+        """The same for an error that there is: what is no text is made some; None where there is no memory for it."""
+        with contextlib.suppress(Exception):
+            return self.completed(program)
+        with contextlib.suppress(Exception):
+            lossy = Call(self.argv, self.recipe, lambda data: data.decode("utf-8", "backslashreplace"), self.check)
+            return lossy.completed(program)
+        return None
+
     @staticmethod
     def _kept(stream: object) -> bytes:
         return stream.kept.value() if isinstance(stream, Output) and stream.kept is not None else b""
@@ -105,7 +115,7 @@ class Call:
         code = program.returncode
         if program.error is not None or code is None or program.is_too_long:
             return False
-        return program.is_stopped or self.check(code)
+        return self.is_stopped or self.check(code)
 
     def load(self, program: Program) -> Any:
         """The result of a program that is over, or its error. Joins what was kept: for who asks for it."""
@@ -244,7 +254,7 @@ class ProgramForce(Workforce):
         """Have a program end, and deliver what it did."""
         run = self._runs.get(worker_id)
         if run is not None:
-            run.program.is_stopped = True
+            run.call.is_stopped = True
             programs().end(run.program, run.program.recipe.stop_signal, grace)
 
     def forget(self, worker_id: int) -> None:
@@ -278,7 +288,10 @@ class ProgramForce(Workforce):
         elif program.error is None and program.pid is None and not program.is_lost:  # it was taken back
             self._post((Died(worker_id),))
         else:
-            self._over(worker_id, run)
+            try:
+                self._over(worker_id, run)
+            except Exception:  # noqa: BLE001 -- a lack of memory; its place is to be free all the same
+                self._leave(Died(worker_id, pid=program.pid))
 
     def _over(self, worker_id: int, run: _Run) -> None:
         program, task, call = run.program, run.task, run.call
@@ -292,5 +305,5 @@ class ProgramForce(Workforce):
         if program.error is not None:  # whose type is known
             finished.payload, finished.load = program.error, None
         is_told = run.is_killed and program.pid is not None and not task.done()
-        completed = call.completed(program) if is_told else None
+        completed = call.completed_anyway(program) if is_told else None
         self._post((finished, Died(worker_id, pid=program.pid, completed=completed)))

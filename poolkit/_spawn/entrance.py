@@ -124,12 +124,18 @@ class Entrance:
                 if not count and self._fd >= 0:
                     await waiting.wait_ready(self._fd, writes=True)
                 elif not count:
-                    arrivals = Arrivals()
-                    self._waiters.append(arrivals.ring)
-                    if not self._is_ready():
-                        await waiting.wait_for(arrivals)
+                    await self._wait_for_start()
             finally:
                 self._end_writing()
+
+    async def _wait_for_start(self) -> None:
+        arrivals = Arrivals()
+        self._waiters.append(arrivals.ring)
+        try:
+            if not self._is_ready():
+                await waiting.wait_for(arrivals)
+        finally:
+            self._waiters.remove(arrivals.ring)
 
     def _is_ready(self) -> bool:
         return self._fd >= 0 or self._is_closed or self._has_ended

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -124,26 +125,30 @@ class Kept:
 
 
 class Output:
-    """One stream of one program. Made anew for each run of it, but for its readers."""
+    """One stream of a program, and of its next run where it is run again."""
 
     def __init__(self, name: str, most: int | None, decoder: Callable[[], io.IncrementalNewlineDecoder | None]) -> None:
         """Take the stream's name, how many bytes to keep (None: none), and what makes a decoder."""
         self.name = name
-        self._most = most
+        self._most = math.inf if most is None else most
         self._decoder = decoder
         self._lock, self._taking = RLock(), RLock()  # re-entrant for signal handlers
         self.is_asked_for = False  # somebody reads it, or has a callback for it
         self.waiters: list[Callable[[], object]] = []  # called when there is something to take
-        self.resume: Callable[[], object] | None = None  # has it be read on, where it waits for its readers
+        self.has_ended = False  # the command has, and nothing more comes
+        self.kept: Kept | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: nothing was taken."""
-        self.kept = None if self._most is None else Kept(self._most, both_ends=self.name == "stderr")
+        """A run begins; nothing was taken of one before."""
+        if self._most < math.inf:
+            self.kept = Kept(int(self._most), both_ends=self.name == "stderr")
         self._chunks: deque[bytes] = deque()
-        self._splitter: Splitter | None = Splitter(self._decoder())  # None: its last line was taken
+        self._splitter = Splitter(self._decoder())
+        self._error: Exception | None = None  # what could not be decoded
+        self._is_to_flush = False  # the run has ended: its last line needs no end
+        self._resume: Callable[[], object] | None = None  # has it be read on, where it waits for its readers
         self.fed = self.taken = 0  # bytes, of what may be taken
-        self.has_ended = False
 
     # ===== the programs thread =====
 
@@ -152,23 +157,22 @@ class Output:
         with self._lock:
             if self.kept is not None:
                 self.kept.add(data)
-            if self.kept is None or self.is_asked_for:
+            if self.kept is None or (self.is_asked_for and self.fed - self.taken < self._most):
                 self._chunks.append(data)
                 self.fed += len(data)
         self._ring()
         return self.kept is not None or self.fed - self.taken <= UNTAKEN
 
-    def end(self) -> None:
-        """Nothing more comes."""
-        if not self.has_ended:
-            self.has_ended = True
-            self._ring()
+    def end_run(self) -> None:
+        """A run has ended; another one may come."""
+        self._is_to_flush = True
+        self._ring()
 
     def wait_for_room(self, resume: Callable[[], object]) -> None:
         """Have this called once half of what may be untaken is left, which may be now."""
         with self._lock:
             if self.fed - self.taken > UNTAKEN // 2:
-                self.resume = resume
+                self._resume = resume
                 return
         resume()
 
@@ -182,39 +186,71 @@ class Output:
 
     # ===== readers =====
 
+    def end(self) -> None:
+        """The command has ended."""
+        if not self.has_ended:
+            self.has_ended = True
+            self._ring()
+
     def ask(self) -> None:
         """Somebody wants to read it: from now on it is there to be taken, what was kept first."""
         with self._lock:
-            if not self.is_asked_for and self.kept is not None:
-                kept = self.kept.value()
-                self._chunks.append(kept)
-                self.fed += len(kept)
+            kept = b"" if self.kept is None or self.is_asked_for else self.kept.value()
+            self._chunks.extend(kept[at : at + UNTAKEN] for at in range(0, len(kept), UNTAKEN))
+            self.fed += len(kept)
             self.is_asked_for = True
 
     def has_some(self) -> bool:
-        """Whether there is something to take, or nothing will come."""
-        return bool(self._chunks) or self.has_ended
+        """Whether there is something to take."""
+        return bool(self._chunks) or self._is_to_flush
 
     def take(self, *, lines: bool) -> list[Any] | None:
-        """Take what is there, as lines or as chunks; None at the end. Does not block for the program."""
+        """Take some of what is there, as lines or as chunks; None at the end. Does not block for the program.
+
+        Raises:
+            UnicodeDecodeError: it is no text; each time.
+        """
         with self._taking:
-            ended = self.has_ended  # before the look at the chunks
-            with self._lock:
-                chunks = [*self._chunks]
-                self._chunks.clear()
-                self.taken += sum(map(len, chunks))
-                resume = self.resume
-                if resume is not None and self.fed - self.taken <= UNTAKEN // 2:
-                    self.resume = None
-                    resume()
-            if self._splitter is None or not lines:
-                return chunks or (None if ended else [])
-            if not chunks and not ended:
-                return []
-            found = self._splitter.split(b"".join(chunks), final=ended)
-            if ended:
-                self._splitter = None
-            return found or (None if ended else [])
+            if self._error is not None and lines:
+                raise self._error
+            chunks, is_last, has_ended = self._take_chunks()
+            if not lines:
+                found: list[Any] = chunks
+            elif chunks or is_last:
+                found = self._split(b"".join(chunks), final=is_last)
+            else:
+                found = []
+            return None if has_ended and not found else found
+
+    def _take_chunks(self) -> tuple[list[bytes], bool, bool]:
+        """Some chunks, whether they are the last of the run, and whether nothing is left of the command."""
+        has_ended = self.has_ended  # before the look at the others, as these come before that
+        is_to_flush = self._is_to_flush
+        chunks: list[bytes] = []
+        size, resume = 0, None
+        with self._lock:
+            while self._chunks and size < UNTAKEN:
+                size += len(self._chunks[0])
+                chunks.append(self._chunks.popleft())
+            self.taken += size
+            is_last = (is_to_flush or has_ended) and not self._chunks
+            if is_last:
+                self._is_to_flush = False
+            if self._resume is not None and self.fed - self.taken <= UNTAKEN // 2:
+                resume, self._resume = self._resume, None
+        if resume is not None:
+            resume()
+        return chunks, is_last, has_ended and not self._chunks
+
+    def _split(self, data: bytes, *, final: bool) -> list[Any]:
+        try:
+            found = self._splitter.split(data, final=final)
+            if final:
+                self._splitter = Splitter(self._decoder())
+        except Exception as exc:
+            self._error = exc
+            raise
+        return found
 
     def leave_parent(self) -> None:
         """Be a copy in a forked child, which has none of it."""
@@ -222,4 +258,3 @@ class Output:
         self._chunks.clear()
         self.has_ended = True
         self.waiters.clear()
-        self.resume = None

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from poolkit import _os
+from poolkit import _os, _os_processes
 from poolkit._child import starter as protocol
 from poolkit._clock import monotonic
 from poolkit._locks import RLock
@@ -36,6 +36,7 @@ from poolkit._spawn.output import AT_END, Output
 from poolkit._spawn.starters import Note, Starter
 
 DRAIN = 0.5  # seconds that who was left behind may hold the output of a program that has ended
+HANG = 30.0  # seconds that a starter may hang in an exec, until it is killed with what it has started
 LAST_READ = 0.1  # seconds for the output of those that were killed then
 UNREAD_FOR = 1.0  # seconds that a program waits for readers before that is told, if nobody asked for its output
 _READ = 64 * 1024
@@ -50,8 +51,7 @@ class Recipe:
     """What is to be started. A stream is "null", "inherit", a path, a descriptor, or what takes its output."""
 
     def __init__(self, argv: list[bytes], env: dict[bytes, bytes], directory: bytes, mask: int | None) -> None:
-        self.packed = marshal.dumps((argv, env, directory, mask))
-        self.argv, self.env, self.directory = argv, env, directory
+        self.argv, self.env, self.directory, self._mask = argv, env, directory, mask
         self.stdin: Any = "null"  # also "pipe", or bytes
         self.stdout: Any = "null"
         self.stderr: Any = "null"  # also "stdout"
@@ -60,6 +60,15 @@ class Recipe:
         self.entrance: Entrance | None = None  # what gets the writing end of a pipe to its input
         self.early: list[int] = []  # signals from before it was started
         self._fds: list[int] = []  # our own
+
+    def pack(self) -> bytes:
+        """What a starter gets. It opens paths itself: one may be of a pipe that nobody reads, or on a dead drive."""
+        paths = [stream if isinstance(stream, bytes) else None for stream in (self.stdout, self.stderr)]
+        return marshal.dumps((self.argv, self.env, self.directory, self._mask, paths, self.is_joined()))
+
+    def is_joined(self) -> bool:
+        """Whether its errors go where its output goes."""
+        return isinstance(self.stderr, str) and self.stderr == "stdout"
 
     def keep(self, fd: int) -> int:
         """Return a copy of this descriptor that lives as long as this."""
@@ -89,7 +98,6 @@ class Program:
         self.peak_rss = 0  # bytes
         self.error: Exception | None = None  # why it could not be started
         self.is_lost = False  # its starter has died
-        self.is_stopped = False  # it was asked to end, and is to deliver what it did
         self.is_too_long = False  # it has written more than is kept
         self.cut_off = False
         self.is_over = False
@@ -119,6 +127,7 @@ class Program:
             self.started_at, self.pid = at, pid
             for number in self._early:
                 self._signal_group(number)
+            self.recipe.early.clear()
 
     def kill_group(self, number: int = signal.SIGKILL) -> None:
         """Send this to all of its group."""
@@ -141,7 +150,7 @@ class Program:
         while self.pipes:
             fd, output = self.pipes.popitem()
             _os.close_fd(fd)
-            output.end()
+            output.end_run()
         if self.recipe.entrance is not None:
             self.recipe.entrance.end()
 
@@ -167,11 +176,17 @@ class Programs:
         self._starters: set[Starter] = set()
         self._starter: Starter | None = None  # the one that starts programs
         self.has_ended = False
+        self._thread = threading.Thread(target=self._run, name="poolkit-programs", daemon=True)
+
+    def begin(self) -> None:
+        """Start it. Raises RuntimeError where no thread is to be had."""
         try:
-            threading.Thread(target=self._run, name="poolkit-programs", daemon=True).start()
+            self._thread.start()
         except BaseException:
-            self._selector.close()
-            self._wakeup.close()
+            if self._thread.ident is None:  # else it has started, and an interrupt came
+                self.has_ended = True
+                self._selector.close()
+                self._wakeup.close()
             raise
 
     def order(self, what: Callable[..., object], *args: Any) -> None:
@@ -269,7 +284,6 @@ class Programs:
             self._starter = None
             program.starter = starter = self._new_starter()
             self._hand_over(program, starter)
-        self._programs[program.number] = program
         if starter.asked_at < math.inf:
             self._later(max(0.0, starter.answer_due() - monotonic()), self._look_at, starter, program.number)
 
@@ -296,10 +310,13 @@ class Programs:
             self._later(max(0.01, starter.answer_due() - monotonic()), self._look_at, starter, number)
         elif self._starter is starter:
             self._starter = None
+            self._later(HANG, self._look_at, starter, number)
+        else:  # it has hung for long, and what it has started ends for nobody
+            starter.kill()
 
     def _hand_over(self, program: Program, starter: Starter) -> None:
         """Open its streams, and have it started with them. No other process gets copies meanwhile."""
-        recipe, packed = program.recipe, program.recipe.packed
+        recipe, packed = program.recipe, program.recipe.pack()
         theirs: list[int] = []
         ours: list[int] = []
         with FORKING:
@@ -319,6 +336,7 @@ class Programs:
             if recipe.entrance is not None:
                 recipe.entrance.open(ours.pop(0))
             program.pipes = dict(zip(ours, recipe.outputs(), strict=True))
+            self._programs[program.number] = program
         self._flush(starter)
 
     # ----- what a starter says -----
@@ -329,7 +347,10 @@ class Programs:
             self._died(starter)
             return
         for note in notes:
-            self._note(starter, note)
+            if note[0] == protocol.READY and starter.asked:
+                self._later(max(0.0, starter.answer_due() - monotonic()), self._look_at, starter, starter.asked)
+            else:
+                self._note(starter, note)
 
     def _note(self, starter: Starter, note: Note) -> None:
         kind, number, fact, more = note
@@ -349,7 +370,7 @@ class Programs:
             for fd in [*program.paused]:
                 self._resume(program, fd)
             if program.pipes:
-                self._later(DRAIN, self._cut, program)
+                self._later(DRAIN, self._cut, number)
             self._bury_if_drained(program)
         elif kind == protocol.BURIED:
             program.cpu_time, program.peak_rss = fact / 1e9, _os.peak_bytes(more)
@@ -363,6 +384,10 @@ class Programs:
             self._starter = None
         starter.end()
         for program in [each for each in self._programs.values() if each.starter is starter]:
+            if program.pid is None:  # it may have been started, and that was not told: who has its pipes?
+                for group in _os_processes.groups_with([os.fstat(fd).st_ino for fd in program.pipes]):
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(group, signal.SIGKILL)
             self._lose(program)
 
     def _lose(self, program: Program) -> None:
@@ -404,14 +429,14 @@ class Programs:
         program.paused.discard(fd)
         output = program.pipes.pop(fd)
         os.close(fd)
-        output.end()
+        output.end_run()
 
     def _pause(self, program: Program, fd: int, output: Output) -> None:
         """The program is to wait until somebody has taken what it wrote."""
         self._unwatch(fd)
         program.paused.add(fd)
         if not output.is_asked_for:
-            self._later(UNREAD_FOR, self._say_if_unread, program, fd, output)
+            self._later(UNREAD_FOR, self._say_if_unread, program.number, fd)
         output.wait_for_room(lambda: self.order(Programs._resume, program, fd))
 
     def _resume(self, program: Program, fd: int) -> None:
@@ -419,9 +444,9 @@ class Programs:
             program.paused.discard(fd)
             self._watch(program, fd, program.pipes[fd])
 
-    @staticmethod
-    def _say_if_unread(program: Program, fd: int, output: Output) -> None:
-        if fd in program.paused and not output.is_asked_for:
+    def _say_if_unread(self, number: int, fd: int) -> None:
+        program = self._programs.get(number)
+        if program is not None and fd in program.paused and not program.pipes[fd].is_asked_for:
             program.tell(program, "unread")
 
     # ----- ending -----
@@ -436,22 +461,39 @@ class Programs:
         else:
             program.kill_group(number)
         if number != signal.SIGKILL:
-            self._later(grace, self._end, program, signal.SIGKILL, 0.0)
+            self._later(grace, self._kill, program.number)
 
-    def _cut(self, program: Program) -> None:
-        """Somebody holds the pipes of a program that has ended: they end now."""
-        if program.is_over or not program.pipes:
+    def _kill(self, number: int) -> None:
+        """The grace of a program is over."""
+        if (program := self._programs.get(number)) is not None:
+            self._end(program, signal.SIGKILL, 0.0)
+
+    def _cut(self, number: int) -> None:
+        """Somebody may hold the pipes of a program that has ended: they end soon."""
+        program = self._programs.get(number)
+        if program is None:
             return
-        program.cut_off = True
-        program.kill_group()
-        self._later(LAST_READ, self._close_pipes, program)
+        self._read_rest(program)  # this thread may come late
+        if program.pipes:
+            program.cut_off = True
+            program.kill_group()
+            self._later(LAST_READ, self._close_pipes, number)
+        else:
+            self._bury_if_drained(program)
 
-    def _close_pipes(self, program: Program) -> None:
+    def _close_pipes(self, number: int) -> None:
+        program = self._programs.get(number)
+        if program is not None and program.pipes:
+            self._read_rest(program)
+            for fd in [*program.pipes]:
+                self._close_pipe(program, fd)
+            self._bury_if_drained(program)
+
+    def _read_rest(self, program: Program) -> None:
+        """Read what is there, and close the pipes that are at their end."""
         for fd, output in [*program.pipes.items()]:
-            if fd not in program.paused:
-                _feed_rest(fd, output)
-            self._close_pipe(program, fd)
-        self._bury_if_drained(program)
+            if fd not in program.paused and _feed_rest(fd, output):
+                self._close_pipe(program, fd)
 
     def _bury_if_drained(self, program: Program) -> None:
         if program.returncode is not None and not program.pipes and not program.is_over and program.starter is not None:
@@ -521,7 +563,7 @@ def _pipe() -> tuple[int, int]:
 
 def _open_all(recipe: Recipe, theirs: list[int], ours: list[int]) -> None:
     """Add a program's streams to `theirs`, and our ends of the pipes among them to `ours`."""
-    if recipe.stdin == "pipe":
+    if isinstance(recipe.stdin, str) and recipe.stdin == "pipe":
         read, write = _pipe()
         theirs.append(read)
         ours.append(write)
@@ -534,20 +576,18 @@ def _open_all(recipe: Recipe, theirs: list[int], ours: list[int]) -> None:
             ours.append(read)
             theirs.append(write)
         else:
-            theirs.append(os.dup(theirs[1]) if stream == "stdout" else _open(stream, place))
+            theirs.append(_open(stream, place))
 
 
 def _open(stream: Any, place: int) -> int:
     """A descriptor of our own for a stream of a program that is no pipe."""
     if type(stream) is int:
         return os.dup(stream)
-    if stream == "inherit" and is_open(place):
-        return os.dup(place)
     if isinstance(stream, bytes) and not place:
         return _input(stream)
-    if stream in {"null", "inherit"}:
-        return launch.above_streams(os.open(os.devnull, os.O_RDWR))
-    return launch.above_streams(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))
+    if isinstance(stream, str) and stream == "inherit" and is_open(place):
+        return os.dup(place)
+    return launch.above_streams(os.open(os.devnull, os.O_RDWR))
 
 
 def _input(data: bytes) -> int:
@@ -572,17 +612,21 @@ def _read(fd: int) -> bytes | None:
         return None
 
 
-def _feed_rest(fd: int, output: Output) -> None:
-    """Take in what is there, but no flood."""
+def _feed_rest(fd: int, output: Output) -> bool:
+    """Take in what is there, but no flood; whether that was the end."""
     for _ in range(AT_END // _READ):
         if not (data := _read(fd)):
-            return
+            return data is not None
         output.feed(data)
+    return False
 
 
 def _why_not(recipe: Recipe, number: int, step: int) -> OSError:
     if step == protocol.DIRECTORY:
         return OSError(number, f"{os.strerror(number)} (the working directory)", os.fsdecode(recipe.directory))
+    if step in {protocol.OUTPUT, protocol.ERRORS}:
+        path = recipe.stdout if step == protocol.OUTPUT else recipe.stderr
+        return OSError(number, f"{os.strerror(number)} (for what it writes)", os.fsdecode(path))
     why = os.strerror(number)
     if b"/" not in recipe.argv[0]:
         path = os.fsdecode(recipe.env.get(b"PATH", os.fsencode(os.defpath)))
@@ -600,6 +644,7 @@ def programs() -> Programs:
     with _lock:
         if _programs is None or _programs.has_ended:
             _programs = Programs()
+            _programs.begin()
         return _programs
 
 

@@ -147,6 +147,11 @@ class Starter:
                 self.asked = 0
         return notes
 
+    def kill(self) -> None:
+        """Kill it; `receive` says when it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
     def let_go(self) -> None:
         """Tell it to end, as it has nothing left to do; `receive` says when it has."""
         with contextlib.suppress(OSError):  # it has

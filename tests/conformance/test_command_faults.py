@@ -1,0 +1,207 @@
+"""Commands: what could cost other commands something, or keep something: readers, retries, runs that end late."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import poolkit
+from poolkit import CommandFailed, OutputLimitExceeded, Pool, TaskTimeout
+from poolkit._spawn.programs import programs
+from support import WATCHDOG, wait_until
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    """A pool with two places."""
+    with Pool(2, kind="thread") as made:
+        yield made
+        made.shutdown(wait=True, kill=True)
+
+
+def test_output_that_is_no_text_costs_no_other_command(pool: Pool) -> None:
+    other = pool.run(["sh", "-c", "sleep 0.5; echo here"])
+    with pytest.raises(TaskTimeout) as failed:
+        pool.run(["sh", "-c", r"printf '\377'; sleep 99"], text=True, errors="strict", timeout=0.2).result(WATCHDOG)
+    assert failed.value.completed is not None
+    assert failed.value.completed.stdout == "\\xff"
+    assert other.result(WATCHDOG).stdout == b"here\n"
+
+
+@pytest.mark.slow
+def test_a_path_that_nobody_reads_holds_up_nobody_else(pool: Pool, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    waiting = pool.run(["echo", "late"], stdout=fifo)
+    assert pool.run(["true"]).result(WATCHDOG).exitcode == 0
+    assert not waiting.done()
+    assert fifo.read_bytes() == b"late\n"
+    assert waiting.result(WATCHDOG).exitcode == 0
+
+
+def test_output_goes_to_files_and_both_into_one(pool: Pool, tmp_path: Path) -> None:
+    script = ["sh", "-c", "echo out; echo err >&2"]
+    pool.run(script, stdout=tmp_path / "both", stderr="stdout").result(WATCHDOG)
+    assert (tmp_path / "both").read_text() == "out\nerr\n"
+    with (tmp_path / "out").open("w") as file:
+        pool.run(script, stdout=file, stderr=tmp_path / "err").result(WATCHDOG)
+    assert ((tmp_path / "out").read_text(), (tmp_path / "err").read_text()) == ("out\n", "err\n")
+    assert pool.run(script, stderr="stdout").result(WATCHDOG).stdout == b"out\nerr\n"
+    with pytest.raises(FileNotFoundError) as failed:
+        pool.run(script, stdout=tmp_path / "no" / "file").result(WATCHDOG)
+    assert failed.value.filename == os.fspath(tmp_path / "no" / "file")
+
+
+def test_one_stream_that_has_ended_does_not_make_readers_of_both_spin(pool: Pool) -> None:
+    async def main() -> tuple[list[Any], int]:
+        command = await pool.run_async(["sh", "-c", "exec 2>&-; sleep 0.5; echo x"], stdout="lines", stderr="lines")
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while not command.done():
+                turns += 1
+                await asyncio.sleep(0.01)
+
+        counting = asyncio.ensure_future(count())
+        lines = [each async for each in command.lines("both")]
+        await counting
+        return lines, turns
+
+    lines, turns = asyncio.run(main())
+    assert lines == [("stdout", b"x")]
+    assert turns > 10
+
+
+@pytest.mark.parametrize("stdout", ["lines", "capture"])
+def test_a_reader_reads_the_run_that_counts(pool: Pool, tmp_path: Path, stdout: str) -> None:
+    again = pool.options(retries=1, retry_on=(CommandFailed,))
+    script = f"test -e {tmp_path}/ran && seq 100000 && exit; touch {tmp_path}/ran; exit 1"
+    command = again.run(["sh", "-c", script], stdout=stdout)
+    assert len(list(command)) == 100_000
+    assert command.attempts == 2
+
+
+def test_several_readers_get_all_lines_and_all_end(pool: Pool) -> None:
+    for _ in range(20):
+        command = pool.run(["sh", "-c", "for i in $(seq 40); do echo $i; done"], stdout="lines", text=True)
+        found: list[str] = []
+
+        def read(command: poolkit.Command[str] = command, found: list[str] = found) -> None:
+            lines = command.lines()
+            while (line := next(lines, None)) is not None:
+                found.append(line)
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WATCHDOG)
+            assert not thread.is_alive()
+        assert sorted(map(int, found)) == list(range(1, 41))
+
+
+def test_what_is_to_stop_is_not_run_again(pool: Pool) -> None:
+    again = pool.options(retries=3)
+    command = again.run(["sh", "-c", "trap '' TERM; echo x; while :; do sleep 0.05; done"], stdout="lines", grace=60)
+    assert next(command.lines()) == b"x"
+    command.stop()
+    os.kill(programs().lasting()[0][0], signal.SIGKILL)
+    with pytest.raises((poolkit.WorkerCrashed, CancelledError)):
+        command.result(WATCHDOG)
+    assert command.attempts == 1
+
+
+def test_what_is_beyond_the_bound_is_kept_for_no_callback(pool: Pool) -> None:
+    release = threading.Event()
+    come = 0
+
+    def note(line: bytes) -> None:
+        nonlocal come
+        release.wait(WATCHDOG)
+        come += len(line) + 1
+
+    command = pool.run(["sh", "-c", "trap '' TERM; yes"], max_output=1_000_000, on_stdout=note, grace=0.5)
+    wait_until(lambda: command.program is not None and command.program.is_too_long, "the bound")
+    release.set()
+    with pytest.raises(OutputLimitExceeded):
+        command.result(WATCHDOG)
+    assert come < 2_000_000
+
+
+def test_a_command_that_was_dropped_keeps_no_output(pool: Pool) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for how in ({}, {"on_stdout": len}, {"stdout": "lines"}):
+            command = pool.run(["head", "-c", "5000000", "/dev/zero"], grace=60, **how)  # type: ignore[call-overload]
+            for _ in command.chunks():
+                pass
+            command.result(WATCHDOG)
+            del command
+        wait_until(lambda: not _commands(), "the commands to be gone")
+    finally:
+        gc.enable()
+
+
+def _commands() -> list[object]:
+    return [each for each in gc.get_objects() if isinstance(each, poolkit.Command)]
+
+
+def test_a_starter_that_does_not_fit_any_more_is_let_go(pool: Pool) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert pool.run(["true"]).result(WATCHDOG).exitcode == 0
+    try:
+        for number in range(3):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1 - number % 2, hard))
+            limit = pool.run(["sh", "-c", "ulimit -n"], text=True).result(WATCHDOG).stdout
+            assert int(limit) == soft - 1 - number % 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    wait_until(lambda: len(programs().lasting()[0]) == 1, "one starter")
+
+
+def test_a_signal_handler_may_do_what_it_interrupts(pool: Pool) -> None:
+    command = pool.run(["cat"], stdin="pipe", stdout="lines", text=True)
+    handled = 0
+
+    def handle(*_: object) -> None:
+        nonlocal handled
+        handled += 1
+        command.send_signal("SIGCONT")
+        command.lines()
+        command.write("handler\n")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        give_up = time.monotonic() + 0.5
+        while time.monotonic() < give_up:
+            command.send_signal("SIGCONT")
+            command.write("here\n")
+            next(command.lines())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert handled > 10
+    command.stop()
+
+
+def test_chunks_of_what_is_kept_are_never_empty(pool: Pool) -> None:
+    assert list(pool.run(["echo", "x"]).chunks()) == [b"x\n"]
+    done = pool.run(["echo", "x"])
+    done.result(WATCHDOG)
+    assert list(done.chunks()) == [b"x\n"]
+    assert list(done) == []
