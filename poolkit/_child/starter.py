@@ -1,11 +1,12 @@
 """Starter: the process that starts the programs of all commands, is their parent, and reaps each when it is told to.
 
 A bare interpreter runs this file by its source (`_spawn/starters.py`): it imports nothing of poolkit, nor of the user.
-Until a program is buried its number is its own, so the owner may signal it and its group by itself. One thread; while
-an exec hangs, as on a network drive that is gone, it does nothing else, and the owner starts another one.
+Until a program is to be buried its number is its own, so the owner may signal it and its group by itself. One thread;
+while an exec hangs, as on a network drive that is gone, it does nothing else, and the owner starts another one.
 
     owner -> starter    EXEC number, nbytes, with descriptors of input, output and errors; then so many bytes: what to
-                        start, or none where that is in memory, a fourth descriptor      BURY number
+                        start, or none where that is in memory, a fourth descriptor
+                        BURY number, once it has ended; from then on: SIGNAL number, its number
     starter -> owner    READY · STARTED number, pid, when · FAILED number, errno, step · ENDED number, code, when
                         BURIED number, nanoseconds of CPU time, peak memory; times in nanoseconds
 
@@ -26,7 +27,7 @@ import struct
 import time
 
 ORDER, NOTE = struct.Struct("<cQI"), struct.Struct("<cQqq")
-EXEC, BURY = b"x", b"b"
+EXEC, BURY, SIGNAL = b"x", b"b", b"k"
 READY, STARTED, FAILED, ENDED, BURIED = b"r", b"s", b"f", b"e", b"g"
 DIRECTORY, PROGRAM, OUTPUT, ERRORS = range(4)  # the step that failed
 _FDS = 4
@@ -53,6 +54,7 @@ def main(fd: int) -> None:
     os.chdir("/")
     running: dict[int, int] = {}
     over: dict[int, int] = {}
+    drained: set[int] = set()  # to be buried as soon as they have ended
     with contextlib.suppress(OSError):  # the owner is gone
         sock.sendall(NOTE.pack(READY, 0, 0, 0))
         while True:
@@ -60,15 +62,15 @@ def main(fd: int) -> None:
             if ended in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(ended, 4096)
-                _look(sock, running, over)
-            if fd in ready and not _obey(sock, running, over):
+                _look(sock, running, over, drained)
+            if fd in ready and not _obey(sock, running, over, drained):
                 break
     for pid in (*running.values(), *over.values()):
         _kill(pid)
     os._exit(0)
 
 
-def _obey(sock: _socket.socket, running: dict[int, int], over: dict[int, int]) -> bool:
+def _obey(sock: _socket.socket, running: dict[int, int], over: dict[int, int], drained: set[int]) -> bool:
     order, attached, _, _ = sock.recvmsg(ORDER.size, _socket.CMSG_LEN(_FDS * 4))
     if len(order) < ORDER.size:
         return False
@@ -76,7 +78,11 @@ def _obey(sock: _socket.socket, running: dict[int, int], over: dict[int, int]) -
     if kind == EXEC:
         packed = sock.recv(nbytes, _socket.MSG_WAITALL) if nbytes else b""
         _start(sock, number, packed, attached, running)
-    else:
+    elif kind == SIGNAL and number in running:
+        _kill(running[number], nbytes)
+    elif kind == BURY and number in running:
+        drained.add(number)
+    elif kind == BURY:
         _bury(sock, number, over)
     return True
 
@@ -145,7 +151,7 @@ def _spawn(argv: list[bytes], env: dict[bytes, bytes], streams: array.array[int]
     raise error
 
 
-def _look(sock: _socket.socket, running: dict[int, int], over: dict[int, int]) -> None:
+def _look(sock: _socket.socket, running: dict[int, int], over: dict[int, int], drained: set[int]) -> None:
     """Tell which programs have ended. They stay zombies until they are buried."""
     for number, pid in list(running.items()):
         end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -153,6 +159,9 @@ def _look(sock: _socket.socket, running: dict[int, int], over: dict[int, int]) -
             over[number] = running.pop(number)
             code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
             sock.sendall(NOTE.pack(ENDED, number, code, time.monotonic_ns()))
+            if number in drained:
+                drained.discard(number)
+                _bury(sock, number, over)
 
 
 def _bury(sock: _socket.socket, number: int, over: dict[int, int]) -> None:
@@ -163,7 +172,7 @@ def _bury(sock: _socket.socket, number: int, over: dict[int, int]) -> None:
         sock.sendall(NOTE.pack(BURIED, number, int((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_maxrss))
 
 
-def _kill(pid: int) -> None:
-    """Kill what is left of a program's group."""
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a program's group, or what is left of it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, number)

@@ -107,18 +107,20 @@ class Program:
         self.tell = tell
         self._lock = RLock()
         self._early = [*recipe.early]
-        self._may_signal = True
+        self.is_to_be_buried = False  # its number is its starter's alone
 
     def send(self, number: int, *, group: bool) -> bool:
         """Send it a signal, once it is started; False where it has ended. By anybody."""
         with self._lock:
-            if not self._may_signal or self.is_over or self.returncode is not None:
+            if self.is_over or self.returncode is not None:
                 return False
             if self.pid is None:
                 self._early.append(number)
-                return True
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                (os.killpg if group else os.kill)(self.pid, number)
+            elif self.is_to_be_buried:  # it has closed its output, and runs on
+                programs().order(Programs._send_by_starter, self, number)  # noqa: SLF001 -- its owner
+            else:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    (os.killpg if group else os.kill)(self.pid, number)
             return True
 
     def begin(self, pid: int, at: float) -> None:
@@ -126,24 +128,25 @@ class Program:
         with self._lock:
             self.started_at, self.pid = at, pid
             for number in self._early:
-                self._signal_group(number)
+                self._send_to_group(number)
             self.recipe.early.clear()
 
-    def kill_group(self, number: int = signal.SIGKILL) -> None:
-        """Send this to all of its group."""
+    def kill_group(self) -> None:
+        """Kill all of its group."""
         with self._lock:
-            if self.pid is not None and self._may_signal:
-                self._signal_group(number)
+            if self.pid is not None and not self.is_to_be_buried:
+                self._send_to_group(signal.SIGKILL)
 
-    def _signal_group(self, number: int) -> None:
+    def _send_to_group(self, number: int) -> None:
         assert self.pid is not None  # noqa: S101 -- it is started
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
-    def let_go(self) -> None:
-        """Its number may be somebody else's from now on."""
+    def let_go(self) -> bool:
+        """Its number may be somebody else's from now on; false where that was so before."""
         with self._lock:
-            self._may_signal = False
+            before, self.is_to_be_buried = self.is_to_be_buried, True
+            return not before
 
     def close(self) -> None:
         """Close the pipes."""
@@ -391,7 +394,9 @@ class Programs:
             self._lose(program)
 
     def _lose(self, program: Program) -> None:
-        program.kill_group()
+        if program.pid is not None and program.returncode is None:  # a moment ago the number was its own
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(program.pid, signal.SIGKILL)
         for fd, output in [*program.pipes.items()]:  # what they hold
             self._unwatch(fd)
             _feed_rest(fd, output)
@@ -456,12 +461,15 @@ class Programs:
             return
         if grace <= 0.0:
             number = signal.SIGKILL
-        if program.returncode is None:
-            program.send(number, group=True)
-        else:
-            program.kill_group(number)
+        if not program.send(number, group=True):
+            program.kill_group()  # what it has left behind
         if number != signal.SIGKILL:
             self._later(grace, self._kill, program.number)
+
+    def _send_by_starter(self, program: Program, number: int) -> None:
+        if program.starter is not None:
+            program.starter.signal(program.number, number)
+            self._flush(program.starter)
 
     def _kill(self, number: int) -> None:
         """The grace of a program is over."""
@@ -496,8 +504,8 @@ class Programs:
                 self._close_pipe(program, fd)
 
     def _bury_if_drained(self, program: Program) -> None:
-        if program.returncode is not None and not program.pipes and not program.is_over and program.starter is not None:
-            program.let_go()
+        """Have it buried once it has ended, as its pipes have: that is told with the end, then."""
+        if not (program.pipes or program.is_over or program.starter is None) and program.let_go():
             program.starter.bury(program.number)
             self._flush(program.starter)
 

@@ -110,8 +110,12 @@ class Starter:
         self.asked, self.asked_at = number, monotonic()
 
     def bury(self, number: int) -> None:
-        """Have what is left of an ended program's group killed, and the program reaped."""
+        """Once a program has ended, have what is left of its group killed, and it reaped: `flush` sends that."""
         self._unsent.append(protocol.ORDER.pack(protocol.BURY, number, 0))
+
+    def signal(self, number: int, which: int) -> None:
+        """Have the group of a program get a signal that is to be buried: `flush` sends that."""
+        self._unsent.append(protocol.ORDER.pack(protocol.SIGNAL, number, which))
 
     def flush(self) -> bool:
         """Send what it had no room for; false where it still has none."""

@@ -18,7 +18,7 @@ import pytest
 import poolkit
 from poolkit import CommandFailed, OutputLimitExceeded, Pool, TaskTimeout
 from poolkit._spawn.programs import programs
-from support import WATCHDOG, wait_until
+from support import WATCHDOG, wait_for_exit, wait_until
 
 
 @pytest.fixture
@@ -205,3 +205,23 @@ def test_chunks_of_what_is_kept_are_never_empty(pool: Pool) -> None:
     done.result(WATCHDOG)
     assert list(done.chunks()) == [b"x\n"]
     assert list(done) == []
+
+
+@pytest.mark.parametrize("how", ["signal", "cancel", "limit"])
+def test_a_program_that_has_closed_its_output_is_still_reached(pool: Pool, how: str) -> None:
+    script = "trap 'exit 7' USR1; exec >&- 2>&-; while :; do sleep 0.02; done"
+    command = pool.run(["sh", "-c", script], timeout=0.5 if how == "limit" else None)
+    wait_until(lambda: command.program is not None and command.program.is_to_be_buried, "the end of its output")
+    if how == "signal":
+        assert command.send_signal("SIGUSR1")
+        with pytest.raises(CommandFailed) as failed:
+            command.result(WATCHDOG)
+        assert failed.value.exitcode == 7
+    elif how == "limit":
+        with pytest.raises(TaskTimeout):
+            command.result(WATCHDOG)
+    else:
+        command.cancel()
+    assert command.pid is not None
+    wait_for_exit(command.pid)
+    assert not command.send_signal("SIGUSR1")
