@@ -231,7 +231,8 @@ class ProgramForce(Workforce):
         if run is None or run.program.pid is None:
             return Status()
         task_id, program = run.task.id, run.program
-        return Status(task_id, program.started_at, task_id if program.returncode is not None else 0)
+        is_done = program.returncode is not None and not run.is_killed  # it was cut short else
+        return Status(task_id, program.started_at, task_id if is_done else 0)
 
     def progress(self, worker_id: int, task: AnyTask) -> None:
         """Programs report none."""

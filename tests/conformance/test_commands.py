@@ -82,8 +82,10 @@ def test_a_limit_ends_the_whole_group(pool: Pool, tmp_path: Path) -> None:
     script = "trap '' TERM; echo begun; (trap '' TERM; echo $$ $BASHPID; sleep 99) & sleep 99 & wait; sleep 99"
     began = time.monotonic()
     with pytest.raises(TaskTimeout) as failed:
-        pool.run(["bash", "-c", script], timeout=0.3, grace=0.3, text=True).result(WATCHDOG)
+        (command := pool.run(["bash", "-c", script], timeout=0.3, grace=0.3, text=True)).result(WATCHDOG)
     assert time.monotonic() - began < 0.3 + 0.3 + 2.0
+    assert command.run_time is not None
+    assert command.run_time >= 0.3
     assert failed.value.completed is not None
     group, child = map(int, failed.value.completed.stdout.split()[1:3])
     assert group == failed.value.completed.pid
