@@ -154,6 +154,10 @@ class Command(Task[CompletedCommand[Text]]):
         """Return the lines of its standard output."""
         return aiter(self.lines())
 
+    def wait_for_output(self, arrivals: Arrivals) -> None:
+        """Wait until this is rung. Blocks."""
+        arrivals.get()
+
     def is_taken(self) -> bool:
         """Whether some of its output was taken, or it is to end, so that it cannot be run again."""
         return self._call.is_stopped or any(output.taken for output in self._outputs.values())
@@ -319,7 +323,7 @@ class _Reader(Generic[Item]):
         if not found:
             with _Waiting(self._taking.outputs) as arrivals:
                 if not self._taking.has_some():
-                    arrivals.get()
+                    self._command.wait_for_output(arrivals)
         return True
 
     async def __aiter__(self) -> AsyncIterator[Item]:

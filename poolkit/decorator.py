@@ -94,6 +94,11 @@ def installed(pool: Pool) -> Iterator[Pool]:
                     _defaults.pop(kind, None)
 
 
+def pool_in_use() -> Pool | PoolView | None:
+    """Return the pool of `use_pool` here, else the default process pool, if there is one."""
+    return _used.get() or _defaults.get("process")
+
+
 def current_pool(kind: str) -> Pool | PoolView:
     """Return the pool of `use_pool` here, else the default one of this kind."""
     return _used.get() or default_pool(kind)

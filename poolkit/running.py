@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from poolkit._core.options import CallOptions
 from poolkit.command import Command
-from poolkit.decorator import current_pool
+from poolkit.decorator import current_pool, pool_in_use
 
 if TYPE_CHECKING:
     import os
@@ -42,7 +42,8 @@ def spawn(argv: Sequence[Any] | str, **options: Any) -> Command[Any]:
     from poolkit import _command_line  # noqa: PLC0415 -- only for those who run programs
     from poolkit._engine import spawned  # noqa: PLC0415 -- see above
 
-    engine = spawned.pool()
+    pool = pool_in_use()
+    engine = (None if pool is None else pool._supervisor.spawner()) or spawned.pool()  # noqa: SLF001 -- of this library
     command = _command_line.run(engine, CallOptions(), argv, **{"stdout": "lines", **options})
     engine.submit(command)
     return command

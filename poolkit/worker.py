@@ -49,6 +49,11 @@ LEAVE_WITHIN = 5.0  # seconds that the end of a `with` gives a worker to end by 
 _numbers = itertools.count(1)
 
 
+def stand_in(worker: Worker[Any], called: list[Any], options: CallOptions, settings: PoolSettings, number: int) -> bool:  # noqa: ARG001 -- for another
+    """Begin a worker in place of `Worker._begin`, and return True; `poolkit.testing` sets what does."""
+    return False
+
+
 class Worker(Ends, Generic[T]):
     """A process, or thread, that nobody had before, for one function; with a channel to it. Thread-safe.
 
@@ -102,6 +107,8 @@ class Worker(Ends, Generic[T]):
         if is_hosting:
             called[1] = to_be_sent(called[1])
         self.name = options.name or f"{name_of(called[is_hosting])}-{number}"
+        if stand_in(self, called, options, settings, number):
+            return
         pool = pool_for(settings)
         try:
             self._begin(pool, called, options, settings, number)

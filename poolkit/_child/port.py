@@ -96,6 +96,10 @@ class Channel:
 
     # ===== what is common =====
 
+    def countdown(self, timeout: object) -> Left:
+        """What tells how many of these seconds are left for a wait."""
+        return countdown(timeout)
+
     def send(self, message: object, left: Left) -> None:
         """Send a message. Raises TimeoutError, and ChannelEnd."""
         self._check_process()
@@ -204,7 +208,7 @@ class Ends:
             ChannelClosed: nothing more can be sent. The owner gets what ended the worker, instead.
             RuntimeError: the worker hosts an object.
         """
-        left = countdown(timeout)
+        left = self._channel.countdown(timeout)
         if self._no_send:
             raise RuntimeError(self._no_send)
         try:
@@ -238,7 +242,7 @@ class Ends:
             RuntimeError: they go to `on_message`, or the worker hosts an object.
             Exception: what unpickling the message raises; the next `recv` gets the next one.
         """
-        left = countdown(timeout)
+        left = self._channel.countdown(timeout)
         if self._no_recv:
             raise RuntimeError(self._no_recv)
         try:

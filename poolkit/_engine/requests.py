@@ -221,6 +221,9 @@ class Requests(Engine):
                 if self.workforce.programs is None:
                     self.workforce.programs = ProgramForce(self.post_all, self.leave, self.warn)
 
+    def spawner(self) -> None:
+        """What runs the programs of `spawn` in its place: none does."""
+
     def warn(self, text: str) -> None:
         """Log a warning, on the callback thread. Does not block."""
         self.callbacks.queue.append((log.warning, f"pool {self.name}: {text}"))

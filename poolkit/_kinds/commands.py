@@ -15,7 +15,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import repeat, starmap
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from poolkit import _os, _os_processes, errors
 from poolkit._core import options as checks
@@ -181,15 +181,33 @@ def _nothing(_programs: Programs) -> None:
     """Have the programs thread look at its orders."""
 
 
+class Starting(Protocol):
+    """What starts and ends programs, and has them tell how they fare; see `Programs`."""
+
+    def start(self, program: Any, written: list[Any]) -> None:
+        """Have a program started."""
+
+    def end(self, program: Any, number: int, grace: float) -> None:
+        """End a program."""
+
+    def order(self, what: Callable[..., object], *args: Any) -> None:
+        """Have this called by who owns the programs."""
+
+
+MakeProgram = Callable[[Recipe, Callable[[Program, str], object]], Program]
+
+
 class _Run:
     """One program of a pool."""
 
     __slots__ = ("announce", "call", "is_killed", "program", "task")
 
-    def __init__(self, task: AnyTask, tell: Callable[[_Run, str], object], *, announce: bool) -> None:
+    def __init__(
+        self, task: AnyTask, make: MakeProgram, tell: Callable[[_Run, str], object], *, announce: bool
+    ) -> None:
         self.task, self.announce = task, announce
         self.call: Call = task.call  # which a task that is cancelled forgets
-        self.program = Program(self.call.recipe, lambda _program, what: tell(self, what))
+        self.program = make(self.call.recipe, lambda _program, what: tell(self, what))
         self.is_killed = False
 
 
@@ -200,9 +218,15 @@ class ProgramForce(Workforce):
     ends_coroutines = False
 
     def __init__(
-        self, post: Callable[[Iterable[Report]], object], leave: Callable[[Report], object], warn: Callable[[str], None]
+        self,
+        post: Callable[[Iterable[Report]], object],
+        leave: Callable[[Report], object],
+        warn: Callable[[str], None],
+        make: MakeProgram = Program,
+        by: Callable[[], Starting] = programs,
     ) -> None:
         self._post, self._leave, self._warn = post, leave, warn
+        self._make, self._by = make, by
         self._runs: dict[int, _Run] = {}
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
@@ -211,12 +235,12 @@ class ProgramForce(Workforce):
             if task.attempts:
                 for output in task.call.recipe.outputs():
                     output.reset()
-            run = _Run(task, functools.partial(self._told, worker_id), announce=announce)
+            run = _Run(task, self._make, functools.partial(self._told, worker_id), announce=announce)
             self._runs[worker_id] = run
             task.program = run.program
-            programs().start(run.program, written)
+            self._by().start(run.program, written)
         if not tasks:  # the thread may not have been woken
-            programs().order(_nothing)
+            self._by().order(_nothing)
 
     def reclaim(self, worker_id: int, taken: list[Any], told: list[Any]) -> None:  # noqa: ARG002 -- it is told anyway
         """Take back a program that is not begun; the thread then says that it is over."""
@@ -249,14 +273,14 @@ class ProgramForce(Workforce):
         if run is not None:
             run.is_killed = True
             recipe = run.program.recipe
-            programs().end(run.program, recipe.stop_signal, recipe.grace)
+            self._by().end(run.program, recipe.stop_signal, recipe.grace)
 
     def finish(self, worker_id: int, grace: float) -> None:
         """Have a program end, and deliver what it did."""
         run = self._runs.get(worker_id)
         if run is not None:
             run.call.is_stopped = True
-            programs().end(run.program, run.program.recipe.stop_signal, grace)
+            self._by().end(run.program, run.program.recipe.stop_signal, grace)
 
     def forget(self, worker_id: int) -> None:
         """Let go of one that is over."""

@@ -366,7 +366,7 @@ class Programs:
                 self._watch(program, fd, output)
             program.tell(program, "begun")
         elif kind == protocol.FAILED:
-            program.error = _why_not(program.recipe, fact, more)
+            program.error = why_not(program.recipe, fact, more)
             self._over(program)
         elif kind == protocol.ENDED:
             program.ended_at, program.returncode = more / 1e9, fact
@@ -576,7 +576,7 @@ def _open_all(recipe: Recipe, theirs: list[int], ours: list[int]) -> None:
         theirs.append(read)
         ours.append(write)
     else:
-        theirs.append(_open(recipe.stdin, 0))
+        theirs.append(open_stream(recipe.stdin, 0))
     for place, stream in ((1, recipe.stdout), (2, recipe.stderr)):
         if isinstance(stream, Output):
             read, write = _pipe()
@@ -584,10 +584,10 @@ def _open_all(recipe: Recipe, theirs: list[int], ours: list[int]) -> None:
             ours.append(read)
             theirs.append(write)
         else:
-            theirs.append(_open(stream, place))
+            theirs.append(open_stream(stream, place))
 
 
-def _open(stream: Any, place: int) -> int:
+def open_stream(stream: Any, place: int) -> int:
     """A descriptor of our own for a stream of a program that is no pipe."""
     if type(stream) is int:
         return os.dup(stream)
@@ -629,7 +629,8 @@ def _feed_rest(fd: int, output: Output) -> bool:
     return False
 
 
-def _why_not(recipe: Recipe, number: int, step: int) -> OSError:
+def why_not(recipe: Recipe, number: int, step: int) -> OSError:
+    """What a program failed with that could not be started, at that step (`_child/starter.py`)."""
     if step == protocol.DIRECTORY:
         return OSError(number, f"{os.strerror(number)} (the working directory)", os.fsdecode(recipe.directory))
     if step in {protocol.OUTPUT, protocol.ERRORS}:

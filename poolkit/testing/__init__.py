@@ -10,13 +10,24 @@ if TYPE_CHECKING:
     from typing import Any
 
     from poolkit.testing.calls import Call
+    from poolkit.testing.command_script import WhenCommand
     from poolkit.testing.fakes import FakePool
     from poolkit.testing.leakage import leaks
+    from poolkit.testing.programs import CommandCall
     from poolkit.testing.script import When
+    from poolkit.testing.workers import WhenWorker
 
-_HOMES = {"Call": "calls", "FakePool": "fakes", "When": "script", "leaks": "leakage"}
+_HOMES = {
+    "Call": "calls",
+    "CommandCall": "programs",
+    "FakePool": "fakes",
+    "When": "script",
+    "WhenCommand": "command_script",
+    "WhenWorker": "workers",
+    "leaks": "leakage",
+}
 
-__all__ = ["Call", "FakePool", "When", "leaks"]
+__all__ = ["Call", "CommandCall", "FakePool", "When", "WhenCommand", "WhenWorker", "leaks"]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,6 +37,7 @@ class FakeCall(NamedTuple):
     load: Callable[[], Whole]  # gives what is called, anew each time if it was packed; raises as unpickling does
     memories: Any = ()  # shared memory that the arguments refer to
     variables: contextvars.Context | None = None  # the submitter's, where it is not packed
+    actor: Any = None  # of a dedicated worker: see `workers.py`
 
     def arguments(self) -> list[Arguments]:
         """The arguments of each of its calls. Raises as `load`."""
@@ -75,21 +76,10 @@ class Ending:
         return f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-class Call:
-    """One call that a fake pool accepted. Several may be one task: the items of a chunk of `map`.
+class Noted:
+    """What a fake pool accepted."""
 
-    Attributes:
-        fn: the function; of an offloaded one, the plain function.
-        name: the name of its task.
-        options: the options of its task: `timeout`, `priority`, and so on.
-        submitted_at: when it was submitted, in virtual seconds.
-        started_at: when its last run began, once the task is done; None when it never ran.
-        ended_at: when its last run ended, once the task is done; None when it never ran.
-        attempts: how many runs began, once the task is done.
-    """
-
-    def __init__(self, task: Task[Any], call: FakeCall, place: int) -> None:
-        self.fn: Callable[..., Any] = plain_function(call.fn)
+    def __init__(self, task: Task[Any]) -> None:
         self.name = task.name
         self.options: CallOptions = task.options
         self.submitted_at = task.submitted_at
@@ -97,36 +87,12 @@ class Call:
         self.ended_at: float | None = None
         self.attempts = 0
         self._task = weakref.ref(task)
-        self._call = call
-        self._place = place  # which of the calls of the task
         self._ending: Ending | None = None
-
-    @classmethod
-    def of(cls, task: Task[Any], call: FakeCall | None) -> list[Call]:
-        """The calls of a task; none of one that could not be pickled."""
-        return (
-            []
-            if call is None
-            else [cls(task, call._replace(memories=(), variables=None), place) for place in range(call.size)]
-        )
 
     def end(self, task: Task[Any], ending: Ending) -> None:
         """Its task is done."""
         self.started_at, self.ended_at, self.attempts = task.started_at, task.ended_at, task.attempts
         self._ending = ending
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """The arguments as they were at the submission: a new copy each time, if the pool checks pickling."""
-        return self._arguments()[0]
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """The same of those that were given by name."""
-        return self._arguments()[1]
-
-    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._call.arguments()[self._place]
 
     @property
     def outcome(self) -> str:
@@ -140,6 +106,48 @@ class Call:
     def error(self) -> BaseException | None:
         """The exception that its task ended in, or None."""
         return None if self._ending is None else self._ending.error()
+
+
+class Call(Noted):
+    """One call that a fake pool accepted. Several may be one task: the items of a chunk of `map`.
+
+    Attributes:
+        fn: the function; of an offloaded one, the plain function.
+        name: the name of its task.
+        options: the options of its task: `timeout`, `priority`, and so on.
+        submitted_at: when it was submitted, in virtual seconds.
+        started_at: when its last run began, once the task is done; None when it never ran.
+        ended_at: when its last run ended, once the task is done; None when it never ran.
+        attempts: how many runs began, once the task is done.
+    """
+
+    def __init__(self, task: Task[Any], call: FakeCall, place: int) -> None:
+        super().__init__(task)
+        self.fn: Callable[..., Any] = plain_function(call.fn)
+        self._call = call
+        self._place = place  # which of the calls of the task
+
+    @classmethod
+    def of(cls, task: Task[Any], call: FakeCall | None) -> list[Call]:
+        """The calls of a task; none of one that could not be pickled."""
+        return (
+            []
+            if call is None
+            else [cls(task, call._replace(memories=(), variables=None), place) for place in range(call.size)]
+        )
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The arguments as they were at the submission: a new copy each time, if the pool checks pickling."""
+        return self._arguments()[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The same of those that were given by name."""
+        return self._arguments()[1]
+
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self._call.arguments()[self._place]
 
     def matches(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this is a call of `fn`, with exactly these arguments if there are any."""
@@ -161,11 +169,12 @@ class Call:
 
 def written(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """A call as it is written in a program."""
-    given = [_short(value) for value in args] + [f"{name}={_short(value)}" for name, value in kwargs.items()]
+    given = [short(value) for value in args] + [f"{name}={short(value)}" for name, value in kwargs.items()]
     return f"{name_of(fn)}({', '.join(given)})"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value in a line of text."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001 -- it is the user's class

@@ -18,34 +18,33 @@ import contextlib
 import functools
 import math
 import os
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from poolkit._core import snapshots
 from poolkit._core.scheduler import CLOSED, OPEN, Scheduler
-from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._core.workforce import AnyTask
-from poolkit._engine.listeners import Listener, Listeners, Traces
+from poolkit._engine.listeners import Listeners, Traces
 from poolkit._engine.maps import Maps
-from poolkit._engine.waiters import Waiter
 from poolkit._kinds.loggers import log
 from poolkit.errors import InitializerFailed, PoolClosed, PoolkitError, QueueFull
-from poolkit.exchange import MOST_MAIL, Exchange
 from poolkit.future import WaitTimeout
-from poolkit.task import SETTLED
 from poolkit.testing.calls import Call, Ending, Timeline
-from poolkit.testing.waits import FakeTask
+from poolkit.testing.waits import Until
 from poolkit.testing.workforce import FakeWorkforce, named
+
+if TYPE_CHECKING:
+    from poolkit.testing.command_script import WhenCommand
+    from poolkit.testing.programs import CommandCall
+    from poolkit.testing.workers import WhenWorker
 
 DECIDING, PUBLISHING, TAKING_UP_MAPS, IN_A_CALL, IN_A_CALLBACK, RUNNING_ALL = range(6)
 _REFUSALS = (PoolClosed, QueueFull, InitializerFailed)
 
 
 class Driver:
-    """What runs a fake pool; its `PoolEngine`. See the file's header. Thread-safe."""
-
-    bounded = False  # as far as callers go: `submit` itself makes room
+    """What runs a fake pool; see the file's header. What is asked of it is in `engine.py`. Thread-safe."""
 
     def __init__(self, scheduler: Scheduler, workforce: FakeWorkforce, timeline: Timeline, name: str) -> None:
         self.name = name
@@ -55,7 +54,7 @@ class Driver:
         self.eager = False
         self.calls: list[Call] = []
         self.maps = Maps(name, self._wake, self.is_open)
-        self._unended: dict[int, list[Call]] = {}  # calls by the id of their task
+        self._unended: dict[int, Sequence[Call | CommandCall]] = {}  # by the id of their task
         self.turn = workforce.turn
         self.scheduler = scheduler
         self.has_begun = scheduler.has_begun  # which reads, and waits for nobody's turn
@@ -65,193 +64,42 @@ class Driver:
         self._asked: deque[Callable[[float], object]] = deque()  # steps that are to be done
         self._callbacks: deque[tuple[Callable[[Any], object], Any]] = deque()  # what is to be called, with what
         self._doing: list[int] = []  # what goes on, each within the one before
+        self.peers = [self]  # those of the same clock and thread: this, and what runs the programs of `spawn`
+        self.commands: list[CommandCall] = []
+        self.command_script: list[WhenCommand] = []
+        self.worker_script: list[WhenWorker] = []
+        self.doomed: weakref.WeakSet[AnyTask] = weakref.WeakSet()  # to be cancelled at some time
         self._inconsistent = False  # an exception interrupted a step, or publishing: the next step repairs that first
 
-    # ===== what the pool asks =====
+    # ===== from anywhere =====
 
-    def submit(self, task: AnyTask, error: BaseException | None = None, waiter: Waiter | None = None) -> bool:  # noqa: ARG002 -- nobody has to wait
-        """Accept a task; with `error` it fails at once. A full queue makes room, if the task may wait for that."""
-
-        def step(now: float) -> None:
-            FakeTask.adopt(task, self)
-            if error is None:
-                self.scheduler.submit(task, now)
-            else:
-                self.scheduler.refuse(task, error, now)
-            if calls := Call.of(task, task.call):
-                self.calls += calls
-                self._unended[task.id] = calls
-                self.clock.note(named(task), "submitted:", *calls)
-
-        self._check_owner()
-        with self.turn:
-            while task.options.block and error is None and self.is_open() and self._is_full():
-                why = "a callback must not wait" if IN_A_CALLBACK in self._doing else "a real pool would stand still"
-                if IN_A_CALLBACK in self._doing or not self.go_on():
-                    raise QueueFull(f"cannot submit {task.name}: the queue is full, and {why}")
-            self._ask(f"submit {task.name}", step)
-            self._run_if_eager()
-        return True
-
-    submit_waiting = submit
-
-    def cancel(self, task: AnyTask) -> bool:
-        """Cancel a task; False when it was settled already."""
-        with self.turn:
-            if task.phase is SETTLED or self._is_copy():
-                return False
-            self.cancel_soon(task)
-            self.settle()
-        return True
-
-    def cancel_soon(self, task: AnyTask) -> None:
-        """Cancel a task when the pool settles next."""
-        self._asked.append(lambda now: self.scheduler.cancel(task, now))
-
-    def credit(self, task: AnyTask, taken: int) -> None:
-        """So many items of a stream were taken: it goes on."""
-        self._ask_soon(lambda now: self.scheduler.credit(task, taken, now))
-
-    def end(self, task: AnyTask, grace: float) -> None:
-        """Have a stream closed, and after `grace` virtual seconds its worker killed."""
-        if grace:
-            self._ask_soon(lambda now: self.scheduler.end(task, grace, now))
-        else:
-            self.cancel(task)
-
-    def end_soon(self, task: AnyTask, grace: float) -> None:
-        """Do the same when the pool settles next."""
-        self._asked.append(lambda now: self.scheduler.end(task, grace, now))
-
-    def _ask_soon(self, step: Callable[[float], object]) -> None:
+    def ask_soon(self, step: Callable[[float], object]) -> None:
+        """Have this done when the pool settles next, which may be now; an eager pool goes on."""
         with self.turn:
             self._asked.append(step)
             self.settle()
             if DECIDING not in self._doing:
                 self._run_if_eager()
 
-    def send(self, task: AnyTask, message: object) -> bool:
-        """Send a message to a task."""
-        self._check_owner()
-        exchange = task.open_exchange()
-        if len(exchange.mail) >= MOST_MAIL:
-            raise QueueFull(f"cannot send {task!r} a message: it has not asked for the last {MOST_MAIL}")
-        packed = self.workforce.pack_mail(message)
-        if not task.done():
-            exchange.mail.append(packed)
-        return not task.done()
-
-    def deliver(self, exchange: Exchange, entry: Any) -> None:
+    def deliver(self, exchange: Any, entry: Any) -> None:
         """Have a message handed to its callback where the pool settles."""
         self._callbacks.append((self._call_back, (exchange, entry)))
 
-    def _call_back(self, called: tuple[Exchange, Any]) -> None:
+    def _call_back(self, called: tuple[Any, Any]) -> None:
         exchange, entry = called
         try:
             exchange.call_back(entry)
         except Exception:
             log.exception("a callback for messages of a task of pool %s raised", self.name)
 
-    def open_programs(self) -> None:
-        """Refuse: a fake runs no programs."""
-        msg = f"pool {self.name} is a fake, and a fake runs no programs"
-        raise PoolkitError(msg)
-
-    def finish(self, task: AnyTask, grace: float) -> None:
-        """Have a command end."""
-
     def cancel_all(self) -> None:
         """Cancel all that is queued and running."""
         self._asked.append(lambda now: self.scheduler.cancel_all(begun=True, now=now))
         self.settle()
 
-    def lead(self, task: AnyTask, timeout: float | None) -> None:
-        """Drive the pool until `task` is done, for `timeout` virtual seconds at most. PoolkitError: it never is."""
-        self._check_owner()
-        with self.turn:
-            end = math.inf if timeout is None else self.clock.now + timeout
-            while not task.done() and self.go_on(end):
-                pass
-            if task.done():
-                return
-            if timeout is not None:
-                self.clock.now = max(self.clock.now, end)
-                raise WaitTimeout(f"{task!r} is not done after {timeout} s of virtual time")
-            why = "it hangs, and no limit stops it"
-            if IN_A_CALL in self._doing:
-                why = "it needs a worker, and a task that waits has the last one: a real pool would stand still"
-            raise PoolkitError(f"{task!r} would never be done: {why}\n{self.clock}")
-
-    def end_lease(self, *_: object) -> None:
-        """Do nothing: no outcome comes of itself, nobody waits for room, no thread is to end; nor does anybody wait."""
-
-    stop_waiting = drop = say_if_stuck = end_lease
-
-    def watch(self, task: AnyTask) -> None:
-        """Somebody awaits `task`: within a task he drives, as nobody else can; else another coroutine may."""
-        if IN_A_CALL in self._doing:
-            self.lead(task, None)
-
-    def resize(self, size: int) -> None:
-        """Change the number of workers."""
-        self.scheduler.check_open("resize")
-        self._ask("resize", lambda now: self.scheduler.resize(size, now))
-
-    def warm_up(self, timeout: float | None) -> None:  # noqa: ARG002 -- it takes no time
-        """Start all workers."""
-        self.scheduler.check_open("warm up")
-        self._ask("warm up", self.scheduler.warm_up)
-        self.scheduler.check_open("warm up")  # the initializer may have raised
-
-    def stats(self) -> PoolStats:
-        """A snapshot of the counts."""
-        with self.turn:
-            return snapshots.pool_stats(self.scheduler, 0, self.workforce.received)
-
-    def workers(self) -> list[WorkerInfo]:
-        """A snapshot of the workers."""
-        with self.turn:
-            return snapshots.workers(self.scheduler, self.clock.now)
-
-    def stacks(self, timeout: float) -> dict[int, str]:  # noqa: ARG002 -- it takes none
-        """Nothing of each busy worker: between two steps, no call is under way."""
-        return {info.id: "" for info in self.workers() if info.state == "busy"}
-
-    def listen(self, name: str, listener: Listener) -> None:
-        """Call `listener` with each event of that name."""
-        with self.turn:
-            self.scheduler.listened = self._listeners.add(name, listener)
-
-    def unlisten(self, name: str, listener: Listener) -> None:
-        """Undo one `listen`. Raises ValueError when it was not listening."""
-        with self.turn:
-            self.scheduler.listened = self._listeners.remove(name, listener)
-
     def is_open(self) -> bool:
         """Whether tasks are accepted."""
         return self.scheduler.phase is OPEN and not self._is_copy()
-
-    def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
-        """Finish or cancel what was accepted; if it is to `wait`, by running it. PoolkitError where something hangs."""
-
-        def step(now: float) -> None:
-            scheduler = self.scheduler
-            scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout, lingers=True)
-            if scheduler.lingers:
-                self.maps.end(leaves=True, warns=wait)
-
-        if self._is_copy():
-            return
-        with self.turn:
-            self._asked.append(step)
-            self.settle()
-            if not wait or IN_A_CALL in self._doing or DECIDING in self._doing:
-                return
-            self.run_all()
-            while self.workforce.is_stalled() and self.move(math.inf):  # until the streams that nobody reads are closed
-                self.run_all()
-            if left := self.scheduler.unsettled_tasks():
-                raise PoolkitError(f"shutdown() would wait for ever: {left[0]!r} hangs, and nothing will stop it")
 
     def _is_copy(self) -> bool:
         return os.getpid() != self.pid
@@ -373,23 +221,28 @@ class Driver:
     def step(self) -> bool:
         """One thing that can happen now: a run that is over ends, else a task begins; False when there is none."""
         self._refuse_reentrant("wait for a task")
-        if self._asked or self._inconsistent:
-            self.settle()
+        for peer in self.peers:
+            if peer._asked or peer._inconsistent:  # noqa: SLF001 -- one of its own
+                peer.settle()
         with self._while(IN_A_CALL):
-            happened = self.workforce.end_one() or self.workforce.begin_one()
+            happened = any(peer.workforce.end_one() or peer.workforce.begin_one() for peer in self.peers)
         if happened:
-            self.settle()
+            self._settle_all()
         return happened
+
+    def _settle_all(self) -> None:
+        for peer in self.peers:
+            peer.settle()
 
     def move(self, end: float) -> bool:
         """Move the clock to what is due next, not beyond `end`; False when nothing is."""
-        deadline = self.scheduler.next_deadline()
-        ends = [run.ends_at for run, _ in self.workforce.running()]
-        due = min([math.inf if deadline is None else deadline, *ends])
+        deadlines = [peer.scheduler.next_deadline() for peer in self.peers]
+        ends = [due for peer in self.peers for due in peer.workforce.dues()]
+        due = min([*(deadline for deadline in deadlines if deadline is not None), *ends], default=math.inf)
         if due > end or due == math.inf:
             return False
         self.clock.now = max(self.clock.now, due)
-        self.settle()
+        self._settle_all()
         return True
 
     def _is_full(self) -> bool:
@@ -397,17 +250,48 @@ class Driver:
         return self.scheduler.is_full()
 
     def go_on(self, end: float = math.inf) -> bool:
-        """One more thing happens, the clock being moved to it; False when nothing would, before `end`."""
-        with self.turn:
-            return self.step() or (self._moves() and self.move(end))
+        """One more thing happens, the clock being moved to it; False when nothing would, before `end`.
 
-    def _moves(self) -> bool:
-        """Return True if something happens by itself; a stream that waits for its reader does nothing."""
-        running = self.workforce.running()
-        return bool(self.scheduler.waiting) or (bool(running) and not self.workforce.is_stalled())
+        By somebody who waits: a program that waits for him meets its limits.
+        """
+        with self.turn:
+            return self.step() or (self._moves(waits=True) and self.move(end))
+
+    def _moves(self, *, waits: bool) -> bool:
+        """Return True if something happens by itself; what waits for its reader, or for its input, does nothing."""
+        for peer in self.peers:
+            if peer.scheduler.waiting or min(peer.workforce.dues(actors=waits), default=math.inf) < math.inf:
+                return True
+        for peer in self.peers:
+            stalled = peer.workforce.stalled(programs=not waits)
+            for task in peer.scheduler.unsettled_tasks():
+                if (waits and task in peer.doomed) or (task.id not in stalled and peer.workforce.is_limited(task)):
+                    return True
+        return False
+
+    def is_running(self) -> bool:
+        """Whether something runs."""
+        return any(peer.workforce.dues() for peer in self.peers)
 
     def run_all(self) -> None:
         """Run tasks until none is left, or those that are left hang; the clock is moved as far as that takes."""
         with self.turn, self._while(RUNNING_ALL):
-            while self.go_on():
+            while self.step() or (self._moves(waits=False) and self.move(math.inf)):
                 pass
+
+    def lead(self, task: AnyTask | Until, timeout: float | None) -> None:
+        """Drive the pool until `task` is done, for `timeout` virtual seconds at most. PoolkitError: it never is."""
+        self._check_owner()
+        with self.turn:
+            end = math.inf if timeout is None else self.clock.now + timeout
+            while not task.done() and self.go_on(end):
+                pass
+            if task.done():
+                return
+            if timeout is not None:
+                self.clock.now = max(self.clock.now, end)
+                raise WaitTimeout(f"{task!r} is not done after {timeout} s of virtual time")
+            why = "it hangs, or waits for its reader or its input, and no limit stops it"
+            if IN_A_CALL in self._doing:
+                why = "it needs a worker, and a task that waits has the last one: a real pool would stand still"
+            raise PoolkitError(f"{task!r} would never be done: {why}\n{self.clock}")

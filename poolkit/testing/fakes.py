@@ -21,12 +21,15 @@ from poolkit._wire.inherit import pack_initializer
 from poolkit.errors import PoolkitError
 from poolkit.pool import Pool
 from poolkit.testing.calls import Call, Timeline, written
-from poolkit.testing.driver import Driver
+from poolkit.testing.engine import FakeEngine
 from poolkit.testing.script import When
 from poolkit.testing.workforce import FakeWorkforce
 
 if TYPE_CHECKING:
     from poolkit.task import Task
+    from poolkit.testing.command_script import WhenCommand
+    from poolkit.testing.programs import CommandCall
+    from poolkit.testing.workers import WhenWorker
 
 
 class FakePool(Pool):
@@ -43,12 +46,14 @@ class FakePool(Pool):
     Raises: what `Pool` raises.
     """
 
-    _supervisor: Driver
+    _supervisor: FakeEngine
     _chunksize = 1
 
     def __init__(self, mode: str = "eager", seed: int = 0, check_pickle: bool = True, **settings: Any) -> None:
         if mode not in {"eager", "manual"}:
             raise ValueError(f"mode must be 'eager' or 'manual', was {mode!r}")
+        from poolkit.testing import workers  # noqa: F401, PLC0415 -- from now on `Worker` looks for a fake pool
+
         self._seed = seed
         self._check_pickle = check_pickle
         if settings.get("max_workers") is None:
@@ -57,7 +62,7 @@ class FakePool(Pool):
         self._kind = "fake"
         self._supervisor.eager = mode == "eager"
 
-    def _build(self, settings: PoolSettings, limits: PoolLimits) -> Driver:
+    def _build(self, settings: PoolSettings, limits: PoolLimits) -> FakeEngine:
         """Make what has neither threads nor processes."""
         if settings.initializer is not None and self._check_pickle and settings.start_method != "fork":
             for fd in pack_initializer(settings.initializer, settings.initargs)[1]:
@@ -65,16 +70,22 @@ class FakePool(Pool):
         timeline, initializer = Timeline(), settings.bound_initializer()
         workforce = FakeWorkforce(timeline, self._seed, initializer, check_pickle=self._check_pickle)
         scheduler = Scheduler(workforce, limits, random.Random(self._seed))
-        return Driver(scheduler, workforce, timeline, self.name)
+        return FakeEngine(scheduler, workforce, timeline, self.name)
 
     def __exit__(self, *exc: Any) -> None:  # noqa: PYI036 -- they are passed on
         """Do what a pool does; what hangs is killed, and hides no exception of the body."""
         try:
             super().__exit__(*exc)
         except PoolkitError:
-            self.shutdown(cancel_futures=True, kill=True)
+            self.end()
             if exc[0] is None:
                 raise
+        self._supervisor.end_spawned()
+
+    def end(self) -> None:
+        """Stop all that runs, with what was spawned while the pool was in use, and dedicated workers."""
+        self.shutdown(cancel_futures=True, kill=True)
+        self._supervisor.end_spawned()
 
     async def __aexit__(self, *exc: Any) -> None:  # noqa: PYI036 -- they are passed on
         """Do the same; it takes no time, so the event loop need not go on meanwhile."""
@@ -97,7 +108,7 @@ class FakePool(Pool):
         """
         driver = self._supervisor
         with driver.turn:
-            return driver.step() or (bool(driver.workforce.running()) and driver.move(math.inf))
+            return driver.step() or (driver.is_running() and driver.move(math.inf))
 
     def run_all(self) -> None:
         """Run until nothing is pending but what hangs; the clock moves as far as that takes."""
@@ -137,6 +148,32 @@ class FakePool(Pool):
         self._supervisor.workforce.script.insert(0, when)
         return when
 
+    def when_command(self, *argv: Any) -> WhenCommand:
+        """Say what happens to commands with these arguments; `...` at the end stands for any rest, `ANY` for one.
+
+        Or to those for which a function says so, which is given the tuple of them. For example
+        `pool.when_command("ffmpeg", ...).prints("frame=1").exits(1, stderr=b"no such codec")`. What was said last comes
+        first. A command of which nothing was said is refused. Raises TypeError or ValueError when it makes no sense.
+        """
+        from poolkit.testing.command_script import WhenCommand  # noqa: PLC0415 -- for those who run programs
+
+        when = WhenCommand(argv)
+        self._supervisor.command_script.insert(0, when)
+        return when
+
+    def when_worker(self, target: Callable[..., Any], /) -> WhenWorker:
+        """Say what happens to dedicated workers with this target, that are made while the pool is in use.
+
+        For example `pool.when_worker(serve).crashes("SIGSEGV", after=3)`.
+        """
+        from poolkit.testing.workers import WhenWorker  # noqa: PLC0415 -- for those who use them
+
+        if not callable(target):
+            raise TypeError(f"the argument must be the target of the worker, was {target!r}")
+        when = WhenWorker(target)
+        self._supervisor.worker_script.insert(0, when)
+        return when
+
     # ===== what happened =====
 
     @property
@@ -151,6 +188,26 @@ class FakePool(Pool):
     def calls(self) -> list[Call]:
         """The calls that were accepted, in the order of submission."""
         return list(self._supervisor.calls)
+
+    @property
+    def commands(self) -> list[CommandCall]:
+        """The commands that were accepted, those of `spawn` included, in the order of submission."""
+        return list(self._supervisor.commands)
+
+    def assert_ran(self, *argv: Any, times: int | None = None) -> None:
+        """Check that commands with these arguments began to run, as `when_command` takes them: any, or so many.
+
+        Without arguments all commands count. The AssertionError shows the commands and the timeline.
+        """
+        from poolkit.testing.command_script import pattern  # noqa: PLC0415 -- see above
+
+        is_meant = pattern(argv or (...,))
+        found = sum(call.has_run and is_meant(call.argv) for call in self._supervisor.commands)
+        if found != times if times is not None else not found:
+            what = " ".join("..." if word is ... else str(word) for word in argv) or "a command"
+            wanted = "did not run" if times is None else f"ran {found} times, not {times} times"
+            calls = "\n".join(f"  {call!r}" for call in self._supervisor.commands) or "  none"
+            raise AssertionError(f"{what} {wanted}\ncommands:\n{calls}\ntimeline:\n{self.timeline()}")
 
     def timeline(self) -> str:
         """What happened so far, line by line, with the virtual time; failed assertions show it."""

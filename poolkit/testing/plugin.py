@@ -51,7 +51,7 @@ def _fake(request: pytest.FixtureRequest, mode: str) -> Iterator[FakePool]:
         with installed(pool):
             yield pool
     finally:
-        pool.shutdown(cancel_futures=True, kill=True)
+        pool.end()
 
 
 @pytest.fixture

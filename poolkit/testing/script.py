@@ -16,12 +16,15 @@ import math
 import signal as signals
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolkit._core import options as checks
 from poolkit._wire import codec
 from poolkit.decorator import plain_function
 from poolkit.errors import SerializationError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -53,44 +56,93 @@ class Step:
 UNSCRIPTED = Step()
 
 
-class When:
+class Sentence:
+    """What happens, step by step; each method returns the same object."""
+
+    _make: type[Step] = Step
+
+    def __init__(self) -> None:
+        self._steps = [self._make()]
+
+    def times(self, count: int) -> Self:
+        """Do so for `count` runs."""
+        self._steps[-1].turns = checks.whole("count", count)
+        return self
+
+    @property
+    def then(self) -> Self:
+        """What is said from here on is for the runs after those."""
+        self._steps.append(self._make())
+        return self
+
+    def _do(self, what: str, payload: Any) -> Self:
+        step = self._steps[-1]
+        step.what, step.payload = what, payload
+        return self
+
+    def _turn(self) -> Any:
+        """Use up a turn: what is done then, or None when none is left."""
+        for step in self._steps:
+            turns = step.turns or (math.inf if step is self._steps[-1] else 1)
+            if step.used < turns:
+                step.used += 1
+                return step
+        return None
+
+
+class Timed(Sentence):
+    """Of what takes time, and memory."""
+
+    def takes(self, seconds: float) -> Self:
+        """Take so many seconds of virtual time, 0 or more; what else happens, happens at their end."""
+        time = checks.wait_seconds("seconds", seconds)
+        if time is None:
+            return self._do(HANGS, None)
+        self._steps[-1].seconds = time
+        return self
+
+    def uses(self, nbytes: int) -> Self:
+        """Have it use so many bytes of memory while it runs; for limits on that, with `takes`."""
+        self._steps[-1].nbytes = checks.whole("nbytes", nbytes)
+        return self
+
+
+class When(Timed):
     """What happens to the calls of one function; made by `FakePool.when`. Each method returns the same object.
 
     Numbers that make no sense raise TypeError or ValueError.
     """
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
         self._fn = plain_function(fn)
         self._match = (args, kwargs) if args or kwargs else None
-        self._steps = [Step()]
 
-    def returns(self, value: object) -> When:
+    def returns(self, value: object) -> Self:
         """Return `value` without running the function. Pickled like any result, if the pool checks that."""
         return self._do(RETURNS, value)
 
-    def raises(self, error: BaseException | type[BaseException]) -> When:
+    def raises(self, error: BaseException | type[BaseException]) -> Self:
         """Raise `error` without running the function. TypeError when it is no exception."""
         if not issubclass(error if isinstance(error, type) else type(error), BaseException):
             raise TypeError(f"raises() takes an exception or a type of exceptions, was given {error!r}")
         return self._do(RAISES, error)
 
-    def crashes(self, signal: str = "SIGKILL", *, exitcode: int | None = None) -> When:
+    def crashes(self, signal: str = "SIGKILL", *, exitcode: int | None = None) -> Self:
         """Have the worker die: by a signal, or with an exit code. ValueError when there is no such signal."""
         if exitcode is not None:
             return self._do(CRASHES, (None, checks.whole("exitcode", exitcode, least=0)))
-        if signal not in signals.Signals.__members__:
-            raise ValueError(f"signal must be the name of a signal such as 'SIGSEGV', was {signal!r}")
-        return self._do(CRASHES, (signal, None))
+        return self._do(CRASHES, (known_signal(signal), None))
 
-    def hangs(self) -> When:
+    def hangs(self) -> Self:
         """Never end: a limit, a cancel or a shutdown has to stop it."""
         return self._do(HANGS, None)
 
-    def runs(self) -> When:
+    def runs(self) -> Self:
         """Really run the function; the default."""
         return self._do(RUNS, None)
 
-    def yields(self, *items: object, every: float = 0.0) -> When:
+    def yields(self, *items: object, every: float = 0.0) -> Self:
         """Yield these items, `every` so many seconds of virtual time, then do the rest; for calls by `stream`.
 
         `takes` is the time to the first of them.
@@ -99,45 +151,16 @@ class When:
         step.items, step.every = items, checks.wait_seconds("every", every) or 0.0
         return self
 
-    def takes(self, seconds: float) -> When:
-        """Take so many seconds of virtual time, 0 or more; what else happens, happens at their end."""
-        time = checks.wait_seconds("seconds", seconds)
-        if time is None:
-            return self.hangs()
-        self._steps[-1].seconds = time
-        return self
-
-    def uses(self, nbytes: int) -> When:
-        """Have the worker use so many bytes of memory while it runs; for limits on that, with `takes`."""
-        self._steps[-1].nbytes = checks.whole("nbytes", nbytes)
-        return self
-
-    def times(self, count: int) -> When:
-        """Do so for `count` runs."""
-        self._steps[-1].turns = checks.whole("count", count)
-        return self
-
-    @property
-    def then(self) -> When:
-        """What is said from here on is for the runs after those."""
-        self._steps.append(Step())
-        return self
-
-    def _do(self, what: str, payload: Any) -> When:
-        step = self._steps[-1]
-        step.what, step.payload = what, payload
-        return self
-
     def next_step(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step | None:
         """Use up a turn for this call; None when this is about other calls, or no turn is left."""
-        if not is_call_of(self._fn, self._match, fn, args, kwargs):
-            return None
-        for step in self._steps:
-            turns = step.turns or (math.inf if step is self._steps[-1] else 1)
-            if step.used < turns:
-                step.used += 1
-                return step
-        return None
+        return self._turn() if is_call_of(self._fn, self._match, fn, args, kwargs) else None
+
+
+def known_signal(name: str) -> str:
+    """Check the name of a signal. ValueError when there is none."""
+    if name not in signals.Signals.__members__:
+        raise ValueError(f"signal must be the name of a signal such as 'SIGSEGV', was {name!r}")
+    return name
 
 
 def next_step(script: list[When], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:

@@ -22,12 +22,31 @@ class Driven(Protocol):
     """A fake pool, as far as who waits for it is concerned; see `driver.py`."""
 
     clock: Any  # its `Timeline`
+    workforce: Any
+    command_script: list[Any]
 
     def go_on(self, end: float) -> bool:
         """Do the next thing before that virtual second; false when there is none."""
 
+    def lead(self, task: Any, timeout: float | None) -> None:
+        """Go on until that is done, for so many virtual seconds."""
+
+    def ask_soon(self, step: Callable[[float], object]) -> None:
+        """Have this done as the pool settles."""
+
     def accepting(self) -> contextlib.AbstractContextManager[None]:
         """Only accept what is submitted meanwhile; it is run afterwards."""
+
+
+class Until:
+    """What a fake pool is driven to."""
+
+    def __init__(self, what: str, done: Callable[[], bool]) -> None:
+        self._what, self.done = what, done
+
+    def __repr__(self) -> str:
+        """Say what it is."""
+        return self._what
 
 
 class Turn:
@@ -53,9 +72,9 @@ class Turn:
         return True
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
-        """Lend it to this thread."""
-        before, self._guest = self._guest, threading.get_ident()
+    def lent(self, thread: int | None = None) -> Iterator[None]:
+        """Lend it to this thread, or to that one."""
+        before, self._guest = self._guest, threading.get_ident() if thread is None else thread
         try:
             yield
         finally:

@@ -14,12 +14,12 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolkit._child.chunk import run_chunk
-from poolkit._child.coroutines import Coroutines, run_coroutine
+from poolkit._child.coroutines import run_coroutine
 from poolkit._child.loop import run_call
 from poolkit._child.stream import run_stream
 from poolkit._core.workforce import (
@@ -42,53 +42,16 @@ from poolkit._wire.buffers import Found
 from poolkit.context import TaskContext
 from poolkit.errors import SerializationError
 from poolkit.outcome import Outcome
-from poolkit.task import Progress
-from poolkit.testing.calls import FakeCall, Function, Timeline, Whole, each_call
+from poolkit.task import SENT, Progress
+from poolkit.testing.calls import FakeCall, Function, Timeline, Whole
 from poolkit.testing.mail import FakeMail
-from poolkit.testing.script import CRASHES, HANGS, RAISES, RUNS, UNSCRIPTED, Step, When, next_step
+from poolkit.testing.runs import FakeWorker, Run
+from poolkit.testing.script import CRASHES, RUNS, UNSCRIPTED, Step, When
 from poolkit.testing.streams import FakeStream
 from poolkit.testing.waits import Turn
 
-
-class FakeWorker:
-    """One worker in the books, and the run of a task that is at work there."""
-
-    def __init__(self, worker_id: int) -> None:
-        self.id = worker_id
-        self.claims: deque[tuple[AnyTask, bool]] = deque()  # sent, not claimed
-        self.run: Run | None = None
-        self.task: TaskContext | None = None  # of the call that is being run
-        self.status = Status()
-        self.context = contextvars.Context()  # the caller's variables are not seen in a worker, nor the other way round
-        self.coroutines = Coroutines()
-        self.context.run(self.coroutines.keep)
-
-
-class Run:
-    """One run of a task on a fake worker."""
-
-    def __init__(self, task: AnyTask, now: float, script: list[When]) -> None:
-        self.task = task
-        self.ends_at = now
-        self.stream: FakeStream | None = None
-        self.steps: list[Step] = []  # what each call in it does, up to the first that ends it
-        self.call: Whole | None = None
-        try:
-            self.call = task.call.load()
-        except Exception as exc:  # noqa: BLE001 -- unpickling runs the user's code
-            self.failure = exc
-            return
-        for args, kwargs in each_call(*self.call) if script else ():
-            step = next_step(script, task.call.fn, args, kwargs)
-            self.steps.append(step)
-            self.ends_at += math.inf if step.what == HANGS and step.items is None else step.seconds
-            if step.what in {HANGS, CRASHES, RAISES}:
-                break
-
-    def stack(self) -> str:
-        """Where a call that hangs would be stuck, in the form in which real stacks come."""
-        code = getattr(self.call and self.call[0], "__code__", None)
-        return "" if code is None else f'  File "{code.co_filename}", line {code.co_firstlineno} in {code.co_name}'
+if TYPE_CHECKING:
+    from poolkit.testing.commands import FakeProgramForce
 
 
 class FakeWorkforce:
@@ -102,6 +65,7 @@ class FakeWorkforce:
     max_batch = 1
     ends_coroutines = False
     programs: Workforce | None = None
+    commands: FakeProgramForce | None = None  # the same
     why_memory_unknown: str | None = None
 
     def __init__(self, timeline: Timeline, seed: int, initializer: Function | None, *, check_pickle: bool) -> None:
@@ -211,6 +175,8 @@ class FakeWorkforce:
         self._note("worker", worker_id, "is killed")
         worker = self._workers[worker_id]
         stack = worker.run.stack() if want_stack and worker.run is not None else ""
+        if worker.run is not None and worker.run.actor is not None:
+            worker.run.actor.kill()
         worker.run = None
         self.reports.append(Died(worker_id, signal="SIGKILL", stack=stack))
 
@@ -225,20 +191,48 @@ class FakeWorkforce:
         """What runs, and where."""
         return [(worker.run, worker) for worker in self._workers.values() if worker.run is not None]
 
+    def dues(self, *, actors: bool = True) -> list[float]:
+        """When what runs goes on by itself; inf of what hangs, or waits for who uses it. Of `actors`, their limits."""
+        programs = [] if self.commands is None else [program.due() for program in self.commands.stage.running]
+        calls = [math.inf if run.actor is not None and not actors else run.ends_at for run, _ in self.running()]
+        return [*calls, *programs]
+
+    def stalled(self, *, programs: bool) -> set[int]:
+        """The tasks that wait for their readers; of `programs`, too, also for their input."""
+        streams = {run.task.id for run, worker in self.running() if worker.status.made == math.inf}
+        return streams if self.commands is None or not programs else streams | self.commands.stalled()
+
     def is_stalled(self) -> bool:
         """Whether all that runs are streams that wait for their readers, and there are some."""
-        running = self.running()
-        return bool(running) and all(worker.status.made == math.inf for _, worker in running)
+        return bool(self.dues()) and len(self.stalled(programs=False)) == len(self.dues())
+
+    def is_limited(self, task: AnyTask) -> bool:
+        """Whether time that passes ends a task, whatever it does."""
+        options = task.options
+        if options.deadline is not None or (task.phase is not SENT and options.queue_timeout is not None):
+            return True
+        if task.phase is not SENT or task.worker_id is None:
+            return False
+        if options.memory_limit is not None:
+            force = self if options.grace is None or self.commands is None else self.commands
+            if (force.memory(task.worker_id) or 0) > options.memory_limit:
+                return True
+        return options.timeout is not None
 
     def begin_one(self) -> bool:
         """Have one worker begin its next task, and end it if it takes no time; False when none can begin any.
 
         Which one, of those that a real pool could have begin next, the seed picks.
         """
-        able = [worker for worker in self._workers.values() if worker.claims and worker.run is None]
-        if not able:
-            return False
-        worker = self._rng.choice(able) if len(able) > 1 else able[0]
+        idle = [worker for worker in self._workers.values() if worker.claims and worker.run is None]
+        able: list[Callable[[], object]] = [functools.partial(self._begin, worker) for worker in idle]
+        if self.commands is not None:
+            able += [functools.partial(self.commands.stage.begin, program) for program in self.commands.stage.waiting]
+        if able:
+            (self._rng.choice(able) if len(able) > 1 else able[0])()
+        return bool(able)
+
+    def _begin(self, worker: FakeWorker) -> None:
         task, announce = worker.claims.popleft()
         now = self._clock.now
         worker.status = Status(task.id, now)
@@ -248,33 +242,44 @@ class FakeWorkforce:
         worker.run = Run(task, now, self.script)
         if worker.run.ends_at <= now:
             self._end(worker.run, worker)
-        return True
 
     def end_one(self) -> bool:
-        """End one run whose time has come; False when there is none."""
-        over = [(run, worker) for run, worker in self.running() if run.ends_at <= self._clock.now]
+        """End one run whose time has come, or have one program go on; False when there is none."""
+        now = self._clock.now
+        over = [functools.partial(self._end, run, worker) for run, worker in self.running() if run.ends_at <= now]
+        if self.commands is not None:
+            stage = self.commands.stage
+            over += [functools.partial(stage.go_on, program) for program in stage.running if program.due() <= now]
         if over:
-            self._end(*self._rng.choice(over))
+            self._rng.choice(over)()
         return bool(over)
 
     def _end(self, run: Run, worker: FakeWorker) -> None:
         """A run's time is over: its worker dies, or the call runs now and its outcome is sent."""
         if run.call is not None and run.call[0] is run_stream and self._go_on(run, worker):
             return
-        if run.steps and run.steps[-1].what == CRASHES:
+        if run.actor is not None and not run.actor.go_on(run, functools.partial(self._outcome, run, worker)):
+            return
+        how = run.steps[-1].payload if run.steps and run.steps[-1].what == CRASHES else None
+        if run.actor is not None and run.actor.has_crashed:
+            how = run.actor.crash[:2]
+        if how is not None:
             worker.run = None
-            signal, exitcode = run.steps[-1].payload
+            signal, exitcode = how
             self._note("worker", worker.id, "dies:", signal or f"exit code {exitcode}")
             self.reports.append(Died(worker.id, signal=signal, exitcode=exitcode))
             return
         run.ends_at = math.inf  # it is ended here; a call that uses the pool must not end it again
-        outcome = self._outcome(run, worker) if run.stream is None else run.stream.outcome
+        if run.actor is not None:
+            outcome = run.actor.outcome
+        else:
+            outcome = self._outcome(run, worker) if run.stream is None else run.stream.outcome
         assert outcome is not None  # noqa: S101 -- a stream that is over has one
         if worker.run is run:  # else it had itself stopped
             worker.run, worker.status.done = None, run.task.id
             worker.status.made = 0.0
-            how = outcome.payload, outcome.ok, outcome.load
-            report = Finished(worker.id, run.task.id, worker.status.since, self._clock.now, 0, *how)
+            given = outcome.payload, outcome.ok, outcome.load
+            report = Finished(worker.id, run.task.id, worker.status.since, self._clock.now, 0, *given)
             report.cancelled = outcome.cancelled
             self.reports.append(report)
 
@@ -331,7 +336,7 @@ class FakeWorkforce:
         if (reported := context.reported()) is not None:
             self.reports.append(Progressed(worker.id, task.id, Progress.reported(*reported)))
         try:
-            if self.by_reference:
+            if self.by_reference or (run.actor is not None and run.actor.by_reference):
                 return Outcome(value, ok=ok)
             if not ok:
                 return Outcome(codec.pack_error(value), ok=False, load=codec.load_error)
