@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 import poolkit
 import support_functions as work
 from chaos import faults
-from poolkit.testing import FakePool
+from poolkit.testing import FakePool, WhenCommand
+from support import wait_until
 from support_gates import Gate
 
 pytestmark = pytest.mark.slow
@@ -264,4 +265,148 @@ def test_programs_have_the_same_outcomes_on_fake_and_real_pools(
 
         real = run(Real(size, gates, **limits), steps, end)
         fake = run(Fake(size, seed, **limits), steps, end)
+    assert fake == real
+
+
+# ===== commands =====
+
+# For each sort what is really run, what a fake is told of it, and with which options.
+Told = Callable[[WhenCommand], object]
+SCRIPTS: dict[str, tuple[str, Told, dict[str, Any]]] = {
+    "prints": ("echo out; echo err >&2", lambda when: when.prints("out").prints("err", to="stderr"), {}),
+    "code": ("echo out; echo bad >&2; exit 3", lambda when: when.prints("out").exits(3, stderr="bad\n"), {}),
+    "signal": ("kill -KILL $$", lambda when: when.killed("SIGKILL"), {}),
+    "floods": ("exec yes", lambda when: when.prints(*["y"] * 1000).hangs(), {"max_output": 1000, "stdout": "capture"}),
+    "hangs": ("exec sleep 99", lambda when: when.hangs(), {"timeout": LIMIT}),
+    "ignores": (
+        "trap '' TERM; while :; do sleep 9; done",
+        lambda when: when.hangs(ignores_stop=True),
+        {"timeout": LIMIT, "grace": LIMIT},
+    ),
+    "reads": ("cat", lambda when: when.returns(stdout="in"), {"input": "in", "text": True}),
+    "missing": ("", lambda when: when.not_found(), {}),
+}
+ENDLESS = "echo ready; exec sleep 99"
+ASKED = st.fixed_dictionaries(
+    {"sort": st.sampled_from(sorted(SCRIPTS))},
+    optional={
+        "check": st.sampled_from([False, [3]]),
+        "stdout": st.sampled_from(["lines", "null"]),
+        "stderr": st.sampled_from(["stdout", "null"]),
+        "retry_on": st.sampled_from([(poolkit.CommandFailed,), (poolkit.TaskTimeout,), (OSError,)]),
+        "text": st.booleans(),
+    },
+)
+ORDERS = st.lists(
+    st.one_of(
+        st.tuples(st.just("run"), ASKED),
+        st.tuples(st.just("run"), ASKED),
+        st.tuples(st.just("spawn"), ASKED),
+        st.tuples(st.sampled_from(["cancel", "stop"]), st.integers(0, 20)),
+        st.tuples(st.sampled_from(["spawn and cancel", "spawn and stop"]), st.none()),
+        st.tuples(st.just("shrink"), st.none()),
+    ),
+    min_size=1,
+    max_size=8,
+)
+LEAVES = st.sampled_from(["end", "end", "stop", "cancel", "cancel_all", "cancel_futures", "kill"])
+
+
+def started(
+    pool: poolkit.Pool, options: dict[str, Any], start: Callable[..., poolkit.Command[Any]] | None = None
+) -> Any:
+    """Start a command of a sort, in a queue or by `start`."""
+    options = dict(options)
+    script, _, own = SCRIPTS[options.pop("sort")]
+    argv = ["sh", "-c", script] if script else ["no-such-program"]
+    retry_on = options.pop("retry_on", None)
+    if start is None:
+        start = pool.run if retry_on is None else pool.options(retries=1, retry_on=retry_on).run
+    return start(argv, **{**options, **own})
+
+
+def described(command: poolkit.Command[Any]) -> tuple[Any, ...]:
+    """What can be told of a settled command."""
+    if command.cancelled():
+        return ("cancelled", command.attempts)
+    error = command.exception()
+    if error is None:
+        done = command.result()
+        return ("succeeded", done.returncode, done.signal, done.stdout, done.stderr, command.attempts)
+    facts: tuple[object, ...] = ()
+    if isinstance(error, poolkit.CommandFailed):
+        facts = (error.returncode, error.signal, error.stdout, error.stderr)
+    elif isinstance(error, FileNotFoundError):
+        facts = (error.errno, error.filename, error.strerror)
+    elif isinstance(error, poolkit.TaskTimeout):
+        assert error.completed is not None
+        facts = (error.timeout, error.completed.stdout)
+    return (type(error).__name__, *facts, command.attempts)
+
+
+def obey(pool: poolkit.Pool, held: list[Any], orders: list[tuple[str, Any]], leave: str) -> dict[str, Any]:
+    """Give these orders while all places are held; returns what comes of it."""
+    queued: list[poolkit.Command[Any]] = []
+    spawned: list[poolkit.Command[Any]] = []
+    answers: list[object] = []
+    for what, given in orders:
+        if what == "run":
+            queued.append(started(pool, given))
+        elif what == "spawn":
+            spawned.append(started(pool, given, poolkit.spawn))
+        elif what == "shrink":
+            pool.resize(1)
+        elif what.startswith("spawn and "):
+            endless = poolkit.spawn(["sh", "-c", ENDLESS])
+            spawned.append(endless)
+            answers.append(next(endless.lines()))  # it has begun
+            answers.append(getattr(endless, what.removeprefix("spawn and "))())
+        elif queued:
+            answers.append(getattr(queued[given % len(queued)], what)())
+    if leave == "cancel_all":
+        pool.cancel_all()
+    elif leave in {"cancel_futures", "kill"}:
+        pool.shutdown(wait=False, cancel_futures=True, kill=leave == "kill")
+    for command in held:
+        {"stop": command.stop, "cancel": command.cancel}.get(leave, command.close_stdin)()
+    pool.shutdown()
+    stats = pool.stats()
+    counts = ("submitted", "succeeded", "failed", "cancelled", "timed_out", "retried")
+    began = [command for command in queued if command.started_at is not None]
+    return {
+        "answers": answers,
+        "held": [described(command) for command in held],
+        "queued": [described(command) for command in queued],
+        "spawned": [described(command) for command in spawned if concurrent.futures.wait([command])],
+        "order": sorted(range(len(began)), key=lambda place: began[place].started_at or 0.0)
+        if len(held) == 1 and not stats.retried
+        else [],
+        "counts": {name: getattr(stats, name) for name in counts},
+    }
+
+
+@hypothesis.settings(max_examples=int(os.environ.get("POOLKIT_PROGRAMS", "10")))
+@hypothesis.given(
+    size=st.integers(1, 2),
+    mode=st.sampled_from(["eager", "manual"]),
+    seed=st.integers(0, 3),
+    orders=ORDERS,
+    leave=LEAVES,
+)
+def test_commands_have_the_same_outcomes_on_fake_and_real_pools(
+    size: int, mode: str, seed: int, orders: list[tuple[str, Any]], leave: str
+) -> None:
+    with poolkit.Pool(size, kind="thread") as pool, poolkit.use_pool(pool):
+        held = [pool.run(["cat"], stdin="pipe") for _ in range(size)]
+        wait_until(lambda: all(command.pid for command in held), "their starts")
+        real = obey(pool, held, orders, leave)
+    with FakePool(mode, max_workers=size, seed=seed) as pretended, poolkit.use_pool(pretended):
+        pretended.when_command("cat")
+        pretended.when_command("sh", "-c", ENDLESS).prints("ready").hangs()
+        for script, tell, _ in SCRIPTS.values():
+            tell(pretended.when_command("sh", "-c", script) if script else pretended.when_command("no-such-program"))
+        held = [pretended.run(["cat"], stdin="pipe") for _ in range(size)]
+        while pretended.run_next():
+            pass
+        fake = obey(pretended, held, orders, leave)
     assert fake == real
