@@ -22,7 +22,8 @@ from poolkit import waiting
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._engine.interface import PoolEngine
-from poolkit._kinds.commands import Call, CompletedCommand, signal_number
+from poolkit._kinds.commands import Call, CompletedCommand, shown, signal_number
+from poolkit._kinds.loggers import log
 from poolkit._owner import Arrivals
 from poolkit._spawn.entrance import Entrance
 from poolkit._spawn.output import Output
@@ -124,14 +125,17 @@ class Command(Task[CompletedCommand[Text]]):
         After the last it raises what `result()` would, if that is an error. "both": pairs of the stream and the line.
 
         Raises:
-            ValueError: that stream is neither "capture" nor "lines".
+            ValueError: that stream is neither "capture" nor "lines", or there is none of that name.
+            UnicodeError: with `errors="strict"`, in the loop: it cannot be decoded.
         """
+        _check_stream(stream, ("stdout", "stderr", "both"))
         names = ("stdout", "stderr") if stream == "both" else (stream,)
         outputs = self._outputs_of(names)
         return self._lines.setdefault(stream, Lines(self, outputs, paired=stream == "both"))
 
     def chunks(self, stream: Literal["stdout", "stderr"] = "stdout") -> Chunks:
         """Return its output as bytes, as they come: an iterator and async iterator. The rest is as of `lines`."""
+        _check_stream(stream, ("stdout", "stderr"))
         outputs = self._outputs_of((stream,))
         return self._chunks.setdefault(stream, Chunks(self, outputs, paired=False))
 
@@ -188,7 +192,13 @@ class Command(Task[CompletedCommand[Text]]):
             wanted = "str" if self._makes_text else "bytes"
             msg = f"write() takes {wanted} of a command with text={self._makes_text}, was given {data!r:.80}"
             raise TypeError(msg)
-        return self._open_entrance().encode(data) if isinstance(data, str) else bytes(data)
+        if isinstance(data, str):
+            return self._open_entrance().encode(data)
+        try:
+            return bytes(memoryview(data))  # `bytes` alone would make something of numbers, too
+        except TypeError as exc:
+            msg = f"write() takes bytes, or an object with a buffer, was given {data!r:.80}"
+            raise TypeError(msg) from exc
 
     # ===== its end =====
 
@@ -253,6 +263,12 @@ class Command(Task[CompletedCommand[Text]]):
         return super().__repr__().replace("Task", "Command", 1)
 
 
+def _check_stream(name: object, names: Sequence[str]) -> None:
+    if name not in names:
+        msg = f"the stream to read must be one of {', '.join(map(repr, names))}, was {name!r}"
+        raise ValueError(msg)
+
+
 class _Reader(Generic[Item]):
     """Takes what comes. Thread-safe."""
 
@@ -261,6 +277,7 @@ class _Reader(Generic[Item]):
     def __init__(self, command: Command[Any], outputs: list[Output], *, paired: bool) -> None:
         self._command, self._outputs, self._paired = command, outputs, paired
         self._ready: deque[Item] = deque()
+        self._error: UnicodeError | None = None  # what could not be decoded, which ends every loop
 
     def __iter__(self) -> Iterator[Item]:
         """Take one after the other, at the speed of a generator."""
@@ -317,14 +334,22 @@ class _Reader(Generic[Item]):
 
     def _fetch(self) -> bool | None:
         """Take what is there: whether there is something; None at the end."""
-        found = [(output.name, output.take(lines=self._makes_lines)) for output in self._outputs]
-        for name, items in found:
-            if items:
-                found_here: Any = [(name, item) for item in items] if self._paired else items
-                self._ready.extend(found_here)
+        has_ended = self._error is None
+        for output in self._outputs if has_ended else ():
+            try:
+                items = output.take(lines=self._makes_lines)
+            except UnicodeError as exc:
+                self._error = exc
+                break
+            if items is not None:
+                has_ended = False
+                found: Any = [(output.name, item) for item in items] if self._paired else items
+                self._ready.extend(found)
         if self._ready:
             return True
-        return None if all(items is None for _, items in found) else False
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return None if has_ended else False
 
 
 class Lines(_Reader[Item]):
@@ -381,10 +406,15 @@ class Caller:
     def call_back(self, _entry: object) -> None:
         """Call the callback with what is there. On the callback thread."""
         self._is_called.release()  # before the look: what comes from now on is called again
-        for line in self._output.take(lines=True) or ():
-            if self._callback is not None:
-                try:
+        try:
+            for line in self._output.take(lines=self._callback is not None) or ():
+                if self._callback is not None:
                     self._callback(line)
-                except BaseException:
-                    self._callback = None  # it is logged by who called this, and not called again
-                    raise
+        except Exception:  # of decoding, too; what comes from now on is dropped
+            self._callback = None
+            command = self._command
+            how = "on_%s of %s (pid %s), task %d (%s), raised, and is not called again"
+            log.exception(how, self._output.name, shown(command.argv), command.pid, command.id, command.name)
+        except BaseException:
+            self._callback = None
+            raise

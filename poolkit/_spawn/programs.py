@@ -12,6 +12,7 @@ Owner: all else belongs to the thread; anybody may leave orders. Lock order: FOR
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import itertools
 import marshal
@@ -521,7 +522,7 @@ def _pipe() -> tuple[int, int]:
 
 def _open_all(recipe: Recipe, theirs: list[int], ours: list[int]) -> None:
     """Add a program's streams to `theirs`, and our ends of the pipes among them to `ours`."""
-    if recipe.stdin == "pipe":
+    if recipe.entrance is not None:
         read, write = _pipe()
         theirs.append(read)
         ours.append(write)
@@ -534,20 +535,21 @@ def _open_all(recipe: Recipe, theirs: list[int], ours: list[int]) -> None:
             ours.append(read)
             theirs.append(write)
         else:
-            theirs.append(os.dup(theirs[1]) if stream == "stdout" else _open(stream, place))
+            is_same = isinstance(stream, str) and stream == "stdout"
+            theirs.append(os.dup(theirs[1]) if is_same else _open(stream, place))
 
 
 def _open(stream: Any, place: int) -> int:
     """A descriptor of our own for a stream of a program that is no pipe."""
     if type(stream) is int:
         return os.dup(stream)
+    if isinstance(stream, bytes):
+        if not place:
+            return _input(stream)
+        return launch.above_streams(os.open(os.fsdecode(stream), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))
     if stream == "inherit" and is_open(place):
         return os.dup(place)
-    if isinstance(stream, bytes) and not place:
-        return _input(stream)
-    if stream in {"null", "inherit"}:
-        return launch.above_streams(os.open(os.devnull, os.O_RDWR))
-    return launch.above_streams(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))
+    return launch.above_streams(os.open(os.devnull, os.O_RDWR))
 
 
 def _input(data: bytes) -> int:
@@ -584,7 +586,7 @@ def _why_not(recipe: Recipe, number: int, step: int) -> OSError:
     if step == protocol.DIRECTORY:
         return OSError(number, f"{os.strerror(number)} (the working directory)", os.fsdecode(recipe.directory))
     why = os.strerror(number)
-    if b"/" not in recipe.argv[0]:
+    if number in {errno.ENOENT, errno.EACCES} and b"/" not in recipe.argv[0]:
         path = os.fsdecode(recipe.env.get(b"PATH", os.fsencode(os.defpath)))
         why += f" (the program; searched in PATH={path})"
     return OSError(number, why, os.fsdecode(recipe.argv[0]))
