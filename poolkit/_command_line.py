@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import fcntl
 import functools
 import io
 import math
@@ -14,7 +15,7 @@ from poolkit import _os
 from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
 from poolkit._engine.interface import PoolEngine
-from poolkit._kinds.commands import Call, checker, signal_number
+from poolkit._kinds.commands import Call, ProgramForce, checker, signal_number
 from poolkit._spawn.entrance import Entrance
 from poolkit._spawn.output import Output, text_decoder
 from poolkit._spawn.programs import Recipe
@@ -23,9 +24,24 @@ from poolkit.command import Caller, Command
 Argument = str | bytes | os.PathLike[Any]
 
 _NAMED = 40  # characters of a command for the shell in the name of its task
+_MEANT = {  # by the numbers of `subprocess`
+    -1: " (subprocess.PIPE): 'capture' keeps it, 'lines' has it read meanwhile",
+    -2: " (subprocess.STDOUT): for standard error that is 'stdout'",
+    -3: " (subprocess.DEVNULL): that is 'null'",
+}
 
 
-def run(  # noqa: PLR0913 -- all that can be said of a program, by keyword
+def command(called: str, engine: PoolEngine, view: CallOptions, argv: Any, options: dict[str, Any]) -> Command[Any]:
+    """Make a command, to be submitted, for a function that is called so. See `Pool.run`, which says what it raises."""
+    known = _command.__kwdefaults__ or {}
+    for name in options:
+        if name not in known:
+            msg = f"{called}() got an unexpected keyword argument {name!r}; there are {', '.join(known)}"
+            raise TypeError(msg)
+    return _command(engine, view, argv, **options)
+
+
+def _command(  # noqa: PLR0913 -- all that can be said of a program, by keyword
     engine: PoolEngine,
     view: CallOptions,
     argv: Sequence[Argument] | str,
@@ -48,39 +64,50 @@ def run(  # noqa: PLR0913 -- all that can be said of a program, by keyword
     grace: float = 2.0,
     stop_signal: str = "SIGTERM",
 ) -> Command[Any]:
-    """Make a command, to be submitted. See `Pool.run`, which says what it raises, and whose name it has there."""
     words = _words(argv, shell=checks.flag("shell", shell))
     options = view.changed(timeout=timeout)
-    seconds = checks.wait_seconds("grace", grace)
+    options.check_memory_limit(ProgramForce.why_memory_unknown)
     recipe = Recipe(words, _environment(env), _directory(cwd), _os.umask())
-    recipe.grace = math.inf if seconds is None else seconds
+    recipe.grace = _grace(grace)
     recipe.stop_signal = signal_number("stop_signal", stop_signal)
     most = checks.whole("max_output", max_output)
     is_text = checks.flag("text", text)
-    decoder = functools.partial(text_decoder, encoding, errors)
     _check_codec(encoding, errors)
-    callbacks = {"stdout": on_stdout, "stderr": on_stderr}
+    decoder = functools.partial(text_decoder, encoding, errors)
+    callbacks: dict[str, Any] = {"stdout": on_stdout, "stderr": on_stderr}
     for name, given in (("stdout", stdout), ("stderr", stderr)):
+        callback = callbacks[name]
+        if callback is not None and not callable(callback):
+            msg = f"on_{name} must be something to call or None, was {callback!r}"
+            raise TypeError(msg)
         stream = _stream(recipe, name, given)
-        if stream in {"capture", "lines"}:
-            stream = Output(name, most if stream == "capture" else None, decoder if is_text else _no_decoder)
-        elif callbacks[name] is not None:
+        if isinstance(given, str) and given in {"capture", "lines"}:
+            stream = Output(name, most if given == "capture" else None, decoder if is_text else _no_decoder)
+        elif callback is not None:
             msg = f"on_{name} needs {name}='capture' or 'lines', not {given!r}"
             raise ValueError(msg)
         setattr(recipe, name, stream)
     recipe.stdin = _input(recipe, input, stdin, encoding)
-    if recipe.stdin == "pipe":
+    if stdin == "pipe":
         recipe.entrance = Entrance(functools.partial(str.encode, encoding=encoding))
     shown = tuple(map(os.fsdecode, words))
     name = options.name or (shown[-1][:_NAMED] if shell else os.path.basename(shown[0]))  # noqa: PTH119 -- of text
     call = Call(shown, recipe, _whole(decoder) if is_text else bytes, checker(check))
     engine.open_programs()
-    command: Command[Any] = Command(engine, name, call, options.for_program(recipe.grace), makes_text=is_text)
+    made: Command[Any] = Command(engine, name, call, options.for_program(recipe.grace), makes_text=is_text)
     for output in recipe.outputs():
         callback = callbacks[output.name]
         if callback is not None:
-            Caller(command, output, callback)
-    return command
+            Caller(made, output, callback)
+    return made
+
+
+def _grace(value: object) -> float:
+    if value is None:
+        msg = "grace must be a number of seconds, was None; 0 is SIGKILL at once, math.inf none at all"
+        raise TypeError(msg)
+    seconds = checks.wait_seconds("grace", value)
+    return math.inf if seconds is None else seconds
 
 
 def _words(argv: object, *, shell: bool) -> list[bytes]:
@@ -156,32 +183,42 @@ def _directory(given: object) -> bytes:
 def _stream(recipe: Recipe, name: str, given: Any) -> Any:
     """What is to become of its output: a word, a path, or a descriptor."""
     words = ("capture", "lines", "null", "inherit", *(("stdout",) if name == "stderr" else ()))
+    wanted = f"{name} must be one of {', '.join(map(repr, words))}, a pathlib.Path or an open file"
     if isinstance(given, str):
         if given not in words:
-            msg = f"{name} must be one of {', '.join(map(repr, words))}, a pathlib.Path or a file, was {given!r}"
+            msg = f"{wanted}, was {given!r}"
             raise ValueError(msg)
         return given
     if isinstance(given, os.PathLike):
         return os.path.abspath(_encoded(name, given))  # noqa: PTH100 -- of bytes
-    return recipe.keep(_descriptor(name, given))
+    return recipe.keep(_descriptor(name, wanted, given, writes=True))
 
 
-def _descriptor(name: str, file: Any) -> int:
-    """The descriptor of a file object."""
+def _descriptor(name: str, wanted: str, file: Any, *, writes: bool) -> int:
+    """The descriptor of a file object that is open for that. `wanted` says what should have been given."""
     try:
         if callable(getattr(file, "flush", None)) and getattr(file, "writable", bool)():
             file.flush()
-        return int(file.fileno())
+        fd = int(file.fileno())
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     except (AttributeError, TypeError, OSError) as exc:
-        msg = f"{name} must be a file with a descriptor, was {file!r:.200}"
+        its = _MEANT.get(file) if type(file) is int else None
+        msg = f"{wanted}, was {file!r:.200}{its or ''}"
         raise TypeError(msg) from exc
-
-
-def _input(recipe: Recipe, data: Any, stdin: str, encoding: str) -> Any:
-    words = ("null", "pipe", "inherit")
-    if stdin not in words:
-        msg = f"stdin must be one of {', '.join(map(repr, words))}, was {stdin!r}; give data, or a file, as input"
+    except ValueError as exc:  # it is closed
+        msg = f"{name}: {exc}, was {file!r:.200}"
+        raise ValueError(msg) from exc
+    if mode == (os.O_RDONLY if writes else os.O_WRONLY):
+        msg = f"{name} must be a file that is open for {'writing' if writes else 'reading'}, was {file!r:.200}"
         raise ValueError(msg)
+    return fd
+
+
+def _input(recipe: Recipe, data: Any, stdin: Any, encoding: str) -> Any:
+    words = ("null", "pipe", "inherit")
+    if not isinstance(stdin, str) or stdin not in words:
+        msg = f"stdin must be one of {', '.join(map(repr, words))}, was {stdin!r:.200}; give data, or a file, as input"
+        raise (ValueError if isinstance(stdin, str) else TypeError)(msg)
     if data is None:
         return stdin
     if stdin != "null":
@@ -191,26 +228,34 @@ def _input(recipe: Recipe, data: Any, stdin: str, encoding: str) -> Any:
         return data.encode(encoding)
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
+    wanted = "input must be bytes, text or an open file"
     if callable(getattr(data, "read", None)):
         try:
-            fd = _descriptor("input", data)
+            fd = _descriptor("input", wanted, data, writes=False)
         except TypeError:
             return _input(recipe, data.read(), stdin, encoding)
         return recipe.keep(fd)
-    msg = f"input must be bytes, text or a file, was {data!r:.200}"
+    how = "; for what is in a file, open it" if isinstance(data, os.PathLike) else ""
+    msg = f"{wanted}, was {data!r:.200}{how}"
     raise TypeError(msg)
 
 
 def _check_codec(encoding: str, errors: str) -> None:
-    for name, value, look_up in (("encoding", encoding, codecs.lookup), ("errors", errors, codecs.lookup_error)):
+    for name, value in (("encoding", encoding), ("errors", errors)):
         if not isinstance(value, str):
             msg = f"{name} must be a string, was {value!r}"
             raise TypeError(msg)
-        try:
-            look_up(value)
-        except LookupError as exc:
-            msg = f"{name}: {exc}"
-            raise ValueError(msg) from exc
+    try:
+        "".encode(encoding)  # which knows what is no encoding of text
+        codecs.getincrementaldecoder(encoding)
+    except (LookupError, ValueError) as exc:
+        msg = f"encoding must be one of text, was {encoding!r}: {exc}"
+        raise ValueError(msg) from exc
+    try:
+        codecs.lookup_error(errors)
+    except (LookupError, ValueError) as exc:
+        msg = f"errors: {exc}"
+        raise ValueError(msg) from exc
 
 
 def _no_decoder() -> None:

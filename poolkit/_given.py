@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from types import CodeType, ModuleType
 from typing import Any
 
+from poolkit import _os
 from poolkit.errors import SerializationError
 
 LARGE = 1 << 20  # bytes; to copy as much takes less than half a millisecond
@@ -79,6 +80,13 @@ def code_of(fn: Any) -> object:
         return fn
     code = getattr(fn, "__code__", None)
     return code if type(code) is CodeType else type(fn)
+
+
+def check_runs_programs() -> None:
+    """Raise RuntimeError on a system on which no commands can be run."""
+    if not _os.SUPPORTED:
+        msg = "commands need a POSIX system; on Windows use subprocess, in a task of a pool with kind='thread'"
+        raise RuntimeError(msg)
 
 
 def note_the_place(error: SerializationError, name: str) -> None:

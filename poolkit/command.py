@@ -23,7 +23,8 @@ from poolkit import waiting
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._engine.interface import PoolEngine
-from poolkit._kinds.commands import Call, CompletedCommand, signal_number
+from poolkit._kinds.commands import Call, CompletedCommand, shown, signal_number
+from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
 from poolkit._owner import Arrivals
 from poolkit._spawn.entrance import Entrance
@@ -125,14 +126,17 @@ class Command(Task[CompletedCommand[Text]]):
         After the last it raises what `result()` would, if that is an error. "both": pairs of the stream and the line.
 
         Raises:
-            ValueError: that stream is neither "capture" nor "lines".
+            ValueError: that stream is neither "capture" nor "lines", or there is none of that name.
+            UnicodeError: with `errors="strict"`, in the loop: it cannot be decoded.
         """
+        _check_stream(stream, ("stdout", "stderr", "both"))
         names = ("stdout", "stderr") if stream == "both" else (stream,)
         taking = Taking(self._outputs_of(names), lines=True, paired=stream == "both")
         return Lines(self, self._taken_of.setdefault(("lines", stream), taking))
 
     def chunks(self, stream: Literal["stdout", "stderr"] = "stdout") -> Chunks:
         """Return its output as bytes, as they come: an iterator and async iterator. The rest is as of `lines`."""
+        _check_stream(stream, ("stdout", "stderr"))
         taking = Taking(self._outputs_of((stream,)), lines=False, paired=False)
         return Chunks(self, self._taken_of.setdefault(("chunks", stream), taking))
 
@@ -193,7 +197,13 @@ class Command(Task[CompletedCommand[Text]]):
             wanted = "str" if self._makes_text else "bytes"
             msg = f"write() takes {wanted} of a command with text={self._makes_text}, was given {data!r:.80}"
             raise TypeError(msg)
-        return self._open_entrance().encode(data) if isinstance(data, str) else bytes(data)
+        if isinstance(data, str):
+            return self._open_entrance().encode(data)
+        try:
+            return bytes(memoryview(data))  # `bytes` alone would make something of numbers, too
+        except TypeError as exc:
+            msg = f"write() takes bytes, or an object with a buffer, was given {data!r:.80}"
+            raise TypeError(msg) from exc
 
     # ===== its end =====
 
@@ -256,6 +266,12 @@ class Command(Task[CompletedCommand[Text]]):
     def __repr__(self) -> str:
         """Show id, name and state."""
         return super().__repr__().replace("Task", "Command", 1)
+
+
+def _check_stream(name: object, names: Sequence[str]) -> None:
+    if name not in names:
+        msg = f"the stream to read must be one of {', '.join(map(repr, names))}, was {name!r}"
+        raise ValueError(msg)
 
 
 class Taking:
@@ -413,10 +429,16 @@ class Caller:
         """Call the callback with what is there. On the callback thread."""
         self._is_called.release()  # before the look: what comes from now on is called again
         while self._output.has_some():
-            for line in self._output.take(lines=True) or ():
-                if self._callback is not None:
-                    try:
+            try:
+                for line in self._output.take(lines=self._callback is not None) or ():
+                    if self._callback is not None:
                         self._callback(line)
-                    except BaseException:
-                        self._callback = None  # it is logged by who called this, and not called again
-                        raise
+            except Exception:  # of decoding, too; what comes from now on is dropped
+                self._callback = None
+                command = self._command()
+                how = "on_%s of %s (pid %s), task %d (%s), raised, and is not called again"
+                if command is not None:
+                    log.exception(how, self._output.name, shown(command.argv), command.pid, command.id, command.name)
+            except BaseException:
+                self._callback = None
+                raise

@@ -155,6 +155,8 @@ class Offloaded(Generic[P, T]):
             msg = f"there is no option {', '.join(unknown)}; there are {', '.join(CallOptions.NAMES)}"
             raise TypeError(msg)
         CallOptions().changed(**given)
+        if pool is not None:
+            pool.options(**given).check_memory_limit()
         functools.update_wrapper(self, fn)
         self._fn = fn
         self._kind = kind

@@ -16,7 +16,16 @@ from poolkit import waiting
 from poolkit._child.chunk import run_chunk
 from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
-from poolkit._given import arguments, check_iterable, code_of, has_large, name_of, note_the_place, to_be_sent
+from poolkit._given import (
+    arguments,
+    check_iterable,
+    check_runs_programs,
+    code_of,
+    has_large,
+    name_of,
+    note_the_place,
+    to_be_sent,
+)
 from poolkit._owner import Arrivals
 from poolkit.ending import Ending
 from poolkit.errors import SerializationError
@@ -200,8 +209,13 @@ class Face(Ending):
         Raises:
             TypeError, ValueError: an argument has no sense.
             PoolClosed, InitializerFailed, QueueFull: as `submit`.
+            RuntimeError: on Windows.
         """
-        command = self._command(argv, options)
+        return self.run_as("Pool.run", argv, options)
+
+    def run_as(self, called: str, argv: Sequence[Any] | str, options: dict[str, Any]) -> poolkit.Command[Any]:
+        """Do what `run` does, for a function that is called so."""
+        command = self._command(called, argv, options)
         supervisor = self._supervisor
         (supervisor.submit_waiting if supervisor.bounded else supervisor.submit)(command, None)
         return command
@@ -215,14 +229,15 @@ class Face(Ending):
     async def run_async(self, argv: Sequence[Any] | str, **options: Any) -> poolkit.Command[Any]:
         """Do the same as `run`, but wait for room in the queue without blocking the event loop."""
         await waiting.checkpoint()
-        command = self._command(argv, options)
+        command = self._command("Pool.run_async", argv, options)
         await self._submit_when_room(command, None)
         return command
 
-    def _command(self, argv: Any, options: dict[str, Any]) -> poolkit.Command[Any]:
+    def _command(self, called: str, argv: Any, options: dict[str, Any]) -> poolkit.Command[Any]:
+        check_runs_programs()
         from poolkit import _command_line  # noqa: PLC0415 -- only for those who run programs
 
-        return _command_line.run(self._supervisor, self._options, argv, **options)
+        return _command_line.command(called, self._supervisor, self._options, argv, options)
 
     def map(
         self,
@@ -298,7 +313,8 @@ class Face(Ending):
             timeout: seconds that a task may run, from when it begins in its worker.
             queue_timeout: seconds that it may wait until it begins.
             deadline: seconds from `submit` to the end, retries included.
-            memory_limit: bytes of memory of its own that its worker may use while it runs; process workers only.
+            memory_limit: bytes of memory of its own that its worker may use while it runs, or a command with its
+                children; `submit` to threads refuses it.
             priority: larger runs earlier; FIFO within one priority.
             retries: how often it runs again when its worker crashed.
             retry_on: exception types that are retried too.
@@ -322,11 +338,11 @@ class Face(Ending):
             name=name,
             buffersize=buffersize,
         )
-        why_not = self._supervisor.workforce.why_memory_unknown
-        if changed.memory_limit is not None and why_not is not None:
-            msg = f"memory_limit={memory_limit!r} cannot be kept: {why_not}"
-            raise ValueError(msg)
         return PoolView(self, changed)
+
+    def check_memory_limit(self) -> None:
+        """Raise ValueError where its tasks are to have a limit on memory that its workers cannot keep."""
+        self._options.check_memory_limit(self._supervisor.workforce.why_memory_unknown)
 
     def _task(
         self,
@@ -343,6 +359,8 @@ class Face(Ending):
         else:
             code = fn.__code__ if chunk_of is None else code_of(chunk_of)
         options, supervisor = self._options, self._supervisor
+        if options.memory_limit is not None:
+            self.check_memory_limit()
         name = options.name or name or (fn.__qualname__ if type(fn) is FunctionType else name_of(fn))
         try:
             call, nbytes = supervisor.workforce.pack(fn, args, kwargs)
@@ -396,6 +414,7 @@ class Face(Ending):
 
         chunksize = checks.whole_or_none("chunksize", chunksize) or self._chunksize
         options = self._options
+        self.check_memory_limit()
         if options.timeout is not None or options.memory_limit is not None or options.retries:
             chunksize = 1  # a limit is meant for one item, and so is a retry
         sized = [iterable for iterable in given if hasattr(iterable, "__len__")]

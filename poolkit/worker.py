@@ -126,10 +126,7 @@ class Worker(Ends, Generic[T]):
     ) -> None:
         target, *args = called
         engine, is_process = pool.engine, settings.kind == "process"
-        why_not = engine.workforce.why_memory_unknown
-        if options.memory_limit is not None and why_not is not None:
-            msg = f"memory_limit={options.memory_limit!r} cannot be kept: {why_not}"
-            raise ValueError(msg)
+        options.check_memory_limit(engine.workforce.why_memory_unknown)
         with contextlib.ExitStack() as stack:
             channel: Channel
             theirs: Any

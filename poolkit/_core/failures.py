@@ -30,8 +30,18 @@ _HINTS = {
 }
 
 
-def _which(task: AnyTask) -> str:
-    return f"task {task.id} ({task.name}, attempt {task.attempts})"
+def _which(task: AnyTask, death: Died | None = None) -> str:
+    """Which task; of a command also its arguments, and the number of the program, whose end is given."""
+    attempt = f", attempt {task.attempts}" if task.attempts else ""
+    text = f"task {task.id} ({task.name}{attempt})"
+    if not _is_command(task):
+        return text
+    pid = "" if death is None or death.pid is None else f" (pid {death.pid})"
+    return f"{task.call}{pid}, {text},"
+
+
+def _is_command(task: AnyTask) -> bool:
+    return task.options.grace is not None
 
 
 def _worker(worker: Worker, death: Died) -> str:
@@ -61,7 +71,12 @@ def hint_for(death: Died) -> str:
 def crashed(task: AnyTask, worker: Worker, death: Died) -> errors.WorkerCrashed:
     """The worker died while it ran `task`."""
     hint = hint_for(death)
-    text = f"{_worker(worker, death)} {how_it_died(death)} while it ran {_which(task)}"
+    if not worker.is_program:
+        text = f"{_worker(worker, death)} {how_it_died(death)} while it ran {_which(task)}"
+    elif death.pid is None:
+        text = f"{_which(task)} was lost while it was being started"
+    else:
+        text = f"{_which(task, death)} {how_it_died(death)}"
     if death.peak_rss:
         text += f"; it used up to {death.peak_rss / 1e6:.0f} MB"
     if hint:
@@ -139,10 +154,9 @@ def grew_too_large(task: AnyTask, worker: Worker, used: int, death: Died | None)
     """The task's worker had more memory than the task may use, and was stopped."""
     limit = task.options.memory_limit
     if worker.is_program:
-        pid = None if death is None else death.pid
         text = (
-            f"{_which(task)} was stopped: it and its children (pid {pid}) had grown to {used / 1e6:.1f} MB, beyond the "
-            f"memory_limit of {limit / 1e6:.1f} MB"
+            f"{_which(task, death)} had grown, with its children, to {used / 1e6:.1f} MB, beyond the memory_limit of "
+            f"{limit / 1e6:.1f} MB{_what_was_done(task, death)}"
         )
         return MemoryLimitExceeded(text, limit=limit, used=used)
     text = (
@@ -162,13 +176,17 @@ def grew_too_large(task: AnyTask, worker: Worker, used: int, death: Died | None)
 def timed_out(task: AnyTask, death: Died | None) -> TaskTimeout:
     """The task passed its run-time limit and was stopped."""
     limit = task.options.timeout
-    text = f"{_which(task)} ran longer than its timeout of {limit:g} s{_what_was_done(death)}"
+    text = f"{_which(task, death)} ran longer than its timeout of {limit:g} s{_what_was_done(task, death)}"
     return TaskTimeout(text, timeout=limit, stack="" if death is None else death.stack)
 
 
-def _what_was_done(death: Died | None) -> str:
+def _what_was_done(task: AnyTask, death: Died | None) -> str:
     if death is None:
-        return " and was stopped (its worker does not die: it is stuck inside the kernel)"
+        what = "it" if _is_command(task) else "its worker"
+        return f" and was stopped ({what} does not die: it is stuck inside the kernel)"
+    if _is_command(task):
+        lines = death.output and f": {death.output}"
+        return f" and was stopped{lines}"
     done = "; its thread would not stop and was given up" if death.abandoned else " and was stopped"
     return f"{done}; it was at (most recent call first):\n{death.stack}" if death.stack else done
 
@@ -176,9 +194,7 @@ def _what_was_done(death: Died | None) -> str:
 def queued_too_long(task: AnyTask) -> QueueTimeout:
     """The task waited too long and never began."""
     limit = task.options.queue_timeout
-    return QueueTimeout(
-        f"task {task.id} ({task.name}) waited in the queue for {limit:g} s, its queue_timeout, and did not begin"
-    )
+    return QueueTimeout(f"{_which(task)} waited in the queue for {limit:g} s, its queue_timeout, and did not begin")
 
 
 def unread_stream(task: AnyTask) -> PoolClosed:
@@ -192,8 +208,9 @@ def deadline_exceeded(task: AnyTask, death: Died | None = None) -> DeadlineExcee
     """The task's deadline passed: with the death of its worker if it was running."""
     within = f"within its deadline of {task.options.deadline:g} s"
     if task.attempts == 0:
-        return DeadlineExceeded(f"task {task.id} ({task.name}) did not begin {within}")
-    return DeadlineExceeded(f"{_which(task)} was not done {within}{'' if death is None else _what_was_done(death)}")
+        return DeadlineExceeded(f"{_which(task)} did not begin {within}")
+    done = "" if death is None else _what_was_done(task, death)
+    return DeadlineExceeded(f"{_which(task, death)} was not done {within}{done}")
 
 
 def initializer_failed(cause: BaseException, text: str) -> errors.InitializerFailed:

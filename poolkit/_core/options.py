@@ -145,6 +145,12 @@ class CallOptions:
         copy.unhurried = False
         return copy
 
+    def check_memory_limit(self, why_not: str | None) -> None:
+        """Raise ValueError where it has a limit on memory, and there is a reason why none can be kept."""
+        if self.memory_limit is not None and why_not is not None:
+            msg = f"memory_limit={self.memory_limit!r} cannot be kept: {why_not}"
+            raise ValueError(msg)
+
     def as_dict(self) -> dict[str, Any]:
         """Each option by its name."""
         return {name: getattr(self, name) for name in self.NAMES}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shlex
 import signal
 from collections import deque
@@ -26,6 +27,7 @@ from poolkit._spawn.programs import Program, Programs, Recipe, programs
 
 Text = TypeVar("Text", str, bytes)
 
+_MOST_CODE = 255  # of an exit
 _SHOWN = 200  # characters of the arguments in an error
 _LAST = 2000  # bytes of what a program wrote last that an error looks at
 _LINES = 3  # of those, so many lines
@@ -78,6 +80,10 @@ class Call:
         self.argv, self.recipe, self.decode, self.check = argv, recipe, decode, check
         self.is_stopped = False  # it was asked to end, and is to deliver what it did
 
+    def __str__(self) -> str:
+        """The arguments, as an error has them."""
+        return shown(self.argv)
+
     def completed(self, program: Program) -> CompletedCommand[Any]:
         """What a program did that is over."""
         code = program.returncode if program.returncode is not None else -9
@@ -121,7 +127,12 @@ class Call:
         """The result of a program that is over, or its error. Joins what was kept: for who asks for it."""
         if program.error is not None:
             return program.error
-        completed = self.completed(program)
+        try:
+            completed = self.completed(program)
+        except UnicodeError as exc:  # errors="strict"
+            if self.succeeded(program):
+                raise
+            return exc
         if program.is_too_long:
             limit = len(self._kept(self.recipe.stdout))
             why = f"wrote more than max_output={limit} bytes to its standard output, and was stopped"
@@ -132,13 +143,15 @@ class Call:
         return errors.CommandFailed(self._text(completed, how), completed=completed)
 
     def _text(self, completed: CompletedCommand[Any], how: str) -> str:
-        text = f"{shown(self.argv)} {how} after {completed.run_time:.1f} s (pid {completed.pid})"
+        text = f"{self} {how} after {completed.run_time:.1f} s (pid {completed.pid})"
         lines = self.last_lines()
         return f"{text}: {lines}" if lines else text
 
     def last_lines(self) -> str:
-        """The last that it wrote to its standard error."""
+        """The last that it wrote to its standard error, wherever that went, as far as it is kept."""
         stream = self.recipe.stderr
+        if isinstance(stream, str) and stream == "stdout":
+            stream = self.recipe.stdout
         last = stream.kept.last(_LAST) if isinstance(stream, Output) and stream.kept is not None else b""
         lines = last.decode("utf-8", "backslashreplace").splitlines()
         return "\n".join(line.rstrip() for line in [line for line in lines if line.strip()][-_LINES:])
@@ -170,10 +183,15 @@ def checker(check: object) -> Callable[[int], bool]:
     """What tells whether an exit code is a success."""
     if check is False:
         return lambda _code: True
-    if check is not True and (isinstance(check, str) or not isinstance(check, Collection)):
+    if check is True:
+        return (0).__eq__
+    if isinstance(check, (str, bytes, bytearray)) or not isinstance(check, Collection):
         msg = f"check must be True, False or a collection of exit codes, was {check!r}"
         raise TypeError(msg)
-    good = {0} if check is True else {checks.whole("a code in check", code, least=-64) for code in check}
+    good = {checks.whole("a code in check", code, least=-64) for code in check}
+    if max(good, default=0) > _MOST_CODE:
+        msg = f"check must have exit codes from 0 to 255, or negative numbers of signals, was {check!r:.200}"
+        raise ValueError(msg)
     return good.__contains__
 
 
@@ -216,6 +234,9 @@ class ProgramForce(Workforce):
 
     max_batch = 1
     ends_coroutines = False
+    why_memory_unknown = (
+        None if _os.own_bytes(os.getpid()) else "this system does not tell the memory of other processes"
+    )
 
     def __init__(
         self,
@@ -321,8 +342,8 @@ class ProgramForce(Workforce):
     def _over(self, worker_id: int, run: _Run) -> None:
         program, task, call = run.program, run.task, run.call
         if program.is_lost:
-            output = call.last_lines()
-            self._post((Died(worker_id, signal="SIGKILL", pid=program.pid, hint=_LOST, output=output),))
+            how = None if program.pid is None else "SIGKILL"
+            self._post((Died(worker_id, signal=how, pid=program.pid, hint=_LOST, output=call.last_lines()),))
             return
         ok = call.succeeded(program)
         began = program.started_at if program.pid is not None else program.ended_at
@@ -330,5 +351,5 @@ class ProgramForce(Workforce):
         if program.error is not None:  # whose type is known
             finished.payload, finished.load = program.error, None
         is_told = run.is_killed and program.pid is not None and not task.done()
-        completed = call.completed_anyway(program) if is_told else None
-        self._post((finished, Died(worker_id, pid=program.pid, completed=completed)))
+        completed, output = (call.completed_anyway(program), call.last_lines()) if is_told else (None, "")
+        self._post((finished, Died(worker_id, pid=program.pid, completed=completed, output=output)))

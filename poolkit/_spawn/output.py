@@ -120,7 +120,11 @@ class Kept:
 
     def last(self, nbytes: int) -> bytes:
         """The last of it; at most so many bytes."""
-        end = b"".join((*self._head[-1:], self._small, *self._tail))
+        end = b""
+        for part in (*reversed(self._tail), self._small, *self._head[-1:]):
+            if len(end) >= nbytes:
+                break
+            end = bytes(part) + end
         return end[-nbytes:]
 
 

@@ -12,6 +12,7 @@ Owner: all else belongs to the thread; anybody may leave orders. Lock order: FOR
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import itertools
 import marshal
@@ -571,7 +572,7 @@ def _pipe() -> tuple[int, int]:
 
 def _open_all(recipe: Recipe, theirs: list[int], ours: list[int]) -> None:
     """Add a program's streams to `theirs`, and our ends of the pipes among them to `ours`."""
-    if isinstance(recipe.stdin, str) and recipe.stdin == "pipe":
+    if recipe.entrance is not None:
         read, write = _pipe()
         theirs.append(read)
         ours.append(write)
@@ -637,7 +638,7 @@ def why_not(recipe: Recipe, number: int, step: int) -> OSError:
         path = recipe.stdout if step == protocol.OUTPUT else recipe.stderr
         return OSError(number, f"{os.strerror(number)} (for what it writes)", os.fsdecode(path))
     why = os.strerror(number)
-    if b"/" not in recipe.argv[0]:
+    if number in {errno.ENOENT, errno.EACCES} and b"/" not in recipe.argv[0]:
         path = os.fsdecode(recipe.env.get(b"PATH", os.fsencode(os.defpath)))
         why += f" (the program; searched in PATH={path})"
     return OSError(number, why, os.fsdecode(recipe.argv[0]))

@@ -4,7 +4,7 @@ From it the owner knows, without a message, since when a run-time limit counts, 
 One a worker, so that a worker that scribbles on its memory lies about itself alone.
 Owner: the worker's main thread writes, the owner only reads. Every field is eight aligned bytes, stored in one go.
 
-A run that reports its progress has one of the `PLACES`, see `_child/cells.py`. The owner reads a place only where it
+A run that reports its progress has one of the `CELLS`, see `_child/cells.py`. The owner reads a cell only where it
 bears the time at which the last run began, before and after, and only if that run is still the last one, and of the
 task that was asked for. As no two runs of a worker begin at one time, no run is taken for another.
 Done and total are two stores: total may for a moment be that of the report after.
@@ -29,8 +29,8 @@ _ANSWER, ANSWER_NBYTES = mmap.PAGESIZE + RING, 16 << 10
 _EVIDENCE = _ANSWER + ANSWER_NBYTES  # where it begins; a multiple of 4 KiB
 NBYTES = _EVIDENCE + (64 << 10)  # a stack has at most 100 frames; what does not fit here is written and not seen
 _BEGUN, _SINCE, _DONE, _MEMORY, _OUTPUT_OF, _FROM, _WRITTEN, _CLAIMED, _MADE_SINCE = range(9)
-PLACES = range(9, 9 + 3 * 32, 3)  # where runs report their progress: when the run began, done, total
-_ANSWERS, _ANSWER_SIZE, _REWOUND = range(PLACES.stop, PLACES.stop + 3)
+CELLS = range(9, 9 + 3 * 32, 3)  # where runs report their progress: when the run began, done, total
+_ANSWERS, _ANSWER_SIZE, _REWOUND = range(CELLS.stop, CELLS.stop + 3)
 
 
 def page() -> int:
@@ -83,8 +83,8 @@ class Board:
             if begun == self._ids[_BEGUN]:
                 return begun, since, done, made
 
-    def place(self, at: int, since: float, done: float, total: float) -> memoryview[float]:
-        """Give a place to the run that began then, and return its done and total."""
+    def give_cell(self, at: int, since: float, done: float, total: float) -> memoryview[float]:
+        """Give a cell to the run that began then, and return its done and total."""
         times = self._times
         times[at] = 0.0  # first: nobody reads it meanwhile
         times[at + 1], times[at + 2] = done, total
@@ -95,7 +95,7 @@ class Board:
         """Return since when this task runs, done and total; None if it does not run, or has not reported any."""
         times = self._times
         since = times[_SINCE]
-        for at in PLACES:
+        for at in CELLS:
             if times[at] == since:
                 found = since, times[at + 1], times[at + 2]
                 is_same = times[at] == since and self._ids[_BEGUN] == task_id and times[_SINCE] == since

@@ -9,7 +9,7 @@ import pytest
 
 import support
 import support_functions as work
-from poolkit import MemoryLimitExceeded, Pool, TaskTimeout, _os, offload
+from poolkit import MemoryLimitExceeded, Pool, TaskTimeout, _os, offload, use_pool
 from poolkit._kinds.process import ProcessWorkforce
 from support_gates import Gate
 
@@ -150,12 +150,17 @@ def test_none_and_infinity_are_no_limit_for_any_kind(pool, value):
 @pytest.mark.one_start_method
 def test_threads_refuse_it(pool):
     with pytest.raises(ValueError, match="memory_limit=100 cannot be kept: threads share the memory of their process"):
-        pool.options(memory_limit=100)
+        pool.options(memory_limit=100).submit(work.square, 3)
+    for method in (pool.options(memory_limit=100).map, pool.options(memory_limit=100).stream):
+        with pytest.raises(ValueError, match="threads share"):
+            method(work.square, [3])
     with pytest.raises(ValueError, match="threads share"):
-        offload(memory_limit=100, pool=pool)(work.square)(3)
+        offload(memory_limit=100, pool=pool)(work.square)
+    with use_pool(pool), pytest.raises(ValueError, match="threads share"):
+        offload(memory_limit=100)(work.square)(3)
 
 
 def test_a_system_that_tells_no_memory_says_so(monkeypatch):
     monkeypatch.setattr(ProcessWorkforce, "why_memory_unknown", "no memory is told")
     with Pool(1) as pool, pytest.raises(ValueError, match="memory_limit=100 cannot be kept: no memory is told"):
-        pool.options(memory_limit=100)
+        pool.options(memory_limit=100).submit(work.square, 3)

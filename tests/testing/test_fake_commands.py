@@ -98,7 +98,7 @@ def test_a_limit_takes_the_grace_where_its_signal_is_ignored(pool: FakePool) -> 
 
 def test_a_limit_on_memory(pool: FakePool) -> None:
     pool.when_command("sort").uses(2**31).hangs()
-    with pytest.raises(MemoryLimitExceeded, match=r"grown to 2147.5 MB"):
+    with pytest.raises(MemoryLimitExceeded, match=r"grown, with its children, to 2147.5 MB"):
         pool.options(memory_limit=2**30).run(["sort"]).result()
 
 

@@ -139,7 +139,9 @@ def test_a_timeout_says_when_nothing_could_be_stopped() -> None:
 
 def test_the_other_limits_tell_theirs() -> None:
     """In seconds, as they were given."""
-    text = str(failures.queued_too_long(make(queue_timeout=2.0)))
+    task = make(queue_timeout=2.0)
+    task.attempts = 0
+    text = str(failures.queued_too_long(task))
     assert text == "task 7 (resize) waited in the queue for 2 s, its queue_timeout, and did not begin"
     task = make(deadline=0.5)
     text = "task 7 (resize, attempt 2) was not done within its deadline of 0.5 s"

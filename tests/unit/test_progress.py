@@ -17,7 +17,7 @@ from unit.scripted import error_of, running, up
 from poolkit import Progress
 from poolkit._child.cells import Cells
 from poolkit._core.workforce import Progressed
-from poolkit._wire.board import PLACES, Board, page
+from poolkit._wire.board import CELLS, Board, page
 from poolkit.context import UNKNOWN, Cell, TaskContext
 
 
@@ -101,7 +101,7 @@ def test_numbers_of_any_kind_are_taken(worker: Worker) -> None:
 
 def test_a_number_that_no_float_can_be_is_refused_and_changes_nothing(worker: Worker) -> None:
     context = worker.begin(1)
-    for _ in range(2 * len(PLACES)):
+    for _ in range(2 * len(CELLS)):
         with pytest.raises(ValueError, match="invalid value"):
             context.progress(10**400)
         gc.collect()
@@ -133,7 +133,7 @@ def test_what_is_left_of_an_earlier_task_reports_to_nobody(worker: Worker) -> No
     silent = worker.context(1)
     silent._started -= 0.5  # a run before that
     context = worker.begin(2)
-    for _ in range(3 * len(PLACES)):
+    for _ in range(3 * len(CELLS)):
         left.progress(7, 8)
         silent.progress(7, 8)
         assert worker.board.progress(worker.board.read()[0]) is None
@@ -158,7 +158,7 @@ def test_coroutines_of_one_task_report_for_it_together(worker: Worker) -> None:
 
 def test_where_all_places_are_taken_the_outcome_still_brings_it(worker: Worker) -> None:
     kept = []
-    for task_id in range(1, 1 + len(PLACES)):
+    for task_id in range(1, 1 + len(CELLS)):
         kept.append(worker.begin(task_id))
         kept[-1].progress(task_id, 100)
         assert worker.board.progress(task_id) == (worker.now, task_id, 100.0)
@@ -229,7 +229,7 @@ def test_a_reader_never_takes_a_runs_progress_for_anothers(board: Board) -> None
                 assert (done, total) == (since, 100 * since), (task_ids, first, second)
             seen.add(found)
             worker.cells._leave_parent()
-            for at in PLACES:
+            for at in CELLS:
                 times[at] = 0.0
     assert {None, (1.0, 1.0, 100.0)} <= seen
 
@@ -256,7 +256,7 @@ def test_a_place_that_is_given_away_is_not_taken_for_the_run_that_had_it(
     board: Board, worker: Worker, read: int
 ) -> None:
     """A run is over and not yet accounted for, when what an earlier one has left takes its place: at any moment."""
-    worker.cells._free = deque([PLACES[0]])
+    worker.cells._free = deque([CELLS[0]])
     left = worker.begin(7)
     context: Any = worker.begin(1)
     context.progress(1, 100)
