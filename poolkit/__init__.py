@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from poolkit._kinds.commands import CompletedCommand
     from poolkit.bars import progress
     from poolkit.broadcast import Shared
-    from poolkit.command import Chunks, Command, Lines
+    from poolkit.command import Command
     from poolkit.context import TaskContext, current_task
     from poolkit.decorator import Offloaded, OffloadedStream, default_pool, offload, set_default_pool, use_pool
     from poolkit.errors import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from poolkit.exchange import Messages
     from poolkit.face import PoolView
     from poolkit.pool import Pool
+    from poolkit.reading import Chunks, Lines
     from poolkit.results import Results
     from poolkit.running import run, spawn
     from poolkit.shared import SharedArray, SharedBuffer
@@ -55,7 +56,8 @@ _HOMES = {  # of what is no error
     "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
     "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
     "poolkit._kinds.commands": ("CompletedCommand",),
-    "poolkit.command": ("Chunks", "Command", "Lines"),
+    "poolkit.command": ("Command",),
+    "poolkit.reading": ("Chunks", "Lines"),
     "poolkit.running": ("run", "spawn"),
     "poolkit.decorator": ("Offloaded", "OffloadedStream", "default_pool", "offload", "set_default_pool", "use_pool"),
     "poolkit.exchange": ("Messages",),

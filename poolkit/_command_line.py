@@ -18,8 +18,9 @@ from poolkit._engine.interface import PoolEngine
 from poolkit._kinds.commands import Call, ProgramForce, checker, signal_number
 from poolkit._spawn.entrance import Entrance
 from poolkit._spawn.output import Output, text_decoder
-from poolkit._spawn.programs import Recipe
-from poolkit.command import Caller, Command
+from poolkit._spawn.program import Recipe
+from poolkit.command import Command
+from poolkit.reading import Caller
 
 Argument = str | bytes | os.PathLike[Any]
 

@@ -23,7 +23,8 @@ from poolkit._core import options as checks
 from poolkit._core.records import record
 from poolkit._core.workforce import AnyTask, Begun, Died, Finished, Report, Status, Workforce
 from poolkit._spawn.output import Output
-from poolkit._spawn.programs import Program, Programs, Recipe, programs
+from poolkit._spawn.program import Program, Recipe
+from poolkit._spawn.programs import Programs, programs
 
 Text = TypeVar("Text", str, bytes)
 

@@ -5,24 +5,23 @@
 
 It starts them through a starter (`starters.py`), reads their pipes, and ends them: by a signal to the group, and by
 SIGKILL when the grace is over. It runs no code of the user and waits for no lock of a pool.
-Guarded by: a program's `lock`: whether its number may be signalled, as it may until the thread has it buried.
-Owner: all else belongs to the thread; anybody may leave orders. Lock order: FORKING, nothing inside a program's lock.
+Owner: all of it belongs to the thread, but for what `program.py` says; anybody may leave orders. Lock order: FORKING,
+nothing inside a program's lock.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 import heapq
 import itertools
-import marshal
 import math
 import os
 import selectors
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from poolkit import _os, _os_processes
@@ -30,10 +29,9 @@ from poolkit._child import starter as protocol
 from poolkit._clock import monotonic
 from poolkit._locks import RLock
 from poolkit._spawn import launch
-from poolkit._spawn.entrance import Entrance
-from poolkit._spawn.key import is_open
 from poolkit._spawn.launch import FORKING
 from poolkit._spawn.output import AT_END, Output
+from poolkit._spawn.program import Program, open_all, why_not
 from poolkit._spawn.starters import Note, Starter
 
 DRAIN = 0.5  # seconds that who was left behind may hold the output of a program that has ended
@@ -46,124 +44,6 @@ _INLINE = 64 * 1024  # bytes of what is to be started that go through the socket
 _SOON = 0.01  # seconds until another try to send what a starter had no room for
 
 _numbers = itertools.count(1)
-
-
-class Recipe:
-    """What is to be started. A stream is "null", "inherit", a path, a descriptor, or what takes its output."""
-
-    def __init__(self, argv: list[bytes], env: dict[bytes, bytes], directory: bytes, mask: int | None) -> None:
-        self.argv, self.env, self.directory, self._mask = argv, env, directory, mask
-        self.stdin: Any = "null"  # also "pipe", or bytes
-        self.stdout: Any = "null"
-        self.stderr: Any = "null"  # also "stdout"
-        self.stop_signal = signal.SIGTERM
-        self.grace = 2.0  # seconds
-        self.entrance: Entrance | None = None  # what gets the writing end of a pipe to its input
-        self.early: list[int] = []  # signals from before it was started
-        self._fds: list[int] = []  # our own
-
-    def pack(self) -> bytes:
-        """What a starter gets. It opens paths itself: one may be of a pipe that nobody reads, or on a dead drive."""
-        paths = [stream if isinstance(stream, bytes) else None for stream in (self.stdout, self.stderr)]
-        return marshal.dumps((self.argv, self.env, self.directory, self._mask, paths, self.is_joined()))
-
-    def is_joined(self) -> bool:
-        """Whether its errors go where its output goes."""
-        return isinstance(self.stderr, str) and self.stderr == "stdout"
-
-    def keep(self, fd: int) -> int:
-        """Return a copy of this descriptor that lives as long as this."""
-        self._fds.append(os.dup(fd))
-        return self._fds[-1]
-
-    def __del__(self) -> None:
-        for fd in self.__dict__.get("_fds", ()):
-            _os.close_fd(fd)
-
-    def outputs(self) -> Iterator[Output]:
-        """Those of its streams that are read."""
-        return (each for each in (self.stdout, self.stderr) if isinstance(each, Output))
-
-
-class Program:
-    """One run of a program. `tell` is called by the thread: with "begun", "unread", and at last "over"."""
-
-    def __init__(self, recipe: Recipe, tell: Callable[[Program, str], object]) -> None:
-        self.recipe = recipe
-        self.number = next(_numbers)
-        self.claims = deque((None,))  # whoever takes it has the program started, or takes it back
-        self.pid: int | None = None
-        self.started_at = self.ended_at = 0.0
-        self.returncode: int | None = None
-        self.cpu_time = 0.0  # seconds
-        self.peak_rss = 0  # bytes
-        self.error: Exception | None = None  # why it could not be started
-        self.is_lost = False  # its starter has died
-        self.is_too_long = False  # it has written more than is kept
-        self.cut_off = False
-        self.is_over = False
-        self.starter: Starter | None = None
-        self.pipes: dict[int, Output] = {}
-        self.paused: set[int] = set()
-        self.tell = tell
-        self._lock = RLock()
-        self._early = [*recipe.early]
-        self.is_to_be_buried = False  # its number is its starter's alone
-
-    def send(self, number: int, *, group: bool) -> bool:
-        """Send it a signal, once it is started; False where it has ended. By anybody."""
-        with self._lock:
-            if self.is_over or self.returncode is not None:
-                return False
-            if self.pid is None:
-                self._early.append(number)
-            elif self.is_to_be_buried:  # it has closed its output, and runs on
-                programs().order(Programs._send_by_starter, self, number)  # noqa: SLF001 -- its owner
-            else:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    (os.killpg if group else os.kill)(self.pid, number)
-            return True
-
-    def begin(self, pid: int, at: float) -> None:
-        """It is started, at that moment."""
-        with self._lock:
-            self.started_at, self.pid = at, pid
-            for number in self._early:
-                self._send_to_group(number)
-            self.recipe.early.clear()
-
-    def kill_group(self) -> None:
-        """Kill all of its group."""
-        with self._lock:
-            if self.pid is not None and not self.is_to_be_buried:
-                self._send_to_group(signal.SIGKILL)
-
-    def _send_to_group(self, number: int) -> None:
-        assert self.pid is not None  # noqa: S101 -- it is started
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
-
-    def let_go(self) -> bool:
-        """Its number may be somebody else's from now on; false where that was so before."""
-        with self._lock:
-            before, self.is_to_be_buried = self.is_to_be_buried, True
-            return not before
-
-    def close(self) -> None:
-        """Close the pipes."""
-        while self.pipes:
-            fd, output = self.pipes.popitem()
-            _os.close_fd(fd)
-            output.end_run()
-        if self.recipe.entrance is not None:
-            self.recipe.entrance.end()
-
-    def leave_parent(self) -> None:
-        """Close the copies that a forked child has, and tell nobody."""
-        while self.pipes:
-            _os.close_fd(self.pipes.popitem()[0])
-        if self.recipe.entrance is not None:
-            self.recipe.entrance.leave_parent()
 
 
 class Programs:
@@ -325,7 +205,7 @@ class Programs:
         ours: list[int] = []
         with FORKING:
             try:
-                _open_all(recipe, theirs, ours)
+                open_all(recipe, theirs, ours)
                 if len(packed) > _INLINE:
                     theirs.append(launch.page_with(packed))
                     packed = b""
@@ -340,6 +220,7 @@ class Programs:
             if recipe.entrance is not None:
                 recipe.entrance.open(ours.pop(0))
             program.pipes = dict(zip(ours, recipe.outputs(), strict=True))
+            program.send_by_starter = functools.partial(self.order, Programs._send_by_starter, program.number)
             self._programs[program.number] = program
         self._flush(starter)
 
@@ -467,9 +348,10 @@ class Programs:
         if number != signal.SIGKILL:
             self._later(grace, self._kill, program.number)
 
-    def _send_by_starter(self, program: Program, number: int) -> None:
-        if program.starter is not None:
-            program.starter.signal(program.number, number)
+    def _send_by_starter(self, number: int, which: int) -> None:
+        program = self._programs.get(number)
+        if program is not None and program.starter is not None:
+            program.starter.signal(number, which)
             self._flush(program.starter)
 
     def _kill(self, number: int) -> None:
@@ -560,59 +442,6 @@ def _nothing(_program: Program, _what: str) -> None:
     """Nobody is to be told any more."""
 
 
-def _pipe() -> tuple[int, int]:
-    """Both ends, under numbers above those of the standard streams."""
-    read, write = os.pipe()
-    try:
-        return launch.above_streams(read), launch.above_streams(write)
-    except BaseException:
-        _os.close_fd(write)
-        raise
-
-
-def _open_all(recipe: Recipe, theirs: list[int], ours: list[int]) -> None:
-    """Add a program's streams to `theirs`, and our ends of the pipes among them to `ours`."""
-    if recipe.entrance is not None:
-        read, write = _pipe()
-        theirs.append(read)
-        ours.append(write)
-    else:
-        theirs.append(open_stream(recipe.stdin, 0))
-    for place, stream in ((1, recipe.stdout), (2, recipe.stderr)):
-        if isinstance(stream, Output):
-            read, write = _pipe()
-            os.set_blocking(read, False)
-            ours.append(read)
-            theirs.append(write)
-        else:
-            theirs.append(open_stream(stream, place))
-
-
-def open_stream(stream: Any, place: int) -> int:
-    """A descriptor of our own for a stream of a program that is no pipe."""
-    if type(stream) is int:
-        return os.dup(stream)
-    if isinstance(stream, bytes) and not place:
-        return _input(stream)
-    if isinstance(stream, str) and stream == "inherit" and is_open(place):
-        return os.dup(place)
-    return launch.above_streams(os.open(os.devnull, os.O_RDWR))
-
-
-def _input(data: bytes) -> int:
-    """A file in memory with this in it, to be read from its beginning."""
-    fd = launch.above_streams(_os.shared_page(0))
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
 def _read(fd: int) -> bytes | None:
     """What is there now; None where there is nothing yet, nothing at its end."""
     try:
@@ -628,20 +457,6 @@ def _feed_rest(fd: int, output: Output) -> bool:
             return data is not None
         output.feed(data)
     return False
-
-
-def why_not(recipe: Recipe, number: int, step: int) -> OSError:
-    """What a program failed with that could not be started, at that step (`_child/starter.py`)."""
-    if step == protocol.DIRECTORY:
-        return OSError(number, f"{os.strerror(number)} (the working directory)", os.fsdecode(recipe.directory))
-    if step in {protocol.OUTPUT, protocol.ERRORS}:
-        path = recipe.stdout if step == protocol.OUTPUT else recipe.stderr
-        return OSError(number, f"{os.strerror(number)} (for what it writes)", os.fsdecode(path))
-    why = os.strerror(number)
-    if number in {errno.ENOENT, errno.EACCES} and b"/" not in recipe.argv[0]:
-        path = os.fsdecode(recipe.env.get(b"PATH", os.fsencode(os.defpath)))
-        why += f" (the program; searched in PATH={path})"
-    return OSError(number, why, os.fsdecode(recipe.argv[0]))
 
 
 _programs: Programs | None = None  # guarded by: _lock

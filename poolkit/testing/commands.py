@@ -16,7 +16,7 @@ from typing import Any
 from poolkit._core.workforce import AnyTask
 from poolkit._kinds.commands import ProgramForce
 from poolkit._owner import Arrivals
-from poolkit._spawn.programs import Recipe
+from poolkit._spawn.program import Recipe
 from poolkit.command import Command
 from poolkit.testing.programs import CommandCall, FakeEntrance, FakeProgram, Stage, refusal
 from poolkit.testing.waits import Driven, FakeTask, Until

@@ -22,7 +22,7 @@ from poolkit._child import starter as protocol
 from poolkit._core.workforce import AnyTask
 from poolkit._spawn.entrance import Entrance
 from poolkit._spawn.output import Output
-from poolkit._spawn.programs import Program, Recipe, open_stream, why_not
+from poolkit._spawn.program import Program, Recipe, open_stream, why_not
 from poolkit.errors import PoolkitError
 from poolkit.testing.calls import Ending, Noted
 from poolkit.testing.command_script import ENDS, MISSING, Act

@@ -18,7 +18,8 @@ import poolkit
 from poolkit._child import starter as protocol
 from poolkit._spawn import programs as owner
 from poolkit._spawn.output import Output
-from poolkit._spawn.programs import Program, Programs
+from poolkit._spawn.program import Program
+from poolkit._spawn.programs import Programs
 from poolkit._spawn.starters import Starter
 from support import WATCHDOG, wait_for_exit, wait_until
 
