@@ -31,6 +31,7 @@ EXEC, BURY, SIGNAL = b"x", b"b", b"k"
 READY, STARTED, FAILED, ENDED, BURIED = b"r", b"s", b"f", b"e", b"g"
 DIRECTORY, PROGRAM, OUTPUT, ERRORS = range(4)  # the step that failed
 _FDS = 4
+_LOOKS, _LOOK = 10, 0.001  # how often it is looked whether a group is gone, and seconds between that
 _OWNERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP")]
 _IGNORED: list[int] = []  # what programs would inherit as such
 
@@ -169,7 +170,16 @@ def _bury(sock: _socket.socket, number: int, over: dict[int, int]) -> None:
     if pid is not None:
         _kill(pid)
         usage = os.wait4(pid, 0)[2]
+        _await_end(pid)
         sock.sendall(NOTE.pack(BURIED, number, int((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_maxrss))
+
+
+def _await_end(group: int) -> None:
+    """Wait a moment until a group that was killed is gone: nobody is left then, when that is told."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        for _ in range(_LOOKS):
+            os.killpg(group, 0)
+            time.sleep(_LOOK)  # noqa: TID251 -- of others than its children, no event tells
 
 
 def _kill(pid: int, number: int = signal.SIGKILL) -> None:

@@ -90,7 +90,7 @@ def test_a_limit_ends_the_whole_group(pool: Pool, tmp_path: Path) -> None:
     group, child = map(int, failed.value.completed.stdout.split()[1:3])
     assert group == failed.value.completed.pid
     for pid in (group, child):
-        assert not is_alive(pid)
+        wait_for_exit(pid)
     assert not pids.exists()
 
 
