@@ -228,6 +228,7 @@ ENTRIES = {
     "loky": Entry("loky", "loky", "loky", _loky),
     "mpire": Entry("mpire.WorkerPool", "mpire", "mpire", _mpire),
     "mp-queue": Entry("multiprocessing.Queue", "mp queue", "multiprocessing", _no_pool),
+    "mp-pipe": Entry("multiprocessing.Pipe", "mp pipe", "multiprocessing", _no_pool),
     "manager-queue": Entry("Manager().Queue", "manager queue", "multiprocessing", _no_pool),
     "tqdm": Entry("tqdm.contrib.concurrent", "tqdm", "tqdm", _executor("fork")),  # which is its pool
     "joblib": Entry("joblib.Parallel", "joblib", "joblib", _joblib),

@@ -31,6 +31,7 @@ _COLOURS = {
     "poolkit-asyncio": "#a3a300",
     "tqdm": "#6b7785",
     "mp-queue": "#b8860b",
+    "mp-pipe": "#b04a6f",
     "manager-queue": "#708238",
 }
 _WIDTH, _LEFT, _RIGHT = 980, 370, 70  # in all; for the names; for the ratios
