@@ -32,6 +32,8 @@ _COLOURS = {
     "tqdm": "#6b7785",
     "mp-queue": "#b8860b",
     "mp-pipe": "#b04a6f",
+    "subprocess": "#4f6db8",
+    "asyncio-subprocess": "#9a7d2e",
     "manager-queue": "#708238",
 }
 _WIDTH, _LEFT, _RIGHT = 980, 370, 70  # in all; for the names; for the ratios
