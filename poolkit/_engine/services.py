@@ -18,6 +18,7 @@ from typing import Any
 
 from poolkit import _os
 from poolkit._child.port import Channel
+from poolkit._clock import monotonic
 from poolkit._engine import lifetime
 from poolkit._engine.callbacks import Callbacks
 from poolkit._kinds.loggers import log
@@ -158,8 +159,9 @@ class Services:
 
     def finish(self) -> None:
         """Wait until all is called, for at most AT_EXIT seconds. At the end of the interpreter."""
+        give_up = monotonic() + AT_EXIT
         self._unused.wait(AT_EXIT)
-        self._callbacks.thread.close(AT_EXIT)
+        self._callbacks.thread.close(give_up - monotonic())
 
     def leave_parent(self) -> None:
         """Be a copy in a forked child, which closes what it has of the watcher, and begins anew."""
