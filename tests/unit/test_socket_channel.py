@@ -149,3 +149,11 @@ def test_of_shared_memory_a_handle_travels(pair: Pair) -> None:
             theirs[0] = 7
         assert shared[0] == 7
     assert ours._arena.alive()[0] == 0
+
+
+def test_the_largest_packet_is_one_that_the_socket_takes(pair: Pair) -> None:
+    _, port, other = pair
+    numpy = pytest.importorskip("numpy")
+    port.send((numpy.zeros(64 << 20, "u1"), b"x" * 59_000))
+    array, beside = other.recv()
+    assert (array.nbytes, beside) == (64 << 20, b"x" * 59_000)
