@@ -105,8 +105,9 @@ class Life:
     # ===== callbacks =====
 
     def on_message(self, callback: Callable[[Any], object]) -> None:
-        """Have `callback` called with each message, those first that have come."""
-        services.enter()
+        """Have `callback` called with each message, those first that have come. Raises PoolClosed, OSError."""
+        self.channel.check_process()
+        services.enter(self.channel)
         self._callback, self._is_delivering = callback, True
         self.ended = self._ready  # beside the watcher: a worker that is a thread may be stopped while it is to tell
         self._ready()
@@ -137,7 +138,8 @@ class Life:
         self._ready()
 
     def on_exit(self, callback: Callable[[WorkerExited], object]) -> None:
-        """Have `callback` called when it is gone."""
+        """Have `callback` called when it is gone. Raises PoolClosed."""
+        self.channel.check_process()
         services.enter()
         self._at_exit.append(callback)
         self._tell_exit()
