@@ -19,6 +19,7 @@ from poolkit._engine.build import build
 from poolkit._engine.supervisor import Supervisor
 from poolkit._kinds.settings import PoolSettings
 from poolkit._locks import RLock
+from poolkit._wire import messages
 from poolkit._wire.plans import Sent, inheritance
 
 MOST = 1_000_000  # workers of such a pool
@@ -74,6 +75,7 @@ class DedicatedPool:
         limits = PoolLimits(MOST, max_tasks_per_child=1, idle_timeout=UNUSED, on_demand=True)
         if settings.kind == "process" and _os.SUPPORTED:
             lifetime.prepare(settings)
+        settings.fork_flags = messages.HAS_CHANNEL
         self.engine = build(settings, limits, f"workers-{next(_numbers)}", Dedicated)
 
     def sent(self) -> Callable[[], Sent]:
