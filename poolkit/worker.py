@@ -92,6 +92,7 @@ class Worker(Ends, Generic[T]):
             SerializationError: target or arguments cannot be pickled.
             RuntimeError: start_method="fork" while other threads run, or a platform without process workers.
             OSError: there are no more descriptors.
+            PoolClosed: the interpreter is ending.
         """
         target = to_be_sent(target)
         called: list[Any] = [target, *args]

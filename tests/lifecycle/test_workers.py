@@ -197,6 +197,25 @@ all_came.wait()
 
 
 @pytest.mark.parametrize("method", ["forkserver", "thread"])
+def test_none_is_started_in_place_of_those_that_the_end_terminates(method: str) -> None:
+    source = """
+def start(exited=None):
+    try:
+        worker = poolkit.Worker(sleep, **kind)
+    except poolkit.PoolClosed:
+        print(exited.cause, "refused", flush=True)
+    else:
+        worker.on_exit(start)
+        workers.append(worker)
+
+workers = []
+start()
+workers[0].recv()
+"""
+    assert run(TARGETS + source, method) == ["terminated refused"]
+
+
+@pytest.mark.parametrize("method", ["forkserver", "thread"])
 def test_a_forked_child_has_callbacks_and_calls_of_its_own(method: str) -> None:
     source = """
 import queue
