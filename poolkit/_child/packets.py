@@ -47,11 +47,12 @@ ROOM_FOR_FDS = socket.CMSG_LEN((_MOST_IDS + 1) * 4)
 class Packet:
     """A message on its way out. `sent` is filled by the instruction that sends it."""
 
-    __slots__ = ("_leases", "data", "memories", "sent")
+    __slots__ = ("_leases", "_pid", "data", "memories", "sent")
 
     def __init__(self, kind: int, manifest: int, body: Any, found: Found, arena: Arena) -> None:
         """Pack it. Raises SerializationError, or OSError where there is no memory."""
         self.sent: list[int] = []
+        self._pid = os.getpid()
         self._leases: list[Lease] = []
         self.memories: list[Memory] = []
         flags = nbytes = segments = 0
@@ -93,7 +94,7 @@ class Packet:
 
     def __del__(self) -> None:
         """Take its blocks back, unless it was sent."""
-        if not self.sent:
+        if self._leases and not self.sent and self._pid == os.getpid():  # a forked child's is a copy
             for lease in self._leases:
                 lease.segment.bytes[lease.index] = 0
 
