@@ -97,6 +97,7 @@ class Worker(Ends, Generic[T]):
             SerializationError: target or arguments cannot be pickled.
             RuntimeError: start_method="fork" while other threads run, or a platform without process workers.
             OSError: there are no more descriptors.
+            PoolClosed: the interpreter is ending.
         """
         target = to_be_sent(target)
         called: list[Any] = [target, *args]
@@ -200,12 +201,13 @@ class Worker(Ends, Generic[T]):
         Raises:
             TypeError: it cannot be called.
             RuntimeError: there is one already, or the worker hosts an object.
+            OSError: there are no more descriptors.
         """
         _check_callback(callback)
         if self._no_recv:
             raise RuntimeError(self._no_recv)
-        self._no_recv = f"on_message() gets the messages of worker {self.name}"
         self._life.on_message(callback)
+        self._no_recv = f"on_message() gets the messages of worker {self.name}"
 
     def on_exit(self, callback: Callable[[WorkerExited], object]) -> None:
         """Call `callback(exited)` when the worker is gone and its messages were handed over; at once if it is.
@@ -216,6 +218,7 @@ class Worker(Ends, Generic[T]):
 
         Raises:
             TypeError: it cannot be called.
+            PoolClosed: this process was forked from that of the worker; so do all that have to do with it.
         """
         _check_callback(callback)
         self._life.on_exit(callback)

@@ -257,3 +257,10 @@ class Counter:
 def not_made() -> NoReturn:
     msg = "it cannot be made"
     raise LookupError(msg)
+
+
+def own_imports(port: Port) -> None:
+    """What this process has imported of poolkit, and its template has not."""
+    from support_imports import imported  # preloaded; the owner is not to have it
+
+    port.send([name for name, pid in imported.items() if pid == os.getpid() and name.startswith("poolkit")])

@@ -51,6 +51,7 @@ class LocalChannel(Channel):
     def __init__(self, incoming: _Queue, outgoing: _Queue) -> None:
         super().__init__()
         self._in, self._out = incoming, outgoing
+        self._ready: list[Callable[[], object]] = []  # who is to be called, once
 
     def pack(self, message: object) -> Any:
         """A message goes as it is."""
@@ -70,8 +71,10 @@ class LocalChannel(Channel):
             raise ChannelEnd
         if len(self._out.messages) >= MOST:
             return False
-        self._out.messages.append(packed)
-        self._out.wake()
+        try:
+            self._out.messages.append(packed)
+        finally:  # whatever a signal handler raises: who waits would not look again
+            self._out.wake()
         return True
 
     def try_take(self, taken: list[Any]) -> bool:
@@ -95,19 +98,20 @@ class LocalChannel(Channel):
         return queue.is_closed or (len(queue.messages) < MOST if writes else bool(queue.messages))
 
     def call_when_ready(self, ready: Callable[[], object]) -> None:
-        """Look now, and with each message."""
-        wakers = self._in.wakers
-
-        def wake() -> None:
-            try:
-                wakers.remove(wake)
-            except ValueError:  # another was faster
-                return
-            ready()
-
-        wakers.append(wake)
+        """Look now, and with each message. It takes the place of who was to be called before."""
+        self._ready[:] = [ready]
+        if self._tell not in self._in.wakers:
+            self._in.wakers.append(self._tell)
         if self._may_go_on(writes=False):
-            wake()
+            self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._in.wakers.remove(self._tell)
+            ready = self._ready.pop()
+        except (ValueError, IndexError):  # another was faster
+            return
+        ready()
 
     def wait(self, seconds: float | None, *, writes: bool) -> None:
         """Sleep on a lock."""

@@ -37,7 +37,8 @@ PLAIN_HEAD = HEAD.pack(MESSAGE, 0, 0, 0, 0)  # nothing comes with it
 
 SMALL = 60 * 1024  # bytes that go in a packet
 _MOST_IDS = 200  # the system takes 253 descriptors at once
-_SHARE, _MOST_SHARE = 320, 200_000  # bytes of blocks that count as one in the socket; the most that is counted
+_SHARE = 320  # bytes of blocks that count as one in the socket
+_MOST_IN_ALL = 200_000  # bytes of the largest packet with its share: what a socket takes at once is little more
 _MOST_SEEN = 32  # segments that a receiver keeps mapped
 ROOM = 64 * 1024  # bytes, of the largest packet without its share
 ROOM_FOR_FDS = socket.CMSG_LEN((_MOST_IDS + 1) * 4)
@@ -46,11 +47,12 @@ ROOM_FOR_FDS = socket.CMSG_LEN((_MOST_IDS + 1) * 4)
 class Packet:
     """A message on its way out. `sent` is filled by the instruction that sends it."""
 
-    __slots__ = ("_leases", "data", "memories", "sent")
+    __slots__ = ("_leases", "_pid", "data", "memories", "sent")
 
     def __init__(self, kind: int, manifest: int, body: Any, found: Found, arena: Arena) -> None:
         """Pack it. Raises SerializationError, or OSError where there is no memory."""
         self.sent: list[int] = []
+        self._pid = os.getpid()
         self._leases: list[Lease] = []
         self.memories: list[Memory] = []
         flags = nbytes = segments = 0
@@ -76,7 +78,7 @@ class Packet:
         if self._leases:
             own = {lease.segment.id: lease.segment for lease in self._leases}
             self.memories, segments = [*own.values(), *self.memories], len(own)
-            body += bytes(min(nbytes // _SHARE, _MOST_SHARE))
+            body += bytes(min(nbytes // _SHARE, _MOST_IN_ALL - len(body)))
             for lease in self._leases:
                 lease.segment.bytes[lease.index] = 1
         if len(self.memories) > _MOST_IDS:
@@ -92,7 +94,7 @@ class Packet:
 
     def __del__(self) -> None:
         """Take its blocks back, unless it was sent."""
-        if not self.sent:
+        if self._leases and not self.sent and self._pid == os.getpid():  # a forked child's is a copy
             for lease in self._leases:
                 lease.segment.bytes[lease.index] = 0
 

@@ -102,7 +102,7 @@ class Channel:
 
     def send(self, message: object, left: Left) -> None:
         """Send a message. Raises TimeoutError, and ChannelEnd."""
-        self._check_process()
+        self.check_process()
         packed = self.pack(message)
         while not self.try_send(packed):
             if (seconds := left()) == 0.0:
@@ -112,7 +112,7 @@ class Channel:
 
     async def send_async(self, message: object) -> None:
         """Do the same in a coroutine."""
-        self._check_process()
+        self.check_process()
         packed = self.pack(message)
         await self._checkpoint()
         while not self.try_send(packed):
@@ -120,7 +120,7 @@ class Channel:
 
     def receive(self, left: Left) -> Any:
         """Return the next message. Raises TimeoutError, ChannelEnd, and what unpickling raises: it is gone then."""
-        self._check_process()
+        self.check_process()
         taken: list[Any] = []
         try:
             while not self._take(taken):
@@ -137,7 +137,7 @@ class Channel:
 
     async def receive_async(self) -> Any:
         """Do the same in a coroutine, for ever. One that is cancelled has taken nothing."""
-        self._check_process()
+        self.check_process()
         taken: list[Any] = []
         try:
             await self._checkpoint()
@@ -167,7 +167,8 @@ class Channel:
     def _put_back(self, taken: list[Any]) -> None:
         self._back.extendleft(taken)
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Raise PoolClosed in a forked child."""
         if getpid() != self._pid:
             msg = f"this channel belongs to process {self._pid}, which forked this one ({getpid()})"
             raise PoolClosed(msg)

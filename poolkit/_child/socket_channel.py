@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from poolkit._memory.memory import Memory
     from poolkit._wire.plans import Manifest, Sent
 
+_SEND_BUFFER = 104 << 10  # bytes; twice as many on Linux, which counts its own, too
 _SHORT = 16  # items of a tuple that are looked at one by one
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 _TAKE_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -276,4 +277,6 @@ def socket_pair(threshold: float, sent: Callable[[], Sent]) -> tuple[SocketChann
     Raises OSError: there are no descriptors, or the system has no such sockets.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):  # what is usual: what bounds messages is not to depend on the machine
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     return SocketChannel(ours.detach(), threshold, sent), theirs, Handle(theirs.fileno(), threshold)

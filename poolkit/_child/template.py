@@ -34,7 +34,6 @@ from poolkit._typing import Any
 from poolkit._wire import codec, messages, reseed
 
 _DECIDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 SPAWN_CODE = """\
 import sys, os, marshal
 fd = int(sys.argv[1])
@@ -79,6 +78,13 @@ def _close_inherited(kept: set[int]) -> None:
             with contextlib.suppress(OSError):  # the one that listed them is closed again
                 if int(name) not in kept and os.get_inheritable(int(name)):
                     os.close(int(name))
+
+
+def _import_channels() -> None:
+    """Import what dedicated workers need: once, as in each of them it would take longer than all the rest."""
+    for name in ("poolkit._child.socket_channel", "poolkit._child.hosting"):
+        with contextlib.suppress(Exception):  # no descriptors, for example: left to the worker
+            importlib.import_module(name)
 
 
 class TemplateProcess:
@@ -198,6 +204,8 @@ class TemplateProcess:
             return False
         flags, count = messages.FORK.unpack(order)
         parent, pid, error = os.getpid(), -1, errno.EMFILE  # where some did not find room here
+        if flags & messages.HAS_CHANNEL and self._start_method != "spawn":
+            _import_channels()
         if len(fds) == count:
             try:
                 pid = os.fork()

@@ -24,6 +24,10 @@ from typing import Any
 class CallbackThread(threading.Thread):
     """The thread; its own class, so that poolkit knows its own."""
 
+    def __init__(self, name: str, run: Callable[[CallbackThread], object]) -> None:
+        super().__init__(target=run, args=(self,), name=name, daemon=True)
+        self.words: SimpleQueue[bool] = SimpleQueue()  # whether to go on; re-entrant, as an Event is not
+
 
 Calls = deque[tuple[Callable[[Any], object], Any]]  # what is to be called, with what
 
@@ -36,46 +40,51 @@ class Caller:
     def __init__(self, name: str, call: Callable[[], object]) -> None:
         self._name = name
         self._call = call
-        self._words: SimpleQueue[bool] = SimpleQueue()  # whether to go on; re-entrant, as an Event is not
-        self._thread: CallbackThread | None = None
+        self._thread: CallbackThread | None = None  # who may be told to call
+        self._last: CallbackThread | None = None  # the same, or one that calls what is left, or has ended
         self.ident = 0  # of the thread
 
     def wake(self) -> bool:
         """Have the thread look; False when there is none, yet or any more. Does not block."""
-        if self._thread is None:
+        thread = self._thread
+        if thread is None:
             return False
-        if self._words.empty():  # else it will look as it is
-            self._words.put(True)
+        if thread.words.empty():  # else it will look as it is
+            thread.words.put(True)
         return True
 
     def start(self) -> bool:
         """Start the thread if need be, and have it look; False when there is none to be had."""
         if self._thread is None:
-            thread = CallbackThread(target=self._run, name=self._name, daemon=True)
+            before = self._last
+            thread = CallbackThread(self._name, lambda thread: self._run(thread, before))
             try:
                 thread.start()
             except RuntimeError:
                 return False
-            self._thread = thread
+            self._thread = self._last = thread
         return self.wake()
 
     def end(self) -> None:
         """Have the thread, if there is one, end once all is called. Does not block."""
-        if self._thread is not None:
-            self._words.put(False)
+        thread = self._thread
+        if thread is not None:
+            thread.words.put(False)
 
     def close(self, seconds: float) -> bool:
         """Wait until all is called, for at most so many seconds, and end the thread. True when it has ended."""
-        thread = self._thread
+        thread = self._last
         if thread is None:
             return True
         self.end()
         thread.join(None if seconds == math.inf else max(0.0, min(seconds, threading.TIMEOUT_MAX)))
         return not thread.is_alive()
 
-    def _run(self) -> None:
+    def _run(self, thread: CallbackThread, before: CallbackThread | None) -> None:
+        if before is not None:  # one at a time
+            before.join()
         self.ident = threading.get_ident()
-        while self._words.get():
+        while thread.words.get():
             self._call()
         self._thread = None  # who comes from now on calls himself
         self._call()

@@ -49,11 +49,12 @@ class Calls:
         self._flight = _Flight()
         self._numbers = itertools.count(1)
         self._is_closing = self._has_ended = self._has_left = False
-        services.enter()
+        services.enter(self._channel)
         life.ended = self._look  # beside the watcher: a worker that is a thread may be stopped while it is to tell
 
     def call(self, name: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task[Any]:
-        """Have the method called. Raises SerializationError. Does not block."""
+        """Have the method called. Raises SerializationError, PoolClosed. Does not block."""
+        self._channel.check_process()
         number = next(self._numbers)
         packed = self._channel.pack((number, method, kwargs or None, *args))
         task: Task[Any] = Task(self, name, packed, None)
@@ -66,8 +67,9 @@ class Calls:
 
     def close(self) -> None:
         """Close the channel behind the calls that are left."""
-        self._is_closing = True
-        self._step()
+        if os.getpid() == self._life.engine.pid:  # a forked child's copy of the socket is this one's, too
+            self._is_closing = True
+            self._step()
 
     # ===== steps =====
 

@@ -19,7 +19,9 @@ from poolkit._engine.build import build
 from poolkit._engine.supervisor import Supervisor
 from poolkit._kinds.settings import PoolSettings
 from poolkit._locks import RLock
+from poolkit._wire import messages
 from poolkit._wire.plans import Sent, inheritance
+from poolkit.errors import PoolClosed
 
 MOST = 1_000_000  # workers of such a pool
 UNUSED = 0.1  # seconds after which a worker leaves whose task was cancelled before it began it
@@ -74,6 +76,7 @@ class DedicatedPool:
         limits = PoolLimits(MOST, max_tasks_per_child=1, idle_timeout=UNUSED, on_demand=True)
         if settings.kind == "process" and _os.SUPPORTED:
             lifetime.prepare(settings)
+        settings.fork_flags = messages.HAS_CHANNEL
         self.engine = build(settings, limits, f"workers-{next(_numbers)}", Dedicated)
 
     def sent(self) -> Callable[[], Sent]:
@@ -92,7 +95,10 @@ class DedicatedPool:
 
 
 def pool_for(settings: PoolSettings) -> DedicatedPool:
-    """Return the pool with these settings, to be released; a new one where there is none. Raises as `build`."""
+    """Return the pool with these settings, to be released, or a new one. Raises PoolClosed, and as `build`."""
+    if lifetime.is_over:  # else `on_exit` that makes another would do so until nobody waits any more
+        msg = "no worker can be started: the interpreter ends, which terminates them all"
+        raise PoolClosed(msg)
     key = (
         *(settings.kind, settings.start_method, settings.preload, settings.shm_threshold),
         frozenset(settings.env.items()),

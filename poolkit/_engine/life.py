@@ -39,7 +39,7 @@ class Life:
         self.number = number
         self.exited: WorkerExited | None = None  # once it is, as the pool has it
         self.gone = threading.Event()
-        self.ended: Callable[[], object] = lambda: None  # called when the task is done, by whoever settles it
+        self.ended: Callable[[], object] = _nothing  # called when the task is done, by whoever settles it
         self._pools = [pool]  # to be released
         self._callback: Callable[[Any], object] | None = None  # for messages, unless one has raised
         self._is_delivering = False  # there is such, and messages may be left
@@ -60,7 +60,8 @@ class Life:
         self.channel.shut()
         if os.getpid() != self.engine.pid:
             return
-        self.ended()
+        ended, self.ended = self.ended, _nothing  # which refers to this, and so would keep the channel
+        ended()
         if self.exited is not None or self.engine.is_over(task):
             self._end()
 
@@ -104,8 +105,9 @@ class Life:
     # ===== callbacks =====
 
     def on_message(self, callback: Callable[[Any], object]) -> None:
-        """Have `callback` called with each message, those first that have come."""
-        services.enter()
+        """Have `callback` called with each message, those first that have come. Raises PoolClosed, OSError."""
+        self.channel.check_process()
+        services.enter(self.channel)
         self._callback, self._is_delivering = callback, True
         self.ended = self._ready  # beside the watcher: a worker that is a thread may be stopped while it is to tell
         self._ready()
@@ -124,7 +126,7 @@ class Life:
                 services.watch(self.channel, self._ready)
                 return
             except ChannelEnd:
-                self._is_delivering = False
+                self._is_delivering, self.ended = False, _nothing
                 self._tell_exit()
                 services.leave()
                 return
@@ -136,7 +138,8 @@ class Life:
         self._ready()
 
     def on_exit(self, callback: Callable[[WorkerExited], object]) -> None:
-        """Have `callback` called when it is gone."""
+        """Have `callback` called when it is gone. Raises PoolClosed."""
+        self.channel.check_process()
         services.enter()
         self._at_exit.append(callback)
         self._tell_exit()
@@ -163,6 +166,10 @@ class Life:
         if exited is None:  # it never was up
             return WorkerExited(self.number, None, None, None, cause)
         return WorkerExited(self.number, exited.pid, exited.exitcode, exited.signal, cause)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _not_at_all() -> float:

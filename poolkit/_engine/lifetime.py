@@ -59,6 +59,7 @@ def prepare(settings: PoolSettings) -> None:
         registry.acquire(start, settings, waits=False)
 
 
+is_over = False  # the interpreter ends
 last: list[Callable[[], object]] = []  # called when all pools have ended at the end of the interpreter; may block
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
 _registered = -1  # the process that is to finish the work of its pools at its end; guarded by: _live_lock
@@ -89,6 +90,8 @@ def _all_live() -> list[Lasting]:
 
 def _finish_all() -> None:
     """At exit: finish the work of every pool. One Ctrl-C ends that, for all of them."""
+    global is_over  # noqa: PLW0603 -- once
+    is_over = True
     try:
         for pool in _all_live():
             pool.end_with_interpreter()

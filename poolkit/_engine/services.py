@@ -18,6 +18,7 @@ from typing import Any
 
 from poolkit import _os
 from poolkit._child.port import Channel
+from poolkit._clock import monotonic
 from poolkit._engine import lifetime
 from poolkit._engine.callbacks import Callbacks
 from poolkit._kinds.loggers import log
@@ -106,9 +107,11 @@ class Services:
         self._unused = threading.Event()
         self._unused.set()
 
-    def enter(self) -> None:
-        """There is one more who may be called."""
+    def enter(self, channel: Channel | None = None) -> None:
+        """There is one more who may be called, and have this watched. Raises OSError, RuntimeError: it cannot be."""
         with self._lock:
+            if channel is not None and channel.fd is not None and self._watcher is None:
+                self._watcher = _Watcher()
             self._users += 1
             self._unused.clear()
 
@@ -137,14 +140,13 @@ class Services:
     def watch(self, channel: Channel, ready: Ready, *, writes: bool = False) -> None:
         """Have `ready` called once, when there is something to take, or room, or at the end: on the watcher's thread.
 
-        Or on that of a worker that is a thread. By one who has entered. Does not block.
+        Or on that of a worker that is a thread. By one who has entered for it. Does not block.
         """
+        watcher = self._watcher
         if channel.fd is None:
             channel.call_when_ready(ready)
-            return
-        with self._lock:
-            watcher = self._watcher = self._watcher or _Watcher()
-        watcher.watch(channel.fd, ready, writes=writes)
+        elif watcher is not None:
+            watcher.watch(channel.fd, ready, writes=writes)
 
     def unwatch(self, channel: Channel) -> None:
         """Have it called no more, unless that has begun. Does not block."""
@@ -158,8 +160,9 @@ class Services:
 
     def finish(self) -> None:
         """Wait until all is called, for at most AT_EXIT seconds. At the end of the interpreter."""
+        give_up = monotonic() + AT_EXIT
         self._unused.wait(AT_EXIT)
-        self._callbacks.thread.close(AT_EXIT)
+        self._callbacks.thread.close(give_up - monotonic())
 
     def leave_parent(self) -> None:
         """Be a copy in a forked child, which closes what it has of the watcher, and begins anew."""

@@ -181,7 +181,7 @@ class Processes(DrivenWorkforce):
         template = self._template or self._acquire_template()
         theirs = peer.open(self._inherited_fds)
         try:
-            child = peer.child = template.spawn(theirs)
+            child = peer.child = template.spawn(theirs, self._settings.fork_flags)
         finally:
             for fd in theirs:
                 os.close(fd)

@@ -86,6 +86,7 @@ class PoolSettings:
         self.shm_threshold = checks.whole_or_none("shm_threshold", shm_threshold)
         self.shares: Mapping[str, str] = {}  # variables for workers that are processes; see `share_cpus`
         self.size = size
+        self.fork_flags = 0  # of orders to the template process, see `_wire/messages.py`
 
     def share_cpus(self) -> None:
         """Give libraries that make threads a fair share of the CPUs, unless the environment says something else.

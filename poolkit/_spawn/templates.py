@@ -88,7 +88,7 @@ class Template:
         finally:
             self._theirs.close()
 
-    def spawn(self, fds: Sequence[int]) -> Child:
+    def spawn(self, fds: Sequence[int], flags: int = 0) -> Child:
         """Have a process forked that gets these descriptors, which stay the caller's, and the present standard streams.
 
         Raises:
@@ -98,7 +98,7 @@ class Template:
         with FORKING:
             ours, theirs = launch.socket_pair()
             try:
-                flags, attached = 0, [theirs.fileno()]
+                attached = [theirs.fileno()]
                 for fd, flag in ((1, messages.HAS_OUTPUT), (2, messages.HAS_ERRORS)):
                     if is_open(fd):
                         attached.append(fd)

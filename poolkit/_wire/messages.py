@@ -71,7 +71,8 @@ FLAG_ANNOUNCE = 1  # say BEGUN
 FLAG_OUT_OF_BAND = 2  # the body is an out-of-band message
 FLAG_COPIES = 4  # of which the worker is to make copies, as the call may have to run again
 KILL = 0  # instead of a signal: kill the worker with its group and all that descends from it
-HAS_OUTPUT, HAS_ERRORS = 1, 2  # flags of a FORK: which standard streams are open in the owner
+# Flags of a FORK: which standard streams are open in the owner; and that the worker is a dedicated one.
+HAS_OUTPUT, HAS_ERRORS, HAS_CHANNEL = 1, 2, 4
 MOST_FDS = 64  # descriptors of one FORK, those of `initargs` included
 PREPARED, UNPREPARED = b"\1", b"\0"
 

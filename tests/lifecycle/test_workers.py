@@ -197,6 +197,25 @@ all_came.wait()
 
 
 @pytest.mark.parametrize("method", ["forkserver", "thread"])
+def test_none_is_started_in_place_of_those_that_the_end_terminates(method: str) -> None:
+    source = """
+def start(exited=None):
+    try:
+        worker = poolkit.Worker(sleep, **kind)
+    except poolkit.PoolClosed:
+        print(exited.cause, "refused", flush=True)
+    else:
+        worker.on_exit(start)
+        workers.append(worker)
+
+workers = []
+start()
+workers[0].recv()
+"""
+    assert run(TARGETS + source, method) == ["terminated refused"]
+
+
+@pytest.mark.parametrize("method", ["forkserver", "thread"])
 def test_a_forked_child_has_callbacks_and_calls_of_its_own(method: str) -> None:
     source = """
 import queue
@@ -212,13 +231,21 @@ def listen(number):
 mine = listen(1)
 hosted = poolkit.Worker.hosting(Counter, "abca", **kind)
 print(hosted.call("total").result())
+plain = poolkit.Worker(echo, **kind)
 waiting = [hosted.call("total") for _ in range(2)]
 pid = os.fork()
 if not pid:
-    try:
-        waiting[1].result()
-    except poolkit.PoolClosed:
-        print("closed", flush=True)
+    for refused in (
+        waiting[1].result,
+        lambda: hosted.call("clear"),
+        lambda: hosted.on_exit(print),
+        lambda: plain.on_message(print),
+    ):
+        try:
+            refused()
+        except poolkit.PoolClosed:
+            print("closed", flush=True)
+    hosted.close()
     theirs = listen(2)
     print(theirs[2], flush=True)
     with poolkit.Worker.hosting(Counter, "ab", **kind) as own:
@@ -228,12 +255,39 @@ if not pid:
     os._exit(0)
 print(os.waitpid(pid, 0)[1])
 mine[0].send(5)
-print(mine[1].get(timeout=20), waiting[1].result())
-for worker in (mine[0], hosted):
+print(mine[1].get(timeout=20), waiting[1].result(), hosted.call("total").result())
+for worker in (mine[0], hosted, plain):
     with worker:
         pass
 """
-    assert sorted(run(TARGETS + source, method)) == sorted(["4", "closed", "2", "2", "0", "5 4"])
+    assert sorted(run(TARGETS + source, method)) == sorted(["4", *["closed"] * 4, "2", "2", "0", "5 4 4"])
+
+
+def test_callbacks_go_on_after_there_were_no_descriptors_for_one() -> None:
+    source = """
+import queue
+
+workers = [poolkit.Worker(echo) for _ in range(2)]
+for worker in workers:
+    worker.send(1)
+    worker.recv()
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+try:
+    workers[0].on_message(print)
+except OSError as error:
+    print(error.errno)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+found = queue.SimpleQueue()
+for number, worker in enumerate(workers):
+    worker.on_message(found.put)
+    worker.send(number)
+    print(found.get(timeout=20))
+    worker.on_exit(lambda exited: found.put(exited.cause))
+    worker.close()
+    print(found.get(timeout=20))
+"""
+    assert run(TARGETS + source, "forkserver") == ["24", "0", "finished", "1", "finished"]
 
 
 @pytest.mark.parametrize("method", ["forkserver", "thread"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 import poolkit
+import support_workers
+from support import WATCHDOG
 
 HEAVY = {"asyncio", "cloudpickle", "poolkit.task", "poolkit.results", "tblib"}
 
@@ -33,3 +35,9 @@ def test_a_task_that_took_away_what_imports_need_fails_with_its_own_exception(
         assert type(pool.submit(exec, code).exception()) is error
         assert pool.submit(abs, -1).result() == 1
         assert pool.stats().crashed == 0
+
+
+def test_a_dedicated_worker_finds_what_it_needs_imported() -> None:
+    """Else each would import it, which takes longer than all the rest of its start."""
+    with poolkit.Worker(support_workers.own_imports, preload=["support_imports"]) as worker:
+        assert worker.recv(WATCHDOG) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,3 +150,22 @@ def test_of_shared_memory_a_handle_travels(pair: Pair) -> None:
             theirs[0] = 7
         assert shared[0] == 7
     assert ours._arena.alive()[0] == 0
+
+
+def test_the_largest_packet_is_one_that_the_socket_takes(pair: Pair) -> None:
+    _, port, other = pair
+    numpy = pytest.importorskip("numpy")
+    port.send((numpy.zeros(64 << 20, "u1"), b"x" * 59_000))
+    array, beside = other.recv()
+    assert (array.nbytes, beside) == (64 << 20, b"x" * 59_000)
+
+
+def test_a_forked_child_frees_no_memory_of_what_was_not_sent(pair: Pair) -> None:
+    ours, _, _ = pair
+    packed = ours.pack(message(1))
+    pid = os.fork()
+    if not pid:
+        del packed
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert [segment.bytes[0] for segment in ours._arena._all()] == [1]
