@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import sys
+from collections import deque
 from functools import partial
 
 from poolkit._select import poll
@@ -37,6 +38,8 @@ CGROUPS = "/sys/fs/cgroup"
 # Asks a worker for its stack. A real-time signal, as programs use SIGUSR1 and SIGUSR2 themselves.
 STACK_SIGNAL: int = (signal.SIGRTMIN + 11) if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 LOOK_SIGNAL: int = signal.SIGXFSZ  # the same, of one that goes on: see `_child/looks.py`
+
+_LOOKS, _LOOK = 1000, 0.001  # how often it is looked whether somebody sets a wake-up, and seconds between that
 
 _HAS_EVENTFD = LINUX and hasattr(os, "eventfd")
 
@@ -72,14 +75,42 @@ class _Counter:
 
 
 class Wakeup(_Counter):
-    """Wakes one thread that polls `fileno()`. Thread-safe, signal-safe, never blocks."""
+    """Wakes one thread that polls `fileno()`. Thread-safe, signal-safe; `set` never blocks.
 
-    __slots__ = ()
+    A thread may be held up between looking at the number of the descriptor and writing to it, and the number be
+    somebody else's by then. So who sets says so before he looks, and who closes waits for him, for a second at most.
+    """
+
+    __slots__ = ("_pid", "_setting")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+        self._setting: deque[None] = deque()  # one for each who sets it just now
 
     def set(self) -> None:
         """Wake the poller; once is enough for many calls. A closed one is ignored."""
-        with contextlib.suppress(BlockingIOError, OSError):
+        setting = self._setting
+        try:
+            setting.append(None)
             os.write(self._write, b"\1\0\0\0\0\0\0\0")
+        except (BlockingIOError, OSError):
+            return
+        finally:
+            with contextlib.suppress(IndexError):  # an interrupt came before
+                setting.pop()
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        fds = {self._read, self._write}
+        self._read = self._write = -1
+        if os.getpid() == self._pid:  # else those who set it are not here
+            for _ in range(_LOOKS):
+                if not self._setting:
+                    break
+                select.select([], [], [], _LOOK)
+        for fd in fds:
+            close_fd(fd)
 
     def clear(self) -> None:
         """Make it unreadable again."""

@@ -158,8 +158,12 @@ def crowd(name: str, sized: Sized) -> Figures:
         pool.cancel_all()
     with poolkit.Pool(2) as pool:
         calm = _p99(pool, sized(2000))
-        with poolkit.spawn(["yes"], on_stdout=len):
-            return {"threads": float(threads), "flood": _p99(pool, sized(2000)) / calm}
+        with pool.run(["yes"], stdout="lines") as command:
+            reader = threading.Thread(target=_count, args=(command.chunks(),))
+            reader.start()
+            flood = _p99(pool, sized(2000))
+        reader.join()
+    return {"threads": float(threads), "flood": flood / calm}
 
 
 def _p99(pool: poolkit.Pool, count: int) -> float:

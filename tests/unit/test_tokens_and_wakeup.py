@@ -14,6 +14,7 @@ import pytest
 
 from poolkit import _os, _os_processes
 from poolkit._os import Tokens, Wakeup
+from support import WATCHDOG, wait_until
 
 
 @pytest.fixture(params=["eventfd", "pipe"])
@@ -270,3 +271,33 @@ def test_closing_what_is_no_descriptor_is_fine() -> None:
     read, write = os.pipe()
     for fd in (read, write, write):
         _os.close_fd(fd)
+
+
+def test_a_number_is_not_given_away_while_somebody_is_about_to_write_to_it(
+    means: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who gets that number next gets eight bytes that were not meant for him."""
+    wakeup, about_to_write, may_write, write = Wakeup(), threading.Event(), threading.Event(), os.write
+    fds = wakeup.both()
+
+    def held_up(fd: int, data: bytes) -> int:
+        about_to_write.set()
+        may_write.wait(WATCHDOG)
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", held_up)
+    monkeypatch.setattr(_os, "_LOOKS", 1_000_000)
+    setter, closer = threading.Thread(target=wakeup.set), threading.Thread(target=wakeup.close)
+    setter.start()
+    assert about_to_write.wait(WATCHDOG)
+    closer.start()
+    wait_until(lambda: wakeup.fileno() == -1, "the end to begin")
+    for fd in fds:
+        os.fstat(fd)
+    may_write.set()
+    setter.join()
+    closer.join()
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    wakeup.set()
