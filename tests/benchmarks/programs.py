@@ -212,10 +212,8 @@ MEASURES = (
         ("poolkit", "subprocess"),
         (
             Row("held", "its child holds the output for 3 s", "s", {"poolkit": "under 0.8"}),
-            Row(
-                "limit", "a limit of 0.5 s, grace 1 s, grandchildren that ignore SIGTERM", "s", {"poolkit": "under 1.7"}
-            ),
-            Row("cancel", "from cancel() until its place is free, grace=0", "ms", {"poolkit": "under 10, then 5"}),
+            Row("limit", "a limit of 0.5 s, not obeyed at once", "s", {"poolkit": "under 1.7"}),
+            Row("cancel", "from cancel() until its place is free", "ms", {"poolkit": "under 10, then 5"}),
         ),
         ends,
     ),
