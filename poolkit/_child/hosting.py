@@ -24,7 +24,7 @@ def host(port: Port, factory: Callable[..., object], *args: Any) -> None:
 def _answer(channel: Channel, subject: object, last: int) -> int:
     """Answer one call; a function of its own, so that nothing of it is kept while the next is waited for."""
     try:
-        number, method, kwargs, *args = channel.receive(lambda: None)
+        number, method, kwargs, *args = channel.receive(lambda: None, [])
     except ChannelEnd:
         raise
     except Exception as exc:  # noqa: BLE001 -- what unpickling raises is the outcome of that call

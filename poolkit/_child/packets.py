@@ -94,8 +94,9 @@ class Packet:
 
     def __del__(self) -> None:
         """Take its blocks back, unless it was sent."""
-        if self._leases and not self.sent and self._pid == os.getpid():  # a forked child's is a copy
-            for lease in self._leases:
+        leases = getattr(self, "_leases", ())  # an interrupt may have come before there were such
+        if leases and not self.sent and self._pid == os.getpid():  # a forked child's is a copy
+            for lease in leases:
                 lease.segment.bytes[lease.index] = 0
 
 

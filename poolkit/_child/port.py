@@ -118,37 +118,26 @@ class Channel:
         while not self.try_send(packed):
             await self.wait_async(writes=True)
 
-    def receive(self, left: Left) -> Any:
-        """Return the next message. Raises TimeoutError, ChannelEnd, and what unpickling raises: it is gone then."""
-        self.check_process()
-        taken: list[Any] = []
-        try:
-            while not self._take(taken):
-                if (seconds := left()) == 0.0:
-                    msg = "no message came in time"
-                    raise TimeoutError(msg)
-                self.wait(seconds, writes=False)
-            return self.load(taken)
-        except Exception:
-            raise
-        except BaseException:
-            self._put_back(taken)
-            raise
+    def receive(self, left: Left, taken: list[Any]) -> Any:
+        """Return the next message. Raises TimeoutError, ChannelEnd, and what unpickling raises: it is gone then.
 
-    async def receive_async(self) -> Any:
+        For an interrupt, which may come on the way back, too: what `taken` has is to be put back then.
+        """
+        self.check_process()
+        while not self._take(taken):
+            if (seconds := left()) == 0.0:
+                msg = "no message came in time"
+                raise TimeoutError(msg)
+            self.wait(seconds, writes=False)
+        return self.load(taken)
+
+    async def receive_async(self, taken: list[Any]) -> Any:
         """Do the same in a coroutine, for ever. One that is cancelled has taken nothing."""
         self.check_process()
-        taken: list[Any] = []
-        try:
-            await self._checkpoint()
-            while not self._take(taken):
-                await self.wait_async(writes=False)
-            return self.load(taken)
-        except Exception:
-            raise
-        except BaseException:
-            self._put_back(taken)
-            raise
+        await self._checkpoint()
+        while not self._take(taken):
+            await self.wait_async(writes=False)
+        return self.load(taken)
 
     async def _checkpoint(self) -> None:
         """Give others their turn: under trio each time, under asyncio now and then."""
@@ -164,7 +153,8 @@ class Channel:
                 return True
         return self.try_take(taken)
 
-    def _put_back(self, taken: list[Any]) -> None:
+    def put_back(self, taken: list[Any]) -> None:
+        """Have it taken again, by whoever comes first."""
         self._back.extendleft(taken)
 
     def check_process(self) -> None:
@@ -246,20 +236,32 @@ class Ends:
         left = self._channel.countdown(timeout)
         if self._no_recv:
             raise RuntimeError(self._no_recv)
+        taken: list[Any] = []
         try:
-            return self._channel.receive(left)
+            return self._channel.receive(left, taken)
         except ChannelEnd:
             pass
+        except Exception:
+            raise
+        except BaseException:
+            self._channel.put_back(taken)
+            raise
         raise self._end(left)
 
     async def recv_async(self) -> Any:
         """Do the same as `recv` in a coroutine, without blocking its event loop; cancelled, it loses nothing."""
         if self._no_recv:
             raise RuntimeError(self._no_recv)
+        taken: list[Any] = []
         try:
-            return await self._channel.receive_async()
+            return await self._channel.receive_async(taken)
         except ChannelEnd:
             pass
+        except Exception:
+            raise
+        except BaseException:
+            self._channel.put_back(taken)
+            raise
         raise await self._end_async()
 
     def __iter__(self) -> Self:

@@ -121,7 +121,7 @@ class Life:
             return
         for _ in range(AT_ONCE):
             try:
-                message = self.channel.receive(_not_at_all)
+                message = self.channel.receive(_not_at_all, [])
             except TimeoutError:
                 services.watch(self.channel, self._ready)
                 return

@@ -12,8 +12,10 @@ from lifecycle.scripts import run, running
 pytestmark = pytest.mark.slow
 
 TARGETS = """
-import os, resource, signal, sys, threading, time
+import os, resource, signal, sys, threading, time, warnings
 import poolkit
+
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # a fork, from CPython 3.12 on
 
 def sleep(port):
     port.send(os.getpid())
@@ -104,14 +106,18 @@ def interrupt(*_):
     if len(found) < number:  # else the loop has ended
         raise Interrupt
 
+def receive():  # a function of its own, as what is raised at a jump back may pass by the `except` around a loop
+    global found
+    while len(found) < number:
+        found += map(worker.recv, (30,))  # received and noted by one instruction
+
 number, found, interrupts = 3000, [], 0
 signal.signal(signal.SIGALRM, interrupt)
 with poolkit.Worker(count, number, **kind) as worker:
     while len(found) < number:
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.0002 + len(found) % 7 * 0.0001)
-            while len(found) < number:
-                found += map(worker.recv, (30,))  # received and noted by one instruction
+            receive()
         except Interrupt:
             interrupts += 1
         finally:
@@ -309,6 +315,14 @@ def interrupt(*_):
     if is_on:
         raise Interrupt
 
+def call():  # a function of its own, as in the test above
+    global number, tasks
+    for _ in range(500):  # what is raised in a finalizer is lost
+        number += 1
+        tasks += map(worker.call, ("note",), (number,))
+        if number % 3 == 0:
+            tasks[-1].result(30)
+
 number, interrupts, tasks, is_on = 0, 0, [], False
 signal.signal(signal.SIGALRM, interrupt)
 with poolkit.Worker.hosting(Journal, **kind) as worker:
@@ -317,11 +331,7 @@ with poolkit.Worker.hosting(Journal, **kind) as worker:
     while number < 2000 or interrupts < 20:
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.0002 + number % 7 * 0.0001)
-            for _ in range(500):  # what is raised in a finalizer is lost
-                number += 1
-                tasks += map(worker.call, ("note",), (number,))
-                if number % 3 == 0:
-                    tasks[-1].result(30)
+            call()
         except Interrupt:
             interrupts += 1
     is_on = False
