@@ -134,7 +134,7 @@ class SocketChannel(Channel):
             return False
         except OSError as exc:
             if exc.errno == errno.ECONNRESET:  # told once, and not for what is sent
-                return False
+                return self._send(packet)
             if exc.errno not in {errno.EPIPE, errno.EBADF}:
                 raise
             raise ChannelEnd from None

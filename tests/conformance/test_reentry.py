@@ -258,5 +258,6 @@ def test_one_interrupt_at_exit_stops_every_pool(monkeypatch):
             done.append(f"stop {self.name}")
 
     monkeypatch.setattr(lifetime, "_all_live", lambda: [Stand("a"), Stand("b")])
+    monkeypatch.setattr(lifetime, "is_over", False)  # which it is not, afterwards
     lifetime._finish_all()
     assert done == ["wait a", "stop a", "stop b", "wait a", "wait b"]
