@@ -159,9 +159,13 @@ class Output:
     def feed(self, data: bytes) -> bool:
         """Take in what has come; False where the program is to wait for readers."""
         with self._lock:
+            is_readable = self.kept is None or self.is_asked_for
             if self.kept is not None:
                 self.kept.add(data)
-            if self.kept is None or (self.is_asked_for and self.fed - self.taken < self._most):
+                # Beyond the bound: a diagnosis loses what nobody takes in time, and data are not wanted any more.
+                is_full = self.kept.dropped if self.name == "stdout" else self.fed - self.taken >= self._most
+                is_readable = is_readable and not is_full
+            if is_readable:
                 self._chunks.append(data)
                 self.fed += len(data)
         self._ring()
