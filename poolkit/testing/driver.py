@@ -37,7 +37,6 @@ from poolkit.testing.workforce import FakeWorkforce, named
 if TYPE_CHECKING:
     from poolkit.testing.command_script import WhenCommand
     from poolkit.testing.programs import CommandCall
-    from poolkit.testing.workers import WhenWorker
 
 DECIDING, PUBLISHING, TAKING_UP_MAPS, IN_A_CALL, IN_A_CALLBACK, RUNNING_ALL = range(6)
 _REFUSALS = (PoolClosed, QueueFull, InitializerFailed)
@@ -67,7 +66,7 @@ class Driver:
         self.peers = [self]  # those of the same clock and thread: this, and what runs the programs of `spawn`
         self.commands: list[CommandCall] = []
         self.command_script: list[WhenCommand] = []
-        self.worker_script: list[WhenWorker] = []
+        self.worker_script: list[Any] = []
         self.doomed: weakref.WeakSet[AnyTask] = weakref.WeakSet()  # to be cancelled at some time
         self._inconsistent = False  # an exception interrupted a step, or publishing: the next step repairs that first
 
