@@ -246,8 +246,9 @@ def test_a_failed_command_is_run_again_where_that_is_asked_for(pool: Pool, tmp_p
     again = pool.options(retries=2, retry_on=(CommandFailed,))
     script = f"echo x >> {tmp_path}/runs; test $(wc -l < {tmp_path}/runs) = 3"
     assert again.run(["sh", "-c", script]).result(WATCHDOG).exitcode == 0
-    command = again.run(["sh", "-c", "echo once; exit 1"], stdout="lines")
+    command = again.run(["sh", "-c", "echo once; read word; exit 1"], stdout="lines", stdin="pipe")
     assert next(command.lines()) == b"once"
+    command.write(b"taken\n")  # before that it may be run again
     with pytest.raises(CommandFailed):
         command.result(WATCHDOG)
     assert command.attempts == 1
