@@ -140,8 +140,9 @@ def test_a_task_that_is_done_just_before_its_scope_is_cancelled_keeps_its_result
 
 
 @pytest.mark.needs("background")
-def test_trio_as_a_guest_of_asyncio(make_pool, hold):
+def test_trio_as_a_guest_of_asyncio(make_pool, hold, monkeypatch):
     """In one thread, a task of trio waits the way of trio, and a coroutine of asyncio the way of asyncio."""
+    monkeypatch.setattr("trio._core._thread_cache.IDLE_TIMEOUT", 0.01)  # else its thread stays for ten seconds
     pool = make_pool(2)
 
     async def guest():
