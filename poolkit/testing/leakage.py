@@ -71,7 +71,8 @@ class Snapshot:
     def new_threads(self) -> list[threading.Thread]:
         """The threads that were not there."""
         new = [thread for thread in threading.enumerate() if thread not in self.threads]
-        return [thread for thread in new if not thread.name.startswith(_LASTING)]
+        # One whose start was interrupted stays in that list, and never runs.
+        return [thread for thread in new if thread.ident and not thread.name.startswith(_LASTING)]
 
     def new_children(self) -> list[int]:
         """The processes that were not there."""
