@@ -178,17 +178,22 @@ class Caller:
     def call_back(self, _entry: object) -> None:
         """Call the callback with what is there. On the callback thread."""
         self._is_called.release()  # before the look: what comes from now on is called again
-        while self._output.has_some():
-            try:
-                for line in self._output.take(lines=self._callback is not None) or ():
-                    if self._callback is not None:
-                        self._callback(line)
-            except Exception:  # of decoding, too; what comes from now on is dropped
-                self._callback = None
-                command = self._command()
-                how = "on_%s of %s (pid %s), task %d (%s), raised, and is not called again"
-                if command is not None:
-                    log.exception(how, self._output.name, shown(command.argv), command.pid, command.id, command.name)
-            except BaseException:
-                self._callback = None
-                raise
+        self._call_some()
+        while self._output.run_is_over() and self._output.has_some():  # the outcome comes behind this call
+            self._call_some()
+        self._ring()  # others have their turn before what a program goes on to write
+
+    def _call_some(self) -> None:
+        try:
+            for line in self._output.take(lines=self._callback is not None) or ():
+                if self._callback is not None:
+                    self._callback(line)
+        except Exception:  # of decoding, too; what comes from now on is dropped
+            self._callback = None
+            command = self._command()
+            how = "on_%s of %s (pid %s), task %d (%s), raised, and is not called again"
+            if command is not None:
+                log.exception(how, self._output.name, shown(command.argv), command.pid, command.id, command.name)
+        except BaseException:
+            self._callback = None
+            raise

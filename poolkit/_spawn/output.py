@@ -208,6 +208,10 @@ class Output:
             self.fed += len(kept)
             self.is_asked_for = True
 
+    def run_is_over(self) -> bool:
+        """Whether a run has ended, and not all of it was taken."""
+        return self._is_to_flush or self.has_ended
+
     def has_some(self) -> bool:
         """Whether there is something to take."""
         return bool(self._chunks) or self._is_to_flush

@@ -225,3 +225,13 @@ def test_a_program_that_has_closed_its_output_is_still_reached(pool: Pool, how: 
     assert command.pid is not None
     wait_for_exit(command.pid)
     assert not command.send_signal("SIGUSR1")
+
+
+def test_a_flood_of_lines_leaves_other_callbacks_their_turn(pool: Pool) -> None:
+    with pool.run(["yes"], stdout="lines", on_stdout=len):
+        called = threading.Event()
+        pool.submit(int).add_done_callback(lambda _: called.set())
+        lines: list[bytes] = []
+        assert pool.run(["seq", "1000"], on_stdout=lines.append).result(WATCHDOG).exitcode == 0
+        assert len(lines) == 1000
+        assert called.wait(WATCHDOG)
