@@ -179,18 +179,20 @@ class Caller:
         """Call the callback with what is there. On the callback thread."""
         self._is_called.release()  # before the look: what comes from now on is called again
         self._call_some()
-        while self._output.run_is_over() and self._output.has_some():  # the outcome comes behind this call
+        while self._output.run_is_over():  # the outcome comes behind this call
             self._call_some()
         self._ring()  # others have their turn before what a program goes on to write
 
     def _call_some(self) -> None:
+        command = self._command()
+        if command is not None and command.cancelled():  # that is told already, and what it still writes is dropped
+            self._callback = None
         try:
             for line in self._output.take(lines=self._callback is not None) or ():
                 if self._callback is not None:
                     self._callback(line)
         except Exception:  # of decoding, too; what comes from now on is dropped
             self._callback = None
-            command = self._command()
             how = "on_%s of %s (pid %s), task %d (%s), raised, and is not called again"
             if command is not None:
                 log.exception(how, self._output.name, shown(command.argv), command.pid, command.id, command.name)

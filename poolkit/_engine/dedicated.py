@@ -29,6 +29,7 @@ AT_EXIT = 1.0  # seconds that the end of the interpreter waits for workers to be
 
 _pools: dict[object, DedicatedPool] = {}
 _lock = RLock()  # re-entrant for finalizers
+lifetime.locks.append(_lock)
 _numbers = itertools.count(1)
 
 

@@ -63,7 +63,8 @@ is_over = False  # the interpreter ends
 last: list[Callable[[], object]] = []  # called when all pools have ended at the end of the interpreter; may block
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
 _registered = -1  # the process that is to finish the work of its pools at its end; guarded by: _live_lock
-_live_lock = RLock()  # re-entrant for finalizers that a collection runs while it is held
+locks: list[Any] = []  # of others that keep pools, which a forked child is to have free
+_live_lock: Any = RLock()  # re-entrant for finalizers that a collection runs while it is held
 
 
 def begin(pool: Lasting) -> None:
@@ -129,8 +130,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     # Made anew, not released: where only this hook is called (some servers do), nobody has taken them.
-    locks: list[Any] = [_live_lock, FORKING]
-    for lock in locks:
+    for lock in (_live_lock, FORKING, *locks):
         lock._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
     for pool in _held or list(_live):
         pool.after_fork_in_child()

@@ -7,6 +7,7 @@ Guarded by: `_lock`: `_pool`.
 from __future__ import annotations
 
 from poolkit._core.options import PoolLimits
+from poolkit._engine import lifetime
 from poolkit._engine.build import build
 from poolkit._engine.supervisor import Supervisor
 from poolkit._kinds.settings import PoolSettings
@@ -16,6 +17,7 @@ MOST = 1_000_000  # programs
 
 _pool: Spawned | None = None
 _lock = RLock()  # re-entrant for finalizers
+lifetime.locks.append(_lock)
 
 
 class Spawned(Supervisor):

@@ -210,7 +210,7 @@ class Output:
 
     def run_is_over(self) -> bool:
         """Whether a run has ended, and not all of it was taken."""
-        return self._is_to_flush or self.has_ended
+        return self._is_to_flush
 
     def has_some(self) -> bool:
         """Whether there is something to take."""

@@ -228,10 +228,49 @@ def test_a_program_that_has_closed_its_output_is_still_reached(pool: Pool, how: 
 
 
 def test_a_flood_of_lines_leaves_other_callbacks_their_turn(pool: Pool) -> None:
-    with pool.run(["yes"], stdout="lines", on_stdout=len):
-        called = threading.Event()
-        pool.submit(int).add_done_callback(lambda _: called.set())
+    """There is always more to be called with: the callback is slower than its program."""
+    never = threading.Event()
+    with pool.run(["yes", "x" * 5000], stdout="lines", on_stdout=lambda _: never.wait(0.001)) as flooding:
+        wait_until(lambda: flooding.is_taken(), "the first call")
         lines: list[bytes] = []
         assert pool.run(["seq", "1000"], on_stdout=lines.append).result(WATCHDOG).exitcode == 0
         assert len(lines) == 1000
-        assert called.wait(WATCHDOG)
+
+
+def test_a_callback_is_not_called_once_its_command_was_cancelled(pool: Pool) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    calls = 0
+
+    def note(_line: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        begun.set()
+        go_on.wait(WATCHDOG)
+
+    line = "x" * 5000
+    command = pool.run(["sh", "-c", f"trap '' TERM; while :; do echo {line}; done"], on_stdout=note, grace=0.5)
+    assert begun.wait(WATCHDOG)
+    command.cancel()
+    go_on.set()
+    assert command.pid is not None
+    wait_for_exit(command.pid)
+    called = threading.Event()
+    pool.submit(int).add_done_callback(lambda _: called.set())
+    assert called.wait(WATCHDOG)
+    assert calls <= 1 + 2 * (256 * 1024 // len(line))
+
+
+@pytest.mark.slow
+def test_the_grace_of_one_that_is_not_started_yet_is_kept(pool: Pool) -> None:
+    """It waits behind an exec that hangs, and does not obey its stop signal."""
+    assert pool.run(["true"]).result(WATCHDOG).exitcode == 0
+    [hanging] = programs().lasting()[0]
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        stuck = pool.run(["true"])
+        command = pool.run(["sleep", "99"], stop_signal="SIGCONT", grace=0.1)
+        command.stop()
+        assert command.result(WATCHDOG).signal == "SIGKILL"
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    assert stuck.result(WATCHDOG).exitcode == 0

@@ -298,3 +298,31 @@ with poolkit.Pool(2) as pool:
     with running(source) as script:
         assert script.finish().out.split() == ["0", "1", "2"]
         script.wait_until_gone()
+
+
+def test_a_fork_in_the_midst_of_a_spawn_leaves_its_child_one_of_its_own() -> None:
+    source = """
+import os, signal, threading
+import poolkit
+from poolkit._engine import spawned
+held, over = threading.Event(), threading.Event()
+
+def hold():
+    with spawned._lock:
+        held.set()
+        over.wait()
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+pid = os.fork()
+if not pid:
+    signal.alarm(20)
+    print(poolkit.spawn(["echo", "own"], stdout="capture", text=True).result(15).stdout, end="", flush=True)
+    os._exit(0)
+over.set()
+thread.join()
+print(os.waitpid(pid, 0)[1])
+"""
+    with running(source) as script:
+        assert script.finish().out.split() == ["own", "0"]
