@@ -51,11 +51,16 @@ def family(mark: str) -> list[int]:
     return [pid for pid in found if runs(pid)]
 
 
+def _semaphores() -> set[Path]:
+    return set(Path("/dev/shm").glob("sem.loky-*"))  # noqa: S108 -- where the system has them
+
+
 def run_cell(library: str, situation: str) -> str:
     """Start the process of a cell; what it says, and what it leaves behind."""
     mark = f"PEERS_CELL={os.getpid()}-{library}-{situation}"
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     env = {**os.environ, "PYTHONPATH": path, "PEERS_CELL": mark.partition("=")[2]}
+    semaphores = _semaphores()
     process = subprocess.Popen(
         [sys.executable, __file__, "--cell", library, situation],
         stdout=subprocess.PIPE,
@@ -81,6 +86,8 @@ def run_cell(library: str, situation: str) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
+    for path in _semaphores() - semaphores:  # those of a pool of loky that was killed
+        path.unlink(missing_ok=True)
     reader.join()
     listener.join()
     words = " ".join(line.strip() for line in said if line.strip())
