@@ -77,13 +77,12 @@ def test_no_permission(pool: Pool, tmp_path: Path) -> None:
     assert failed.value.filename == os.fspath(tmp_path / "script")
 
 
-def test_a_limit_ends_the_whole_group(pool: Pool, tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
+def test_a_limit_ends_the_whole_group(pool: Pool) -> None:
     script = "trap '' TERM; echo begun; (trap '' TERM; echo $$ $BASHPID; sleep 99) & sleep 99 & wait; sleep 99"
     began = time.monotonic()
     with pytest.raises(TaskTimeout) as failed:
         (command := pool.run(["bash", "-c", script], timeout=0.3, grace=0.3, text=True)).result(WATCHDOG)
-    assert time.monotonic() - began < 0.3 + 0.3 + 2.0
+    assert time.monotonic() - began < WATCHDOG / 2  # where nothing else runs, 0.6 s
     assert command.run_time is not None
     assert command.run_time >= 0.3
     assert failed.value.completed is not None
@@ -91,7 +90,6 @@ def test_a_limit_ends_the_whole_group(pool: Pool, tmp_path: Path) -> None:
     assert group == failed.value.completed.pid
     for pid in (group, child):
         wait_for_exit(pid)
-    assert not pids.exists()
 
 
 def test_a_cancelled_one_is_told_at_once_and_its_place_is_free_when_it_is_gone() -> None:
@@ -137,7 +135,7 @@ def test_a_diagnosis_loses_its_middle(pool: Pool) -> None:
 def test_who_is_left_behind_and_holds_the_output_is_killed(pool: Pool) -> None:
     began = time.monotonic()
     done = pool.run(["sh", "-c", "echo before; sleep 60 & echo $!"], text=True).result(WATCHDOG)
-    assert 0.4 < time.monotonic() - began < 5.0
+    assert 0.4 < time.monotonic() - began < WATCHDOG / 2  # of the minute that it would take to wait for it
     assert done.cut_off
     assert done.stdout.startswith("before\n")
     wait_for_exit(int(done.stdout.split()[1]))
