@@ -80,7 +80,7 @@ def test_one_stream_that_has_ended_does_not_make_readers_of_both_spin(pool: Pool
 
     lines, turns = asyncio.run(main())
     assert lines == [("stdout", b"x")]
-    assert turns > 10
+    assert turns > 3  # where nothing else runs, some 50; of a loop that spins, one
 
 
 @pytest.mark.parametrize("stdout", ["lines", "capture"])
@@ -187,15 +187,15 @@ def test_a_signal_handler_may_do_what_it_interrupts(pool: Pool) -> None:
     before = signal.signal(signal.SIGALRM, handle)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
-        give_up = time.monotonic() + 0.5
-        while time.monotonic() < give_up:
+        give_up = time.monotonic() + WATCHDOG / 2
+        while handled <= 50 and time.monotonic() < give_up:
             command.send_signal("SIGCONT")
             command.write("here\n")
             next(command.lines())
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert handled > 10
+    assert handled > 50
     command.stop()
 
 
