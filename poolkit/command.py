@@ -94,7 +94,6 @@ class Command(Task[CompletedCommand[Text]]):
         self._engine, self._call = engine, call
         self._outputs = {output.name: output for output in call.recipe.outputs()}
         self._entrance: Entrance | None = call.recipe.entrance
-        self._early = call.recipe.early
         self._makes_text = makes_text
         self._taken_of: dict[tuple[str, str], Taking] = {}
         self.add_waker(self._done)
@@ -207,11 +206,12 @@ class Command(Task[CompletedCommand[Text]]):
         number = signal_number("name", name)
         if self.done():
             return False
-        if self.program is None:
-            self._early.append(number)
-            if self.program is None:
-                return True
-        return bool(self.program.send(number, group=group))
+        program = self.program
+        if program is None or program.pid is None:  # it may be taken back, and another run begin
+            self._call.recipe.early.append(number)
+            program = self.program
+            return program is None or bool(program.send_early())
+        return bool(program.send(number, group=group))
 
     def stop(self, grace: float | None = None) -> None:
         """Have it end: by its stop signal, and SIGKILL after `grace` seconds (None: those it was given).

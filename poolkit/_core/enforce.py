@@ -84,6 +84,14 @@ class Enforcer:
         elif self.dispatcher.is_running(worker, task):
             self._end_within(grace, worker, KillReason(task, "cancelled"), outcome, now)
 
+    def finish(self, task: AnyTask, grace: float) -> bool:
+        """Have a command end that was begun, as what it did; False where none was."""
+        worker = self._recall(task)  # what is not begun might be taken back later, and forget that it is to end
+        if worker is None or task.phase is not SENT:
+            return False
+        worker.workforce.finish(worker.id, grace)
+        return True
+
     def _end_within(self, grace: float, worker: Worker, kill_reason: KillReason, ending: Ending, now: float) -> None:
         """Tell a worker that what it runs is to end by itself, and kill it if that has not ended after a while."""
         task = kill_reason.task

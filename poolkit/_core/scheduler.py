@@ -275,9 +275,7 @@ class Scheduler:
 
     def finish(self, task: AnyTask, grace: float, now: float) -> None:
         """Have a command end, and deliver what it did; one that is queued is cancelled."""
-        if task.phase is SENT and task.worker_id is not None:
-            self.roster.workers[task.worker_id].workforce.finish(task.worker_id, grace)
-        else:
+        if task.phase is not SETTLED and not self._enforcer.finish(task, grace):
             self.cancel(task, now)
 
     def cancel_all(self, *, begun: bool, now: float) -> None:

@@ -39,7 +39,7 @@ class Recipe:
         self.stop_signal = signal.SIGTERM
         self.grace = 2.0  # seconds
         self.entrance: Entrance | None = None  # what gets the writing end of a pipe to its input
-        self.early: list[int] = []  # signals from before it was started
+        self.early: deque[int] = deque()  # signals from before it was started
         self._fds: list[int] = []  # our own
 
     def pack(self) -> bytes:
@@ -87,7 +87,6 @@ class Program:
         self.paused: set[int] = set()
         self.tell = tell
         self._lock = RLock()
-        self._early = [*recipe.early]
         self.is_to_be_buried = False  # its number is its starter's alone
         self.send_by_starter: Callable[[int], object] = lambda _number: None  # then; once it has one
 
@@ -97,7 +96,7 @@ class Program:
             if self.is_over or self.returncode is not None:
                 return False
             if self.pid is None:
-                self._early.append(number)
+                self.recipe.early.append(number)
             elif self.is_to_be_buried:  # it has closed its output, and runs on
                 self.send_by_starter(number)
             else:
@@ -109,9 +108,15 @@ class Program:
         """It is started, at that moment."""
         with self._lock:
             self.started_at, self.pid = at, pid
-            for number in self._early:
-                self._send_to_group(number)
-            self.recipe.early.clear()
+        self.send_early()
+
+    def send_early(self) -> bool:
+        """Once it is started, send it what was left before that; False where it has ended. By anybody."""
+        with self._lock:
+            early = self.recipe.early
+            while self.pid is not None and early:
+                self._send_to_group(early.popleft())
+            return not self.is_over and self.returncode is None
 
     def kill_group(self) -> None:
         """Kill all of its group."""

@@ -355,10 +355,9 @@ class Programs:
             self._flush(program.starter)
 
     def _kill(self, number: int) -> None:
-        """The grace of a program is over, which may wait to be started."""
-        for program in [*self._programs.values(), *self._waiting]:
-            if program.number == number:
-                self._end(program, signal.SIGKILL, 0.0)
+        program = self._programs.get(number)
+        if program is not None:
+            self._end(program, signal.SIGKILL, 0.0)
 
     def _cut(self, number: int) -> None:
         """Somebody may hold the pipes of a program that has ended: they end soon."""

@@ -43,7 +43,6 @@ class FakeProgram(Program):
         super().__init__(recipe, tell)
         self._stage = weakref.ref(stage)
         self.call: CommandCall | None = None
-        self.early = self._early  # signals from before it was begun
         self.written = 0  # how many of its writes it has made
         self.wrote_at = 0.0
         self.kill_at = math.inf  # its grace is over then
@@ -56,6 +55,14 @@ class FakeProgram(Program):
         if self.is_over or stage is None:
             return False
         stage.ask(lambda: stage.signal(self, number))
+        return True
+
+    def send_early(self) -> bool:
+        """Once it is begun, send it what was left before that; False where it has ended."""
+        stage = self._stage()
+        if self.is_over or stage is None:
+            return False
+        stage.ask(lambda: stage.send_early(self))
         return True
 
     def waits(self) -> bool:
@@ -132,8 +139,7 @@ class Stage:
         self._clock.note(call.named, "begins")
         self.running.append(program)
         program.tell(program, "begun")
-        for number in program.early:
-            self.signal(program, number)
+        self.send_early(program)
         self.go_on(program)
 
     def go_on(self, program: FakeProgram) -> None:
@@ -212,13 +218,18 @@ class Stage:
     def signal(self, program: FakeProgram, number: int) -> None:
         """A program is sent a signal, which most often ends it."""
         if program.pid is None:
-            program.early.append(number)
+            program.recipe.early.append(number)
         elif not program.is_over:
             assert program.call is not None  # noqa: S101 -- it was sent
             self._clock.note(program.call.named, "is sent", _os.signal_name(number))
             is_kept_off = program.act.ignores_stop and number != signal.SIGKILL
             if number not in _HARMLESS and not is_kept_off:
                 self._end(program, -number)
+
+    def send_early(self, program: FakeProgram) -> None:
+        """Once a program is begun, send it what was left before that."""
+        while program.pid is not None and program.recipe.early:
+            self.signal(program, program.recipe.early.popleft())
 
     def _end(self, program: FakeProgram, returncode: int) -> None:
         if not program.is_over:

@@ -262,15 +262,18 @@ def test_a_callback_is_not_called_once_its_command_was_cancelled(pool: Pool) -> 
 
 @pytest.mark.slow
 def test_the_grace_of_one_that_is_not_started_yet_is_kept(pool: Pool) -> None:
-    """It waits behind an exec that hangs, and does not obey its stop signal."""
+    """Its exec hangs, and it does not obey its stop signal; who waits behind it is cancelled."""
     assert pool.run(["true"]).result(WATCHDOG).exitcode == 0
     [hanging] = programs().lasting()[0]
     os.kill(hanging, signal.SIGSTOP)
     try:
-        stuck = pool.run(["true"])
         command = pool.run(["sleep", "99"], stop_signal="SIGCONT", grace=0.1)
-        command.stop()
-        assert command.result(WATCHDOG).signal == "SIGKILL"
+        wait_until(lambda: bool(programs()._programs), "its order")
+        behind = pool.run(["sleep", "98"], stop_signal="SIGCONT", grace=0.1)
+        for each in (command, behind):
+            each.stop()
+        wait_until(lambda: signal.SIGKILL in command._call.recipe.early, "the end of its grace")
     finally:
         os.kill(hanging, signal.SIGCONT)
-    assert stuck.result(WATCHDOG).exitcode == 0
+    assert command.result(WATCHDOG).signal == "SIGKILL"
+    assert behind.cancelled()

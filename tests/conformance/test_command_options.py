@@ -281,6 +281,24 @@ def test_a_crash_says_whether_the_program_ran(pool: Pool, monkeypatch: pytest.Mo
     assert (failed.value.signal, failed.value.pid) == (None, None)
 
 
+def test_who_is_to_end_or_is_sent_a_signal_while_it_waits_for_its_starter_has_that_when_others_go_first() -> None:
+    with Pool(2, kind="thread") as pool:
+        pool.run(["true"]).result(WATCHDOG)
+        [starter] = programs().lasting()[0]
+        os.kill(starter, signal.SIGSTOP)
+        first = pool.run(["true"])  # at the starter, as the next would be
+        wait_until(lambda: bool(programs()._programs), "its order")
+        stopped = pool.options(priority=-1).run(["sleep", "99"])
+        stopped.stop()
+        signalled = pool.options(priority=-1).run(["sleep", "98"], check=False)
+        assert signalled.send_signal("SIGTERM")
+        urgent = [pool.options(priority=1).run(["true"]) for _ in range(4)]  # they have its place
+        os.kill(starter, signal.SIGCONT)
+        assert [each.result(WATCHDOG).returncode for each in (first, *urgent)] == [0] * 5
+        assert stopped.cancelled()
+        assert signalled.result(WATCHDOG).signal == "SIGTERM"
+
+
 def test_a_callback_that_raises_is_logged_with_its_command(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
     def fail(line: bytes) -> None:
         raise LookupError(line)

@@ -116,6 +116,8 @@ def _strays_noted(report: Report) -> Iterator[None]:
             # A thread that is stopped while asyncio makes or ends a loop.
             warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
             warnings.filterwarnings("ignore", "unclosed .*(socket|event loop)", ResourceWarning)
+            # A pool that is dropped; what a task failed with may keep the frames that submitted it, and so the pool.
+            warnings.filterwarnings("ignore", ".* was not shut down", ResourceWarning)
             yield
     finally:
         sys.unraisablehook, threading.excepthook = before

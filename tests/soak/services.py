@@ -6,11 +6,14 @@ How a command has to end follows from what it does and what is done to it; anyth
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
 import random
 import signal
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import poolkit
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 Actor = Callable[["Stage", random.Random], None]
 WINDOW = 6  # commands that one actor has under way
+ENDLESS = WATCHDOG / 3  # seconds: the limit of what has no end, which others may have to wait for
 
 SCRIPTS = {  # what a shell is to do, and how that ends
     "quick": ("echo one; echo two >&2", "two lines"),
@@ -40,6 +44,12 @@ class _Running:
     def __init__(self, name: str, command: poolkit.Command[bytes], *, keeps: bool) -> None:
         self.name, self.command, self.keeps = name, command, keeps
         self.meddled: set[str] = set()
+        self.stopped_at = math.inf
+
+    def stop(self) -> None:
+        self.meddled.add("stop")
+        self.stopped_at = min(self.stopped_at, monotonic())
+        self.command.stop()
 
     def check(self, stage: Stage) -> None:
         """Wait for its end, and see whether it may have ended so."""
@@ -50,20 +60,21 @@ class _Running:
         how = type(found).__name__
         stage.ledger.count(f"commands: {how}")
         if not self._is_right(found) and not (isinstance(found, BaseException) and stage.is_excused(found)):
-            stage.ledger.blame(f"command {self.name} {self.meddled}: {found!r}")
+            stage.ledger.blame(f"{self.command!r}, {self.name} {self.meddled}: {found!r}")
 
     def _is_right(self, found: Any) -> bool:
         if isinstance(found, CancelledError):
             return bool({"cancel", "stop"} & self.meddled)
         if isinstance(found, poolkit.TaskTimeout):
-            return "timeout" in self.meddled and found.completed is not None
+            in_time = "timeout" in self.meddled or monotonic() < self.stopped_at + ENDLESS / 2
+            return in_time and found.completed is not None
         if isinstance(found, poolkit.OutputLimitExceeded):
             return self.name == "flooding" and self.keeps
         wanted = SCRIPTS[self.name][1]
         if isinstance(found, poolkit.CommandFailed):
             return (wanted, found.exitcode, found.signal) in {("code 3", 3, None), ("SIGKILL", None, "SIGKILL")}
-        if "stop" in self.meddled or wanted == "ended":
-            return "stop" in self.meddled
+        if "stop" in self.meddled or wanted == "ended" or not isinstance(found, poolkit.CompletedCommand):
+            return "stop" in self.meddled and isinstance(found, poolkit.CompletedCommand)
         lines = {"two lines": b"one\n", "one line": b"one\n", "many lines": b"".join(b"%d\n" % n for n in NUMBERS)}
         return found.exitcode == 0 and found.stdout == (lines[wanted] if self.keeps else b"")
 
@@ -90,24 +101,31 @@ def run_commands(stage: Stage, rng: random.Random) -> None:
         running.check(stage)
 
 
+def _is_endless(name: str, *, keeps: bool) -> bool:
+    """Whether it may run on until somebody ends it."""
+    return SCRIPTS[name][1] == "ended" or not keeps  # what nobody reads may wait for ever
+
+
 def _begin(stage: Stage, rng: random.Random, name: str) -> _Running | None:
     options: dict[str, Any] = {"stdout": rng.choice(["capture", "lines"]), "grace": rng.choice([0, 0.05, 0.5])}
     timeout = rng.choice([None, None, 0.01, 0.2])
-    if options["stdout"] == "capture":
+    keeps = options["stdout"] == "capture"
+    limit = ENDLESS if timeout is None and _is_endless(name, keeps=keeps) else timeout
+    if keeps:
         options["max_output"] = 1_000_000
     elif rng.random() < 0.5:
         options["on_stdout"] = len
     try:
-        command = stage.pool.options(timeout=timeout, priority=rng.randint(-1, 1)).run(
+        command = stage.pool.options(timeout=limit, priority=rng.randint(-1, 1)).run(
             ["sh", "-c", SCRIPTS[name][0]], **options
         )
     except poolkit.PoolClosed as exc:
         if not stage.closing:
             stage.ledger.blame(f"command {name}: {exc!r}, but nobody has closed the pool")
         return None
-    running = _Running(name, command, keeps=options["stdout"] == "capture")
+    running = _Running(name, command, keeps=keeps)
     running.meddled |= {"timeout"} if timeout is not None else set()
-    if options["stdout"] == "lines" and "on_stdout" not in options:
+    if not keeps and "on_stdout" not in options:
         _read_a_little(rng, running)
     return running
 
@@ -115,7 +133,8 @@ def _begin(stage: Stage, rng: random.Random, name: str) -> _Running | None:
 def _read_a_little(rng: random.Random, running: _Running) -> None:
     """Some take a line; what nobody reads waits, and is to be ended."""
     if rng.random() < 0.5 and running.name in {"quick", "loud", "flooding"} and "timeout" not in running.meddled:
-        next(running.command.lines(), None)
+        with contextlib.suppress(poolkit.TaskTimeout):  # seen at its end
+            next(running.command.lines(), None)
 
 
 def _meddle(rng: random.Random, running: _Running) -> None:
@@ -124,19 +143,16 @@ def _meddle(rng: random.Random, running: _Running) -> None:
         running.meddled.add("cancel")
         running.command.cancel()
     elif how == "stop":
-        running.meddled.add("stop")
-        running.command.stop()
+        running.stop()
     elif how == "signal":
         running.command.send_signal("SIGCONT")
 
 
 def _end(rng: random.Random, running: _Running) -> None:
     """See to it that it ends."""
-    if SCRIPTS[running.name][1] == "ended" or not running.keeps:
-        running.meddled.add("stop")
+    if _is_endless(running.name, keeps=running.keeps):
+        running.stop()
         if rng.random() < 0.5:
-            running.command.stop()
-        else:
             with running.command:
                 pass
 

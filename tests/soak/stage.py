@@ -8,7 +8,6 @@ import gc
 import random
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -224,10 +223,8 @@ def settle_and_close(stage: Stage, threads: list[threading.Thread]) -> None:
 def drop(stage: Stage, threads: list[threading.Thread]) -> None:
     """Without shutdown: what was accepted is finished, and there is a warning."""
     stage._join(threads)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        del stage.pool
-        gc.collect()
+    del stage.pool
+    gc.collect()
 
 
 def closed_while_used(**how: Any) -> End:
