@@ -66,6 +66,10 @@ class _Counter:
         """Its descriptors."""
         return {self._read, self._write}
 
+    def writing_end(self) -> int:
+        """The descriptor that another process makes it readable by, with eight bytes that are a one."""
+        return self._write
+
     def close(self) -> None:
         """Close it. Idempotent. Forgets the numbers first: who comes late must not write to whoever gets them next."""
         fds = {self._read, self._write}

@@ -197,6 +197,12 @@ class ProcessWorkforce(Processes):
             peer.is_being_killed = True
             self._order(self._ask_stack if want_stack else self._kill, peer)
 
+    def signal(self, worker_id: int, number: int) -> None:
+        """Have the supervisor thread send a worker's process a signal."""
+        peer = self._workers.get(worker_id)
+        if peer is not None:
+            self._order(self._send_signal, (peer, number))
+
     def forget(self, worker_id: int) -> None:
         """Close what is left of a worker that died. On the supervisor thread, which reports deaths."""
         peer = self._workers.pop(worker_id, None)

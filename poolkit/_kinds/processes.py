@@ -260,6 +260,11 @@ class Processes(DrivenWorkforce):
             self._let_go(peer)
             reports.append(Died(peer.id, signal="SIGKILL"))
 
+    def _send_signal(self, order: tuple[Peer, int], _reports: Reports) -> None:
+        peer, number = order
+        if peer.child is not None and not peer.is_reaped:
+            self._signal(peer.child, number)
+
     def _signal(self, child: Child, number: int, *, waits: bool = True) -> None:
         child.signal(number, waits=waits)
         self._asked.add(child)
