@@ -1,12 +1,14 @@
 """Cluster rules: which workers a cluster has, what becomes of each, and when. They decide; `Acts` carries out.
 
     member   STARTING ── ready ──> READY ── drain ──> DRAINING ── gone, or killed after its grace ──> -
-    slot     one current member; at most one coming, which is to take its place; or a time at which the next one starts
+    slot     0 to N-1; one current member, or a time at which it gets one; at most one coming, to take its place
     cluster  STARTING ──> SERVING <──> RELOADING ──> STOPPING ──> STOPPED
 
 Guarantees: no plan (a reload, a recycling, a resize that keeps the slot) takes a ready member away before another one
 is ready in its place; a slot without a member has a time at which it gets one, until the cluster stops; a reload ends
-as done or as undone, once; a member is started, drained and killed at most once each, and told gone once.
+as done or as undone, once; a member is started, drained and killed at most once each; a member that may have accepted
+a connection is told to stop, and has its grace, before it is killed, but for `stop(kill=True)` and what hangs.
+A ready that was sent must be told before a later `tick`: what drains and never was ready is killed without a grace.
 Guarded by: the one lock of the cluster. Knows no clock: `now` is an argument, in seconds.
 """
 
@@ -14,85 +16,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import Protocol
 
 from poolkit._core import policy
+from poolkit._core.slots import DRAINING, KILLED, READY, STARTING, Acts, Member, Slot
 
-STARTING, READY, DRAINING, KILLED = "starting", "ready", "draining", "killed"  # of members
+__all__ = ["DRAINING", "KILLED", "READY", "STARTING", "Acts", "Member", "Rules", "Slot"]
+
 SERVING, RELOADING, STOPPING, STOPPED = "serving", "reloading", "stopping", "stopped"  # of clusters, beside STARTING
 
-NO_MORE_FOR = 0.1  # seconds that a member gets no more connections before it is told to stop
+NO_MORE_FOR = 0.1  # seconds without new connections before a member is told to stop, or killed if it was never ready
 RETRY_AFTER = 1.0  # seconds after which a recycling is tried again whose new member did not come up
 EARLY = 1.0  # seconds after it was ready in which the death of a member counts as a failed start
-FIRST_DEATHS = 3  # of members that were never ready, with which the first start fails
+FIRST_DEATHS = 3  # with so many before all were ready at once the first start fails
 NOBODY_FOR = 10.0  # seconds without a ready member after which a crash loop ends the cluster
 BOOT_FAILED, CRASH_LOOP = 3, 4  # exit codes
-
-
-class Member:
-    """One worker of a cluster, from its start until it is gone."""
-
-    __slots__ = ("cause", "generation", "is_due", "kill_at", "number", "ready_at", "since", "slot", "state", "stop_at")
-
-    def __init__(self, number: int, slot: int, generation: int, now: float, boot_timeout: float) -> None:
-        self.number, self.slot, self.generation = number, slot, generation
-        self.state = STARTING
-        self.since = now  # when it came into its state
-        self.ready_at: float | None = None
-        self.cause = ""  # why it is to end, once it is
-        self.is_due = ""  # why it is to be replaced, when there is time for that
-        self.stop_at: float | None = None  # when it is to be told to stop
-        self.kill_at: float | None = now + boot_timeout  # when it is to be killed: of too long a boot, or drain
-
-    def move(self, state: str, now: float) -> None:
-        """Go into another state."""
-        self.state, self.since = state, now
-
-
-class Slot:
-    """One place of a cluster."""
-
-    __slots__ = ("coming", "current", "failures", "number", "restarts", "retry_at", "start_at")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.current: Member | None = None
-        self.coming: Member | None = None
-        self.failures = 0  # starts that failed, in a row
-        self.start_at: float | None = None  # when the next member is to start
-        self.retry_at = 0.0  # no recycling before
-        self.restarts = 0
-
-
-class Acts(Protocol):
-    """What carries out the orders. None of it blocks or calls the rules."""
-
-    def start(self, member: Member) -> None:
-        """Start a member."""
-
-    def drain(self, member: Member) -> None:
-        """Give a member no more connections."""
-
-    def stop(self, member: Member) -> None:
-        """Tell a member to stop."""
-
-    def kill(self, member: Member, *, want_stack: bool) -> None:
-        """Kill a member."""
-
-    def begin(self, generation: int) -> None:
-        """Have the code of a new generation imported anew."""
-
-    def drop(self, generation: int) -> None:
-        """Let go of a generation: it has no member any more, and starts none."""
-
-    def close(self) -> None:
-        """Take no more connections."""
-
-    def tell(self, event: str, subject: object) -> None:
-        """Something has happened.
-
-        "ready" (with the member), "started", "reloaded" (the generation), "undone" (it, and why), "stopped".
-        """
+DYING = {"hung", "unresponsive"}  # causes of ends that nobody planned
 
 
 class Rules:
@@ -111,34 +49,40 @@ class Rules:
         self.failure: object = None  # what the cluster failed of
         self._generations: set[int] = set()  # that were begun, and not dropped
         self._numbers = 0
+        self._first_deaths = 0  # during the first start
         self._failed_starts = 0  # in a row
         self._nobody_since: float | None = None  # since when no member is ready
         self._last: object = None  # what the last member that failed to start ended of
         self._newest = 1  # generation that was begun
         self._wants_reload = False  # one more, once that can begin
-        self._reload_timeout = boot_timeout
+        self._reload_timeout = 0.0  # of that one
         self._give_up_at: float | None = None  # when the reload is undone
 
     # ===== what happens =====
 
     def start(self, now: float) -> None:
         """Start the first generation."""
-        self._nobody_since = now
         self._begin(self.generation)
         self._fill(now)
+        self._go_on(now)
 
     def ready(self, number: int, now: float) -> None:
         """A member serves."""
         member = self.members.get(number)
-        if member is None or member.state != STARTING:
+        if member is None or member.ready_at is not None or member.state == KILLED:
+            return
+        member.ready_at = now
+        if member.state == DRAINING:  # it may have accepted a connection before: it is not killed, but told to stop
+            member.stop_at, member.kill_at = member.kill_at, None
             return
         member.move(READY, now)
-        member.ready_at, member.kill_at = now, None
-        self._failed_starts, self._nobody_since = 0, None
+        member.kill_at = None
+        self._failed_starts = 0
         self._acts.tell("ready", member)
         slot = self.slots[member.slot]
         if slot.coming is member and self.state != RELOADING:
-            self._replace(slot, now)
+            self.counts["recycled"] += 1
+            self._replace(slot, slot.current.is_due if slot.current is not None else "", now)
         self._go_on(now)
 
     def gone(self, number: int, why: object, now: float) -> None:
@@ -146,7 +90,7 @@ class Rules:
         member = self.members.pop(number, None)
         if member is None:
             return
-        was_planned = member.state in (DRAINING, KILLED) and member.cause not in {"hung", "unresponsive"}
+        was_planned = member.state in (DRAINING, KILLED) and member.cause not in DYING
         slot = self.slots.get(member.slot)
         if slot is not None and slot.coming is member:
             slot.coming = None
@@ -160,7 +104,6 @@ class Rules:
             if not was_planned:
                 self._failed(member, why, now)
                 self._make_good(slot, member, now)
-        self._note_nobody(now)
         self._go_on(now)
 
     def hung(self, number: int, now: float) -> None:
@@ -169,6 +112,7 @@ class Rules:
         if member is not None and member.state == READY:
             self.counts["hung"] += 1
             self._kill(member, "hung", now, want_stack=True)
+            self._go_on(now)
 
     def due(self, number: int, why: str, now: float) -> None:
         """A member is to be replaced, once another one is ready."""
@@ -180,10 +124,14 @@ class Rules:
     def reload(self, now: float, timeout: float | None) -> int:
         """Replace all members by such of a new generation; returns the number that it will have.
 
-        During a reload there is one more after it, for all who ask.
+        During a reload, and the first start, there is one after it for all who ask, with the longest of their limits.
+        A cluster that stops makes no more of it.
         """
         number = self._newest + 1
-        self._reload_timeout = self._boot_timeout if timeout is None else timeout
+        if self.state in (STOPPING, STOPPED):
+            return number
+        wanted = self._boot_timeout if timeout is None else timeout
+        self._reload_timeout = max(wanted, self._reload_timeout) if self._wants_reload else wanted
         self._wants_reload = True
         self._go_on(now)
         return number
@@ -193,7 +141,7 @@ class Rules:
         if self.state in (STOPPING, STOPPED):
             return
         self.size = size
-        for number in [number for number in self.slots if number > size]:
+        for number in [number for number in self.slots if number >= size]:
             slot = self.slots.pop(number)
             for member in (slot.current, slot.coming):
                 self._end(member, "shrunk", now)
@@ -207,6 +155,9 @@ class Rules:
         if self.state != STOPPING:
             if self.state == RELOADING:
                 self._finish_reload("undone", (self._newest, None))
+            if self._wants_reload:
+                self._wants_reload = False
+                self._finish_reload("undone", (self._newest + 1, None))
             self.state = STOPPING
             self._acts.close()
         for member in list(self.members.values()):
@@ -219,16 +170,17 @@ class Rules:
     def tick(self, now: float) -> None:
         """Do what is due."""
         for slot in self.slots.values():
-            if slot.retry_at <= now:
-                slot.retry_at = 0.0
+            if slot.retry_at is not None and slot.retry_at <= now:
+                slot.retry_at = None
         for member in list(self.members.values()):
             if member.stop_at is not None and member.stop_at <= now:
-                member.stop_at = None
+                member.stop_at, member.kill_at = None, now + self._grace  # from now: a tick may be late
                 self._acts.stop(member)
             if member.kill_at is not None and member.kill_at <= now:
-                self._kill(member, member.cause or "unresponsive", now, want_stack=True)
+                is_slow = member.ready_at is not None or member.cause in ("", *DYING)
+                self._kill(member, member.cause or "unresponsive", now, want_stack=is_slow)
         if self.state == RELOADING and self._give_up_at is not None and self._give_up_at <= now:
-            self._undo(TimeoutError("not all new workers were ready in time"), now)
+            self._undo_late(now)
         if self.state not in (STOPPING, STOPPED):
             for slot in self.slots.values():
                 if slot.start_at is not None and slot.start_at <= now:
@@ -242,8 +194,8 @@ class Rules:
         if self.state not in (STOPPING, STOPPED):
             times += [slot.start_at for slot in self.slots.values()]
             times += [self._give_up_at if self.state == RELOADING else None, self._loop_ends_at()]
-            times += [slot.retry_at or None for slot in self.slots.values()]
-        return min((when for when in times if when is not None), default=None)
+            times += [slot.retry_at for slot in self.slots.values()]
+        return min((when for when in times if when is not None and when < float("inf")), default=None)
 
     def ready_count(self) -> int:
         """How many members serve."""
@@ -252,7 +204,7 @@ class Rules:
     # ===== members =====
 
     def _fill(self, now: float) -> None:
-        for number in range(1, self.size + 1):
+        for number in range(self.size):
             if number not in self.slots:
                 slot = self.slots[number] = Slot(number)
                 self._start(slot, now)
@@ -272,16 +224,13 @@ class Rules:
         return member
 
     def _end(self, member: Member | None, cause: str, now: float) -> None:
-        """Have a member end: what serves is drained, what starts is killed."""
+        """Have a member end: no more connections; then it is told to stop, or killed if it turns out not to serve."""
         if member is None or member.state in (DRAINING, KILLED):
-            return
-        if member.state == STARTING:
-            self._kill(member, cause, now, want_stack=False)
             return
         member.move(DRAINING, now)
         member.cause = cause
-        member.stop_at = now + NO_MORE_FOR
-        member.kill_at = member.stop_at + self._grace
+        soon = now + NO_MORE_FOR
+        member.stop_at, member.kill_at = (None, soon) if member.ready_at is None else (soon, None)
         self._acts.drain(member)
 
     def _kill(self, member: Member, cause: str, now: float, *, want_stack: bool) -> None:
@@ -291,14 +240,12 @@ class Rules:
             member.stop_at = member.kill_at = None
             self._acts.kill(member, want_stack=want_stack)
 
-    def _replace(self, slot: Slot, now: float) -> None:
-        """The coming member is the current one from now on."""
-        old, slot.current, slot.coming, slot.start_at = slot.current, slot.coming, None, None
-        if old is not None:
-            cause = old.is_due or "reloaded"
-            if cause == "recycled":
-                self.counts["recycled"] += 1
-            self._end(old, cause, now)
+    def _replace(self, slot: Slot, cause: str, now: float) -> None:
+        """The coming member, which is ready, is the current one from now on."""
+        old, slot.current, slot.coming = slot.current, slot.coming, None
+        slot.start_at = slot.retry_at = None
+        slot.failures = 0
+        self._end(old, cause, now)
 
     def _failed(self, member: Member, why: object, now: float) -> None:
         """A member ended that was not to; see whether the cluster goes on."""
@@ -307,8 +254,10 @@ class Rules:
         if member.ready_at is None:
             self._failed_starts += 1
             self._last = why
-            first = self.state == STARTING
-            if first and (getattr(why, "raised", False) or self._failed_starts >= FIRST_DEATHS):
+        if self.state == STARTING:
+            self._first_deaths += 1
+            has_raised = member.ready_at is None and getattr(why, "raised", False)
+            if has_raised or self._first_deaths >= FIRST_DEATHS:
                 self._fail(why, BOOT_FAILED, now)
 
     def _make_good(self, slot: Slot, member: Member, now: float) -> None:
@@ -330,10 +279,6 @@ class Rules:
     def _fail(self, why: object, code: int, now: float) -> None:
         self.failure, self.exit_code = why, code
         self.stop(now)
-
-    def _note_nobody(self, now: float) -> None:
-        if self._nobody_since is None and not self.ready_count():
-            self._nobody_since = now
 
     def _loop_ends_at(self) -> float | None:
         if self._nobody_since is None or self.state == STARTING or self._failed_starts < max(3, self.size):
@@ -369,10 +314,16 @@ class Rules:
             return
         self.generation = self._newest
         for slot in self.slots.values():
-            slot.failures = 0
-            self._replace(slot, now)
+            self._replace(slot, "reloaded", now)
         self.counts["reloads"] += 1
         self._finish_reload("reloaded", self.generation)
+
+    def _undo_late(self, now: float) -> None:
+        late = {slot.number: slot.coming for slot in self.slots.values() if slot.coming and slot.coming.state != READY}
+        for member in late.values():
+            self._end(member, "unresponsive", now)
+        places = ", ".join(map(str, late))
+        self._undo(TimeoutError(f"{len(late)} of {self.size} new workers were not ready in time: {places}"), now)
 
     def _undo(self, why: object, now: float) -> None:
         for slot in self.slots.values():
@@ -390,6 +341,10 @@ class Rules:
 
     def _go_on(self, now: float) -> None:
         """After each event: whatever has become possible."""
+        if any(member.state == READY for member in self.members.values()):
+            self._nobody_since = None
+        elif self._nobody_since is None:
+            self._nobody_since = now
         if self.state == STARTING and self.ready_count() == self.size:
             self.state = SERVING
             self._acts.tell("started", None)
@@ -418,7 +373,8 @@ class Rules:
         due = [
             slot
             for slot in self.slots.values()
-            if slot.current is not None and slot.current.is_due and slot.current.state == READY and slot.retry_at <= now
+            if slot.current is not None and slot.current.is_due and slot.current.state == READY
+            if slot.retry_at is None or slot.retry_at <= now
         ]
         if due:
             slot = min(due, key=lambda slot: slot.current.since if slot.current is not None else 0.0)
