@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from poolkit._kinds.commands import CompletedCommand
     from poolkit.bars import progress
     from poolkit.broadcast import Shared
+    from poolkit.cluster import Cluster, ClusterContext, ClusterStats, ClusterWorkerInfo
     from poolkit.command import Command
     from poolkit.context import TaskContext, current_task
     from poolkit.decorator import Offloaded, OffloadedStream, default_pool, offload, set_default_pool, use_pool
     from poolkit.errors import (
         ChannelClosed,
+        ClusterFailed,
         CommandFailed,
         DeadlineExceeded,
         InitializerFailed,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         PoolkitError,
         QueueFull,
         QueueTimeout,
+        ReloadFailed,
         RemoteError,
         SerializationError,
         TaskCancelled,
@@ -56,6 +59,7 @@ _HOMES = {  # of what is no error
     "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
     "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
     "poolkit._kinds.commands": ("CompletedCommand",),
+    "poolkit.cluster": ("Cluster", "ClusterContext", "ClusterStats", "ClusterWorkerInfo"),
     "poolkit.command": ("Command",),
     "poolkit.reading": ("Chunks", "Lines"),
     "poolkit.running": ("run", "spawn"),
@@ -78,6 +82,11 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "ChannelClosed",
     "Chunks",
+    "Cluster",
+    "ClusterContext",
+    "ClusterFailed",
+    "ClusterStats",
+    "ClusterWorkerInfo",
     "Command",
     "CommandFailed",
     "CompletedCommand",
@@ -99,6 +108,7 @@ __all__ = [
     "Progress",
     "QueueFull",
     "QueueTimeout",
+    "ReloadFailed",
     "RemoteError",
     "Results",
     "SerializationError",

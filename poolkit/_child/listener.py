@@ -167,6 +167,12 @@ class Listener(socket.socket):
                 raise ConnectionAbortedError(errno.ECONNABORTED, msg)
             self._wait(None if give_up is None else give_up - monotonic(), is_shut=is_shut)
 
+    def take(self) -> tuple[socket.socket, Any]:
+        """Do the same without waiting, whatever the timeout. Raises BlockingIOError, ConnectionAbortedError."""
+        if self._is_over or self._gate.is_shut():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return self._take()
+
     def _wait(self, left: float | None, *, is_shut: bool) -> None:
         """Wait until there may be something, or the worker is to stop."""
         fd = self.fileno()

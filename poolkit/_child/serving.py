@@ -102,7 +102,7 @@ class ClusterContext:
     Attributes:
         socket: the first of `sockets`; None for a cluster that is bound to nothing.
         sockets: listening sockets, as far as any server library can tell.
-        worker_id: the number of its place, from 1.
+        worker_id: the number of its place, from 0.
         workers: how many the cluster had when this one was started.
         generation: how often the code was loaded: 1, and one more after each reload.
         name: the cluster's.
@@ -194,7 +194,7 @@ class _Connections:
     def _taken(self) -> tuple[socket.socket, Any] | None:
         for each in self._sockets:
             with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-                return each.accept_now()  # type: ignore[no-any-return]
+                return each.take()  # type: ignore[no-any-return]
         return None
 
     def _waits_for(self) -> list[int]:

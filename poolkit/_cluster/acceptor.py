@@ -17,7 +17,6 @@ import hashlib
 import os
 import select
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 from poolkit import _os
 from poolkit._clock import monotonic
 from poolkit._cluster.logger import log
+from poolkit._engine.services import OwnThread
 from poolkit._select import poll
 from poolkit._wire.slate import Slate
 
@@ -37,6 +37,7 @@ MOST_HELD = 256  # connections that wait for their slots
 _PAUSE = 0.1  # seconds until another try, where there are no descriptors
 _LOOK = 0.05  # seconds until another look, where all are full: a ring may have been missed
 _WARN_EVERY = 60.0  # seconds
+_END_GRACE = 1.0  # seconds
 _LACKS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _KIND = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 
@@ -118,16 +119,16 @@ class Acceptor:
         self.bell = _os.Wakeup()
         self._listeners = listeners
         self._schedule = schedule
-        self._slots = range(1, size + 1)
+        self._slots = range(size)
         self._inbox: deque[tuple[Callable[..., object], Any]] = deque()
         self._hands: dict[int, Hand] = {}  # of those that are ready, by their slots
         self._waiting: deque[_Waiting] = deque()  # for anybody
         self._held: dict[int, deque[_Waiting]] = {}  # for their slots
-        self._last = 0  # the slot that round robin has chosen last
+        self._last = -1  # the slot that round robin has chosen last
         self._paused_until = 0.0
         self._warned_at = -_WARN_EVERY
-        self._is_over = False
-        self._thread = threading.Thread(target=self._run, name=f"poolkit-accept-{name}", daemon=True)
+        self._is_over = self._has_ended = False
+        self._thread = OwnThread(target=self._run, name=f"poolkit-accept-{name}", daemon=True)
 
     def begin(self) -> None:
         """Start the thread. Raises RuntimeError where there is none to be had."""
@@ -146,15 +147,20 @@ class Acceptor:
         self._order(self._resize, size)
 
     def end(self) -> None:
-        """Accept nothing more, and close what nobody has accepted. Blocks until that is so."""
+        """Accept nothing more, and close what nobody has accepted. Blocks until that is so, for a second at most."""
         self._order(Acceptor._end, self)
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(_END_GRACE)  # a schedule of the user's may hang
+
+    def give_up(self) -> None:
+        """Let go of what it has, where it was not begun."""
         self.bell.close()
 
     def _order(self, what: Callable[..., object], subject: Any) -> None:
         self._inbox.append((what, subject))
         self.bell.set()
+        if self._has_ended:
+            self._take_inbox()
 
     # ===== the thread =====
 
@@ -163,9 +169,7 @@ class Acceptor:
         poller.register(self.bell.fileno(), select.POLLIN)
         watched = False
         while True:
-            while self._inbox:
-                what, subject = self._inbox.popleft()
-                what(subject)
+            self._take_inbox()
             if self._is_over:
                 break
             is_free = self._pass_waiting() and self._accept_all()
@@ -176,8 +180,20 @@ class Acceptor:
             is_idle = not self._hands or (is_free and not any(self._held.values()))
             poller.poll(None if is_idle else 1000 * max(_LOOK, self._paused_until - monotonic()))
             self.bell.clear()
-        for each in (*self._waiting, *(one for held in self._held.values() for one in held)):
-            each.connection.close()
+        self._has_ended = True
+        self._take_inbox()
+        self.bell.close()
+
+    def _take_inbox(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                what, subject = self._inbox.popleft()
+                what(subject)
+        if self._is_over:  # nobody gets these
+            for each in (*self._waiting, *(one for held in self._held.values() for one in held)):
+                each.connection.close()
+            self._waiting.clear()
+            self._held.clear()
 
     def _enter(self, hand: Hand) -> None:
         self._hands[hand.slot] = hand
@@ -191,7 +207,7 @@ class Acceptor:
         hand.close()
 
     def _resize(self, size: int) -> None:
-        self._slots = range(1, size + 1)
+        self._slots = range(size)
         for slot in [slot for slot in self._held if slot not in self._slots]:
             self._waiting.extend(self._held.pop(slot))
 

@@ -14,6 +14,7 @@ from typing import Any
 from poolkit import _os, errors
 from poolkit._child.serving import Handed, Setup, serve
 from poolkit._child.stopping import Stopping
+from poolkit._clock import monotonic
 from poolkit._cluster.acceptor import Hand
 from poolkit._core.cluster import Member
 from poolkit._core.records import record
@@ -27,6 +28,7 @@ from poolkit.worker import Worker
 class Why:
     """What a member ended of."""
 
+    worker_id: int
     error: BaseException | None
     text: str
     raised: bool  # its target raised, or could not be loaded: another one would do no better
@@ -54,7 +56,8 @@ class Running:
         self.worker_id = member.slot
         self.is_thread = options["kind"] == "thread"
         self.stopping = Stopping() if self.is_thread else None
-        self.served_before = self.rss = 0
+        self.rss = 0
+        self.began = monotonic()
         self.is_listed = False  # by the acceptor
         self.hand: Hand | None = None
         page = Memory.create(Slate.SIZE)
@@ -119,20 +122,24 @@ class Running:
     def why(self) -> Why:
         """What it ended of, once it is gone."""
         task = self.worker.task
+
+        def told(text: str, error: BaseException | None = None, *, raised: bool = False) -> Why:
+            return Why(self.worker_id, error, text, raised)
+
         try:
             error = task.exception(0)
         except (CancelledError, TimeoutError):
-            return Why(None, "was stopped", raised=False)
+            return told("was stopped")
         except BaseException as exc:  # noqa: BLE001 -- what it ended of cannot be unpickled
             error = exc
         if error is None:
             is_right = bool(task.result(0))
-            return Why(None, "has ended" if is_right else "returned, and was not told to stop", raised=False)
+            return told("has ended" if is_right else "returned, and was not told to stop")
         if isinstance(error, errors.TaskTimeout):
-            return Why(error, f"was killed; its stack then:\n{error.stack}", raised=False)
+            return told(f"was killed; its stack then:\n{error.stack}", error)
         if isinstance(error, errors.WorkerCrashed):
-            return Why(error, str(error), raised=False)
-        return Why(error, f"raised {type(error).__name__}: {error}", raised=True)
+            return told(f"has died: {error}", error)
+        return told(f"raised {type(error).__name__}: {error}", error, raised=True)
 
     def memory(self) -> int:
         """Its resident memory in bytes; 0: unknown."""

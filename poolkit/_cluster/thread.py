@@ -9,13 +9,15 @@ Owner: the thread; `_inbox` takes one atomic operation at a time, from anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import select
-import signal
+import socket
+import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -35,14 +37,14 @@ from poolkit._core.cluster import (
     Rules,
 )
 from poolkit._core.records import record
-from poolkit._core.workforce import WorkerExited
 from poolkit._engine.dedicated import DedicatedPool, pool_for
-from poolkit._engine.services import services
+from poolkit._engine.services import OwnThread, services
 from poolkit._kinds.settings import PoolSettings
 from poolkit._select import poll
 
 T = TypeVar("T")
 
+SHM_THRESHOLD = 64 * 1024  # bytes, of messages
 EVENTS = ("worker_started", "worker_ready", "worker_exited", "reloaded", "reload_failed", "stopped")
 LOOK_AT_MEMORY = 2.0  # seconds between two looks
 _tokens = itertools.count(1)
@@ -53,7 +55,7 @@ class ClusterWorkerInfo:
     """What a worker of a cluster does now.
 
     Attributes:
-        worker_id: the number of its place, from 1.
+        worker_id: the number of its place, from 0.
         pid: its process id; None before it is up, and of a thread.
         generation: of the code that it runs.
         state: "starting", "ready", "draining", or "waiting" for the end of its place's back-off.
@@ -88,7 +90,7 @@ class ClusterStats:
         ready: how many of them serve.
         started, crashed, hung, recycled: workers, so far.
         reloads, reloads_failed: so far.
-        passed, passed_again: connections that the owner has passed on; the latter from a worker that had not taken them.
+        passed, passed_again: connections that the owner has passed on; those that a worker had not taken, once more.
         served: requests that were counted, of workers that are gone, too.
         queued: connections in the kernel's queue, of each listener; None where that is not known.
         uptime: seconds since `start`.
@@ -145,7 +147,7 @@ class ClusterThread:
         self.is_up = threading.Event()  # all were ready once, or that has failed
         self.is_over = threading.Event()
         self.began = 0.0
-        self._rng = random.Random()  # noqa: S311 -- jitter
+        self._rng = random.Random()
         self.rules = Rules(plan.size, self, grace=plan.grace, boot_timeout=plan.boot_timeout, rng=self._rng)
         self._running: dict[int, Running] = {}
         self._pools: dict[int, tuple[dict[str, str], DedicatedPool]] = {}  # of generations: environment, hidden pool
@@ -162,9 +164,9 @@ class ClusterThread:
         self._most: dict[int, tuple[int | None, int | None]] = {}  # of members: requests, bytes
         self._look_at = 0.0
         self._is_closed = False
-        self.thread = threading.Thread(target=self._run, name=f"poolkit-cluster-{plan.name}", daemon=True)
+        self.thread = OwnThread(target=self._run, name=f"poolkit-cluster-{plan.name}", daemon=True)
 
-    def begin(self) -> None:
+    def launch(self) -> None:
         """Start it. Raises RuntimeError where there is no thread to be had."""
         services.enter()
         self.began = monotonic()
@@ -172,6 +174,16 @@ class ClusterThread:
         if self._acceptor is not None:
             self._acceptor.begin()
         self.thread.start()
+
+    def give_up(self) -> None:
+        """Let go of what it has, where it was not begun."""
+        if self._acceptor is not None:
+            self._acceptor.give_up()
+        self.close()
+        self._wakeup.close()
+        self._bell.close()
+        self.is_over.set()
+        self.is_up.set()
 
     # ===== for anybody =====
 
@@ -317,7 +329,6 @@ class ClusterThread:
 
     def _start(self, member: Member) -> None:
         plan = self.plan
-        env, _ = self._pools[member.generation]
         self._most[member.number] = served, _ = self._ages()
         setup = {
             "name": plan.name,
@@ -327,10 +338,10 @@ class ClusterThread:
             "most_served": served,
         }
         try:
-            running = self._made(member, setup, env)
+            running = self._made(member, setup, self._env_of(member.generation))
         except Exception as exc:
             log.exception("worker=%d gen=%d could not be started", member.slot, member.generation)
-            why = Why(exc, f"could not be started: {exc!r}", raised=not isinstance(exc, OSError))
+            why = Why(member.slot, exc, f"could not be started: {exc!r}", raised=not isinstance(exc, OSError))
             self._inbox.append(lambda: self.rules.gone(member.number, why, monotonic()))
             return
         self._running[member.number] = running
@@ -358,9 +369,8 @@ class ClusterThread:
 
         running.worker.on_message(tell)
 
-    def listen(self, callback: Callable[[int, Any], object]) -> None:
-        """Have this called with each message."""
-        self.on_message = callback
+    def listen(self) -> None:
+        """Have `on_message` called for those that run."""
         for running in self._running.values():
             self._listen(running)
 
@@ -413,8 +423,10 @@ class ClusterThread:
             log.error("%s %s for %g s, and is killed", self._who(member), what, seconds)
             running.kill(max(seconds, 0.001))
 
-    def begin_generation(self, number: int) -> None:
-        """Have a hidden pool, with a template process of its own."""
+    def _env_of(self, number: int) -> dict[str, str]:
+        """The environment of a generation, which has a hidden pool, with a template process of its own."""
+        if number in self._pools:
+            return self._pools[number][0]
         plan = self.plan.settings
         env = dict(plan.env)
         if plan.kind == "process":
@@ -422,19 +434,21 @@ class ClusterThread:
             env["POOLKIT_GENERATION"] = f"{next(_tokens)}"
         settings = PoolSettings(1, plan.kind, plan.start_method, None, (), plan.preload, env, SHM_THRESHOLD)
         self._pools[number] = env, pool_for(settings)
+        return env
 
     def begin(self, generation: int) -> None:
         """Have the code of a new generation imported anew."""
-        self._orders.append((self.begin_generation, generation))
+        # Its first member does that, and tells what is wrong.
 
     def drop(self, generation: int) -> None:
         """Let go of a generation."""
         self._orders.append((self._drop, generation))
 
     def _drop(self, number: int) -> None:
-        _, pool = self._pools.pop(number)
-        pool.retire()
-        pool.release()
+        if number in self._pools:
+            _, pool = self._pools.pop(number)
+            pool.retire()
+            pool.release()
 
     def close(self) -> None:
         """Take no more connections, and let the addresses go."""
@@ -456,9 +470,9 @@ class ClusterThread:
             return
         took = monotonic() - running.began
         log.info("%s ready after %.2f s", self._who(member), took)
-        if self._acceptor is not None and running.hand is not None and member.state == READY:
-            if self.rules.slots.get(member.slot) is not None and self.rules.slots[member.slot].current is member:
-                self._list(running)
+        slot = self.rules.slots.get(member.slot)
+        if running.hand is not None and member.state == READY and slot is not None and slot.current is member:
+            self._list(running)
         self._tell("worker_ready", self._info(member))
 
     def _list(self, running: Running) -> None:
@@ -499,6 +513,7 @@ class ClusterThread:
             if isinstance(why, Why)
             else f"generation {generation} of cluster {self.plan.name} did not come up: {text}",
             generation=generation,
+            worker_id=getattr(why, "worker_id", None),
         )
         error.__cause__ = why.error if isinstance(why, Why) else why if isinstance(why, BaseException) else None
         return error
@@ -566,7 +581,7 @@ class ClusterThread:
         now = monotonic()
         found += [
             ClusterWorkerInfo(
-                slot.number, None, self.rules.generation, "waiting", max(0.0, now - slot.waits_since), 0, None, 0, None,
+                slot.number, None, self.rules.generation, "waiting", now - slot.waits_since, 0, None, 0, None,
                 slot.restarts,
             )
             for slot in self.rules.slots.values()
@@ -591,9 +606,18 @@ class ClusterThread:
             passed=0 if acceptor is None else acceptor.passed,
             passed_again=0 if acceptor is None else acceptor.passed_again,
             served=self._served_before + sum(each.slate.served for each in [*self._running.values()]),
-            queued=tuple(bound.queued() for bound in self.plan.bound),
+            queued=tuple(_queued(bound.socket) for bound in self.plan.bound),
             uptime=monotonic() - self.began if self.began else 0.0,
         )
+
+    def log_table(self) -> None:
+        """Log what each worker does."""
+        for info in self.infos():
+            log.info(
+                "worker=%d gen=%d pid=%s %s for %.1f s, served %d, %.1f MB, restarts %d",
+                *(info.worker_id, info.generation, info.pid, info.state, info.since, info.served),
+                *(info.rss / 1e6, info.restarts),
+            )
 
     def resize(self, size: int) -> None:
         """Have another number of workers."""
@@ -607,6 +631,14 @@ class ClusterThread:
         self._bell.close()
         for bound in self.plan.bound:
             bound.socket.close()
+
+
+def _queued(listener: socket.socket) -> int | None:
+    """How many connections wait in the kernel; None where that is not known. Linux: `tcpi_unacked` of a listener."""
+    with contextlib.suppress(OSError, AttributeError, struct.error):
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+        return int(struct.unpack_from("I", info, 24)[0])
+    return None
 
 
 def _called(what: tuple[str, Callable[[Any], object], object]) -> None:

@@ -274,7 +274,7 @@ class Rules:
         else:
             slot.failures += 1
             wait = policy.backoff(slot.failures, self._rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
-            slot.start_at = now + wait
+            slot.start_at, slot.waits_since = now + wait, now
 
     def _fail(self, why: object, code: int, now: float) -> None:
         self.failure, self.exit_code = why, code

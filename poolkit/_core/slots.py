@@ -33,7 +33,7 @@ class Member:
 class Slot:
     """One place of a cluster."""
 
-    __slots__ = ("coming", "current", "failures", "number", "restarts", "retry_at", "start_at")
+    __slots__ = ("coming", "current", "failures", "number", "restarts", "retry_at", "start_at", "waits_since")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -43,6 +43,7 @@ class Slot:
         self.start_at: float | None = None  # when the next member is to start
         self.retry_at: float | None = None  # no recycling before
         self.restarts = 0
+        self.waits_since = 0.0  # for `start_at`
 
 
 class Acts(Protocol):

@@ -60,6 +60,7 @@ def prepare(settings: PoolSettings) -> None:
 
 
 is_over = False  # the interpreter ends
+first: list[Callable[[], object]] = []  # called before they end
 last: list[Callable[[], object]] = []  # called when all pools have ended at the end of the interpreter; may block
 _live: weakref.WeakSet[Any] = weakref.WeakSet()  # those with anything to release
 _registered = -1  # the process that is to finish the work of its pools at its end; guarded by: _live_lock
@@ -94,6 +95,8 @@ def _finish_all() -> None:
     global is_over  # noqa: PLW0603 -- once
     is_over = True
     try:
+        for call in first:
+            call()
         for pool in _all_live():
             pool.end_with_interpreter()
     except KeyboardInterrupt:
