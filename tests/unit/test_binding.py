@@ -133,9 +133,14 @@ def test_an_address_in_use_is_named_and_the_others_are_let_go(found: list[Bound]
     assert open_descriptors() == before
 
 
-def test_a_host_that_is_not_found_or_not_here_is_named() -> None:
-    with pytest.raises(socket.gaierror, match=r"cannot listen on no-such-host\.invalid:80: "):
-        bind_all("no-such-host.invalid:80", 5)
+def test_a_host_that_is_not_found_or_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", fail)
+        with pytest.raises(socket.gaierror, match=r"cannot listen on nowhere\.invalid:80: Name or service not known"):
+            bind_all("nowhere.invalid:80", 5)
     with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1:80: .*assign"):
         bind_all("192.0.2.1:80", 5)
 
