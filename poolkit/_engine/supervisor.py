@@ -261,13 +261,16 @@ class Supervisor(Requests):
     def is_unused(self) -> bool:
         """Whether it is open, and has had no task yet, nor anything else that began its thread."""
         scheduler = self._scheduler
-        had = self.forked or self._thread or scheduler.accepted or self._posted_tasks or self._postponed
-        return scheduler.phase is OPEN and not (had or self.maps.open or self.traces.all)
+        is_over = (
+            scheduler.phase is not OPEN or self.forked or self._closed.is_set()
+        )  # the last of one that was dropped
+        has = self._thread or scheduler.accepted or self._posted_tasks or self._postponed
+        return not (is_over or has or self.maps.open or self.traces.all)
 
     def after_fork_in_child(self, *, takes_over: bool) -> bool:
         """This copy of the pool has no thread and no workers: fail what was pending, close what was copied.
 
-        Where it `takes_over` and the pool is unused, that becomes one of this process; true when it has.
+        Where it `takes_over`, an unused pool becomes one of this process instead; true when it has.
         """
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
         if takes_over and self.is_unused():

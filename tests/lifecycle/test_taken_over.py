@@ -273,6 +273,24 @@ def test_in_want_of_descriptors_it_is_closed_there_and_that_is_logged() -> None:
     assert any("none left" in line for line in lines)
 
 
+def test_one_that_was_dropped_gets_no_descriptors() -> None:
+    lines = as_a_template(
+        """
+        def count():
+            return len(os.listdir("/proc/self/fd"))
+
+        before = count()
+        pool = poolkit.Pool(1)
+        supervisor = pool._supervisor
+        in_worker(lambda: print(count() > before, flush=True))
+        del pool
+        between = count()
+        in_worker(lambda: print(count() > between, flush=True))
+        """
+    )
+    assert lines == ["True", "False"]
+
+
 def test_one_that_has_begun_something_is_closed_in_the_child() -> None:
     lines = as_a_template(
         """
