@@ -23,7 +23,9 @@ TESTS = Path(__file__).parent.parent
 class Context:
     """What an adapter sees of a `ClusterContext`."""
 
-    def __init__(self, count: int = 1, path: Path | None = None, schedule: str = "kernel") -> None:
+    def __init__(
+        self, count: int = 1, path: Path | None = None, schedule: str = "kernel", of: socket.socket | None = None
+    ) -> None:
         self.worker_id, self.workers, self.generation, self.schedule = 0, 1, 1, schedule
         self.stopping = Stopping()
         self.slate = Slate(bytearray(Slate.SIZE))
@@ -33,7 +35,7 @@ class Context:
         self.ready = gate.ready
         self.sockets = []
         for _ in range(count):
-            listening = socket.create_server(("127.0.0.1", 0)) if path is None else _unix(path)
+            listening = of.dup() if of else _unix(path) if path else socket.create_server(("127.0.0.1", 0))
             listening.setblocking(False)
             self.sockets.append(Listener(listening.detach(), gate))
         self.socket = self.sockets[0]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
+import socket
+import threading
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ import support
 from poolkit._servers import uvicorn as adapter
 from poolkit._servers.application import application
 from serve import apps
-from serve.context import Context, running
+from serve.context import TESTS, Context, Running, running
 
 
 def test_what_is_answered_while_it_drains_says_close_and_idle_connections_are_used_once_more() -> None:
@@ -157,3 +160,49 @@ def test_settings_are_made_of_text() -> None:
 def test_settings_that_make_no_sense_are_refused_where_they_are_given(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         application("serve.apps:asgi", "uvicorn", **options)
+
+
+@pytest.mark.slow
+def test_no_request_fails_while_workers_are_replaced() -> None:
+    """Two workers serve one listening socket, each leaves for a new one three times; eight clients never pause."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+    listening.setblocking(False)
+    address, over = listening.getsockname(), threading.Event()
+    answered, failed = [0] * 8, list[str]()
+    target = application("serve.apps:asgi", "uvicorn", app_dir=TESTS)
+
+    def ask_on(number: int) -> None:
+        client = http.client.HTTPConnection(*address, timeout=support.WATCHDOG)  # which connects anew after "close"
+        while not over.is_set():
+            try:
+                client.request("GET", "/?who")
+                assert client.getresponse().read() == b"hello who"
+                answered[number] += 1
+            except Exception as exc:
+                failed.append(repr(exc))
+                client.close()
+        client.close()
+
+    workers = [Running(target, Context(of=listening)) for _ in range(2)]
+    clients = [threading.Thread(target=ask_on, args=(number,)) for number in range(8)]
+    for client in clients:
+        client.start()
+    try:
+        for turn in range(6):
+            new = Running(target, Context(of=listening))
+            old, workers[turn % 2] = workers[turn % 2], new
+            old.ctx.slate.no_more = True
+            served = sum(answered)
+            support.wait_until(lambda served=served: sum(answered) > served + 50, "others serve meanwhile")
+            old.end()
+            old.ctx.close()
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+        for worker in workers:
+            worker.end()
+            worker.ctx.close()
+        listening.close()
+    assert failed == []
+    assert min(answered) > 0
