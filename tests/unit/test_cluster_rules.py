@@ -281,6 +281,18 @@ def fail_to_start(cluster: ScriptedCluster, times: int) -> None:
             cluster.wait(start_at - cluster.now)
 
 
+def test_who_hangs_is_nobody_before_it_is_gone() -> None:
+    """The ten seconds begin when it is killed."""
+    cluster = serving(1)
+    cluster.hung(1)
+    cluster.wait(5.0)
+    cluster.gone(1)
+    crash(cluster, [0], 4.99)
+    assert cluster.rules.state == SERVING
+    crash(cluster, [0], 0.02)
+    assert cluster.rules.exit_code == CRASH_LOOP
+
+
 def test_starts_that_failed_count_in_a_row() -> None:
     """One that came up between them makes it no crash loop."""
     cluster = serving(1)
@@ -546,6 +558,16 @@ def test_one_is_recycled_at_a_time() -> None:
     assert coming(cluster) == []
     assert cluster.rules.counts["recycled"] == 3
     cluster.finish()
+
+
+def test_nobody_is_recycled_before_all_were_ready() -> None:
+    """Nor forgotten."""
+    cluster = ScriptedCluster(2)
+    cluster.ready(1)
+    cluster.due(1)
+    assert coming(cluster) == []
+    cluster.ready(2)
+    assert coming(cluster) == [3]
 
 
 def test_a_recycling_whose_new_one_fails_is_tried_again_after_a_second() -> None:
