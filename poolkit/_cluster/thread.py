@@ -27,6 +27,7 @@ from poolkit._cluster.acceptor import Acceptor, Schedule
 from poolkit._cluster.binding import Bound
 from poolkit._cluster.logger import log
 from poolkit._cluster.member import Running, Why
+from poolkit._cluster.records import ClusterStats, ClusterWorkerInfo
 from poolkit._core.cluster import (
     DRAINING,
     KILLED,
@@ -36,7 +37,6 @@ from poolkit._core.cluster import (
     Member,
     Rules,
 )
-from poolkit._core.records import record
 from poolkit._engine.dedicated import DedicatedPool, pool_for
 from poolkit._engine.services import OwnThread, services
 from poolkit._kinds.settings import PoolSettings
@@ -47,70 +47,8 @@ T = TypeVar("T")
 SHM_THRESHOLD = 64 * 1024  # bytes, of messages
 EVENTS = ("worker_started", "worker_ready", "worker_exited", "reloaded", "reload_failed", "stopped")
 LOOK_AT_MEMORY = 2.0  # seconds between two looks
+CLOSE_AFTER = 1.1  # seconds in which workers that accept by themselves close their copies, lest that fails in a server
 _tokens = itertools.count(1)
-
-
-@record(frozen=True)
-class ClusterWorkerInfo:
-    """What a worker of a cluster does now.
-
-    Attributes:
-        worker_id: the number of its place, from 0.
-        pid: its process id; None before it is up, and of a thread.
-        generation: of the code that it runs.
-        state: "starting", "ready", "draining", or "waiting" for the end of its place's back-off.
-        since: seconds that it has been in that state.
-        served: requests that it has counted.
-        connections: those that it has open; None where the kernel hands them out.
-        rss: its resident memory in bytes; 0 where that is not known.
-        alive_ago: seconds since its last sign of life; None before it was ready.
-        restarts: how often a worker of its place was replaced after it had died.
-    """
-
-    worker_id: int
-    pid: int | None
-    generation: int
-    state: str
-    since: float
-    served: int
-    connections: int | None
-    rss: int
-    alive_ago: float | None
-    restarts: int
-
-
-@record(frozen=True)
-class ClusterStats:
-    """What a cluster does now, and what it did so far.
-
-    Attributes:
-        state: "starting", "serving", "reloading", "stopping" or "stopped".
-        generation: how often the code was loaded.
-        workers: how many workers it is to have.
-        ready: how many of them serve.
-        started, crashed, hung, recycled: workers, so far.
-        reloads, reloads_failed: so far.
-        passed, passed_again: connections that the owner has passed on; those that a worker had not taken, once more.
-        served: requests that were counted, of workers that are gone, too.
-        queued: connections in the kernel's queue, of each listener; None where that is not known.
-        uptime: seconds since `start`.
-    """
-
-    state: str
-    generation: int
-    workers: int
-    ready: int
-    started: int
-    crashed: int
-    hung: int
-    recycled: int
-    reloads: int
-    reloads_failed: int
-    passed: int
-    passed_again: int
-    served: int
-    queued: tuple[int | None, ...]
-    uptime: float
 
 
 class Plan:
@@ -164,21 +102,36 @@ class ClusterThread:
         self._most: dict[int, tuple[int | None, int | None]] = {}  # of members: requests, bytes
         self._look_at = 0.0
         self._is_closed = False
+        self._close_at: float | None = None  # when addresses are to refuse whoever comes
         self.thread = OwnThread(target=self._run, name=f"poolkit-cluster-{plan.name}", daemon=True)
 
     def launch(self) -> None:
         """Start it. Raises RuntimeError where there is no thread to be had."""
+        self._env_of(self.rules.generation)  # here, as start_method="fork" looks whose threads run
         services.enter()
-        self.began = monotonic()
-        self.post(lambda: self.rules.start(monotonic()))
-        if self._acceptor is not None:
-            self._acceptor.begin()
-        self.thread.start()
+        try:
+            self.began = monotonic()
+            self.post(self._begin)
+            if self._acceptor is not None:
+                self._acceptor.begin()
+            self.thread.start()
+        except BaseException:
+            if self.thread.ident is None:  # else it leaves by itself
+                services.leave()
+            raise
+
+    def _begin(self) -> None:
+        if self.rules.state == STARTING:  # a signal may have stopped it before
+            self.rules.start(monotonic())
 
     def give_up(self) -> None:
         """Let go of what it has, where it was not begun."""
+        if self.thread.ident is not None:
+            return
         if self._acceptor is not None:
             self._acceptor.give_up()
+        for number in [*self._pools]:
+            self._drop(number)
         self.close()
         self._wakeup.close()
         self._bell.close()
@@ -250,6 +203,8 @@ class ClusterThread:
                 self._take_inbox()
                 self.rules.tick(monotonic())
                 self._look_at_members()
+                if self._close_at is not None and self._close_at <= monotonic():
+                    self._close_bound()
                 while self._orders:
                     order, subject = self._orders.popleft()
                     order(subject)
@@ -271,6 +226,8 @@ class ClusterThread:
         deadline = self.rules.next_deadline()
         if self._needs_looks():
             deadline = self._look_at if deadline is None else min(deadline, self._look_at)
+        if self._close_at is not None:
+            deadline = self._close_at if deadline is None else min(deadline, self._close_at)
         poller = poll()
         for each in (self._wakeup, self._bell):
             poller.register(each.fileno(), select.POLLIN)
@@ -286,6 +243,7 @@ class ClusterThread:
         for number in [*self._pools]:
             self._drop(number)
         self.close()
+        self._close_bound()
         self.is_over.set()
         self.is_up.set()
         for _, answer in self._waiting:
@@ -428,11 +386,12 @@ class ClusterThread:
         if number in self._pools:
             return self._pools[number][0]
         plan = self.plan.settings
-        env = dict(plan.env)
+        env, start_method = dict(plan.env), None
         if plan.kind == "process":
-            env["POOLKIT_SHARE"] = str(self.rules.size)
-            env["POOLKIT_GENERATION"] = f"{next(_tokens)}"
-        start_method = plan.start_method if plan.kind == "process" else None
+            start_method = plan.start_method
+            env["POOLKIT_SHARE"] = str(self.plan.size if start_method == "fork" else self.rules.size)
+            if start_method != "fork":  # whose template has what this process has, and so is the same for all
+                env["POOLKIT_GENERATION"] = f"{next(_tokens)}"
         settings = PoolSettings(1, plan.kind, start_method, None, (), plan.preload, env, SHM_THRESHOLD)
         self._pools[number] = env, pool_for(settings)
         return env
@@ -448,7 +407,8 @@ class ClusterThread:
     def _drop(self, number: int) -> None:
         if number in self._pools:
             _, pool = self._pools.pop(number)
-            pool.retire()
+            if self.plan.settings.start_method != "fork":
+                pool.retire()
             pool.release()
 
     def close(self) -> None:
@@ -456,8 +416,19 @@ class ClusterThread:
         if self._is_closed:
             return
         self._is_closed = True
+        for running in self._running.values():
+            running.slate.no_more = True
         if self._acceptor is not None:
             self._acceptor.end()
+        for bound in self.plan.bound:
+            bound.remove()
+        if self._acceptor is None and self._running:
+            self._close_at = monotonic() + CLOSE_AFTER
+        else:
+            self._close_bound()
+
+    def _close_bound(self) -> None:
+        self._close_at = None
         for bound in self.plan.bound:
             bound.close()
 
@@ -538,7 +509,7 @@ class ClusterThread:
         cause = member.cause if is_planned else "failed" if why.raised else "crashed"
         if cause == "unresponsive" or (not is_planned and self.rules.state != STOPPED):
             log.error("%s %s", self._who(member, running), why.text)
-        elif member.state == KILLED and cause != "stopped":
+        elif member.state == KILLED and (cause != "stopped" or isinstance(why.error, errors.TaskTimeout)):
             log.error("%s (%s) %s", self._who(member, running), cause, why.text)
         else:
             log.info("%s has ended (%s)", self._who(member, running), cause or "stopped")
