@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
     from poolkit._kinds.commands import CompletedCommand
+    from poolkit._os import usable_cpus
     from poolkit._servers.application import application
     from poolkit.bars import progress
     from poolkit.broadcast import Shared
+    from poolkit.cluster import Cluster, ClusterContext, ClusterStats, ClusterWorkerInfo
     from poolkit.command import Command
     from poolkit.context import TaskContext, current_task
     from poolkit.decorator import Offloaded, OffloadedStream, default_pool, offload, set_default_pool, use_pool
     from poolkit.errors import (
         ChannelClosed,
+        ClusterFailed,
         CommandFailed,
         DeadlineExceeded,
         InitializerFailed,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
         PoolkitError,
         QueueFull,
         QueueTimeout,
+        ReloadFailed,
         RemoteError,
         SerializationError,
         TaskCancelled,
@@ -57,6 +61,8 @@ _HOMES = {  # of what is no error
     "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
     "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
     "poolkit._kinds.commands": ("CompletedCommand",),
+    "poolkit.cluster": ("Cluster", "ClusterContext", "ClusterStats", "ClusterWorkerInfo"),
+    "poolkit._os": ("usable_cpus",),
     "poolkit._servers.application": ("application",),
     "poolkit.command": ("Command",),
     "poolkit.reading": ("Chunks", "Lines"),
@@ -80,6 +86,11 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "ChannelClosed",
     "Chunks",
+    "Cluster",
+    "ClusterContext",
+    "ClusterFailed",
+    "ClusterStats",
+    "ClusterWorkerInfo",
     "Command",
     "CommandFailed",
     "CompletedCommand",
@@ -101,6 +112,7 @@ __all__ = [
     "Progress",
     "QueueFull",
     "QueueTimeout",
+    "ReloadFailed",
     "RemoteError",
     "Results",
     "SerializationError",
@@ -130,6 +142,7 @@ __all__ = [
     "run",
     "set_default_pool",
     "spawn",
+    "usable_cpus",
     "use_pool",
 ]
 

@@ -137,6 +137,24 @@ class ChannelClosed(PoolkitError, EOFError):
     """The channel of a dedicated worker has come to its end: nothing more is sent, or received."""
 
 
+class ClusterFailed(PoolkitError, RuntimeError):
+    """A cluster could not be started, or its workers died again and again; it is stopped. Its cause is chained.
+
+    Attributes:
+        worker_id: the slot of the worker that it was last tried with, or None.
+        generation: of the code that it ran.
+    """
+
+    def __init__(self, message: str = "", *, worker_id: int | None = None, generation: int | None = None) -> None:
+        super().__init__(message)
+        self.worker_id = worker_id
+        self.generation = generation
+
+
+class ReloadFailed(ClusterFailed):
+    """The workers of a new generation did not come up: the old ones serve on."""
+
+
 class PoolClosed(PoolkitError, RuntimeError):
     """The pool was used after its shutdown, or in a forked child of the process that owns it."""
 

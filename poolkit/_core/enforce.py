@@ -92,6 +92,14 @@ class Enforcer:
         worker.workforce.finish(worker.id, grace)
         return True
 
+    def time_out(self, task: AnyTask, now: float) -> bool:
+        """Stop a task that a worker runs, as one that was too slow; False where none does."""
+        worker = self._recall(task)
+        if worker is None or not self.has_begun(task) or not self.dispatcher.is_running(worker, task):
+            return False
+        self._stop(worker, KillReason(task, "timeout"), now)
+        return True
+
     def _end_within(self, grace: float, worker: Worker, kill_reason: KillReason, ending: Ending, now: float) -> None:
         """Tell a worker that what it runs is to end by itself, and kill it if that has not ended after a while."""
         task = kill_reason.task

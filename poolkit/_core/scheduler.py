@@ -278,6 +278,16 @@ class Scheduler:
         if task.phase is not SETTLED and not self._enforcer.finish(task, grace):
             self.cancel(task, now)
 
+    def time_out(self, task: AnyTask, limit: float, now: float) -> None:
+        """Stop a task as one that ran longer than so many seconds; cancel one that has not begun."""
+        if task.phase is SETTLED:
+            return
+        self.is_changing = True
+        task.options = task.options.changed(timeout=limit)
+        if not self._enforcer.time_out(task, now):
+            self._enforcer.cancel(task, now)
+        self._advance(now)
+
     def cancel_all(self, *, begun: bool, now: float) -> None:
         """Cancel everything that has not begun, and with `begun` what runs too."""
         self.is_changing = True

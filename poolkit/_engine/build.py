@@ -12,7 +12,7 @@ from poolkit._core.options import PoolLimits
 from poolkit._engine.callbacks import CallbackThread
 from poolkit._engine.listeners import TraceThread
 from poolkit._engine.maps import MapsThread
-from poolkit._engine.services import WatcherThread
+from poolkit._engine.services import OwnThread
 from poolkit._engine.supervisor import Supervisor, SupervisorThread
 from poolkit._kinds.settings import PoolSettings
 from poolkit._locks import RLock
@@ -25,7 +25,7 @@ from poolkit.errors import SerializationError
 Some = TypeVar("Some", bound=Supervisor)
 
 PROGRAMS = "poolkit-programs"  # the name of the thread that owns them, whose module few need
-_OWN = (SupervisorThread, CallbackThread, MapsThread, TraceThread, WatcherThread)
+_OWN = (SupervisorThread, CallbackThread, MapsThread, TraceThread, OwnThread)
 MOST_INHERITED = MOST_FDS - 8  # the rest is for its control socket, its streams and its link
 
 

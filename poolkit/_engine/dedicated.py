@@ -48,6 +48,19 @@ class Dedicated(Supervisor):
 
         self._do_soon(lambda now: self._scheduler.timers.add(now + grace, cancel, task))
 
+    def time_out(self, task: AnyTask, limit: float) -> None:
+        """Stop a task as one that ran longer than so many seconds: its error has its stack. Does not block."""
+        self._do_soon(lambda now: self._scheduler.time_out(task, limit, now))
+
+    def signal(self, task: AnyTask, number: int) -> None:
+        """Send a signal to the process that has this task, if one is up. Does not block."""
+
+        def send(_now: float) -> None:
+            if task.worker_id is not None and task.worker_id in self._scheduler.roster.workers:
+                self.workforce.signal(task.worker_id, number)  # type: ignore[attr-defined]  # a process
+
+        self._do_soon(send)
+
     def pid_of(self, task: AnyTask) -> int | None:
         """The process that has this task, if one is up."""
         with self._lock:
@@ -83,6 +96,12 @@ class DedicatedPool:
     def sent(self) -> Callable[[], Sent]:
         """What makes the note of what a new worker has of the script."""
         return functools.partial(self.engine.sent, self._settings)
+
+    def retire(self) -> None:
+        """Its template process is for nobody else, and ends with it."""
+        template = getattr(self.engine.workforce, "_template", None)
+        if template is not None:
+            template.is_retired = True
 
     def release(self) -> None:
         """One of them has ended. The last one ends the pool; the template process stays for the next."""

@@ -40,6 +40,7 @@ class Life:
         self.exited: WorkerExited | None = None  # once it is, as the pool has it
         self.gone = threading.Event()
         self.ended: Callable[[], object] = _nothing  # called when the task is done, by whoever settles it
+        self.at_end: Callable[[], object] = _nothing  # called when it is gone, by whoever finds that
         self._pools = [pool]  # to be released
         self._callback: Callable[[Any], object] | None = None  # for messages, unless one has raised
         self._is_delivering = False  # there is such, and messages may be left
@@ -74,6 +75,7 @@ class Life:
 
     def _end(self) -> None:
         self.gone.set()
+        self.at_end()
         self._tell_exit()
         with contextlib.suppress(ValueError, IndexError):  # it was told twice
             self.engine.unlisten("worker_exited", self._note_exit)

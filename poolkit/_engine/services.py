@@ -29,8 +29,12 @@ AT_EXIT = 5.0  # seconds that the end of the interpreter waits for callbacks
 Ready = Callable[[], object]
 
 
-class WatcherThread(threading.Thread):
-    """The watcher's thread; its own class, so that poolkit knows its own."""
+class OwnThread(threading.Thread):
+    """A thread of poolkit's; its own class, so that poolkit knows its own."""
+
+
+class WatcherThread(OwnThread):
+    """The watcher's thread."""
 
 
 class _Watcher:

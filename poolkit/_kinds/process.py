@@ -197,6 +197,12 @@ class ProcessWorkforce(Processes):
             peer.is_being_killed = True
             self._order(self._ask_stack if want_stack else self._kill, peer)
 
+    def signal(self, worker_id: int, number: int) -> None:
+        """Have the supervisor thread send a worker's process a signal."""
+        peer = self._workers.get(worker_id)
+        if peer is not None:
+            self._order(self._send_signal, (peer, number))
+
     def forget(self, worker_id: int) -> None:
         """Close what is left of a worker that died. On the supervisor thread, which reports deaths."""
         peer = self._workers.pop(worker_id, None)
@@ -336,6 +342,16 @@ class ProcessWorkforce(Processes):
             peer.close()
         self.transport.arena.close()
         self._close_own()
+
+    def begin_anew(self) -> None:
+        """Make anew what it would share with the parent, so that neither wakes the other, nor writes to its memory.
+
+        What workers inherit of the initializer's arguments stays: they do so in all processes.
+        """
+        self._close_wakers()
+        self.transport.begin_anew()
+        self._template = None  # of one that was forked when the pool was made, with that process's memory
+        self._open_own()
 
     def _dying(self) -> list[Peer]:
         return [peer for peer in list(self._workers.values()) if peer.kill_at is not None]

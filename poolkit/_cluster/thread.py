@@ -1,0 +1,621 @@
+"""Thread: the one thread of a cluster, which carries out what its rules decide (`_core/cluster.py`).
+
+    anybody ── ask, post ──> inbox ──> rules ──> orders: workers start, drain, stop, are killed; generations; events
+    a worker ── its page, and a ring of the bell: it is ready, or has served enough
+
+Guarantees: rules and members belong to this thread alone, so no lock is held while anything is done.
+Owner: the thread; `_inbox` takes one atomic operation at a time, from anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import select
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from poolkit import _os, errors
+from poolkit._clock import monotonic
+from poolkit._cluster.acceptor import Acceptor, Schedule
+from poolkit._cluster.binding import Bound
+from poolkit._cluster.logger import log
+from poolkit._cluster.member import Running, Why
+from poolkit._cluster.records import ClusterStats, ClusterWorkerInfo
+from poolkit._core.cluster import (
+    DRAINING,
+    KILLED,
+    READY,
+    STARTING,
+    STOPPED,
+    Member,
+    Rules,
+)
+from poolkit._engine.dedicated import DedicatedPool, pool_for
+from poolkit._engine.services import OwnThread, services
+from poolkit._kinds.settings import PoolSettings
+from poolkit._select import poll
+
+T = TypeVar("T")
+
+SHM_THRESHOLD = 64 * 1024  # bytes, of messages
+EVENTS = ("worker_started", "worker_ready", "worker_exited", "reloaded", "reload_failed", "stopped")
+LOOK_AT_MEMORY = 2.0  # seconds between two looks
+CLOSE_AFTER = 1.1  # seconds in which workers that accept by themselves close their copies, lest that fails in a server
+_tokens = itertools.count(1)
+
+
+class Plan:
+    """What a cluster was asked for, checked. Frozen."""
+
+    def __init__(  # noqa: PLR0913 -- the options
+        self,
+        *,
+        name: str,
+        target: Callable[[Any], object],
+        size: int,
+        bound: list[Bound],
+        schedule: str | Schedule,
+        settings: PoolSettings,
+        grace: float,
+        boot_timeout: float,
+        liveness: float | None,
+        max_requests: int | None,
+        max_memory: int | None,
+    ) -> None:
+        self.name, self.target, self.size, self.bound, self.schedule = name, target, size, bound, schedule
+        self.settings, self.grace, self.boot_timeout, self.liveness = settings, grace, boot_timeout, liveness
+        self.max_requests, self.max_memory = max_requests, max_memory
+
+
+class ClusterThread:
+    """See the file's header; it carries out the rules' orders (`Acts`)."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Raises OSError: there are no descriptors."""
+        self.plan = plan
+        self.listeners: list[tuple[str, Callable[[Any], object]]] = []
+        self.on_message: Callable[[int, Any], object] | None = None
+        self.is_up = threading.Event()  # all were ready once, or that has failed
+        self.is_over = threading.Event()
+        self.began = 0.0
+        self._rng = random.Random()
+        self.rules = Rules(plan.size, self, grace=plan.grace, boot_timeout=plan.boot_timeout, rng=self._rng)
+        self._running: dict[int, Running] = {}
+        self._pools: dict[int, tuple[dict[str, str], DedicatedPool]] = {}  # of generations: environment, hidden pool
+        self._orders: deque[tuple[Callable[..., object], Any]] = deque()
+        self._inbox: deque[Callable[[], object]] = deque()
+        self._wakeup, self._bell = _os.Wakeup(), _os.Wakeup()
+        self._acceptor: Acceptor | None = None
+        self._fds = [bound.socket.fileno() for bound in plan.bound]
+        if plan.schedule != "kernel" and plan.bound:
+            sockets = [bound.socket for bound in plan.bound]
+            self._acceptor = Acceptor(plan.name, sockets, plan.schedule, plan.size)
+        self._waiting: list[tuple[int, SimpleQueue[tuple[int, Any]]]] = []  # who waits for a reload
+        self._served_before = 0  # by workers that are gone
+        self._most: dict[int, tuple[int | None, int | None]] = {}  # of members: requests, bytes
+        self._look_at = 0.0
+        self._is_closed = False
+        self._close_at: float | None = None  # when addresses are to refuse whoever comes
+        self.thread = OwnThread(target=self._run, name=f"poolkit-cluster-{plan.name}", daemon=True)
+
+    def launch(self) -> None:
+        """Start it. Raises RuntimeError where there is no thread to be had."""
+        self._env_of(self.rules.generation)  # here, as start_method="fork" looks whose threads run
+        services.enter()
+        try:
+            self.began = monotonic()
+            self.post(self._begin)
+            if self._acceptor is not None:
+                self._acceptor.begin()
+            self.thread.start()
+        except BaseException:
+            if self.thread.ident is None:  # else it leaves by itself
+                services.leave()
+            raise
+
+    def _begin(self) -> None:
+        if self.rules.state == STARTING:  # a signal may have stopped it before
+            self.rules.start(monotonic())
+
+    def give_up(self) -> None:
+        """Let go of what it has, where it was not begun."""
+        if self.thread.ident is not None:
+            return
+        if self._acceptor is not None:
+            self._acceptor.give_up()
+        for number in [*self._pools]:
+            self._drop(number)
+        self.close()
+        self._wakeup.close()
+        self._bell.close()
+        self.is_over.set()
+        self.is_up.set()
+
+    # ===== for anybody =====
+
+    def post(self, step: Callable[[], object]) -> None:
+        """Have the thread do this. From anywhere, signal handlers too; does not block."""
+        self._inbox.append(step)
+        self._wakeup.set()
+        if self.is_over.is_set():
+            self._take_inbox()
+
+    def ask(self, step: Callable[[], T]) -> T:
+        """Have the thread do this, and return what that gives. Blocks for a moment."""
+        if self.thread.ident is None or threading.get_ident() == self.thread.ident:
+            return step()
+        answer: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+
+        def run() -> None:
+            try:
+                answer.put((step(), None))
+            except BaseException as exc:  # noqa: BLE001 -- raised below
+                answer.put((None, exc))
+
+        self.post(run)
+        found, error = answer.get()
+        if error is not None:
+            raise error
+        return found  # type: ignore[return-value]
+
+    def reload(self, timeout: float | None) -> SimpleQueue[tuple[int, Any]]:
+        """Begin a reload, or one after that which runs; what it returns gets the generation, and why it failed."""
+        answer: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+
+        def step() -> None:
+            if self.rules.state in {"stopping", STOPPED}:
+                answer.put((self.rules.generation, "the cluster was stopped"))
+                return
+            number = self.rules.reload(monotonic(), timeout)
+            self._waiting.append((number, answer))
+
+        self.post(step)
+        return answer
+
+    def send(self, message: object, slot: int | None) -> None:
+        """Send a message to those in this slot, or to all. Blocks while they have too many."""
+
+        def find() -> list[Running]:
+            return [
+                each
+                for each in self._running.values()
+                if (slot is None or each.worker_id == slot) and each.member.state in {STARTING, READY}
+            ]
+
+        for running in self.ask(find):
+            try:
+                running.worker.send(message)
+            except (errors.PoolkitError, EOFError) as exc:
+                log.info("worker=%d did not get a message, as it has ended: %s", running.worker_id, exc)
+
+    # ===== the thread =====
+
+    def _run(self) -> None:
+        try:
+            while not (self.rules.state == STOPPED and not self._orders):
+                self._take_inbox()
+                self.rules.tick(monotonic())
+                self._look_at_members()
+                if self._close_at is not None and self._close_at <= monotonic():
+                    self._close_bound()
+                while self._orders:
+                    order, subject = self._orders.popleft()
+                    order(subject)
+                if self._inbox or self.rules.state == STOPPED:
+                    continue
+                self._sleep()
+        finally:
+            self._end()
+
+    def _take_inbox(self) -> None:
+        while True:
+            try:
+                step = self._inbox.popleft()
+            except IndexError:
+                return
+            step()
+
+    def _sleep(self) -> None:
+        deadline = self.rules.next_deadline()
+        if self._needs_looks():
+            deadline = self._look_at if deadline is None else min(deadline, self._look_at)
+        if self._close_at is not None:
+            deadline = self._close_at if deadline is None else min(deadline, self._close_at)
+        poller = poll()
+        for each in (self._wakeup, self._bell):
+            poller.register(each.fileno(), select.POLLIN)
+        poller.poll(None if deadline is None else max(0.0, deadline - monotonic()) * 1000 + 1)
+        self._wakeup.clear()
+        self._bell.clear()
+
+    def _end(self) -> None:
+        """Nobody is left."""
+        for running in [*self._running.values()]:  # after an error of our own
+            running.kill(None)
+            running.close()
+        for number in [*self._pools]:
+            self._drop(number)
+        self.close()
+        self._close_bound()
+        self.is_over.set()
+        self.is_up.set()
+        for _, answer in self._waiting:
+            answer.put((self.rules.generation, "the cluster was stopped"))
+        self._waiting.clear()
+        self._take_inbox()
+        self._wakeup.close()
+        self._bell.close()
+        services.leave()
+
+    def _needs_looks(self) -> bool:
+        return self.plan.liveness is not None or self.plan.max_memory is not None
+
+    def _look_at_members(self) -> None:
+        """Look at the pages: who is ready, gives signs of life, and has served enough."""
+        now = monotonic()
+        is_time = self._needs_looks() and now >= self._look_at
+        if is_time:
+            self._look_at = now + min(LOOK_AT_MEMORY, (self.plan.liveness or LOOK_AT_MEMORY * 4) / 4)
+        for number, running in [*self._running.items()]:
+            member, slate = running.member, running.slate
+            if member.state == STARTING and slate.ready:
+                self.rules.ready(number, now)
+            if member.state != READY:
+                continue
+            most_served, most_bytes = self._most[number]
+            if (most_served is not None and slate.served >= most_served) or (
+                is_time and most_bytes is not None and running.memory() > most_bytes
+            ):
+                self.rules.due(number, "recycled", now)
+            if is_time and self.plan.liveness is not None:
+                last = max(slate.alive, member.ready_at or now)
+                if last + self.plan.liveness <= now:
+                    self.rules.hung(number, now)
+
+    # ===== orders of the rules =====
+
+    def start(self, member: Member) -> None:
+        """Start a member."""
+        self._orders.append((self._start, member))
+
+    def _start(self, member: Member) -> None:
+        plan = self.plan
+        self._most[member.number] = served, _ = self._ages()
+        setup = {
+            "name": plan.name,
+            "workers": self.rules.size,
+            "schedule": plan.schedule if isinstance(plan.schedule, str) else "custom",
+            "bell": None,
+            "most_served": served,
+        }
+        try:
+            running = self._made(member, setup, self._env_of(member.generation))
+        except Exception as exc:
+            log.exception("worker=%d gen=%d could not be started", member.slot, member.generation)
+            why = Why(member.slot, exc, f"could not be started: {exc!r}", raised=not isinstance(exc, OSError))
+            self._inbox.append(lambda: self.rules.gone(member.number, why, monotonic()))
+            return
+        self._running[member.number] = running
+        self._tell("worker_started", self._info(member))
+        running.at_end(lambda: self.post(lambda: self._gone(member.number)))
+
+    def _made(self, member: Member, setup: dict[str, Any], env: dict[str, str]) -> Running:
+        from poolkit._child.serving import Handed  # noqa: PLC0415 -- beside `Setup`
+
+        settings = self.plan.settings
+        options: dict[str, Any] = {"kind": settings.kind, "name": f"{self.plan.name}-{member.slot}"}
+        if settings.kind == "process":
+            options |= {"preload": settings.preload, "env": env, "start_method": settings.start_method}
+        setup["bell"] = Handed(self._bell.writing_end())
+        bell = None if self._acceptor is None else self._acceptor.bell
+        running = Running(member, setup, self.plan.target, options, self._fds, passes=bell)
+        if self.on_message is not None:
+            self._listen(running)
+        return running
+
+    def _listen(self, running: Running) -> None:
+        def tell(message: object) -> None:
+            if self.on_message is not None:
+                self.on_message(running.worker_id, message)
+
+        running.worker.on_message(tell)
+
+    def listen(self) -> None:
+        """Have `on_message` called for those that run."""
+        for running in self._running.values():
+            self._listen(running)
+
+    def _ages(self) -> tuple[int | None, int | None]:
+        """How many requests and bytes one may have: up to a tenth fewer than asked for, lest all leave at once."""
+        given = self.plan.max_requests, self.plan.max_memory
+        served, size = (None if most is None else most - int(most * self._rng.random() / 10) for most in given)
+        return served, size
+
+    def drain(self, member: Member) -> None:
+        """Give a member no more connections."""
+        self._orders.append((self._drain, member))
+
+    def _drain(self, member: Member) -> None:
+        running = self._running.get(member.number)
+        if running is not None:
+            running.slate.no_more = True
+            self._unlist(running)
+
+    def _unlist(self, running: Running) -> None:
+        if self._acceptor is not None and running.is_listed and running.hand is not None:
+            self._acceptor.leave(running.hand)
+            running.hand = None
+            running.is_listed = False
+
+    def stop(self, member: Member) -> None:
+        """Tell a member to stop."""
+        self._orders.append((self._stop, member))
+
+    def _stop(self, member: Member) -> None:
+        running = self._running.get(member.number)
+        if running is not None:
+            running.stop()
+
+    def kill(self, member: Member, *, want_stack: bool) -> None:
+        """Kill a member."""
+        self._orders.append((self._kill_with_stack if want_stack else self._kill, member))
+
+    def _kill(self, member: Member) -> None:
+        running = self._running.get(member.number)
+        if running is not None:
+            running.kill(None)
+
+    def _kill_with_stack(self, member: Member) -> None:
+        running = self._running.get(member.number)
+        if running is not None:
+            limits = {"hung": self.plan.liveness, "unresponsive": self.plan.boot_timeout}
+            seconds = limits.get(member.cause, self.plan.grace) or self.plan.grace
+            what = {"hung": "gave no sign of life", "unresponsive": "was not ready"}.get(member.cause, "did not stop")
+            log.error("%s %s for %g s, and is killed", self._who(member), what, seconds)
+            running.kill(max(seconds, 0.001))
+
+    def _env_of(self, number: int) -> dict[str, str]:
+        """The environment of a generation, which has a hidden pool, with a template process of its own."""
+        if number in self._pools:
+            return self._pools[number][0]
+        plan = self.plan.settings
+        env, start_method = dict(plan.env), None
+        if plan.kind == "process":
+            start_method = plan.start_method
+            env["POOLKIT_SHARE"] = str(self.plan.size if start_method == "fork" else self.rules.size)
+            if start_method != "fork":  # whose template has what this process has, and so is the same for all
+                env["POOLKIT_GENERATION"] = f"{next(_tokens)}"
+        settings = PoolSettings(1, plan.kind, start_method, None, (), plan.preload, env, SHM_THRESHOLD)
+        self._pools[number] = env, pool_for(settings)
+        return env
+
+    def begin(self, generation: int) -> None:
+        """Have the code of a new generation imported anew."""
+        # Its first member does that, and tells what is wrong.
+
+    def drop(self, generation: int) -> None:
+        """Let go of a generation."""
+        self._orders.append((self._drop, generation))
+
+    def _drop(self, number: int) -> None:
+        if number in self._pools:
+            _, pool = self._pools.pop(number)
+            if self.plan.settings.start_method != "fork":
+                pool.retire()
+            pool.release()
+
+    def close(self) -> None:
+        """Take no more connections, and let the addresses go."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for running in self._running.values():
+            running.slate.no_more = True
+        if self._acceptor is not None:
+            self._acceptor.end()
+        for bound in self.plan.bound:
+            bound.remove()
+        if self._acceptor is None and self._running:
+            self._close_at = monotonic() + CLOSE_AFTER
+        else:
+            self._close_bound()
+
+    def _close_bound(self) -> None:
+        self._close_at = None
+        for bound in self.plan.bound:
+            bound.close()
+
+    def tell(self, event: str, subject: Any) -> None:
+        """Something has happened, as the rules see it."""
+        self._orders.append((getattr(self, f"_told_{event}"), subject))
+
+    def _told_ready(self, member: Member) -> None:
+        running = self._running.get(member.number)
+        if running is None:
+            return
+        took = monotonic() - running.began
+        log.info("%s ready after %.2f s", self._who(member), took)
+        slot = self.rules.slots.get(member.slot)
+        if running.hand is not None and member.state == READY and slot is not None and slot.current is member:
+            self._list(running)
+        self._tell("worker_ready", self._info(member))
+
+    def _list(self, running: Running) -> None:
+        assert self._acceptor is not None  # noqa: S101 -- asked before
+        assert running.hand is not None  # noqa: S101 -- it passes
+        running.is_listed = True
+        self._acceptor.enter(running.hand)
+
+    def _told_started(self, _: None) -> None:
+        self.is_up.set()
+
+    def _told_reloaded(self, generation: int) -> None:
+        log.info("gen=%d serves, with %d workers", generation, self.rules.size)
+        for running in self._running.values():
+            if running.hand is not None and not running.is_listed and running.member.state == READY:
+                self._list(running)
+        self._answer(generation, None)
+        self._tell("reloaded", generation)
+
+    def _told_undone(self, what: tuple[int, Any]) -> None:
+        generation, why = what
+        text = getattr(why, "text", str(why)) if why is not None else "the cluster was stopped"
+        log.error("gen=%d is given up, and gen=%d goes on: %s", generation, self.rules.generation, text)
+        self._answer(generation, why if why is not None else text)
+        self._tell("reload_failed", self.reload_error(generation, why if why is not None else text))
+
+    def _answer(self, generation: int, why: Any) -> None:
+        for entry in [entry for entry in self._waiting if entry[0] <= generation]:
+            self._waiting.remove(entry)
+            entry[1].put((generation, why))
+
+    def reload_error(self, generation: int, why: Any) -> errors.ReloadFailed:
+        """What a reload that failed is told with."""
+        text = getattr(why, "text", str(why))
+        error = errors.ReloadFailed(
+            f"generation {generation} of cluster {self.plan.name} did not come up, and generation "
+            f"{self.rules.generation} goes on: a worker {text}"
+            if isinstance(why, Why)
+            else f"generation {generation} of cluster {self.plan.name} did not come up: {text}",
+            generation=generation,
+            worker_id=getattr(why, "worker_id", None),
+        )
+        error.__cause__ = why.error if isinstance(why, Why) else why if isinstance(why, BaseException) else None
+        return error
+
+    def _told_stopped(self, _: None) -> None:
+        self._tell("stopped", self.rules.exit_code)
+
+    # ===== ends =====
+
+    def _gone(self, number: int) -> None:
+        running = self._running.pop(number, None)
+        if running is None:
+            return
+        member = running.member
+        why = running.why()
+        self._served_before += running.slate.served
+        self._most.pop(number, None)
+        self._unlist(running)
+        running.close()
+        is_planned = member.state in {DRAINING, KILLED}
+        cause = member.cause if is_planned else "failed" if why.raised else "crashed"
+        if cause == "unresponsive" or (not is_planned and self.rules.state != STOPPED):
+            log.error("%s %s", self._who(member, running), why.text)
+        elif member.state == KILLED and (cause != "stopped" or isinstance(why.error, errors.TaskTimeout)):
+            log.error("%s (%s) %s", self._who(member, running), cause, why.text)
+        else:
+            log.info("%s has ended (%s)", self._who(member, running), cause or "stopped")
+        if not is_planned and why.error is not None and why.raised:
+            log.error("%s: what its target raised", self._who(member, running), exc_info=why.error)
+        self._tell("worker_exited", running.exited(cause or "stopped"))
+        self.rules.gone(number, why, monotonic())
+
+    # ===== told to others =====
+
+    def _who(self, member: Member, running: Running | None = None) -> str:
+        running = running or self._running.get(member.number)
+        return f"worker={member.slot} gen={member.generation} pid={running.pid if running is not None else None}"
+
+    def _tell(self, event: str, what: object) -> None:
+        for name, callback in [*self.listeners]:
+            if name == event:
+                services.call(_called, (event, callback, what))
+
+    def _info(self, member: Member) -> ClusterWorkerInfo:
+        now = monotonic()
+        running = self._running.get(member.number)
+        slot = self.rules.slots.get(member.slot)
+        slate = None if running is None else running.slate
+        return ClusterWorkerInfo(
+            worker_id=member.slot,
+            pid=None if running is None else running.pid,
+            generation=member.generation,
+            state="draining" if member.state == KILLED else member.state,
+            since=now - member.since,
+            served=0 if slate is None else slate.served,
+            connections=None if slate is None or self._acceptor is None else slate.taken - slate.closed,
+            rss=0 if running is None else running.memory(),
+            alive_ago=None if slate is None or not slate.ready else max(0.0, now - slate.alive),
+            restarts=0 if slot is None else slot.restarts,
+        )
+
+    def infos(self) -> list[ClusterWorkerInfo]:
+        """What each worker does; and the places that have none."""
+        found = [self._info(member) for member in self.rules.members.values()]
+        now = monotonic()
+        found += [
+            ClusterWorkerInfo(
+                slot.number, None, self.rules.generation, "waiting", now - slot.waits_since, 0, None, 0, None,
+                slot.restarts,
+            )
+            for slot in self.rules.slots.values()
+            if slot.current is None and slot.start_at is not None
+        ]  # fmt: skip
+        return sorted(found, key=lambda info: (info.worker_id, info.generation))
+
+    def stats(self) -> ClusterStats:
+        """What it does, and did."""
+        rules, counts, acceptor = self.rules, self.rules.counts, self._acceptor
+        return ClusterStats(
+            state=rules.state,
+            generation=rules.generation,
+            workers=rules.size,
+            ready=rules.ready_count(),
+            started=counts["started"],
+            crashed=counts["crashed"],
+            hung=counts["hung"],
+            recycled=counts["recycled"],
+            reloads=counts["reloads"],
+            reloads_failed=counts["reloads_failed"],
+            passed=0 if acceptor is None else acceptor.passed,
+            passed_again=0 if acceptor is None else acceptor.passed_again,
+            served=self._served_before + sum(each.slate.served for each in [*self._running.values()]),
+            queued=tuple(_queued(bound.socket) for bound in self.plan.bound),
+            uptime=monotonic() - self.began if self.began else 0.0,
+        )
+
+    def log_table(self) -> None:
+        """Log what each worker does."""
+        for info in self.infos():
+            log.info(
+                "worker=%d gen=%d pid=%s %s for %.1f s, served %d, %.1f MB, restarts %d",
+                *(info.worker_id, info.generation, info.pid, info.state, info.since, info.served),
+                *(info.rss / 1e6, info.restarts),
+            )
+
+    def resize(self, size: int) -> None:
+        """Have another number of workers."""
+        self.rules.resize(size, monotonic())
+        if self._acceptor is not None and not self._is_closed:
+            self._acceptor.resize(size)
+
+    def in_forked_child(self) -> None:
+        """Close the copies that a forked child has."""
+        self._wakeup.close()
+        self._bell.close()
+        for bound in self.plan.bound:
+            bound.socket.close()
+
+
+def _queued(listener: socket.socket) -> int | None:
+    """How many connections wait in the kernel; None where that is not known. Linux: `tcpi_unacked` of a listener."""
+    with contextlib.suppress(OSError, AttributeError, struct.error):
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+        return int(struct.unpack_from("I", info, 24)[0])
+    return None
+
+
+def _called(what: tuple[str, Callable[[Any], object], object]) -> None:
+    event, callback, subject = what
+    try:
+        callback(subject)
+    except BaseException:
+        log.exception("a callback for %r raised", event)
