@@ -60,11 +60,8 @@ _HOMES = {  # of what is no error
     "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
     "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
     "poolkit._kinds.commands": ("CompletedCommand",),
-<<<<<<< HEAD
-    "poolkit.cluster": ("Cluster", "ClusterContext", "ClusterStats", "ClusterWorkerInfo"),
-=======
     "poolkit._servers.application": ("application",),
->>>>>>> serve
+    "poolkit.cluster": ("Cluster", "ClusterContext", "ClusterStats", "ClusterWorkerInfo"),
     "poolkit.command": ("Command",),
     "poolkit.reading": ("Chunks", "Lines"),
     "poolkit.running": ("run", "spawn"),
