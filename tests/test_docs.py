@@ -48,7 +48,7 @@ def anchors_of(page: str) -> set[str]:
     return {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def run(script: Path, *arguments: str, where: Path) -> str:
+def run(script: Path, *arguments: str, where: Path, timeout: float = WATCHDOG) -> str:
     """Run a script by itself, in the folder `where`; it must succeed without a complaint. Returns what it printed."""
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
@@ -56,7 +56,7 @@ def run(script: Path, *arguments: str, where: Path) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=WATCHDOG,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -169,6 +169,22 @@ def test_example_of_a_chat_keeps_its_guests_and_what_they_say(tmp_path: Path) ->
     assert "ok    0 connections were refused" in printed
     assert "ok    round_robin: 40 connections, by worker: [10, 10, 10, 10]" in printed
     assert len(re.findall(r"^ok .* 40 connections, by worker: ", printed, re.MULTILINE)) == 4
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_example_of_an_image_service_loses_only_what_was_killed(tmp_path: Path) -> None:
+    options = "--load", "--seconds", "3", "--clients", "12"
+    printed = run(ROOT / "examples/image_service.py", *options, where=tmp_path, timeout=2 * WATCHDOG)
+    assert "WRONG" not in printed
+    assert re.search(r"^ok    a limit of 1 ms: <Response \[504 ", printed, re.MULTILINE)
+    assert re.search(r"^ok    no picture: <Response \[422 ", printed, re.MULTILINE)
+    assert re.search(r"^ok    40 pictures at once: \{.*503: ", printed, re.MULTILINE)
+    assert "ok    6 events came, ['5.png'] is none" in printed
+    assert "ok    a reload, and all of this: {} failed beside these" in printed
+    assert re.search(r"^ok    stopped: of [4-9] processes that were seen, 0 are left$", printed, re.MULTILINE)
+    assert re.search(r"^ok    the loops were late by .*; inline by ", printed, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.long
