@@ -280,6 +280,28 @@ def test_new_workers_of_a_reload_count_as_somebody() -> None:
     assert cluster.answers[2] == ("reloaded", None)
 
 
+def test_news_of_who_is_gone_or_is_to_end_changes_nothing() -> None:
+    """It came late."""
+    cluster = serving(1)
+    cluster.hung(1)
+    before = cluster.looks()
+    cluster.hung(1)
+    cluster.due(1)
+    cluster.due(1)
+    cluster.ready(1)
+    assert cluster.looks() == before
+    cluster.gone(1)
+    before = cluster.looks()
+    for event in (cluster.rules.ready, cluster.rules.hung):
+        event(1, cluster.now)
+    cluster.rules.gone(1, None, cluster.now)
+    cluster.rules.due(1, "recycled", cluster.now)
+    assert cluster.looks() == before
+    cluster.end(kill=True)
+    cluster.end(kill=True)
+    assert cluster.orders[-1] == ("kill", 2)
+
+
 # ===== reload =====
 
 
