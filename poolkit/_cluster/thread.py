@@ -302,6 +302,7 @@ class ClusterThread:
             "workers": self.rules.size,
             "schedule": plan.schedule if isinstance(plan.schedule, str) else "custom",
             "bell": None,
+            "grace": plan.grace,
             "most_served": served,
         }
         try:

@@ -89,7 +89,12 @@ def serve(served: Served, ctx: Any) -> None:
     Raises:
         RuntimeError: the application did not start.
     """
-    settings: dict[str, Any] = {"log_config": None, **_values(served.options)}
+    grace = getattr(ctx, "grace", served.grace)
+    settings: dict[str, Any] = {
+        "log_config": None,
+        "timeout_graceful_shutdown": 0.8 * grace - _drain_limit(grace),  # then the lifespan ends, before a kill
+        **_values(served.options),
+    }
     if ctx.schedule != "kernel" and settings.get("loop", "auto") in {"auto", "uvloop"}:
         if ctx.worker_id == 0 and importlib.util.find_spec("uvloop") is not None:
             log.info("uvloop needs schedule 'kernel'; with %r, asyncio's own loop is used", ctx.schedule)
@@ -100,7 +105,7 @@ def serve(served: Served, ctx: Any) -> None:
     config = uvicorn.Config(
         served.app, interface="asgi2" if is_old else "asgi3", access_log=served.is_logging, workers=1, **settings
     )
-    server = Server(config, ctx, getattr(ctx, "grace", served.grace))
+    server = Server(config, ctx, grace)
     ctx.stopping.add_callback(server.wake)
     try:
         server.run(sockets=list(ctx.sockets))
@@ -111,6 +116,11 @@ def serve(served: Served, ctx: Any) -> None:
         lines = server.failure.strip().splitlines() or ["its lifespan failed, as its log says"]
         msg = f"the application did not start: {lines[-1]}"
         raise RuntimeError(msg) from RuntimeError(server.failure) if len(lines) > 1 else None
+
+
+def _drain_limit(grace: float) -> float:
+    """Seconds in which connections end by themselves; the rest is for the server's own shutdown."""
+    return min(DRAIN, grace / 2)
 
 
 def _log_requests() -> None:
@@ -205,9 +215,8 @@ class Server(uvicorn.Server):
                 if hasattr(cycle, "default_headers"):
                     cycle.default_headers = state.default_headers
         self._quiet = 0 if state.connections else self._quiet + 1
-        limit = min(DRAIN, self._grace / 2)  # the rest of it is for the server's own shutdown
         # Twice: one that was accepted just now becomes a connection a turn of the loop later.
-        self.should_exit = self._quiet > 1 or now - self._drains_since >= limit
+        self.should_exit = self._quiet > 1 or now - self._drains_since >= _drain_limit(self._grace)
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """Finish what runs, and count it."""

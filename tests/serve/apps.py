@@ -47,6 +47,11 @@ async def answer(scope: dict[str, Any], receive: Callable[[], Any], send: Callab
     if path == "/hold":
         entered.set()
         await asyncio.get_running_loop().run_in_executor(None, released.wait)
+    if path == "/endless":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"more", "more_body": True})
+            await asyncio.sleep(0.05)
     status, parts = content(path, scope["query_string"], body)
     headers = [] if path == "/stream" else [(b"content-length", str(sum(map(len, parts))).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -64,6 +64,18 @@ def test_the_drain_takes_at_most_half_of_grace() -> None:
         client.close()
 
 
+def test_a_response_without_end_is_cut_so_that_the_lifespan_ends_before_a_kill() -> None:
+    ctx = Context()
+    ctx.grace = 1.0  # type: ignore[attr-defined]
+    with running("uvicorn", ctx) as it:
+        client = ctx.client()
+        client.request("GET", "/endless")
+        client.getresponse()
+        it.end()
+        assert apps.events == ["startup", "shutdown"]
+        client.close()
+
+
 def test_headers_stay_so_while_it_drains_for_seconds() -> None:
     """The server makes its default headers anew each second."""
     with running("uvicorn", timeout_keep_alive=1000) as it:
