@@ -138,7 +138,8 @@ class Cluster:
             self._thread = ClusterThread(plan)
         except BaseException:
             for each in bound:
-                each.close()
+                if not each.is_given:  # else it stays the caller's
+                    each.close()
             raise
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -185,15 +186,18 @@ class Cluster:
     def _begin(self) -> None:
         self._check_process()
         with self._lock:
-            if self._has_begun:
-                msg = f"cluster {self.name} was started before: make another one"
-                raise RuntimeError(msg)
+            self._refuse_second_start()
             self._has_begun = True
         try:
             self._thread.launch()
         except BaseException:
             self._thread.give_up()
             raise
+
+    def _refuse_second_start(self) -> None:
+        if self._has_begun:
+            msg = f"cluster {self.name} was started before: make another one"
+            raise RuntimeError(msg)
 
     def _raise_if_failed(self) -> None:
         rules = self._thread.rules
@@ -239,6 +243,7 @@ class Cluster:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has stopped, for at most `timeout` seconds; return whether it has. Blocks."""
+        self._check_process()
         return self._thread.is_over.wait(checks.wait_seconds("timeout", timeout))
 
     def reload(self, timeout: float | None = None) -> int:
@@ -331,6 +336,8 @@ class Cluster:
         handlers = {name: handler for name, handler in self._handlers().items() if hasattr(signal, name)}
         before = {name: signal.getsignal(getattr(signal, name)) for name in handlers}
         self._check_process()
+        with self._lock:
+            self._refuse_second_start()  # before it would be stopped for that
         try:
             for name, handler in handlers.items():
                 signal.signal(getattr(signal, name), handler)
@@ -396,17 +403,15 @@ class Cluster:
     def on_message(self, callback: Callable[[int, Any], object]) -> None:
         """Call `callback(worker_id, message)` for what workers send. On the callback thread, so be quick.
 
+        One that raises is logged, and called again. Without one a worker that goes on sending waits in `send`.
+
         Raises:
             TypeError: it cannot be called.
             RuntimeError: there is one already.
         """
         _check_callback(callback)
-        with self._lock:
-            if self._thread.on_message is not None:
-                msg = f"cluster {self.name} has a callback for messages already"
-                raise RuntimeError(msg)
-            self._thread.on_message = callback
-        self._thread.ask(self._thread.listen)
+        self._check_process()
+        self._thread.ask(lambda: self._thread.listen(callback))
 
     def on(self, event: str, callback: Callable[[Any], object]) -> None:
         """Call `callback` at each event of that name, on the callback thread, so be quick.

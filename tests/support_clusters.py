@@ -170,6 +170,13 @@ def raise_at_once(context: ClusterContext) -> NoReturn:
     raise LookupError(msg)
 
 
+def raise_at_the_end(context: ClusterContext) -> NoReturn:
+    context.ready()
+    context.stopping.wait()
+    msg = "at the end"
+    raise LookupError(msg)
+
+
 def die_at_once(context: ClusterContext) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

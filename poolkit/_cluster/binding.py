@@ -38,6 +38,7 @@ class Bound:
         self.is_stream: bool = sock.type == socket.SOCK_STREAM
         self._path = path
         self._identity = None if path is None else _identity(path)
+        self.is_given = is_given
         self._is_shared = is_given or not self.is_stream
         self._pid = os.getpid()
 

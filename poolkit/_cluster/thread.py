@@ -193,6 +193,8 @@ class ClusterThread:
         for running in self.ask(find):
             try:
                 running.worker.send(message)
+            except errors.SerializationError:
+                raise
             except (errors.PoolkitError, EOFError) as exc:
                 log.info("worker=%d did not get a message, as it has ended: %s", running.worker_id, exc)
 
@@ -300,9 +302,9 @@ class ClusterThread:
         setup = {
             "name": plan.name,
             "workers": self.rules.size,
+            "grace": plan.grace,
             "schedule": plan.schedule if isinstance(plan.schedule, str) else "custom",
             "bell": None,
-            "grace": plan.grace,
             "most_served": served,
         }
         try:
@@ -331,14 +333,23 @@ class ClusterThread:
         return running
 
     def _listen(self, running: Running) -> None:
+        callback = self.on_message
+        assert callback is not None  # noqa: S101 -- asked before
+
         def tell(message: object) -> None:
-            if self.on_message is not None:
-                self.on_message(running.worker_id, message)
+            try:
+                callback(running.worker_id, message)
+            except BaseException:  # let out, it would be called with no other message of this worker
+                log.exception("the callback for messages raised for one of worker=%d", running.worker_id)
 
         running.worker.on_message(tell)
 
-    def listen(self) -> None:
-        """Have `on_message` called for those that run."""
+    def listen(self, callback: Callable[[int, Any], object]) -> None:
+        """Have this called with the messages of those that run, and that come. Raises RuntimeError: one is already."""
+        if self.on_message is not None:
+            msg = f"cluster {self.plan.name} has a callback for messages already"
+            raise RuntimeError(msg)
+        self.on_message = callback
         for running in self._running.values():
             self._listen(running)
 
@@ -522,13 +533,14 @@ class ClusterThread:
         running.close()
         is_planned = member.state in {DRAINING, KILLED}
         cause = member.cause if is_planned else "failed" if why.raised else "crashed"
-        if cause == "unresponsive" or (not is_planned and self.rules.state != STOPPED):
-            log.error("%s %s", self._who(member, running), why.text)
-        elif member.state == KILLED and (cause != "stopped" or isinstance(why.error, errors.TaskTimeout)):
+        has_failed = why.error is not None and not (is_planned and isinstance(why.error, SystemExit))
+        if member.state == KILLED and cause != "unresponsive" and isinstance(why.error, errors.TaskTimeout):
             log.error("%s (%s) %s", self._who(member, running), cause, why.text)
+        elif cause == "unresponsive" or has_failed or (not is_planned and self.rules.state != STOPPED):
+            log.error("%s %s%s", self._who(member, running), f"({cause}) " if is_planned else "", why.text)
         else:
             log.info("%s has ended (%s)", self._who(member, running), cause or "stopped")
-        if not is_planned and why.error is not None and why.raised:
+        if has_failed and why.raised:
             log.error("%s: what its target raised", self._who(member, running), exc_info=why.error)
         self._tell("worker_exited", running.exited(cause or "stopped"))
         self.rules.gone(number, why, monotonic())
@@ -616,6 +628,11 @@ class ClusterThread:
         """Close the copies that a forked child has."""
         self._wakeup.close()
         self._bell.close()
+        if self._acceptor is not None:
+            self._acceptor.in_forked_child()
+        for running in [*self._running.values()]:
+            if running.hand is not None:
+                running.hand.close()
         for bound in self.plan.bound:
             bound.socket.close()
 

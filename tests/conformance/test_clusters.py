@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 import support_clusters as work
-from poolkit import PoolClosed
+from poolkit import Cluster, PoolClosed, SerializationError
 from support import WATCHDOG, wait_until
 from support_clusters import LOCAL, Client, MakeCluster, burst, is_refused, pids, shares, who
 from support_gates import Gate
@@ -241,17 +242,125 @@ def test_a_schedule_of_ones_own(make_cluster: MakeCluster, of: str) -> None:
         assert asked == [("127.0.0.1", [0, 1, 2])] * 4
 
 
+class _Odd:
+    """What cannot be compared."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, _other: object) -> bool:
+        raise LookupError
+
+
+_RAISE, _EXIT = "raise", "exit"
+
+
 @pytest.mark.every_nth(1)
-@pytest.mark.parametrize("answer", ["raise", 7, None, "x", [0]], ids=repr)
+@pytest.mark.parametrize("answer", [_RAISE, _EXIT, 7, None, "x", [0], _Odd()], ids=repr)
 def test_a_schedule_that_makes_no_sense(
     make_cluster: MakeCluster, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:
     def choose(_address: Any, _ready: Any) -> Any:
-        if answer == "raise":
+        if answer is _RAISE:
             raise LookupError(answer)
+        if answer is _EXIT:
+            sys.exit(answer)
         return answer
 
     with make_cluster(schedule=choose, kind="thread") as cluster:
         assert burst(cluster.address, 10, shares) == [5, 5]
     assert len([record for record in caplog.records if "schedule" in record.getMessage()]) == 10
     caplog.clear()  # the frames of what was raised hold what the workers shared
+
+
+# ===== messages, and what is done too early or twice =====
+
+
+def test_a_callback_that_raises_gets_the_next_message_too(
+    make_cluster: MakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: list[Any] = []
+
+    def take(_worker_id: int, message: str) -> None:
+        got.append(message)
+        if message == "bad":
+            raise LookupError(message)
+
+    cluster = make_cluster(workers=1)
+    cluster.on_message(take)
+    with cluster:
+        for message in ("bad", "good"):
+            assert work.ask(cluster.address, f"say {message}") == "said"
+        wait_until(lambda: len(got) == 2)
+    assert got == ["bad", "good"]
+    assert sum("callback for messages raised" in each.getMessage() for each in caplog.records) == 1
+    caplog.clear()  # the frames of what was raised hold the worker
+    with pytest.raises(RuntimeError, match="has a callback"):
+        cluster.on_message(take)
+
+
+def test_a_message_that_cannot_be_sent_is_the_senders_error(make_cluster: MakeCluster) -> None:
+    with make_cluster(workers=1) as cluster:
+        with pytest.raises(SerializationError):
+            cluster.send(threading.Lock())
+        cluster.send("hello")
+        assert work.ask(cluster.address, "hear") == "hello"
+
+
+def test_run_of_a_started_cluster_is_refused_and_changes_nothing(make_cluster: MakeCluster) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with make_cluster(kind="thread") as cluster:
+        with pytest.raises(RuntimeError, match="started before"):
+            cluster.run()
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert cluster.stats().state == "serving"
+        assert who(cluster.address).generation == 1
+
+
+def test_what_was_given_to_a_cluster_that_is_not_made_stays_open() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as given:
+        given.bind(("127.0.0.1", 0))
+        with pytest.raises(ValueError, match="datagrams"):
+            Cluster(work.talk, 1, given, schedule="sticky")
+        assert given.getsockname()[1] > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("schedule", ["kernel", "round_robin"])
+def test_a_forked_child_has_no_copies_and_waits_for_nothing(make_cluster: MakeCluster, schedule: str) -> None:
+    before = _sockets()
+    with make_cluster(schedule=schedule) as cluster:
+        who(cluster.address)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                cluster.wait()
+            except PoolClosed:
+                os.write(writing, b"%d" % len(_sockets() - before))
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as answer:  # noqa: PTH123 -- a descriptor
+            left = int(answer.read())
+        os.waitpid(child, 0)
+        assert left <= 2  # a channel to each worker, which ends with the worker
+        assert who(cluster.address).generation == 1
+
+
+def _sockets() -> set[str]:
+    found: set[str] = set()
+    for each in Path("/dev/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(str(each.readlink()))
+    return {each for each in found if each.startswith("socket:")}
+
+
+def test_what_a_worker_raises_when_it_is_told_to_stop_is_logged(
+    make_cluster: MakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    with make_cluster(work.raise_at_the_end, workers=1, bind=None):
+        pass
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    assert "(stopped) raised LookupError: at the end" in text
+    assert [each.exc_info[0] for each in caplog.records if each.exc_info] == [LookupError]
+    caplog.clear()
