@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import math
 import os
+import select
 import signal
 import socket
 import threading
@@ -34,6 +35,8 @@ from poolkit._core.cluster import BOOT_FAILED, STOPPED, STOPPING
 from poolkit._engine import lifetime
 from poolkit._given import name_of, to_be_sent
 from poolkit._kinds.settings import PoolSettings
+from poolkit._locks import RLock
+from poolkit._select import poll
 from poolkit.errors import ClusterFailed, PoolClosed
 
 if TYPE_CHECKING:
@@ -141,7 +144,7 @@ class Cluster:
                 each.close()
             raise
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = RLock()  # re-entrant for signal handlers
         self._has_begun = False
         _live.add(self)
 
@@ -239,6 +242,7 @@ class Cluster:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has stopped, for at most `timeout` seconds; return whether it has. Blocks."""
+        self._check_process()
         return self._thread.is_over.wait(checks.wait_seconds("timeout", timeout))
 
     def reload(self, timeout: float | None = None) -> int:
@@ -331,21 +335,37 @@ class Cluster:
         handlers = {name: handler for name, handler in self._handlers().items() if hasattr(signal, name)}
         before = {name: signal.getsignal(getattr(signal, name)) for name in handlers}
         self._check_process()
+        reading, writing = socket.socketpair()  # a signal may come to any thread, and wakes this one by it
+        reading.setblocking(False)
+        writing.setblocking(False)
+        fd_before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         try:
             for name, handler in handlers.items():
                 signal.signal(getattr(signal, name), handler)
+            self._thread.ring_at_end = writing
             self._begin()
-            while not self._thread.is_over.wait(_LONG):
-                pass
+            self._wait_for_end(reading)
         finally:
             if self._has_begun and not self._thread.is_over.is_set():
                 self.stop(kill=True)
             for name, old in before.items():
                 signal.signal(getattr(signal, name), signal.SIG_DFL if old is None else old)
+            signal.set_wakeup_fd(fd_before)
+            self._thread.ring_at_end = None
+            reading.close()
+            writing.close()
         rules = self._thread.rules
         if rules.exit_code:
             log.error("%s", self._failure())
         return rules.exit_code
+
+    def _wait_for_end(self, bell: socket.socket) -> None:
+        poller = poll()
+        poller.register(bell.fileno(), select.POLLIN)
+        while not self._thread.is_over.is_set():
+            poller.poll()
+            with contextlib.suppress(BlockingIOError):
+                bell.recv(4096)
 
     def _handlers(self) -> dict[str, Callable[[int, FrameType | None], None]]:
         thread = self._thread
@@ -401,6 +421,7 @@ class Cluster:
             RuntimeError: there is one already.
         """
         _check_callback(callback)
+        self._check_process()
         with self._lock:
             if self._thread.on_message is not None:
                 msg = f"cluster {self.name} has a callback for messages already"
@@ -474,9 +495,6 @@ class Cluster:
         """Refuse: a cluster belongs to the process that made it."""
         msg = f"{self!r} cannot be pickled: it belongs to the process that made it"
         raise TypeError(msg)
-
-
-_LONG = 3600.0  # seconds; a wait without end is not interrupted on every system
 
 
 def _seconds(name: str, value: object, *, may_be_zero: bool = False) -> float:

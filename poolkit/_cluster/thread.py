@@ -84,6 +84,7 @@ class ClusterThread:
         self.on_message: Callable[[int, Any], object] | None = None
         self.is_up = threading.Event()  # all were ready once, or that has failed
         self.is_over = threading.Event()
+        self.ring_at_end: socket.socket | None = None  # what wakes who polls for the end
         self.began = 0.0
         self._rng = random.Random()
         self.rules = Rules(plan.size, self, grace=plan.grace, boot_timeout=plan.boot_timeout, rng=self._rng)
@@ -246,6 +247,10 @@ class ClusterThread:
         self._close_bound()
         self.is_over.set()
         self.is_up.set()
+        bell = self.ring_at_end
+        if bell is not None:
+            with contextlib.suppress(OSError):  # it is full, or nobody polls any more
+                bell.send(b"\0")
         for _, answer in self._waiting:
             answer.put((self.rules.generation, "the cluster was stopped"))
         self._waiting.clear()
@@ -509,11 +514,11 @@ class ClusterThread:
         cause = member.cause if is_planned else "failed" if why.raised else "crashed"
         if cause == "unresponsive" or (not is_planned and self.rules.state != STOPPED):
             log.error("%s %s", self._who(member, running), why.text)
-        elif member.state == KILLED and (cause != "stopped" or isinstance(why.error, errors.TaskTimeout)):
+        elif member.state == KILLED and why.error is not None:
             log.error("%s (%s) %s", self._who(member, running), cause, why.text)
         else:
             log.info("%s has ended (%s)", self._who(member, running), cause or "stopped")
-        if not is_planned and why.error is not None and why.raised:
+        if why.error is not None and why.raised:  # also one that was to end, and failed to do that well
             log.error("%s: what its target raised", self._who(member, running), exc_info=why.error)
         self._tell("worker_exited", running.exited(cause or "stopped"))
         self.rules.gone(number, why, monotonic())
@@ -599,6 +604,10 @@ class ClusterThread:
 
     def in_forked_child(self) -> None:
         """Close the copies that a forked child has."""
+        if self._acceptor is not None:
+            self._acceptor.in_forked_child()
+        for running in [*self._running.values()]:
+            running.in_forked_child()
         self._wakeup.close()
         self._bell.close()
         for bound in self.plan.bound:
