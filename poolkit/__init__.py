@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
     from poolkit._kinds.commands import CompletedCommand
     from poolkit._os import usable_cpus
+    from poolkit._servers.application import application
     from poolkit.bars import progress
     from poolkit.broadcast import Shared
     from poolkit.cluster import Cluster, ClusterContext, ClusterStats, ClusterWorkerInfo
@@ -62,6 +63,7 @@ _HOMES = {  # of what is no error
     "poolkit._kinds.commands": ("CompletedCommand",),
     "poolkit.cluster": ("Cluster", "ClusterContext", "ClusterStats", "ClusterWorkerInfo"),
     "poolkit._os": ("usable_cpus",),
+    "poolkit._servers.application": ("application",),
     "poolkit.command": ("Command",),
     "poolkit.reading": ("Chunks", "Lines"),
     "poolkit.running": ("run", "spawn"),
@@ -131,6 +133,7 @@ __all__ = [
     "WorkerExited",
     "WorkerInfo",
     "WorkerStarted",
+    "application",
     "current_port",
     "current_task",
     "default_pool",

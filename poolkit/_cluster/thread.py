@@ -29,6 +29,7 @@ from poolkit._cluster.logger import log
 from poolkit._cluster.member import Running, Why
 from poolkit._cluster.records import ClusterStats, ClusterWorkerInfo
 from poolkit._core.cluster import (
+    CRASH_LOOP,
     DRAINING,
     KILLED,
     READY,
@@ -202,8 +203,8 @@ class ClusterThread:
         try:
             while not (self.rules.state == STOPPED and not self._orders):
                 self._take_inbox()
+                self._look_at_members()  # first: what is ready must not be taken for what is not
                 self.rules.tick(monotonic())
-                self._look_at_members()
                 if self._close_at is not None and self._close_at <= monotonic():
                     self._close_bound()
                 while self._orders:
@@ -212,6 +213,9 @@ class ClusterThread:
                 if self._inbox or self.rules.state == STOPPED:
                     continue
                 self._sleep()
+        except BaseException:
+            log.exception("the thread of cluster %s has failed; all its workers are killed", self.plan.name)
+            self.rules.exit_code = CRASH_LOOP
         finally:
             self._end()
 
@@ -270,8 +274,7 @@ class ClusterThread:
             self._look_at = now + min(LOOK_AT_MEMORY, (self.plan.liveness or LOOK_AT_MEMORY * 4) / 4)
         for number, running in [*self._running.items()]:
             member, slate = running.member, running.slate
-            if member.state == STARTING and slate.ready:
-                self.rules.ready(number, now)
+            self._note_ready(running)
             if member.state != READY:
                 continue
             most_served, most_bytes = self._most[number]
@@ -283,6 +286,12 @@ class ClusterThread:
                 last = max(slate.alive, member.ready_at or now)
                 if last + self.plan.liveness <= now:
                     self.rules.hung(number, now)
+
+    def _note_ready(self, running: Running) -> None:
+        """Tell the rules, if it has become so, also of one that is to end: it may have accepted something."""
+        member = running.member
+        if member.ready_at is None and member.state != KILLED and running.slate.ready:
+            self.rules.ready(member.number, monotonic())
 
     # ===== orders of the rules =====
 
@@ -345,6 +354,8 @@ class ClusterThread:
 
     def drain(self, member: Member) -> None:
         """Give a member no more connections."""
+        if member.number in self._running:
+            self._running[member.number].slate.no_more = True  # at once: the time until it is told to stop runs
         self._orders.append((self._drain, member))
 
     def _drain(self, member: Member) -> None:
@@ -380,7 +391,7 @@ class ClusterThread:
     def _kill_with_stack(self, member: Member) -> None:
         running = self._running.get(member.number)
         if running is not None:
-            limits = {"hung": self.plan.liveness, "unresponsive": self.plan.boot_timeout}
+            limits = {"hung": self.plan.liveness, "unresponsive": round(monotonic() - running.began, 2)}
             seconds = limits.get(member.cause, self.plan.grace) or self.plan.grace
             what = {"hung": "gave no sign of life", "unresponsive": "was not ready"}.get(member.cause, "did not stop")
             log.error("%s %s for %g s, and is killed", self._who(member), what, seconds)
@@ -394,7 +405,8 @@ class ClusterThread:
         env, start_method = dict(plan.env), None
         if plan.kind == "process":
             start_method = plan.start_method
-            env["POOLKIT_SHARE"] = str(self.plan.size if start_method == "fork" else self.rules.size)
+            size = self.plan.size if start_method == "fork" else self.rules.size
+            env["POOLKIT_SHARE"] = str(size * _os.cpu_share())  # of what this process has
             if start_method != "fork":  # whose template has what this process has, and so is the same for all
                 env["POOLKIT_GENERATION"] = f"{next(_tokens)}"
         settings = PoolSettings(1, plan.kind, start_method, None, (), plan.preload, env, SHM_THRESHOLD)
@@ -501,9 +513,11 @@ class ClusterThread:
     # ===== ends =====
 
     def _gone(self, number: int) -> None:
-        running = self._running.pop(number, None)
+        running = self._running.get(number)
         if running is None:
             return
+        self._note_ready(running)
+        del self._running[number]
         member = running.member
         why = running.why()
         self._served_before += running.slate.served

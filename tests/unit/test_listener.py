@@ -570,6 +570,7 @@ def test_when_the_owner_passes_nothing_any_more_there_is_nothing(passed: Scene) 
     with pytest.raises(BlockingIOError):
         passed.listener.accept()
     passed.listener.setblocking(True)
+    passed.listener._take = None  # type: ignore[method-assign,assignment] -- who waits asks no more
     thread, found = passed.blocked(passed.listener.accept)
     passed.stopping.set()
     thread.join()
