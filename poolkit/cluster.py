@@ -28,8 +28,9 @@ from poolkit._cluster.acceptor import SCHEDULES, Schedule
 from poolkit._cluster.binding import bind_all
 from poolkit._cluster.logger import log
 from poolkit._cluster.member import Why
+from poolkit._cluster.plan import Plan
 from poolkit._cluster.records import ClusterStats, ClusterWorkerInfo
-from poolkit._cluster.thread import EVENTS, ClusterThread, Plan
+from poolkit._cluster.thread import EVENTS, ClusterThread
 from poolkit._core import options as checks
 from poolkit._core.cluster import BOOT_FAILED, STOPPED, STOPPING
 from poolkit._engine import lifetime

@@ -145,7 +145,7 @@ def test_a_worker_that_is_not_ready_in_time(make_cluster: MakeCluster, caplog: p
     cluster = make_cluster(work.never_ready, 3, bind=None, boot_timeout=2)  # a busy machine is to come that far
     with pytest.raises(ClusterFailed, match="its first start"):
         cluster.start(WATCHDOG)
-    assert "was not ready for 2 s" in caplog.text
+    assert "was not ready for " in caplog.text
     assert "in never_ready" in caplog.text
 
 
