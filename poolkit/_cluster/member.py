@@ -142,7 +142,8 @@ class Running:
             is_right = bool(task.result(0))
             return told("has ended" if is_right else "returned, and was not told to stop")
         if isinstance(error, errors.TaskTimeout):
-            return told(f"was killed; its stack then:\n{error.stack}", error)
+            stack = (error.stack or "").rstrip()
+            return told(f"was killed; its stack then:\n{stack}" if stack else "was killed; it told no stack", error)
         if isinstance(error, errors.WorkerCrashed):
             return told(f"has died: {error}", error)
         if isinstance(error, errors.InitializerFailed) and error.__cause__ is not None:

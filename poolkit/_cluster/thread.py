@@ -82,6 +82,7 @@ class ClusterThread:
 
     def launch(self) -> None:
         """Start it. Raises RuntimeError where there is no thread to be had."""
+        # Here, as start_method="fork" looks at which threads run.
         self._generations.env_of(self.rules.generation, self.plan.size)
         services.enter()
         try:

@@ -26,7 +26,7 @@ both_kinds = pytest.mark.parametrize("of", ["process", "thread"])
 # ===== deaths =====
 
 
-@pytest.mark.every_nth(1)
+@pytest.mark.every_nth(2)
 @pytest.mark.parametrize(
     ("what", "cause", "said"),
     [
@@ -75,7 +75,7 @@ def test_deaths_cost_nobody_else_a_connection(make_cluster: MakeCluster, schedul
     with make_cluster(workers=3, schedule=schedule) as cluster, Load(cluster.address) as load:
         for turn in range(4):
             os.kill(pids(cluster)[turn % 3] or 0, signal.SIGKILL)
-            wait_until(lambda: cluster.stats().ready == 3 and cluster.stats().crashed == turn + 1)  # noqa: B023
+            wait_until(lambda: cluster.stats().crashed == turn + 1 and cluster.stats().ready == 3)  # noqa: B023
     assert len(load.failures) <= 4 * 3
     assert all(isinstance(failure, ConnectionResetError) for failure in load.failures)
 
@@ -146,7 +146,7 @@ def test_a_worker_that_is_not_ready_in_time(make_cluster: MakeCluster, caplog: p
     with pytest.raises(ClusterFailed, match="its first start"):
         cluster.start(WATCHDOG)
     assert "was not ready for " in caplog.text
-    assert "in never_ready" in caplog.text
+    assert "its stack then:\n  File " in caplog.text
 
 
 # ===== what does not come up =====
@@ -205,7 +205,7 @@ def test_a_crash_loop_ends_it(make_cluster: MakeCluster, tmp_path: Path) -> None
 
 
 @both_kinds
-@pytest.mark.every_nth(1)
+@pytest.mark.every_nth(2)
 @pytest.mark.parametrize("meanwhile", ["start", "reload", "resize"])
 def test_a_stop_meanwhile(make_cluster: MakeCluster, new_gate: Callable[[], Gate], meanwhile: str, of: str) -> None:
     gate = new_gate()
@@ -234,7 +234,7 @@ def test_a_stop_meanwhile(make_cluster: MakeCluster, new_gate: Callable[[], Gate
 
 
 @both_kinds
-@pytest.mark.every_nth(1)
+@pytest.mark.every_nth(3)
 @pytest.mark.parametrize("event", ["worker_started", "worker_ready", "worker_exited", "reloaded"])
 def test_a_stop_from_a_callback(make_cluster: MakeCluster, event: str, of: str) -> None:
     # A thread that is stopped while it makes an event loop would leave that.

@@ -119,7 +119,7 @@ def test_run_is_for_the_main_thread(make_cluster: MakeCluster) -> None:
 
 
 @both_kinds
-@pytest.mark.every_nth(1)
+@pytest.mark.every_nth(4)
 @pytest.mark.parametrize("schedule", ["kernel", "round_robin"])
 @pytest.mark.parametrize("target", [work.accept_for_ever, work.in_a_loop, work.in_an_async_loop, work.in_a_trio_loop])
 def test_ways_to_accept(make_cluster: MakeCluster, target: Any, schedule: str, of: str) -> None:
