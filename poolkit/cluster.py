@@ -48,6 +48,8 @@ else:
 __all__ = ["Cluster", "ClusterContext", "ClusterStats", "ClusterWorkerInfo"]
 
 SHM_THRESHOLD = 64 * 1024
+_LOOK = 20.0  # milliseconds between two looks whether it has stopped
+_START_WITHIN = 1.0  # seconds in which another thread's `start` has begun it
 AT_EXIT = 2.0  # seconds that the end of the interpreter waits for workers to be gone
 
 _numbers = itertools.count(1)
@@ -237,9 +239,21 @@ class Cluster:
             self._thread.give_up()
             return
         self._thread.post(lambda: self._thread.rules.stop(monotonic(), kill=kill))
-        if threading.get_ident() != self._thread.thread.ident and not self._thread.is_over.wait(seconds):
+        if threading.get_ident() != self._thread.thread.ident and not self._ends_within(seconds):
             msg = f"cluster {self.name} has not stopped within {seconds:g} s"
             raise TimeoutError(msg)
+
+    def _ends_within(self, seconds: float | None) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            return self._thread.is_over.wait(seconds)
+        # A signal handler may be here, for which no lock is safe: its own thread may have just that, or be in `start`.
+        began, pause = monotonic(), 1.0
+        while not self._thread.has_ended and (seconds is None or monotonic() < began + seconds):
+            if self._thread.thread.ident is None and monotonic() > began + _START_WITHIN:
+                return True  # as soon as that goes on
+            poll().poll(pause)
+            pause = min(2 * pause, _LOOK)
+        return self._thread.has_ended
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has stopped, for at most `timeout` seconds; return whether it has. Blocks."""

@@ -195,6 +195,13 @@ def stay_asleep() -> NoReturn:
         time.sleep(0.01)  # noqa: TID251 -- as above
 
 
+def leave(context: ClusterContext, how: type[BaseException]) -> NoReturn:
+    """End by an exception when it is to stop."""
+    context.ready()
+    context.stopping.wait()
+    raise how
+
+
 def deaf(context: ClusterContext) -> None:
     """Be ready, and do not heed that it is to stop."""
     context.ready()

@@ -58,6 +58,7 @@ class ClusterThread:
         self.on_message: Callable[[int, Any], object] | None = None
         self.is_up = threading.Event()  # all were ready once, or that has failed
         self.is_over = threading.Event()
+        self.has_ended = False  # the same; to be looked at without a lock
         self.ring_at_end: socket.socket | None = None  # what wakes who polls for the end
         self.began = 0.0
         self._rng = random.Random()
@@ -110,6 +111,7 @@ class ClusterThread:
         self.close()
         self._wakeup.close()
         self._bell.close()
+        self.has_ended = True
         self.is_over.set()
         self.is_up.set()
 
@@ -221,6 +223,7 @@ class ClusterThread:
         self._generations.drop_all()
         self.close()
         self._close_bound()
+        self.has_ended = True
         self.is_over.set()
         self.is_up.set()
         bell = self.ring_at_end

@@ -194,6 +194,20 @@ def test_what_does_not_stop_is_killed_and_its_stack_logged(
     pytest.fail(caplog.text)
 
 
+@both_kinds
+@pytest.mark.every_nth(3)
+@pytest.mark.parametrize("how", [SystemExit, ConnectionAbortedError, LookupError])
+def test_how_a_target_may_end(
+    make_cluster: MakeCluster, caplog: pytest.LogCaptureFixture, how: type[BaseException], of: str
+) -> None:
+    with make_cluster(functools.partial(work.leave, how=how), bind=None, kind=of) as cluster:
+        assert cluster.reload() == 2
+        cluster.stop(WATCHDOG)
+        assert cluster.stats().crashed == 0
+    assert caplog.text.count("what its target raised") == (4 if how is LookupError else 0)
+    caplog.clear()
+
+
 def test_kill_does_not_wait(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(work.deaf, bind=None)
     cluster.start()

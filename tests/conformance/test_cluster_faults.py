@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -271,6 +272,32 @@ def test_a_stop_from_a_signal_handler(make_cluster: MakeCluster) -> None:
         assert cluster.wait(WATCHDOG)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("at", [3, 10, 25, 40, 60, 80, 100, 130])
+def test_a_stop_from_a_signal_handler_at_any_moment(make_cluster: MakeCluster, at: int) -> None:
+    """In whatever line of `start` or `wait` it comes, no lock keeps it waiting."""
+    cluster, stops = make_cluster(work.until_told, 1, bind=None, kind="thread"), list[int]()
+
+    def trace(_frame: Any, event: str, _arg: object) -> Any:
+        nonlocal at
+        at -= event == "line"
+        if not at:
+            cluster.stop()  # as a handler would, called here
+            stops.append(at)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        cluster.start()
+        while not stops:
+            cluster.wait(0)
+    except RuntimeError as exc:  # ClusterFailed, or it was stopped before
+        assert "stopped" in str(exc) or "started before" in str(exc)  # noqa: PT017 -- it may be up before
+    finally:
+        sys.settrace(None)
+    assert cluster.wait(WATCHDOG)
+    assert stops
 
 
 def test_many_at_once(make_cluster: MakeCluster) -> None:
