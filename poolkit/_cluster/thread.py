@@ -474,7 +474,8 @@ class ClusterThread:
             log.error("%s (%s) %s", self._who(member, running), cause, why.text)
         else:
             log.info("%s has ended (%s)", self._who(member, running), cause or "stopped")
-        if why.error is not None and why.raised:  # also one that was to end, and failed to do that well
+        # Also one that served, and failed to end well; of those that did not come up one is enough.
+        if why.error is not None and why.raised and (member.ready_at is not None or not is_planned):
             log.error("%s: what its target raised", self._who(member, running), exc_info=why.error)
         self._tell("worker_exited", running.exited(cause or "stopped"))
         self.rules.gone(number, why, monotonic())
