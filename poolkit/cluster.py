@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import math
 import os
+import select
 import signal
 import socket
 import threading
@@ -34,6 +35,7 @@ from poolkit._core.cluster import BOOT_FAILED, STOPPED, STOPPING
 from poolkit._engine import lifetime
 from poolkit._given import name_of, to_be_sent
 from poolkit._kinds.settings import PoolSettings
+from poolkit._select import poll
 from poolkit.errors import ClusterFailed, PoolClosed
 
 if TYPE_CHECKING:
@@ -331,17 +333,19 @@ class Cluster:
         handlers = {name: handler for name, handler in self._handlers().items() if hasattr(signal, name)}
         before = {name: signal.getsignal(getattr(signal, name)) for name in handlers}
         self._check_process()
-        try:
-            for name, handler in handlers.items():
-                signal.signal(getattr(signal, name), handler)
-            self._begin()
-            while not self._thread.is_over.wait(_LONG):
-                pass
-        finally:
-            if self._has_begun and not self._thread.is_over.is_set():
-                self.stop(kill=True)
-            for name, old in before.items():
-                signal.signal(getattr(signal, name), signal.SIG_DFL if old is None else old)
+        with _Waking() as waking:
+            self._thread.at_end = waking.end.set
+            try:
+                for name, handler in handlers.items():
+                    signal.signal(getattr(signal, name), handler)
+                self._begin()
+                while not self._thread.is_over.is_set():
+                    waking.wait()
+            finally:
+                if self._has_begun and not self._thread.is_over.is_set():
+                    self.stop(kill=True)
+                for name, old in before.items():
+                    signal.signal(getattr(signal, name), signal.SIG_DFL if old is None else old)
         rules = self._thread.rules
         if rules.exit_code:
             log.error("%s", self._failure())
@@ -476,7 +480,33 @@ class Cluster:
         raise TypeError(msg)
 
 
-_LONG = 3600.0  # seconds; a wait without end is not interrupted on every system
+class _Waking:
+    """Waits for signals, and for the end. A wait for a lock misses the signal that comes just before it sleeps."""
+
+    def __init__(self) -> None:
+        self.end = _os.Wakeup()
+        self._read, self._write = os.pipe()  # the interpreter writes into it at each signal
+        for fd in (self._read, self._write):
+            os.set_blocking(fd, False)
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        signal.set_wakeup_fd(self._before)
+        self.end.close()
+        os.close(self._read)
+        os.close(self._write)
+
+    def wait(self) -> None:
+        poller = poll()
+        for fd in (self._read, self.end.fileno()):
+            poller.register(fd, select.POLLIN)
+        poller.poll()
+        self.end.clear()
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 4096)
 
 
 def _seconds(name: str, value: object, *, may_be_zero: bool = False) -> float:

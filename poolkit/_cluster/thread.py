@@ -103,6 +103,7 @@ class ClusterThread:
         self._most: dict[int, tuple[int | None, int | None]] = {}  # of members: requests, bytes
         self._look_at = 0.0
         self._is_closed = False
+        self.at_end: Callable[[], object] = _nothing  # called when it is over
         self._close_at: float | None = None  # when addresses are to refuse whoever comes
         self.thread = OwnThread(target=self._run, name=f"poolkit-cluster-{plan.name}", daemon=True)
 
@@ -257,6 +258,7 @@ class ClusterThread:
         self._wakeup.close()
         self._bell.close()
         services.leave()
+        self.at_end()
 
     def _needs_looks(self) -> bool:
         return self.plan.liveness is not None or self.plan.max_memory is not None
@@ -300,6 +302,7 @@ class ClusterThread:
         setup = {
             "name": plan.name,
             "workers": self.rules.size,
+            "grace": plan.grace,
             "schedule": plan.schedule if isinstance(plan.schedule, str) else "custom",
             "bell": None,
             "most_served": served,
@@ -617,6 +620,10 @@ class ClusterThread:
         self._bell.close()
         for bound in self.plan.bound:
             bound.socket.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _queued(listener: socket.socket) -> int | None:

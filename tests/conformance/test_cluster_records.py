@@ -237,3 +237,16 @@ def test_a_start_that_takes_too_long(make_cluster: MakeCluster) -> None:
     assert cluster.wait(0)
     with pytest.raises(ClusterFailed):
         raise ClusterFailed("x", generation=1)
+
+
+def test_a_signal_that_comes_before_the_wait_for_it_ends_that() -> None:
+    """A wait for a lock sleeps over one whose handler is due: it was to stop, and nobody heard."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with _Waking() as waking:
+            signal.raise_signal(signal.SIGUSR1)
+            waking.wait()
+            waking.end.set()
+            waking.wait()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
