@@ -28,13 +28,15 @@ from poolkit._cluster.acceptor import SCHEDULES, Schedule
 from poolkit._cluster.binding import bind_all
 from poolkit._cluster.logger import log
 from poolkit._cluster.member import Why
+from poolkit._cluster.plan import Plan
 from poolkit._cluster.records import ClusterStats, ClusterWorkerInfo
-from poolkit._cluster.thread import EVENTS, ClusterThread, Plan
+from poolkit._cluster.thread import EVENTS, ClusterThread
 from poolkit._core import options as checks
 from poolkit._core.cluster import BOOT_FAILED, STOPPED, STOPPING
 from poolkit._engine import lifetime
 from poolkit._given import name_of, to_be_sent
 from poolkit._kinds.settings import PoolSettings
+from poolkit._locks import RLock
 from poolkit._select import poll
 from poolkit.errors import ClusterFailed, PoolClosed
 
@@ -46,6 +48,8 @@ else:
 __all__ = ["Cluster", "ClusterContext", "ClusterStats", "ClusterWorkerInfo"]
 
 SHM_THRESHOLD = 64 * 1024
+_LOOK = 20.0  # milliseconds between two looks whether it has stopped
+_START_WITHIN = 1.0  # seconds in which another thread's `start` has begun it
 AT_EXIT = 2.0  # seconds that the end of the interpreter waits for workers to be gone
 
 _numbers = itertools.count(1)
@@ -143,7 +147,7 @@ class Cluster:
                 each.close()
             raise
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = RLock()  # re-entrant for signal handlers
         self._has_begun = False
         _live.add(self)
 
@@ -235,12 +239,25 @@ class Cluster:
             self._thread.give_up()
             return
         self._thread.post(lambda: self._thread.rules.stop(monotonic(), kill=kill))
-        if threading.get_ident() != self._thread.thread.ident and not self._thread.is_over.wait(seconds):
+        if threading.get_ident() != self._thread.thread.ident and not self._ends_within(seconds):
             msg = f"cluster {self.name} has not stopped within {seconds:g} s"
             raise TimeoutError(msg)
 
+    def _ends_within(self, seconds: float | None) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            return self._thread.is_over.wait(seconds)
+        # A signal handler may be here, for which no lock is safe: its own thread may have just that, or be in `start`.
+        began, pause = monotonic(), 1.0
+        while not self._thread.has_ended and (seconds is None or monotonic() < began + seconds):
+            if self._thread.thread.ident is None and monotonic() > began + _START_WITHIN:
+                return True  # as soon as that goes on
+            poll().poll(pause)
+            pause = min(2 * pause, _LOOK)
+        return self._thread.has_ended
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has stopped, for at most `timeout` seconds; return whether it has. Blocks."""
+        self._check_process()
         return self._thread.is_over.wait(checks.wait_seconds("timeout", timeout))
 
     def reload(self, timeout: float | None = None) -> int:
@@ -405,6 +422,7 @@ class Cluster:
             RuntimeError: there is one already.
         """
         _check_callback(callback)
+        self._check_process()
         with self._lock:
             if self._thread.on_message is not None:
                 msg = f"cluster {self.name} has a callback for messages already"

@@ -4,7 +4,7 @@
     ClusterContext  the target's side: sockets, signs of life, messages, and when to stop
 
 SIGTERM sets `stopping`, unless the target's server has a handler of its own. What the target lets out of a socket that
-takes no more connections is no error then.
+takes no more connections is no error then, nor is `sys.exit`.
 Owner: the worker's main thread; what a context does is thread-safe.
 """
 
@@ -272,7 +272,7 @@ def serve(port: Port, setup: Setup, target: Callable[[ClusterContext], object]) 
             import asyncio  # noqa: PLC0415 -- where the target is one
 
             asyncio.run(result)
-    except ConnectionAbortedError:
+    except (ConnectionAbortedError, SystemExit):
         if not stopping:
             raise
     finally:

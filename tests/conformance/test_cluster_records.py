@@ -7,6 +7,7 @@ import functools
 import gc
 import itertools
 import pickle
+import signal
 import socket
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 import support_clusters as work
 from poolkit import Cluster, ClusterFailed
+from poolkit.cluster import _Waking
 from support import WATCHDOG, wait_until
 from support_clusters import LOCAL, Client, MakeCluster, ask, is_refused, who
 from support_gates import Journal
