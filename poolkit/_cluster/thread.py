@@ -270,6 +270,10 @@ class ClusterThread:
         self._orders.append((self._start, member))
 
     def _start(self, member: Member) -> None:
+        if member.state != STARTING:  # it was to end before; and the addresses may be closed by now
+            why = Why(member.slot, None, "was stopped", raised=False)
+            self._inbox.append(lambda: self.rules.gone(member.number, why, monotonic()))
+            return
         plan = self.plan
         self._most[member.number] = served, _ = self._ages()
         setup = {
