@@ -15,7 +15,10 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from poolkit._child.serving import ClusterContext
 
 INTERFACES = ("auto", "asgi", "wsgi")
 SERVES = {"uvicorn": "asgi", "waitress": "wsgi", "stdlib": "wsgi"}  # in the order of preference
@@ -108,7 +111,7 @@ class Application:
     def __repr__(self) -> str:
         return f"<application {self.path!r}, {self.interface}, server {self.server}>"
 
-    def __call__(self, ctx: Any) -> None:
+    def __call__(self, ctx: ClusterContext) -> None:
         """Import the application, and have a server serve it until the worker is to stop."""
         app, interface = self.load()
         adapter(self.settle(interface)).serve(Served(app, self.access_log, self.options, self.grace), ctx)
