@@ -350,37 +350,23 @@ class Cluster:
         handlers = {name: handler for name, handler in self._handlers().items() if hasattr(signal, name)}
         before = {name: signal.getsignal(getattr(signal, name)) for name in handlers}
         self._check_process()
-        reading, writing = socket.socketpair()  # a signal may come to any thread, and wakes this one by it
-        reading.setblocking(False)
-        writing.setblocking(False)
-        fd_before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        try:
-            for name, handler in handlers.items():
-                signal.signal(getattr(signal, name), handler)
-            self._thread.ring_at_end = writing
-            self._begin()
-            self._wait_for_end(reading)
-        finally:
-            if self._has_begun and not self._thread.is_over.is_set():
-                self.stop(kill=True)
-            for name, old in before.items():
-                signal.signal(getattr(signal, name), signal.SIG_DFL if old is None else old)
-            signal.set_wakeup_fd(fd_before)
-            self._thread.ring_at_end = None
-            reading.close()
-            writing.close()
+        with _Waking() as waking:
+            self._thread.at_end = waking.end.set
+            try:
+                for name, handler in handlers.items():
+                    signal.signal(getattr(signal, name), handler)
+                self._begin()
+                while not self._thread.is_over.is_set():
+                    waking.wait()
+            finally:
+                if self._has_begun and not self._thread.is_over.is_set():
+                    self.stop(kill=True)
+                for name, old in before.items():
+                    signal.signal(getattr(signal, name), signal.SIG_DFL if old is None else old)
         rules = self._thread.rules
         if rules.exit_code:
             log.error("%s", self._failure())
         return rules.exit_code
-
-    def _wait_for_end(self, bell: socket.socket) -> None:
-        poller = poll()
-        poller.register(bell.fileno(), select.POLLIN)
-        while not self._thread.is_over.is_set():
-            poller.poll()
-            with contextlib.suppress(BlockingIOError):
-                bell.recv(4096)
 
     def _handlers(self) -> dict[str, Callable[[int, FrameType | None], None]]:
         thread = self._thread
@@ -510,6 +496,35 @@ class Cluster:
         """Refuse: a cluster belongs to the process that made it."""
         msg = f"{self!r} cannot be pickled: it belongs to the process that made it"
         raise TypeError(msg)
+
+
+class _Waking:
+    """Waits for signals, and for the end. A wait for a lock misses the signal that comes just before it sleeps."""
+
+    def __init__(self) -> None:
+        self.end = _os.Wakeup()
+        self._read, self._write = os.pipe()  # the interpreter writes into it at each signal
+        for fd in (self._read, self._write):
+            os.set_blocking(fd, False)
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        signal.set_wakeup_fd(self._before)
+        self.end.close()
+        os.close(self._read)
+        os.close(self._write)
+
+    def wait(self) -> None:
+        poller = poll()
+        for fd in (self._read, self.end.fileno()):
+            poller.register(fd, select.POLLIN)
+        poller.poll()
+        self.end.clear()
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 4096)
 
 
 def _seconds(name: str, value: object, *, may_be_zero: bool = False) -> float:

@@ -9,10 +9,8 @@ Owner: the thread; `_inbox` takes one atomic operation at a time, from anywhere.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import select
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -59,7 +57,6 @@ class ClusterThread:
         self.is_up = threading.Event()  # all were ready once, or that has failed
         self.is_over = threading.Event()
         self.has_ended = False  # the same; to be looked at without a lock
-        self.ring_at_end: socket.socket | None = None  # what wakes who polls for the end
         self.began = 0.0
         self._rng = random.Random()
         self.rules = Rules(plan.size, self, grace=plan.grace, boot_timeout=plan.boot_timeout, rng=self._rng)
@@ -78,6 +75,7 @@ class ClusterThread:
         self._most: dict[int, tuple[int | None, int | None]] = {}  # of members: requests, bytes
         self._look_at = 0.0
         self._is_closed = False
+        self.at_end: Callable[[], object] = _nothing  # called when it is over
         self._close_at: float | None = None  # when addresses are to refuse whoever comes
         self.thread = OwnThread(target=self._run, name=f"poolkit-cluster-{plan.name}", daemon=True)
 
@@ -226,10 +224,6 @@ class ClusterThread:
         self.has_ended = True
         self.is_over.set()
         self.is_up.set()
-        bell = self.ring_at_end
-        if bell is not None:
-            with contextlib.suppress(OSError):  # it is full, or nobody polls any more
-                bell.send(b"\0")
         for _, answer in self._waiting:
             answer.put((self.rules.generation, "the cluster was stopped"))
         self._waiting.clear()
@@ -237,6 +231,7 @@ class ClusterThread:
         self._wakeup.close()
         self._bell.close()
         services.leave()
+        self.at_end()
 
     def _needs_looks(self) -> bool:
         return self.plan.liveness is not None or self.plan.max_memory is not None
@@ -275,11 +270,16 @@ class ClusterThread:
         self._orders.append((self._start, member))
 
     def _start(self, member: Member) -> None:
+        if member.state != STARTING:  # it was to end before; and the addresses may be closed by now
+            why = Why(member.slot, None, "was stopped", raised=False)
+            self._inbox.append(lambda: self.rules.gone(member.number, why, monotonic()))
+            return
         plan = self.plan
         self._most[member.number] = served, _ = self._ages()
         setup = {
             "name": plan.name,
             "workers": self.rules.size,
+            "grace": plan.grace,
             "schedule": plan.schedule if isinstance(plan.schedule, str) else "custom",
             "bell": None,
             "most_served": served,
@@ -527,6 +527,10 @@ class ClusterThread:
         self._bell.close()
         for bound in self.plan.bound:
             bound.socket.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _called(what: tuple[str, Callable[[Any], object], object]) -> None:
