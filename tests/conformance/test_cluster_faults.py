@@ -143,11 +143,14 @@ def test_who_shows_signs_of_life_is_left_alone(make_cluster: MakeCluster) -> Non
 
 
 def test_a_worker_that_is_not_ready_in_time(make_cluster: MakeCluster, caplog: pytest.LogCaptureFixture) -> None:
-    cluster = make_cluster(work.never_ready, 3, bind=None, boot_timeout=2)  # a busy machine is to come that far
-    with pytest.raises(ClusterFailed, match="its first start"):
-        cluster.start(WATCHDOG)
-    assert "was not ready for " in caplog.text
-    assert "its stack then:\n  File " in caplog.text
+    for _ in range(4):  # on a busy machine it may be too late for a stack
+        cluster = make_cluster(work.never_ready, 3, bind=None, boot_timeout=2)
+        with pytest.raises(ClusterFailed, match="its first start"):
+            cluster.start(WATCHDOG)
+        assert "was not ready for " in caplog.text
+        if "its stack then:\n  File " in caplog.text:
+            return
+    pytest.fail(caplog.text)
 
 
 # ===== what does not come up =====
