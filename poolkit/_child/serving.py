@@ -4,7 +4,7 @@
     ClusterContext  the target's side: sockets, signs of life, messages, and when to stop
 
 SIGTERM sets `stopping`, unless the target's server has a handler of its own. What the target lets out of a socket that
-takes no more connections is no error then.
+takes no more connections is no error then, nor is `sys.exit`.
 Owner: the worker's main thread; what a context does is thread-safe.
 """
 
@@ -113,7 +113,7 @@ class ClusterContext:
         generation: how often the code was loaded: 1, and one more after each reload.
         name: the cluster's.
         schedule: "kernel", or how the owner passes connections on.
-        grace: seconds that it has to finish once it is to stop.
+        grace: seconds that it has to finish when it is to stop.
         stopping: set when it is to stop: true then; to be waited for, or awaited, or called back by.
     """
 
@@ -272,7 +272,7 @@ def serve(port: Port, setup: Setup, target: Callable[[ClusterContext], object]) 
             import asyncio  # noqa: PLC0415 -- where the target is one
 
             asyncio.run(result)
-    except ConnectionAbortedError:
+    except (ConnectionAbortedError, SystemExit):
         if not stopping:
             raise
     finally:

@@ -161,10 +161,11 @@ class Acceptor:
     def in_forked_child(self) -> None:
         """Close the copies that a forked child has."""
         self.bell.close()
+        waiting = [*self._waiting, *(one for held in [*self._held.values()] for one in [*held])]
+        for each in waiting:
+            each.connection.close()
         for hand in [*self._hands.values()]:
             hand.close()
-        for each in (*self._waiting, *(one for held in [*self._held.values()] for one in held)):
-            each.connection.close()
 
     def _order(self, what: Callable[..., object], subject: Any) -> None:
         self._inbox.append((what, subject))

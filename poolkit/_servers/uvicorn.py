@@ -19,11 +19,14 @@ import inspect
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from poolkit._servers.application import Served, takes
+
+if TYPE_CHECKING:
+    from poolkit._child.serving import ClusterContext
 
 DRAIN = 5.0
 LOOK = 0.1  # seconds between two looks while it drains
@@ -83,16 +86,15 @@ def _read(text: str) -> Any:
         return text
 
 
-def serve(served: Served, ctx: Any) -> None:
+def serve(served: Served, ctx: ClusterContext) -> None:
     """Serve until the worker is to stop, and then until what runs is finished.
 
     Raises:
         RuntimeError: the application did not start.
     """
-    grace = getattr(ctx, "grace", served.grace)
     settings: dict[str, Any] = {
         "log_config": None,
-        "timeout_graceful_shutdown": 0.8 * grace - _drain_limit(grace),  # then the lifespan ends, before a kill
+        "timeout_graceful_shutdown": 0.8 * ctx.grace - _drain_limit(ctx.grace),  # then the lifespan ends, before a kill
         **_values(served.options),
     }
     if ctx.schedule != "kernel" and settings.get("loop", "auto") in {"auto", "uvloop"}:
@@ -105,7 +107,7 @@ def serve(served: Served, ctx: Any) -> None:
     config = uvicorn.Config(
         served.app, interface="asgi2" if is_old else "asgi3", access_log=served.is_logging, workers=1, **settings
     )
-    server = Server(config, ctx, grace)
+    server = Server(config, ctx, ctx.grace)
     ctx.stopping.add_callback(server.wake)
     try:
         server.run(sockets=list(ctx.sockets))
@@ -137,7 +139,7 @@ def _log_requests() -> None:
 class Server(uvicorn.Server):
     """A server whose end a cluster decides."""
 
-    def __init__(self, config: uvicorn.Config, ctx: Any, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, ctx: ClusterContext, grace: float) -> None:
         super().__init__(config)
         self._ctx, self._grace = ctx, grace
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -249,11 +249,11 @@ def test_no_signal_is_touched(server: str) -> None:
 
     def stop() -> None:
         ctx.seen.wait(support.WATCHDOG)
+        seen.extend(map(signal.getsignal, numbers))
         ctx.stop()
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    ctx.stopping.add_callback(lambda: seen.extend(map(signal.getsignal, numbers)))
     try:
         name = "asgi" if server == "uvicorn" else "wsgi"
         application(f"serve.apps:{name}", server, app_dir=TESTS)(ctx)  # in the main thread

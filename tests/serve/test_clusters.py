@@ -18,7 +18,6 @@ import support
 from serve import apps
 from serve.context import TESTS
 
-pytest.importorskip("poolkit.cluster")
 pytestmark = pytest.mark.slow
 
 SCHEDULES = ["kernel", "round_robin", "least_busy", "sticky"]
