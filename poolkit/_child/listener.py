@@ -50,6 +50,7 @@ class Gate:
     ) -> None:
         self.slate = slate
         self.stopping = stopping
+        self.alive_every: float | None = None  # seconds, in which who waits gives a sign of life; None: needs none
         self._acceptor_bell = acceptor_bell  # what has `set`
         self._to_say = deque([say_ready])
 
@@ -67,6 +68,13 @@ class Gate:
             except BaseException:
                 self._to_say.append(say_ready)
                 raise
+
+    def patience(self, seconds: float | None = None) -> float | None:
+        """For how many of these seconds to wait, after a sign of life: who waits for connections does not hang."""
+        if self.alive_every is None:
+            return seconds
+        self.slate.alive = monotonic()
+        return self.alive_every if seconds is None else min(seconds, self.alive_every)
 
     def is_shut(self) -> bool:
         """Whether no connection is to be accepted."""
@@ -184,7 +192,7 @@ class Listener(socket.socket):
         if is_shut:
             self._gate.stopping.poll_with(-1, _AGAIN if left is None else min(left, _AGAIN))
         else:
-            self._gate.stopping.poll_with(fd, left)
+            self._gate.stopping.poll_with(fd, self._gate.patience(left))
 
     def _slow_down(self) -> None:
         """Let a loop not take a whole CPU, which is woken by a connection that it may not accept, again and again."""

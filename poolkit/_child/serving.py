@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import os
 import select
 import signal
@@ -87,6 +88,7 @@ class Setup:
         generation: int,
         schedule: str,
         grace: float,
+        liveness: float | None,
         page: Memory,
         bell: Any,
         listeners: list[Any],
@@ -98,6 +100,7 @@ class Setup:
         self.name, self.worker_id, self.workers, self.generation = name, worker_id, workers, generation
         self.schedule, self.grace, self.page, self.bell = schedule, grace, page, bell
         self.listeners, self.hands, self.acceptor_bell = listeners, hands, acceptor_bell
+        self.liveness = liveness
         self.most_served = most_served  # requests, after which it is to be replaced
         self.stopping = stopping  # of a thread, which gets no signals
 
@@ -128,6 +131,7 @@ class ClusterContext:
         self._bell = _Bell(setup.bell.take())
         acceptor_bell = None if setup.acceptor_bell is None else _Bell(setup.acceptor_bell.take())
         self._gate = Gate(self._slate, self.stopping, self._bell.set, acceptor_bell)
+        self._gate.alive_every = None if setup.liveness is None else setup.liveness / 4
         self.sockets: list[socket.socket] = []
         for place, listener in enumerate(setup.listeners):
             if setup.hands:
@@ -219,7 +223,8 @@ class _Connections:
             poller = poll()
             for fd in self._waits_for():
                 poller.register(fd, select.POLLIN)
-            poller.poll()
+            seconds = self._context._gate.patience()  # noqa: SLF001 -- its own half
+            poller.poll(None if seconds is None else seconds * 1000)
 
     async def __aiter__(self) -> AsyncIterator[tuple[socket.socket, Any]]:
         """Take one after the other, without blocking the event loop."""
@@ -229,17 +234,18 @@ class _Connections:
                 found[0].setblocking(False)
                 yield found
                 continue
-            await _any_readable(self._waits_for())
+            await _any_readable(self._waits_for(), self._context._gate.patience())  # noqa: SLF001 -- its own half
 
 
-async def _any_readable(fds: list[int]) -> None:
-    """Wait until one of these is readable, under asyncio or trio."""
+async def _any_readable(fds: list[int], seconds: float | None) -> None:
+    """Wait until one of these is readable, for at most so many seconds; under asyncio or trio."""
     from poolkit import waiting  # noqa: PLC0415 -- few workers need it, and it takes 10 ms
 
     if waiting.in_trio():
         import trio  # noqa: PLC0415 -- see above
 
         async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = math.inf if seconds is None else trio.current_time() + seconds
 
             async def wait(fd: int) -> None:
                 await waiting.wait_ready(fd, writes=False)
@@ -252,7 +258,7 @@ async def _any_readable(fds: list[int]) -> None:
 
     waits = [asyncio.ensure_future(waiting.wait_ready(fd, writes=False)) for fd in fds]
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for each in waits:
             each.cancel()

@@ -143,9 +143,10 @@ class Running:
             return told("has ended" if is_right else "returned, and was not told to stop")
         if isinstance(error, errors.TaskTimeout):
             stack = (error.stack or "").rstrip()
-            return told(f"was killed; its stack then:\n{stack}" if stack else "was killed; it told no stack", error)
+            late = "was not ready in time, and " if self.member.cause == "unresponsive" else ""
+            return told(f"{late}was killed; " + (f"its stack then:\n{stack}" if stack else "it told no stack"), error)
         if isinstance(error, errors.WorkerCrashed):
-            return told(f"has died: {error}", error)
+            return told(_death(error), error)
         if isinstance(error, errors.InitializerFailed) and error.__cause__ is not None:
             error = error.__cause__
             return told(f"could not import its preload: {type(error).__name__}: {error}", error, raised=True)
@@ -172,3 +173,16 @@ class Running:
             self.hand.close()
         if self.stopping is not None:
             self.stopping.close()
+
+
+def _death(error: errors.WorkerCrashed) -> str:
+    """What is known of a worker that died, without the numbers that it has in its hidden pool."""
+    how = f"was killed by {error.signal}" if error.signal else "has died"
+    if not error.signal and error.exitcode is not None:
+        how = f"exited with code {error.exitcode}"
+    if error.peak_rss is not None:
+        how += f", with a peak of {error.peak_rss / 1e6:.1f} MB"
+    text = "; ".join([how, *([error.hint] if error.hint else [])])
+    for what, lines in (("its stack", error.stack), ("the last that it printed", error.output)):
+        text += f"\n{what}:\n{lines.rstrip()}" if lines.strip() else ""
+    return text

@@ -282,6 +282,7 @@ class ClusterThread:
             "name": plan.name,
             "workers": self.rules.size,
             "grace": plan.grace,
+            "liveness": plan.liveness,
             "schedule": plan.schedule if isinstance(plan.schedule, str) else "custom",
             "bell": None,
             "most_served": served,

@@ -60,6 +60,7 @@ class FakeContext(ClusterContext):
             generation=generation,
             schedule=schedule,
             grace=grace,
+            liveness=None,
             page=Memory.create(Slate.SIZE),
             bell=bell,
             listeners=[Handed(listener.fileno())],

@@ -337,3 +337,13 @@ def test_a_client_that_goes_before_it_is_accepted(make_cluster: MakeCluster) -> 
                 gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
         assert work.answer_of(cluster.address) == "0"
         assert cluster.stats().crashed <= 1  # one that has sent to a reset connection
+
+
+def test_who_waits_for_connections_does_not_hang(make_cluster: MakeCluster) -> None:
+    targets: list[Any] = [work.accept_for_ever, work.in_a_loop, work.in_an_async_loop, work.in_a_trio_loop]
+    clusters = [make_cluster(target, 1, liveness=WATCHDOG / 10) for target in targets]
+    for cluster in clusters:
+        cluster.start(WATCHDOG)
+    uptime = clusters[-1].stats().uptime
+    wait_until(lambda: clusters[-1].stats().uptime > uptime + WATCHDOG / 5 + 1, "twice that limit, and a second")
+    assert [(cluster.stats().hung, cluster.stats().started) for cluster in clusters] == [(0, 1)] * 4

@@ -208,10 +208,9 @@ def test_nothing_is_left_behind_by_what_did_not_start(tmp_path: Path) -> None:
         assert ask(cluster.address)[1] == 1
 
 
-@pytest.mark.parametrize("kind", ["process", "thread"])
-def test_a_worker_that_is_stopped_before_its_start_is_not_started(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_is_stopped_before_its_start_is_not_started(caplog: pytest.LogCaptureFixture) -> None:
     """Else it would be given descriptors that are closed, or that are somebody else's by then."""
-    with serving(served.in_turn, 1, kind=kind) as cluster:
+    with serving(served.in_turn, 1, schedule="round_robin") as cluster:
         began = cluster.stats().started
 
         def at_once() -> None:
