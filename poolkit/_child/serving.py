@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import os
 import select
 import signal
 
 from poolkit._child.listener import Gate, Listener, Passed
 from poolkit._child.port import Port
-from poolkit._child.stopping import Stopping
+from poolkit._child.stopping import Stopping, any_readable
 from poolkit._clock import monotonic
 from poolkit._memory.memory import Memory
 from poolkit._os import close_fd
@@ -210,7 +209,7 @@ class _Connections:
 
     def _waits_for(self) -> list[int]:
         own = [] if self._context._slate.no_more else [each.fileno() for each in self._sockets]  # noqa: SLF001
-        return [self._stopping.fileno(), *own]
+        return [*self._stopping.fds(), *own]
 
     def __iter__(self) -> Iterator[tuple[socket.socket, Any]]:
         """Take one after the other. Blocks."""
@@ -224,7 +223,8 @@ class _Connections:
             for fd in self._waits_for():
                 poller.register(fd, select.POLLIN)
             seconds = self._context._gate.patience()  # noqa: SLF001 -- its own half
-            poller.poll(None if seconds is None else seconds * 1000)
+            with self._stopping.heeding():
+                poller.poll(None if seconds is None else seconds * 1000)
 
     async def __aiter__(self) -> AsyncIterator[tuple[socket.socket, Any]]:
         """Take one after the other, without blocking the event loop."""
@@ -234,34 +234,8 @@ class _Connections:
                 found[0].setblocking(False)
                 yield found
                 continue
-            await _any_readable(self._waits_for(), self._context._gate.patience())  # noqa: SLF001 -- its own half
-
-
-async def _any_readable(fds: list[int], seconds: float | None) -> None:
-    """Wait until one of these is readable, for at most so many seconds; under asyncio or trio."""
-    from poolkit import waiting  # noqa: PLC0415 -- few workers need it, and it takes 10 ms
-
-    if waiting.in_trio():
-        import trio  # noqa: PLC0415 -- see above
-
-        async with trio.open_nursery() as nursery:
-            nursery.cancel_scope.deadline = math.inf if seconds is None else trio.current_time() + seconds
-
-            async def wait(fd: int) -> None:
-                await waiting.wait_ready(fd, writes=False)
-                nursery.cancel_scope.cancel()
-
-            for fd in fds:
-                nursery.start_soon(wait, fd)
-        return
-    import asyncio  # noqa: PLC0415 -- see above
-
-    waits = [asyncio.ensure_future(waiting.wait_ready(fd, writes=False)) for fd in fds]
-    try:
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for each in waits:
-            each.cancel()
+            with self._stopping.heeding():
+                await any_readable(self._waits_for(), self._context._gate.patience())  # noqa: SLF001 -- its own half
 
 
 def serve(port: Port, setup: Setup, target: Callable[[ClusterContext], object]) -> bool:
@@ -269,6 +243,7 @@ def serve(port: Port, setup: Setup, target: Callable[[ClusterContext], object]) 
     context = ClusterContext(port, setup)
     stopping = context.stopping
     if setup.stopping is None:
+        stopping.heed_signals()
         signal.signal(signal.SIGTERM, lambda *_: stopping.set())
         for ignored in (signal.SIGINT, signal.SIGHUP):  # by a handler: what the target starts would inherit SIG_IGN
             signal.signal(ignored, lambda *_: None)

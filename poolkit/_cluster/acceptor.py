@@ -117,6 +117,7 @@ class Acceptor:
     def __init__(self, name: str, listeners: list[socket.socket], schedule: str | Schedule, size: int) -> None:
         """Raises OSError: there are no descriptors."""
         self.passed = self.passed_again = 0
+        self.at_failure: Callable[[], object] = _nothing  # called when the thread has failed
         self.bell = _os.Wakeup()
         self._listeners = listeners
         self._schedule = schedule
@@ -176,6 +177,17 @@ class Acceptor:
     # ===== the thread =====
 
     def _run(self) -> None:
+        try:
+            self._pass_all()
+        except BaseException:
+            log.exception("the thread that passes connections on has failed")
+            self.at_failure()
+        finally:
+            self._is_over = self._has_ended = True
+            self._take_inbox()
+            self.bell.close()
+
+    def _pass_all(self) -> None:
         poller = poll()
         poller.register(self.bell.fileno(), select.POLLIN)
         watched = False
@@ -191,9 +203,6 @@ class Acceptor:
             is_idle = not self._hands or (is_free and not any(self._held.values()))
             poller.poll(None if is_idle else 1000 * max(_LOOK, self._paused_until - monotonic()))
             self.bell.clear()
-        self._has_ended = True
-        self._take_inbox()
-        self.bell.close()
 
     def _take_inbox(self) -> None:
         with contextlib.suppress(IndexError):
@@ -355,6 +364,10 @@ class Acceptor:
             return None
         client = str(address[0]).encode()
         return max(self._slots, key=lambda slot: hashlib.blake2b(b"%d/%s" % (slot, client), digest_size=8).digest())
+
+
+def _nothing() -> None:
+    pass
 
 
 def _peer(connection: socket.socket) -> Address:

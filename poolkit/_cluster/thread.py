@@ -70,6 +70,7 @@ class ClusterThread:
         if plan.schedule != "kernel" and plan.bound:
             sockets = [bound.socket for bound in plan.bound]
             self._acceptor = Acceptor(plan.name, sockets, plan.schedule, plan.size)
+            self._acceptor.at_failure = lambda: self.post(self._accepting_has_failed)
         self._waiting: list[tuple[int, SimpleQueue[tuple[int, Any]]]] = []  # who waits for a reload
         self._served_before = 0  # by workers that are gone
         self._most: dict[int, tuple[int | None, int | None]] = {}  # of members: requests, bytes
@@ -98,6 +99,10 @@ class ClusterThread:
     def _begin(self) -> None:
         if self.rules.state == STARTING:  # a signal may have stopped it before
             self.rules.start(monotonic())
+
+    def _accepting_has_failed(self) -> None:
+        why = Why(-1, None, "gets no more connections, as the thread that passes them on has failed", raised=False)
+        self.rules.fail(why, CRASH_LOOP, monotonic())
 
     def give_up(self) -> None:
         """Let go of what it has, where it was not begun."""

@@ -256,7 +256,7 @@ class Rules:
             self._first_deaths += 1
             has_raised = member.ready_at is None and getattr(why, "raised", False)
             if has_raised or self._first_deaths >= FIRST_DEATHS:
-                self._fail(why, BOOT_FAILED, now)
+                self.fail(why, BOOT_FAILED, now)
 
     def _make_good(self, slot: Slot, member: Member, now: float) -> None:
         """The current member of a slot is gone: another one takes its place, at once or after a while."""
@@ -274,7 +274,8 @@ class Rules:
             wait = policy.backoff(slot.failures, self._rng, base=policy.BOOT_BASE, cap=policy.BOOT_CAP)
             slot.start_at, slot.waits_since = now + wait, now
 
-    def _fail(self, why: object, code: int, now: float) -> None:
+    def fail(self, why: object, code: int, now: float) -> None:
+        """Stop, as one that has failed of this."""
         self.failure, self.exit_code = why, code
         self.stop(now)
 
@@ -286,7 +287,7 @@ class Rules:
     def _look_for_crash_loop(self, now: float) -> None:
         ends_at = self._loop_ends_at()
         if ends_at is not None and ends_at <= now:
-            self._fail(self._last, CRASH_LOOP, now)
+            self.fail(self._last, CRASH_LOOP, now)
 
     # ===== generations =====
 

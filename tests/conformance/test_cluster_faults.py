@@ -347,3 +347,19 @@ def test_who_waits_for_connections_does_not_hang(make_cluster: MakeCluster) -> N
     uptime = clusters[-1].stats().uptime
     wait_until(lambda: clusters[-1].stats().uptime > uptime + WATCHDOG / 5 + 1, "twice that limit, and a second")
     assert [(cluster.stats().hung, cluster.stats().started) for cluster in clusters] == [(0, 1)] * 4
+
+
+def test_one_that_can_accept_no_more_ends(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    cluster = make_cluster(work.talk, 1, schedule="round_robin")
+    cluster.start(WATCHDOG)
+    who(cluster.address)
+    monkeypatch.setattr(type(cluster._thread._acceptor), "_choose", fail)
+    with socket.create_connection(cluster.address, WATCHDOG):
+        assert cluster.wait(WATCHDOG)
+    assert cluster._thread.rules.exit_code == 4
+    assert "the thread that passes connections on has failed" in caplog.text

@@ -256,7 +256,11 @@ _RAISE, _EXIT = "raise", "exit"
 
 
 @pytest.mark.every_nth(1)
-@pytest.mark.parametrize("answer", [_RAISE, _EXIT, 7, None, "x", [0], _Odd()], ids=repr)
+@pytest.mark.parametrize(
+    "answer",
+    [_RAISE, _EXIT, 7, None, "x", [0], _Odd()],
+    ids=lambda answer: type(answer).__name__ if isinstance(answer, _Odd) else repr(answer),
+)
 def test_a_schedule_that_makes_no_sense(
     make_cluster: MakeCluster, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:

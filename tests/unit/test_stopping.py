@@ -7,13 +7,17 @@ import logging
 import os
 import select
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+import poolkit
 from poolkit._child.stopping import Stopping
 from support import WATCHDOG, wait_until
 
@@ -245,3 +249,42 @@ def test_closing_wakes_who_waits_and_calls_no_callback() -> None:
     assert stopping.wait(0)
     stopping.set()
     assert called == [1]
+
+
+# ===== signals =====
+
+
+@pytest.mark.parametrize("how", ["wait", "await", "poll"])
+def test_a_signal_that_comes_just_before_a_wait_ends_it(how: str) -> None:
+    """The handler of one that comes then is called after the wait, which was to be for it."""
+    script = f"""
+import asyncio, os, signal, sys
+sys.path.insert(0, {str(Path(poolkit.__file__).parent.parent)!r})
+from poolkit._child import stopping as module
+stopping = module.Stopping()
+stopping.heed_signals()
+signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+handler = signal.getsignal(signal.SIGTERM)
+real = module.Stopping._note_signals
+def note(self):
+    real(self)
+    handler()
+module.Stopping._note_signals = note
+set_wakeup_fd = signal.set_wakeup_fd
+def set_and_come(fd, **kwargs):  # a signal comes just then; its handler is still to be called
+    before = set_wakeup_fd(fd, **kwargs)
+    if fd >= 0:
+        os.write(fd, b"T")
+    return before
+signal.set_wakeup_fd = set_and_come
+if {how!r} == "wait":
+    assert stopping.wait()
+elif {how!r} == "poll":
+    stopping.poll_with(-1, None)
+else:
+    async def wait():
+        await stopping
+    asyncio.run(wait())
+assert stopping
+"""
+    subprocess.run([sys.executable, "-c", script], timeout=WATCHDOG, check=True)
