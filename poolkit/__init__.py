@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
     from poolkit._kinds.commands import CompletedCommand
+    from poolkit._servers.application import application
     from poolkit.bars import progress
     from poolkit.broadcast import Shared
     from poolkit.cluster import Cluster, ClusterContext, ClusterStats, ClusterWorkerInfo
@@ -59,6 +60,7 @@ _HOMES = {  # of what is no error
     "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
     "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
     "poolkit._kinds.commands": ("CompletedCommand",),
+    "poolkit._servers.application": ("application",),
     "poolkit.cluster": ("Cluster", "ClusterContext", "ClusterStats", "ClusterWorkerInfo"),
     "poolkit.command": ("Command",),
     "poolkit.reading": ("Chunks", "Lines"),
@@ -129,6 +131,7 @@ __all__ = [
     "WorkerExited",
     "WorkerInfo",
     "WorkerStarted",
+    "application",
     "current_port",
     "current_task",
     "default_pool",
