@@ -128,8 +128,8 @@ def _loaded(server: Server, sized: Sized, clients: int, *options: str) -> dict[s
         load.forget()
         time.sleep(max(0.3, sized(4000) / 1000))
         found = load.finish()
-    if found["failed"]:
-        raise AssertionError(f"{len(found['failed'])} requests have failed")
+    if found["failed"] or not found["answered"]:
+        raise AssertionError(f"{len(found['failed'])} requests have failed, {found['answered']} were answered")
     return found
 
 

@@ -6,10 +6,10 @@ Clients keep their connection, unless `--once`. Of the requests, a share takes a
 5 MiB. A line on the standard input forgets what was counted; its end ends the load: what is in flight is waited for,
 and a line of JSON says what was seen.
 
-A request has failed when it was refused, reset, cut, or had no whole answer `--limit` seconds (10) after it was sent. A kept
-connection that the server has closed when the client comes to use it is none; once the request is written, whatever
-ends the connection before the answer is one. Only the kernel knows which of the two came first, so it is asked at once
-before the client writes.
+A request has failed when it was refused, reset, cut, or had no whole answer `--limit` seconds (10) after it was sent.
+A kept connection that the server has closed when the client comes to use it is none; once the request is written,
+whatever ends the connection before the answer is one. Only the kernel knows which of the two came first, so it is asked
+at once before the client writes. After a failure a client waits a little.
 """
 
 from __future__ import annotations
@@ -213,6 +213,8 @@ class Load:
         """Ask until the standard input ends."""
         loop = asyncio.get_running_loop()
         loop.add_reader(0, self._on_input)
+        sys.stdout.write("\n")  # it has begun
+        sys.stdout.flush()
         looking = asyncio.ensure_future(self._look())
         await asyncio.gather(*(client.run() for client in self._clients))
         looking.cancel()

@@ -30,7 +30,7 @@ _AT_ONCE = 32
 
 # uvicorn's own listener is made in a way that leaves Nagle's algorithm on.
 _WITHOUT_NAGLE = """
-import socket, sys, uvicorn
+import inspect, socket, sys, uvicorn
 from uvicorn.supervisors import Multiprocess
 if __name__ == "__main__":
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -39,7 +39,9 @@ if __name__ == "__main__":
     sock.bind(("127.0.0.1", int(sys.argv[2])))
     sock.set_inheritable(True)
     config = uvicorn.Config("app_mod:app", workers=int(sys.argv[1]), access_log=False, log_level="error")
-    Multiprocess(config, target=uvicorn.Server(config).run, sockets=[sock]).run()
+    takes_target = "target" in inspect.signature(Multiprocess).parameters  # in older releases
+    target = {"target": uvicorn.Server(config).run} if takes_target else {}
+    Multiprocess(config, sockets=[sock], **target).run()
 """
 
 # What node's documentation shows, and a reload as its users write it: the new ones first.
@@ -236,6 +238,8 @@ class Load:
             [sys.executable, str(CLIENT), str(server.port), str(clients), *options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        assert self.process.stdout is not None
+        self.process.stdout.readline()  # it has begun
 
     def __enter__(self) -> Self:
         return self
