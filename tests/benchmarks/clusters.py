@@ -139,6 +139,7 @@ def shares(name: str, sized: Sized) -> Figures:
     with Server(name, workers=4) as server:
         pids = server.worker_pids(4)
         for _ in range(sized(5)):
+            time.sleep(0.5)  # those of before are closed on both sides
             counts = Counter(answering(server.port, 100))
             largest.append(max(counts.values()))
             smallest.append(min(counts[pid] for pid in pids))
