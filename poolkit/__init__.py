@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from poolkit._core.stats import HistogramSnapshot, PoolStats, WorkerInfo
     from poolkit._core.workforce import TaskDone, TaskRetried, TaskStarted, WorkerExited, WorkerStarted
     from poolkit._kinds.commands import CompletedCommand
+    from poolkit._os import usable_cpus
     from poolkit._servers.application import application
     from poolkit.bars import progress
     from poolkit.broadcast import Shared
@@ -60,8 +61,9 @@ _HOMES = {  # of what is no error
     "poolkit._core.stats": ("HistogramSnapshot", "PoolStats", "WorkerInfo"),
     "poolkit._core.workforce": ("TaskDone", "TaskRetried", "TaskStarted", "WorkerExited", "WorkerStarted"),
     "poolkit._kinds.commands": ("CompletedCommand",),
-    "poolkit._servers.application": ("application",),
     "poolkit.cluster": ("Cluster", "ClusterContext", "ClusterStats", "ClusterWorkerInfo"),
+    "poolkit._os": ("usable_cpus",),
+    "poolkit._servers.application": ("application",),
     "poolkit.command": ("Command",),
     "poolkit.reading": ("Chunks", "Lines"),
     "poolkit.running": ("run", "spawn"),
@@ -140,6 +142,7 @@ __all__ = [
     "run",
     "set_default_pool",
     "spawn",
+    "usable_cpus",
     "use_pool",
 ]
 

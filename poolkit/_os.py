@@ -39,6 +39,7 @@ CGROUPS = "/sys/fs/cgroup"
 STACK_SIGNAL: int = (signal.SIGRTMIN + 11) if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 LOOK_SIGNAL: int = signal.SIGXFSZ  # the same, of one that goes on: see `_child/looks.py`
 
+_MOST_DIGITS = 9  # of a share that makes sense
 _LOOKS, _LOOK = 1000, 0.001  # how often it is looked whether somebody sets a wake-up, and seconds between that
 
 _HAS_EVENTFD = LINUX and hasattr(os, "eventfd")
@@ -318,7 +319,10 @@ yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 
 
 def usable_cpus() -> int:
-    """The CPUs that this process may really use: affinity and the cgroup's quota, at least 1."""
+    """How many CPUs this process may really use: by affinity and the control group's quota, at least 1.
+
+    In a worker of a cluster, its share of them. What `max_workers` of a `Pool` is when it is not given. Does not block.
+    """
     try:
         cpus = len(os.sched_getaffinity(0))
     except (AttributeError, OSError):  # not on macOS
@@ -326,6 +330,9 @@ def usable_cpus() -> int:
     quota = _cgroup_quota()
     if quota is not None:
         cpus = min(cpus, max(1, round(quota)))
+    share = os.environ.get("POOLKIT_SHARE", "")  # with how many it has them, as a cluster tells its workers
+    if share.isascii() and share.isdecimal() and len(share) <= _MOST_DIGITS:
+        cpus //= max(1, int(share))
     return max(1, cpus)
 
 

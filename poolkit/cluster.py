@@ -450,7 +450,7 @@ class Cluster:
     def __del__(self) -> None:
         """Warn about a cluster that runs, and kill its workers; let go of the addresses of one that never ran."""
         thread = getattr(self, "_thread", None)
-        if thread is None or os.getpid() != self._pid or thread.is_over.is_set():
+        if thread is None or thread.is_over.is_set() or os.getpid() != self._pid:  # the last may be gone at the end
             return
         if not self._has_begun:
             thread.give_up()

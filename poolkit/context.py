@@ -37,7 +37,10 @@ class TaskContext:
         attempt: 1 for the first run.
     """
 
-    __slots__ = ("_cell", "_clock", "_deadline", "_started", "_stop", "attempt", "end", "id", "name", "worker_id")
+    __slots__ = (
+        *("_cell", "_clock", "_deadline", "_started", "_stop"),
+        *("attempt", "end", "id", "is_dedicated", "name", "worker_id"),
+    )
 
     def __init__(  # noqa: PLR0913, PLR0917 -- what it tells
         self,
@@ -59,6 +62,7 @@ class TaskContext:
         self.end = end  # the worker's end of what is sent and told while the task runs
         self._cell: Cell | None = None  # once it has reported its progress
         self._started = 0.0  # in a worker process
+        self.is_dedicated = False  # the target of a dedicated worker, for which no task of a pool waits
 
     @property
     def cancelled(self) -> bool:

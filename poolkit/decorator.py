@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
+from poolkit import _child
 from poolkit._core.options import UNSET, CallOptions
 from poolkit._kinds.settings import KINDS
 from poolkit._locks import RLock
@@ -42,7 +43,8 @@ _used: contextvars.ContextVar[Pool | PoolView | None] = contextvars.ContextVar("
 def default_pool(kind: str = "process") -> Pool:
     """The process-wide pool of a kind, made on first use. Thread-safe; lives until the interpreter exits.
 
-    A forked child gets a default pool of its own. One that was shut down is replaced.
+    A forked child gets a default pool of its own; but one that a preloaded module has set, and not used, is that of the
+    workers too. One that was shut down is replaced.
     """
     with _lock:
         pool = _defaults.get(kind)
@@ -127,7 +129,9 @@ class use_pool:  # noqa: N801 -- used like a function, and a class lets every ex
 def _forget_in_child() -> None:
     global _lock  # noqa: PLW0603 -- another thread may have held it when the process forked
     _lock = RLock()
-    _defaults.clear()
+    for kind, pool in list(_defaults.items()):
+        if not (_child.makes_worker and pool._supervisor.is_unused()):  # noqa: SLF001 -- of this library
+            del _defaults[kind]
     _installed.clear()
 
 
@@ -138,7 +142,7 @@ if hasattr(os, "register_at_fork"):
 class Offloaded(Generic[P, T]):
     """A function whose calls run on a pool and return a `Task`. Made by `@offload`; see its attributes.
 
-    Inside a worker a call runs in place and returns a task that is done, so nested calls cannot deadlock.
+    Inside a task of a pool a call runs in place and returns a task that is done, so nested calls cannot deadlock.
     """
 
     __qualname__: str
@@ -165,7 +169,7 @@ class Offloaded(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """Submit a call; blocks and raises as `Pool.submit` does."""
-        if current_task() is not None:
+        if _runs_here():
             return run_in_place(self._given.get("name") or self.__qualname__, self._fn, args, kwargs)
         return self._pool().submit(self._poolkit_sent(), *args, **kwargs)
 
@@ -182,8 +186,8 @@ class Offloaded(Generic[P, T]):
         ordered: bool = True,
         progress: bool | str | Callable[..., Any] = False,
     ) -> Results[T]:
-        """Call it for the items of the iterables, as `Pool.map` does; inside a worker, one by one, without a bar."""
-        if current_task() is not None:
+        """Call it for the items of the iterables, as `Pool.map` does; inside a task, one by one, without a bar."""
+        if _runs_here():
             return Results(
                 Here(self.__qualname__),
                 self._fn,
@@ -262,12 +266,12 @@ class Offloaded(Generic[P, T]):
 class OffloadedStream(Offloaded[P, T]):
     """A generator function whose calls run on a pool and return a `Stream`. Made by `@offload`.
 
-    Inside a worker a call runs in place, an item when it is taken. `.local` is the plain generator.
+    Inside a task of a pool a call runs in place, an item when it is taken. `.local` is the plain generator.
     """
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stream[T]:  # type: ignore[override]
         """Begin a stream; blocks and raises as `Pool.stream` does."""
-        if current_task() is not None:
+        if _runs_here():
             return stream_here(self._given.get("name") or self.__qualname__, self._fn, args, kwargs)
         sent: Any = self._poolkit_sent()
         return self._pool().stream(sent, *args, **kwargs)
@@ -280,6 +284,12 @@ class OffloadedStream(Offloaded[P, T]):
         """Refuse: there is one stream for each call."""
         msg = f"{self!r} is a generator function: map() takes functions that return one value; begin streams instead"
         raise TypeError(msg)
+
+
+def _runs_here() -> bool:
+    """Whether this is a task whose worker others may wait for, so that it must not wait for another one."""
+    task = current_task()
+    return task is not None and not task.is_dedicated
 
 
 def _yields(function: Any) -> bool:

@@ -56,6 +56,17 @@ def environment(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def share_of_pools() -> tuple[int, int, int]:
+    """What this process may use, and the sizes of pools that are made without one."""
+    with poolkit.Pool() as pool, poolkit.default_pool("thread") as default:
+        return poolkit.usable_cpus(), pool.max_workers, default.max_workers
+
+
+def in_preloaded(name: str, *args: Any) -> Any:
+    """Call a function of the module with pools, which is preloaded."""
+    return getattr(sys.modules["support_taken_over"], name)(*args)
+
+
 def append_to(items: list[int], item: int) -> int:
     items.append(item)
     return len(items)

@@ -302,7 +302,8 @@ class Passed(Listener):
         self._listener.setsockopt(*args)
 
     def _take(self) -> tuple[socket.socket, Any]:
-        os.close(os.dup(self.fileno()))  # without a free number, what is sent would be lost: raises OSError
+        # Without a free number, what was sent would be lost. Opened and closed in one instruction; raises OSError.
+        deque(map(os.close, map(os.dup, (self.fileno(),))), 0)
         connection, received = PassedConnection.__new__(PassedConnection), list[Any]()
         taken, closed = [1], [1]
         try:
@@ -355,13 +356,12 @@ class Passed(Listener):
 
     def dup(self) -> Self:
         """Another copy, with a private value of its own."""
-        fds = [os.dup(self.fileno())]
+        hand = os.dup(self.fileno())
         try:
-            fds.append(os.dup(self._listener.fileno()))
-            copy = self.__class__(fds[0], fds[1], self._gate)
+            listener = os.dup(self._listener.fileno())
         except BaseException:
-            for fd in fds:
-                close_fd(fd)
+            close_fd(hand)
             raise
+        copy = self.__class__(hand, listener, self._gate)
         copy.settimeout(self._timeout)
         return copy

@@ -22,6 +22,7 @@ from poolkit._clock import monotonic
 from poolkit._core.options import wait_seconds
 from poolkit._locks import RLock
 from poolkit._typing import Any, Self
+from poolkit.context import current_task
 from poolkit.errors import ChannelClosed, PoolClosed
 
 
@@ -342,4 +343,6 @@ def run_target(channel: Channel, target: Callable[..., Any], args: tuple[Any, ..
     if is_process:
         _of_process = port
     _here.set(port)
+    if (task := current_task()) is not None:
+        task.is_dedicated = True
     return target(port, *args)

@@ -21,6 +21,7 @@ from poolkit._child.port import Port
 from poolkit._child.stopping import Stopping
 from poolkit._clock import monotonic
 from poolkit._memory.memory import Memory
+from poolkit._os import close_fd
 from poolkit._select import poll
 from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire import buffers, handover
@@ -68,6 +69,10 @@ class _Bell:
         """Ring it; once is enough for many. Does not block."""
         with contextlib.suppress(OSError):  # it is full, or the owner is gone
             os.write(self._fd, b"\1\0\0\0\0\0\0\0")
+
+    def __del__(self) -> None:
+        """Close it."""
+        close_fd(self._fd)
 
 
 class Setup:

@@ -208,9 +208,12 @@ class TemplateProcess:
             _import_channels()
         if len(fds) == count:
             try:
+                _child.makes_worker = self._start_method != "spawn"  # that one is soon an interpreter of its own
                 pid = os.fork()
             except OSError as exc:
                 error = exc.errno or 0
+            finally:
+                _child.makes_worker = False
         if pid == 0:
             self._become_worker(fds, flags, parent)
         for fd in fds[1:]:

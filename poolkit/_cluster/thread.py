@@ -432,7 +432,8 @@ class ClusterThread:
         if plan.kind == "process":
             env["POOLKIT_SHARE"] = str(self.rules.size)
             env["POOLKIT_GENERATION"] = f"{next(_tokens)}"
-        settings = PoolSettings(1, plan.kind, plan.start_method, None, (), plan.preload, env, SHM_THRESHOLD)
+        start_method = plan.start_method if plan.kind == "process" else None
+        settings = PoolSettings(1, plan.kind, start_method, None, (), plan.preload, env, SHM_THRESHOLD)
         self._pools[number] = env, pool_for(settings)
         return env
 

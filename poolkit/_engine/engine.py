@@ -71,8 +71,6 @@ class Engine:
         self.clock: Callable[[], float] = monotonic
         self._lock = lock
         self._owns_lock: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 -- as Condition does
-        self._changed = threading.Condition(lock)  # for callers of `warm_up`, whom the roster counts
-        self._waiters = Waiters()
         self._scheduler = Scheduler(workforce, limits, random.Random())
         self._listeners = Listeners(name)
         self.traces = Traces(lock, self._scheduler, self.clock)
@@ -85,6 +83,14 @@ class Engine:
         self._all_busy = False  # the scheduler's word, between two steps
         self._due = math.inf  # when the scheduler has something to do by itself
         self._sleeping_until = -math.inf  # when the thread wakes by itself; -inf: soon, and then it looks at `_due`
+        self.forked = False  # this is a copy in a forked child
+        self._settle_in()
+
+    def _settle_in(self) -> None:
+        """Make what belongs to the process that has the pool: of a new one, or one that was taken over, unused."""
+        workforce, name = self.workforce, self.name
+        self._changed = threading.Condition(self._lock)  # for callers of `warm_up`, whom the roster counts
+        self._waiters = Waiters()
         self._reader = Reader(workforce.links, workforce.wake, self._take)
         self._reader.look = self._publish_if_decided
         if workforce.links is not None:
@@ -95,7 +101,6 @@ class Engine:
         self._error_reader = Caller(f"poolkit-{name}-errors", self._read_errors)
         self.maps = Maps(name, workforce.wake, self.is_open)
         self._closed = threading.Event()
-        self.forked = False  # this is a copy in a forked child
         self.pid = os.getpid()
 
     # ===== entering and leaving the lock =====

@@ -2,6 +2,7 @@
 
 At exit the accepted work of each is finished, then the template processes end; one Ctrl-C ends that, for all of them.
 A fork waits until every pool is between two steps, so that the child sees a whole state, and there each copy is closed.
+But what a template process has made, and not used, is taken over by each worker that it forks.
 Lock order: FORKING, each pool's lock, `_live_lock`.
 Guarded by: `_live_lock`: `_live`, `_registered`. By FORKING: `_held`.
 """
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
         def let_go(self) -> None:
             """Go on, in the parent of a fork."""
 
-        def after_fork_in_child(self) -> None:
-            """Be a copy in a forked child."""
+        def after_fork_in_child(self, *, takes_over: bool) -> bool:
+            """Be a copy in a forked child, or taken over, where that is asked for and can be done: true."""
 
 
 def prepare(settings: PoolSettings) -> None:
@@ -69,7 +70,7 @@ _live_lock: Any = RLock()  # re-entrant for finalizers that a collection runs wh
 
 
 def begin(pool: Lasting) -> None:
-    """From now on `pool` is told of forks and of the end."""
+    """From now on `pool` is told of forks and of the end. Once more by one that was taken over, when it is used."""
     global _registered  # noqa: PLW0603 -- guarded by: _live_lock
     with _live_lock:
         if _registered != os.getpid():  # a worker that was forked from a process with pools has forgotten what was
@@ -135,11 +136,13 @@ def _after_fork_in_child() -> None:
     # Made anew, not released: where only this hook is called (some servers do), nobody has taken them.
     for lock in (_live_lock, FORKING, *locks):
         lock._at_fork_reinit()  # noqa: SLF001 -- as the standard library does
-    for pool in _held or list(_live):
-        pool.after_fork_in_child()
+    pools, takes_over = _held or list(_live), _child.makes_worker
+    ours = [pool for pool in pools if pool.after_fork_in_child(takes_over=takes_over)]
     registry.after_fork_in_child()
     _held.clear()
     _live.clear()
+    # Not `begin`: what a process registers before it is a worker, that one forgets.
+    _live.update(ours)
 
 
 if hasattr(os, "register_at_fork"):

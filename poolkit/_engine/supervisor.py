@@ -122,6 +122,7 @@ class Supervisor(Requests):
             with self._lock:
                 if self._thread is not None or self._scheduler.phase is not OPEN:
                     return
+                lifetime.begin(self)
                 thread = SupervisorThread(target=self._run, name=f"poolkit-{self.name}", daemon=True)
                 self._thread = thread
             thread.start()
@@ -257,10 +258,34 @@ class Supervisor(Requests):
 
     # ===== forks =====
 
-    def after_fork_in_child(self) -> None:
-        """This copy of the pool has no thread and no workers: fail what was pending, close what was copied."""
-        self.forked = True
+    def is_unused(self) -> bool:
+        """Whether it is open, and has had no task yet, nor anything else that began its thread."""
+        scheduler = self._scheduler
+        is_over = (
+            scheduler.phase is not OPEN or self.forked or self._closed.is_set()
+        )  # the last of one that was dropped
+        has = self._thread or scheduler.accepted or self._posted_tasks or self._postponed
+        return not (is_over or has or self.maps.open or self.traces.all)
+
+    def after_fork_in_child(self, *, takes_over: bool) -> bool:
+        """This copy of the pool has no thread and no workers: fail what was pending, close what was copied.
+
+        Where it `takes_over`, an unused pool becomes one of this process instead; true when it has.
+        """
         self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 -- as the standard library does
+        if takes_over and self.is_unused():
+            try:
+                self.workforce.begin_anew()
+                self._settle_in()
+            except Exception:  # no descriptors are left, for example
+                log.exception("this worker cannot take over pool %s, which is closed in it", self.name)
+            else:
+                return True
+        self._be_a_copy()
+        return False
+
+    def _be_a_copy(self) -> None:
+        self.forked = True
         self._closed = threading.Event()  # a thread that is not here may have been inside the old one
         self._reader = Reader(None, self.workforce.wake, self._take)
         self.callbacks = Callbacks(self.name, self.workforce.wake)

@@ -77,6 +77,13 @@ class DrivenWorkforce(Workforce):
     def close_in_forked_child(self) -> None:
         """Close the descriptors that a forked child of the owner has copies of."""
 
+    def begin_anew(self) -> None:
+        """In a forked child that takes over the pool, which is unused: share nothing with the parent any more.
+
+        Raises:
+            OSError: there are no descriptors.
+        """
+
     def start_now(self) -> None:
         """Start what is in `unstarted`. Without the lock, on the thread that held it."""
 

@@ -343,5 +343,15 @@ class ProcessWorkforce(Processes):
         self.transport.arena.close()
         self._close_own()
 
+    def begin_anew(self) -> None:
+        """Make anew what it would share with the parent, so that neither wakes the other, nor writes to its memory.
+
+        What workers inherit of the initializer's arguments stays: they do so in all processes.
+        """
+        self._close_wakers()
+        self.transport.begin_anew()
+        self._template = None  # of one that was forked when the pool was made, with that process's memory
+        self._open_own()
+
     def _dying(self) -> list[Peer]:
         return [peer for peer in list(self._workers.values()) if peer.kill_at is not None]

@@ -67,16 +67,7 @@ class Processes(DrivenWorkforce):
         self._inherited_fds = tuple(inherited_fds)
         self._workers: dict[int, Peer] = {}
         self._orders: deque[tuple[Callable[..., None], Any]] = deque()  # for the supervisor thread to carry out
-        self._wakeup = _os.Wakeup()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, _nothing_yet)
-        self.links: Links = Links(self._cut_off)
-        self.logged = self.links.logged
-        self._both: select.poll | None = None  # what the selector and the links wait for; None where they are one
-        if self.links.fileno is not None:
-            self._both = poll()
-            self._both.register(self._selector.fileno(), select.POLLIN)
-            self._both.register(self.links.fileno, select.POLLIN)
+        self._open_own()
         self._template: Template | None = None
         self._shares_templates = False  # once one was acquired that other pools may have
         self._asked: set[Child] = set()  # those whose template has not carried out all that it was told
@@ -94,6 +85,18 @@ class Processes(DrivenWorkforce):
             except BaseException:
                 self._close_own()
                 raise
+
+    def _open_own(self) -> None:
+        self._wakeup = _os.Wakeup()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wakeup.fileno(), selectors.EVENT_READ, _nothing_yet)
+        self.links: Links = Links(self._cut_off)
+        self.logged = self.links.logged
+        self._both: select.poll | None = None  # what the selector and the links wait for; None where they are one
+        if self.links.fileno is not None:
+            self._both = poll()
+            self._both.register(self._selector.fileno(), select.POLLIN)
+            self._both.register(self.links.fileno, select.POLLIN)
 
     # ----- orders for the supervisor thread -----
 
@@ -367,12 +370,15 @@ class Processes(DrivenWorkforce):
             self._died(peer, reports, "SIGKILL", pid=pid, hint=hint)
 
     def _close_own(self) -> None:
-        self.links.close()
-        self._selector.close()
-        self._wakeup.close()
+        self._close_wakers()
         for fd in self._inherited_fds:
             _os.close_fd(fd)
         self._inherited_fds = ()
+
+    def _close_wakers(self) -> None:
+        self.links.close()
+        self._selector.close()
+        self._wakeup.close()
 
 
 def _nothing_yet(_events: int, _reports: Reports) -> None:

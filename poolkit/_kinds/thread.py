@@ -91,6 +91,10 @@ class ThreadWorkforce(DrivenWorkforce):
             fn, args, kwargs = by_reference(fn, args, kwargs)
         return (fn, args, kwargs, copy_context()), 0
 
+    def begin_anew(self) -> None:
+        """Nobody waits here."""
+        self._wakeup = allocate_lock()
+
     # ===== orders, given under the pool's lock =====
 
     def start(self, worker_id: int) -> None:

@@ -240,6 +240,11 @@ class OwnerTransport:
             reserved += max(found[1], theirs)
         return self.sent, self.received, blocks, reserved, max(0, reserved - alive)
 
+    def begin_anew(self) -> None:
+        """In a forked child: blocks of the parent's arena may be given to others there."""
+        self.arena.close()
+        self.arena = Arena()
+
     def close(self) -> None:
         """Let go of everything. Idempotent."""
         for _, fd in self._dying:

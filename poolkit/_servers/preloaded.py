@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import threading
 from typing import Any
 
@@ -26,8 +27,12 @@ def remains() -> list[str]:
     if others > 0:
         found.append(f"{others} thread{'s' * (others > 1)} that Python did not start")
     for fd in set(_descriptors()) - {0, 1, 2}:  # a standard stream may be a connection, to a log for example
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as each:  # what is no socket raises
-            if each.type in {socket.SOCK_STREAM, socket.SOCK_SEQPACKET} and (peer := each.getpeername()):
+        with contextlib.suppress(OSError):  # it is closed by now, or not connected
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(fd)) as each:
+                kind, peer = each.type, each.getpeername()
+            if kind in {socket.SOCK_STREAM, socket.SOCK_SEQPACKET} and peer:
                 where = ":".join(map(str, peer[:2])) if isinstance(peer, tuple) else str(peer)
                 found.append(f"a connection to {where} (descriptor {fd})")
     return found

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from poolkit.testing.calls import Call
     from poolkit.testing.command_script import WhenCommand
+    from poolkit.testing.context import FakeContext
     from poolkit.testing.fakes import FakePool
     from poolkit.testing.leakage import leaks
     from poolkit.testing.programs import CommandCall
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Call": "calls",
     "CommandCall": "programs",
+    "FakeContext": "context",
     "FakePool": "fakes",
     "When": "script",
     "WhenCommand": "command_script",
@@ -27,7 +29,7 @@ _HOMES = {
     "leaks": "leakage",
 }
 
-__all__ = ["Call", "CommandCall", "FakePool", "When", "WhenCommand", "WhenWorker", "leaks"]
+__all__ = ["Call", "CommandCall", "FakeContext", "FakePool", "When", "WhenCommand", "WhenWorker", "leaks"]
 
 
 def __getattr__(name: str) -> Any:

@@ -100,6 +100,10 @@ class Driver:
         """Whether tasks are accepted."""
         return self.scheduler.phase is OPEN and not self._is_copy()
 
+    def is_unused(self) -> bool:
+        """No worker takes over a fake pool."""
+        return False
+
     def _is_copy(self) -> bool:
         return os.getpid() != self.pid
 

@@ -86,7 +86,10 @@ class Snapshot:
             if (fd, place) in before:
                 continue
             what = "shared memory" if target.startswith("/memfd:") else "descriptor"
-            found.append(f"{what} {fd} -> {target}")
+            if target.startswith("socket:") and (address := _listens_at(fd)) is not None:
+                found.append(f"listener {fd} -> {address}")
+            else:
+                found.append(f"{what} {fd} -> {target}")
         return found
 
 
@@ -133,6 +136,16 @@ def _open_fds() -> dict[tuple[int, str], str]:
                 kind = target if target.startswith("anon_inode:") else ""  # they have one number together
                 found[int(path.name), target] = f"{place.st_dev}:{place.st_ino}{kind}"
     return found
+
+
+def _listens_at(fd: int) -> object:
+    """The address of a listening socket; None where it is none."""
+    import socket  # noqa: PLC0415 -- where there is one
+
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as copy:
+        if copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return copy.getsockname()
+    return None
 
 
 def _resource_tracker() -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
     fake_pool      an eager fake pool       manual_pool    a manual one; both are the default pools meanwhile
     process_pool   a small real pool, whose test fails if it leaves something behind
+    cluster_factory  what makes real clusters, whose test fails if they leave something behind
     poolkit_leaks  a check around the test for threads, processes, descriptors and shared memory left behind
 
 `@pytest.mark.poolkit(max_workers=4, ...)` sets what the pool is made with. A failed test shows the timeline of its fake
@@ -11,13 +12,13 @@ pools. Imports nothing of poolkit before a test asks for it: pytest, 7 or later,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from poolkit import Pool
+    from poolkit import Cluster, Pool
     from poolkit.testing import FakePool
 
 _FAKES = pytest.StashKey[list["FakePool"]]()
@@ -66,6 +67,29 @@ def process_pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
         finally:
             pool.shutdown(cancel_futures=True, kill=True)
         del pool
+
+
+@pytest.fixture
+def cluster_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., Cluster]]:
+    """What makes clusters of two workers on a free port, with a grace of two seconds, as far as it is told no other.
+
+    Start them in the test; what it leaves running is killed, and what it leaves behind fails it.
+    """
+    from poolkit import Cluster  # noqa: PLC0415 -- see the file's header
+
+    made: list[Cluster] = []
+
+    def make(target: Callable[..., object], workers: int = 2, bind: Any = "127.0.0.1:0", **options: Any) -> Cluster:
+        made.append(Cluster(target, workers, bind, **{"grace": 2.0, **options}))
+        return made[-1]
+
+    with _leaks(request):
+        try:
+            yield make
+        finally:
+            for cluster in made:
+                cluster.stop(kill=True)
+            made.clear()
 
 
 @pytest.fixture

@@ -149,6 +149,30 @@ def test_numerical_libraries_get_their_share_of_the_cpus(make_pool, monkeypatch)
 
 
 @pytest.mark.needs("process")
+def test_a_worker_that_has_the_cpus_with_others_makes_pools_of_its_share(make_pool, monkeypatch):
+    """As a cluster tells its workers, whose environment is there before anything is imported."""
+    for name in ("OMP_NUM_THREADS", "POOLKIT_SHARE"):
+        monkeypatch.delenv(name, raising=False)
+    cpus = _os.usable_cpus()
+    for share in (1, 2, cpus, cpus + 1):
+        pool = make_pool(env={"POOLKIT_SHARE": str(share), "OMP_NUM_THREADS": "1"})
+        expected = max(1, cpus // share)
+        assert pool.submit(work.share_of_pools).result() == (expected,) * 3
+        pool.shutdown()
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_start_method
+def test_numerical_libraries_get_their_share_of_the_share(make_pool, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cpus = _os.usable_cpus()
+    monkeypatch.setenv("POOLKIT_SHARE", str(cpus))
+    assert make_pool(1).submit(work.environment, "OMP_NUM_THREADS").result() == "1"
+    monkeypatch.setenv("POOLKIT_SHARE", "nonsense")
+    assert make_pool(1).submit(work.environment, "OMP_NUM_THREADS").result() == str(cpus)
+
+
+@pytest.mark.needs("process")
 def test_the_share_is_that_of_the_moment_when_the_pool_is_made(make_pool, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     pool = make_pool(1)

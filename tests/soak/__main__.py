@@ -4,7 +4,7 @@ Usage, from the repository's root:
 
     python -m tests.soak --minutes 10
     python -m tests.soak --minutes 10 --with streams,messages      with who reads streams, and who talks, in every round
-    python -m tests.soak --minutes 10 --with services              with who runs programs and keeps workers of its own
+    python -m tests.soak --minutes 10 --with services,clusters     with who runs programs, keeps workers, and clusters
     python -m tests.soak --seed 7 --first-round 31 --rounds 1      repeat one round that went wrong
     python -m tests.soak --tasks 200000                            small tasks alone, and what everybody holds
 
@@ -56,7 +56,7 @@ def _arguments() -> argparse.Namespace:
         dest="always",
         type=lambda text: text.split(","),
         default=[],
-        metavar="streams,messages,services",
+        metavar="streams,messages,services,clusters",
         help="have these in every round; else they are in some",
     )
     parser.add_argument("--first-round", type=int, default=0, metavar="N", help="begin with this round")

@@ -17,7 +17,7 @@ import numpy as np
 
 import poolkit
 from chaos import faults
-from soak import actors, calls, exchanges, services
+from soak import actors, calls, clusters, exchanges, services
 from soak.ledger import Entry, Ledger
 from support import WATCHDOG
 from support_gates import Gate, Journal
@@ -75,7 +75,7 @@ class Stage:
         found: list[actors.Actor] = [actors.submit_and_cancel, actors.look_and_resize]
         choices = [actors.submit_and_cancel, actors.submit_and_wait, actors.map_items, actors.run_loop]
         found += [one for one in choices if rng.random() < 0.6]
-        for name, others in (*exchanges.ACTORS.items(), *services.ACTORS.items()):
+        for name, others in (*exchanges.ACTORS.items(), *services.ACTORS.items(), *clusters.ACTORS.items()):
             found += [one for one in others if name in always or rng.random() < 0.3]
         forked = self.pool.kind == "process" and self.pool._supervisor.workforce._settings.start_method != "spawn"
         if forked and rng.random() < 0.4:

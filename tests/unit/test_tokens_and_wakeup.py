@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import poolkit
 from poolkit import _os, _os_processes
 from poolkit._os import Tokens, Wakeup
 from support import WATCHDOG, wait_until
@@ -208,6 +209,20 @@ def test_the_cpus_that_may_be_used(monkeypatch: pytest.MonkeyPatch, allowed: flo
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
     monkeypatch.setattr(_os, "_cgroup_quota", lambda: allowed)
     assert _os.usable_cpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [("1", 8), ("2", 4), ("3", 2), ("8", 1), ("9", 1), ("007", 1), ("999999999", 1)]
+    + [(nonsense, 8) for nonsense in ("", "0", "-2", "2.0", " 2", "1_0", "two", "\u0662", "9" * 5000, "\udcff")],
+)
+def test_the_cpus_that_a_worker_of_a_cluster_may_use(
+    monkeypatch: pytest.MonkeyPatch, share: str, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    monkeypatch.setattr(_os, "_cgroup_quota", lambda: None)
+    monkeypatch.setenv("POOLKIT_SHARE", share)
+    assert poolkit.usable_cpus() == expected
 
 
 def test_the_cpus_where_affinity_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
