@@ -50,7 +50,7 @@ _COLOURS = {
 }
 _WIDTH, _LEFT, _RIGHT = 980, 370, 70  # in all; for the names; for the ratios
 _LINE, _BAR, _DOT = 20, 10, 3.5
-_TOP, _BOTTOM = 202, 34
+_TOP, _BOTTOM = 214, 34
 _STYLE = """\
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-size: 16px; font-weight: 600 }

@@ -27,6 +27,7 @@ CLIENT = Path(__file__).with_name("http_client.py")
 LIMIT = 20.0  # seconds for what takes far less
 _STEP = 0.005
 _AT_ONCE = 32
+_PATIENCE = 2.0  # seconds; some hang when their worker dies
 
 # uvicorn's own listener is made in a way that leaves Nagle's algorithm on.
 _WITHOUT_NAGLE = """
@@ -280,7 +281,7 @@ def opened(port: int, path: str, timeout: float = LIMIT, *, keep: bool = False) 
 
 
 def answer_of(sock: socket.socket) -> bytes:
-    """The short body of its answer; nothing where the connection ends before it."""
+    """The short body of its answer; nothing where the connection ends before it, or it does not come in time."""
     data = b""
     while True:
         head, _, body = data.partition(b"\r\n\r\n")
@@ -289,7 +290,7 @@ def answer_of(sock: socket.socket) -> bytes:
                 return body
         try:
             more = sock.recv(65536)
-        except ConnectionError:
+        except OSError:  # a reset, or no answer in time
             return b""
         if not more:
             return b""
@@ -302,7 +303,7 @@ def answering(port: int, count: int = _AT_ONCE) -> Iterator[int]:
         sockets = []
         for _ in range(count):
             with contextlib.suppress(OSError):
-                sockets.append(stack.enter_context(opened(port, "/pid", keep=True)))
+                sockets.append(stack.enter_context(opened(port, "/pid", _PATIENCE, keep=True)))
         for sock in sockets:
             if body := answer_of(sock):
                 yield int(body)
