@@ -330,10 +330,13 @@ def usable_cpus() -> int:
     quota = _cgroup_quota()
     if quota is not None:
         cpus = min(cpus, max(1, round(quota)))
-    share = os.environ.get("POOLKIT_SHARE", "")  # with how many it has them, as a cluster tells its workers
-    if share.isascii() and share.isdecimal() and len(share) <= _MOST_DIGITS:
-        cpus //= max(1, int(share))
-    return max(1, cpus)
+    return max(1, cpus // cpu_share())
+
+
+def cpu_share() -> int:
+    """With how many processes this one has its CPUs, as a cluster tells its workers."""
+    share = os.environ.get("POOLKIT_SHARE", "")
+    return max(1, int(share)) if share.isascii() and share.isdecimal() and len(share) <= _MOST_DIGITS else 1
 
 
 def _cgroup_quota(root: str = CGROUPS, proc: str = "/proc") -> float | None:

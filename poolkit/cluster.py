@@ -27,7 +27,8 @@ from poolkit._cluster.acceptor import SCHEDULES, Schedule
 from poolkit._cluster.binding import bind_all
 from poolkit._cluster.logger import log
 from poolkit._cluster.member import Why
-from poolkit._cluster.thread import EVENTS, ClusterStats, ClusterThread, ClusterWorkerInfo, Plan
+from poolkit._cluster.records import ClusterStats, ClusterWorkerInfo
+from poolkit._cluster.thread import EVENTS, ClusterThread, Plan
 from poolkit._core import options as checks
 from poolkit._core.cluster import BOOT_FAILED, STOPPED, STOPPING
 from poolkit._engine import lifetime
@@ -167,6 +168,9 @@ class Cluster:
         """
         seconds = checks.wait_seconds("timeout", timeout)
         self._begin()
+        self._come_up(seconds)
+
+    def _come_up(self, seconds: float | None) -> None:
         try:
             is_up = self._thread.is_up.wait(seconds)
         except BaseException:
@@ -266,7 +270,9 @@ class Cluster:
 
     async def start_async(self, timeout: float | None = None) -> None:
         """Do the same as `start` without blocking the event loop."""
-        await waiting.run_in_thread(self.start, timeout, name=f"poolkit-{self.name}-start")
+        seconds = checks.wait_seconds("timeout", timeout)
+        self._begin()
+        await waiting.run_in_thread(self._come_up, seconds, name=f"poolkit-{self.name}-start")
 
     async def stop_async(self, timeout: float | None = None, *, kill: bool = False) -> None:
         """Do the same as `stop` without blocking the event loop."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import logging
 import math
 import os
@@ -18,9 +17,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from poolkit._servers.application import INTERFACES, SERVES, Application, ServerMissing, application, is_installed
+
+if TYPE_CHECKING:
+    from poolkit.cluster import Cluster
 
 USAGE, NOT_STARTED = 2, 3
 
@@ -150,19 +152,23 @@ def _application(given: argparse.Namespace, interface: str, options: dict[str, s
     return application(given.app, given.server, interface, given.factory, given.app_dir, given.access_log, **options)
 
 
-def _cluster(given: argparse.Namespace, target: Application) -> Any:
+def _cluster(given: argparse.Namespace, target: Application) -> Cluster:
     workers = given.workers if given.workers is not None else _from_environment("WEB_CONCURRENCY")
     port = None if given.bind else _from_environment("PORT")
     bind = given.bind or ["127.0.0.1:8000" if port is None else f"0.0.0.0:{port}"]
+    target.grace = given.grace
     preload = [f"poolkit._servers.{name}" for name in target.candidates()]
     if given.preload:
         preload += [target.module, "poolkit._servers.preloaded"]  # which looks at what the application has left
-    return importlib.import_module("poolkit.cluster").Cluster(
+    from poolkit.cluster import Cluster  # noqa: PLC0415 -- the command line is checked first
+
+    return Cluster(
         target,
         workers,
         bind,
         schedule=given.schedule,
         grace=given.grace,
+        name=target.path,
         preload=preload,
         boot_timeout=given.boot_timeout,
         liveness=given.liveness or None,

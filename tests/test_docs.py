@@ -146,6 +146,47 @@ def test_example_of_a_long_running_tool_answers_and_is_started_again(tmp_path: P
     assert "was started 20 times" in printed
 
 
+@pytest.mark.slow
+def test_example_of_a_first_cluster_replaces_what_is_killed_and_reloads(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples/prefork_hello.py", "--load", where=tmp_path)
+    assert re.search(r"^worker (\d) \(pid \d+\) was killed by SIGKILL, replaced after \d+ ms$", printed, re.MULTILINE)
+    assert re.search(
+        r"^hello from worker \d, generation 1\n(.*\n)*hello from worker \d, generation 2$", printed, re.MULTILINE
+    )
+    assert printed.endswith("stopped, with code 0\n")
+    for pid in re.findall(r"pid=(\d+)", printed):
+        assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_example_of_a_chat_keeps_its_guests_and_what_they_say(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples/chat.py", "--load", "--clients", "200", where=tmp_path)
+    assert "WRONG" not in printed
+    assert len(re.findall(r"^ok .* each address at its own worker$", printed, re.MULTILINE)) == 4
+    assert "ok    a broadcast: all 200 have heard 1 messages" in printed
+    assert "ok    what was said meanwhile: all 200 have heard 81 messages" in printed
+    assert "ok    0 connections were refused" in printed
+    assert "ok    round_robin: 40 connections, by worker: [10, 10, 10, 10]" in printed
+    assert len(re.findall(r"^ok .* 40 connections, by worker: ", printed, re.MULTILINE)) == 4
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_example_of_an_image_service_loses_only_what_was_killed(tmp_path: Path) -> None:
+    options = "--load", "--seconds", "3", "--clients", "8"
+    printed = run(ROOT / "examples/image_service.py", *options, where=tmp_path)
+    assert "WRONG" not in printed
+    assert re.search(r"^ok    a limit of 1 ms: <Response \[504 ", printed, re.MULTILINE)
+    assert re.search(r"^ok    no picture: <Response \[422 ", printed, re.MULTILINE)
+    assert re.search(r"^ok    40 pictures at once: \{.*503: ", printed, re.MULTILINE)
+    assert "ok    6 events came, ['5.png'] is none" in printed
+    assert "ok    a reload, and all of this: {} failed beside these" in printed
+    assert re.search(r"^ok    stopped: of [4-9] processes that were seen, 0 are left$", printed, re.MULTILINE)
+    assert re.search(r"^ok    the loops were late by .*; inline by ", printed, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_example_of_a_media_server_serves_and_ends_what_its_clients_leave(tmp_path: Path) -> None:

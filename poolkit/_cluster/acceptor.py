@@ -34,6 +34,7 @@ Schedule = Callable[[Address, Sequence[int]], int]
 SCHEDULES = ("kernel", "round_robin", "least_busy", "sticky")
 MOST_PASSED = 16  # connections that a worker has not accepted
 MOST_HELD = 256  # connections that wait for their slots
+_PATIENCE = 0.5  # seconds that who waits for a worker which is full waits for one that goes on taking
 _PAUSE = 0.1  # seconds until another try, where there are no descriptors
 _LOOK = 0.05  # seconds until another look, where all are full: a ring may have been missed
 _WARN_EVERY = 60.0  # seconds
@@ -49,6 +50,7 @@ class Hand:
         """Raises OSError: there are no descriptors."""
         self.slot, self.slate = slot, slate
         self.passed = 0  # and not taken back
+        self.slow_at = -1  # what it had taken when nobody waited for it any more
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         try:
             for _ in range(count):
@@ -125,6 +127,7 @@ class Acceptor:
         self._waiting: deque[_Waiting] = deque()  # for anybody
         self._held: dict[int, deque[_Waiting]] = {}  # for their slots
         self._last = -1  # the slot that round robin has chosen last
+        self._turn: tuple[_Waiting, int, float] | None = None  # who waits, for which slot, until when
         self._paused_until = 0.0
         self._warned_at = -_WARN_EVERY
         self._is_over = self._has_ended = False
@@ -246,7 +249,7 @@ class Acceptor:
         return True
 
     def _has_room(self) -> bool:
-        """Whether one more can be passed now, or be held for its slot."""
+        """Whether one more can be passed now, or be held for its slot or its turn."""
         if self._waiting:
             return False
         if self._schedule == "sticky":
@@ -286,10 +289,30 @@ class Acceptor:
             for hand in self._hands.values():
                 hand.slate.is_waited_for = True
             return False
-        slot = self._choose(one.address, sorted(free))
-        if self._give(self._hands[slot], one):
+        slot = self._slot_for(one)
+        if slot is None:  # those that were waited for stay behind
+            slot = self._next(sorted(free))
+        hand = self._hands[slot]
+        if self._give(hand, one):
+            self._turn = None
             return True
-        return any(self._give(self._hands[other], one) for other in free if other != slot)
+        hand.slate.is_waited_for = True
+        return self._give(hand, one)
+
+    def _slot_for(self, one: _Waiting) -> int | None:
+        """Whose turn it is; None where that worker is full, and takes nothing for too long."""
+        ready = sorted(slot for slot, hand in self._hands.items() if hand.slow_at != hand.slate.taken)
+        now = monotonic()
+        if self._turn is None or self._turn[0] is not one or self._turn[1] not in self._hands:
+            if not ready:
+                return None
+            self._turn = one, self._choose(one.address, ready), now + _PATIENCE
+        elif self._turn[2] <= now:
+            hand = self._hands[self._turn[1]]
+            if not hand.has_room():
+                hand.slow_at = hand.slate.taken
+                return None
+        return self._turn[1]
 
     def _give(self, hand: Hand, one: _Waiting) -> bool:
         if not hand.has_room() or not hand.give(one.place, one.connection):
@@ -313,6 +336,9 @@ class Acceptor:
                 if chosen in free:
                     return chosen
                 log.error("the schedule chose slot %r for a client at %r; ready were %r", chosen, address, free)
+        return self._next(free)
+
+    def _next(self, free: list[int]) -> int:
         return next((slot for slot in free if slot > self._last), free[0])
 
     def _slot_of(self, address: Address) -> int | None:

@@ -31,21 +31,29 @@ Identity = tuple[int, int]  # of a file: device and inode
 class Bound:
     """One listening socket of a cluster."""
 
-    def __init__(self, sock: socket.socket, path: str | None = None) -> None:
-        """Take a socket; `path` is the file that was made for it."""
+    def __init__(self, sock: socket.socket, path: str | None = None, *, is_given: bool = False) -> None:
+        """Take a socket; `path` is the file that was made for it. One that is given may be others' as well."""
         self.socket = sock
         self.address: Any = sock.getsockname()
         self.is_stream: bool = sock.type == socket.SOCK_STREAM
         self._path = path
         self._identity = None if path is None else _identity(path)
+        self._is_shared = is_given or not self.is_stream
         self._pid = os.getpid()
 
+    def remove(self) -> None:
+        """Remove the file of a Unix socket if it is still the same one. Idempotent."""
+        if self._path is not None and os.getpid() == self._pid:  # not in a forked child
+            _remove(self._path, self._identity)  # while the open socket keeps the inode from others
+            self._path = None
+
     def close(self) -> None:
-        """Close it, and remove the file of a Unix socket if it is still the same one. Idempotent."""
+        """Close it, also the copies that workers have, unless others may have some; remove its file. Idempotent."""
         try:
-            if self._path is not None and os.getpid() == self._pid:  # a forked child closes its copy alone
-                _remove(self._path, self._identity)  # while the open socket keeps the inode from others
-                self._path = None
+            self.remove()
+            if not self._is_shared and os.getpid() == self._pid:
+                with contextlib.suppress(OSError):  # it is closed
+                    self.socket.shutdown(socket.SHUT_RDWR)
         finally:
             self.socket.close()
 
@@ -136,7 +144,7 @@ def _bind(one: str | socket.socket, backlog: int) -> Bound:
     if isinstance(one, str):
         return _named(one, backlog)
     one.set_inheritable(False)
-    return Bound(_ready(one, backlog))
+    return Bound(_ready(one, backlog), is_given=True)
 
 
 def _named(address: str, backlog: int) -> Bound:

@@ -139,6 +139,9 @@ class Running:
             return told(f"was killed; its stack then:\n{error.stack}", error)
         if isinstance(error, errors.WorkerCrashed):
             return told(f"has died: {error}", error)
+        if isinstance(error, errors.InitializerFailed) and error.__cause__ is not None:
+            error = error.__cause__
+            return told(f"could not import its preload: {type(error).__name__}: {error}", error, raised=True)
         return told(f"raised {type(error).__name__}: {error}", error, raised=True)
 
     def memory(self) -> int:

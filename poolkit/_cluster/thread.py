@@ -27,7 +27,9 @@ from poolkit._cluster.acceptor import Acceptor, Schedule
 from poolkit._cluster.binding import Bound
 from poolkit._cluster.logger import log
 from poolkit._cluster.member import Running, Why
+from poolkit._cluster.records import ClusterStats, ClusterWorkerInfo
 from poolkit._core.cluster import (
+    CRASH_LOOP,
     DRAINING,
     KILLED,
     READY,
@@ -36,7 +38,6 @@ from poolkit._core.cluster import (
     Member,
     Rules,
 )
-from poolkit._core.records import record
 from poolkit._engine.dedicated import DedicatedPool, pool_for
 from poolkit._engine.services import OwnThread, services
 from poolkit._kinds.settings import PoolSettings
@@ -47,70 +48,8 @@ T = TypeVar("T")
 SHM_THRESHOLD = 64 * 1024  # bytes, of messages
 EVENTS = ("worker_started", "worker_ready", "worker_exited", "reloaded", "reload_failed", "stopped")
 LOOK_AT_MEMORY = 2.0  # seconds between two looks
+CLOSE_AFTER = 1.1  # seconds in which workers that accept by themselves close their copies, lest that fails in a server
 _tokens = itertools.count(1)
-
-
-@record(frozen=True)
-class ClusterWorkerInfo:
-    """What a worker of a cluster does now.
-
-    Attributes:
-        worker_id: the number of its place, from 0.
-        pid: its process id; None before it is up, and of a thread.
-        generation: of the code that it runs.
-        state: "starting", "ready", "draining", or "waiting" for the end of its place's back-off.
-        since: seconds that it has been in that state.
-        served: requests that it has counted.
-        connections: those that it has open; None where the kernel hands them out.
-        rss: its resident memory in bytes; 0 where that is not known.
-        alive_ago: seconds since its last sign of life; None before it was ready.
-        restarts: how often a worker of its place was replaced after it had died.
-    """
-
-    worker_id: int
-    pid: int | None
-    generation: int
-    state: str
-    since: float
-    served: int
-    connections: int | None
-    rss: int
-    alive_ago: float | None
-    restarts: int
-
-
-@record(frozen=True)
-class ClusterStats:
-    """What a cluster does now, and what it did so far.
-
-    Attributes:
-        state: "starting", "serving", "reloading", "stopping" or "stopped".
-        generation: how often the code was loaded.
-        workers: how many workers it is to have.
-        ready: how many of them serve.
-        started, crashed, hung, recycled: workers, so far.
-        reloads, reloads_failed: so far.
-        passed, passed_again: connections that the owner has passed on; those that a worker had not taken, once more.
-        served: requests that were counted, of workers that are gone, too.
-        queued: connections in the kernel's queue, of each listener; None where that is not known.
-        uptime: seconds since `start`.
-    """
-
-    state: str
-    generation: int
-    workers: int
-    ready: int
-    started: int
-    crashed: int
-    hung: int
-    recycled: int
-    reloads: int
-    reloads_failed: int
-    passed: int
-    passed_again: int
-    served: int
-    queued: tuple[int | None, ...]
-    uptime: float
 
 
 class Plan:
@@ -164,21 +103,36 @@ class ClusterThread:
         self._most: dict[int, tuple[int | None, int | None]] = {}  # of members: requests, bytes
         self._look_at = 0.0
         self._is_closed = False
+        self._close_at: float | None = None  # when addresses are to refuse whoever comes
         self.thread = OwnThread(target=self._run, name=f"poolkit-cluster-{plan.name}", daemon=True)
 
     def launch(self) -> None:
         """Start it. Raises RuntimeError where there is no thread to be had."""
+        self._env_of(self.rules.generation)  # here, as start_method="fork" looks whose threads run
         services.enter()
-        self.began = monotonic()
-        self.post(lambda: self.rules.start(monotonic()))
-        if self._acceptor is not None:
-            self._acceptor.begin()
-        self.thread.start()
+        try:
+            self.began = monotonic()
+            self.post(self._begin)
+            if self._acceptor is not None:
+                self._acceptor.begin()
+            self.thread.start()
+        except BaseException:
+            if self.thread.ident is None:  # else it leaves by itself
+                services.leave()
+            raise
+
+    def _begin(self) -> None:
+        if self.rules.state == STARTING:  # a signal may have stopped it before
+            self.rules.start(monotonic())
 
     def give_up(self) -> None:
         """Let go of what it has, where it was not begun."""
+        if self.thread.ident is not None:
+            return
         if self._acceptor is not None:
             self._acceptor.give_up()
+        for number in [*self._pools]:
+            self._drop(number)
         self.close()
         self._wakeup.close()
         self._bell.close()
@@ -248,14 +202,19 @@ class ClusterThread:
         try:
             while not (self.rules.state == STOPPED and not self._orders):
                 self._take_inbox()
+                self._look_at_members()  # first: what is ready must not be taken for what is not
                 self.rules.tick(monotonic())
-                self._look_at_members()
+                if self._close_at is not None and self._close_at <= monotonic():
+                    self._close_bound()
                 while self._orders:
                     order, subject = self._orders.popleft()
                     order(subject)
                 if self._inbox or self.rules.state == STOPPED:
                     continue
                 self._sleep()
+        except BaseException:
+            log.exception("the thread of cluster %s has failed; all its workers are killed", self.plan.name)
+            self.rules.exit_code = CRASH_LOOP
         finally:
             self._end()
 
@@ -271,6 +230,8 @@ class ClusterThread:
         deadline = self.rules.next_deadline()
         if self._needs_looks():
             deadline = self._look_at if deadline is None else min(deadline, self._look_at)
+        if self._close_at is not None:
+            deadline = self._close_at if deadline is None else min(deadline, self._close_at)
         poller = poll()
         for each in (self._wakeup, self._bell):
             poller.register(each.fileno(), select.POLLIN)
@@ -286,6 +247,7 @@ class ClusterThread:
         for number in [*self._pools]:
             self._drop(number)
         self.close()
+        self._close_bound()
         self.is_over.set()
         self.is_up.set()
         for _, answer in self._waiting:
@@ -307,8 +269,7 @@ class ClusterThread:
             self._look_at = now + min(LOOK_AT_MEMORY, (self.plan.liveness or LOOK_AT_MEMORY * 4) / 4)
         for number, running in [*self._running.items()]:
             member, slate = running.member, running.slate
-            if member.state == STARTING and slate.ready:
-                self.rules.ready(number, now)
+            self._note_ready(running)
             if member.state != READY:
                 continue
             most_served, most_bytes = self._most[number]
@@ -320,6 +281,12 @@ class ClusterThread:
                 last = max(slate.alive, member.ready_at or now)
                 if last + self.plan.liveness <= now:
                     self.rules.hung(number, now)
+
+    def _note_ready(self, running: Running) -> None:
+        """Tell the rules, if it has become so, also of one that is to end: it may have accepted something."""
+        member = running.member
+        if member.ready_at is None and member.state != KILLED and running.slate.ready:
+            self.rules.ready(member.number, monotonic())
 
     # ===== orders of the rules =====
 
@@ -382,6 +349,8 @@ class ClusterThread:
 
     def drain(self, member: Member) -> None:
         """Give a member no more connections."""
+        if member.number in self._running:
+            self._running[member.number].slate.no_more = True  # at once: the time until it is told to stop runs
         self._orders.append((self._drain, member))
 
     def _drain(self, member: Member) -> None:
@@ -417,7 +386,7 @@ class ClusterThread:
     def _kill_with_stack(self, member: Member) -> None:
         running = self._running.get(member.number)
         if running is not None:
-            limits = {"hung": self.plan.liveness, "unresponsive": self.plan.boot_timeout}
+            limits = {"hung": self.plan.liveness, "unresponsive": round(monotonic() - running.began, 2)}
             seconds = limits.get(member.cause, self.plan.grace) or self.plan.grace
             what = {"hung": "gave no sign of life", "unresponsive": "was not ready"}.get(member.cause, "did not stop")
             log.error("%s %s for %g s, and is killed", self._who(member), what, seconds)
@@ -428,11 +397,13 @@ class ClusterThread:
         if number in self._pools:
             return self._pools[number][0]
         plan = self.plan.settings
-        env = dict(plan.env)
+        env, start_method = dict(plan.env), None
         if plan.kind == "process":
-            env["POOLKIT_SHARE"] = str(self.rules.size)
-            env["POOLKIT_GENERATION"] = f"{next(_tokens)}"
-        start_method = plan.start_method if plan.kind == "process" else None
+            start_method = plan.start_method
+            size = self.plan.size if start_method == "fork" else self.rules.size
+            env["POOLKIT_SHARE"] = str(size * _os.cpu_share())  # of what this process has
+            if start_method != "fork":  # whose template has what this process has, and so is the same for all
+                env["POOLKIT_GENERATION"] = f"{next(_tokens)}"
         settings = PoolSettings(1, plan.kind, start_method, None, (), plan.preload, env, SHM_THRESHOLD)
         self._pools[number] = env, pool_for(settings)
         return env
@@ -448,7 +419,8 @@ class ClusterThread:
     def _drop(self, number: int) -> None:
         if number in self._pools:
             _, pool = self._pools.pop(number)
-            pool.retire()
+            if self.plan.settings.start_method != "fork":
+                pool.retire()
             pool.release()
 
     def close(self) -> None:
@@ -456,8 +428,19 @@ class ClusterThread:
         if self._is_closed:
             return
         self._is_closed = True
+        for running in self._running.values():
+            running.slate.no_more = True
         if self._acceptor is not None:
             self._acceptor.end()
+        for bound in self.plan.bound:
+            bound.remove()
+        if self._acceptor is None and self._running:
+            self._close_at = monotonic() + CLOSE_AFTER
+        else:
+            self._close_bound()
+
+    def _close_bound(self) -> None:
+        self._close_at = None
         for bound in self.plan.bound:
             bound.close()
 
@@ -525,9 +508,11 @@ class ClusterThread:
     # ===== ends =====
 
     def _gone(self, number: int) -> None:
-        running = self._running.pop(number, None)
+        running = self._running.get(number)
         if running is None:
             return
+        self._note_ready(running)
+        del self._running[number]
         member = running.member
         why = running.why()
         self._served_before += running.slate.served
@@ -538,7 +523,7 @@ class ClusterThread:
         cause = member.cause if is_planned else "failed" if why.raised else "crashed"
         if cause == "unresponsive" or (not is_planned and self.rules.state != STOPPED):
             log.error("%s %s", self._who(member, running), why.text)
-        elif member.state == KILLED and cause != "stopped":
+        elif member.state == KILLED and (cause != "stopped" or isinstance(why.error, errors.TaskTimeout)):
             log.error("%s (%s) %s", self._who(member, running), cause, why.text)
         else:
             log.info("%s has ended (%s)", self._who(member, running), cause or "stopped")

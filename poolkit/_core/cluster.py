@@ -128,8 +128,6 @@ class Rules:
         A cluster that stops makes no more of it.
         """
         number = self._newest + 1
-        if self.state in (STOPPING, STOPPED):
-            return number
         wanted = self._boot_timeout if timeout is None else timeout
         self._reload_timeout = max(wanted, self._reload_timeout) if self._wants_reload else wanted
         self._wants_reload = True
@@ -281,7 +279,7 @@ class Rules:
         self.stop(now)
 
     def _loop_ends_at(self) -> float | None:
-        if self._nobody_since is None or self.state == STARTING or self._failed_starts < max(3, self.size):
+        if self._nobody_since is None or self._failed_starts < max(3, self.size):
             return None
         return self._nobody_since + NOBODY_FOR
 

@@ -12,12 +12,15 @@ import select
 import socket
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from wsgiref import simple_server
 
 from poolkit._select import poll
 from poolkit._servers.application import Served
 from poolkit._servers.wsgi import watched
+
+if TYPE_CHECKING:
+    from poolkit._child.serving import ClusterContext
 
 TURN = 1.0  # seconds; so often a worker with nothing to do gives a sign of life
 LATE = 0.2  # a request that is on its way when the worker is to stop is waited for so long
@@ -60,7 +63,7 @@ class Handler(simple_server.WSGIRequestHandler):
 class Server(simple_server.WSGIServer):
     """A server for one listener, which somebody else polls."""
 
-    def __init__(self, listener: socket.socket, served: Served, ctx: Any) -> None:
+    def __init__(self, listener: socket.socket, served: Served, ctx: ClusterContext) -> None:
         super().__init__(("", 0), Handler, bind_and_activate=False)
         self.socket.close()
         self.socket, self.stopping = listener, ctx.stopping
@@ -99,7 +102,7 @@ class Server(simple_server.WSGIServer):
             self.shutdown_request(connection)
 
 
-def serve(served: Served, ctx: Any) -> None:
+def serve(served: Served, ctx: ClusterContext) -> None:
     """Serve until the worker is to stop, and then until what runs is finished."""
     if ctx.worker_id == 0:
         log.warning("served by wsgiref of the standard library, which is for development; `pip install waitress`")

@@ -19,11 +19,14 @@ import inspect
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from poolkit._servers.application import Served, takes
+
+if TYPE_CHECKING:
+    from poolkit._child.serving import ClusterContext
 
 DRAIN = 5.0
 LOOK = 0.1  # seconds between two looks while it drains
@@ -83,7 +86,7 @@ def _read(text: str) -> Any:
         return text
 
 
-def serve(served: Served, ctx: Any) -> None:
+def serve(served: Served, ctx: ClusterContext) -> None:
     """Serve until the worker is to stop, and then until what runs is finished.
 
     Raises:
@@ -100,18 +103,17 @@ def serve(served: Served, ctx: Any) -> None:
     config = uvicorn.Config(
         served.app, interface="asgi2" if is_old else "asgi3", access_log=served.is_logging, workers=1, **settings
     )
-    server = Server(config, ctx)
+    server = Server(config, ctx, getattr(ctx, "grace", served.grace))
     ctx.stopping.add_callback(server.wake)
     try:
         server.run(sockets=list(ctx.sockets))
-    except SystemExit as exc:
+    except SystemExit:  # newer releases leave so where the application does not start
         if server.started:
             raise
-        msg = f"the application did not start (uvicorn left with {exc.code!r}); its log says why"
-        raise RuntimeError(msg) from None
     if not server.started and not ctx.stopping:
-        msg = "the application did not start: its lifespan failed, as its log says"
-        raise RuntimeError(msg)
+        lines = server.failure.strip().splitlines() or ["its lifespan failed, as its log says"]
+        msg = f"the application did not start: {lines[-1]}"
+        raise RuntimeError(msg) from RuntimeError(server.failure) if len(lines) > 1 else None
 
 
 def _log_requests() -> None:
@@ -128,14 +130,15 @@ def _log_requests() -> None:
 class Server(uvicorn.Server):
     """A server whose end a cluster decides."""
 
-    def __init__(self, config: uvicorn.Config, ctx: Any) -> None:
+    def __init__(self, config: uvicorn.Config, ctx: ClusterContext, grace: float) -> None:
         super().__init__(config)
-        self._ctx = ctx
+        self._ctx, self._grace = ctx, grace
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._drains_since: float | None = None
         self._quiet = 0  # looks in succession that found no connection
         self._counted = 0
+        self.failure = ""  # what the application said when it did not start; often a traceback
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -147,6 +150,15 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Start the application, and begin to look around."""
+        send = getattr(self.lifespan, "send", None)
+
+        async def hear(message: Any) -> None:
+            if message["type"] == "lifespan.startup.failed":  # raised, so that it is not logged by each worker
+                self.failure, message = message.get("message", ""), {**message, "message": ""}
+            await send(message)  # type: ignore[misc]
+
+        if send is not None:
+            self.lifespan.send = hear
         await super().startup(sockets=sockets)
         if self.started:
             self._loop = asyncio.get_running_loop()
@@ -196,7 +208,7 @@ class Server(uvicorn.Server):
                 if hasattr(cycle, "default_headers"):
                     cycle.default_headers = state.default_headers
         self._quiet = 0 if state.connections else self._quiet + 1
-        limit = min(DRAIN, getattr(self._ctx, "grace", 2 * DRAIN) / 2)
+        limit = min(DRAIN, self._grace / 2)  # the rest of it is for the server's own shutdown
         # Twice: one that was accepted just now becomes a connection a turn of the loop later.
         self.should_exit = self._quiet > 1 or now - self._drains_since >= limit
 

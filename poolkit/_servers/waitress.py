@@ -8,13 +8,16 @@ Owner: the thread that calls `serve`, which is waitress's loop; its threads run 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from waitress import adjustments, channel, wasyncore
 from waitress import server as servers
 
 from poolkit._servers.application import Served
 from poolkit._servers.wsgi import watched
+
+if TYPE_CHECKING:
+    from poolkit._child.serving import ClusterContext
 
 TURN = 1.0  # seconds; so often a worker with nothing to do gives a sign of life
 LOOK = 0.1  # and looks around while it drains
@@ -34,7 +37,7 @@ def check(options: Mapping[str, Any]) -> None:
     adjustments.Adjustments(**options)
 
 
-def serve(served: Served, ctx: Any) -> None:
+def serve(served: Served, ctx: ClusterContext) -> None:
     """Serve until the worker is to stop, and then until what runs is finished."""
     there: dict[int, Any] = {}  # by descriptors: listeners, channels, and what wakes the loop
     server = servers.create_server(watched(served, ctx), map=there, sockets=list(ctx.sockets), **served.options)

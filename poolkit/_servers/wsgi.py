@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolkit._servers.application import Served
+
+if TYPE_CHECKING:
+    from poolkit._child.serving import ClusterContext
 
 log = logging.getLogger("poolkit.access")
 
 
-def watched(served: Served, ctx: Any) -> Callable[..., Any]:
+def watched(served: Served, ctx: ClusterContext) -> Callable[..., Any]:
     """Return the application, with each of its calls counted. Thread-safe, as the application has to be."""
     app, count = served.app, ctx.count
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+import support_clusters
 import support_functions as work
-from poolkit import Pool, Task, Worker
+from poolkit import Cluster, Pool, Task, Worker
 from poolkit.testing import FakePool
 from support import WATCHDOG
 from support_gates import Gate
@@ -214,3 +215,20 @@ class Recorder:
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture
+def make_cluster() -> Iterator[Callable[..., Cluster]]:
+    """Make clusters, which are not started; all are killed after the test."""
+    clusters: list[Cluster] = []
+
+    def make(
+        target: Any = support_clusters.talk, workers: int = 2, bind: Any = support_clusters.LOCAL, **settings: Any
+    ) -> Cluster:
+        clusters.append(Cluster(target, workers, bind, **{"grace": WATCHDOG, **settings}))
+        return clusters[-1]
+
+    yield make
+    for cluster in clusters:
+        cluster.stop(WATCHDOG, kill=True)
+    clusters.clear()

@@ -90,6 +90,14 @@ async def unable(scope: dict[str, Any], receive: Callable[[], Any], send: Callab
     await send({"type": "lifespan.startup.failed", "message": "the database is away"})
 
 
+async def unable_with_a_traceback(
+    scope: dict[str, Any], receive: Callable[[], Any], send: Callable[[Any], Any]
+) -> None:
+    await receive()
+    message = "Traceback\n  File there, line 3\nOSError: the database is away\n"
+    await send({"type": "lifespan.startup.failed", "message": message})
+
+
 class Asgi:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await asgi(scope, receive, send)

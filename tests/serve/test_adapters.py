@@ -103,14 +103,21 @@ def test_the_lifespan_of_an_asgi_application_begins_and_ends(server: str) -> Non
     assert apps.events == (["startup", "shutdown"] if server == "uvicorn" else [])
 
 
-def test_an_application_that_does_not_start_is_an_error(server: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("app", ["unable", "unable_with_a_traceback"])
+def test_an_application_that_does_not_start_is_an_error(
+    server: str, app: str, caplog: pytest.LogCaptureFixture
+) -> None:
     if server != "uvicorn":
         pytest.skip("only ASGI applications have a lifespan")
     ctx = Context()
-    with pytest.raises(RuntimeError, match="did not start"), running(server, ctx, "unable"):
+    with (
+        pytest.raises(RuntimeError, match=r"did not start: .*the database is away$") as caught,
+        running(server, ctx, app),
+    ):
         raise AssertionError
     assert not ctx.slate.ready
-    assert "the database is away" in caplog.text
+    assert "the database" not in caplog.text
+    assert ("line 3" in str(caught.value.__cause__)) == (app != "unable")
 
 
 def test_requests_are_counted(server: str) -> None:
@@ -242,11 +249,11 @@ def test_no_signal_is_touched(server: str) -> None:
 
     def stop() -> None:
         ctx.seen.wait(support.WATCHDOG)
+        seen.extend(map(signal.getsignal, numbers))
         ctx.stop()
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    ctx.stopping.add_callback(lambda: seen.extend(map(signal.getsignal, numbers)))
     try:
         name = "asgi" if server == "uvicorn" else "wsgi"
         application(f"serve.apps:{name}", server, app_dir=TESTS)(ctx)  # in the main thread

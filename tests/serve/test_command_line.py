@@ -74,6 +74,7 @@ def test_defaults() -> None:
     assert cluster.options == {
         "schedule": "kernel",
         "grace": 30.0,
+        "name": APP,
         "preload": ["poolkit._servers.uvicorn", "poolkit._servers.waitress"],
         "boot_timeout": 60.0,
         "liveness": 30.0,
@@ -93,6 +94,7 @@ def test_options_go_to_the_cluster() -> None:
     assert cluster.options == {
         "schedule": "sticky",
         "grace": 2.5,
+        "name": APP,
         "preload": ["poolkit._servers.uvicorn", "serve.apps", "poolkit._servers.preloaded"],
         "boot_timeout": 9.0,
         "liveness": None,
@@ -101,6 +103,7 @@ def test_options_go_to_the_cluster() -> None:
     }
     assert cluster.target.options == {"timeout_keep_alive": "7", "root_path": "/a=b"}
     assert cluster.target.access_log
+    assert cluster.target.grace == 2.5
 
 
 def test_the_environment_says_port_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:

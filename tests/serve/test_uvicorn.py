@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import logging
 import socket
@@ -107,16 +108,24 @@ def test_a_release_without_what_is_needed_stops_in_its_own_way(
     assert caplog.text.count("in its own way") == 1
 
 
-def test_other_schedules_have_the_loop_of_asyncio(caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("uvloop")
+@pytest.fixture(scope="module")
+def uvloop() -> Any:
+    """Its first loop opens a pipe that stays."""
+    module = pytest.importorskip("uvloop")
+    loop = module.new_event_loop()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    return module
+
+
+def test_other_schedules_have_the_loop_of_asyncio(uvloop: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with running("uvicorn", Context(schedule="sticky")):
         pass
     assert "uvloop needs schedule 'kernel'; with 'sticky'" in caplog.text
 
 
-def test_uvloop_serves() -> None:
-    pytest.importorskip("uvloop")
+def test_uvloop_serves(uvloop: Any) -> None:
     with running("uvicorn", loop="uvloop") as it:
         assert it.ctx.slate.ready
         client = it.ctx.client()

@@ -220,6 +220,15 @@ def test_who_hangs_is_killed_with_its_stack_and_replaced_when_it_is_gone() -> No
     assert (cluster.rules.counts["hung"], cluster.rules.counts["crashed"]) == (1, 0)
 
 
+def test_who_drains_is_not_looked_at_for_signs_of_life() -> None:
+    """It has its grace, whatever it does with it."""
+    cluster = serving(1)
+    cluster.end()
+    cluster.hung(1)
+    assert cluster.live[1].killed_at is None
+    assert cluster.rules.counts["hung"] == 0
+
+
 def crash(cluster: ScriptedCluster, slots: list[int], seconds: float) -> None:
     """Have each start of these slots fail for a while."""
     until = cluster.now + seconds
@@ -261,6 +270,51 @@ def test_nobody_ready_is_no_crash_loop_while_starts_do_not_fail() -> None:
     cluster.wait(50.0)
     assert cluster.rules.state == SERVING
     cluster.ready(2)
+
+
+def fail_to_start(cluster: ScriptedCluster, times: int) -> None:
+    """Have the only worker, who is starting or ready, and those after it die; then one more is starting."""
+    for _ in range(times):
+        cluster.gone(current(cluster, 0))
+        start_at = cluster.rules.slots[0].start_at
+        if start_at is not None:
+            cluster.wait(start_at - cluster.now)
+
+
+def test_who_hangs_is_nobody_before_it_is_gone() -> None:
+    """The ten seconds begin when it is killed."""
+    cluster = serving(1)
+    cluster.hung(1)
+    cluster.wait(5.0)
+    cluster.gone(1)
+    crash(cluster, [0], 4.99)
+    assert cluster.rules.state == SERVING
+    crash(cluster, [0], 0.02)
+    assert cluster.rules.exit_code == CRASH_LOOP
+
+
+def test_starts_that_failed_count_in_a_row() -> None:
+    """One that came up between them makes it no crash loop."""
+    cluster = serving(1)
+    fail_to_start(cluster, 3)
+    cluster.ready(current(cluster, 0))
+    fail_to_start(cluster, 2)
+    cluster.wait(50.0)
+    assert cluster.rules.state == SERVING
+
+
+def test_who_was_replaced_by_plan_leaves_no_back_off_behind() -> None:
+    """Its failures were long ago."""
+    cluster = serving(1)
+    fail_to_start(cluster, 5)
+    cluster.ready(current(cluster, 0))
+    cluster.wait(100.0)
+    cluster.due(current(cluster, 0))
+    boot(cluster, coming(cluster))
+    cluster.gone(current(cluster, 0))
+    start_at = cluster.rules.slots[0].start_at
+    assert start_at is not None
+    assert start_at - cluster.now <= 0.1 + 1e-9
 
 
 def test_new_workers_of_a_reload_count_as_somebody() -> None:
@@ -504,6 +558,16 @@ def test_one_is_recycled_at_a_time() -> None:
     assert coming(cluster) == []
     assert cluster.rules.counts["recycled"] == 3
     cluster.finish()
+
+
+def test_nobody_is_recycled_before_all_were_ready() -> None:
+    """Nor forgotten."""
+    cluster = ScriptedCluster(2)
+    cluster.ready(1)
+    cluster.due(1)
+    assert coming(cluster) == []
+    cluster.ready(2)
+    assert coming(cluster) == [3]
 
 
 def test_a_recycling_whose_new_one_fails_is_tried_again_after_a_second() -> None:
