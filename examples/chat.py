@@ -368,7 +368,7 @@ def main() -> None:
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="      %(name)s: %(message)s")
     if asked.load:
-        failures = asyncio.run(asyncio.wait_for(load(asked.clients), 25))
+        failures = asyncio.run(asyncio.wait_for(load(asked.clients), 60))
         sys.exit(f"{failures} checks failed" if failures else 0)
     cluster = poolkit.Cluster(serve, 4, f"127.0.0.1:{asked.port}", schedule=asked.schedule)
     Desk(cluster)

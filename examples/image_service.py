@@ -175,11 +175,12 @@ class Timing:
 
 
 @contextlib.asynccontextmanager
-async def lifespan(_: Starlette) -> AsyncIterator[None]:
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Have the pool run what is offloaded, as long as the application serves."""
     async with pool:
         poolkit.set_default_pool(pool)
-        await asyncio.to_thread(pool.warm_up)  # a worker of the cluster is ready when its pool is
+        if app.state.make is thumbnail:
+            await asyncio.to_thread(pool.warm_up)  # a worker of the cluster is ready when its pool is
         yield
 
 

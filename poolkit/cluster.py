@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import math
 import os
+import select
 import signal
 import socket
 import threading
@@ -27,13 +28,16 @@ from poolkit._cluster.acceptor import SCHEDULES, Schedule
 from poolkit._cluster.binding import bind_all
 from poolkit._cluster.logger import log
 from poolkit._cluster.member import Why
+from poolkit._cluster.plan import Plan
 from poolkit._cluster.records import ClusterStats, ClusterWorkerInfo
-from poolkit._cluster.thread import EVENTS, ClusterThread, Plan
+from poolkit._cluster.thread import EVENTS, ClusterThread
 from poolkit._core import options as checks
 from poolkit._core.cluster import BOOT_FAILED, STOPPED, STOPPING
 from poolkit._engine import lifetime
 from poolkit._given import name_of, to_be_sent
 from poolkit._kinds.settings import PoolSettings
+from poolkit._locks import RLock
+from poolkit._select import poll
 from poolkit.errors import ClusterFailed, PoolClosed
 
 if TYPE_CHECKING:
@@ -44,6 +48,8 @@ else:
 __all__ = ["Cluster", "ClusterContext", "ClusterStats", "ClusterWorkerInfo"]
 
 SHM_THRESHOLD = 64 * 1024
+_LOOK = 20.0  # milliseconds between two looks whether it has stopped
+_START_WITHIN = 1.0  # seconds in which another thread's `start` has begun it
 AT_EXIT = 2.0  # seconds that the end of the interpreter waits for workers to be gone
 
 _numbers = itertools.count(1)
@@ -141,7 +147,7 @@ class Cluster:
                 each.close()
             raise
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = RLock()  # re-entrant for signal handlers
         self._has_begun = False
         _live.add(self)
 
@@ -233,12 +239,25 @@ class Cluster:
             self._thread.give_up()
             return
         self._thread.post(lambda: self._thread.rules.stop(monotonic(), kill=kill))
-        if threading.get_ident() != self._thread.thread.ident and not self._thread.is_over.wait(seconds):
+        if threading.get_ident() != self._thread.thread.ident and not self._ends_within(seconds):
             msg = f"cluster {self.name} has not stopped within {seconds:g} s"
             raise TimeoutError(msg)
 
+    def _ends_within(self, seconds: float | None) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            return self._thread.is_over.wait(seconds)
+        # A signal handler may be here, for which no lock is safe: its own thread may have just that, or be in `start`.
+        began, pause = monotonic(), 1.0
+        while not self._thread.has_ended and (seconds is None or monotonic() < began + seconds):
+            if self._thread.thread.ident is None and monotonic() > began + _START_WITHIN:
+                return True  # as soon as that goes on
+            poll().poll(pause)
+            pause = min(2 * pause, _LOOK)
+        return self._thread.has_ended
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has stopped, for at most `timeout` seconds; return whether it has. Blocks."""
+        self._check_process()
         return self._thread.is_over.wait(checks.wait_seconds("timeout", timeout))
 
     def reload(self, timeout: float | None = None) -> int:
@@ -331,17 +350,19 @@ class Cluster:
         handlers = {name: handler for name, handler in self._handlers().items() if hasattr(signal, name)}
         before = {name: signal.getsignal(getattr(signal, name)) for name in handlers}
         self._check_process()
-        try:
-            for name, handler in handlers.items():
-                signal.signal(getattr(signal, name), handler)
-            self._begin()
-            while not self._thread.is_over.wait(_LONG):
-                pass
-        finally:
-            if self._has_begun and not self._thread.is_over.is_set():
-                self.stop(kill=True)
-            for name, old in before.items():
-                signal.signal(getattr(signal, name), signal.SIG_DFL if old is None else old)
+        with _Waking() as waking:
+            self._thread.at_end = waking.end.set
+            try:
+                for name, handler in handlers.items():
+                    signal.signal(getattr(signal, name), handler)
+                self._begin()
+                while not self._thread.is_over.is_set():
+                    waking.wait()
+            finally:
+                if self._has_begun and not self._thread.is_over.is_set():
+                    self.stop(kill=True)
+                for name, old in before.items():
+                    signal.signal(getattr(signal, name), signal.SIG_DFL if old is None else old)
         rules = self._thread.rules
         if rules.exit_code:
             log.error("%s", self._failure())
@@ -401,6 +422,7 @@ class Cluster:
             RuntimeError: there is one already.
         """
         _check_callback(callback)
+        self._check_process()
         with self._lock:
             if self._thread.on_message is not None:
                 msg = f"cluster {self.name} has a callback for messages already"
@@ -476,7 +498,33 @@ class Cluster:
         raise TypeError(msg)
 
 
-_LONG = 3600.0  # seconds; a wait without end is not interrupted on every system
+class _Waking:
+    """Waits for signals, and for the end. A wait for a lock misses the signal that comes just before it sleeps."""
+
+    def __init__(self) -> None:
+        self.end = _os.Wakeup()
+        self._read, self._write = os.pipe()  # the interpreter writes into it at each signal
+        for fd in (self._read, self._write):
+            os.set_blocking(fd, False)
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        signal.set_wakeup_fd(self._before)
+        self.end.close()
+        os.close(self._read)
+        os.close(self._write)
+
+    def wait(self) -> None:
+        poller = poll()
+        for fd in (self._read, self.end.fileno()):
+            poller.register(fd, select.POLLIN)
+        poller.poll()
+        self.end.clear()
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 4096)
 
 
 def _seconds(name: str, value: object, *, may_be_zero: bool = False) -> float:

@@ -156,7 +156,6 @@ def _cluster(given: argparse.Namespace, target: Application) -> Cluster:
     workers = given.workers if given.workers is not None else _from_environment("WEB_CONCURRENCY")
     port = None if given.bind else _from_environment("PORT")
     bind = given.bind or ["127.0.0.1:8000" if port is None else f"0.0.0.0:{port}"]
-    target.grace = given.grace
     preload = [f"poolkit._servers.{name}" for name in target.candidates()]
     if given.preload:
         preload += [target.module, "poolkit._servers.preloaded"]  # which looks at what the application has left

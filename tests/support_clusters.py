@@ -55,11 +55,13 @@ class Talk:
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             while line := await reader.readline():
                 self.busy.add(me)
-                word, *rest = line.decode().split()
-                writer.write(f"{await getattr(self, 'on_' + word)(*rest)}\n".encode())
-                await writer.drain()
-                self.context.count()
-                self.busy.discard(me)
+                try:
+                    word, *rest = line.decode().split()
+                    writer.write(f"{await getattr(self, 'on_' + word)(*rest)}\n".encode())
+                    await writer.drain()
+                    self.context.count()
+                finally:
+                    self.busy.discard(me)
         writer.close()
 
     async def on_who(self) -> str:
@@ -111,6 +113,15 @@ def block_the_loop() -> NoReturn:
 
 async def talk(context: ClusterContext) -> None:
     await Talk(context).run()
+
+
+async def talk_and_be_alive(context: ClusterContext) -> None:
+    """Give signs of life as long as the loop turns."""
+    talking = asyncio.ensure_future(Talk(context).run())
+    while not talking.done():
+        context.alive()
+        await asyncio.wait([talking], timeout=0.05)
+    talking.result()
 
 
 def until_told(context: ClusterContext) -> None:
@@ -184,9 +195,25 @@ def stay_asleep() -> NoReturn:
         time.sleep(0.01)  # noqa: TID251 -- as above
 
 
+def leave(context: ClusterContext, how: type[BaseException]) -> NoReturn:
+    """End by an exception when it is to stop."""
+    context.ready()
+    context.stopping.wait()
+    raise how
+
+
 def deaf(context: ClusterContext) -> None:
     """Be ready, and do not heed that it is to stop."""
     context.ready()
+    stay_asleep()
+
+
+def deaf_and_tell(context: ClusterContext) -> None:
+    """Be ready, and say that it is to stop, and do not heed it; the first slot alone says so."""
+    context.ready()
+    context.stopping.wait()
+    if not context.worker_id:
+        context.send("it is to stop")
     stay_asleep()
 
 

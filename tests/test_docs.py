@@ -174,7 +174,7 @@ def test_example_of_a_chat_keeps_its_guests_and_what_they_say(tmp_path: Path) ->
 @pytest.mark.long
 @pytest.mark.slow
 def test_example_of_an_image_service_loses_only_what_was_killed(tmp_path: Path) -> None:
-    options = "--load", "--seconds", "3", "--clients", "8"
+    options = "--load", "--seconds", "2", "--clients", "8"
     printed = run(ROOT / "examples/image_service.py", *options, where=tmp_path)
     assert "WRONG" not in printed
     assert re.search(r"^ok    a limit of 1 ms: <Response \[504 ", printed, re.MULTILINE)

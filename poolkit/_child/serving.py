@@ -4,7 +4,7 @@
     ClusterContext  the target's side: sockets, signs of life, messages, and when to stop
 
 SIGTERM sets `stopping`, unless the target's server has a handler of its own. What the target lets out of a socket that
-takes no more connections is no error then.
+takes no more connections is no error then, nor is `sys.exit`.
 Owner: the worker's main thread; what a context does is thread-safe.
 """
 
@@ -86,6 +86,7 @@ class Setup:
         workers: int,
         generation: int,
         schedule: str,
+        grace: float,
         page: Memory,
         bell: Any,
         listeners: list[Any],
@@ -95,7 +96,7 @@ class Setup:
         stopping: Stopping | None,
     ) -> None:
         self.name, self.worker_id, self.workers, self.generation = name, worker_id, workers, generation
-        self.schedule, self.page, self.bell = schedule, page, bell
+        self.schedule, self.grace, self.page, self.bell = schedule, grace, page, bell
         self.listeners, self.hands, self.acceptor_bell = listeners, hands, acceptor_bell
         self.most_served = most_served  # requests, after which it is to be replaced
         self.stopping = stopping  # of a thread, which gets no signals
@@ -112,13 +113,14 @@ class ClusterContext:
         generation: how often the code was loaded: 1, and one more after each reload.
         name: the cluster's.
         schedule: "kernel", or how the owner passes connections on.
+        grace: seconds that it has to finish when it is to stop.
         stopping: set when it is to stop: true then; to be waited for, or awaited, or called back by.
     """
 
     def __init__(self, port: Port | None, setup: Setup) -> None:
         """Take over what was sent; contexts are made by the cluster."""
         self.name, self.worker_id, self.workers = setup.name, setup.worker_id, setup.workers
-        self.generation, self.schedule = setup.generation, setup.schedule
+        self.generation, self.schedule, self.grace = setup.generation, setup.schedule, setup.grace
         self.stopping = Stopping() if setup.stopping is None else setup.stopping
         self._port, self._page = port, setup.page  # which is there as long as the slate is
         self._slate = Slate(setup.page.mapping())
@@ -270,7 +272,7 @@ def serve(port: Port, setup: Setup, target: Callable[[ClusterContext], object]) 
             import asyncio  # noqa: PLC0415 -- where the target is one
 
             asyncio.run(result)
-    except ConnectionAbortedError:
+    except (ConnectionAbortedError, SystemExit):
         if not stopping:
             raise
     finally:

@@ -14,7 +14,6 @@ import array
 import contextlib
 import errno
 import hashlib
-import os
 import select
 import socket
 from collections import deque
@@ -158,6 +157,15 @@ class Acceptor:
     def give_up(self) -> None:
         """Let go of what it has, where it was not begun."""
         self.bell.close()
+
+    def in_forked_child(self) -> None:
+        """Close the copies that a forked child has."""
+        self.bell.close()
+        waiting = [*self._waiting, *(one for held in [*self._held.values()] for one in [*held])]
+        for each in waiting:
+            each.connection.close()
+        for hand in [*self._hands.values()]:
+            hand.close()
 
     def _order(self, what: Callable[..., object], subject: Any) -> None:
         self._inbox.append((what, subject))
@@ -354,13 +362,3 @@ def _peer(connection: socket.socket) -> Address:
         return connection.getpeername()
     except OSError:  # it has gone; whoever gets it finds that
         return ""
-
-
-def in_forked_child(acceptor: Acceptor) -> None:
-    """Close the copies that a forked child has."""
-    acceptor.bell.close()
-    for hand in [*acceptor._hands.values()]:  # noqa: SLF001 -- a function of the class
-        hand.close()
-    for each in [*acceptor._waiting]:  # noqa: SLF001 -- see above
-        with contextlib.suppress(OSError):
-            os.close(each.connection.fileno())

@@ -20,8 +20,11 @@ from poolkit._core.cluster import Member
 from poolkit._core.records import record
 from poolkit._core.workforce import WorkerExited
 from poolkit._memory.memory import Memory
+from poolkit._os import close_fd
 from poolkit._wire.slate import Slate
 from poolkit.worker import Worker
+
+_THREAD_GRACE = 0.5  # seconds that a thread has to end by itself: an exception in its midst may leave things behind
 
 
 @record(frozen=True)
@@ -107,8 +110,11 @@ class Running:
         """Kill it; as one that took longer than so many seconds, its task tells its stack."""
         if self.stopping is not None:
             self.stopping.set()
+        engine = self.worker._life.engine  # noqa: SLF001 -- its own half
         if too_long is not None:
-            self.worker._life.engine.time_out(self.worker.task, too_long)  # noqa: SLF001 -- its own half
+            engine.time_out(self.worker.task, too_long)
+        elif self.is_thread:
+            engine.cancel_after(self.worker.task, _THREAD_GRACE)
         else:
             self.worker.task.cancel()
 
@@ -136,7 +142,8 @@ class Running:
             is_right = bool(task.result(0))
             return told("has ended" if is_right else "returned, and was not told to stop")
         if isinstance(error, errors.TaskTimeout):
-            return told(f"was killed; its stack then:\n{error.stack}", error)
+            stack = (error.stack or "").rstrip()
+            return told(f"was killed; its stack then:\n{stack}" if stack else "was killed; it told no stack", error)
         if isinstance(error, errors.WorkerCrashed):
             return told(f"has died: {error}", error)
         if isinstance(error, errors.InitializerFailed) and error.__cause__ is not None:
@@ -151,6 +158,13 @@ class Running:
             with contextlib.suppress(OSError):
                 self.rss = _os.resident_bytes(pid) or self.rss
         return self.rss
+
+    def in_forked_child(self) -> None:
+        """Close the copies that a forked child has. Its copies of threads that wait are none."""
+        if self.hand is not None:
+            self.hand.close()
+        if self.stopping is not None:
+            close_fd(self.stopping.fileno())
 
     def close(self) -> None:
         """Let go of what it had. Idempotent."""

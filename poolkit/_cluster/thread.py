@@ -9,12 +9,8 @@ Owner: the thread; `_inbox` takes one atomic operation at a time, from anywhere.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import random
 import select
-import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,11 +19,13 @@ from typing import Any, TypeVar
 
 from poolkit import _os, errors
 from poolkit._clock import monotonic
-from poolkit._cluster.acceptor import Acceptor, Schedule
-from poolkit._cluster.binding import Bound
+from poolkit._cluster.acceptor import Acceptor
+from poolkit._cluster.generations import Generations
 from poolkit._cluster.logger import log
 from poolkit._cluster.member import Running, Why
+from poolkit._cluster.plan import Plan
 from poolkit._cluster.records import ClusterStats, ClusterWorkerInfo
+from poolkit._cluster.snapshots import info_of, log_table, reload_error, stats_of, waiting_places
 from poolkit._core.cluster import (
     CRASH_LOOP,
     DRAINING,
@@ -38,41 +36,14 @@ from poolkit._core.cluster import (
     Member,
     Rules,
 )
-from poolkit._engine.dedicated import DedicatedPool, pool_for
 from poolkit._engine.services import OwnThread, services
-from poolkit._kinds.settings import PoolSettings
 from poolkit._select import poll
 
 T = TypeVar("T")
 
-SHM_THRESHOLD = 64 * 1024  # bytes, of messages
 EVENTS = ("worker_started", "worker_ready", "worker_exited", "reloaded", "reload_failed", "stopped")
 LOOK_AT_MEMORY = 2.0  # seconds between two looks
 CLOSE_AFTER = 1.1  # seconds in which workers that accept by themselves close their copies, lest that fails in a server
-_tokens = itertools.count(1)
-
-
-class Plan:
-    """What a cluster was asked for, checked. Frozen."""
-
-    def __init__(  # noqa: PLR0913 -- the options
-        self,
-        *,
-        name: str,
-        target: Callable[[Any], object],
-        size: int,
-        bound: list[Bound],
-        schedule: str | Schedule,
-        settings: PoolSettings,
-        grace: float,
-        boot_timeout: float,
-        liveness: float | None,
-        max_requests: int | None,
-        max_memory: int | None,
-    ) -> None:
-        self.name, self.target, self.size, self.bound, self.schedule = name, target, size, bound, schedule
-        self.settings, self.grace, self.boot_timeout, self.liveness = settings, grace, boot_timeout, liveness
-        self.max_requests, self.max_memory = max_requests, max_memory
 
 
 class ClusterThread:
@@ -85,11 +56,12 @@ class ClusterThread:
         self.on_message: Callable[[int, Any], object] | None = None
         self.is_up = threading.Event()  # all were ready once, or that has failed
         self.is_over = threading.Event()
+        self.has_ended = False  # the same; to be looked at without a lock
         self.began = 0.0
         self._rng = random.Random()
         self.rules = Rules(plan.size, self, grace=plan.grace, boot_timeout=plan.boot_timeout, rng=self._rng)
         self._running: dict[int, Running] = {}
-        self._pools: dict[int, tuple[dict[str, str], DedicatedPool]] = {}  # of generations: environment, hidden pool
+        self._generations = Generations(plan.settings)
         self._orders: deque[tuple[Callable[..., object], Any]] = deque()
         self._inbox: deque[Callable[[], object]] = deque()
         self._wakeup, self._bell = _os.Wakeup(), _os.Wakeup()
@@ -103,12 +75,14 @@ class ClusterThread:
         self._most: dict[int, tuple[int | None, int | None]] = {}  # of members: requests, bytes
         self._look_at = 0.0
         self._is_closed = False
+        self.at_end: Callable[[], object] = _nothing  # called when it is over
         self._close_at: float | None = None  # when addresses are to refuse whoever comes
         self.thread = OwnThread(target=self._run, name=f"poolkit-cluster-{plan.name}", daemon=True)
 
     def launch(self) -> None:
         """Start it. Raises RuntimeError where there is no thread to be had."""
-        self._env_of(self.rules.generation)  # here, as start_method="fork" looks whose threads run
+        # Here, as start_method="fork" looks at which threads run.
+        self._generations.env_of(self.rules.generation, self.plan.size)
         services.enter()
         try:
             self.began = monotonic()
@@ -131,11 +105,11 @@ class ClusterThread:
             return
         if self._acceptor is not None:
             self._acceptor.give_up()
-        for number in [*self._pools]:
-            self._drop(number)
+        self._generations.drop_all()
         self.close()
         self._wakeup.close()
         self._bell.close()
+        self.has_ended = True
         self.is_over.set()
         self.is_up.set()
 
@@ -244,10 +218,10 @@ class ClusterThread:
         for running in [*self._running.values()]:  # after an error of our own
             running.kill(None)
             running.close()
-        for number in [*self._pools]:
-            self._drop(number)
+        self._generations.drop_all()
         self.close()
         self._close_bound()
+        self.has_ended = True
         self.is_over.set()
         self.is_up.set()
         for _, answer in self._waiting:
@@ -257,6 +231,7 @@ class ClusterThread:
         self._wakeup.close()
         self._bell.close()
         services.leave()
+        self.at_end()
 
     def _needs_looks(self) -> bool:
         return self.plan.liveness is not None or self.plan.max_memory is not None
@@ -295,17 +270,22 @@ class ClusterThread:
         self._orders.append((self._start, member))
 
     def _start(self, member: Member) -> None:
+        if member.state != STARTING:  # it was to end before; and the addresses may be closed by now
+            why = Why(member.slot, None, "was stopped", raised=False)
+            self._inbox.append(lambda: self.rules.gone(member.number, why, monotonic()))
+            return
         plan = self.plan
         self._most[member.number] = served, _ = self._ages()
         setup = {
             "name": plan.name,
             "workers": self.rules.size,
+            "grace": plan.grace,
             "schedule": plan.schedule if isinstance(plan.schedule, str) else "custom",
             "bell": None,
             "most_served": served,
         }
         try:
-            running = self._made(member, setup, self._env_of(member.generation))
+            running = self._made(member, setup, self._generations.env_of(member.generation, self.rules.size))
         except Exception as exc:
             log.exception("worker=%d gen=%d could not be started", member.slot, member.generation)
             why = Why(member.slot, exc, f"could not be started: {exc!r}", raised=not isinstance(exc, OSError))
@@ -392,36 +372,13 @@ class ClusterThread:
             log.error("%s %s for %g s, and is killed", self._who(member), what, seconds)
             running.kill(max(seconds, 0.001))
 
-    def _env_of(self, number: int) -> dict[str, str]:
-        """The environment of a generation, which has a hidden pool, with a template process of its own."""
-        if number in self._pools:
-            return self._pools[number][0]
-        plan = self.plan.settings
-        env, start_method = dict(plan.env), None
-        if plan.kind == "process":
-            start_method = plan.start_method
-            size = self.plan.size if start_method == "fork" else self.rules.size
-            env["POOLKIT_SHARE"] = str(size * _os.cpu_share())  # of what this process has
-            if start_method != "fork":  # whose template has what this process has, and so is the same for all
-                env["POOLKIT_GENERATION"] = f"{next(_tokens)}"
-        settings = PoolSettings(1, plan.kind, start_method, None, (), plan.preload, env, SHM_THRESHOLD)
-        self._pools[number] = env, pool_for(settings)
-        return env
-
     def begin(self, generation: int) -> None:
         """Have the code of a new generation imported anew."""
         # Its first member does that, and tells what is wrong.
 
     def drop(self, generation: int) -> None:
         """Let go of a generation."""
-        self._orders.append((self._drop, generation))
-
-    def _drop(self, number: int) -> None:
-        if number in self._pools:
-            _, pool = self._pools.pop(number)
-            if self.plan.settings.start_method != "fork":
-                pool.retire()
-            pool.release()
+        self._orders.append((self._generations.drop, generation))
 
     def close(self) -> None:
         """Take no more connections, and let the addresses go."""
@@ -490,17 +447,7 @@ class ClusterThread:
 
     def reload_error(self, generation: int, why: Any) -> errors.ReloadFailed:
         """What a reload that failed is told with."""
-        text = getattr(why, "text", str(why))
-        error = errors.ReloadFailed(
-            f"generation {generation} of cluster {self.plan.name} did not come up, and generation "
-            f"{self.rules.generation} goes on: a worker {text}"
-            if isinstance(why, Why)
-            else f"generation {generation} of cluster {self.plan.name} did not come up: {text}",
-            generation=generation,
-            worker_id=getattr(why, "worker_id", None),
-        )
-        error.__cause__ = why.error if isinstance(why, Why) else why if isinstance(why, BaseException) else None
-        return error
+        return reload_error(self.plan.name, generation, self.rules.generation, why)
 
     def _told_stopped(self, _: None) -> None:
         self._tell("stopped", self.rules.exit_code)
@@ -523,11 +470,12 @@ class ClusterThread:
         cause = member.cause if is_planned else "failed" if why.raised else "crashed"
         if cause == "unresponsive" or (not is_planned and self.rules.state != STOPPED):
             log.error("%s %s", self._who(member, running), why.text)
-        elif member.state == KILLED and (cause != "stopped" or isinstance(why.error, errors.TaskTimeout)):
+        elif member.state == KILLED and why.error is not None:
             log.error("%s (%s) %s", self._who(member, running), cause, why.text)
         else:
             log.info("%s has ended (%s)", self._who(member, running), cause or "stopped")
-        if not is_planned and why.error is not None and why.raised:
+        # Also one that served, and failed to end well; of those that did not come up one is enough.
+        if why.error is not None and why.raised and (member.ready_at is not None or not is_planned):
             log.error("%s: what its target raised", self._who(member, running), exc_info=why.error)
         self._tell("worker_exited", running.exited(cause or "stopped"))
         self.rules.gone(number, why, monotonic())
@@ -544,66 +492,24 @@ class ClusterThread:
                 services.call(_called, (event, callback, what))
 
     def _info(self, member: Member) -> ClusterWorkerInfo:
-        now = monotonic()
-        running = self._running.get(member.number)
-        slot = self.rules.slots.get(member.slot)
-        slate = None if running is None else running.slate
-        return ClusterWorkerInfo(
-            worker_id=member.slot,
-            pid=None if running is None else running.pid,
-            generation=member.generation,
-            state="draining" if member.state == KILLED else member.state,
-            since=now - member.since,
-            served=0 if slate is None else slate.served,
-            connections=None if slate is None or self._acceptor is None else slate.taken - slate.closed,
-            rss=0 if running is None else running.memory(),
-            alive_ago=None if slate is None or not slate.ready else max(0.0, now - slate.alive),
-            restarts=0 if slot is None else slot.restarts,
-        )
+        return info_of(member, self._running.get(member.number), self.rules, is_passed=self._acceptor is not None)
 
     def infos(self) -> list[ClusterWorkerInfo]:
         """What each worker does; and the places that have none."""
-        found = [self._info(member) for member in self.rules.members.values()]
-        now = monotonic()
-        found += [
-            ClusterWorkerInfo(
-                slot.number, None, self.rules.generation, "waiting", now - slot.waits_since, 0, None, 0, None,
-                slot.restarts,
-            )
-            for slot in self.rules.slots.values()
-            if slot.current is None and slot.start_at is not None
-        ]  # fmt: skip
-        return sorted(found, key=lambda info: (info.worker_id, info.generation))
+        return sorted(
+            [*map(self._info, self.rules.members.values()), *waiting_places(self.rules)],
+            key=lambda info: (info.worker_id, info.generation),
+        )
 
     def stats(self) -> ClusterStats:
         """What it does, and did."""
-        rules, counts, acceptor = self.rules, self.rules.counts, self._acceptor
-        return ClusterStats(
-            state=rules.state,
-            generation=rules.generation,
-            workers=rules.size,
-            ready=rules.ready_count(),
-            started=counts["started"],
-            crashed=counts["crashed"],
-            hung=counts["hung"],
-            recycled=counts["recycled"],
-            reloads=counts["reloads"],
-            reloads_failed=counts["reloads_failed"],
-            passed=0 if acceptor is None else acceptor.passed,
-            passed_again=0 if acceptor is None else acceptor.passed_again,
-            served=self._served_before + sum(each.slate.served for each in [*self._running.values()]),
-            queued=tuple(_queued(bound.socket) for bound in self.plan.bound),
-            uptime=monotonic() - self.began if self.began else 0.0,
-        )
+        served = self._served_before + sum(each.slate.served for each in [*self._running.values()])
+        uptime = monotonic() - self.began if self.began else 0.0
+        return stats_of(self.rules, self._acceptor, self.plan.bound, served=served, uptime=uptime)
 
     def log_table(self) -> None:
         """Log what each worker does."""
-        for info in self.infos():
-            log.info(
-                "worker=%d gen=%d pid=%s %s for %.1f s, served %d, %.1f MB, restarts %d",
-                *(info.worker_id, info.generation, info.pid, info.state, info.since, info.served),
-                *(info.rss / 1e6, info.restarts),
-            )
+        log_table(self.infos())
 
     def resize(self, size: int) -> None:
         """Have another number of workers."""
@@ -613,18 +519,18 @@ class ClusterThread:
 
     def in_forked_child(self) -> None:
         """Close the copies that a forked child has."""
+        if self._acceptor is not None:
+            self._acceptor.in_forked_child()
+        for running in [*self._running.values()]:
+            running.in_forked_child()
         self._wakeup.close()
         self._bell.close()
         for bound in self.plan.bound:
             bound.socket.close()
 
 
-def _queued(listener: socket.socket) -> int | None:
-    """How many connections wait in the kernel; None where that is not known. Linux: `tcpi_unacked` of a listener."""
-    with contextlib.suppress(OSError, AttributeError, struct.error):
-        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
-        return int(struct.unpack_from("I", info, 24)[0])
-    return None
+def _nothing() -> None:
+    pass
 
 
 def _called(what: tuple[str, Callable[[Any], object], object]) -> None:

@@ -95,8 +95,9 @@ class Memory:
         if self.is_unlinked:
             msg = "this shared memory was unlinked: no other process can get it"
             raise pickle.PicklingError(msg)
-        context = sys.modules.get("multiprocessing.context")
-        if context is not None and context.get_spawning_popen() is not None:  # initargs, or a Process is being started
+        # In initargs, or while a Process is being started. Another thread may be importing it just now.
+        spawning = getattr(sys.modules.get("multiprocessing.context"), "get_spawning_popen", None)
+        if spawning is not None and spawning() is not None:
             from multiprocessing import reduction  # noqa: PLC0415 -- see above
 
             return _from_descriptor, (reduction.DupFd(self.fd), self.id, self.nbytes)

@@ -35,7 +35,6 @@ class Served(NamedTuple):
     app: Callable[..., Any]
     is_logging: bool  # each request
     options: Mapping[str, Any]  # settings of the server, by its own names
-    grace: float  # seconds that it has to stop
 
 
 def application(
@@ -100,7 +99,6 @@ class Application:
         self.app_dir = os.path.abspath(os.fspath(app_dir) if app_dir is not None else os.curdir)  # noqa: PTH100
         self.access_log = access_log
         self.options = options
-        self.grace = 30.0  # the cluster's, unless that tells
         # "auto" until the application is there
         self.server = server if server != "auto" or self.interface == "auto" else _server_for(self.interface)
         if server != "auto" and not is_installed(server):
@@ -114,7 +112,7 @@ class Application:
     def __call__(self, ctx: ClusterContext) -> None:
         """Import the application, and have a server serve it until the worker is to stop."""
         app, interface = self.load()
-        adapter(self.settle(interface)).serve(Served(app, self.access_log, self.options, self.grace), ctx)
+        adapter(self.settle(interface)).serve(Served(app, self.access_log, self.options), ctx)
 
     def load(self) -> tuple[Callable[..., Any], str]:
         """Import the application, or have its factory make it; return it and its interface.

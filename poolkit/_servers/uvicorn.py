@@ -103,7 +103,7 @@ def serve(served: Served, ctx: ClusterContext) -> None:
     config = uvicorn.Config(
         served.app, interface="asgi2" if is_old else "asgi3", access_log=served.is_logging, workers=1, **settings
     )
-    server = Server(config, ctx, getattr(ctx, "grace", served.grace))
+    server = Server(config, ctx, ctx.grace)
     ctx.stopping.add_callback(server.wake)
     try:
         server.run(sockets=list(ctx.sockets))

@@ -43,6 +43,7 @@ class FakeContext(ClusterContext):
         generation: int = 1,
         name: str = "fake",
         schedule: str = "round_robin",
+        grace: float = 30.0,
     ) -> None:
         """Make one; the arguments are what its attributes say."""
         self._owner_channel, theirs = local_pair()
@@ -58,6 +59,7 @@ class FakeContext(ClusterContext):
             workers=workers,
             generation=generation,
             schedule=schedule,
+            grace=grace,
             page=Memory.create(Slate.SIZE),
             bell=bell,
             listeners=[Handed(listener.fileno())],

@@ -7,6 +7,7 @@ import functools
 import gc
 import itertools
 import pickle
+import signal
 import socket
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 import support_clusters as work
 from poolkit import Cluster, ClusterFailed
+from poolkit.cluster import _Waking
 from support import WATCHDOG, wait_until
 from support_clusters import LOCAL, Client, MakeCluster, ask, is_refused, who
 from support_gates import Journal
@@ -237,3 +239,16 @@ def test_a_start_that_takes_too_long(make_cluster: MakeCluster) -> None:
     assert cluster.wait(0)
     with pytest.raises(ClusterFailed):
         raise ClusterFailed("x", generation=1)
+
+
+def test_a_signal_that_comes_before_the_wait_for_it_ends_that() -> None:
+    """A wait for a lock sleeps over one whose handler is due: it was to stop, and nobody heard."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with _Waking() as waking:
+            signal.raise_signal(signal.SIGUSR1)
+            waking.wait()
+            waking.end.set()
+            waking.wait()
+    finally:
+        signal.signal(signal.SIGUSR1, before)

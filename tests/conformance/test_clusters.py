@@ -52,7 +52,8 @@ def test_all_serve_between_start_and_stop(make_cluster: MakeCluster, settings: d
         assert os.getpid() not in pids(cluster)
     stats = cluster.stats()
     assert (stats.state, stats.generation, stats.workers, stats.ready, stats.started) == ("serving", 1, 2, 2, 2)
-    assert (stats.crashed, stats.passed) == (0, 4)
+    assert stats.crashed == 0
+    wait_until(lambda: cluster.stats().passed == 4)  # it counts when that is done
     assert not cluster.wait(0)
     cluster.stop(WATCHDOG)
     assert cluster.wait(0)
@@ -119,7 +120,7 @@ def test_run_is_for_the_main_thread(make_cluster: MakeCluster) -> None:
 
 
 @both_kinds
-@pytest.mark.every_nth(1)
+@pytest.mark.every_nth(4)
 @pytest.mark.parametrize("schedule", ["kernel", "round_robin"])
 @pytest.mark.parametrize("target", [work.accept_for_ever, work.in_a_loop, work.in_an_async_loop, work.in_a_trio_loop])
 def test_ways_to_accept(make_cluster: MakeCluster, target: Any, schedule: str, of: str) -> None:

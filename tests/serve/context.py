@@ -27,6 +27,7 @@ class Context:
         self, count: int = 1, path: Path | None = None, schedule: str = "kernel", of: socket.socket | None = None
     ) -> None:
         self.worker_id, self.workers, self.generation, self.schedule = 0, 1, 1, schedule
+        self.grace = 30.0
         self.stopping = Stopping()
         self.slate = Slate(bytearray(Slate.SIZE))
         self.seen = threading.Event()  # ready, or ended

@@ -103,7 +103,6 @@ def test_options_go_to_the_cluster() -> None:
     }
     assert cluster.target.options == {"timeout_keep_alive": "7", "root_path": "/a=b"}
     assert cluster.target.access_log
-    assert cluster.target.grace == 2.5
 
 
 def test_the_environment_says_port_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:

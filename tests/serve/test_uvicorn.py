@@ -54,7 +54,7 @@ def test_idle_connections_are_closed_after_a_time(monkeypatch: pytest.MonkeyPatc
 
 def test_the_drain_takes_at_most_half_of_grace() -> None:
     ctx = Context()
-    ctx.grace = 0.5  # type: ignore[attr-defined]
+    ctx.grace = 0.5
     with running("uvicorn", ctx, timeout_keep_alive=1000) as it:
         client = ctx.client()
         client.request("GET", "/")
