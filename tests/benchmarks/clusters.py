@@ -382,7 +382,7 @@ MEASURES = (
     Measure(
         "serve-memory",
         "memory of a server, PSS; an application of 100 MB, 8 workers",
-        ("poolkit-preload", "gunicorn", "gunicorn-preload", "poolkit", *_ALL[3:]),
+        ("poolkit-preload", "gunicorn", "gunicorn-preload", "poolkit", *_ALL[3:-1]),  # node has no such modules
         (
             Row("others", "all but the workers", "MB", {"poolkit-preload": "25", "poolkit": "25"}, words=None),
             Row("sum", "8 workers of 100 MB, sum", "MB", {"gunicorn": "2"}),
