@@ -11,9 +11,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import account, arrays, calls, showing
+from benchmarks import account, arrays, calls, clusters, showing
 from benchmarks.catalogue import MEASURES
-from benchmarks.contenders import ENTRIES
+from benchmarks.contenders import ENTRIES, Entry, is_installed
 from benchmarks.measure import Measure, Row, Samples, run_rounds
 from benchmarks.page import filled
 from benchmarks.picture import draw
@@ -77,6 +77,36 @@ def test_a_measure_runs_with_tiny_sizes(measure: Measure) -> None:
     assert samples.failures == {}
     assert samples.rounds[0]["poolkit"].keys() <= {row.key for row in measure.rows}  # a row may have no figure
     assert samples.rounds[0].get("machine", {}).keys() == set(measure.limits)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", clusters.MEASURES, ids=lambda measure: measure.name)
+def test_a_measure_of_clusters_runs_with_tiny_sizes(measure: Measure) -> None:
+    pytest.importorskip("uvicorn")
+    ours = measure.contenders[:1]
+    samples = run_rounds(measure, ours, repeat=1, scale=0.02)
+    assert samples.failures == {}
+    assert samples.rounds[0][ours[0]].keys() == {row.key for row in measure.rows}
+    no_failures = {row.key for row in measure.rows if row.bars.get(ours[0]) == "0"}
+    assert {samples.rounds[0][ours[0]][key] for key in no_failures} <= {0}
+
+
+@pytest.mark.parametrize(
+    ("needs", "is_there"),
+    [
+        ("asyncio", True),
+        ("asyncio and nothing_of_that_name", False),
+        ("nothing_of_that_name.within", False),
+        (f"program {sys.executable}", True),
+        ("program nothing-of-that-name", False),
+    ],
+)
+def test_a_contender_takes_part_where_all_is_there_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch, needs: str, is_there: bool
+) -> None:
+    monkeypatch.setitem(ENTRIES, "new", Entry("new", "new", needs, ENTRIES["poolkit"].open))
+    assert is_installed("new") == is_there
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -161,7 +162,10 @@ class JoblibContender(Contender):
 
 @dataclass(frozen=True)
 class Entry:
-    """How a contender is called, at length and in tables; what must be installed; how so many workers are opened."""
+    """How a contender is called, at length and in tables; what must be installed; how so many workers are opened.
+
+    What must be installed are modules, `a and b`, or a `program a`.
+    """
 
     title: str
     short: str
@@ -206,7 +210,7 @@ def _joblib(workers: int) -> Contender:
 
 
 def _no_pool(_workers: int) -> Contender:
-    return Contender(None)  # what it works with belongs to an event loop: see `awaiting.py` and `serving.py`
+    return Contender(None)  # what it works with is none of pools: see `awaiting.py`, `serving.py`, `servers.py`
 
 
 ENTRIES = {
@@ -237,10 +241,31 @@ ENTRIES = {
     "subprocess": Entry("subprocess", "subprocess", "subprocess", _no_pool),
     "asyncio-subprocess": Entry("asyncio's subprocesses", "asyncio", "asyncio", _no_pool),
     "trio-parallel": Entry("trio-parallel", "trio-parallel", "trio_parallel", _no_pool),
+    "poolkit-preload": Entry("poolkit, preload", "poolkit, preload", "uvicorn", _no_pool),
+    "poolkit-round-robin": Entry("poolkit, round_robin", "poolkit, round_robin", "uvicorn", _no_pool),
+    "poolkit-least-busy": Entry("poolkit, least_busy", "poolkit, least_busy", "uvicorn", _no_pool),
+    "uvicorn": Entry("uvicorn, one process", "uvicorn", "uvicorn", _no_pool),
+    "uvicorn-workers": Entry("uvicorn --workers", "uvicorn --workers", "uvicorn", _no_pool),
+    "uvicorn-nodelay": Entry("uvicorn --workers, no delay", "uvicorn, no delay", "uvicorn", _no_pool),
+    "gunicorn": Entry("gunicorn, uvicorn worker", "gunicorn", "gunicorn and uvicorn_worker", _no_pool),
+    "gunicorn-preload": Entry("gunicorn --preload", "gunicorn --preload", "gunicorn and uvicorn_worker", _no_pool),
+    "gunicorn-asgi": Entry("gunicorn, asgi worker", "gunicorn asgi", "gunicorn.workers.gasgi", _no_pool),
+    "granian": Entry("granian", "granian", "granian", _no_pool),
+    "hypercorn": Entry("hypercorn", "hypercorn", "hypercorn", _no_pool),
+    "node-cluster": Entry("node:cluster", "node", "program node", _no_pool),
 }
 MACHINE = "machine"
 
 
 def is_installed(name: str) -> bool:
     """Whether a contender can take part here."""
-    return name == MACHINE or importlib.util.find_spec(ENTRIES[name].needs) is not None
+    return name == MACHINE or all(map(_is_there, ENTRIES[name].needs.split(" and ")))
+
+
+def _is_there(needed: str) -> bool:
+    if needed.startswith("program "):
+        return shutil.which(needed.removeprefix("program ")) is not None
+    try:
+        return importlib.util.find_spec(needed) is not None
+    except ModuleNotFoundError:  # what it is a part of
+        return False

@@ -35,10 +35,22 @@ _COLOURS = {
     "subprocess": "#4f6db8",
     "asyncio-subprocess": "#9a7d2e",
     "manager-queue": "#708238",
+    "gunicorn": "#4e8a3a",
+    "gunicorn-preload": "#93b23c",
+    "gunicorn-asgi": "#2f8f83",
+    "uvicorn": "#c2488f",
+    "uvicorn-workers": "#7d5bd0",
+    "uvicorn-nodelay": "#b58adf",
+    "granian": "#c4622d",
+    "hypercorn": "#5a86c7",
+    "node-cluster": "#7a8a2f",
+    "poolkit": "#8a8a8a",
+    "poolkit-round-robin": "#a8893a",
+    "poolkit-preload": "#6b9a9a",
 }
 _WIDTH, _LEFT, _RIGHT = 980, 370, 70  # in all; for the names; for the ratios
 _LINE, _BAR, _DOT = 20, 10, 3.5
-_TOP, _BOTTOM = 148, 34
+_TOP, _BOTTOM = 214, 34
 _STYLE = """\
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-size: 16px; font-weight: 600 }

@@ -70,7 +70,7 @@ def _environment() -> dict[str, str]:
         "load": _load(),
         "commit": _commit(),
     }
-    for peer in ("pebble", "loky", "mpire", "joblib", "trio-parallel"):
+    for peer in ("pebble", "loky", "mpire", "joblib", "trio-parallel", "uvicorn", "gunicorn", "granian", "hypercorn"):
         if is_installed(peer):
             found[peer] = metadata.version(peer)
     return found
