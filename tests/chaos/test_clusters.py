@@ -21,6 +21,7 @@ import poolkit
 import support_serving as served
 from lifecycle.scripts import running
 from poolkit._cluster.acceptor import Acceptor, Hand
+from poolkit._cluster.generations import Generations
 from poolkit._cluster.thread import ClusterThread
 from support import WATCHDOG, wait_until
 from support_serving import Clients, ask, pids_of, serving
@@ -74,7 +75,7 @@ def test_a_fault_in_a_worker_costs_no_more_than_what_it_had(
 
 
 OWNERS_STEPS: dict[str, tuple[type, str]] = {
-    "begin": (ClusterThread, "_env_of"),
+    "begin": (Generations, "env_of"),
     "boot": (ClusterThread, "_made"),
     "ready": (ClusterThread, "_told_ready"),
     "accept": (Acceptor, "_keep"),
@@ -84,7 +85,7 @@ OWNERS_STEPS: dict[str, tuple[type, str]] = {
     "stop": (ClusterThread, "_stop"),
     "gone": (ClusterThread, "_gone"),
     "reloaded": (ClusterThread, "_told_reloaded"),
-    "drop": (ClusterThread, "_drop"),
+    "drop": (Generations, "drop"),
 }
 OUTSIDE = ["kill a worker", "kill all workers", "kill template", "stop template", "no descriptors"]
 

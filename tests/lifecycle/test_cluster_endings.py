@@ -287,7 +287,9 @@ with cluster:
         ask(cluster)
         while len(cluster.workers()) != 2:
             pass
-    after = held()
+    give_up = time.monotonic() + 10  # the hidden pool of the last generation gets a moment to be gone
+    while any(map(int.__gt__, (after := held())[:2], before[:2])) and time.monotonic() < give_up:
+        time.sleep(0.01)
 print(after[0] <= before[0], after[1] <= before[1], after[2] - before[2] < 1000, before, after)
 """
 

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +16,9 @@ from support import wait_until
 
 pytestmark = pytest.mark.slow
 
-HEAD = """
+HEAD = f"""
 import logging, os, signal, sys, threading
+sys.path.insert(0, {str(Path(work.__file__).parent)!r})
 import poolkit
 import support_clusters as work
 

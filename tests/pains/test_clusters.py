@@ -316,7 +316,7 @@ with poolkit.Cluster(target, 1, "127.0.0.1:0") as cluster:
         assert "SIGKILL" in ended.err
         assert "the kernel's out-of-memory killer" in ended.err
         assert "MB of the group were used up" in ended.err
-        assert "it used up to" in ended.err
+        assert "with a peak of" in ended.err
         script.wait_until_gone()
 
 
