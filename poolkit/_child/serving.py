@@ -178,6 +178,10 @@ class ClusterContext:
         """Do the same without blocking the event loop."""
         return await self._its_port().recv_async()
 
+    def serve_by(self, port: Port) -> None:
+        """Have messages go through this."""
+        self._port = port
+
     def _its_port(self) -> Port:
         assert self._port is not None  # noqa: S101 -- a cluster has given one
         return self._port
@@ -238,11 +242,12 @@ class _Connections:
                 await any_readable(self._waits_for(), self._context._gate.patience())  # noqa: SLF001 -- its own half
 
 
-def serve(port: Port, setup: Setup, target: Callable[[ClusterContext], object]) -> bool:
+def serve(port: Port, setup: Setup | ClusterContext, target: Callable[[ClusterContext], object]) -> bool:
     """Be a worker: call the target, and return whether it was to stop when it returned."""
-    context = ClusterContext(port, setup)
+    context = setup if isinstance(setup, ClusterContext) else ClusterContext(port, setup)
+    context.serve_by(port)
     stopping = context.stopping
-    if setup.stopping is None:
+    if context is not setup:
         stopping.heed_signals()
         signal.signal(signal.SIGTERM, lambda *_: stopping.set())
         for ignored in (signal.SIGINT, signal.SIGHUP):  # by a handler: what the target starts would inherit SIG_IGN

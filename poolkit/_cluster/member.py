@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from poolkit import _os, errors
-from poolkit._child.serving import Handed, Setup, serve
+from poolkit._child.serving import ClusterContext, Handed, Setup, serve
 from poolkit._child.stopping import Stopping
 from poolkit._clock import monotonic
 from poolkit._cluster.acceptor import Hand
@@ -63,26 +63,25 @@ class Running:
         self.began = monotonic()
         self.is_listed = False  # by the acceptor
         self.hand: Hand | None = None
+        self._context: ClusterContext | None = None  # of a thread
         page = Memory.create(Slate.SIZE)
         self.slate = Slate(page.mapping())
         try:
             if passes is not None:
                 self.hand = Hand(member.slot, self.slate, len(listeners))
-            self.worker: Worker[bool] = Worker(
-                serve,
-                Setup(
-                    **setup,
-                    worker_id=member.slot,
-                    generation=member.generation,
-                    page=page,
-                    listeners=[Handed(fd) for fd in listeners],
-                    hands=[Handed(fd) for fd in self.hand.theirs()] if self.hand is not None else [],
-                    acceptor_bell=None if passes is None else Handed(passes.writing_end()),
-                    stopping=self.stopping,
-                ),
-                target,
-                **options,
+            theirs: Any = Setup(
+                **setup,
+                worker_id=member.slot,
+                generation=member.generation,
+                page=page,
+                listeners=[Handed(fd) for fd in listeners],
+                hands=[Handed(fd) for fd in self.hand.theirs()] if self.hand is not None else [],
+                acceptor_bell=None if passes is None else Handed(passes.writing_end()),
+                stopping=self.stopping,
             )
+            if self.is_thread:  # which may be stopped between a descriptor and its owner
+                theirs = self._context = ClusterContext(None, theirs)
+            self.worker: Worker[bool] = Worker(serve, theirs, target, **options)
         except BaseException:
             self.close()
             raise
@@ -171,6 +170,8 @@ class Running:
         """Let go of what it had. Idempotent."""
         if self.hand is not None and not self.is_listed:  # else the acceptor does
             self.hand.close()
+        if self._context is not None:
+            self._context.close()
         if self.stopping is not None:
             self.stopping.close()
 

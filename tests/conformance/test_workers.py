@@ -15,7 +15,7 @@ import pytest
 
 import poolkit
 import support_workers as work
-from poolkit import ChannelClosed, MemoryLimitExceeded, SerializationError, SharedArray, Worker, WorkerCrashed
+from poolkit import ChannelClosed, MemoryLimitExceeded, SerializationError, SharedArray, Worker, WorkerCrashed, _os
 from poolkit._engine import life
 from support import WATCHDOG, is_alive, parent_of, wait_for_exit, wait_until
 from support_gates import Gate
@@ -321,7 +321,8 @@ def test_its_template_dies(make_worker: MakeWorker) -> None:
 
 @pytest.mark.needs("process")
 def test_memory_limit(make_worker: MakeWorker) -> None:
-    worker = make_worker(work.grow, 300 << 20, memory_limit=100 << 20)
+    own = _os.own_bytes(os.getpid()) or 0  # which one that is forked has from its start
+    worker = make_worker(work.grow, own + (300 << 20), memory_limit=own + (100 << 20))
     assert worker.recv(WATCHDOG) == "up"
     with pytest.raises(MemoryLimitExceeded):
         worker.recv(WATCHDOG)

@@ -270,8 +270,9 @@ print(after[0] <= before[0], after[1] <= before[1], after[2] - before[2] < 4 << 
 
 
 @pytest.mark.parametrize("count", ["5", pytest.param("15", marks=pytest.mark.long)])
-def test_many_clusters_one_after_the_other_leave_descriptors_threads_and_memory_flat(count: str) -> None:
-    [line] = run(OWNER + FLAT, "round_robin", "process", count)
+@pytest.mark.parametrize("kind", ["process", "thread"])
+def test_many_clusters_one_after_the_other_leave_descriptors_threads_and_memory_flat(kind: str, count: str) -> None:
+    [line] = run(OWNER + FLAT, "round_robin", kind, count)
     assert line.startswith("True True True"), line
 
 
