@@ -378,7 +378,7 @@ def find_pictures() -> list[bytes]:
     """Return scikit-image's; where there are none, such as look like snow."""
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
-        return [_snow(width) for width in (500, 600, 700)]
+        return [_snow(width) for width in (500, 550, 600, 650, 700)]
     paths = sorted((Path(found.origin).parent / "data").glob("*.png"))
     return [path.read_bytes() for path in paths if path.stat().st_size in range(100_000, 300_000)]  # photographs
 

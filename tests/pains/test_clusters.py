@@ -321,7 +321,7 @@ with poolkit.Cluster(target, 1, "127.0.0.1:0") as cluster:
 
 
 @pytest.mark.parametrize("schedule", ["round_robin", "kernel"])
-@pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [6, pytest.param(10, marks=pytest.mark.long)])
 def test_row_26_a_dead_worker_costs_only_what_it_had_accepted(schedule: str, count: int) -> None:
     """Each serves one connection at a time, so a kill costs one request."""
     with serving(served.in_turn, 2, schedule=schedule) as cluster:
@@ -329,7 +329,8 @@ def test_row_26_a_dead_worker_costs_only_what_it_had_accepted(schedule: str, cou
             for _ in range(count):
                 clients.wait_for_more()
                 wait_until(lambda: pids_of(cluster), "a worker")
-                kill(pids_of(cluster)[0])
+                with contextlib.suppress(ProcessLookupError):  # it is being replaced just now
+                    kill(pids_of(cluster)[0])
             clients.wait_for_more()
         assert len(clients.failures) <= count, clients.failures
         assert "TimeoutError" not in str(clients.failures)
