@@ -11,14 +11,12 @@ import contextlib
 import itertools
 import math
 import os
-import select
-import signal
 import socket
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from poolkit import _os, waiting
@@ -30,6 +28,7 @@ from poolkit._cluster.logger import log
 from poolkit._cluster.member import Why
 from poolkit._cluster.plan import Plan
 from poolkit._cluster.records import ClusterStats, ClusterWorkerInfo
+from poolkit._cluster.signals import Waking, handling
 from poolkit._cluster.thread import EVENTS, ClusterThread
 from poolkit._core import options as checks
 from poolkit._core.cluster import BOOT_FAILED, STOPPED, STOPPING
@@ -318,8 +317,9 @@ class Cluster:
 
     async def __aenter__(self) -> Self:
         """Start it."""
+        self._begin()  # not in what follows: one that was started before is not to be stopped for that
         try:
-            await self.start_async()
+            await waiting.run_in_thread(self._come_up, None, name=f"poolkit-{self.name}-start")
         except BaseException:
             with waiting.shield():
                 await self.stop_async(kill=True)
@@ -351,56 +351,22 @@ class Cluster:
             name = threading.current_thread().name
             msg = f"Cluster.run() handles signals, so it is for the main thread; use start() in thread {name!r}"
             raise RuntimeError(msg)
-        handlers = {name: handler for name, handler in self._handlers().items() if hasattr(signal, name)}
-        before = {name: signal.getsignal(getattr(signal, name)) for name in handlers}
         self._check_process()
         with self._lock:
             self._refuse_second_start()  # before it would be stopped for that
-        with _Waking() as waking:
+        with handling(self._thread), Waking() as waking:
             self._thread.at_end = waking.end.set
             try:
-                for name, handler in handlers.items():
-                    signal.signal(getattr(signal, name), handler)
                 self._begin()
                 while not self._thread.is_over.is_set():
                     waking.wait()
             finally:
                 if self._has_begun and not self._thread.is_over.is_set():
                     self.stop(kill=True)
-                for name, old in before.items():
-                    signal.signal(getattr(signal, name), signal.SIG_DFL if old is None else old)
         rules = self._thread.rules
         if rules.exit_code:
             log.error("%s", self._failure())
         return rules.exit_code
-
-    def _handlers(self) -> dict[str, Callable[[int, FrameType | None], None]]:
-        thread = self._thread
-
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            thread.post(lambda: thread.rules.stop(monotonic(), kill=thread.rules.state == STOPPING))
-
-        def kill(_number: int, _frame: FrameType | None) -> None:
-            thread.post(lambda: thread.rules.stop(monotonic(), kill=True))
-
-        def reload(_number: int, _frame: FrameType | None) -> None:
-            thread.reload(None)
-
-        def resize_by(change: int) -> Callable[[int, FrameType | None], None]:
-            return lambda _number, _frame: thread.post(lambda: thread.resize(max(1, thread.rules.size + change)))
-
-        def table(_number: int, _frame: FrameType | None) -> None:
-            thread.post(thread.log_table)
-
-        return {
-            "SIGTERM": stop,
-            "SIGINT": stop,
-            "SIGQUIT": kill,
-            "SIGHUP": reload,
-            "SIGUSR1": table,
-            "SIGTTIN": resize_by(1),
-            "SIGTTOU": resize_by(-1),
-        }
 
     # ===== messages, events, snapshots =====
 
@@ -499,35 +465,6 @@ class Cluster:
         """Refuse: a cluster belongs to the process that made it."""
         msg = f"{self!r} cannot be pickled: it belongs to the process that made it"
         raise TypeError(msg)
-
-
-class _Waking:
-    """Waits for signals, and for the end. A wait for a lock misses the signal that comes just before it sleeps."""
-
-    def __init__(self) -> None:
-        self.end = _os.Wakeup()
-        self._read, self._write = os.pipe()  # the interpreter writes into it at each signal
-        for fd in (self._read, self._write):
-            os.set_blocking(fd, False)
-        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        signal.set_wakeup_fd(self._before)
-        self.end.close()
-        os.close(self._read)
-        os.close(self._write)
-
-    def wait(self) -> None:
-        poller = poll()
-        for fd in (self._read, self.end.fileno()):
-            poller.register(fd, select.POLLIN)
-        poller.poll()
-        self.end.clear()
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._read, 4096)
 
 
 def _seconds(name: str, value: object, *, may_be_zero: bool = False) -> float:

@@ -64,9 +64,9 @@ class Running:
         self.is_listed = False  # by the acceptor
         self.hand: Hand | None = None
         self._context: ClusterContext | None = None  # of a thread
-        page = Memory.create(Slate.SIZE)
-        self.slate = Slate(page.mapping())
         try:
+            page = Memory.create(Slate.SIZE)
+            self.slate = Slate(page.mapping())
             if passes is not None:
                 self.hand = Hand(member.slot, self.slate, len(listeners))
             theirs: Any = Setup(

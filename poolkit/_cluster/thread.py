@@ -33,6 +33,7 @@ from poolkit._core.cluster import (
     READY,
     STARTING,
     STOPPED,
+    STOPPING,
     Member,
     Rules,
 )
@@ -150,7 +151,7 @@ class ClusterThread:
         answer: SimpleQueue[tuple[int, Any]] = SimpleQueue()
 
         def step() -> None:
-            if self.rules.state in {"stopping", STOPPED}:
+            if self.rules.state in {STOPPING, STOPPED}:
                 answer.put((self.rules.generation, "the cluster was stopped"))
                 return
             number = self.rules.reload(monotonic(), timeout)

@@ -156,6 +156,13 @@ _ARGV: dict[str, Callable[[int, int, int], list[str]]] = {
 }
 
 
+def _command(pid: int) -> str:
+    """The command of a process; empty once it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
 class Server:
     """A server that runs; leaving it kills all of its processes."""
 
@@ -203,10 +210,15 @@ class Server:
 
     def close(self) -> None:
         """Kill all."""
+        trackers = []  # of multiprocessing: they take semaphores away once all others are gone, and end by themselves
         for pid in self.pids():
+            if "resource_tracker" in _command(pid):
+                trackers.append(pid)
+                continue
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        wait_until(lambda: not any(map(_command, trackers)), "the end of who takes semaphores away", LIMIT)
         self._log.close()
 
     def send(self, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
@@ -17,6 +16,7 @@ import poolkit
 import support
 import support_functions as work
 from poolkit import Pool, WorkerCrashed
+from support_groups import limited_group
 
 LIMIT = 64 << 20
 PROGRAM = """\
@@ -37,25 +37,8 @@ with poolkit.Pool(2) as pool:
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
     """A control group of its own, with a limit."""
-    tops = {Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes", Path("/sys/fs/cgroup"): "memory.max"}
-    for top, limit in tops.items():
-        group = top / f"poolkit-test-{os.getpid()}"
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            with contextlib.suppress(OSError):
-                (group / limit).write_text(str(LIMIT))
-                with contextlib.suppress(OSError):  # there is no swap
-                    name = "memory.swap.max" if limit == "memory.max" else "memory.memsw.limit_in_bytes"
-                    (group / name).write_text("0" if limit == "memory.max" else str(LIMIT))
-                yield group
-                return
-        finally:
-            support.wait_until(lambda found=group: not (found / "cgroup.procs").read_text(), "an empty group")
-            group.rmdir()
-    pytest.skip("no control group with a limit of memory can be made here")
+    with limited_group(LIMIT) as group:
+        yield group
 
 
 def join(group: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import functools
 import gc
@@ -15,7 +16,7 @@ import pytest
 
 import support_clusters as work
 from poolkit import Cluster, ClusterFailed
-from poolkit.cluster import _Waking
+from poolkit._cluster.signals import Waking
 from support import WATCHDOG, wait_until
 from support_clusters import LOCAL, Client, MakeCluster, ask, is_refused, who
 from support_gates import Journal
@@ -241,11 +242,24 @@ def test_a_start_that_takes_too_long(make_cluster: MakeCluster) -> None:
         raise ClusterFailed("x", generation=1)
 
 
+def test_one_that_was_started_is_not_stopped_by_another_start(make_cluster: MakeCluster) -> None:
+    async def enter(cluster: Cluster) -> None:
+        async with cluster:
+            pass
+
+    with make_cluster(workers=1) as cluster:
+        for again in (cluster.start, cluster.run, cluster.__enter__, lambda: asyncio.run(enter(cluster))):
+            with pytest.raises(RuntimeError, match="was started before"):
+                again()
+        assert cluster.stats().state == "serving"
+        who(cluster.address)
+
+
 def test_a_signal_that_comes_before_the_wait_for_it_ends_that() -> None:
     """A wait for a lock sleeps over one whose handler is due: it was to stop, and nobody heard."""
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
-        with _Waking() as waking:
+        with Waking() as waking:
             signal.raise_signal(signal.SIGUSR1)
             waking.wait()
             waking.end.set()

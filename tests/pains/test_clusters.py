@@ -23,6 +23,7 @@ import poolkit
 import support_serving as served
 from lifecycle.scripts import running
 from support import WATCHDOG, wait_until
+from support_groups import limited_group
 from support_serving import Clients, ask, pids_of, serving, wait_for_generation, wait_until_ready
 
 pytestmark = pytest.mark.slow
@@ -267,25 +268,8 @@ def test_row_21_it_serves_again_each_time_that_all_workers_were_killed(schedule:
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
     """A control group of its own, with a limit of memory."""
-    tops = {Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes", Path("/sys/fs/cgroup"): "memory.max"}
-    for top, limit in tops.items():
-        group = top / f"poolkit-clusters-{os.getpid()}"
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            with contextlib.suppress(OSError):
-                (group / limit).write_text(str(MEMORY))
-                with contextlib.suppress(OSError):  # there is no swap
-                    name = "memory.swap.max" if limit == "memory.max" else "memory.memsw.limit_in_bytes"
-                    (group / name).write_text("0" if limit == "memory.max" else str(MEMORY))
-                yield group
-                return
-        finally:
-            wait_until(lambda found=group: not (found / "cgroup.procs").read_text(), "an empty group")
-            group.rmdir()
-    pytest.skip("no control group with a limit of memory can be made here")
+    with limited_group(MEMORY) as group:
+        yield group
 
 
 def test_row_22_a_kill_for_want_of_memory_is_named(memory_group: Path) -> None:
