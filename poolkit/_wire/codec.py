@@ -67,7 +67,7 @@ def pack_call(  # noqa: C901 -- on the way of every task
     """
     try:
         try:  # as `modules.newest_name` has it
-            is_known = len(sys.modules) == modules.count and next(reversed(sys.modules)) is modules.newest
+            is_known = len(sys.modules) == modules.count and next(reversed(sys.modules), "") is modules.newest
         except RuntimeError:
             is_known = False
         if not is_known:
