@@ -1,0 +1,1 @@
+"""Nodes: the engine on a cluster. What runs on a node is under a lease of its owner."""
