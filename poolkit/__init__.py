@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         DeadlineExceeded,
         InitializerFailed,
         MemoryLimitExceeded,
+        NodeLost,
+        NoNodes,
         OutputLimitExceeded,
         PoolClosed,
         PoolkitError,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         SerializationError,
         TaskCancelled,
         TaskTimeout,
+        VersionMismatch,
         WorkerCrashed,
     )
     from poolkit.exchange import Messages
@@ -100,6 +103,8 @@ __all__ = [
     "Lines",
     "MemoryLimitExceeded",
     "Messages",
+    "NoNodes",
+    "NodeLost",
     "Offloaded",
     "OffloadedStream",
     "OutputLimitExceeded",
@@ -128,6 +133,7 @@ __all__ = [
     "TaskStarted",
     "TaskTimeout",
     "Trace",
+    "VersionMismatch",
     "Worker",
     "WorkerCrashed",
     "WorkerExited",

@@ -51,3 +51,33 @@ class InitializerFailed(PoolkitError, BrokenProcessPool):
     """The pool's initializer raised in a worker; `__cause__` is what it raised. The pool has stopped."""
 
     __module__ = "poolkit.errors"  # where it is to be found, also by pickle
+
+
+class NodeLost(WorkerCrashed):
+    """The node that ran this task is gone: the machine, the connection to it, or the process that stood for it.
+
+    Attributes:
+        node: the address of the node.
+        host: the name of its machine.
+        reason: "closed" (its process ended), "silent" (not heard of for longer than its lease), "retired" (taken away)
+            or "scheduler" (the cluster's scheduler is gone).
+        begun: True; None where nobody can know whether it began.
+    """
+
+    __module__ = "poolkit.errors"  # where it is to be found, also by pickle
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        node: str = "",
+        host: str = "",
+        reason: str = "closed",
+        begun: bool | None = None,
+        worker_id: int | None = None,
+    ) -> None:
+        super().__init__(message, worker_id=worker_id)
+        self.node = node
+        self.host = host
+        self.reason = reason
+        self.begun = begun

@@ -6,6 +6,7 @@
     ├── DeadlineExceeded     (TimeoutError)        a task's deadline passed, queued or running
     ├── MemoryLimitExceeded  (MemoryError)         a task grew beyond its memory limit
     ├── WorkerCrashed        (BrokenProcessPool)   the worker died while it ran the task
+    │   └── NodeLost                               the node that ran the task is gone
     ├── InitializerFailed    (BrokenProcessPool)   the pool's initializer raised; the cause is chained
     ├── TaskCancelled        (CancelledError)      the task was cancelled
     ├── RemoteError                                stands in for an exception that cannot be rebuilt here
@@ -14,6 +15,8 @@
     │   └── OutputLimitExceeded                    it wrote more than was to be kept, and was stopped
     ├── QueueFull                                  the bounded queue has no room and blocking was not wanted
     ├── ChannelClosed        (EOFError)            the channel of a dedicated worker has come to its end
+    ├── NoNodes              (TimeoutError)        no node was there while work was queued
+    ├── VersionMismatch                            a node has other versions, and is not used
     └── PoolClosed           (RuntimeError)        used after shutdown, or in a forked child of the owner
 
 Every error is picklable: the message is its one positional argument, its facts are attributes.
@@ -34,7 +37,7 @@ TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
-    from poolkit._broken import InitializerFailed, WorkerCrashed
+    from poolkit._broken import InitializerFailed, NodeLost, WorkerCrashed
     from poolkit._cancelled import TaskCancelled
     from poolkit._failed import CommandFailed, OutputLimitExceeded
 
@@ -44,6 +47,8 @@ __all__ = [
     "DeadlineExceeded",
     "InitializerFailed",
     "MemoryLimitExceeded",
+    "NoNodes",
+    "NodeLost",
     "OutputLimitExceeded",
     "PoolClosed",
     "PoolkitError",
@@ -53,6 +58,7 @@ __all__ = [
     "SerializationError",
     "TaskCancelled",
     "TaskTimeout",
+    "VersionMismatch",
     "WorkerCrashed",
 ]
 
@@ -155,6 +161,25 @@ class ReloadFailed(ClusterFailed):
     """The workers of a new generation did not come up: the old ones serve on."""
 
 
+class NoNodes(PoolkitError, TimeoutError):
+    """No node was there for `node_timeout` while work was queued, or too few came up; what refused ones said is chained."""
+
+
+class VersionMismatch(PoolkitError):
+    """A node has another minor version of Python than its owner, or another wire number of poolkit, and is not used.
+
+    Attributes:
+        node: the address of the node.
+        here, there: the versions, as text.
+    """
+
+    def __init__(self, message: str = "", *, node: str = "", here: str = "", there: str = "") -> None:
+        super().__init__(message)
+        self.node = node
+        self.here = here
+        self.there = there
+
+
 class PoolClosed(PoolkitError, RuntimeError):
     """The pool was used after its shutdown, or in a forked child of the process that owns it."""
 
@@ -162,6 +187,7 @@ class PoolClosed(PoolkitError, RuntimeError):
 _MADE_LATER = {
     "CommandFailed": "poolkit._failed",
     "InitializerFailed": "poolkit._broken",
+    "NodeLost": "poolkit._broken",
     "OutputLimitExceeded": "poolkit._failed",
     "TaskCancelled": "poolkit._cancelled",
     "WorkerCrashed": "poolkit._broken",

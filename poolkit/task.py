@@ -69,12 +69,14 @@ class Task(LazyFuture[T]):
         name: the function's qualified name, or the `name` option.
         attempts: how many runs of it began.
         worker_id: the worker that runs or ran it last, or None.
+        node: the address of the node that runs or ran it last; None where there are none.
     """
 
     is_fake = False  # one of a fake pool, which nobody runs but who waits for it
     # These are no slots, as few tasks have another value.
     program: Any = None  # of a command: its last run, once there is one
     late = False  # the rest of a `map`, accepted also where a graceful shutdown has begun
+    node: str | None = None  # the address of the node that runs or ran it last, of a pool on several machines
     told = False  # that it waits for who waits for it
     reported: Progress | None = None  # what it was last known to have reported; guarded by: the pool's one lock
 

@@ -74,6 +74,8 @@ class PoolStats:
         arena_blocks_leased: blocks of shared memory that somebody may still see, or that are on their way.
         arena_bytes: shared memory of the pool and its workers in all, leased or kept for the next call.
         arena_bytes_kept: what of it is free.
+        nodes: machines that take work, of a pool on several.
+        network_bytes_sent, network_bytes_received, network_messages: between them and their owner.
     """
 
     workers: dict[str, int]
@@ -100,6 +102,10 @@ class PoolStats:
     arena_bytes_kept: int = 0
     items: int = 0
     messages: int = 0
+    nodes: int = 0
+    network_bytes_sent: int = 0
+    network_bytes_received: int = 0
+    network_messages: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +121,7 @@ class WorkerInfo:
         tasks_done: how many tasks it has finished.
         rss: its resident memory in bytes; None when not known, as for threads.
         progress: what its task has reported, see `Task.progress`.
+        node: the address of the node that it is on; None where there are none.
     """
 
     id: int
@@ -125,3 +132,4 @@ class WorkerInfo:
     tasks_done: int
     rss: int | None
     progress: Progress | None = None
+    node: str | None = None

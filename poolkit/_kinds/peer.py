@@ -161,6 +161,7 @@ def boot_settings(
             "open_files": open_files,
             "log_levels": log_levels(),
             "log_disabled": logging.root.manager.disable,
+            **settings.given,
         }
     )
     return told, memories

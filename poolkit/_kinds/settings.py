@@ -86,6 +86,7 @@ class PoolSettings:
         self.shm_threshold = checks.whole_or_none("shm_threshold", shm_threshold)
         self.shares: Mapping[str, str] = {}  # variables for workers that are processes; see `share_cpus`
         self.size = size
+        self.given: Mapping[str, Any] = {}  # of another process, whose script the workers have; see `_child/boot.py`
         self.fork_flags = 0  # of orders to the template process, see `_wire/messages.py`
 
     def share_cpus(self) -> None:

@@ -22,7 +22,7 @@ import marshal
 import pickle
 import sys
 from _weakref import ref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from operator import is_, itemgetter
 from types import FunctionType, ModuleType
@@ -52,6 +52,10 @@ class Manifest:
         self.number = next(_numbers)
         self.items = items
         self.bundles = bundles  # every plain function of the modules concerned, for code that looks them up by name
+
+    def describe(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return what stands for those of these modules that a worker cannot import."""
+        return {name: describe(name) for name in names if name in scripts}
 
 
 class Plan:
@@ -286,7 +290,7 @@ class Sent:
                     regions.append(item.region)
         own = [item.serial for item in manifest.items]
         bundle = [item.record() for each in bundles for item in each if not self._has(item)]
-        descriptions = {name: describe(name) for name in names if name in scripts}
+        descriptions = manifest.describe(names)
         data = pickle.dumps((gone, manifest.number, own, bundle, records, descriptions), PROTOCOL)
         manifests[manifest.number] = ref(manifest)
         sent = {**self._bundles, **{each[0].module: each for each in bundles}}

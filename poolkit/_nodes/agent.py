@@ -1,0 +1,458 @@
+"""Agent: a node's half: an ordinary pool of processes, which runs what the owner's slots are sent.
+
+    provider's thread    orders from the channel ──> runs, kills
+    the pool's threads   outcomes, records, messages ──> the outbox ──> the channel
+    agent's thread       asks for the lease, tells of progress; ends everything when the lease is over
+
+Calls and outcomes pass as they are packed: no code of the user runs in this process.
+Guarantees: it begins no task before the owner has answered its first question, and none twice; when its channel ends or
+its lease is over, all that it runs is killed, and it is of no more use (its provider makes another). The lease is kept
+by the pool's template process too, whatever this process does.
+Guarded by: `_lock`: `_runs`. Owner: the provider's thread: the script, the memories, `_held`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import marshal
+import os
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from poolkit._clock import monotonic
+from poolkit._core.options import CallOptions, PoolLimits
+from poolkit._core.workforce import AnyTask, Logged, TaskStarted
+from poolkit._engine.log_records import Records
+from poolkit._engine.supervisor import Supervisor
+from poolkit._kinds.loggers import log
+from poolkit._kinds.peer import boot_settings
+from poolkit._kinds.process import ProcessWorkforce
+from poolkit._kinds.settings import PoolSettings
+from poolkit._locks import RLock
+from poolkit._memory.memory import Memory
+from poolkit._memory.out_of_band import Received, pack
+from poolkit._memory.owner import OwnerTransport
+from poolkit._nodes import messages
+from poolkit._nodes.interfaces import AgentSettings, Channel, Message, NodeFacts
+from poolkit._nodes.lease import Tenant
+from poolkit._nodes.script import NodeScript
+from poolkit._wire import codec
+from poolkit._wire.buffers import found_from
+from poolkit.context import UNKNOWN
+from poolkit.errors import InitializerFailed, PoolClosed, SerializationError
+from poolkit.incoming import Packed
+from poolkit.outcome import Outcome
+from poolkit.task import Task
+
+LOOK = 0.25  # seconds between two looks at the progress of what runs
+MOST_ENTRIES = 256  # of one message
+
+
+class Run(Task[Any]):
+    """What a slot runs: a task of the node's pool, with the number, name and attempt that it has at the owner's."""
+
+    def __init__(self, agent: Agent, slot: int, name: str, call: Any, options: CallOptions, nbytes: int) -> None:
+        super().__init__(agent.engine, name, call, options, nbytes)
+        self.agent = agent
+        self.slot = slot
+        self.announces = False
+        self.is_to_stop = False
+        self.told_progress: object = None
+
+    def publish(self, outcome: Outcome) -> None:
+        """Send the outcome, as it is packed."""
+        self.call = None
+        self.agent.ended(self, outcome)
+
+    def open_exchange(self) -> Any:
+        """What takes the messages that the task sends."""
+        if self.exchange is None:
+            self.exchange = Told(self)
+        return self.exchange
+
+
+class Told:
+    """Sends on what a task sends, in place of an `Exchange` and its `Incoming`."""
+
+    closed = False
+    mail = ()
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.incoming = self
+        self.items: deque[Any] = deque()
+        self.come = self.asked = self.worker_id = 0
+        self.plain = True
+        self.resume: Callable[[], object] | None = None
+
+    def note(self, _nbytes: int) -> bool:
+        """None waits here."""
+        return False
+
+    def count(self, received: list[int]) -> None:
+        """Add to the counts of the pool."""
+        received[1] += len(self.items)
+
+    def ring(self) -> None:
+        """Send what has come."""
+        while self.items:
+            self._run.agent.told(self._run, self.items.popleft())
+
+
+class NodeRecords(Records):
+    """Sends on what workers log."""
+
+    send: Callable[[Logged], object]
+
+    def add(self, records: deque[Logged]) -> None:
+        """Send records, and empty `records`."""
+        while records:
+            self.send(records.popleft())
+
+
+class NodeEngine(Supervisor):
+    """Drives the node's pool."""
+
+    records: NodeRecords
+
+    def _settle_in(self) -> None:
+        super()._settle_in()
+        workforce = self.workforce
+        self.records = NodeRecords(self.callbacks, self.name, self._publish, workforce.wake, workforce.links)
+
+    def run(self, tasks: Sequence[AnyTask]) -> None:
+        """Accept tasks that have their numbers."""
+
+        def step(now: float) -> None:
+            for task in tasks:
+                self._scheduler.submit(task, now)
+
+        if self._thread is None:
+            self._start_thread()
+        self._decide(step)
+
+    def stop(self, task: AnyTask, *, want_stack: bool) -> None:
+        """Stop a task, with the stack of where it was, if that is wanted."""
+        if want_stack:
+            self._decide(lambda now: self._scheduler.time_out(task, now - (task.started_at or now) + 1.0, now))
+        else:
+            self.cancel(task)
+
+
+def _build(content: dict[str, Any], workers: int, name: str, script: NodeScript) -> NodeEngine:
+    """Make the node's pool, as the owner's would be made here."""
+    settings = PoolSettings(
+        workers, "process", None, None, (), content["preload"], content["env"], content["shm_threshold"]
+    )
+    settings.share_cpus()
+    settings.given = content["given"]
+    lock, transport = RLock(), OwnerTransport(settings.shm_threshold, name)
+    initializer = None
+    if content["initializer"] is not None:
+        data, payload, regions = content["initializer"]
+        memories = {number: _memory(number, part) for number, part in regions}
+        initializer = data, None if payload is None else script.define(payload, memories)
+    boot = functools.partial(
+        boot_settings,
+        settings,
+        initializer=initializer,
+        measure_rss=content["max_memory_per_child"] is not None,
+        shm_threshold=transport.threshold,
+        habits={},
+    )
+    workforce = ProcessWorkforce(lock, settings, boot=boot, inherited_fds=(), transport=transport)
+    limits = PoolLimits(
+        workers,
+        max_tasks_per_child=content["max_tasks_per_child"],
+        max_memory_per_child=content["max_memory_per_child"],
+    )
+    return NodeEngine(lock, workforce, limits, name=name)
+
+
+def _memory(number: int, content: Any) -> Memory:
+    """Shared memory of this machine with what the owner has in its own of this number."""
+    made = Memory.create(max(1, len(content)))
+    mapping = made.mapping()
+    mapping[: len(content)] = content
+    return Memory(os.dup(made.fd), number, made.nbytes)
+
+
+class Agent:
+    """One node's half; see the file's header.
+
+    `ended` is called, on any thread, when it has stopped its work for good.
+    """
+
+    def __init__(
+        self, settings: AgentSettings, *, address: str, host: str, workers: int, ended: Callable[[], object]
+    ) -> None:
+        """Start the node's pool. Blocks until its template process is up."""
+        self._address = address
+        self._lease = settings.lease
+        self._when_ended = ended
+        self._script = NodeScript()
+        content = pickle.loads(settings.content)
+        self._shm = content["shm_threshold"]
+        self.engine = _build(content, settings.workers or workers, settings.name, self._script)
+        self.engine.records.send = self.logged
+        self._transport: OwnerTransport = self.engine.workforce.transport  # type: ignore[attr-defined]
+        number = os.urandom(8).hex()
+        versions = {"python": settings.python, "wire": str(settings.wire)}
+        self.facts = NodeFacts(number, address, host, os.getpid(), settings.workers or workers, versions)
+        self._memories: dict[int, Memory] = {}
+        self._runs: dict[int, Run] = {}
+        self._lock = threading.Lock()
+        self._held: list[Run] = []  # until the first question was answered
+        self._tenant: Tenant | None = None  # from then on
+        self._asked = -1.0
+        self._channel: Channel | None = None
+        self._outbox: deque[tuple[tuple[Any, ...], Sequence[Any]]] = deque()
+        self._listens = False
+        self._is_over = threading.Event()  # to end
+        self._has_ended = threading.Event()
+        self._thread = threading.Thread(target=self._tend, name=f"poolkit-node-{settings.name}", daemon=True)
+        self._thread.start()
+
+    # ===== the connection =====
+
+    def attach(self, channel: Channel) -> None:
+        """The owner has connected. Once."""
+        self._channel = channel
+        channel.take, channel.on_message, channel.on_end = self._take, self._came, self._cut
+        channel.start()
+        self._asked = monotonic()
+        self._post((messages.ASK, self._asked))
+
+    def _post(self, entry: tuple[Any, ...], buffers: Sequence[Any] = ()) -> None:
+        self._outbox.append((entry, buffers))
+        if self._channel is not None:
+            self._channel.wake()
+
+    def _take(self) -> Message | None:
+        entries: list[tuple[Any, ...]] = []
+        parts: list[Any] = []
+        nbytes = 0
+        while len(entries) < MOST_ENTRIES and nbytes < messages.MOST_BYTES:
+            try:
+                entry, buffers = self._outbox.popleft()
+            except IndexError:
+                break
+            entries.append(entry)
+            parts += buffers
+            nbytes += sum(memoryview(buffer).nbytes for buffer in buffers)
+        return (messages.pack(entries), parts) if entries else None
+
+    def _came(self, head: bytes, parts: list[Any]) -> None:
+        """Carry out what the owner orders."""
+        at = 0
+        runs: list[Run] = []
+        for entry in messages.unpack(head):
+            kind = entry[0]
+            if kind == messages.RUN:
+                count = entry[-1]
+                run = self._run(entry, parts[at : at + count])
+                at += count
+                if run is not None:
+                    runs.append(run)
+            elif kind == messages.MEMORY:
+                self._memories[entry[1]] = _memory(entry[1], parts[at])
+                at += 1
+            elif kind == messages.DEFINE:
+                self._script.define(entry[1], self._memories)
+            elif kind == messages.FORGET:
+                self._memories.pop(entry[1], None)
+            elif kind == messages.LEASED:
+                self._leased(entry[1])
+            elif kind == messages.KILL:
+                self._begin(runs)
+                runs = []
+                self._stop(*entry[1:])
+            elif kind == messages.BYE:
+                self._is_over.set()
+        self._begin(runs)
+
+    def _run(self, entry: tuple[Any, ...], buffers: list[Any]) -> Run | None:
+        """Make a task of an order; None where it fails at once."""
+        _, slot, task_id, attempt, name, timeout, memory_limit, announces, fn, body, number, ids, _ = entry
+        nbytes = len(body) + sum(map(len, buffers))
+        run = Run(self, slot, name, None, CallOptions().changed(timeout=timeout, memory_limit=memory_limit), nbytes)
+        run.id, run.attempts, run.announces = task_id, attempt - 1, announces
+        if buffers or ids:
+            if not body:
+                body, *buffers = buffers
+            found = _Came(self._transport.threshold)
+            found.extend(map(pickle.PickleBuffer, buffers))
+            found.memories = tuple(self._memories[each] for each in ids)
+            body = pack(bytes(body), found, self._transport.arena)
+        run.call = fn, body, self._script.manifests[number] if number else None
+        if announces and not self._listens:
+            self._listens = True
+            self.engine.listen("task_started", self._begun)
+        with self._lock:
+            self._runs[slot] = run
+        return run
+
+    def _begin(self, runs: list[Run]) -> None:
+        if self._tenant is None:
+            self._held += runs
+        elif runs and not self._is_over.is_set():
+            with contextlib.suppress(PoolClosed):
+                self.engine.run(runs)
+
+    def _stop(self, slot: int, task_id: int, want_stack: bool) -> None:  # noqa: FBT001 -- as it came
+        run = self._runs.get(slot)
+        if run is None or run.id != task_id:
+            self._post((messages.CANCELLED, slot, task_id, ""))
+            return
+        run.is_to_stop = True
+        if run in self._held:
+            self._held.remove(run)
+            run.publish(Outcome(None, ok=False, cancelled=True))
+        else:
+            self.engine.stop(run, want_stack=want_stack)
+
+    def _leased(self, stamp: float) -> None:
+        now = monotonic()
+        if self._tenant is None:
+            self._tenant = Tenant(self._lease, stamp)
+            held, self._held = self._held, []
+            if not self._tenant.is_over(now):
+                self._begin(held)
+        elif not self._tenant.is_over(now):
+            self._tenant.answered(stamp)
+
+    def _cut(self, reason: str) -> None:
+        """The connection has ended: whoever made it may count on it that nothing runs on."""
+        del reason
+        self._is_over.set()
+
+    # ===== what the pool says =====
+
+    def ended(self, run: Run, outcome: Outcome) -> None:
+        """Send an outcome. Called again with one that was sent, it does nothing."""
+        with self._lock:
+            if self._runs.get(run.slot) is not run:
+                return
+            del self._runs[run.slot]
+        which = run.slot, run.id
+        seconds = run.run_time or 0.0
+        payload = outcome.payload
+        if run.is_to_stop or outcome.cancelled:
+            stack = payload if type(payload) is str else getattr(payload, "stack", "")
+            self._post((messages.CANCELLED, *which, stack))
+            return
+        if run.reported is not None:
+            self._say_progress(run, is_last=True)
+        if outcome.ok or outcome.load is not None:
+            rss = getattr(outcome, "rss", 0)
+            body, buffers = payload, []
+            if type(payload) is Received:
+                body, buffers = bytes(payload.pickle), payload.buffers()
+                if payload.memories:
+                    body, buffers, outcome = codec.pack_error(_not_here(run)), [], Outcome(None, ok=False)
+            elif len(body) >= self._transport.threshold and outcome.ok:
+                body, buffers = b"", [body]
+            self._post((messages.DONE, *which, outcome.ok, body, seconds, rss, len(buffers)), buffers)
+        elif isinstance(payload, InitializerFailed):
+            self._post((messages.BROKEN, codec.pack_error(payload)))
+        elif not isinstance(payload, PoolClosed):  # else it is ending, as the channel tells
+            self._post((messages.FAILED, *which, codec.pack_error(payload), seconds))
+
+    def told(self, run: Run, entry: Any) -> None:
+        """Send a message of a task."""
+        payload, nbytes = (entry.payload, entry.nbytes) if type(entry) is Packed else (entry, len(entry))
+        buffers: list[Any] = []
+        if type(payload) is Received:
+            payload, buffers = bytes(payload.pickle), payload.buffers()
+        self._post((messages.TOLD, run.slot, run.id, nbytes, payload, len(buffers)), buffers)
+
+    def logged(self, record: Logged) -> None:
+        """Send a record of a worker."""
+        with self._lock:
+            slot = next((run.slot for run in self._runs.values() if run.id == record.task_id), 0)
+        fields = {**marshal.loads(record.payload), "poolkit_node": self._address}  # noqa: S302 -- of our own worker
+        self._post((messages.LOGGED, slot, record.task_id, marshal.dumps(fields)))
+
+    def _begun(self, event: TaskStarted) -> None:
+        run = event.task
+        if isinstance(run, Run) and run.announces:
+            self._post((messages.BEGUN, run.slot, run.id))
+
+    def _say_progress(self, run: Run, *, is_last: bool = False) -> None:
+        reported = run.reported
+        if reported is not None and (is_last or reported != run.told_progress):
+            run.told_progress = reported
+            total = UNKNOWN if reported.total is None else reported.total
+            self._post((messages.PROGRESS, run.slot, run.id, reported.done, total, is_last))
+
+    # ===== the agent's thread =====
+
+    def _tend(self) -> None:
+        """Ask for the lease and tell of progress, until it is to end."""
+        pause = min(LOOK, self._lease / 10)
+        while not self._is_over.wait(pause):
+            now, tenant = monotonic(), self._tenant
+            if tenant is not None and tenant.is_over(now):
+                break
+            if self._channel is not None:
+                stamp = self._ask_first(now) if tenant is None else tenant.ask(now)
+                if stamp is not None:
+                    self._post((messages.ASK, stamp))
+            with self._lock:
+                runs = list(self._runs.values())
+            for run in runs:
+                self.engine.note_progress(run)
+                self._say_progress(run)
+        self._end()
+
+    def _ask_first(self, now: float) -> float | None:
+        if now < self._asked + self._lease / 5:
+            return None
+        self._asked = now
+        return now
+
+    def _end(self) -> None:
+        """Kill everything, then tell that it is over. On the agent's thread."""
+        self._is_over.set()
+        try:
+            self.engine.shutdown(wait=True, cancel_queued=True, kill=True, timeout=None)
+        except Exception:
+            log.exception("the pool of node %s could not be ended", self._address)
+        if self._channel is not None:
+            self._channel.abort()
+        self._has_ended.set()
+        self._when_ended()
+
+    # ===== its end =====
+
+    def leave(self, reason: str) -> None:
+        """Have the owner send nothing more: the node is to be taken away. What runs may finish. From any thread."""
+        self._post((messages.LEAVING, reason))
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until it has ended, for at most `timeout` seconds; false if it has not. Blocks."""
+        return self._has_ended.wait(timeout)
+
+    def close(self) -> None:
+        """Kill all work and end the channel. Blocks for a moment. Idempotent."""
+        self._is_over.set()
+        self._thread.join()
+
+
+class _Came(found_from(0)):  # type: ignore[misc]
+    """The buffers of a call as they came."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+
+def _not_here(run: Run) -> SerializationError:
+    return SerializationError(
+        f"the result of task {run.id} ({run.name}) has shared memory or a descriptor in it, which stay on their "
+        "machine: return the array itself"
+    )
