@@ -114,10 +114,9 @@ class NodesEngine(Supervisor):
             error.__cause__ = why
             return error
 
-        now = self.clock()
-        before = now - self.node_timeout
-        if since <= before and self.queued():
-            self._decide(lambda now: self._scheduler.fail_unbegun(make_error, now, submitted_before=before))
+        before = self.clock() - self.node_timeout
+        if since <= before and any(task.submitted_at <= before for task in self._scheduler.unsettled_tasks()):
+            self._decide(lambda now: self._scheduler.fail_unbegun(make_error, now))
 
 
 class NodePool(Pool):
@@ -169,7 +168,9 @@ class NodePool(Pool):
         )
         limits.max_tasks_per_child = limits.max_memory_per_child = None  # the nodes see to those
         checks.seconds("idle_timeout", idle_timeout)
-        node_timeout, lease = (checks.seconds(*each) or 86400.0 for each in (("node_timeout", node_timeout), ("lease", lease)))
+        node_timeout, lease = (
+            checks.seconds(*each) or 86400.0 for each in (("node_timeout", node_timeout), ("lease", lease))
+        )
         for module in by_value:
             add_script(module if isinstance(module, str) else module.__name__)
         self._options = CallOptions().changed(timeout=timeout, retries=retries)
@@ -340,18 +341,20 @@ def _content(settings: PoolSettings, max_tasks: int | None, max_memory: int | No
             raise SerializationError(msg)
         payload, regions = Sent().lacking(manifest) if manifest is not None else (None, [])
         packed = data, payload, [(region.id, bytes(region.mapping())) for region in regions]
-    return pickle.dumps({
-        "initializer": packed,
-        "preload": settings.preload,
-        "env": dict(settings.env),
-        "shm_threshold": settings.shm_threshold,
-        "max_tasks_per_child": max_tasks,
-        "max_memory_per_child": max_memory,
-        "given": {
-            "main": describe("__main__"),
-            "argv": list(sys.argv),
-            "habits": {**of_process(), **of_thread()},
-            "log_levels": log_levels(),
-            "log_disabled": logging.root.manager.disable,
-        },
-    })
+    return pickle.dumps(
+        {
+            "initializer": packed,
+            "preload": settings.preload,
+            "env": dict(settings.env),
+            "shm_threshold": settings.shm_threshold,
+            "max_tasks_per_child": max_tasks,
+            "max_memory_per_child": max_memory,
+            "given": {
+                "main": describe("__main__"),
+                "argv": list(sys.argv),
+                "habits": {**of_process(), **of_thread()},
+                "log_levels": log_levels(),
+                "log_disabled": logging.root.manager.disable,
+            },
+        }
+    )

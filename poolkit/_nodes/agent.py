@@ -13,7 +13,6 @@ Guarded by: `_lock`: `_runs`. Owner: the provider's thread: the script, the memo
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import marshal
 import os
@@ -135,6 +134,11 @@ class NodeEngine(Supervisor):
             self._start_thread()
         self._decide(step)
 
+    def warm(self) -> None:
+        """Have all workers started. Does not wait for them."""
+        self._start_thread()
+        self._decide(lambda now: self._scheduler.warm_up(now))
+
     def stop(self, task: AnyTask, *, want_stack: bool) -> None:
         """Stop a task, with the stack of where it was, if that is wanted."""
         if want_stack:
@@ -214,6 +218,7 @@ class Agent:
         self._listens = False
         self._is_over = threading.Event()  # to end
         self._has_ended = threading.Event()
+        self.engine.warm()
         self._thread = threading.Thread(target=self._tend, name=f"poolkit-node-{settings.name}", daemon=True)
         self._thread.start()
 
@@ -300,8 +305,13 @@ class Agent:
         if self._tenant is None:
             self._held += runs
         elif runs and not self._is_over.is_set():
-            with contextlib.suppress(PoolClosed):
+            try:
                 self.engine.run(runs)
+            except InitializerFailed as exc:
+                for run in runs:
+                    self.ended(run, Outcome.failure(exc))
+            except PoolClosed:  # it is ending, as the channel tells
+                return
 
     def _stop(self, slot: int, task_id: int, want_stack: bool) -> None:  # noqa: FBT001 -- as it came
         run = self._runs.get(slot)
@@ -357,9 +367,9 @@ class Agent:
             elif len(body) >= self._transport.threshold and outcome.ok:
                 body, buffers = b"", [body]
             self._post((messages.DONE, *which, outcome.ok, body, seconds, rss, len(buffers)), buffers)
-        elif isinstance(payload, InitializerFailed):
-            self._post((messages.BROKEN, codec.pack_error(payload)))
         elif not isinstance(payload, PoolClosed):  # else it is ending, as the channel tells
+            if isinstance(payload, InitializerFailed):
+                self._post((messages.BROKEN, run.slot, codec.pack_error(payload)))
             self._post((messages.FAILED, *which, codec.pack_error(payload), seconds))
 
     def told(self, run: Run, entry: Any) -> None:

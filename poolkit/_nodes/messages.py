@@ -18,7 +18,7 @@ What an entry has of buffers is told by a count, its last field; they stand besi
                     PROGRESS   slot, task, done, total, is_last
                     LOGGED     slot, task, record
                     TOLD       slot, task, nbytes, body, count of buffers: a message of a task
-                    BROKEN     packed error: the initializer raised
+                    BROKEN     slot, packed error: the initializer raised
                     ASK        stamp
                     LEAVING    reason: send nothing more
 """

@@ -195,6 +195,7 @@ class LocalProvider:
         self._hub: Hub | None = None
         self._is_closed = False
         self._channels: list[LocalChannel] = []
+        self._all: list[subprocess.Popen[bytes]] = []
 
     def begin(
         self,
@@ -226,6 +227,7 @@ class LocalProvider:
                 process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL)  # noqa: S603
         channel = LocalChannel(self._hub, ours)
         self._channels.append(channel)
+        self._all.append(process)
 
         def came(head: bytes, _parts: list[Any]) -> None:
             facts = NodeFacts(**pickle.loads(head))
@@ -237,7 +239,7 @@ class LocalProvider:
 
         channel.take = _once(pickle.dumps((self._settings, self._workers)))
         channel.on_message = came
-        channel.on_end = lambda _reason: process.wait()
+        channel.on_end = lambda _reason: None
         channel.start()
 
     def hold(self, number: str, wanted: bool) -> None:  # noqa: FBT001 -- as a flag
@@ -253,6 +255,8 @@ class LocalProvider:
             self._hub.do(channel.write)
             self._hub.do(channel.end)
         self._hub.close()
+        for process in self._all:
+            process.wait(END_GRACE)
 
 
 def _once(head: bytes) -> Callable[[], Message | None]:
@@ -277,7 +281,9 @@ def serve(fd: int) -> None:
     came.wait()
     if first:
         settings, workers = pickle.loads(first[0])
-        agent = Agent(settings, address=f"local:{os.getpid()}", host=socket.gethostname(), workers=workers, ended=over.set)
+        agent = Agent(
+            settings, address=f"local:{os.getpid()}", host=socket.gethostname(), workers=workers, ended=over.set
+        )
         facts = pickle.dumps(vars(agent.facts))
 
         def greet() -> None:

@@ -33,6 +33,7 @@ from poolkit._core.workforce import (
     Died,
     Drained,
     Finished,
+    FinishedByCrash,
     Logged,
     Progressed,
     Ready,
@@ -429,9 +430,9 @@ class NodeWorkforce(DrivenWorkforce):
             elif kind == messages.LEAVING:
                 self.leaving(node.facts.number, entry[1])
             elif kind == messages.BROKEN:
-                error = codec.load_error(entry[1])
+                error = codec.load_error(entry[2])
                 errors.InitializerFailed  # noqa: B018 -- made at its first use, which is not to be under the lock
-                reports += [BootFailed(slot_id, error.__cause__ or error) for slot_id in list(node.slots)[:1]]
+                reports.append(BootFailed(entry[1], error.__cause__ or error))
             elif kind == messages.LOGGED:
                 logged.append(Logged(entry[1], entry[2], entry[3]))
             elif (slot := self._slots.get(entry[1])) is not None and slot.node is node:
@@ -482,7 +483,8 @@ class NodeWorkforce(DrivenWorkforce):
         if kind == messages.FAILED:
             packed, run_time = rest
             error = codec.load_error(packed)
-            return NodeFinished(slot.id, task_id, max(slot.since, now - run_time), now, 0, error, False)
+            kind = FinishedByCrash if isinstance(error, errors.WorkerCrashed) else Finished
+            return kind(slot.id, task_id, max(slot.since, now - run_time), now, 0, error, False)
         ok, body, run_time, rss, _ = rest
         started = max(slot.since, now - run_time)
         if not ok:

@@ -33,8 +33,16 @@ REASONS = {
     "kill_running": "a task that really runs cannot be stopped",
     "process": "its workers are not processes",
     "real_time": "its clock stands still",
+    "shared_here": "its workers are on other machines, which have no memory, lock or descriptor of this one",
+    "recall": "what was sent to another machine is not taken back",
+    "streams": "there are none from other machines",
+    "mail": "no message is sent to a task on another machine",
+    "here": "its workers are no processes of this machine",
+    "programs": "programs are run on one machine",
 }
-_PROCESS = {"unattended", "background", "by_value", "crash", "kill_running", "process", "real_time"}
+_ANYWHERE = {"unattended", "background", "by_value", "crash", "kill_running", "process", "real_time"}
+_HERE = {"shared_here", "recall", "streams", "mail", "here", "programs"}
+_PROCESS = _ANYWHERE | _HERE
 
 
 @dataclass(frozen=True)
@@ -54,17 +62,35 @@ def _kind(name: str, make: Callable[..., Pool], settings: dict[str, Any], *capab
     return Kind(name, make, settings, frozenset(capabilities))
 
 
+def _on_local_nodes(max_workers: int = 1, **settings: Any) -> Pool:
+    """A pool on one node, which is a process of this machine."""
+    from poolkit._nodes.provider_local import LocalProvider
+    from poolkit.nodes import NodePool
+
+    return NodePool(LocalProvider(1, max_workers), **settings)
+
+
 FORKSERVER = _kind("forkserver", Pool, {}, *_PROCESS, "forks")
 SPAWN = _kind("spawn", Pool, {"start_method": "spawn"}, *_PROCESS)
 FORK = _kind("fork", Pool, {"start_method": "fork"}, *_PROCESS, "forks", "inherits")
 THREAD = _kind(
-    "thread", Pool, {"kind": "thread"}, "unattended", "background", "by_reference", "kill_running", "real_time"
+    "thread",
+    Pool,
+    {"kind": "thread"},
+    *("unattended", "background", "by_reference", "kill_running", "real_time"),
+    *_HERE,
 )
-FAKE = _kind("fake", FakePool, {}, "unattended", "by_value")
-MANUAL = _kind("manual", FakePool, {"mode": "manual"}, "by_value")
+FAKE = _kind("fake", FakePool, {}, "unattended", "by_value", *_HERE)
+MANUAL = _kind("manual", FakePool, {"mode": "manual"}, "by_value", *_HERE)
+LOCAL_NODES = _kind("local-nodes", _on_local_nodes, {}, *_ANYWHERE)
+ON_NODES = {"local-nodes": LOCAL_NODES}
 
 ALL = [FORKSERVER, SPAWN, FORK, THREAD, FAKE, MANUAL]
 ONE_START_METHOD = [FORKSERVER, THREAD, FAKE, MANUAL]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kinds", default="", help="kinds of workers on other machines to test instead of all others")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,6 +108,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not metafunc.definition.get_closest_marker("each_start_method"):
         marks["spawn"].append(pytest.mark.every_nth(5))
         marks["fork"].append(pytest.mark.every_nth(3))
+    if names := metafunc.config.getoption("--kinds"):
+        kinds = [ON_NODES[name] for name in names.split(",")]
     params = [pytest.param(kind, id=kind.name, marks=marks.get(kind.name, [])) for kind in kinds]
     metafunc.parametrize("kind", params, indirect=True)
 
