@@ -47,7 +47,8 @@ class Dispatcher:
         self._give_way_at: float | None = None  # a timer is set for then, to look which streams wait for their readers
         self._least_sent = math.inf  # no task that is sent and not claimed is less urgent than this
         self._steal_at: float | None = None  # a timer is set for then, to look at who is stuck
-        self._look_at = 0.0  # not before then, while something is queued
+        # Not before then, while something is queued; never where nothing can stand behind what runs.
+        self._look_at = 0.0 if workforce.max_batch > 1 else math.inf
         # Whether a timer is set to look for what does not begin; True for ever where nothing is sent ahead.
         self._is_looking = workforce.max_batch <= 1
 
@@ -131,7 +132,7 @@ class Dispatcher:
             return worker.rss_before <= limit or not worker.tasks_done
 
         roster = self.roster
-        worker = roster.take_idle(fits)
+        worker = roster.take_idle(None if self.workforce.keeps_limits else fits)
         if worker is None and roster.idle and roster.busy < roster.size and not roster.starting:
             if roster.counted >= roster.size:
                 roster.exchange(next(worker for worker in roster.idle if worker.counted), now)
@@ -158,7 +159,7 @@ class Dispatcher:
             task.worker_id = worker_id
             task.attempt = task.attempts + 1
         priority = batch[-1].options.priority
-        if priority < self._least_sent:  # noqa: PLR1730 -- a call of `min` costs more
+        if priority < self._least_sent and not worker.workforce.keeps_limits:
             self._least_sent = priority
         worker.sent_count += len(batch)
         if worker.limit is not None:
@@ -350,6 +351,8 @@ class Dispatcher:
         A timer that is set already, for an earlier task, does as well: it looks at what runs then, and sets the next.
         So a burst of tasks with limits costs one timer in all, not one each.
         """
+        if worker.workforce.keeps_limits:
+            return
         task = worker.sent[0]
         limit = task.options.timeout
         if task.options.memory_limit is not None:
@@ -391,9 +394,8 @@ class Dispatcher:
             task.phase = QUEUED
             task.worker_id = None
         self.queue.push_many(tasks)
-        self._least_sent = min(
-            (task.options.priority for worker in self.roster for task in worker.sent), default=math.inf
-        )
+        told = (worker.sent for worker in self.roster if not worker.workforce.keeps_limits)
+        self._least_sent = min((task.options.priority for sent in told for task in sent), default=math.inf)
         self.has_streams = True  # perhaps
         for worker in self.roster:
             if worker.state not in (BUSY, STALLED):

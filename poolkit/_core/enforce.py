@@ -192,7 +192,8 @@ class Enforcer:
     def check(self, worker: Worker, now: float) -> None:
         """Look whether the first task of a worker has run for too long, or made it too large.
 
-        The board knows when it began. A worker whose memory cannot be read just now is looked at again.
+        The board knows when it began. A worker whose memory cannot be read just now is looked at again. Of those that
+        keep limits themselves, none is ever looked at.
         """
         task = worker.sent[0]
         limit, most = task.options.timeout, task.options.memory_limit
@@ -298,7 +299,8 @@ class Enforcer:
         elif ending is not None:
             self.outcomes.conclude(task, Outcome.failure(ending(death)), now)
         elif kill_reason is None or kill_reason.task is not task:
-            self.outcomes.crashed(task, failures.crashed(task, worker, death), now)
+            error = failures.crashed(task, worker, death) if death.error is None else death.error
+            self.outcomes.crashed(task, error, now)
         elif kill_reason.reason == "cancelled":  # which an exception interrupted: else it was settled then
             self.outcomes.record(task, CANCELLED)
             self.outcomes.settle(task, CANCELLED)

@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from poolkit import errors
 from poolkit._core import policy
 from poolkit._core.counters import Counters
 from poolkit._core.queue import AnyTask, TaskQueue
@@ -84,6 +83,8 @@ class Outcomes:
             counters.wait_time.fold()
             counters.run_time.fold()
         if not report.ok:
+            counters.crashed += report.crashed
+            counters.crashed_elsewhere += report.crashed
             self.conclude(task, report, now)
             return
         if self.recorder is not None:
@@ -102,7 +103,7 @@ class Outcomes:
         if self.listened:
             self.tell(TaskDone(task))
 
-    def crashed(self, task: AnyTask, error: errors.WorkerCrashed, now: float) -> None:
+    def crashed(self, task: AnyTask, error: BaseException, now: float) -> None:
         """A run ended with its worker."""
         self.counters.crashed += 1
         self.conclude(task, Outcome.failure(error), now)

@@ -17,6 +17,7 @@ How a worker is recycled, so that nobody waits for a boot
 from __future__ import annotations
 
 import enum
+import itertools
 import random
 from collections.abc import Callable, Iterator
 
@@ -60,7 +61,8 @@ class Roster:
         self.timers = timers
         self.rng = rng
         self.workers: dict[int, Worker] = {}
-        self.idle: list[Worker] = []  # a stack: the worker that was busy last is the warmest
+        self.idle: dict[Worker, None] = {}  # a stack: the worker that was busy last is the warmest
+        self._to_replace: dict[Worker, None] = {}  # leaving, not `replaced`: they wait for that, or are stopping
         self.size = limits.max_workers
         self.wanted = 0  # how many demand has called for; deaths are made good up to here
         self.counted = 0  # workers that are neither leaving nor dying
@@ -130,12 +132,10 @@ class Roster:
 
     def _let_replaced_go(self, now: float) -> None:
         """Let those leave that waited for a replacement, as far as enough workers are up without them."""
-        if self.counted == len(self.workers):
-            return  # nobody is leaving
-        waiting = [worker for worker in self if worker.leave is not None and not worker.replaced]
-        surplus = self.counted - self.starting + len(waiting) - self.wanted
-        for worker in waiting[: max(0, surplus)]:
-            self.leave(worker, "recycled", now)
+        if self._to_replace:
+            surplus = self.counted - self.starting + len(self._to_replace) - self.wanted
+            for worker in sorted(self._to_replace, key=lambda worker: worker.id)[: max(0, surplus)]:
+                self.leave(worker, "recycled", now)
 
     # ===== idle and busy =====
 
@@ -150,13 +150,13 @@ class Roster:
         if not self.idle or self.busy >= self.size:
             return None
         if fits is None:
-            worker = self.idle.pop()
+            worker, _ = self.idle.popitem()
         else:
             found = next(filter(fits, reversed(self.idle)), None)
             if found is None:
                 return None
             worker = found
-            self.idle.remove(worker)
+            del self.idle[worker]
         worker.state = BUSY
         self.busy += 1
         return worker
@@ -179,7 +179,7 @@ class Roster:
         program.state = BUSY
         if lender is not None:
             program.lender = lender
-            self.idle.remove(lender)
+            del self.idle[lender]
             lender.state = LENT
             lender.gave_way = True
             self._uncount(lender)
@@ -217,7 +217,7 @@ class Roster:
         elif worker.state is not STARTING:
             return
         worker.state = IDLE
-        self.idle.append(worker)
+        self.idle[worker] = None
         worker.idle_since = now
         if self.hiring is Hiring.NONE or worker.replaced or (worker.limit is not None and self._must_leave(worker)):
             self.stop(worker, now)
@@ -252,14 +252,14 @@ class Roster:
         if self.warming:  # somebody waits until all are up; an early one must not leave before a late one comes
             self._check_idle_at(now + timeout)
             return
-        for worker in sorted(self.idle, key=lambda worker: worker.idle_since):
-            if self.counted - self.programs <= self.limits.min_workers:
-                return
-            if worker.idle_since + timeout > now:
-                self._check_idle_at(worker.idle_since + timeout)
+        least = self.limits.min_workers + self.programs
+        for worker in [*itertools.takewhile(lambda worker: worker.idle_since + timeout <= now, self.idle)]:
+            if self.counted <= least:
                 return
             self.leave(worker, "idle", now)
             self.wanted = min(self.wanted, self.counted - self.programs)
+        if self.idle and self.counted > least:
+            self._check_idle_at(next(iter(self.idle)).idle_since + timeout)
 
     def _check_idle_at(self, when: float) -> None:
         self.timers.add(when, self._check_idle, None)
@@ -269,6 +269,7 @@ class Roster:
 
     def _recycle(self, worker: Worker) -> None:
         worker.leave = "recycled"
+        self._to_replace[worker] = None
         self._uncount(worker)
         self.recycled += 1
 
@@ -281,6 +282,7 @@ class Roster:
         """Let a worker leave without waiting for a replacement: now if it is idle, else when it has finished."""
         worker.leave = worker.leave or why
         worker.replaced = True
+        self._to_replace.pop(worker, None)
         self._uncount(worker)
         if worker.state is IDLE:
             self.stop(worker, now)
@@ -316,6 +318,7 @@ class Roster:
         state = worker.state
         self._leave_state(worker)
         del self.workers[worker.id]
+        self._to_replace.pop(worker, None)
         if worker.is_program or state is LENT:
             self._unseat(worker, now)
         if worker.is_program or state in (STOPPING, DYING, LENT):
@@ -350,7 +353,7 @@ class Roster:
         lender, gone.lender = gone.lender, None
         if lender is not None and lender.state is LENT:
             self.rest(lender, now)
-        for program in self:
+        for program in () if gone.is_program else self:
             if program.lender is gone:
                 program.lender = None
                 self.programs += program.counted
@@ -374,11 +377,10 @@ class Roster:
         self.size = size
         self.wanted = min(self.wanted, size)
         busy = []
-        counted = sorted(
-            (worker for worker in self if worker.counted and not worker.is_program),
-            key=lambda worker: (worker.state, worker.id),
-        )
-        for worker in counted[: max(0, self.counted - size)]:
+        surplus = max(0, self.counted - size)
+        counted = [worker for worker in self if worker.counted and not worker.is_program] if surplus else []
+        counted.sort(key=lambda worker: (worker.state, worker.id))
+        for worker in counted[:surplus]:
             if worker.state is STARTING:
                 self.kill(worker, KillReason(None, "shrunk"), want_stack=False)
             else:
@@ -402,6 +404,7 @@ class Roster:
         self.hiring = Hiring.NONE
         self.workers.clear()
         self.idle.clear()
+        self._to_replace.clear()
         self.counted = self.starting = self.busy = self.programs = 0
 
     # ===== after an interrupted step =====
@@ -419,7 +422,10 @@ class Roster:
         self.starting = sum(worker.state is STARTING for worker in workers)
         self.busy = sum(worker.state is BUSY or (worker.is_program and worker.state is DYING) for worker in workers)
         self.programs = sum(worker.is_program and worker.lender is None and worker.counted for worker in workers)
-        self.idle[:] = sorted((each for each in workers if each.state is IDLE), key=lambda each: each.idle_since)
+        idle = sorted((each for each in workers if each.state is IDLE), key=lambda each: each.idle_since)
+        self.idle.clear()
+        self.idle.update(dict.fromkeys(idle))
+        self._to_replace = {each: None for each in workers if each.leave is not None and not each.replaced}
         for worker in workers:
             if worker.state is STARTING:
                 self.workforce.start(worker.id)
@@ -447,10 +453,7 @@ class Roster:
         elif state is STARTING:
             self.starting -= 1
         elif state is IDLE:
-            if self.idle[-1] is worker:  # nearly always
-                self.idle.pop()
-            else:
-                self.idle.remove(worker)
+            del self.idle[worker]
 
     def _uncount(self, worker: Worker) -> None:
         if worker.counted:

@@ -42,6 +42,7 @@ from poolkit._core.workforce import (
     Died,
     Drained,
     Finished,
+    FinishedByCrash,
     KillReason,
     Progressed,
     Ready,
@@ -222,7 +223,7 @@ class Scheduler:
         if options.queue_timeout is not None or options.deadline is not None:
             self._enforcer.watch(task, now)
         if not self.queue.size and not options.special and roster.idle and roster.busy < roster.size:
-            worker = roster.idle.pop()  # as `Roster.take_idle` does it; nothing waits before the task
+            worker, _ = roster.idle.popitem()  # as `Roster.take_idle` does it; nothing waits before the task
             worker.state = BUSY
             roster.busy += 1
             self._dispatcher.send(worker, [task], now)
@@ -297,6 +298,12 @@ class Scheduler:
                 for task in list(worker.sent):
                     if task.phase is not SETTLED:
                         self._enforcer.cancel(task, now)
+        self._advance(now)
+
+    def fail_unbegun(self, make_error: Callable[[], BaseException], now: float) -> None:
+        """Settle everything that has not begun, or waits for a retry, each task with an error of its own."""
+        self.is_changing = True
+        self._end_unbegun(make_error)
         self._advance(now)
 
     def shutdown(
@@ -394,7 +401,7 @@ class Scheduler:
             worker = roster.workers.get(report.worker_id)
             if worker is None:
                 reports.popleft()
-            elif type(report) is Finished:
+            elif type(report) is Finished or type(report) is FinishedByCrash:
                 # Not what it was sent: only a worker that was tampered with says so. What ended at the last moment: the
                 # reason to kill its worker stands, and its death is waited for.
                 task = worker.sent[0] if worker.sent else None

@@ -63,6 +63,7 @@ class FakeWorkforce:
     """
 
     max_batch = 1
+    keeps_limits = False
     ends_coroutines = False
     programs: Workforce | None = None
     commands: FakeProgramForce | None = None  # the same
