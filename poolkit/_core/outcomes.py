@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from poolkit import errors
 from poolkit._core import policy
 from poolkit._core.counters import Counters
 from poolkit._core.queue import AnyTask, TaskQueue

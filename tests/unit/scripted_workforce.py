@@ -47,6 +47,7 @@ class ScriptedWorkforce:
 
     def __init__(self, max_batch: int = 64) -> None:
         self.max_batch = max_batch
+        self.keeps_limits = False
         self.ends_coroutines = True
         self.workers: dict[int, ScriptedWorker] = {}
         self.begun: Counter[AnyTask] = Counter()
@@ -132,6 +133,7 @@ class ScriptedPrograms(ScriptedWorkforce):
 
     def __init__(self, workforce: ScriptedWorkforce) -> None:
         self.max_batch = 1
+        self.keeps_limits = False
         self.ends_coroutines = False
         self.workers, self.begun = workforce.workers, workforce.begun
         self.reclaims = 0
