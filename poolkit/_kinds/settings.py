@@ -87,6 +87,7 @@ class PoolSettings:
         self.shares: Mapping[str, str] = {}  # variables for workers that are processes; see `share_cpus`
         self.size = size
         self.fork_flags = 0  # of orders to the template process, see `_wire/messages.py`
+        self.lease_fd: int | None = None  # of a `LeasePage` that its workers live under, open as long as the pool
 
     def share_cpus(self) -> None:
         """Give libraries that make threads a fair share of the CPUs, unless the environment says something else.
