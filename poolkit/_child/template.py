@@ -8,6 +8,8 @@ it reaps one, while the process id cannot mean anybody else, it kills what is le
 then all that it adopted from it (`_os_processes.py`). When a control socket closes, it kills that worker with all that
 it started, reaps it, and then closes its own end. When the owner is gone, it does so with all of them and ends. When
 the template is killed, the kernel kills the workers. No signal that can be ignored ends it.
+Where the FORK orders bring a lease page, it kills all workers, those that are forked later included, while the lease is
+over; it looks at the page when the time comes that stood there last.
 Where a preloaded module has started threads, its workers are new interpreters, as with "spawn": the locks that threads
 hold stay locked in copies.
 It keeps neither the owner's standard streams, which may be pipes whose end somebody waits for, nor anything that came
@@ -33,6 +35,7 @@ from poolkit._select import poll
 from poolkit._typing import Any
 from poolkit._wire import codec, messages, reseed
 
+_LONGEST_POLL = 1e6  # seconds; it takes no more than a C int of milliseconds
 _DECIDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SPAWN_CODE = """\
 import sys, os, marshal
@@ -102,6 +105,7 @@ class TemplateProcess:
         self._threaded: list[str] = []  # modules whose import has started threads that stay
         self._generators: list[Any] = []  # of random numbers, that the imports have made
         self._workers: dict[int, int] = {}  # descriptor of the control socket -> process id
+        self._lease: Any = None  # the `LeasePage` that they live under
         self._wakeup_read, self._wakeup_write = os.pipe()
         self._poller = poll()
         self._poller.register(self._wakeup_read, select.POLLIN)
@@ -167,7 +171,7 @@ class TemplateProcess:
         try:
             while True:
                 released: list[int] = []
-                for fd, _ in self._poller.poll():
+                for fd, _ in self._poller.poll(None if self._lease is None else self._keep_lease()):
                     if fd == self._wakeup_read:
                         with contextlib.suppress(BlockingIOError):
                             os.read(fd, 4096)
@@ -206,7 +210,7 @@ class TemplateProcess:
         parent, pid, error = os.getpid(), -1, errno.EMFILE  # where some did not find room here
         if flags & messages.HAS_CHANNEL and self._start_method != "spawn":
             _import_channels()
-        if len(fds) == count:
+        if len(fds) == count and (not flags & messages.HAS_LEASE or self._take_lease(fds[-1])):
             try:
                 _child.makes_worker = self._start_method != "spawn"  # that one is soon an interpreter of its own
                 pid = os.fork()
@@ -232,6 +236,15 @@ class TemplateProcess:
             os.close(fds[0])
         return True
 
+    def _take_lease(self, page: int) -> bool:
+        """Have the workers live under the lease on this page; False where it cannot be mapped. The first one stays."""
+        if self._lease is None:
+            with contextlib.suppress(Exception):  # no descriptors, for example
+                from poolkit._wire.lease_page import LeasePage  # noqa: PLC0415 -- few have one
+
+                self._lease = LeasePage(page)
+        return self._lease is not None
+
     def _become_worker(self, fds: list[int], flags: int, parent: int) -> None:
         """Spend the rest of a forked child's life."""
         code = 1
@@ -242,6 +255,9 @@ class TemplateProcess:
                     stream = fds.pop(0)
                     os.dup2(stream, fd)
                     os.close(stream)
+            if flags & messages.HAS_LEASE:
+                os.close(fds.pop())
+                self._lease.close()
             signal.set_wakeup_fd(-1)
             self._root.close()
             for fd in (self._wakeup_read, self._wakeup_write, control, *self._workers):
@@ -289,6 +305,16 @@ class TemplateProcess:
         return True
 
     # ===== ends =====
+
+    def _keep_lease(self) -> float | None:
+        """Kill all workers if the lease is over; milliseconds after which to look again, None: not by itself."""
+        if not self._workers:
+            return None
+        left: float = self._lease.left()
+        if left > 0.0:
+            return min(left, _LONGEST_POLL) * 1000.0
+        _os_processes.kill_trees([*self._workers.values()])  # some for the second time, as long as they are not reaped
+        return None
 
     def _reap(self) -> None:
         """Report every worker that ended. Its group is killed while its process id is still its own."""

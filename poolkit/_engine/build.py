@@ -26,7 +26,7 @@ Some = TypeVar("Some", bound=Supervisor)
 
 PROGRAMS = "poolkit-programs"  # the name of the thread that owns them, whose module few need
 _OWN = (SupervisorThread, CallbackThread, MapsThread, TraceThread, OwnThread)
-MOST_INHERITED = MOST_FDS - 8  # the rest is for its control socket, its streams and its link
+MOST_INHERITED = MOST_FDS - 9  # the rest is for its control socket, its streams, its link and its lease
 
 
 def build(settings: PoolSettings, limits: PoolLimits, name: str, make: type[Some] = Supervisor) -> Some:  # type: ignore[assignment]

@@ -56,7 +56,7 @@ def prepare(settings: PoolSettings) -> None:
     if settings.start_method == "fork" or _child.is_here:
         return
     with contextlib.suppress(Exception):
-        start = Start(settings.start_method, settings.preload, settings.shares, settings.env)
+        start = Start(settings.start_method, settings.preload, settings.shares, settings.env, settings.lease_fd)
         registry.acquire(start, settings, waits=False)
 
 

@@ -135,9 +135,11 @@ class Processes(DrivenWorkforce):
             self._template = registry.fork(settings, settings.preload, env, settings.bound_initializer())
         else:
             self._shares_templates = True
-            start = Start(settings.start_method, settings.preload, settings.shares, settings.env)
+            start = Start(settings.start_method, settings.preload, settings.shares, settings.env, settings.lease_fd)
             self._template = registry.acquire(start, settings)
         assert self._template is not None  # noqa: S101 -- it was waited for
+        if settings.lease_fd is not None:
+            self._template.is_retired = True  # its workers live under that, and so would those of others
         return self._template
 
     def _spawn(self, peer: Peer, reports: Reports) -> None:
@@ -182,9 +184,10 @@ class Processes(DrivenWorkforce):
     def _start(self, peer: Peer) -> None:
         """Have a worker forked, and send its first frame."""
         template = self._template or self._acquire_template()
-        theirs = peer.open(self._inherited_fds)
+        theirs, lease = peer.open(self._inherited_fds), self._settings.lease_fd
+        flags = self._settings.fork_flags | (0 if lease is None else messages.HAS_LEASE)
         try:
-            child = peer.child = template.spawn(theirs, self._settings.fork_flags)
+            child = peer.child = template.spawn(theirs if lease is None else [*theirs, lease], flags)
         finally:
             for fd in theirs:
                 os.close(fd)

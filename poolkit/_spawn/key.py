@@ -24,9 +24,16 @@ class Start:
     """What a new template process is told, and how it is started. Two users with the same `key` may share one."""
 
     def __init__(
-        self, start_method: str, preload: Sequence[str], shares: Mapping[str, str], env: Mapping[str, str]
+        self,
+        start_method: str,
+        preload: Sequence[str],
+        shares: Mapping[str, str],
+        env: Mapping[str, str],
+        lease_fd: int | None = None,
     ) -> None:
         """Look at this process, too. `shares` are set where modules are preloaded, `env` in any case.
+
+        What has a lease is for nobody else, whose workers would end with it.
 
         Raises:
             RuntimeError: there is no interpreter to be started.
@@ -51,6 +58,7 @@ class Start:
             (os.getuid(), os.geteuid(), os.getgid(), os.getegid()),
             frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (),
             tuple((is_open(fd), os.isatty(fd)) for fd in (1, 2)),
+            lease_fd,
         )
 
 

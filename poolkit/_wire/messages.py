@@ -27,7 +27,8 @@ Worker to owner, on the worker's link      FRAME_TO_OWNER header + payload
     LOG          payload: a log record's pickled attributes; the task field: which task logged it, 0 for none
 Either way, beside the link, on the descriptor channel  records with descriptors: see `_memory/channel.py`
 Owner to template, on its root socket      FORK records, each with descriptors attached: the control socket of a new
-                                           worker, the owner's standard output and error as the flags say, its own ones
+                                           worker, the owner's standard output and error as the flags say, its own ones,
+                                           the lease page
 Template to owner, on its root socket      one byte, when it has imported what it was to: PREPARED or UNPREPARED
 Owner to template, on a control socket     bytes: the number of a signal for that worker, or KILL
 Template to owner, on a control socket     NOTICE records
@@ -71,9 +72,10 @@ FLAG_ANNOUNCE = 1  # say BEGUN
 FLAG_OUT_OF_BAND = 2  # the body is an out-of-band message
 FLAG_COPIES = 4  # of which the worker is to make copies, as the call may have to run again
 KILL = 0  # instead of a signal: kill the worker with its group and all that descends from it
-# Flags of a FORK: which standard streams are open in the owner; and that the worker is a dedicated one.
-HAS_OUTPUT, HAS_ERRORS, HAS_CHANNEL = 1, 2, 4
-MOST_FDS = 64  # descriptors of one FORK, those of `initargs` included
+# Flags of a FORK: which standard streams are open in the owner; that the worker is a dedicated one; that the last
+# descriptor is the lease page of all workers of this template.
+HAS_OUTPUT, HAS_ERRORS, HAS_CHANNEL, HAS_LEASE = 1, 2, 4, 8
+MOST_FDS = 65  # descriptors of one FORK, those of `initargs` included
 PREPARED, UNPREPARED = b"\1", b"\0"
 
 

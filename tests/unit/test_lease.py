@@ -81,7 +81,7 @@ class Link:
 @given(
     LEASES,
     CLOCKS,
-    st.floats(0, 200),
+    st.one_of(st.just(0.0), st.floats(0, 200)),
     st.lists(st.tuples(st.floats(0, 60), DELAYS, DELAYS), max_size=30),
     st.floats(0, 1000),
 )
@@ -100,6 +100,17 @@ def test_no_node_is_counted_as_ended_before_its_work_has_ended(
     link.run()
     gone = link.node.when(link.tenant.until + D)
     assert gone <= link.owner.when(link.landlord.ends_at()) + ROUNDING
+
+
+@pytest.mark.parametrize("rates", [(1.0, 1.01), (0.99, 1.0)], ids=str)
+@pytest.mark.parametrize("lease", [0.1, 30.0, 1000.0])
+def test_an_owner_whose_clock_is_the_faster_one_waits_longer(lease: float, rates: tuple[float, float]) -> None:
+    """By 1 % of its own seconds, or of the node's, with no message late."""
+    link = Link(lease, (Clock(0.0, rates[0]), Clock(0.0, rates[1])))
+    link.later(lease / 2, link.look(0.0, 0.0))
+    link.run()
+    assert link.answers == 1
+    assert link.node.when(link.tenant.until + D) <= link.owner.when(link.landlord.ends_at()) + ROUNDING
 
 
 @given(CLOCKS)

@@ -34,7 +34,7 @@ def test_a_body_is_not_copied_when_it_is_unpacked() -> None:
 
 
 def test_every_kind_has_a_number_of_its_own() -> None:
-    flags = {"TYPE_CHECKING", "KILL", "HAS_OUTPUT", "HAS_ERRORS", "HAS_CHANNEL", "MOST_FDS"}
+    flags = {"TYPE_CHECKING", "KILL", "HAS_OUTPUT", "HAS_ERRORS", "HAS_CHANNEL", "HAS_LEASE", "MOST_FDS"}
     kinds = [
         value
         for name, value in vars(messages).items()

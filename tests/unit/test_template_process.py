@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from poolkit import _os_processes
 from poolkit._child.template import TemplateProcess
+from poolkit._clock import monotonic
 from poolkit._wire import messages
+from poolkit._wire.lease_page import LeasePage, page
 from poolkit._wire.messages import FORK, NOTICE
 from support import WATCHDOG
 
@@ -27,10 +31,10 @@ class Served:
         self.process._helpers = _os_processes.children()  # else it may take those of this process for adopted ones
         self._ends = [self.root, theirs]
 
-    def order(self, *fds: int, count: int | None = None) -> socket.socket:
+    def order(self, *fds: int, count: int | None = None, flags: int = 0) -> socket.socket:
         """Order a worker with these descriptors, as if there were `count`."""
         ours, theirs = socket.socketpair()
-        order = FORK.pack(0, 1 + len(fds) if count is None else count)
+        order = FORK.pack(flags, 1 + len(fds) if count is None else count)
         socket.send_fds(self.root, [order], [theirs.fileno(), *fds])
         theirs.close()
         self._ends.append(ours)
@@ -50,6 +54,8 @@ class Served:
         for end in self._ends:
             end.close()
         process = self.process
+        if process._lease is not None:
+            process._lease.close()
         for fd in (process._wakeup_read, process._wakeup_write, process._spare, *process._workers):
             if fd >= 0:
                 os.close(fd)
@@ -152,7 +158,7 @@ def test_the_end_of_a_control_socket_kills_that_worker_alone(served: Served, mon
         """Polls once, then the owner is gone."""
 
         @staticmethod
-        def poll() -> list[tuple[int, int]]:
+        def poll(_timeout: float | None) -> list[tuple[int, int]]:
             found: list[tuple[int, int]] = polled()
             served.root.close()
             return found
@@ -185,6 +191,73 @@ def test_how_a_worker_ended_is_told_and_its_socket_closed(served: Served) -> Non
     assert peak > 0
     assert ours.recv(1) == b""
     assert control not in served.process._workers
+
+
+@pytest.fixture
+def leased(served: Served) -> Iterator[tuple[TemplateProcess, LeasePage]]:
+    """A template that a FORK order has brought a page, which the test writes. It could not fork."""
+    fd = page()
+    owners = LeasePage(fd, writes=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fork", cannot_fork)
+        ours = served.order(fd, flags=messages.HAS_LEASE)
+        os.close(fd)
+        assert served.process._fork()
+    assert notice(ours)[:2] == (messages.FORK_FAILED, errno.EAGAIN)
+    yield served.process, owners
+    owners.close()
+
+
+def cannot_fork() -> int:
+    raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+
+def test_while_a_lease_is_renewed_it_is_looked_at_when_it_would_have_ended(
+    served: Served, leased: tuple[TemplateProcess, LeasePage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, page = leased
+    killed: list[list[int]] = []
+    monkeypatch.setattr(_os_processes, "kill_trees", killed.append)
+    page.until = 0.0
+    assert process._keep_lease() is None, "it has no workers, and sleeps until there is an order"
+    served.adopt(12345)
+    for seconds in (100.0, 200.0):
+        page.until = monotonic() + seconds
+        left = process._keep_lease()
+        assert left is not None
+        assert (seconds - 50) * 1000 < left <= seconds * 1000
+    page.until = math.inf
+    left = process._keep_lease()
+    assert left is not None
+    assert 1e8 < left < 2**31, "more cannot be waited for"
+    assert killed == []
+
+
+def test_when_a_lease_is_over_all_workers_are_killed(
+    served: Served, leased: tuple[TemplateProcess, LeasePage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, page = leased
+    killed: list[list[int]] = []
+    monkeypatch.setattr(_os_processes, "kill_trees", killed.append)
+    served.adopt(12345)
+    served.adopt(23456)
+    page.until = monotonic()
+    assert process._keep_lease() is None, "the workers' ends wake it"
+    served.adopt(34567)
+    assert process._keep_lease() is None
+    assert killed == [[12345, 23456], [12345, 23456, 34567]]
+
+
+def test_without_room_for_the_lease_there_is_no_worker(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would live without it."""
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("it was forked"))
+    fd = os.open(os.devnull, os.O_RDWR)  # which cannot be mapped
+    before = len([*Path("/proc/self/fd").iterdir()])
+    ours = served.order(fd, flags=messages.HAS_LEASE)
+    assert served.process._fork()
+    assert notice(ours)[:2] == (messages.FORK_FAILED, errno.EMFILE)
+    assert len([*Path("/proc/self/fd").iterdir()]) == before + 1, "our end of the control socket is left"
+    os.close(fd)
 
 
 @pytest.mark.parametrize("fails", [False, True])
