@@ -162,7 +162,7 @@ class ReloadFailed(ClusterFailed):
 
 
 class NoNodes(PoolkitError, TimeoutError):
-    """No node was there for `node_timeout` while work was queued, or too few came up; what refused ones said is chained."""
+    """Work was queued for `node_timeout` and no node was there, or too few came up. What was refused is chained."""
 
 
 class VersionMismatch(PoolkitError):

@@ -19,16 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
-import poolkit
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._core.stats import PoolStats, WorkerInfo
-from poolkit._engine import lifetime
 from poolkit._engine.supervisor import Supervisor
 from poolkit._kinds.loggers import log, log_levels
 from poolkit._kinds.settings import PoolSettings, check_limits
 from poolkit._locks import RLock
-from poolkit._nodes.interfaces import WIRE, AgentSettings, NodeFacts, NodeProvider
+from poolkit._nodes.interfaces import WIRE, AgentSettings, NodeProvider
 from poolkit._nodes.workforce import Node, NodeWorkforce
 from poolkit._wire import inherit
 from poolkit._wire.habits import of_process, of_thread
@@ -192,7 +190,7 @@ class NodePool(Pool):
         lock, threshold = RLock(), float("inf") if shm_threshold is None else shm_threshold
         workforce = NodeWorkforce(lock, provider, lease=lease, shm_threshold=threshold)
         engine = self._supervisor = NodesEngine(lock, workforce, limits, name=self.name)
-        self._nodes = workforce
+        self._nodes, self._engine = workforce, engine
         engine.node_timeout = node_timeout
         workforce.post_all, workforce.leave = engine.post_all, engine.leave
         workforce.log_now = engine.records.add
@@ -258,7 +256,7 @@ class NodePool(Pool):
         return next(iter(self._refused.values()), None)
 
     def _tell(self, name: str, event: object) -> None:
-        callbacks = self._supervisor.callbacks
+        callbacks = self._engine.callbacks
         callbacks.queue.extend((callback, event) for callback in self._listeners[name])
         if self._listeners[name]:
             callbacks.thread.wake()

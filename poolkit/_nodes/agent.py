@@ -39,7 +39,7 @@ from poolkit._nodes import messages
 from poolkit._nodes.interfaces import AgentSettings, Channel, Message, NodeFacts
 from poolkit._nodes.lease import Tenant
 from poolkit._nodes.script import NodeScript
-from poolkit._wire import codec
+from poolkit._wire import codec, lease_page
 from poolkit._wire.buffers import found_from
 from poolkit.context import UNKNOWN
 from poolkit.errors import InitializerFailed, PoolClosed, SerializationError
@@ -137,7 +137,7 @@ class NodeEngine(Supervisor):
     def warm(self) -> None:
         """Have all workers started. Does not wait for them."""
         self._start_thread()
-        self._decide(lambda now: self._scheduler.warm_up(now))
+        self._decide(self._scheduler.warm_up)
 
     def stop(self, task: AnyTask, *, want_stack: bool) -> None:
         """Stop a task, with the stack of where it was, if that is wanted."""
@@ -147,13 +147,13 @@ class NodeEngine(Supervisor):
             self.cancel(task)
 
 
-def _build(content: dict[str, Any], workers: int, name: str, script: NodeScript) -> NodeEngine:
-    """Make the node's pool, as the owner's would be made here."""
+def _build(content: dict[str, Any], workers: int, name: str, script: NodeScript, lease_fd: int) -> NodeEngine:
+    """Make the node's pool, as the owner's would be made here; its workers live under this lease."""
     settings = PoolSettings(
         workers, "process", None, None, (), content["preload"], content["env"], content["shm_threshold"]
     )
     settings.share_cpus()
-    settings.given = content["given"]
+    settings.given, settings.lease_fd = content["given"], lease_fd
     lock, transport = RLock(), OwnerTransport(settings.shm_threshold, name)
     initializer = None
     if content["initializer"] is not None:
@@ -200,8 +200,10 @@ class Agent:
         self._when_ended = ended
         self._script = NodeScript()
         content = pickle.loads(settings.content)
-        self._shm = content["shm_threshold"]
-        self.engine = _build(content, settings.workers or workers, settings.name, self._script)
+        self._lease_fd = lease_page.page()
+        self._page = lease_page.LeasePage(self._lease_fd, writes=True)
+        self._page.until = monotonic() + self._lease
+        self.engine = _build(content, settings.workers or workers, settings.name, self._script, self._lease_fd)
         self.engine.records.send = self.logged
         self._transport: OwnerTransport = self.engine.workforce.transport  # type: ignore[attr-defined]
         number = os.urandom(8).hex()
@@ -212,7 +214,7 @@ class Agent:
         self._lock = threading.Lock()
         self._held: list[Run] = []  # until the first question was answered
         self._tenant: Tenant | None = None  # from then on
-        self._asked = -1.0
+        self._asked: float | None = None  # with which stamp it was asked last, until then
         self._channel: Channel | None = None
         self._outbox: deque[tuple[tuple[Any, ...], Sequence[Any]]] = deque()
         self._listens = False
@@ -229,8 +231,7 @@ class Agent:
         self._channel = channel
         channel.take, channel.on_message, channel.on_end = self._take, self._came, self._cut
         channel.start()
-        self._asked = monotonic()
-        self._post((messages.ASK, self._asked))
+        self._ask_first()
 
     def _post(self, entry: tuple[Any, ...], buffers: Sequence[Any] = ()) -> None:
         self._outbox.append((entry, buffers))
@@ -251,8 +252,10 @@ class Agent:
             nbytes += sum(memoryview(buffer).nbytes for buffer in buffers)
         return (messages.pack(entries), parts) if entries else None
 
-    def _came(self, head: bytes, parts: list[Any]) -> None:
+    def _came(self, head: bytes, parts: list[Any]) -> None:  # noqa: C901 -- one branch for each
         """Carry out what the owner orders."""
+        if self._is_over.is_set():
+            return
         at = 0
         runs: list[Run] = []
         for entry in messages.unpack(head):
@@ -313,7 +316,7 @@ class Agent:
             except PoolClosed:  # it is ending, as the channel tells
                 return
 
-    def _stop(self, slot: int, task_id: int, want_stack: bool) -> None:  # noqa: FBT001 -- as it came
+    def _stop(self, slot: int, task_id: int, want_stack: bool) -> None:
         run = self._runs.get(slot)
         if run is None or run.id != task_id:
             self._post((messages.CANCELLED, slot, task_id, ""))
@@ -328,12 +331,13 @@ class Agent:
     def _leased(self, stamp: float) -> None:
         now = monotonic()
         if self._tenant is None:
-            self._tenant = Tenant(self._lease, stamp)
-            held, self._held = self._held, []
-            if not self._tenant.is_over(now):
+            if stamp == self._asked:  # for which the page stands
+                self._tenant = Tenant(self._lease, stamp)
+                held, self._held = self._held, []
                 self._begin(held)
         elif not self._tenant.is_over(now):
             self._tenant.answered(stamp)
+            self._page.until = self._tenant.until
 
     def _cut(self, reason: str) -> None:
         """The connection has ended: whoever made it may count on it that nothing runs on."""
@@ -374,7 +378,10 @@ class Agent:
 
     def told(self, run: Run, entry: Any) -> None:
         """Send a message of a task."""
-        payload, nbytes = (entry.payload, entry.nbytes) if type(entry) is Packed else (entry, len(entry))
+        payload: Any = entry
+        nbytes = len(entry)
+        if type(entry) is Packed:
+            payload, nbytes = entry.payload, entry.nbytes
         buffers: list[Any] = []
         if type(payload) is Received:
             payload, buffers = bytes(payload.pickle), payload.buffers()
@@ -406,12 +413,15 @@ class Agent:
         pause = min(LOOK, self._lease / 10)
         while not self._is_over.wait(pause):
             now, tenant = monotonic(), self._tenant
-            if tenant is not None and tenant.is_over(now):
-                break
-            if self._channel is not None:
-                stamp = self._ask_first(now) if tenant is None else tenant.ask(now)
-                if stamp is not None:
+            if tenant is not None:
+                if tenant.is_over(now):
+                    break
+                if (stamp := tenant.ask(now)) is not None:
                     self._post((messages.ASK, stamp))
+            elif self._asked is None:  # nobody has connected
+                self._page.until = now + self._lease
+            elif now >= self._asked + self._lease:
+                self._ask_first()
             with self._lock:
                 runs = list(self._runs.values())
             for run in runs:
@@ -419,11 +429,11 @@ class Agent:
                 self._say_progress(run)
         self._end()
 
-    def _ask_first(self, now: float) -> float | None:
-        if now < self._asked + self._lease / 5:
-            return None
-        self._asked = now
-        return now
+    def _ask_first(self) -> None:
+        """Ask, before which the page is moved on: what is answered then is what the template process goes by."""
+        self._asked = now = monotonic()
+        self._page.until = now + self._lease
+        self._post((messages.ASK, now))
 
     def _end(self) -> None:
         """Kill everything, then tell that it is over. On the agent's thread."""
@@ -432,6 +442,7 @@ class Agent:
             self.engine.shutdown(wait=True, cancel_queued=True, kill=True, timeout=None)
         except Exception:
             log.exception("the pool of node %s could not be ended", self._address)
+        os.close(self._lease_fd)
         if self._channel is not None:
             self._channel.abort()
         self._has_ended.set()

@@ -89,7 +89,7 @@ class NodeProvider(Protocol):
             leaving: called with the number of one that is to be sent nothing more, and why.
         """
 
-    def hold(self, number: str, wanted: bool) -> None:  # noqa: FBT001 -- as a flag
+    def hold(self, number: str, wanted: bool) -> None:
         """This node is in use and not to be taken away; or it may be again. From any thread."""
 
     def want(self, nodes: int) -> None:

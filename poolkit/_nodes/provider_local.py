@@ -224,7 +224,7 @@ class LocalProvider:
                 command = [sys.executable, "-c", _CODE, str(theirs.fileno())]
                 path = os.pathsep.join(each for each in sys.path if each)
                 env = {**os.environ, "PYTHONPATH": path}
-                process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL)  # noqa: S603
+                process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL)
         channel = LocalChannel(self._hub, ours)
         self._channels.append(channel)
         self._all.append(process)
@@ -242,7 +242,7 @@ class LocalProvider:
         channel.on_end = lambda _reason: None
         channel.start()
 
-    def hold(self, number: str, wanted: bool) -> None:  # noqa: FBT001 -- as a flag
+    def hold(self, number: str, wanted: bool) -> None:
         """Note it."""
         (self.held.add if wanted else self.held.discard)(number)
 
@@ -274,9 +274,16 @@ def serve(fd: int) -> None:
     first: deque[bytes] = deque()
     came = threading.Event()
     over = threading.Event()
-    channel.on_message = lambda head, _parts: (first.append(head), came.set())
-    channel.on_end = lambda _reason: (over.set(), came.set())
-    channel.take = lambda: None
+
+    def take_in(head: bytes, _parts: list[Any]) -> None:
+        first.append(head)
+        came.set()
+
+    def end(_reason: str) -> None:
+        over.set()
+        came.set()
+
+    channel.on_message, channel.on_end, channel.take = take_in, end, lambda: None
     channel.start()
     came.wait()
     if first:

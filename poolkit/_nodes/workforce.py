@@ -10,8 +10,8 @@ emptiest node with room, and is ready at once, as that pool is warm; where no no
 Guarantees: a task is taken back or written to the channel, never both (each has one `claim`, which one of them gets);
 from then on it counts as begun. Nothing of it is told as lost before its run has certainly ended: a second (`AFTER`)
 after its channel ended, or when the lease of a silent node is over (`lease.py`). So no two runs of a task overlap.
-Guarded by: the pool's lock: `_nodes`, `_slots`, `_waiting`, each node's slots. By the provider's thread: `begun`, `done`
-and `progress` of a slot, which are single stores that others only look at. `outbox` is appended to under the lock.
+Guarded by: the pool's lock: `_nodes`, `_slots`, `_waiting`, each node's slots; `outbox` is appended to under it.
+By the provider's thread: `begun`, `done` and `progress` of a slot, which are single stores that others only look at.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from poolkit._core.workforce import (
     Status,
 )
 from poolkit._kinds.driven import DrivenWorkforce
-from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
 from poolkit._memory.memory import Memory
 from poolkit._nodes import messages
@@ -163,7 +162,7 @@ class NodeWorkforce(DrivenWorkforce):
         with found:
             fn_bytes, body, manifest = codec.pack_call(fn, args, kwargs, found)
         memories = self._known(found)
-        buffers = [bytearray(buffer.raw()) for buffer in found]
+        buffers: list[Any] = [bytearray(buffer.raw()) for buffer in found]
         if type(body) is not bytes:
             body = b"".join(body)
         if len(body) >= self._threshold:
@@ -241,7 +240,7 @@ class NodeWorkforce(DrivenWorkforce):
             node.memories.update(entry[1] for _, entry, _ in entries if entry[0] == messages.MEMORY)
         if not node.used:
             node.used = True
-            self._provider.hold(node.facts.number, True)  # noqa: FBT003 -- as a flag
+            self._provider.hold(node.facts.number, True)
         node.channel.wake()
 
     def _define(self, node: Node, manifest: Manifest) -> Iterable[Any]:
@@ -442,7 +441,7 @@ class NodeWorkforce(DrivenWorkforce):
         if reports:
             self.post_all(reports)
 
-    def _say(  # noqa: PLR0913, PLR0917 -- one entry of a message
+    def _say(
         self,
         node: Node,
         slot: Slot,
@@ -483,8 +482,8 @@ class NodeWorkforce(DrivenWorkforce):
         if kind == messages.FAILED:
             packed, run_time = rest
             error = codec.load_error(packed)
-            kind = FinishedByCrash if isinstance(error, errors.WorkerCrashed) else Finished
-            return kind(slot.id, task_id, max(slot.since, now - run_time), now, 0, error, False)
+            report = FinishedByCrash if isinstance(error, errors.WorkerCrashed) else Finished
+            return report(slot.id, task_id, max(slot.since, now - run_time), now, 0, error, False)
         ok, body, run_time, rss, _ = rest
         started = max(slot.since, now - run_time)
         if not ok:
@@ -557,7 +556,7 @@ class NodeWorkforce(DrivenWorkforce):
                 reports += [Died(slot.id, error=self._node_lost(node, slot, task)) for slot, task in left]
             elif node.used and now >= node.heard + UNUSED and not node.is_busy():
                 node.used = False
-                self._provider.hold(node.facts.number, False)  # noqa: FBT003 -- as a flag
+                self._provider.hold(node.facts.number, False)
         if self._gone:
             with self._lock:
                 self._forget_memories()
