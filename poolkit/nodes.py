@@ -29,6 +29,7 @@ from poolkit._locks import RLock
 from poolkit._nodes.interfaces import WIRE, AgentSettings, NodeProvider
 from poolkit._nodes.workforce import Node, NodeWorkforce
 from poolkit._wire import inherit
+from poolkit._wire.buffers import Found
 from poolkit._wire.habits import of_process, of_thread
 from poolkit._wire.modules import add_script
 from poolkit._wire.plans import Sent, describe
@@ -331,11 +332,9 @@ def _content(settings: PoolSettings, max_tasks: int | None, max_memory: int | No
     """What the pool of a node is made from. Raises SerializationError."""
     packed = None
     if settings.initializer is not None:
-        data, fds, manifest = inherit.pack_initializer(settings.initializer, settings.initargs)
-        for fd in fds:
-            os.close(fd)
-        if fds:
-            msg = "initargs have a lock, queue or descriptor of multiprocessing in them, which stays on its machine"
+        data, _, manifest = inherit.pack_initializer(settings.initializer, settings.initargs, found=(found := Found()))
+        if found.memories:
+            msg = "initargs have shared memory or a descriptor in them, which stay on their machine"
             raise SerializationError(msg)
         payload, regions = Sent().lacking(manifest) if manifest is not None else (None, [])
         packed = data, payload, [(region.id, bytes(region.mapping())) for region in regions]

@@ -6,6 +6,7 @@ collects go to each worker when it is started, where `arrived` keeps them for th
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from poolkit._wire.pickles import BY_VALUE, Needs, pickler_of
 from poolkit.errors import SerializationError
 
 if TYPE_CHECKING:
+    from poolkit._wire.buffers import Found
     from poolkit._wire.plans import Manifest
 
 _arrived: list[int] = []  # owner: the worker's main thread, at boot
@@ -45,10 +47,13 @@ class _Spawning:
         return _Inherited(fd)
 
 
-def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[bytes, list[int], Manifest | None]:
+def pack_initializer(
+    fn: Callable[..., object], args: tuple[Any, ...], *, found: Found | None = None
+) -> tuple[bytes, list[int], Manifest | None]:
     """Return the initializer and its arguments as a pickle, its descriptors, and what it needs of the script.
 
     The descriptors are the caller's to close. Connections and the like go as multiprocessing reduces them.
+    With `found` it is for another machine: multiprocessing refuses, and shared memory is noted there.
 
     Raises:
         SerializationError: they cannot be pickled.
@@ -60,11 +65,13 @@ def pack_initializer(fn: Callable[..., object], args: tuple[Any, ...]) -> tuple[
 
     before = context.get_spawning_popen()
     stand_in = _Spawning()
-    context.set_spawning_popen(stand_in)  # type: ignore[arg-type]
+    if found is None:
+        context.set_spawning_popen(stand_in)  # type: ignore[arg-type]
     buffer, needs = io.BytesIO(), Needs()
     look()
     try:
-        pickler_of(cloudpickle_module().Pickler)(buffer, None, needs).dump((fn, args))
+        with contextlib.nullcontext() if found is None else found:
+            pickler_of(cloudpickle_module().Pickler)(buffer, None, needs).dump((fn, args))
         names = needs.now | needs.later
         manifest = manifest_for(None, names) if names else None
     except BaseException as exc:

@@ -1,0 +1,75 @@
+"""What tasks on nodes do in these tests, and the journal in which they say when they begin and end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import defaultdict
+from pathlib import Path
+
+
+def write(path: str, *words: object) -> None:
+    """Add one line to a file that many processes write to; whole, whatever happens to the writer."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, (" ".join(map(str, words)) + "\n").encode())
+    os.close(fd)
+
+
+def journalled(path: str, number: int, seconds: float = 0.0) -> int:
+    """Write when it begins, lives on and ends."""
+    until = time.monotonic() + seconds
+    write(path, "begin", number, time.monotonic())
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 0.02))  # noqa: TID251 -- what the task takes
+        write(path, "alive", number, time.monotonic())
+    write(path, "end", number, time.monotonic())
+    return number
+
+
+def name_of_process() -> int:
+    """The process that runs this."""
+    return os.getpid()
+
+
+def die() -> None:
+    """End this process by a signal."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def raise_in_initializer() -> None:
+    """An initializer that fails."""
+    msg = "no such thing here"
+    raise LookupError(msg)
+
+
+class Journal:
+    """What tasks have written to a file."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = str(path)
+
+    def lines(self) -> list[list[str]]:
+        """All lines, in words."""
+        try:
+            return [line.split() for line in Path(self.path).read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+
+    def begun(self) -> dict[int, int]:
+        """How often each task has begun."""
+        counts: dict[int, int] = defaultdict(int)
+        for kind, number, _ in self.lines():
+            counts[int(number)] += kind == "begin"
+        return counts
+
+    def runs(self, number: int) -> list[tuple[float, float]]:
+        """When each run of a task began, and when it gave its last sign of life."""
+        found: list[tuple[float, float]] = []
+        for kind, of, at in self.lines():
+            if int(of) == number:
+                if kind == "begin":
+                    found.append((float(at), float(at)))
+                else:
+                    found[-1] = found[-1][0], float(at)
+        return found
