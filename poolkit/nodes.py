@@ -130,6 +130,7 @@ class NodePool(Pool):
         workers_per_node: int | None = None,
         max_workers: int | None = None,
         min_nodes: int = 1,
+        max_nodes: int | None = None,
         node_timeout: float = 60.0,
         lease: float = 30.0,
         by_value: Sequence[str | ModuleType] = (),
@@ -166,7 +167,10 @@ class NodePool(Pool):
             idle_timeout=None,
         )
         limits.max_tasks_per_child = limits.max_memory_per_child = None  # the nodes see to those
-        checks.seconds("idle_timeout", idle_timeout)
+        most, idle = checks.whole_or_none("max_nodes", max_nodes), checks.seconds("idle_timeout", idle_timeout)
+        if most is not None and most < min_nodes:
+            msg = f"max_nodes must be at least min_nodes ({min_nodes}), was {most}"
+            raise ValueError(msg)
         node_timeout, lease = (
             checks.seconds(*each) or 86400.0 for each in (("node_timeout", node_timeout), ("lease", lease))
         )
