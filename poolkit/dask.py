@@ -68,9 +68,17 @@ class DaskPool(NodePool):
             node_timeout: seconds that work may be queued while no node is there at all.
             lease: seconds after which a node that cannot reach this process stops its work.
             by_value: modules that the nodes do not have: what is used of them is sent along.
-            initializer, initargs, preload, env, max_tasks_per_child, max_memory_per_child, shm_threshold: as of `Pool`,
-                for the pool of each node.
-            name, timeout, retries, max_queue: as of `Pool`.
+            initializer: as of `Pool`, and so are those below, for the pool of each node.
+            initargs: its arguments.
+            preload: names of modules that each node imports once, before its workers fork.
+            env: environment variables for the workers.
+            max_tasks_per_child: a worker is replaced after so many tasks.
+            max_memory_per_child: a worker is replaced when it uses more bytes of memory after a task.
+            shm_threshold: buffers of so many bytes travel beside the calls, and in a node's shared memory.
+            name: for logs and errors.
+            timeout: seconds that a task may run by default, on its node.
+            retries: how often a task runs again by default when its worker crashed, or its node was lost.
+            max_queue: how many tasks may wait.
             idle_timeout: with `max_nodes`, seconds after which idle nodes are given back; None: 10.
 
         Raises:

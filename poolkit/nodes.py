@@ -98,6 +98,10 @@ class NodesEngine(Supervisor):
             found, nodes=nodes, network_bytes_sent=sent, network_bytes_received=received, network_messages=messages
         )
 
+    def unsettled(self) -> int:
+        """How many tasks were accepted and are not settled."""
+        return self._scheduler.unsettled + len(self._posted_tasks)
+
     def workers(self) -> list[WorkerInfo]:
         """The workers, with their nodes."""
         return [dataclasses.replace(info, node=self.workforce.node_of(info.id)) for info in super().workers()]
@@ -200,9 +204,14 @@ class NodePool(Pool):
         workforce.post_all, workforce.leave = engine.post_all, engine.leave
         workforce.log_now = engine.records.add
         workforce.changed = self._node_changed
-        workforce.nodeless = lambda since: engine.nodeless(since, self._why_refused())
+        workforce.looked = self._look
+        self._provider, self._most, self._least = provider, most, min_nodes
+        self._idle = 10.0 if idle is None else idle
+        self._wanted, self._wanted_since = min_nodes, engine.clock()
         try:
             provider.begin(settings, workforce.joined, self._node_refused, workforce.leaving)
+            if most is not None:
+                provider.want(min_nodes)
             self._wait_for_nodes(min_nodes, node_timeout)
         except BaseException:
             self.shutdown(kill=True)
@@ -243,12 +252,32 @@ class NodePool(Pool):
             self._supervisor.resize(places)
         if reason:
             log.info("pool %s: node %s has left: %s", self.name, facts.address, reason)
-            event: Any = NodeLeft(facts.address, facts.host, reason if reason in {"retired", "idle"} else "lost")
+            why = reason if reason == "retired" else "lost"
+            if why == "retired" and self._most is not None and len(self._nodes.nodes()) >= self._wanted:
+                why = "idle"  # as it was given back
+            event: Any = NodeLeft(facts.address, facts.host, why)
         else:
             event = NodeJoined(facts.address, facts.host)
         self._tell("node_left" if reason else "node_joined", event)
         with self._changed:
             self._changed.notify_all()
+
+    def _look(self) -> None:
+        """Fail what no node has come for, and ask for nodes, or give some back. On the supervisor thread."""
+        engine, now = self._engine, self._engine.clock()
+        if (since := self._nodes.nodeless_since) is not None:
+            engine.nodeless(since, self._why_refused())
+        if self._most is None or not engine.is_open():
+            return
+        nodes = self._nodes.nodes()
+        of_one = max(1, sum(node.facts.workers for node in nodes) // max(1, len(nodes)))
+        needed = min(self._most, max(self._least, -(-engine.unsettled() // of_one)))
+        if needed < self._wanted and now < self._wanted_since + self._idle:
+            return
+        if needed != self._wanted:
+            self._wanted = needed
+            self._provider.want(needed)
+        self._wanted_since = now
 
     def _node_refused(self, address: str, there: str) -> None:
         here = f"Python {_python()}, wire {WIRE}"

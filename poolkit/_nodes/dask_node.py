@@ -21,6 +21,7 @@ import asyncio
 import importlib
 import platform
 import socket
+import sys
 import threading
 from typing import Any
 
@@ -28,7 +29,6 @@ import distributed
 from distributed.core import Status
 from distributed.diagnostics.plugin import WorkerPlugin
 
-import poolkit
 from poolkit._clock import monotonic
 from poolkit._kinds.loggers import log
 from poolkit._nodes.dask_comm import CommChannel, first_of
@@ -239,7 +239,7 @@ def versions() -> dict[str, str]:
     """The versions here, for people to read."""
     return {
         "python": platform.python_version(),
-        "poolkit": poolkit.__version__,
+        "poolkit": sys.modules["poolkit"].__version__,
         "wire": str(WIRE),
         "distributed": distributed.__version__,
     }

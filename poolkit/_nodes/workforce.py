@@ -55,6 +55,7 @@ from poolkit.incoming import Packed
 from poolkit.task import Progress
 
 MOST_ENTRIES = 256  # of one message
+LOOK = 0.5  # seconds between two looks at the nodes
 UNUSED = 0.5  # seconds after which a node that runs nothing may be taken away
 _REASONS = {
     "closed": "its connection was closed: its process has died, or was restarted",
@@ -115,7 +116,7 @@ class NodeWorkforce(DrivenWorkforce):
 
     Attributes:
         changed: called, on any thread and without locks, when there are more nodes, or fewer.
-        nodeless: called on the supervisor thread, now and then while no node is up, with the time since when.
+        looked: called on the supervisor thread now and then.
         post_all, leave, running, log_now: of the engine: reports to be taken in; one to be taken in soon; the task that
             a slot runs; records to be logged.
     """
@@ -129,7 +130,7 @@ class NodeWorkforce(DrivenWorkforce):
     running: Callable[[int, int], AnyTask | None]
     log_now: Callable[[deque[Logged]], object]
     changed: Callable[[Node, str], object]
-    nodeless: Callable[[float], object]
+    looked: Callable[[], object]
 
     def __init__(self, lock: RLock, provider: NodeProvider, *, lease: float, shm_threshold: float) -> None:
         self._lock = lock
@@ -147,6 +148,7 @@ class NodeWorkforce(DrivenWorkforce):
         self.nodeless_since: float | None = monotonic()  # None while one is up
         self._wakeup = allocate_lock()  # free: somebody has woken us
         self._look_at = math.inf  # when to look at the leases; owner: the supervisor thread
+        self._scale_at = 0.0
         self._is_closed = False
         self.network = [0, 0, 0]  # bytes sent and received, messages
         self._items = [0, 0]
@@ -533,9 +535,7 @@ class NodeWorkforce(DrivenWorkforce):
         now = monotonic()
         nodes = list(self._nodes.values())
         self._look_at = min(
-            [now + min(1.0, self._lease / 10)] * bool(nodes or self.nodeless_since is not None)
-            + [node.dead_at for node in nodes if node.state == "lost"],
-            default=math.inf,
+            [now + min(LOOK, self._lease / 10), *(node.dead_at for node in nodes if node.state == "lost")]
         )
         return self._wakeup.acquire(timeout=max(0.0, min(timeout, self._look_at - now))) or self._look_at <= monotonic()
 
@@ -562,8 +562,9 @@ class NodeWorkforce(DrivenWorkforce):
                 self._forget_memories()
         while self._left:
             self.changed(*self._left.popleft())
-        if (since := self.nodeless_since) is not None:
-            self.nodeless(since)
+        if now >= self._scale_at:
+            self._scale_at = now + LOOK
+            self.looked()
         return reports
 
     @staticmethod
