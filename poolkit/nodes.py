@@ -7,6 +7,7 @@ Owner: whoever made the pool ends it, by `with` or `shutdown`. Every method is t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -22,6 +23,7 @@ from typing import Any, NoReturn, TypeVar
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._core.stats import PoolStats, WorkerInfo
+from poolkit._core.workforce import BUSY, IDLE
 from poolkit._engine.supervisor import Supervisor
 from poolkit._kinds.loggers import log, log_levels
 from poolkit._kinds.settings import PoolSettings, check_limits
@@ -34,7 +36,7 @@ from poolkit._wire.habits import of_process, of_thread
 from poolkit._wire.modules import add_script
 from poolkit._wire.plans import Sent, describe
 from poolkit.broadcast import Shared, broadcast
-from poolkit.errors import NoNodes, SerializationError, VersionMismatch
+from poolkit.errors import InitializerFailed, NoNodes, PoolClosed, SerializationError, VersionMismatch
 from poolkit.pool import Pool
 
 T = TypeVar("T")
@@ -97,6 +99,17 @@ class NodesEngine(Supervisor):
         return dataclasses.replace(
             found, nodes=nodes, network_bytes_sent=sent, network_bytes_received=received, network_messages=messages
         )
+
+    def dismiss(self, worker_ids: Sequence[int]) -> None:
+        """Have these be sent nothing more, and leave when they have nothing to do."""
+
+        def step(now: float) -> None:
+            roster = self._scheduler.roster
+            for worker in filter(None, map(roster.workers.get, worker_ids)):
+                if worker.state in {IDLE, BUSY}:
+                    roster.leave(worker, "shrunk", now)
+
+        self._decide(step)
 
     def unsettled(self) -> int:
         """How many tasks were accepted and are not settled."""
@@ -204,7 +217,7 @@ class NodePool(Pool):
         workforce.post_all, workforce.leave = engine.post_all, engine.leave
         workforce.log_now = engine.records.add
         workforce.changed = self._node_changed
-        workforce.looked = self._look
+        workforce.looked, workforce.resized, workforce.dismiss = self._look, self._resized, engine.dismiss
         self._provider, self._most, self._least = provider, most, min_nodes
         self._idle = 10.0 if idle is None else idle
         self._wanted, self._wanted_since = min_nodes, engine.clock()
@@ -244,12 +257,17 @@ class NodePool(Pool):
             for node in self._nodes.nodes()
         ]
 
+    def _resized(self) -> None:
+        """There are more places, or fewer."""
+        if self._size is None and self._engine.is_open():
+            self._max_workers = max(1, self._nodes.places())
+            places = max(1, self._nodes.places(spare=True))
+            with contextlib.suppress(PoolClosed, InitializerFailed):
+                self._supervisor.resize(places)
+
     def _node_changed(self, node: Node, reason: str) -> None:
         facts = node.facts
-        places = max(1, self._nodes.places())
-        if self._size is None and places != self._max_workers and self._supervisor.is_open():
-            self._max_workers = places
-            self._supervisor.resize(places)
+        self._resized()
         if reason:
             log.info("pool %s: node %s has left: %s", self.name, facts.address, reason)
             why = reason if reason == "retired" else "lost"

@@ -52,6 +52,41 @@ class Hiring(enum.IntEnum):
     NONE = 2
 
 
+class IdleSlots(dict[Worker, None]):
+    """Idle workers, of which the spare ones are the last to be taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare: dict[Worker, None] = {}
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self.spare)
+
+    def __iter__(self) -> Iterator[Worker]:
+        return itertools.chain(self.spare, super().__iter__())
+
+    def __setitem__(self, worker: Worker, value: None) -> None:
+        if worker.is_spare:
+            self.spare[worker] = value
+        else:
+            super().__setitem__(worker, value)
+
+    def __delitem__(self, worker: Worker) -> None:
+        if worker.is_spare:
+            del self.spare[worker]
+        else:
+            super().__delitem__(worker)
+
+    def popitem(self) -> tuple[Worker, None]:
+        """Take the warmest that is not spare; else the warmest that is."""
+        return super().popitem() if super().__len__() else self.spare.popitem()
+
+    def clear(self) -> None:
+        """Take all out."""
+        super().clear()
+        self.spare.clear()
+
+
 class Roster:
     """The workers of one pool. Not thread-safe: the pool's lock guards it."""
 
@@ -61,7 +96,8 @@ class Roster:
         self.timers = timers
         self.rng = rng
         self.workers: dict[int, Worker] = {}
-        self.idle: dict[Worker, None] = {}  # a stack: the worker that was busy last is the warmest
+        # A stack: the worker that was busy last is the warmest.
+        self.idle: dict[Worker, None] = IdleSlots() if workforce.keeps_limits else {}
         self._to_replace: dict[Worker, None] = {}  # leaving, not `replaced`: they wait for that, or are stopping
         self.size = limits.max_workers
         self.wanted = 0  # how many demand has called for; deaths are made good up to here
@@ -424,7 +460,8 @@ class Roster:
         self.programs = sum(worker.is_program and worker.lender is None and worker.counted for worker in workers)
         idle = sorted((each for each in workers if each.state is IDLE), key=lambda each: each.idle_since)
         self.idle.clear()
-        self.idle.update(dict.fromkeys(idle))
+        for each in idle:
+            self.idle[each] = None
         self._to_replace = {each: None for each in workers if each.leave is not None and not each.replaced}
         for worker in workers:
             if worker.state is STARTING:

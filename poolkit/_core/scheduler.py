@@ -463,6 +463,7 @@ class Scheduler:
         elif isinstance(report, Ready):
             if worker.state is STARTING:
                 self._outcomes.tell(WorkerStarted(worker.id, report.pid))
+                worker.is_spare = report.is_spare
                 self.roster.ready(worker, report.pid, now)
                 if self._outcomes.recorder is not None:
                     self._outcomes.recorder((now, worker.id, "started", report.pid))

@@ -176,6 +176,7 @@ class Worker:
         self.id = worker_id
         self.workforce = workforce  # that it is of
         self.is_program = False
+        self.is_spare = False  # see `Ready`
         self.lender: Worker | None = None  # whose place a program has
         self.state = STARTING
         self.sent: deque[AnyTask] = deque()  # sent, no outcome yet; those it has claimed first
@@ -218,6 +219,7 @@ class Ready:
 
     worker_id: int
     pid: int | None
+    is_spare: bool = False  # it is to be given something only where no other is idle
 
 
 class BootFailed:

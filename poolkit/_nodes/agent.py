@@ -47,6 +47,7 @@ from poolkit.incoming import Packed
 from poolkit.outcome import Outcome
 from poolkit.task import Task
 
+_PLAIN = CallOptions()
 LOOK = 0.25  # seconds between two looks at the progress of what runs
 MOST_ENTRIES = 256  # of one message
 
@@ -285,9 +286,12 @@ class Agent:
 
     def _run(self, entry: tuple[Any, ...], buffers: list[Any]) -> Run | None:
         """Make a task of an order; None where it fails at once."""
-        _, slot, task_id, attempt, name, timeout, memory_limit, announces, fn, body, number, ids, _ = entry
+        _, slot, task_id, attempt, name, timeout, memory_limit, priority, announces, fn, body, number, ids, _ = entry
         nbytes = len(body) + sum(map(len, buffers))
-        run = Run(self, slot, name, None, CallOptions().changed(timeout=timeout, memory_limit=memory_limit), nbytes)
+        options = _PLAIN
+        if timeout is not None or memory_limit is not None or priority:
+            options = options.changed(timeout=timeout, memory_limit=memory_limit, priority=priority)
+        run = Run(self, slot, name, None, options, nbytes)
         run.id, run.attempts, run.announces = task_id, attempt - 1, announces
         if buffers or ids:
             if not body:

@@ -3,8 +3,8 @@
 One message has all that had to be said by then. A name or function that stands in it several times is stored once.
 What an entry has of buffers is told by a count, its last field; they stand beside the head in the order of the entries.
 
-    to the node     RUN        slot, task, attempt, name, timeout, memory_limit, announces, function, body, manifest,
-                               numbers of memories, count of buffers
+    to the node     RUN        slot, task, attempt, name, timeout, memory_limit, priority, announces, function, body,
+                               manifest, numbers of memories, count of buffers
                     DEFINE     what a manifest has that the node lacks, numbers of the memories in it
                     MEMORY     number, 1: shared memory, as it is here, in one buffer
                     FORGET     number: that memory is gone here

@@ -56,6 +56,8 @@ from poolkit.task import Progress
 
 MOST_ENTRIES = 256  # of one message
 LOOK = 0.5  # seconds between two looks at the nodes
+SHORT = 0.02  # seconds; only where tasks run for less, some are sent ahead
+FEWEST_SAMPLES = 16  # tasks of a node before some are sent ahead
 UNUSED = 0.5  # seconds after which a node that runs nothing may be taken away
 _REASONS = {
     "closed": "its connection was closed: its process has died, or was restarted",
@@ -68,7 +70,19 @@ _REASONS = {
 class Slot:
     """What stands for one worker of a node's pool."""
 
-    __slots__ = ("begun", "claim", "done", "id", "is_closed", "node", "progress", "since", "task")
+    __slots__ = (
+        "begun",
+        "claim",
+        "done",
+        "id",
+        "is_alone",
+        "is_closed",
+        "is_spare",
+        "node",
+        "progress",
+        "since",
+        "task",
+    )
 
     def __init__(self, slot_id: int) -> None:
         self.id = slot_id
@@ -79,6 +93,8 @@ class Slot:
         self.since = 0.0
         self.progress: tuple[int, Progress] | None = None
         self.is_closed = False  # nothing is written for it any more
+        self.is_spare = False  # its node has no worker for it, but will have soon
+        self.is_alone = False  # its task was sent when its node had a worker for it
 
 
 class Node:
@@ -98,14 +114,38 @@ class Node:
         self.heard = monotonic()
         self.tasks_done = 0
         self.used = False  # it is held, as far as its provider goes
+        self.plain = self.spare = 0  # how many of its slots are
+        self.extra = 0  # spare slots for each worker
+        self.running = 0  # tasks that were written, and not answered for
+        self.way = self.mean = 0.0  # seconds: on the way there and back; that a task runs
+        self.samples = 0
 
     def is_busy(self) -> bool:
         """Whether it runs something."""
         return any(slot.task is not None for slot in list(self.slots.values()))
 
-    def has_room(self) -> bool:
-        """Whether one more slot may be placed on it."""
-        return self.state == "up" and len(self.slots) < self.facts.workers
+    def room(self, *, spare: bool) -> int:
+        """How many more slots of this kind may be placed on it."""
+        if self.state != "up":
+            return 0
+        return self.facts.workers * self.extra - self.spare if spare else self.facts.workers - self.plain
+
+    def ran(self, slot: Slot, seconds: float, now: float) -> bool:
+        """A task ran for so long; return True if another count of spare slots would be better."""
+        self.running -= 1
+        self.samples += 1
+        self.mean += (seconds - self.mean) / min(self.samples, 16)
+        if slot.is_alone:
+            self.way += (max(0.0, now - slot.since - seconds) - self.way) / min(self.samples, 16)
+        if self.samples < FEWEST_SAMPLES:
+            return False
+        wanted = 0
+        if self.mean <= SHORT:
+            wanted = 1 << min(6, math.ceil(math.log2(max(1.0, self.way / max(self.mean, 1e-6)))))
+        if wanted == self.extra or (self.extra // 4 < wanted <= self.extra * 2 and wanted):
+            return False
+        self.extra = wanted
+        return True
 
     def __repr__(self) -> str:
         return f"{self.facts.address} (pid {self.facts.pid} on {self.facts.host})"
@@ -117,6 +157,8 @@ class NodeWorkforce(DrivenWorkforce):
     Attributes:
         changed: called, on any thread and without locks, when there are more nodes, or fewer.
         looked: called on the supervisor thread now and then.
+        resized: called when there are more places, or fewer.
+        dismiss: of the engine: slots that are to be sent nothing more, and to go when they have nothing to do.
         post_all, leave, running, log_now: of the engine: reports to be taken in; one to be taken in soon; the task that
             a slot runs; records to be logged.
     """
@@ -131,6 +173,8 @@ class NodeWorkforce(DrivenWorkforce):
     log_now: Callable[[deque[Logged]], object]
     changed: Callable[[Node, str], object]
     looked: Callable[[], object]
+    resized: Callable[[], object]
+    dismiss: Callable[[Sequence[int]], object]
 
     def __init__(self, lock: RLock, provider: NodeProvider, *, lease: float, shm_threshold: float) -> None:
         self._lock = lock
@@ -149,6 +193,7 @@ class NodeWorkforce(DrivenWorkforce):
         self._wakeup = allocate_lock()  # free: somebody has woken us
         self._look_at = math.inf  # when to look at the leases; owner: the supervisor thread
         self._scale_at = 0.0
+        self._is_uneven = False  # owner: the provider's thread
         self._is_closed = False
         self.network = [0, 0, 0]  # bytes sent and received, messages
         self._items = [0, 0]
@@ -204,14 +249,19 @@ class NodeWorkforce(DrivenWorkforce):
 
     def _place(self) -> None:
         while self._waiting:
-            rooms = [node for node in self._nodes.values() if node.has_room()]
-            if not rooms:
+            for is_spare in (False, True):
+                rooms = [node for node in self._nodes.values() if node.room(spare=is_spare) > 0]
+                if rooms:
+                    break
+            else:
                 return
             node = min(rooms, key=lambda node: len(node.slots) / node.facts.workers)
             slot = self._waiting.pop(next(iter(self._waiting)))
-            slot.node = node
+            slot.node, slot.is_spare = node, is_spare
             node.slots[slot.id] = slot
-            self.leave(Ready(slot.id, None))
+            node.spare += is_spare
+            node.plain += not is_spare
+            self.leave(Ready(slot.id, None, is_spare))
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
         """Put a call into the outbox of the slot's node, behind what the node lacks for it."""
@@ -229,7 +279,7 @@ class NodeWorkforce(DrivenWorkforce):
                     entries += self._define(node, manifest)
             entries += self._lacking(node, memories)
             options = task.options
-            limits = options.timeout, options.memory_limit
+            limits = options.timeout, options.memory_limit, options.priority
             ids = tuple(memory.id for memory in memories)
             order = (messages.RUN, slot.id, task.id, task.attempt, task.name, *limits, announce)
             entries.append((slot, (*order, fn, body, number, ids, len(buffers)), buffers))
@@ -330,7 +380,9 @@ class NodeWorkforce(DrivenWorkforce):
         if slot is None or slot.node is None:
             return
         node = slot.node
-        node.slots.pop(worker_id, None)
+        if node.slots.pop(worker_id, None) is not None:
+            node.spare -= slot.is_spare
+            node.plain -= not slot.is_spare
         if not node.slots:
             self._let_go_if_over(node)
         self._place()
@@ -372,12 +424,10 @@ class NodeWorkforce(DrivenWorkforce):
                 return
             node.state, node.reason = "leaving", reason
             self._count_nodes()
-            ends = [slot for slot in node.slots.values() if slot.task is None]
-            for slot in ends:
-                slot.is_closed = True
-            if not node.slots:
+            slots = list(node.slots)
+            if not slots:
                 self._let_go_if_over(node)
-        self.post_all([Died(slot.id) for slot in ends])
+        self.dismiss(slots)
 
     def _count_nodes(self) -> None:
         if self.nodeless_since is None and all(node.state != "up" for node in self._nodes.values()):
@@ -400,6 +450,8 @@ class NodeWorkforce(DrivenWorkforce):
                     slot.claim.pop()
                 except IndexError:  # it was taken back
                     continue
+                slot.is_alone = node.running < node.facts.workers
+                node.running += 1
                 slot.since = monotonic()
                 slot.begun = entry[2]
             entries.append(entry)
@@ -412,7 +464,7 @@ class NodeWorkforce(DrivenWorkforce):
         self.network[2] += 1
         return head, parts
 
-    def _came(self, node: Node, head: bytes, parts: list[Any]) -> None:
+    def _came(self, node: Node, head: bytes, parts: list[Any]) -> None:  # noqa: C901 -- one branch for each
         """Take in what a node says."""
         now = node.heard = monotonic()
         self.network[1] += len(head) + sum(map(len, parts))
@@ -442,6 +494,16 @@ class NodeWorkforce(DrivenWorkforce):
             self.log_now(logged)
         if reports:
             self.post_all(reports)
+        if self._is_uneven:
+            self._is_uneven = False
+            self._even_out(node)
+
+    def _even_out(self, node: Node) -> None:
+        """The node is to have another count of spare slots."""
+        with self._lock:
+            spare = [slot.id for slot in node.slots.values() if slot.is_spare]
+        self.dismiss(spare[max(0, node.extra * node.facts.workers) :])
+        self.resized()
 
     def _say(
         self,
@@ -472,10 +534,11 @@ class NodeWorkforce(DrivenWorkforce):
         else:
             node.tasks_done += 1
             slot.done, slot.task = task_id, None
+            if kind == messages.DONE:
+                self._is_uneven |= node.ran(slot, rest[2], now)
+            else:
+                node.running -= 1
             reports.append(self._outcome(kind, slot, task_id, rest, buffers, now))
-            if node.state == "leaving":
-                slot.is_closed = True
-                reports.append(Died(slot_id))
 
     @staticmethod
     def _outcome(kind: int, slot: Slot, task_id: int, rest: list[Any], buffers: list[Any], now: float) -> Report:
@@ -581,7 +644,7 @@ class NodeWorkforce(DrivenWorkforce):
             node=node.facts.address,
             host=node.facts.host,
             reason=node.reason,
-            begun=True if slot.begun else None,
+            begun=None if slot.is_spare or node.extra else True,
             worker_id=slot.id,
         )
 
@@ -609,10 +672,11 @@ class NodeWorkforce(DrivenWorkforce):
         with self._lock:
             return list(self._nodes.values())
 
-    def places(self) -> int:
-        """How many workers the nodes have that take work."""
+    def places(self, *, spare: bool = False) -> int:
+        """How many workers the nodes have that take work; with the spare slots, how many tasks they may be sent."""
         with self._lock:
-            return sum(node.facts.workers for node in self._nodes.values() if node.state == "up")
+            nodes = [node for node in self._nodes.values() if node.state == "up"]
+            return sum(node.facts.workers * (1 + node.extra * spare) for node in nodes)
 
     def node_of(self, worker_id: int | None) -> str | None:
         """The address of the node that a slot is on."""
