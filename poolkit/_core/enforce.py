@@ -76,6 +76,14 @@ class Enforcer:
         if running:
             self._doom(worker, KillReason(task, "cancelled"), now)
 
+    def withdraw(self, task: AnyTask) -> bool:
+        """Cancel a task that has not begun, and leave alone one that has: false."""
+        self._recall(task)
+        if not self.outcomes.withdraw(task):
+            return False
+        self.outcomes.settle(task, CANCELLED)
+        return True
+
     def end(self, task: AnyTask, grace: float, outcome: Outcome, now: float) -> None:
         """Have a stream end by itself, as `outcome`; after `grace` seconds its worker is killed."""
         worker = self._recall(task)

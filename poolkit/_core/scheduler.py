@@ -48,6 +48,7 @@ from poolkit._core.workforce import (
     Ready,
     Recorder,
     Report,
+    Returned,
     TaskStarted,
     Worker,
     WorkerExited,
@@ -251,6 +252,15 @@ class Scheduler:
         self._enforcer.cancel(task, now)
         self._advance(now)
         return True
+
+    def withdraw(self, task: AnyTask, now: float) -> bool:
+        """Cancel a task, but not one that has begun: false."""
+        if task.phase is SETTLED:
+            return False
+        self.is_changing = True
+        withdrawn = self._enforcer.withdraw(task)
+        self._advance(now)
+        return withdrawn
 
     def credit(self, task: AnyTask, taken: int, now: float) -> None:
         """So many items of a stream were taken, in all."""
@@ -456,7 +466,7 @@ class Scheduler:
         ):
             self._advance(now)
 
-    def _handle(self, worker: Worker, report: Report, now: float) -> None:  # noqa: C901 -- one branch for each
+    def _handle(self, worker: Worker, report: Report, now: float) -> None:  # noqa: C901, PLR0912 -- one branch for each
         if isinstance(report, Drained):
             worker.draining = False
             self._dispatcher.go_on(worker, now)
@@ -476,6 +486,10 @@ class Scheduler:
             if asking is not None and asking.id == report.task_id:
                 asking.open_exchange().asked = asking.attempt
                 self.mail(asking)
+        elif isinstance(report, Returned):
+            if worker.state is BUSY and worker.sent and worker.sent[0].id == report.task_id:
+                self._dispatcher.take_back(worker, 1)
+                self._dispatcher.go_on(worker, now)
         elif isinstance(report, BootFailed):
             self._boot_failed(report, now)
         elif isinstance(report, Died):

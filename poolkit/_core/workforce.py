@@ -311,6 +311,14 @@ class Drained:
 
 
 @record(frozen=True)
+class Returned:
+    """A worker has begun nothing of the one task that it was sent, and gives it back."""
+
+    worker_id: int
+    task_id: int
+
+
+@record(frozen=True)
 class Died:
     """A worker is gone: it crashed, was killed, left, or (a thread that would not stop) was abandoned."""
 
@@ -328,7 +336,7 @@ class Died:
     error: BaseException | None = None
 
 
-Report = Ready | BootFailed | Begun | Asked | Finished | Progressed | Logged | Drained | Died
+Report = Ready | BootFailed | Begun | Asked | Finished | Progressed | Logged | Drained | Returned | Died
 
 
 # ===== events: what users may listen to =====

@@ -48,6 +48,7 @@ from poolkit.outcome import Outcome
 from poolkit.task import Task
 
 _PLAIN = CallOptions()
+PATIENCE = 0.02  # seconds that a task may wait for a worker of the node, before it is given back
 LOOK = 0.25  # seconds between two looks at the progress of what runs
 MOST_ENTRIES = 256  # of one message
 
@@ -61,6 +62,8 @@ class Run(Task[Any]):
         self.slot = slot
         self.announces = False
         self.is_to_stop = False
+        self.came = monotonic()
+        self.is_given_back = False
         self.told_progress: object = None
 
     def publish(self, outcome: Outcome) -> None:
@@ -133,6 +136,15 @@ class NodeEngine(Supervisor):
 
         if self._thread is None:
             self._start_thread()
+        self._decide(step)
+
+    def give_back(self, runs: Sequence[Run]) -> None:
+        """Cancel those of these that have not begun."""
+
+        def step(now: float) -> None:
+            for run in runs:
+                run.is_given_back = self._scheduler.withdraw(run, now) or run.is_given_back
+
         self._decide(step)
 
     def warm(self) -> None:
@@ -220,6 +232,8 @@ class Agent:
         self._outbox: deque[tuple[tuple[Any, ...], Sequence[Any]]] = deque()
         self._listens = False
         self._is_over = threading.Event()  # to end
+        self._woken = threading.Event()  # the agent's thread is to look
+        self._is_crowded = False  # there are more tasks than workers; owner: the agent's thread
         self._has_ended = threading.Event()
         self.engine.warm()
         self._thread = threading.Thread(target=self._tend, name=f"poolkit-node-{settings.name}", daemon=True)
@@ -282,6 +296,7 @@ class Agent:
                 self._stop(*entry[1:])
             elif kind == messages.BYE:
                 self._is_over.set()
+                self._woken.set()
         self._begin(runs)
 
     def _run(self, entry: tuple[Any, ...], buffers: list[Any]) -> Run | None:
@@ -314,6 +329,8 @@ class Agent:
         elif runs and not self._is_over.is_set():
             try:
                 self.engine.run(runs)
+                if len(self._runs) > self.facts.workers and not self._is_crowded:
+                    self._woken.set()
             except InitializerFailed as exc:
                 for run in runs:
                     self.ended(run, Outcome.failure(exc))
@@ -347,10 +364,11 @@ class Agent:
         """The connection has ended: whoever made it may count on it that nothing runs on."""
         del reason
         self._is_over.set()
+        self._woken.set()
 
     # ===== what the pool says =====
 
-    def ended(self, run: Run, outcome: Outcome) -> None:
+    def ended(self, run: Run, outcome: Outcome) -> None:  # noqa: C901 -- one way to end after another
         """Send an outcome. Called again with one that was sent, it does nothing."""
         with self._lock:
             if self._runs.get(run.slot) is not run:
@@ -359,6 +377,9 @@ class Agent:
         which = run.slot, run.id
         seconds = run.run_time or 0.0
         payload = outcome.payload
+        if run.is_given_back and outcome.cancelled and not run.is_to_stop:
+            self._post((messages.BACK, *which))
+            return
         if run.is_to_stop or outcome.cancelled:
             stack = payload if type(payload) is str else getattr(payload, "stack", "")
             self._post((messages.CANCELLED, *which, stack))
@@ -413,9 +434,12 @@ class Agent:
     # ===== the agent's thread =====
 
     def _tend(self) -> None:
-        """Ask for the lease and tell of progress, until it is to end."""
-        pause = min(LOOK, self._lease / 10)
-        while not self._is_over.wait(pause):
+        """Ask for the lease, tell of progress, give back what has to wait, until it is to end."""
+        pause, look_at = min(LOOK, self._lease / 10), 0.0
+        while not self._is_over.is_set():
+            self._is_crowded = len(self._runs) > self.facts.workers
+            if self._woken.wait(PATIENCE if self._is_crowded else pause):
+                self._woken.clear()
             now, tenant = monotonic(), self._tenant
             if tenant is not None:
                 if tenant.is_over(now):
@@ -428,9 +452,14 @@ class Agent:
                 self._ask_first()
             with self._lock:
                 runs = list(self._runs.values())
-            for run in runs:
-                self.engine.note_progress(run)
-                self._say_progress(run)
+            late = [run for run in runs if run.came < now - PATIENCE]
+            if len(late) > self.facts.workers:
+                self.engine.give_back(late)
+            if now >= look_at:
+                look_at = now + pause
+                for run in runs:
+                    self.engine.note_progress(run)
+                    self._say_progress(run)
         self._end()
 
     def _ask_first(self) -> None:
@@ -465,6 +494,7 @@ class Agent:
     def close(self) -> None:
         """Kill all work and end the channel. Blocks for a moment. Idempotent."""
         self._is_over.set()
+        self._woken.set()
         self._thread.join()
 
 

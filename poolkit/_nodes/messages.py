@@ -14,6 +14,7 @@ What an entry has of buffers is told by a count, its last field; they stand besi
     to the owner    DONE       slot, task, ok, body, run_time, memory, count of buffers
                     FAILED     slot, task, packed error, run_time: an error of the node's own pool
                     CANCELLED  slot, task, stack: it was stopped as was ordered, or ended so by itself
+                    BACK       slot, task: it had to wait there, has not begun, and never will there
                     BEGUN      slot, task
                     PROGRESS   slot, task, done, total, is_last
                     LOGGED     slot, task, record
@@ -30,7 +31,7 @@ from collections.abc import Iterable
 from typing import Any
 
 RUN, DEFINE, MEMORY, FORGET, KILL, LEASED, BYE = range(7)
-DONE, FAILED, CANCELLED, BEGUN, PROGRESS, LOGGED, TOLD, BROKEN, ASK, LEAVING = range(10)
+DONE, FAILED, CANCELLED, BACK, BEGUN, PROGRESS, LOGGED, TOLD, BROKEN, ASK, LEAVING = range(11)
 
 MOST_BYTES = 4 << 20  # of buffers in one message; the next entry goes into the next
 

@@ -38,6 +38,7 @@ from poolkit._core.workforce import (
     Progressed,
     Ready,
     Report,
+    Returned,
     Status,
 )
 from poolkit._kinds.driven import DrivenWorkforce
@@ -492,11 +493,11 @@ class NodeWorkforce(DrivenWorkforce):
                 self._say(node, slot, entry, buffers, reports, now)
         if logged:
             self.log_now(logged)
-        if reports:
-            self.post_all(reports)
-        if self._is_uneven:
+        if self._is_uneven:  # before a task that was given back is sent to another spare slot of this node
             self._is_uneven = False
             self._even_out(node)
+        if reports:
+            self.post_all(reports)
 
     def _even_out(self, node: Node) -> None:
         """The node is to have another count of spare slots."""
@@ -529,6 +530,12 @@ class NodeWorkforce(DrivenWorkforce):
             slot.progress = task_id, progress
             if is_last:
                 reports.append(Progressed(slot_id, task_id, progress))
+        elif kind == messages.BACK:
+            slot.task, slot.begun = None, 0
+            node.running -= 1
+            node.samples = node.extra = 0  # what runs there takes longer than what ran before
+            self._is_uneven = True
+            reports.append(Returned(slot_id, task_id))
         elif kind == messages.TOLD:
             self._told(slot, task, rest[0], rest[1], buffers)
         else:
