@@ -122,6 +122,7 @@ class Brain:
 
     def hand_in(self, reports: Sequence[Any]) -> None:
         """Have reports taken into account, publish what was decided, and do what is due."""
+        self.force.now = self.now
         self.scheduler.handle_all(deque(reports), self.now)
         self.publish()
 
@@ -159,6 +160,7 @@ class Brain:
 
     def submit(self, tasks: Sequence[Task[Any]]) -> None:
         """Submit tasks."""
+        self.force.now = self.now
         for task in tasks:
             self.scheduler.submit(task, self.now)
 
@@ -173,7 +175,6 @@ class Brain:
                     break
             since = force.running.pop(worker_id)[1]
             reports.append(Finished(worker_id, task.id, since, self.now, 0, None, True))
-        force.now = self.now
         self.hand_in(reports)
         self.now += count * TASK_EVERY
 
