@@ -23,7 +23,6 @@ from typing import Any, NoReturn, TypeVar
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._core.stats import PoolStats, WorkerInfo
-from poolkit._core.workforce import BUSY, IDLE
 from poolkit._engine.supervisor import Supervisor
 from poolkit._kinds.loggers import log, log_levels
 from poolkit._kinds.settings import PoolSettings, check_limits
@@ -102,14 +101,7 @@ class NodesEngine(Supervisor):
 
     def dismiss(self, worker_ids: Sequence[int]) -> None:
         """Have these be sent nothing more, and leave when they have nothing to do."""
-
-        def step(now: float) -> None:
-            roster = self._scheduler.roster
-            for worker in filter(None, map(roster.workers.get, worker_ids)):
-                if worker.state in {IDLE, BUSY}:
-                    roster.leave(worker, "shrunk", now)
-
-        self._decide(step)
+        self._decide(lambda now: self._scheduler.dismiss(worker_ids, now))
 
     def unsettled(self) -> int:
         """How many tasks were accepted and are not settled."""

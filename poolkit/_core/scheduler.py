@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from poolkit._core import failures, policy
@@ -33,6 +33,7 @@ from poolkit._core.roster import Hiring, Roster
 from poolkit._core.timers import Timers
 from poolkit._core.workforce import (
     BUSY,
+    DYING,
     STALLED,
     STARTING,
     STOPPING,
@@ -378,6 +379,16 @@ class Scheduler:
         self.is_changing = True
         for worker in self.roster.resize(size, now):
             self._dispatcher.reclaim(worker)
+        self._advance(now)
+
+    def dismiss(self, worker_ids: Iterable[int], now: float) -> None:
+        """Have these workers be sent nothing more; they leave when they have finished what they have begun."""
+        self.is_changing = True
+        for worker in filter(None, map(self.roster.workers.get, worker_ids)):
+            if worker.state not in (STOPPING, DYING):
+                self.roster.leave(worker, "shrunk", now)
+                if worker.state is BUSY:
+                    self._dispatcher.reclaim(worker)
         self._advance(now)
 
     def warm_up(self, now: float) -> None:

@@ -68,6 +68,9 @@ _REASONS = {
 }
 
 
+Claim = deque[None]  # of one order: whoever gets what is in there may write the task, or take it back
+
+
 class Slot:
     """What stands for one worker of a node's pool."""
 
@@ -79,6 +82,7 @@ class Slot:
         "is_alone",
         "is_closed",
         "is_spare",
+        "last",
         "node",
         "progress",
         "since",
@@ -89,13 +93,28 @@ class Slot:
         self.id = slot_id
         self.node: Node | None = None  # while it waits for one
         self.task: AnyTask | None = None  # sent, and not answered for
-        self.claim: deque[None] = deque()  # whoever gets what is in there may write the task, or take it back
+        self.last: AnyTask | None = None  # that was sent to it
+        self.claim: Claim = deque()  # of that
         self.begun = self.done = 0  # ids of tasks
         self.since = 0.0
         self.progress: tuple[int, Progress] | None = None
         self.is_closed = False  # nothing is written for it any more
         self.is_spare = False  # its node has no worker for it, but will have soon
         self.is_alone = False  # its task was sent when its node had a worker for it
+
+    def withhold(self) -> bool:
+        """Have what it was sent not be written any more; False if that was, or is being written. Under the lock."""
+        if not self.claim:
+            return False
+        try:
+            self.claim.pop()
+        except IndexError:  # it is being written
+            return False
+        self.claim = deque((None,))  # by which it is taken back; what is in the outbox has the old one
+        return True
+
+
+Order = tuple[tuple[Slot, Claim] | None, tuple[Any, ...], Sequence[Any]]  # an entry, its buffers; of a task, whose
 
 
 class Node:
@@ -106,13 +125,14 @@ class Node:
         self.channel = channel
         self.landlord = Landlord(lease, monotonic())
         self.slots: dict[int, Slot] = {}
-        self.outbox: deque[tuple[Slot | None, tuple[Any, ...], Sequence[Any]]] = deque()
+        self.outbox: deque[Order] = deque()
         self.sent = Sent()  # of the script
         self.memories: set[int] = set()  # that it has
         self.state = "up"  # then "leaving", "lost"
         self.reason = ""
         self.dead_at = math.inf  # when what it ran has certainly ended
         self.heard = monotonic()
+        self.busy_at = 0.0  # when it ran something last
         self.tasks_done = 0
         self.used = False  # it is held, as far as its provider goes
         self.plain = self.spare = 0  # how many of its slots are
@@ -124,6 +144,11 @@ class Node:
     def is_busy(self) -> bool:
         """Whether it runs something."""
         return any(slot.task is not None for slot in list(self.slots.values()))
+
+    def count_slots(self) -> None:
+        """Take note of how many of its slots are of which kind."""
+        self.spare = sum(slot.is_spare for slot in self.slots.values())
+        self.plain = len(self.slots) - self.spare
 
     def room(self, *, spare: bool) -> int:
         """How many more slots of this kind may be placed on it."""
@@ -242,11 +267,15 @@ class NodeWorkforce(DrivenWorkforce):
     # ===== orders, given under the pool's lock =====
 
     def start(self, worker_id: int) -> None:
-        """Place a slot on a node; or have it wait for one."""
-        if worker_id not in self._slots:
+        """Place a slot on a node; or have it wait for one. Goes on where an exception interrupted it."""
+        slot = self._slots.get(worker_id)
+        if slot is None:
             slot = self._slots[worker_id] = Slot(worker_id)
+        if slot.node is None:
             self._waiting[worker_id] = slot
             self._place()
+        else:
+            self._settle_down(slot, slot.node)
 
     def _place(self) -> None:
         while self._waiting:
@@ -257,12 +286,17 @@ class NodeWorkforce(DrivenWorkforce):
             else:
                 return
             node = min(rooms, key=lambda node: len(node.slots) / node.facts.workers)
-            slot = self._waiting.pop(next(iter(self._waiting)))
-            slot.node, slot.is_spare = node, is_spare
-            node.slots[slot.id] = slot
-            node.spare += is_spare
-            node.plain += not is_spare
-            self.leave(Ready(slot.id, None, is_spare))
+            slot = next(iter(self._waiting.values()))
+            slot.is_spare = is_spare
+            slot.node = node
+            self._settle_down(slot, node)
+
+    def _settle_down(self, slot: Slot, node: Node) -> None:
+        """Have the slot be one of this node's; each step may be done again."""
+        node.slots[slot.id] = slot
+        self._waiting.pop(slot.id, None)
+        node.count_slots()
+        self.leave(Ready(slot.id, None, slot.is_spare))
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
         """Put a call into the outbox of the slot's node, behind what the node lacks for it."""
@@ -273,7 +307,7 @@ class NodeWorkforce(DrivenWorkforce):
             task = tasks[0]
             fn, body, manifest, memories, buffers = task.call
             number = 0
-            entries: list[tuple[Slot | None, tuple[Any, ...], Sequence[Any]]] = []
+            entries: list[Order] = []
             if manifest is not None:
                 number = manifest.number
                 if number not in node.sent.manifests:
@@ -283,17 +317,18 @@ class NodeWorkforce(DrivenWorkforce):
             limits = options.timeout, options.memory_limit, options.priority
             ids = tuple(memory.id for memory in memories)
             order = (messages.RUN, slot.id, task.id, task.attempt, task.name, *limits, announce)
-            entries.append((slot, (*order, fn, body, number, ids, len(buffers)), buffers))
+            claim: Claim = deque((None,))
+            entries.append(((slot, claim), (*order, fn, body, number, ids, len(buffers)), buffers))
             slot.progress = None
             slot.done = slot.begun = 0
-            slot.task, slot.claim = task, deque((None,))
+            slot.task, slot.claim, slot.last = task, claim, task
             task.node = node.facts.address
             written += map(node.outbox.extend, (entries,))
             node.sent.commit()
             node.memories.update(entry[1] for _, entry, _ in entries if entry[0] == messages.MEMORY)
         if not node.used:
-            node.used = True
             self._provider.hold(node.facts.number, True)
+            node.used = True
         node.channel.wake()
 
     def _define(self, node: Node, manifest: Manifest) -> Iterable[Any]:
@@ -381,9 +416,8 @@ class NodeWorkforce(DrivenWorkforce):
         if slot is None or slot.node is None:
             return
         node = slot.node
-        if node.slots.pop(worker_id, None) is not None:
-            node.spare -= slot.is_spare
-            node.plain -= not slot.is_spare
+        node.slots.pop(worker_id, None)
+        node.count_slots()
         if not node.slots:
             self._let_go_if_over(node)
         self._place()
@@ -441,14 +475,15 @@ class NodeWorkforce(DrivenWorkforce):
         nbytes = 0
         while len(entries) < MOST_ENTRIES and nbytes < messages.MOST_BYTES:
             try:
-                slot, entry, buffers = node.outbox.popleft()
+                order, entry, buffers = node.outbox.popleft()
             except IndexError:
                 break
-            if slot is not None:
+            if order is not None:
+                slot, claim = order
                 if slot.is_closed:
                     continue
                 try:
-                    slot.claim.pop()
+                    claim.pop()
                 except IndexError:  # it was taken back
                     continue
                 slot.is_alone = node.running < node.facts.workers
@@ -540,6 +575,7 @@ class NodeWorkforce(DrivenWorkforce):
             self._told(slot, task, rest[0], rest[1], buffers)
         else:
             node.tasks_done += 1
+            node.busy_at = now
             slot.done, slot.task = task_id, None
             if kind == messages.DONE:
                 self._is_uneven |= node.ran(slot, rest[2], now)
@@ -590,12 +626,13 @@ class NodeWorkforce(DrivenWorkforce):
                 return
             node.state, node.reason, node.dead_at = "lost", reason, dead_at
             self._count_nodes()
-            at_once = [slot for slot in node.slots.values() if slot.task is None or not slot.begun]
+            at_once = [slot for slot in node.slots.values() if slot.task is None or slot.withhold()]
             for slot in at_once:
                 slot.is_closed = True
             if not node.slots:
                 self._let_go_if_over(node)
-        self.post_all([Died(slot.id) for slot in at_once])
+        # With an error all the same: what one had done may not have been told yet.
+        self.post_all([Died(slot.id, error=self._node_lost(node, slot)) for slot in at_once])
         self.wake()
 
     # ===== the supervisor thread =====
@@ -616,17 +653,19 @@ class NodeWorkforce(DrivenWorkforce):
         for node in list(self._nodes.values()):
             if node.state != "lost" and node.landlord.ends_at() <= now:
                 node.landlord.give_up()
-                self._lose(node, "silent", now)
+                self._lose(node, "silent", max(now, node.landlord.ends_at()))  # a question may just have been answered
                 node.channel.abort()
             if node.state == "lost" and node.dead_at <= now:
                 with self._lock:
-                    left = [(slot, slot.task) for slot in node.slots.values() if not slot.is_closed]
-                    for slot, _ in left:
+                    left = [slot for slot in node.slots.values() if not slot.is_closed]
+                    for slot in left:
                         slot.is_closed = True
-                reports += [Died(slot.id, error=self._node_lost(node, slot, task)) for slot, task in left]
-            elif node.used and now >= node.heard + UNUSED and not node.is_busy():
-                node.used = False
-                self._provider.hold(node.facts.number, False)
+                reports += [Died(slot.id, error=self._node_lost(node, slot)) for slot in left]
+            elif node.used and now >= node.busy_at + UNUSED:
+                with self._lock:
+                    if not node.is_busy():
+                        node.used = False
+                        self._provider.hold(node.facts.number, False)
         if self._gone:
             with self._lock:
                 self._forget_memories()
@@ -638,8 +677,9 @@ class NodeWorkforce(DrivenWorkforce):
         return reports
 
     @staticmethod
-    def _node_lost(node: Node, slot: Slot, task: AnyTask | None) -> BaseException | None:
+    def _node_lost(node: Node, slot: Slot) -> BaseException | None:
         """The error of what a lost node ran."""
+        task = slot.last
         if task is None:
             return None
         text = (
