@@ -33,7 +33,6 @@ from poolkit._core.workforce import (
     Died,
     Drained,
     Finished,
-    FinishedByCrash,
     Logged,
     Progressed,
     Ready,
@@ -64,11 +63,16 @@ _REASONS = {
     "scheduler": "the cluster's scheduler is gone, and ended it",
 }
 
+# Errors with which a worker of a node ends, and for which of its limits it was killed.
+_KILLS = {errors.WorkerCrashed: None, errors.TaskTimeout: "timeout", errors.MemoryLimitExceeded: "memory"}
+
 
 class Slot:
     """What stands for one worker of a node's pool."""
 
-    __slots__ = ("begun", "claim", "done", "id", "is_closed", "node", "progress", "since", "task")
+    __slots__ = (
+        *("begun", "claim", "done", "id", "is_closed", "is_ready", "node", "pid", "progress", "rss", "since", "task"),
+    )
 
     def __init__(self, slot_id: int) -> None:
         self.id = slot_id
@@ -78,7 +82,10 @@ class Slot:
         self.begun = self.done = 0  # ids of tasks
         self.since = 0.0
         self.progress: tuple[int, Progress] | None = None
+        self.is_ready = False  # that was reported
         self.is_closed = False  # nothing is written for it any more
+        self.pid: int | None = None  # of the node's worker that runs, or ran, its task
+        self.rss: int | None = None  # the same
 
 
 class Node:
@@ -92,6 +99,9 @@ class Node:
         self.outbox: deque[tuple[Slot | None, tuple[Any, ...], Sequence[Any]]] = deque()
         self.sent = Sent()  # of the script
         self.memories: set[int] = set()  # that it has
+        self.warm = 0  # so many of its workers have come up: of its slots, as many may be ready
+        self.ready = 0  # slots
+        self.broken: BaseException | None = None  # what its initializer raised
         self.state = "up"  # then "leaving", "lost"
         self.reason = ""
         self.dead_at = math.inf  # when what it ran has certainly ended
@@ -123,6 +133,7 @@ class NodeWorkforce(DrivenWorkforce):
 
     max_batch = 1
     ends_coroutines = False
+    runs_only_calls = True
     keeps_limits = True
 
     post_all: Callable[[Iterable[Report]], object]
@@ -211,7 +222,21 @@ class NodeWorkforce(DrivenWorkforce):
             slot = self._waiting.pop(next(iter(self._waiting)))
             slot.node = node
             node.slots[slot.id] = slot
-            self.leave(Ready(slot.id, None))
+            self._let_begin(node)
+
+    def _let_begin(self, node: Node) -> None:
+        """Report slots as ready, as far as the node's workers are up. Under the lock."""
+        if node.broken is None and node.ready >= min(node.warm, len(node.slots)):
+            return
+        for slot in list(node.slots.values()):
+            if slot.is_ready or slot.is_closed:
+                continue
+            if node.broken is not None:
+                self.leave(BootFailed(slot.id, node.broken))
+            elif node.ready < node.warm:
+                slot.is_ready = True
+                node.ready += 1
+                self.leave(Ready(slot.id, None))
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
         """Put a call into the outbox of the slot's node, behind what the node lacks for it."""
@@ -299,6 +324,11 @@ class NodeWorkforce(DrivenWorkforce):
     def memory(self, _worker_id: int) -> None:
         """The node looks at the limits."""
 
+    def resident_bytes(self, worker_id: int) -> int | None:
+        """What the node has said last, of a task that takes long."""
+        slot = self._slots.get(worker_id)
+        return None if slot is None else slot.rss
+
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the node stop what the slot runs; it answers when it has."""
         slot = self._slots.get(worker_id)
@@ -331,6 +361,8 @@ class NodeWorkforce(DrivenWorkforce):
             return
         node = slot.node
         node.slots.pop(worker_id, None)
+        node.ready -= slot.is_ready
+        self._let_begin(node)
         if not node.slots:
             self._let_go_if_over(node)
         self._place()
@@ -430,10 +462,8 @@ class NodeWorkforce(DrivenWorkforce):
                     node.channel.wake()
             elif kind == messages.LEAVING:
                 self.leaving(node.facts.number, entry[1])
-            elif kind == messages.BROKEN:
-                error = codec.load_error(entry[2])
-                errors.InitializerFailed  # noqa: B018 -- made at its first use, which is not to be under the lock
-                reports.append(BootFailed(entry[1], error.__cause__ or error))
+            elif kind in (messages.UP, messages.BROKEN):
+                self._booted(node, kind, entry[1])
             elif kind == messages.LOGGED:
                 logged.append(Logged(entry[1], entry[2], entry[3]))
             elif (slot := self._slots.get(entry[1])) is not None and slot.node is node:
@@ -442,6 +472,18 @@ class NodeWorkforce(DrivenWorkforce):
             self.log_now(logged)
         if reports:
             self.post_all(reports)
+
+    def _booted(self, node: Node, kind: int, what: Any) -> None:
+        """Workers of a node have come up, or never will."""
+        error = codec.load_error(what) if kind == messages.BROKEN else None
+        errors.InitializerFailed  # noqa: B018 -- made at its first use, which is not to be under the lock
+        with self._lock:
+            if error is not None:
+                node.broken = error.__cause__ or error
+            else:
+                node.warm = max(node.warm, what)
+            self._let_begin(node)
+        self.wake()
 
     def _say(
         self,
@@ -461,6 +503,8 @@ class NodeWorkforce(DrivenWorkforce):
             return
         if kind == messages.BEGUN:
             reports.append(Begun(slot_id, task_id))
+        elif kind == messages.AT:
+            slot.pid, slot.rss = rest
         elif kind == messages.PROGRESS:
             done, total, is_last = rest
             progress = Progress.reported(done, total)
@@ -471,8 +515,11 @@ class NodeWorkforce(DrivenWorkforce):
             self._told(slot, task, rest[0], rest[1], buffers)
         else:
             node.tasks_done += 1
-            slot.done, slot.task = task_id, None
-            reports.append(self._outcome(kind, slot, task_id, rest, buffers, now))
+            slot.task = None
+            report = self._outcome(kind, slot, task_id, rest, buffers, now)
+            if type(report) is not Died:
+                slot.done = task_id
+            reports.append(report)
             if node.state == "leaving":
                 slot.is_closed = True
                 reports.append(Died(slot_id))
@@ -484,9 +531,11 @@ class NodeWorkforce(DrivenWorkforce):
         if kind == messages.FAILED:
             packed, run_time = rest
             error = codec.load_error(packed)
-            report = FinishedByCrash if isinstance(error, errors.WorkerCrashed) else Finished
-            return report(slot.id, task_id, max(slot.since, now - run_time), now, 0, error, False)
-        ok, body, run_time, rss, _ = rest
+            if isinstance(error, tuple(_KILLS)):
+                return _death(slot, error)
+            return Finished(slot.id, task_id, max(slot.since, now - run_time), now, 0, error, False)
+        ok, body, run_time, rss, pid, _ = rest
+        slot.pid = pid or slot.pid
         started = max(slot.since, now - run_time)
         if not ok:
             return Finished(slot.id, task_id, started, now, rss, body, False, codec.load_error)
@@ -614,10 +663,10 @@ class NodeWorkforce(DrivenWorkforce):
         with self._lock:
             return sum(node.facts.workers for node in self._nodes.values() if node.state == "up")
 
-    def node_of(self, worker_id: int | None) -> str | None:
-        """The address of the node that a slot is on."""
-        slot = self._slots.get(worker_id or 0)
-        return None if slot is None or slot.node is None else slot.node.facts.address
+    def place_of(self, worker_id: int) -> tuple[str | None, int | None]:
+        """The address of the node that a slot is on; the process there that ran its last task, as far as was told."""
+        slot = self._slots.get(worker_id)
+        return (None, None) if slot is None or slot.node is None else (slot.node.facts.address, slot.pid)
 
     def received(self) -> Sequence[int]:
         """Items, of which there are none, and messages."""
@@ -626,6 +675,15 @@ class NodeWorkforce(DrivenWorkforce):
     def link_bytes(self) -> tuple[int, int]:
         """Bytes sent to and received from the nodes."""
         return self.network[0], self.network[1]
+
+
+def _death(slot: Slot, error: BaseException) -> Died:
+    """The end of a slot whose task ended with its worker: that is how the node tells a crash, or what it killed for."""
+    cause = next(cause for kind, cause in _KILLS.items() if isinstance(error, kind))
+    if not isinstance(error, errors.WorkerCrashed):
+        return Died(slot.id, signal="SIGKILL", error=error, cause=cause)
+    error.worker_id = slot.id
+    return Died(slot.id, error.exitcode, error.signal, error.pid, error.peak_rss, error=error)
 
 
 def _load_with_buffers(packed: tuple[bytes, list[Any]]) -> Any:
