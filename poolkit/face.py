@@ -175,6 +175,7 @@ class Face(Ending):
         from poolkit._child.stream import run_stream  # noqa: PLC0415 -- only for those who stream
         from poolkit.stream import stream_of  # noqa: PLC0415 -- see above
 
+        self._check_runs("streams")
         fn, options = to_be_sent(fn), self._options.for_stream()
         task, error = self._task(run_stream, (fn, args, kwargs, options.window), {}, name_of(fn), fn)
         task.options = options
@@ -235,9 +236,16 @@ class Face(Ending):
 
     def _command(self, called: str, argv: Any, options: dict[str, Any]) -> poolkit.Command[Any]:
         check_runs_programs()
+        self._check_runs("programs")
         from poolkit import _command_line  # noqa: PLC0415 -- only for those who run programs
 
         return _command_line.command(called, self._supervisor, self._options, argv, options)
+
+    def _check_runs(self, what: str) -> None:
+        """Raise RuntimeError where only calls are run."""
+        if self._supervisor.workforce.runs_only_calls:
+            msg = f"{what} are for pools on one machine; this version has them not on nodes"
+            raise RuntimeError(msg)
 
     def map(
         self,

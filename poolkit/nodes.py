@@ -109,7 +109,8 @@ class NodesEngine(Supervisor):
 
     def workers(self) -> list[WorkerInfo]:
         """The workers, with their nodes."""
-        return [dataclasses.replace(info, node=self.workforce.node_of(info.id)) for info in super().workers()]
+        found = [(info, *self.workforce.place_of(info.id)) for info in super().workers()]
+        return [dataclasses.replace(info, node=node, pid=pid) for info, node, pid in found]
 
     def nodeless(self, since: float, why: BaseException | None) -> None:
         """No node has been up since then: what is queued for too long meanwhile fails."""
@@ -175,7 +176,6 @@ class NodePool(Pool):
             min_workers=None,
             idle_timeout=None,
         )
-        limits.max_tasks_per_child = limits.max_memory_per_child = None  # the nodes see to those
         most, idle = checks.whole_or_none("max_nodes", max_nodes), checks.seconds("idle_timeout", idle_timeout)
         if most is not None and most < min_nodes:
             msg = f"max_nodes must be at least min_nodes ({min_nodes}), was {most}"
@@ -249,17 +249,10 @@ class NodePool(Pool):
             for node in self._nodes.nodes()
         ]
 
-    def _resized(self) -> None:
-        """There are more places, or fewer."""
-        if self._size is None and self._engine.is_open():
-            self._max_workers = max(1, self._nodes.places())
-            places = max(1, self._nodes.places(spare=True))
-            with contextlib.suppress(PoolClosed, InitializerFailed):
-                self._supervisor.resize(places)
-
     def _node_changed(self, node: Node, reason: str) -> None:
         facts = node.facts
-        self._resized()
+        with contextlib.suppress(PoolClosed, InitializerFailed):
+            self._fit()
         if reason:
             log.info("pool %s: node %s has left: %s", self.name, facts.address, reason)
             why = reason if reason == "retired" else "lost"
@@ -338,33 +331,25 @@ class NodePool(Pool):
     def resize(self, max_workers: int) -> None:
         """Change how many workers there may be, over all nodes."""
         self._size = checks.whole("max_workers", max_workers)
-        super().resize(self._size)
+        self._fit()
 
-    def _refuse(self, what: str) -> NoReturn:
-        msg = f"{what} is for pools on one machine; this version has it not on nodes"
-        raise RuntimeError(msg)
+    def _fit(self) -> None:
+        """Have as many slots as there are places, and no more than there may be."""
+        places = max(1, self._nodes.places())
+        self._max_workers = places if self._size is None else self._size
+        spare = self._nodes.places(spare=True) - places if self._size is None else 0
+        self._supervisor.resize(min(places, self._max_workers) + max(0, spare))
 
-    def stream(self, *_: Any, **__: Any) -> Any:
-        """Refuse: there are no streams from other machines."""
-        self._refuse("stream()")
+    def _resized(self) -> None:
+        """Nodes have other counts of spare slots."""
+        with contextlib.suppress(PoolClosed, InitializerFailed):
+            self._fit()
 
-    async def stream_async(self, *_: Any, **__: Any) -> Any:
-        """Refuse: there are no streams from other machines."""
-        self._refuse("stream_async()")
-
-    def run_as(self, called: str, argv: Any, options: dict[str, Any]) -> Any:
-        """Refuse: programs are run on one machine."""
-        del argv, options
-        self._refuse(f"{called}()")
-
-    async def run_async(self, *_: Any, **__: Any) -> Any:
-        """Refuse: programs are run on one machine."""
-        self._refuse("run_async()")
-
-    def stacks(self, timeout: float = 0.5) -> dict[int, str]:
+    def stacks(self, timeout: float = 0.5) -> NoReturn:
         """Refuse: the stacks are on other machines."""
         del timeout
-        self._refuse("stacks()")
+        msg = "stacks() is for pools on one machine; this version has it not on nodes"
+        raise RuntimeError(msg)
 
 
 def _python() -> str:

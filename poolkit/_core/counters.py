@@ -75,7 +75,6 @@ class Counters:
         self.cancelled = 0
         self.timed_out = 0
         self.crashed = 0
-        self.crashed_elsewhere = 0  # of those, as `FinishedByCrash` tells: that worker is replaced already
         self.retried = 0
         self.abandoned = 0
         self.wait_time = Histogram()

@@ -313,7 +313,7 @@ class Enforcer:
             self.outcomes.record(task, CANCELLED)
             self.outcomes.settle(task, CANCELLED)
         else:
-            outcome = Outcome.failure(failures.killed_for(task, worker, kill_reason, death))
+            outcome = Outcome.failure(death.error or failures.killed_for(task, worker, kill_reason, death))
             if kill_reason.reason == "deadline":  # it counts retries, so there is none
                 self.outcomes.record(task, outcome)
                 self.outcomes.settle(task, outcome)

@@ -83,8 +83,6 @@ class Outcomes:
             counters.wait_time.fold()
             counters.run_time.fold()
         if not report.ok:
-            counters.crashed += report.crashed
-            counters.crashed_elsewhere += report.crashed
             self.conclude(task, report, now)
             return
         if self.recorder is not None:

@@ -305,7 +305,10 @@ class Roster:
 
     def _recycle(self, worker: Worker) -> None:
         worker.leave = "recycled"
-        self._to_replace[worker] = None
+        if worker.workforce.keeps_limits:
+            worker.replaced = True  # its place is to be free first
+        else:
+            self._to_replace[worker] = None
         self._uncount(worker)
         self.recycled += 1
 

@@ -43,7 +43,6 @@ from poolkit._core.workforce import (
     Died,
     Drained,
     Finished,
-    FinishedByCrash,
     KillReason,
     Progressed,
     Ready,
@@ -422,7 +421,7 @@ class Scheduler:
             worker = roster.workers.get(report.worker_id)
             if worker is None:
                 reports.popleft()
-            elif type(report) is Finished or type(report) is FinishedByCrash:
+            elif type(report) is Finished:
                 # Not what it was sent: only a worker that was tampered with says so. What ended at the last moment: the
                 # reason to kill its worker stands, and its death is waited for.
                 task = worker.sent[0] if worker.sent else None
@@ -530,6 +529,8 @@ class Scheduler:
 
     def _died(self, worker: Worker, death: Died, now: float) -> None:
         first = worker.sent[0] if worker.sent else None
+        if death.cause is not None and first is not None:
+            self.roster.kill(worker, KillReason(first, death.cause), want_stack=False)  # as it was, by its workforce
         status = worker.workforce.status(worker.id)
         self._dispatcher.reclaim(worker)  # what it had not claimed touches no task
         if first is not None and not worker.sent and worker.kill_reason is None:

@@ -37,7 +37,7 @@ def pool_stats(
         timed_out=counters.timed_out,
         crashed=counters.crashed,
         retried=counters.retried,
-        respawned=scheduler.roster.respawned + counters.crashed_elsewhere,
+        respawned=scheduler.roster.respawned,
         recycled=scheduler.roster.recycled,
         abandoned=counters.abandoned,
         wait_time=counters.wait_time.snapshot(),

@@ -31,6 +31,7 @@ class Workforce(Protocol):
     max_batch: int  # the most tasks of one message; 1 where sending ahead gains nothing
     programs: Workforce | None = None  # what runs its commands, each as a worker of its own; once there was one
     ends_coroutines: bool  # whether a run of a coroutine function can be told to end
+    runs_only_calls: bool = False  # neither streams nor programs
     keeps_limits: bool = False  # it sees to limits on time and memory itself, and what it was sent counts as begun
 
     def start(self, worker_id: int) -> None:
@@ -254,7 +255,6 @@ class Finished(Outcome):
     """A worker finished a task: the outcome, and of which run."""
 
     __slots__ = ("ended", "rss", "started", "task_id", "worker_id")
-    crashed = False  # whether the worker that ran it crashed; here, that is told as `Died`
 
     def __init__(  # noqa: PLR0913, PLR0917 -- a report
         self,
@@ -276,13 +276,6 @@ class Finished(Outcome):
         self.ok = ok
         self.load = load
         self.cancelled = False
-
-
-class FinishedByCrash(Finished):
-    """What a worker ran elsewhere, where it crashed and was replaced: a failure, which says so."""
-
-    __slots__ = ()
-    crashed = True
 
 
 @record(frozen=True)
@@ -334,6 +327,7 @@ class Died:
     completed: Any = None  # of a program that was ended: what it did
     # What to tell of the task that it ran, a WorkerCrashed if that is to be retried as one; None: what the rest says.
     error: BaseException | None = None
+    cause: str | None = None  # "timeout", "memory": the limit for which its workforce has killed it by itself
 
 
 Report = Ready | BootFailed | Begun | Asked | Finished | Progressed | Logged | Drained | Returned | Died

@@ -22,6 +22,7 @@ class Packer(Protocol):
     """What is asked of the workers; see `DrivenWorkforce`."""
 
     by_reference: bool
+    runs_only_calls: bool
     why_memory_unknown: str | None
 
     def pack(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> tuple[Any, int]: ...

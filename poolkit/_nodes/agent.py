@@ -24,7 +24,8 @@ from typing import Any
 
 from poolkit._clock import monotonic
 from poolkit._core.options import CallOptions, PoolLimits
-from poolkit._core.workforce import AnyTask, Logged, TaskStarted
+from poolkit._core.stats import WorkerInfo
+from poolkit._core.workforce import AnyTask, Logged, TaskStarted, WorkerStarted
 from poolkit._engine.log_records import Records
 from poolkit._engine.supervisor import Supervisor
 from poolkit._kinds.loggers import log
@@ -60,11 +61,12 @@ class Run(Task[Any]):
         super().__init__(agent.engine, name, call, options, nbytes)
         self.agent = agent
         self.slot = slot
-        self.announces = False
+        self.announces = False  # its begin is to be told, and was not
         self.is_to_stop = False
         self.came = monotonic()
         self.is_given_back = False
         self.told_progress: object = None
+        self.told_at = 0, 0  # process, bytes of its memory
 
     def publish(self, outcome: Outcome) -> None:
         """Send the outcome, as it is packed."""
@@ -147,10 +149,15 @@ class NodeEngine(Supervisor):
 
         self._decide(step)
 
-    def warm(self) -> None:
-        """Have all workers started. Does not wait for them."""
-        self._start_thread()
-        self._decide(self._scheduler.warm_up)
+    def pid_of(self, worker_id: int | None) -> int:
+        """The process of a worker; 0 when it is gone."""
+        worker = self._scheduler.roster.workers.get(worker_id or 0)
+        return 0 if worker is None else worker.pid or 0
+
+    def ready_count(self) -> int:
+        """How many workers are up."""
+        with self._lock:
+            return self._scheduler.roster.ready_count()
 
     def stop(self, task: AnyTask, *, want_stack: bool) -> None:
         """Stop a task, with the stack of where it was, if that is wanted."""
@@ -235,9 +242,26 @@ class Agent:
         self._woken = threading.Event()  # the agent's thread is to look
         self._is_crowded = False  # there are more tasks than workers; owner: the agent's thread
         self._has_ended = threading.Event()
-        self.engine.warm()
+        self.engine.listen("worker_started", self._up)
+        threading.Thread(target=self._warm_up, name=f"poolkit-warm-{settings.name}", daemon=True).start()
         self._thread = threading.Thread(target=self._tend, name=f"poolkit-node-{settings.name}", daemon=True)
         self._thread.start()
+
+    def _warm_up(self) -> None:
+        """Have all workers started, and tell when they cannot be. On a thread of its own."""
+        try:
+            self.engine.warm_up(None)
+        except InitializerFailed as exc:
+            self._post((messages.BROKEN, codec.pack_error(exc)))
+        except PoolClosed:
+            return
+        except Exception:
+            log.exception("the workers of node %s cannot be started in advance; its tasks will tell", self._address)
+            self._post((messages.UP, self.facts.workers))
+
+    def _up(self, _event: WorkerStarted) -> None:
+        """A worker has come up."""
+        self._post((messages.UP, self.engine.ready_count()))
 
     # ===== the connection =====
 
@@ -374,6 +398,8 @@ class Agent:
             if self._runs.get(run.slot) is not run:
                 return
             del self._runs[run.slot]
+            if run.started_at is not None:
+                self._say_begun(run)
         which = run.slot, run.id
         seconds = run.run_time or 0.0
         payload = outcome.payload
@@ -395,10 +421,11 @@ class Agent:
                     body, buffers, outcome = codec.pack_error(_not_here(run)), [], Outcome(None, ok=False)
             elif len(body) >= self._transport.threshold and outcome.ok:
                 body, buffers = b"", [body]
-            self._post((messages.DONE, *which, outcome.ok, body, seconds, rss, len(buffers)), buffers)
+            pid = self.engine.pid_of(run.worker_id)
+            self._post((messages.DONE, *which, outcome.ok, body, seconds, rss, pid, len(buffers)), buffers)
         elif not isinstance(payload, PoolClosed):  # else it is ending, as the channel tells
             if isinstance(payload, InitializerFailed):
-                self._post((messages.BROKEN, run.slot, codec.pack_error(payload)))
+                self._post((messages.BROKEN, codec.pack_error(payload)))
             self._post((messages.FAILED, *which, codec.pack_error(payload), seconds))
 
     def told(self, run: Run, entry: Any) -> None:
@@ -415,13 +442,24 @@ class Agent:
     def logged(self, record: Logged) -> None:
         """Send a record of a worker."""
         with self._lock:
-            slot = next((run.slot for run in self._runs.values() if run.id == record.task_id), 0)
+            runs = self._runs.values()
+            slot = next((run.slot for run in runs if record.task_id == run.id), 0) or next(
+                (run.slot for run in runs if run.worker_id == record.worker_id), 0
+            )  # by a thread of its own
         fields = {**marshal.loads(record.payload), "poolkit_node": self._address}  # noqa: S302 -- of our own worker
         self._post((messages.LOGGED, slot, record.task_id, marshal.dumps(fields)))
 
     def _begun(self, event: TaskStarted) -> None:
         run = event.task
-        if isinstance(run, Run) and run.announces:
+        if isinstance(run, Run):
+            with self._lock:
+                if self._runs.get(run.slot) == run:
+                    self._say_begun(run)
+
+    def _say_begun(self, run: Run) -> None:
+        """Tell that a run has begun, once, where that is asked for, and before its outcome. Under the lock."""
+        if run.announces:
+            run.announces = False
             self._post((messages.BEGUN, run.slot, run.id))
 
     def _say_progress(self, run: Run, *, is_last: bool = False) -> None:
@@ -433,7 +471,7 @@ class Agent:
 
     # ===== the agent's thread =====
 
-    def _tend(self) -> None:
+    def _tend(self) -> None:  # noqa: C901 -- one duty after another
         """Ask for the lease, tell of progress, give back what has to wait, until it is to end."""
         pause, look_at = min(LOOK, self._lease / 10), 0.0
         while not self._is_over.is_set():
@@ -450,17 +488,24 @@ class Agent:
                 self._page.until = now + self._lease
             elif now >= self._asked + self._lease:
                 self._ask_first()
-            with self._lock:
-                runs = list(self._runs.values())
-            late = [run for run in runs if run.came < now - PATIENCE]
-            if len(late) > self.facts.workers:
-                self.engine.give_back(late)
-            if now >= look_at:
-                look_at = now + pause
-                for run in runs:
-                    self.engine.note_progress(run)
-                    self._say_progress(run)
+            if now < look_at:
+                continue
+            look_at = now + pause
+            if self._runs:
+                for info in self.engine.workers():
+                    self._look(info)
         self._end()
+
+    def _look(self, info: WorkerInfo) -> None:
+        """Tell what a worker is doing, as far as that is news."""
+        run = info.task
+        if not isinstance(run, Run) or self._runs.get(run.slot) != run:
+            return
+        self._say_progress(run)
+        pid, rss = info.pid or 0, info.rss or 0
+        if pid != run.told_at[0] or abs(rss - run.told_at[1]) > rss / 8:
+            run.told_at = pid, rss
+            self._post((messages.AT, run.slot, run.id, info.pid, info.rss))
 
     def _ask_first(self) -> None:
         """Ask, before which the page is moved on: what is answered then is what the template process goes by."""

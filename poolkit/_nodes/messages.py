@@ -11,15 +11,17 @@ What an entry has of buffers is told by a count, its last field; they stand besi
                     KILL       slot, task, wants_stack
                     LEASED     stamp
                     BYE        the agent is to end
-    to the owner    DONE       slot, task, ok, body, run_time, memory, count of buffers
+    to the owner    DONE       slot, task, ok, body, run_time, memory, process, count of buffers
                     FAILED     slot, task, packed error, run_time: an error of the node's own pool
                     CANCELLED  slot, task, stack: it was stopped as was ordered, or ended so by itself
                     BACK       slot, task: it had to wait there, has not begun, and never will there
+                    UP         how many workers of the node's pool are up
                     BEGUN      slot, task
+                    AT         slot, task, process, memory: of one that takes long
                     PROGRESS   slot, task, done, total, is_last
                     LOGGED     slot, task, record
                     TOLD       slot, task, nbytes, body, count of buffers: a message of a task
-                    BROKEN     slot, packed error: the initializer raised
+                    BROKEN     packed error: the initializer raised
                     ASK        stamp
                     LEAVING    reason: send nothing more
 """
@@ -31,7 +33,7 @@ from collections.abc import Iterable
 from typing import Any
 
 RUN, DEFINE, MEMORY, FORGET, KILL, LEASED, BYE = range(7)
-DONE, FAILED, CANCELLED, BACK, BEGUN, PROGRESS, LOGGED, TOLD, BROKEN, ASK, LEAVING = range(11)
+DONE, FAILED, CANCELLED, BACK, BEGUN, PROGRESS, LOGGED, TOLD, BROKEN, ASK, LEAVING, UP, AT = range(13)
 
 MOST_BYTES = 4 << 20  # of buffers in one message; the next entry goes into the next
 

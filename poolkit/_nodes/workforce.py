@@ -33,7 +33,6 @@ from poolkit._core.workforce import (
     Died,
     Drained,
     Finished,
-    FinishedByCrash,
     Logged,
     Progressed,
     Ready,
@@ -67,6 +66,9 @@ _REASONS = {
     "scheduler": "the cluster's scheduler is gone, and ended it",
 }
 
+# Errors with which a worker of a node ends, and for which of its limits it was killed.
+_KILLS = {errors.WorkerCrashed: None, errors.TaskTimeout: "timeout", errors.MemoryLimitExceeded: "memory"}
+
 
 Claim = deque[None]  # of one order: whoever gets what is in there may write the task, or take it back
 
@@ -81,10 +83,13 @@ class Slot:
         "id",
         "is_alone",
         "is_closed",
+        "is_ready",
         "is_spare",
         "last",
         "node",
+        "pid",
         "progress",
+        "rss",
         "since",
         "task",
     )
@@ -98,9 +103,12 @@ class Slot:
         self.begun = self.done = 0  # ids of tasks
         self.since = 0.0
         self.progress: tuple[int, Progress] | None = None
+        self.is_ready = False  # that was reported
         self.is_closed = False  # nothing is written for it any more
         self.is_spare = False  # its node has no worker for it, but will have soon
         self.is_alone = False  # its task was sent when its node had a worker for it
+        self.pid: int | None = None  # of the node's worker that runs, or ran, its task
+        self.rss: int | None = None  # the same
 
     def withhold(self) -> bool:
         """Have what it was sent not be written any more; False if that was, or is being written. Under the lock."""
@@ -128,6 +136,9 @@ class Node:
         self.outbox: deque[Order] = deque()
         self.sent = Sent()  # of the script
         self.memories: set[int] = set()  # that it has
+        self.warm = 0  # so many of its workers have come up: of its slots, as many may be ready
+        self.ready = 0  # slots
+        self.broken: BaseException | None = None  # what its initializer raised
         self.state = "up"  # then "leaving", "lost"
         self.reason = ""
         self.dead_at = math.inf  # when what it ran has certainly ended
@@ -149,6 +160,11 @@ class Node:
         """Take note of how many of its slots are of which kind."""
         self.spare = sum(slot.is_spare for slot in self.slots.values())
         self.plain = len(self.slots) - self.spare
+        self.ready = sum(slot.is_ready and not slot.is_spare for slot in self.slots.values())
+
+    def may_begin(self) -> bool:
+        """Whether more of its slots may be ready than are."""
+        return self.warm > 0 and (self.ready < min(self.warm, self.plain) or self.spare > 0)
 
     def room(self, *, spare: bool) -> int:
         """How many more slots of this kind may be placed on it."""
@@ -191,6 +207,7 @@ class NodeWorkforce(DrivenWorkforce):
 
     max_batch = 1
     ends_coroutines = False
+    runs_only_calls = True
     keeps_limits = True
 
     post_all: Callable[[Iterable[Report]], object]
@@ -296,7 +313,21 @@ class NodeWorkforce(DrivenWorkforce):
         node.slots[slot.id] = slot
         self._waiting.pop(slot.id, None)
         node.count_slots()
-        self.leave(Ready(slot.id, None, slot.is_spare))
+        self._let_begin(node)
+
+    def _let_begin(self, node: Node) -> None:
+        """Report slots as ready, as far as the node's workers are up. Under the lock."""
+        if node.broken is None and not node.may_begin():
+            return
+        for slot in list(node.slots.values()):
+            if slot.is_ready or slot.is_closed:
+                continue
+            if node.broken is not None:
+                self.leave(BootFailed(slot.id, node.broken))
+            elif slot.is_spare or node.ready < node.warm:
+                slot.is_ready = True
+                node.count_slots()
+                self.leave(Ready(slot.id, None, slot.is_spare))
 
     def send(self, worker_id: int, tasks: Sequence[AnyTask], written: list[Any], *, announce: bool) -> None:
         """Put a call into the outbox of the slot's node, behind what the node lacks for it."""
@@ -385,6 +416,11 @@ class NodeWorkforce(DrivenWorkforce):
     def memory(self, _worker_id: int) -> None:
         """The node looks at the limits."""
 
+    def resident_bytes(self, worker_id: int) -> int | None:
+        """What the node has said last, of a task that takes long."""
+        slot = self._slots.get(worker_id)
+        return None if slot is None else slot.rss
+
     def kill(self, worker_id: int, *, want_stack: bool) -> None:
         """Have the node stop what the slot runs; it answers when it has."""
         slot = self._slots.get(worker_id)
@@ -418,6 +454,7 @@ class NodeWorkforce(DrivenWorkforce):
         node = slot.node
         node.slots.pop(worker_id, None)
         node.count_slots()
+        self._let_begin(node)
         if not node.slots:
             self._let_go_if_over(node)
         self._place()
@@ -518,10 +555,8 @@ class NodeWorkforce(DrivenWorkforce):
                     node.channel.wake()
             elif kind == messages.LEAVING:
                 self.leaving(node.facts.number, entry[1])
-            elif kind == messages.BROKEN:
-                error = codec.load_error(entry[2])
-                errors.InitializerFailed  # noqa: B018 -- made at its first use, which is not to be under the lock
-                reports.append(BootFailed(entry[1], error.__cause__ or error))
+            elif kind in (messages.UP, messages.BROKEN):
+                self._booted(node, kind, entry[1])
             elif kind == messages.LOGGED:
                 logged.append(Logged(entry[1], entry[2], entry[3]))
             elif (slot := self._slots.get(entry[1])) is not None and slot.node is node:
@@ -541,7 +576,19 @@ class NodeWorkforce(DrivenWorkforce):
         self.dismiss(spare[max(0, node.extra * node.facts.workers) :])
         self.resized()
 
-    def _say(
+    def _booted(self, node: Node, kind: int, what: Any) -> None:
+        """Workers of a node have come up, or never will."""
+        error = codec.load_error(what) if kind == messages.BROKEN else None
+        errors.InitializerFailed  # noqa: B018 -- made at its first use, which is not to be under the lock
+        with self._lock:
+            if error is not None:
+                node.broken = error.__cause__ or error
+            else:
+                node.warm = max(node.warm, what)
+            self._let_begin(node)
+        self.wake()
+
+    def _say(  # noqa: C901 -- one branch for each
         self,
         node: Node,
         slot: Slot,
@@ -559,6 +606,8 @@ class NodeWorkforce(DrivenWorkforce):
             return
         if kind == messages.BEGUN:
             reports.append(Begun(slot_id, task_id))
+        elif kind == messages.AT:
+            slot.pid, slot.rss = rest
         elif kind == messages.PROGRESS:
             done, total, is_last = rest
             progress = Progress.reported(done, total)
@@ -576,12 +625,15 @@ class NodeWorkforce(DrivenWorkforce):
         else:
             node.tasks_done += 1
             node.busy_at = now
-            slot.done, slot.task = task_id, None
+            slot.task = None
             if kind == messages.DONE:
                 self._is_uneven |= node.ran(slot, rest[2], now)
             else:
                 node.running -= 1
-            reports.append(self._outcome(kind, slot, task_id, rest, buffers, now))
+            report = self._outcome(kind, slot, task_id, rest, buffers, now)
+            if type(report) is not Died:
+                slot.done = task_id
+            reports.append(report)
 
     @staticmethod
     def _outcome(kind: int, slot: Slot, task_id: int, rest: list[Any], buffers: list[Any], now: float) -> Report:
@@ -590,9 +642,11 @@ class NodeWorkforce(DrivenWorkforce):
         if kind == messages.FAILED:
             packed, run_time = rest
             error = codec.load_error(packed)
-            report = FinishedByCrash if isinstance(error, errors.WorkerCrashed) else Finished
-            return report(slot.id, task_id, max(slot.since, now - run_time), now, 0, error, False)
-        ok, body, run_time, rss, _ = rest
+            if isinstance(error, tuple(_KILLS)):
+                return _death(slot, error)
+            return Finished(slot.id, task_id, max(slot.since, now - run_time), now, 0, error, False)
+        ok, body, run_time, rss, pid, _ = rest
+        slot.pid = pid or slot.pid
         started = max(slot.since, now - run_time)
         if not ok:
             return Finished(slot.id, task_id, started, now, rss, body, False, codec.load_error)
@@ -725,10 +779,10 @@ class NodeWorkforce(DrivenWorkforce):
             nodes = [node for node in self._nodes.values() if node.state == "up"]
             return sum(node.facts.workers * (1 + node.extra * spare) for node in nodes)
 
-    def node_of(self, worker_id: int | None) -> str | None:
-        """The address of the node that a slot is on."""
-        slot = self._slots.get(worker_id or 0)
-        return None if slot is None or slot.node is None else slot.node.facts.address
+    def place_of(self, worker_id: int) -> tuple[str | None, int | None]:
+        """The address of the node that a slot is on; the process there that ran its last task, as far as was told."""
+        slot = self._slots.get(worker_id)
+        return (None, None) if slot is None or slot.node is None else (slot.node.facts.address, slot.pid)
 
     def received(self) -> Sequence[int]:
         """Items, of which there are none, and messages."""
@@ -737,6 +791,15 @@ class NodeWorkforce(DrivenWorkforce):
     def link_bytes(self) -> tuple[int, int]:
         """Bytes sent to and received from the nodes."""
         return self.network[0], self.network[1]
+
+
+def _death(slot: Slot, error: BaseException) -> Died:
+    """The end of a slot whose task ended with its worker: that is how the node tells a crash, or what it killed for."""
+    cause = next(cause for kind, cause in _KILLS.items() if isinstance(error, kind))
+    if not isinstance(error, errors.WorkerCrashed):
+        return Died(slot.id, signal="SIGKILL", error=error, cause=cause)
+    error.worker_id = slot.id
+    return Died(slot.id, error.exitcode, error.signal, error.pid, error.peak_rss, error=error)
 
 
 def _load_with_buffers(packed: tuple[bytes, list[Any]]) -> Any:

@@ -63,6 +63,7 @@ class FakeWorkforce:
     """
 
     max_batch = 1
+    runs_only_calls = False
     keeps_limits = False
     ends_coroutines = False
     programs: Workforce | None = None

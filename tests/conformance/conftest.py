@@ -39,9 +39,12 @@ REASONS = {
     "mail": "no message is sent to a task on another machine",
     "here": "its workers are no processes of this machine",
     "programs": "programs are run on one machine",
+    "grows": "it has no more workers than its nodes",
+    "at_once": "progress of what runs on another machine is told now and then",
+    "paces_logs": "a worker on another machine does not wait for who handles what it logs",
 }
 _ANYWHERE = {"unattended", "background", "by_value", "crash", "kill_running", "process", "real_time"}
-_HERE = {"shared_here", "recall", "streams", "mail", "here", "programs"}
+_HERE = {"shared_here", "recall", "streams", "mail", "here", "programs", "grows", "at_once", "paces_logs"}
 _PROCESS = _ANYWHERE | _HERE
 
 

@@ -158,6 +158,7 @@ def test_limits_of_a_pool_must_be_positive_seconds(kind, name, value, error):
         kind.make(**kind.settings, **{name: value})
 
 
+@pytest.mark.needs("here")
 def test_no_more_workers_stay_than_there_may_be(kind):
     with pytest.raises(ValueError, match="min_workers"):
         kind.make(**kind.settings, max_workers=2, min_workers=3)

@@ -20,6 +20,8 @@ from poolkit import CommandFailed, OutputLimitExceeded, Pool, TaskTimeout
 from poolkit._spawn.programs import programs
 from support import WATCHDOG, wait_for_exit, wait_until
 
+pytestmark = pytest.mark.needs("programs")
+
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:

@@ -22,6 +22,8 @@ from poolkit._kinds.commands import ProgramForce
 from poolkit._spawn.programs import programs
 from support import WATCHDOG, wait_until
 
+pytestmark = pytest.mark.needs("programs")
+
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:

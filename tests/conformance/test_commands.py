@@ -17,6 +17,8 @@ import poolkit
 from poolkit import CommandFailed, CompletedCommand, OutputLimitExceeded, Pool, TaskTimeout
 from support import WATCHDOG, is_alive, wait_for_exit, wait_until
 
+pytestmark = pytest.mark.needs("programs")
+
 
 @pytest.fixture(params=["process", "thread"])
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:

@@ -8,6 +8,8 @@ import pytest
 
 import poolkit
 
+pytestmark = pytest.mark.needs("streams")
+
 
 def count_up(number):
     yield from range(number)

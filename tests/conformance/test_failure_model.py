@@ -60,7 +60,7 @@ def test_worker_dies_in_a_task(make_pool, hold, function, arguments, facts):
     assert (pool.stats().crashed, pool.stats().respawned) == (1, 1)
 
 
-@pytest.mark.needs("crash")
+@pytest.mark.needs("crash", "recall")
 def test_worker_dies_in_a_task_and_what_was_sent_behind_it_runs_elsewhere_once(pool, send_ahead, journal):
     tasks = []
     held = send_ahead(
@@ -74,7 +74,7 @@ def test_worker_dies_in_a_task_and_what_was_sent_behind_it_runs_elsewhere_once(p
     assert [task.attempts for task in tasks] == [1] * 5
 
 
-@pytest.mark.needs("crash")
+@pytest.mark.needs("crash", "here")
 def test_worker_dies_idle(make_pool, recorder):
     pool = make_pool(2)
     pool.warm_up()
@@ -199,7 +199,7 @@ def test_initializer_dies(make_pool):
 
 
 @pytest.mark.each_start_method
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "here")
 def test_template_dies(make_pool, hold):
     pool = make_pool(2)
     held = [hold(pool), hold(pool)]

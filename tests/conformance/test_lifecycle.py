@@ -86,7 +86,7 @@ def test_workers_tell_what_they_do(make_pool, hold):
     assert sum(worker.tasks_done for worker in pool.workers()) == 1
 
 
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "here")
 def test_workers_tell_their_memory(pool):
     pool.warm_up()
     (worker,) = pool.workers()
@@ -235,7 +235,7 @@ def test_what_a_fork_had_from_its_owner_does_not_count(make_pool):
     assert pool.stats().recycled == 0
 
 
-@pytest.mark.needs("real_time")
+@pytest.mark.needs("real_time", "here")
 def test_idle_workers_leave_down_to_a_minimum(make_pool, recorder):
     pool = make_pool(2, idle_timeout=0.02, min_workers=1)
     pool.on("worker_exited", recorder)
@@ -246,7 +246,7 @@ def test_idle_workers_leave_down_to_a_minimum(make_pool, recorder):
     assert [task.result() for task in tasks] == [number**2 for number in range(10)]
 
 
-@pytest.mark.needs("real_time")
+@pytest.mark.needs("real_time", "here")
 @pytest.mark.one_start_method
 def test_idle_workers_all_leave_and_come_back(make_pool, recorder):
     pool = make_pool(idle_timeout=0.02)
@@ -259,7 +259,7 @@ def test_idle_workers_all_leave_and_come_back(make_pool, recorder):
 # ===== resize =====
 
 
-@pytest.mark.needs("background")
+@pytest.mark.needs("background", "grows")
 @pytest.mark.one_start_method
 def test_a_pool_grows_while_it_runs(pool, hold):
     held = hold(pool)
@@ -290,6 +290,7 @@ def test_a_pool_shrinks_and_running_tasks_end(make_pool, hold, recorder):
     assert worker_count(pool) == 1
 
 
+@pytest.mark.needs("grows")
 @pytest.mark.one_start_method
 def test_a_resized_pool_that_has_not_begun(make_pool):
     pool = make_pool(1)

@@ -245,7 +245,7 @@ def test_a_slow_one_delays_no_limit(make_pool: MakePool, new_gate: Callable[[], 
 # ===== to the task =====
 
 
-@pytest.mark.needs("background")
+@pytest.mark.needs("background", "mail")
 @pytest.mark.each_start_method
 def test_a_task_is_told_and_answers(pool: Pool) -> None:
     task = pool.submit(said.answer, 5)
@@ -258,6 +258,7 @@ def test_a_task_is_told_and_answers(pool: Pool) -> None:
     assert not task.send(1)
 
 
+@pytest.mark.needs("mail")
 @pytest.mark.parametrize("fn", [said.receive_all, said.receive_in_coroutine])
 def test_what_was_sent_before_it_began_is_kept(make_pool: MakePool, hold: Any, fn: Any) -> None:
     pool = make_pool()
@@ -274,7 +275,7 @@ def test_what_was_sent_before_it_began_is_kept(make_pool: MakePool, hold: Any, f
     assert task.result() == [0, 1, 2]
 
 
-@pytest.mark.needs("background")
+@pytest.mark.needs("background", "mail")
 def test_a_task_that_was_sent_and_is_taken_back_gets_its_mail_once(make_pool: MakePool, send_ahead: Any) -> None:
     """Whichever worker runs it in the end."""
     pool = make_pool()
@@ -293,7 +294,7 @@ def test_the_wait_for_one_has_an_end(pool: Pool) -> None:
         pool.submit(said.receive_within, -1).result()
 
 
-@pytest.mark.needs("background")
+@pytest.mark.needs("background", "mail")
 def test_too_many_that_it_does_not_ask_for_are_refused(pool: Pool, new_gate: Callable[[], Gate]) -> None:
     gate = new_gate()
     task = pool.submit(said.say_and_wait, gate)
@@ -305,7 +306,7 @@ def test_too_many_that_it_does_not_ask_for_are_refused(pool: Pool, new_gate: Cal
     assert task.result() == "said"
 
 
-@pytest.mark.needs("by_value")
+@pytest.mark.needs("by_value", "mail")
 def test_one_that_cannot_be_pickled_is_refused(pool: Pool, new_gate: Callable[[], Gate]) -> None:
     if isinstance(pool, FakePool):
         pool = FakePool("manual")
@@ -318,7 +319,7 @@ def test_one_that_cannot_be_pickled_is_refused(pool: Pool, new_gate: Callable[[]
         task.send(threading.Lock())
 
 
-@pytest.mark.needs("crash")
+@pytest.mark.needs("crash", "mail")
 def test_what_a_run_received_before_it_crashed_is_not_sent_again(pool: Pool) -> None:
     task = pool.options(retries=1).submit(said.receive_in_each_attempt)
     task.send("first")

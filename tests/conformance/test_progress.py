@@ -42,7 +42,7 @@ def test_the_last_that_a_task_has_reported_is_kept(pool):
 
 
 @pytest.mark.each_start_method
-@pytest.mark.needs("background")
+@pytest.mark.needs("background", "at_once")
 def test_what_a_running_task_reports_is_seen_at_once(pool, new_gate):
     arrived, release = new_gate(), new_gate()
     task = pool.submit(report_and_wait, arrived, release, 1, 4)
@@ -65,7 +65,7 @@ def test_a_task_that_reports_nothing_has_none(pool):
 
 
 @pytest.mark.one_start_method
-@pytest.mark.needs("background")
+@pytest.mark.needs("background", "at_once")
 def test_a_task_that_has_not_begun_has_none(pool, new_gate):
     arrived, release = new_gate(), new_gate()
     first = pool.submit(report_and_wait, arrived, release, 1, 4)

@@ -195,7 +195,7 @@ def test_what_a_chunk_gave_before_it_left_is_yielded(pool):
 # ===== asyncio =====
 
 
-@pytest.mark.needs("unattended")
+@pytest.mark.needs("unattended", "grows")
 @pytest.mark.needs("background")
 def test_submit_async_goes_on_when_the_pool_grows(make_pool, hold):
     pool = make_pool(max_queue=1)

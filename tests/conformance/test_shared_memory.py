@@ -86,7 +86,7 @@ def test_map_of_arrays(pool: poolkit.Pool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 def test_results_that_are_held_stay_unchanged_and_all_leases_return(make_pool: MakePool) -> None:
     pool = make_pool(2)
     held = [pool.submit(work.numbered, number).result() for number in range(200)]
@@ -99,7 +99,7 @@ def test_results_that_are_held_stay_unchanged_and_all_leases_return(make_pool: M
 
 
 @pytest.mark.slow
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 def test_an_argument_that_a_worker_keeps_stays_unchanged(pool: poolkit.Pool) -> None:
     for number in range(10):
         pool.submit(work.keep, work.numbered(number)).result()
@@ -144,7 +144,7 @@ def test_the_blocks_of_a_worker_that_dies_come_back(pool: poolkit.Pool) -> None:
     assert int(pool.submit(work.echo, work.numbered(5)).result()[0]) == 5
 
 
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 def test_calls_that_are_cancelled_or_refused_give_their_memory_back(pool: poolkit.Pool, hold: Any) -> None:
     held = hold(pool)
     tasks = [pool.submit(work.echo, work.numbered(number)) for number in range(30)]
@@ -175,7 +175,7 @@ def test_a_pool_that_is_shut_down_with_large_calls_queued_finishes_them(pool: po
     assert [int(task.result()[0]) for task in tasks] == list(range(30))
 
 
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 def test_what_travels_in_shared_memory_is_counted(make_pool: MakePool) -> None:
     pool = make_pool()
     array = np.zeros(MIB, "u1")
@@ -230,7 +230,7 @@ def test_many_large_echoes_use_little_memory(make_pool: MakePool) -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 @pytest.mark.one_start_method
 def test_idle_memory_is_given_back(pool: poolkit.Pool) -> None:
     pool.submit(work.echo, np.zeros(8 * MIB, "u1")).result()
@@ -250,6 +250,7 @@ def test_a_threshold_must_be_a_size() -> None:
 # ===== shared buffers and arrays =====
 
 
+@pytest.mark.needs("shared_here")
 def test_a_shared_array_is_written_to_by_all(pool: poolkit.Pool) -> None:
     with poolkit.SharedArray((100, 200), "f4") as shared:
         assert shared.array.shape == (100, 200)
@@ -260,7 +261,7 @@ def test_a_shared_array_is_written_to_by_all(pool: poolkit.Pool) -> None:
         assert pool.submit(work.total, shared).result() == 20_000
 
 
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 def test_a_handle_is_small_and_copies_nothing(pool: poolkit.Pool) -> None:
     with poolkit.SharedArray(8 * MIB, "u1") as shared:
         pool.submit(work.total, shared).result()  # its worker starts
@@ -273,6 +274,7 @@ def test_a_handle_is_small_and_copies_nothing(pool: poolkit.Pool) -> None:
         assert len(pickle.dumps(shared)) < 200
 
 
+@pytest.mark.needs("shared_here")
 def test_a_shared_array_made_in_a_worker_outlives_it(pool: poolkit.Pool) -> None:
     shared = pool.submit(work.make_shared, (50, 50), 3.0).result()
     assert shared.array.sum() == 7500
@@ -285,7 +287,7 @@ def test_a_shared_array_made_in_a_worker_outlives_it(pool: poolkit.Pool) -> None
     shared.close()
 
 
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 def test_a_shared_array_works_in_initargs(make_pool: MakePool) -> None:
     with poolkit.SharedArray(1000) as shared:
         shared.array[:] = 2
@@ -296,7 +298,7 @@ def test_a_shared_array_works_in_initargs(make_pool: MakePool) -> None:
         pool.shutdown()
 
 
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 def test_a_worker_lets_go_of_shared_memory_when_the_owner_has(pool: poolkit.Pool) -> None:
     if not support.PROC.is_dir() or "POOLKIT_PORTABLE" in os.environ:
         pytest.skip("looks at the names of mappings")
@@ -309,6 +311,7 @@ def test_a_worker_lets_go_of_shared_memory_when_the_owner_has(pool: poolkit.Pool
     support.wait_until(lambda: region not in pool.submit(work.open_memory).result(), "the worker to let go")
 
 
+@pytest.mark.needs("shared_here")
 def test_a_handle_that_is_dropped_right_after_submit_arrives(pool: poolkit.Pool) -> None:
     tasks = [pool.submit(work.total, poolkit.SharedArray.copy_of(np.ones(100))) for _ in range(20)]
     assert [task.result() for task in tasks] == [100.0] * 20
@@ -363,7 +366,7 @@ def test_a_with_statement_lets_the_exception_of_its_body_through() -> None:
     view.release()
 
 
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 def test_a_task_that_closes_its_handle_closes_only_that(pool: poolkit.Pool) -> None:
     with poolkit.SharedBuffer(100) as buffer, poolkit.SharedArray(100) as array:
         pool.submit(work.keep, (buffer, array)).result()
@@ -372,12 +375,13 @@ def test_a_task_that_closes_its_handle_closes_only_that(pool: poolkit.Pool) -> N
         pool.submit(work.drop_kept).result()
 
 
+@pytest.mark.needs("shared_here")
 def test_hundreds_of_handles_arrive_in_both_directions(pool: poolkit.Pool) -> None:
     assert pool.submit(len, [poolkit.SharedBuffer(10) for _ in range(300)]).result() == 300
     assert len(pool.submit(work.make_many, 300).result()) == 300
 
 
-@pytest.mark.needs("process", "crash")
+@pytest.mark.needs("process", "crash", "shared_here")
 def test_a_worker_without_room_for_descriptors_is_replaced(pool: poolkit.Pool) -> None:
     for what in (work.numbered(1), [poolkit.SharedBuffer(10)]):
         pool.submit(work.limit_descriptors, 3).result()
@@ -484,7 +488,7 @@ def test_each_array_of_a_broadcast_object_is_read_only(pool: poolkit.Pool, view:
     assert not pool.submit(work.look_inside, shared, "all").result()[0]
 
 
-@pytest.mark.needs("by_value")
+@pytest.mark.needs("by_value", "shared_here")
 def test_an_object_that_is_broadcast_may_hold_shared_arrays(make_pool: MakePool) -> None:
     pool = make_pool(2)
     inner = poolkit.SharedArray(10)

@@ -15,6 +15,8 @@ import support_functions as work
 from poolkit import TaskTimeout, _os
 from support import wait_until
 
+pytestmark = pytest.mark.needs("here")
+
 
 def wait_at(arrived, release):
     arrived.signal()

@@ -29,6 +29,8 @@ from poolkit.testing import FakePool
 from support import wait_until
 from support_gates import Gate, Journal
 
+pytestmark = pytest.mark.needs("streams")
+
 MakePool = Callable[..., Pool]
 
 

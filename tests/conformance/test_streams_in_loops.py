@@ -8,7 +8,7 @@ import support_messages as said
 import support_streams as made
 from support_loops import LOOPS, call
 
-pytestmark = [pytest.mark.one_start_method, pytest.mark.needs("unattended")]
+pytestmark = [pytest.mark.one_start_method, pytest.mark.needs("unattended", "streams")]
 
 
 @pytest.fixture(params=LOOPS, ids=lambda loop: loop.name)

@@ -37,6 +37,7 @@ def _soon(monkeypatch):
     monkeypatch.setattr(tasks, "SILENT_FOR", 0.1)
 
 
+@pytest.mark.needs("streams")
 @pytest.mark.usefixtures("_soon")
 @pytest.mark.one_start_method
 def test_who_waits_for_a_stream_that_nobody_reads_is_told_once(pool, warnings):
@@ -72,6 +73,7 @@ def test_who_waits_for_a_task_whose_messages_he_stopped_reading_is_told_once(poo
     assert task.result() == 30_000
 
 
+@pytest.mark.needs("streams")
 @pytest.mark.usefixtures("_soon")
 @pytest.mark.one_start_method
 def test_nothing_is_said_where_somebody_takes_or_the_task_just_takes_long(pool, warnings, new_gate):

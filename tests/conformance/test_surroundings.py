@@ -52,7 +52,7 @@ def test_warm_up_raises_what_the_initializer_raised(make_pool):
     assert type(caught.value.__cause__) is ZeroDivisionError
 
 
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 def test_initargs_may_hold_multiprocessing_primitives(make_pool):
     context = multiprocessing.get_context("spawn")
     lock, event, queue = context.Lock(), context.Event(), context.Queue()
@@ -66,7 +66,7 @@ def test_initargs_may_hold_multiprocessing_primitives(make_pool):
     queue.close()
 
 
-@pytest.mark.needs("crash")
+@pytest.mark.needs("crash", "shared_here")
 @pytest.mark.one_start_method
 def test_a_replaced_worker_gets_multiprocessing_primitives_too(make_pool):
     context = multiprocessing.get_context("spawn")
@@ -78,7 +78,7 @@ def test_a_replaced_worker_gets_multiprocessing_primitives_too(make_pool):
     queue.close()
 
 
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "shared_here")
 @pytest.mark.one_start_method
 @pytest.mark.slow
 def test_manager_proxies_work_as_arguments(make_pool):

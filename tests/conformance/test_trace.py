@@ -105,6 +105,7 @@ def test_a_worker_that_runs_is_stopped_in_the_picture_too(make_pool, hold, tmp_p
     held.release()
 
 
+@pytest.mark.needs("streams")
 @pytest.mark.one_start_method
 def test_a_stream_is_one_run(pool, tmp_path):
     with pool.trace(tmp_path / "run.json"):

@@ -20,7 +20,7 @@ from poolkit._engine import life
 from support import WATCHDOG, is_alive, parent_of, wait_for_exit, wait_until
 from support_gates import Gate
 
-pytestmark = pytest.mark.needs("kill_running")  # there are no fakes of them
+pytestmark = pytest.mark.needs("kill_running", "here")  # there are no fakes of them
 
 MakeWorker = Callable[..., Worker[Any]]
 

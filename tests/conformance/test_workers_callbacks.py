@@ -21,7 +21,7 @@ from poolkit._engine.services import WatcherThread
 from support import WATCHDOG, wait_until
 from support_gates import Gate
 
-pytestmark = pytest.mark.needs("kill_running")  # there are no fakes of them
+pytestmark = pytest.mark.needs("kill_running", "here")  # there are no fakes of them
 
 MakeWorker = Callable[..., Worker[Any]]
 

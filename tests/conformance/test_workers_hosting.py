@@ -19,7 +19,7 @@ from support import WATCHDOG
 from support_gates import Gate
 from support_loops import LOOPS, Loop
 
-pytestmark = pytest.mark.needs("kill_running")  # there are no fakes of them
+pytestmark = pytest.mark.needs("kill_running", "here")  # there are no fakes of them
 
 MakeWorker = Callable[..., Worker[Any]]
 

@@ -17,7 +17,7 @@ from support import WATCHDOG
 from support_gates import Gate
 from support_loops import LOOPS, Loop
 
-pytestmark = [pytest.mark.one_start_method, pytest.mark.needs("kill_running")]
+pytestmark = [pytest.mark.one_start_method, pytest.mark.needs("kill_running", "here")]
 
 MakeWorker = Callable[..., Worker[Any]]
 

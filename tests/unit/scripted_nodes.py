@@ -91,7 +91,14 @@ class ScriptedNode:
     """One life of a node: its half of the protocol, and both directions of its connection."""
 
     def __init__(
-        self, pool: NodesPool, number: str, workers: int, *, offset: float = 0.0, rate: float = 1.0, lingers: float = 0.0
+        self,
+        pool: NodesPool,
+        number: str,
+        workers: int,
+        *,
+        offset: float = 0.0,
+        rate: float = 1.0,
+        lingers: float = 0.0,
     ) -> None:
         self.pool = pool
         self.facts = NodeFacts(number, f"tcp://{number}", "host", 1, workers, {})
