@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import importlib.metadata
 import platform
 import socket
 import threading
@@ -28,7 +29,6 @@ import distributed
 from distributed.core import Status
 from distributed.diagnostics.plugin import WorkerPlugin
 
-import poolkit
 from poolkit._clock import monotonic
 from poolkit._kinds.loggers import log
 from poolkit._nodes.dask_comm import CommChannel, first_of
@@ -239,7 +239,7 @@ def versions() -> dict[str, str]:
     """The versions here, for people to read."""
     return {
         "python": platform.python_version(),
-        "poolkit": poolkit.__version__,
+        "poolkit": importlib.metadata.version("poolkit"),
         "wire": str(WIRE),
         "distributed": distributed.__version__,
     }
