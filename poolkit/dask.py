@@ -6,6 +6,8 @@
 The scheduler is the pool's own, in this process, and so are the worker processes on each node: a task is begun at most
 once unless retries are asked for, and limits kill it there. Dask places, connects and scales the nodes, each one
 `dask worker` process: `dask worker tcp://10.0.0.1:8786 --nthreads 16 --memory-limit 0`.
+
+`install` is for tasks that Dask itself schedules: a crash, a hang or a leak costs that task alone.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from poolkit.nodes import NodeInfo, NodeJoined, NodeLeft, NodePool
 if TYPE_CHECKING:
     import distributed
 
-__all__ = ["DaskPool", "NodeInfo", "NodeJoined", "NodeLeft"]
+__all__ = ["DaskPool", "NodeInfo", "NodeJoined", "NodeLeft", "install"]
 
 
 class DaskPool(NodePool):
@@ -117,3 +119,23 @@ class DaskPool(NodePool):
             max_queue=max_queue,
             idle_timeout=idle_timeout,
         )
+
+
+def install(client: distributed.Client, name: str = "poolkit", **pool_settings: Any) -> None:
+    """Give each dask worker, now and later, a `poolkit.Pool` as an executor.
+
+        poolkit.dask.install(client, timeout=60)
+        with dask.annotate(executor="poolkit"):
+            collection.compute()
+
+    Dask's rules stay Dask's: a task is run again when its node dies, and `future.cancel()` does not stop one that runs.
+    Installed again under the same name, the pools are replaced, and what runs in them is ended.
+
+    Args:
+        client: of the cluster.
+        name: of the executor, for `dask.annotate` and `client.submit`.
+        **pool_settings: as for `poolkit.Pool`; `max_workers` is the number of threads of the dask worker if not given.
+    """
+    from poolkit._dask_executor import ExecutorPlugin  # noqa: PLC0415 -- which imports Dask
+
+    client.register_plugin(ExecutorPlugin(name, pool_settings), name=f"poolkit-executor-{name}")

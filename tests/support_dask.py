@@ -71,6 +71,16 @@ class EchoAgent:
         self._channel.wake()
 
 
+class ImpatientAgent(EchoAgent):
+    """Made where nodes wait for half a second for an owner."""
+
+    def __init__(self, *args: Any, **what: Any) -> None:
+        from poolkit._nodes import dask_node
+
+        dask_node.ALONE = 0.5
+        super().__init__(*args, **what)
+
+
 def no_agent(settings: AgentSettings, **_what: Any) -> None:
     raise RuntimeError("no agent here")
 
@@ -147,13 +157,17 @@ class Connected:
 # ===== programs =====
 
 
+def environment() -> dict[str, str]:
+    """Of programs that import the library, and this."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+
+
 class Program:
     """A `dask` program; killed at the end, with what it started."""
 
     def __init__(self, *args: str) -> None:
-        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *args], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, "-m", *args], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         self.pid = self._process.pid
         self._log: list[str] = []
@@ -174,6 +188,10 @@ class Program:
     @property
     def log(self) -> str:
         return "".join(self._log)
+
+    def wait(self) -> None:
+        """Until it has ended by itself."""
+        self._process.wait(support.WATCHDOG)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

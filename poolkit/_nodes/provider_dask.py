@@ -38,7 +38,7 @@ from poolkit._nodes.interfaces import AgentSettings, NodeFacts
 
 AGENT = "poolkit._nodes.agent:Agent"
 LOOK = 0.25  # seconds between two looks whether the client has connected again: it has no event for that
-MARK = 1.0  # seconds for a subscription to take effect, after which it is tried again
+MARK = 0.02  # seconds for a subscription to take effect; then twice as long, and so on
 CONNECT = 10.0  # seconds for the connection to a node
 AT_ONCE = 50  # connections that are made at a time
 HELD = 0.2  # seconds for which a node is still held when it is in use no more; short pauses cost Dask nothing
@@ -225,10 +225,12 @@ class DaskProvider:
         for node in self._nodes.values():
             client.subscribe_topic(node.facts.address, functools.partial(self._on_news, node.facts.address))
         key = uuid.uuid4().hex
-        mark = self._marks[key] = asyncio.Event()
+        mark, patience = asyncio.Event(), MARK
+        self._marks[key] = mark
         while not mark.is_set():
             await client.log_event(self._topic, {"kind": "mark", "key": key})
-            await first_of(mark, timeout=MARK)
+            await first_of(mark, timeout=patience)
+            patience *= 2
         plugin = dask_node.NodePlugin(
             {
                 "topic": self._topic,

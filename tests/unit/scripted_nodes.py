@@ -23,7 +23,7 @@ from poolkit._core.workforce import BUSY, IDLE, Report
 from poolkit._locks import RLock
 from poolkit._nodes import messages, workforce
 from poolkit._nodes.interfaces import Message, NodeFacts
-from poolkit._nodes.lease import D, Tenant
+from poolkit._nodes.lease import Tenant
 from poolkit._wire import codec
 from poolkit.errors import NodeLost
 from poolkit.outcome import Outcome
