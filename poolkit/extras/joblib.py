@@ -34,6 +34,7 @@ from poolkit.task import Task, settled_task
 IDLE_SECONDS = 300.0  # as loky's
 DEPTH = 3  # of lists, tuples and dicts in which arrays are looked for: the arguments, what is in them, and in that
 MOST = 100  # what may be in one of them
+_OF_OTHERS = frozenset({"context", "prefer", "require", "temp_folder", "verbose"})  # what joblib tells each backend
 _PLAIN = frozenset({bool, bytes, float, int, str, type(None)})
 
 _lock = RLock()
@@ -93,9 +94,12 @@ class PoolkitBackend(joblib.AutoBatchingMixin, joblib.ParallelBackendBase):  # t
         return n_jobs if n_jobs > 0 else max(1, _os.usable_cpus() + 1 + n_jobs)
 
     def configure(
-        self, n_jobs: int = 1, parallel: Any = None, max_nbytes: int | None = None, mmap_mode: Any = None, **_: Any
+        self, n_jobs: int = 1, parallel: Any = None, max_nbytes: int | None = None, mmap_mode: Any = None, **more: Any
     ) -> int:
         """Get ready for a `Parallel`, which gets a backend of its own first."""
+        if unknown := more.keys() - _OF_OTHERS:
+            msg = f"this backend takes no {', '.join(sorted(unknown))}; make a Pool with all it needs: pool=Pool(...)"
+            raise TypeError(msg)
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise joblib.FallbackToBackend(joblib.SequentialBackend(nesting_level=self.nesting_level))
@@ -235,7 +239,7 @@ def _submit(call: _Call, pool: Any, batch: Any, callback: Any, may_raise: bool =
     if call.over:
         task.cancel()
 
-    def done(_: object) -> None:
+    def done(task: Any) -> None:
         call.tasks.discard(task)
         if callback is not None:
             callback(task)

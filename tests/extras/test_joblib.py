@@ -464,6 +464,8 @@ def test_something_else_than_a_pool_is_refused() -> None:
         parallel_config("poolkit", pool=4)
     with pytest.raises(TypeError, match="nonsense"):
         parallel_config("poolkit", nonsense=4)
+    with pytest.raises(TypeError, match=r"takes no initargs, initializer; make a Pool with all it needs"):
+        extra.PoolkitBackend().configure(2, initializer=pid, initargs=(1,))
 
 
 # ===== the program =====
