@@ -18,7 +18,7 @@ import poolkit
 import support
 
 OWN = Path(joblib.__file__).parent / "test/test_parallel.py"
-PARTS = 8
+PARTS = 16
 LEFT_OUT = {
     "test_error_capture": "asks for other workers after an error; here the workers are kept",
     "test_auto_memmap_on_arrays_from_generator": "asks for memory maps of files; these are of shared memory",
