@@ -3,8 +3,8 @@
 A batch of joblib's is a task: a crash, a limit or an abort ends that task, and nobody else's. Without a pool of the
 user's there is one for each `n_jobs`, kept until the interpreter ends; its workers go after five idle minutes. Each
 `Parallel` has a backend of its own, as joblib does not say whose work is to be aborted.
-Guarded by: `_lock`: `_pools`. By the lock of its `Parallel`: `_handles` of a backend. A `_Call` has no lock: who
-submits adds the task and then looks at `over`, who aborts sets that and then looks at the tasks.
+Guarded by: `_lock`: `_pools`. By the lock of the `Parallel`: `handles` of a `_Call`. Its other fields have no
+lock: who submits adds the task and then looks at `over`, who aborts sets that and then looks at the tasks.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ def register(make_default: bool = False) -> None:
 
 
 class _Call:
-    """One call of a `Parallel`: its tasks that are not done, and whether it was aborted."""
+    """One call of a `Parallel`: where its tasks go, those that are not done, and whether it was aborted."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
         self.tasks: set[Task[Any]] = set()
         self.over = False
+        self.handles: dict[int, Any] = {}  # by id: a weak reference to an array, and what is sent for it
 
 
 class PoolkitBackend(joblib.AutoBatchingMixin, joblib.ParallelBackendBase):  # type: ignore[misc]  # it has no types
@@ -113,12 +115,11 @@ class PoolkitBackend(joblib.AutoBatchingMixin, joblib.ParallelBackendBase):  # t
 
     def start_call(self) -> None:
         """Begin a call."""
-        self._call = _Call()
-        self._handles: dict[int, Any] = {}  # by id: a weak reference to an array, and what is sent for it
+        self._call = _Call(self._pool)
 
     def stop_call(self) -> None:
         """End it. What was broadcast goes with the last task that has it."""
-        self._handles.clear()  # a weak reference that is kept leads back to it
+        self._call.handles.clear()  # a weak reference that is kept leads back to it
 
     def terminate(self) -> None:
         """Forget the pool, which is kept."""
@@ -133,7 +134,7 @@ class PoolkitBackend(joblib.AutoBatchingMixin, joblib.ParallelBackendBase):  # t
 
     def compute_batch_size(self) -> int:
         """Go by measured times, as joblib does; but a limit is meant for one item, and so is a retry."""
-        options = self._pool._options  # noqa: SLF001 -- of this library
+        options = self._call.pool._options  # noqa: SLF001 -- of this library
         is_limited = options.timeout is not None or options.memory_limit is not None or options.retries
         return 1 if is_limited else int(super().compute_batch_size())
 
@@ -144,7 +145,7 @@ class PoolkitBackend(joblib.AutoBatchingMixin, joblib.ParallelBackendBase):  # t
                 (fn, args if _is_plain(args) else self._sent(args), kwargs and self._sent(kwargs))
                 for fn, args, kwargs in func.items
             ]
-        given = self._call, self._pool, func, callback
+        given = self._call, func, callback
         try:
             return _submit(*given)
         except QueueFull:  # a callback must not wait for room
@@ -177,10 +178,10 @@ class PoolkitBackend(joblib.AutoBatchingMixin, joblib.ParallelBackendBase):  # t
             return _Sent(*mapping._reduce_memmap_backed(array, backing))  # noqa: SLF001 -- see above
         if self._most_bytes is None or array.nbytes <= self._most_bytes or array.dtype.hasobject:
             return array
-        handles, key = self._handles, id(array)
+        handles, key = self._call.handles, id(array)
         if key not in handles or handles[key][0]() is not array:
             try:
-                handle = getattr(self._pool, "_of", self._pool).broadcast(array)
+                handle = getattr(self._call.pool, "_of", self._call.pool).broadcast(array)
             except OSError:  # no room: it goes with each task, in whatever way that can be sent
                 return array
             handles[key] = weakref.ref(array, lambda _: handles.pop(key, None)), _Sent(_view, (handle,))
@@ -226,7 +227,8 @@ def _kept(n_jobs: int, threads: int | None, variables: list[str]) -> Pool:
         return pool
 
 
-def _submit(call: _Call, pool: Any, batch: Any, callback: Any, may_raise: bool = True) -> Task[Any]:
+def _submit(call: _Call, batch: Any, callback: Any, may_raise: bool = True) -> Task[Any]:
+    pool = call.pool
     if pool._options.name is None:  # noqa: SLF001 -- of this library
         pool = pool.options(name=name_of(batch.items[0][0]))
     try:

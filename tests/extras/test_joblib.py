@@ -30,7 +30,7 @@ from support_scripts import run_script
 pytestmark = pytest.mark.slow
 
 NewGate = Callable[[], Gate]
-FOLDERS = ("/dev/shm", tempfile.gettempdir())  # noqa: S108 -- where joblib's other backends put arrays
+SHM = Path("/dev/shm")  # noqa: S108 -- where joblib's other backends put arrays
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +52,9 @@ def is_idle(pool: poolkit.Pool) -> bool:
     return not stats.running and not stats.queued
 
 
-def listing() -> set[Path]:
-    """What is in these folders."""
-    return {entry for folder in FOLDERS for entry in Path(folder).iterdir()}
+def files_of(process: int, folder: Path) -> list[Path]:
+    """What is in a folder, and what a process may have put into shared memory: with its number in the name."""
+    return [*folder.iterdir(), *(entry for entry in SHM.iterdir() if str(process) in entry.name)]
 
 
 def flat(lists: Any) -> list[Any]:
@@ -290,15 +290,17 @@ def broadcasts(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
     return made
 
 
-def test_large_arrays_are_sent_once_for_a_call_and_arrive_read_only(broadcasts: list[Any]) -> None:
+def test_large_arrays_are_sent_once_for_a_call_and_arrive_read_only(
+    broadcasts: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     large, small, other = np.ones(200_000), np.ones(100), np.full((600, 600), 2.0)
-    before = listing()
     with parallel_config("poolkit", n_jobs=2):
         found = Parallel(batch_size=1)(
             delayed(looked_at)(large, [small, other] if number % 2 else {"a": small, "b": other}, by_name=large)
             for number in range(20)
         )
-        assert listing() - before == set()
+        assert files_of(os.getpid(), tmp_path) == []
         assert len(broadcasts) == 2
         assert found == [((False, 2e5), (True, 100.0), (False, 720_000.0), (False, 2e5))] * 20
         assert all(handle() is None for handle in broadcasts)  # they end with the call
@@ -492,7 +494,7 @@ def test_joblib_is_not_imported_for_anything_else() -> None:
     assert run_script(source) == "False"
 
 
-def test_a_killed_owner_leaves_nothing() -> None:
+def test_a_killed_owner_leaves_nothing(tmp_path: Path) -> None:
     source = """
 import signal, numpy as np
 from joblib import Parallel, delayed
@@ -505,12 +507,11 @@ def busy(array):
 register()
 Parallel(n_jobs=2, backend="poolkit")(delayed(busy)(np.ones(1_000_000)) for _ in range(9))
 """
-    before = listing()
-    with running(source) as owner:
+    with running(source, env={"TMPDIR": str(tmp_path)}) as owner:
         owner.read_lines(2)
         assert owner.kill(signal.SIGKILL) == -signal.SIGKILL
         owner.wait_until_gone()
-    assert listing() - before == set()
+    assert files_of(owner.process.pid, tmp_path) == []
 
 
 # ===== others =====
