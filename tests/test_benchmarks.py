@@ -25,6 +25,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 RECORD, PICTURE, PAGE = (DOCS / f"performance.{ending}" for ending in ("json", "svg", "md"))
 SVG = "{http://www.w3.org/2000/svg}"
 RUN = Path(__file__).resolve().parent / "benchmarks/run.py"
+BACKENDS = Path(__file__).resolve().parent / "benchmarks/joblib_mod.py"
 COMPARE = Path(__file__).resolve().parent / "pains/compare.py"
 
 
@@ -137,6 +138,24 @@ def test_the_comparison_of_failures_shows_what_each_pool_does(tmp_path: Path) ->
     shown = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  "))
     assert shown["poolkit"] == "ok"
     assert {"concurrent.futures", "multiprocessing"} <= shown.keys()
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_the_comparison_of_joblib_s_backends_runs_with_tiny_sizes(tmp_path: Path) -> None:
+    pytest.importorskip("joblib")
+    done = subprocess.run(
+        [sys.executable, str(BACKENDS), "tiny", "three_deep", "--repeat=1", "--scale=0.01"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = re.findall(r"^  (\w+) +[\d.]+ ms", done.stdout, re.MULTILINE)
+    assert told == ["poolkit", "loky", "threading"] * 2
 
 
 def record_of(measure: str, *rounds: dict[str, dict[str, float]]) -> Record:
