@@ -13,25 +13,20 @@ from __future__ import annotations
 
 import math
 import threading
-from queue import Empty
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from poolkit._clock import monotonic
 
-TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from queue import SimpleQueue
-    from threading import Condition
-    from typing import TypeVar
-
-    T = TypeVar("T")
+T = TypeVar("T")
 
 LOOK_UP = 0.25  # seconds
 
 
 def capped(seconds: float | None) -> float | None:
     """For how long this thread may sleep at once, who wants to for so many seconds; None: for ever."""
-    if (seconds is None or seconds > LOOK_UP) and threading.current_thread() is threading.main_thread():
+    if (seconds is None or seconds > LOOK_UP) and threading.get_ident() == threading.main_thread().ident:
         return LOOK_UP
     return seconds
 
@@ -39,7 +34,7 @@ def capped(seconds: float | None) -> float | None:
 def until(sleep: Callable[[float], object], seconds: float | None = None) -> bool:
     """Call `sleep(part)`, for parts of so many seconds, until it returns what is true; whether it has. Blocks.
 
-    It is what waits for at most as long as it is told, for example `Event.wait`.
+    `sleep` waits for at most as long as it is told, for example `Event.wait`.
     """
     give_up = math.inf if seconds is None else monotonic() + seconds
     left = give_up - monotonic()
@@ -62,7 +57,7 @@ def get(queue: SimpleQueue[T], seconds: float | None = None) -> T:
                 raise
 
 
-def wait_for(condition: Condition, predicate: Callable[[], object], seconds: float | None) -> bool:
+def wait_for(condition: threading.Condition, predicate: Callable[[], object], seconds: float | None) -> bool:
     """Do what `Condition.wait_for` does, by poolkit's clock. Blocks."""
     give_up = math.inf if seconds is None else monotonic() + seconds
     while not predicate():
