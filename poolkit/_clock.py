@@ -15,7 +15,6 @@ from types import BuiltinFunctionType
 TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from threading import Condition
 
 
 def _real() -> Callable[[], float]:
@@ -25,14 +24,3 @@ def _real() -> Callable[[], float]:
 
 
 monotonic: Callable[[], float] = partial(_real())
-
-
-def wait_for(condition: Condition, predicate: Callable[[], object], timeout: float | None) -> bool:
-    """Do what `Condition.wait_for` does, by this clock. Blocks."""
-    give_up = None if timeout is None else monotonic() + timeout
-    while not predicate():
-        left = None if give_up is None else give_up - monotonic()
-        if left is not None and left <= 0.0:
-            return False
-        condition.wait(left)
-    return True

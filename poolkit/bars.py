@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from poolkit._clock import monotonic
 from poolkit._kinds.loggers import log
 from poolkit._owner import Arrivals
+from poolkit._waits import get
 from poolkit.results import Chunks
 from poolkit.task import SENT, Task
 
@@ -297,6 +298,6 @@ def _wait_for_any(pending: Task[Any], owners: set[Any], arrivals: Any, bar: Bar 
         for each in owners - {None}:
             each.end_lease()
     try:
-        arrivals.get(timeout=None if bar is None else bar.pause())
+        get(arrivals, None if bar is None else bar.pause())
     except Empty:
         return

@@ -37,6 +37,7 @@ from poolkit._given import name_of, to_be_sent
 from poolkit._kinds.settings import PoolSettings
 from poolkit._locks import RLock
 from poolkit._select import poll
+from poolkit._waits import get, until
 from poolkit.errors import ClusterFailed, PoolClosed
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class Cluster:
 
     def _come_up(self, seconds: float | None) -> None:
         try:
-            is_up = self._thread.is_up.wait(seconds)
+            is_up = until(self._thread.is_up.wait, seconds)
         except BaseException:
             self.stop(kill=True)
             raise
@@ -207,7 +208,7 @@ class Cluster:
     def _raise_if_failed(self) -> None:
         rules = self._thread.rules
         if self._thread.is_over.is_set() or rules.exit_code:
-            self._thread.is_over.wait()
+            until(self._thread.is_over.wait)
             raise self._failure()
 
     def _failure(self) -> ClusterFailed:
@@ -261,7 +262,7 @@ class Cluster:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has stopped, for at most `timeout` seconds; return whether it has. Blocks."""
         self._check_process()
-        return self._thread.is_over.wait(checks.wait_seconds("timeout", timeout))
+        return until(self._thread.is_over.wait, checks.wait_seconds("timeout", timeout))
 
     def reload(self, timeout: float | None = None) -> int:
         """Replace all workers by new ones, which import all code anew; return the number of that generation. Blocks.
@@ -277,7 +278,7 @@ class Cluster:
         """
         seconds = None if timeout is None else _seconds("timeout", timeout)
         self._check_runs("reload")
-        return self._reloaded(*self._thread.reload(seconds).get())
+        return self._reloaded(*get(self._thread.reload(seconds)))
 
     def _reloaded(self, generation: int, why: Any) -> int:
         if why is None:

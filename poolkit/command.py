@@ -20,6 +20,7 @@ from poolkit._kinds.commands import Call, CompletedCommand, signal_number
 from poolkit._owner import Arrivals
 from poolkit._spawn.entrance import Entrance
 from poolkit._spawn.output import Output
+from poolkit._waits import get
 from poolkit.reading import Chunks, Lines, Taking
 from poolkit.task import Task
 
@@ -151,7 +152,7 @@ class Command(Task[CompletedCommand[Text]]):
 
     def wait_for_output(self, arrivals: Arrivals) -> None:
         """Wait until this is rung. Blocks."""
-        arrivals.get()
+        get(arrivals)
 
     def is_taken(self) -> bool:
         """Whether some of its output was taken, or it is to end, so that it cannot be run again."""

@@ -19,11 +19,13 @@ from _thread import allocate_lock
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from poolkit._clock import monotonic, wait_for
+from poolkit._clock import monotonic
 from poolkit._locks import RLock
 from poolkit._owner import TaskOwner
+from poolkit._waits import until, wait_for
 from poolkit.errors import PoolkitError, TaskCancelled
 from poolkit.outcome import Outcome
 
@@ -319,8 +321,8 @@ class LazyFuture(Future[T]):
         if not self._enlist(wake):
             return
         try:
-            seconds = -1.0 if give_up is None else max(0.0, give_up - monotonic())
-            if lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)) or self._state is not PENDING:
+            seconds = None if give_up is None else give_up - monotonic()
+            if until(partial(lock.acquire, True), seconds) or self._state is not PENDING:
                 return
         finally:
             with _LOCK:

@@ -17,12 +17,14 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, repeat, starmap
 from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from poolkit import waiting
 from poolkit._owner import TaskOwner
+from poolkit._waits import until
 
 T = TypeVar("T")
 
@@ -158,7 +160,7 @@ class Incoming:
 
         try:
             if self.add_waker(wake) is not None:
-                lock.acquire(timeout=threading.TIMEOUT_MAX)
+                until(partial(lock.acquire, True))
         finally:
             self._waker = None
 

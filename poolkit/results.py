@@ -22,6 +22,7 @@ from poolkit import waiting
 from poolkit._child.chunk import ChunkStopped
 from poolkit._clock import monotonic
 from poolkit._engine.feed import Feed, Submits
+from poolkit._waits import get
 from poolkit.at_hand import AtHand
 from poolkit.future import WaitTimeout
 from poolkit.task import Task
@@ -241,7 +242,7 @@ class Chunks(Feed[T]):
                 if arrivals.owner is not None:
                     arrivals.owner.lead(arrivals, pause)
                     pause = self._pause()
-                arrivals.get(timeout=pause)
+                get(arrivals, pause)
             except Exception as exc:
                 self._end_at_timeout()
                 if type(exc) is not Empty:

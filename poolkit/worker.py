@@ -31,6 +31,7 @@ from poolkit._engine.services import services
 from poolkit._given import code_of, name_of, to_be_sent
 from poolkit._kinds.settings import PoolSettings
 from poolkit._owner import Arrivals
+from poolkit._waits import until
 from poolkit.errors import ChannelClosed
 from poolkit.task import Task
 
@@ -261,7 +262,7 @@ class Worker(Ends, Generic[T]):
         """Wait until it is gone, for at most `timeout` seconds; return whether it is. In its callbacks, only look."""
         seconds = checks.wait_seconds("timeout", timeout)
         if self._life.engine.callbacks.thread.ident != threading.get_ident() and not services.is_here():
-            self._life.gone.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+            until(self._life.gone.wait, seconds)
         return self._life.gone.is_set()
 
     def __enter__(self) -> Self:

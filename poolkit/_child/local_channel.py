@@ -10,15 +10,16 @@ import contextlib
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import starmap
 
 from poolkit import waiting
 from poolkit._child.port import Channel, ChannelEnd
 from poolkit._owner import Arrivals
 from poolkit._typing import Any
+from poolkit._waits import until
 
 MOST = 1000  # messages one way; a few more where several threads send
-LONGEST = 86400.0  # seconds; locks refuse much longer ones, and one wake-up a day is nothing
 
 
 class _Queue:
@@ -125,7 +126,7 @@ class LocalChannel(Channel):
         queue.wakers.append(wake)
         try:
             if not self._may_go_on(writes=writes):
-                lock.acquire(timeout=-1 if seconds is None else min(seconds, LONGEST))
+                until(partial(lock.acquire, True), seconds)
         finally:
             queue.wakers.remove(wake)
 

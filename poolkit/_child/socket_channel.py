@@ -74,6 +74,7 @@ class SocketChannel(Channel):
         self._make_sent = sent
         self._sent: Sent | None = None
         self._defining = RLock()
+        self._capped: Callable[[float | None], float | None] = _as_wanted
 
     # ===== out =====
 
@@ -188,7 +189,7 @@ class SocketChannel(Channel):
             seconds = min(math.inf if seconds is None else seconds, max(0.0, trim_at - monotonic()))
         poller = poll()  # one for each, as several threads may wait
         poller.register(self._socket, select.POLLOUT if writes else select.POLLIN)
-        self._spin.wait(poller, seconds)
+        self._spin.wait(poller, self._capped(seconds))
 
     async def wait_async(self, *, writes: bool) -> None:
         """Have the event loop watch the socket."""
@@ -271,12 +272,20 @@ def _opened(descriptor: Any, threshold: float) -> SocketChannel:
     return SocketChannel(descriptor.detach(), threshold)
 
 
+def _as_wanted(seconds: float | None) -> float | None:
+    return seconds
+
+
 def socket_pair(threshold: float, sent: Callable[[], Sent]) -> tuple[SocketChannel, socket.socket, Handle]:
     """Make a channel: the owner's end, and the worker's, which is closed once its handle was packed.
 
     Raises OSError: there are no descriptors, or the system has no such sockets.
     """
+    from poolkit._waits import capped  # noqa: PLC0415 -- for owners
+
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):  # what is usual: what bounds messages is not to depend on the machine
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-    return SocketChannel(ours.detach(), threshold, sent), theirs, Handle(theirs.fileno(), threshold)
+    channel = SocketChannel(ours.detach(), threshold, sent)
+    channel._capped = capped  # noqa: SLF001 -- its own; a worker's main thread sleeps on
+    return channel, theirs, Handle(theirs.fileno(), threshold)

@@ -39,6 +39,7 @@ from poolkit._core.cluster import (
 )
 from poolkit._engine.services import OwnThread, services
 from poolkit._select import poll
+from poolkit._waits import get
 
 T = TypeVar("T")
 
@@ -141,7 +142,7 @@ class ClusterThread:
                 answer.put((None, exc))
 
         self.post(run)
-        found, error = answer.get()
+        found, error = get(answer)
         if error is not None:
             raise error
         return found  # type: ignore[return-value]

@@ -22,6 +22,7 @@ from typing import Any
 from poolkit._clock import monotonic
 from poolkit._engine.feed import Feed
 from poolkit._kinds.loggers import log
+from poolkit._waits import get
 
 WARN_AFTER = 1.0  # seconds after which a shutdown says what it waits for
 
@@ -96,7 +97,7 @@ class Maps:
                 mine.add(feed)
                 news.put(feed)
         while mine:
-            feed = news.get()  # type: ignore[assignment]
+            feed = get(news)  # type: ignore[arg-type]
             if not self._go_on(feed):
                 mine.discard(feed)
 

@@ -30,11 +30,13 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from poolkit import _os
 from poolkit._clock import monotonic
 from poolkit._locks import RLock
+from poolkit._waits import until
 from poolkit._wire.spin import Spin
 
 if TYPE_CHECKING:
@@ -174,7 +176,7 @@ class Reader:
             left = give_up - monotonic()
             if left <= 0.0:
                 return False
-            turn.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+            until(partial(turn.acquire, True), left)
         return False
 
     def _lead(self, task: Task[Any], give_up: float) -> None:

@@ -12,9 +12,9 @@ import os
 import threading
 from _thread import allocate_lock
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from poolkit._clock import wait_for
 from poolkit._core.scheduler import OPEN
 from poolkit._core.workforce import BUSY, AnyTask
 from poolkit._engine.callbacks import publishing
@@ -22,6 +22,7 @@ from poolkit._engine.engine import Engine
 from poolkit._engine.listeners import Listener
 from poolkit._engine.waiters import Waiter
 from poolkit._kinds.loggers import log
+from poolkit._waits import until, wait_for
 from poolkit.errors import PoolkitError, QueueFull
 from poolkit.exchange import MOST_MAIL, Exchange
 from poolkit.future import WaitTimeout
@@ -105,7 +106,7 @@ class Requests(Engine):
         waiter = Waiter(turn.release)
         try:
             while not self.submit(task, error, waiter):
-                turn.acquire()
+                until(partial(turn.acquire, True))
         except BaseException:
             self.stop_waiting(waiter)
             raise

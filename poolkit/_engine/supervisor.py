@@ -28,6 +28,7 @@ from poolkit._engine.reader import Reader
 from poolkit._engine.requests import Requests
 from poolkit._engine.waiters import Waiters, wake_each
 from poolkit._kinds.loggers import log
+from poolkit._waits import until
 from poolkit.errors import PoolClosed, PoolkitError
 from poolkit.outcome import Outcome
 
@@ -82,7 +83,7 @@ class Supervisor(Requests):
             self._reader.end_lease()
             try:
                 self.maps.finish()
-                self._closed.wait()
+                until(self._closed.wait)
             except KeyboardInterrupt:
                 self.maps.stop_endless()
                 raise
