@@ -19,11 +19,11 @@ def write(path: str, *words: object) -> None:
 def journalled(path: str, number: int, seconds: float = 0.0) -> int:
     """Write when it begins, lives on and ends."""
     until = time.monotonic() + seconds
-    write(path, "begin", number, time.monotonic())
+    write(path, "begin", number, time.monotonic(), os.getpid())
     while (left := until - time.monotonic()) > 0:
         time.sleep(min(left, 0.02))  # noqa: TID251 -- what the task takes
-        write(path, "alive", number, time.monotonic())
-    write(path, "end", number, time.monotonic())
+        write(path, "alive", number, time.monotonic(), os.getpid())
+    write(path, "end", number, time.monotonic(), os.getpid())
     return number
 
 
@@ -59,17 +59,24 @@ class Journal:
     def begun(self) -> dict[int, int]:
         """How often each task has begun."""
         counts: dict[int, int] = defaultdict(int)
-        for kind, number, _ in self.lines():
+        for kind, number, *_ in self.lines():
             counts[int(number)] += kind == "begin"
         return counts
 
     def runs(self, number: int) -> list[tuple[float, float]]:
         """When each run of a task began, and when it gave its last sign of life."""
-        found: list[tuple[float, float]] = []
-        for kind, of, at in self.lines():
-            if int(of) == number:
-                if kind == "begin":
-                    found.append((float(at), float(at)))
-                else:
-                    found[-1] = found[-1][0], float(at)
-        return found
+        return self.all_runs().get(number, [])
+
+    def all_runs(self) -> dict[int, list[tuple[float, float]]]:
+        """The runs of each task, in the order in which they began."""
+        found: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        latest: dict[tuple[str, str], int] = {}  # run of a task in a process
+        for kind, number, at, pid in self.lines():
+            runs = found[int(number)]
+            if kind == "begin":
+                latest[number, pid] = len(runs)
+                runs.append((float(at), float(at)))
+            else:
+                which = latest[number, pid]
+                runs[which] = runs[which][0], float(at)
+        return dict(found)
