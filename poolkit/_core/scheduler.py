@@ -384,7 +384,9 @@ class Scheduler:
         """Have these workers be sent nothing more; they leave when they have finished what they have begun."""
         self.is_changing = True
         for worker in filter(None, map(self.roster.workers.get, worker_ids)):
-            if worker.state not in (STOPPING, DYING):
+            if worker.state is STARTING:
+                self.roster.kill(worker, KillReason(None, "shrunk"), want_stack=False)
+            elif worker.state not in (STOPPING, DYING):
                 self.roster.leave(worker, "shrunk", now)
                 if worker.state is BUSY:
                     self._dispatcher.reclaim(worker)

@@ -680,6 +680,12 @@ class NodeWorkforce(DrivenWorkforce):
                 return
             node.state, node.reason, node.dead_at = "lost", reason, dead_at
             self._count_nodes()
+            for slot in [slot for slot in node.slots.values() if not (slot.is_ready or slot.is_closed)]:
+                del node.slots[slot.id]  # it waits for another node: its end would be told as that of a bad boot
+                slot.node = None
+                self._waiting[slot.id] = slot
+            node.count_slots()
+            self._place()
             at_once = [slot for slot in node.slots.values() if slot.task is None or slot.withhold()]
             for slot in at_once:
                 slot.is_closed = True

@@ -34,7 +34,7 @@ MOVES = [
     *["finish"] * 6,
     *["write"] * 8,
     *["hear"] * 8,
-    *["fail", "fail packed", "crash", "time out"],
+    *["fail", "fail packed", "crash", "time out", "give back"],
     *["see end", "see end", "see abort", "heal", "heal"],
     *["die", "cut", "deaf", "mute", "leave", "told to leave"],
 ]
@@ -177,6 +177,8 @@ class NodesMachine(RuleBasedStateMachine):
             node.finish(pick, WorkerCrashed("it died", worker_id=1))
         elif move == "time out":
             node.finish(pick, TaskTimeout("too long", timeout=1.0))
+        elif move == "give back":
+            node.give_back()
         elif move == "write":
             node.write()
         elif move == "hear":

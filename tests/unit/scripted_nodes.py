@@ -1,9 +1,9 @@
 """A scheduler, the real node workforce, and nodes on a scripted network: nothing happens but what the test says.
 
-A node does what `agent.py` does: it begins what it is sent once its lease was answered for, one task a worker and at most
-one a slot; it kills, answers, asks for its lease by its own clock, and ends all its work when its connection ends or its
-lease is over. Work that is ended goes on for up to `D` seconds, as processes may. Every run is taken down with its times,
-of a clock that nobody but the test has, and everything that may never happen fails the test at once.
+A node does what `agent.py` does: it begins what it is sent once its lease was answered for, one task a worker and at
+most one a slot; it kills, answers, asks for its lease by its own clock, and ends all its work when its connection ends
+or its lease is over. Work that is ended goes on for up to `D` seconds, as processes may. Every run is taken down with
+its times, of a clock that nobody but the test has, and everything that may never happen fails the test at once.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ class ScriptedNode:
         self.is_over = False  # it does nothing any more; its end of the connection is closed
         self.is_leaving = False
         self.ask_first()
+        self.outbox += [(messages.UP, count + 1) for count in range(workers)]
 
     # ===== its clock and its lease =====
 
@@ -230,12 +231,19 @@ class ScriptedNode:
         seconds = (self.pool.now - run.begun) * self.rate
         which = run.slot, run.task_id
         if error is None:
-            self.outbox.append((messages.DONE, *which, True, b"value", seconds, 0, 0))
+            self.outbox.append((messages.DONE, *which, True, b"value", seconds, 0, None, 0))
         elif packed:
-            self.outbox.append((messages.DONE, *which, False, codec.pack_error(error), seconds, 0, 0))
+            self.outbox.append((messages.DONE, *which, False, codec.pack_error(error), seconds, 0, None, 0))
         else:
             self.outbox.append((messages.FAILED, *which, codec.pack_error(error), seconds))
         self._settle(run)
+
+    def give_back(self) -> None:
+        """What waits behind something that takes long is given back."""
+        if not self.is_over and self.queue:
+            run = self.queue.pop()
+            del self.runs[run.slot]
+            self.outbox.append((messages.BACK, run.slot, run.task_id))
 
     def leave(self, reason: str = "retired") -> None:
         if not self.is_over and not self.is_leaving:
@@ -249,7 +257,7 @@ class NodesPool:
     def __init__(self, *, seed: int = 0, size: int | None = None, **limits: Any) -> None:
         self.now = 100.0
         self._patches = contextlib.ExitStack()
-        self._patches.enter_context(mock.patch.object(workforce, "monotonic", lambda: self.now))
+        self._patches.enter_context(mock.patch.object(workforce, "monotonic", new=self.clock))
         self._patches.enter_context(mock.patch.object(workforce, "FEWEST_SAMPLES", SAMPLES))
         self.provider = ScriptedProvider()
         self.workforce = workforce.NodeWorkforce(RLock(), self.provider, lease=LEASE, shm_threshold=65536)
@@ -266,8 +274,11 @@ class NodesPool:
         self.tasks: dict[int, AnyTask] = {}
         self.outcomes: dict[AnyTask, Outcome] = {}
         self.runs: list[Run] = []
-        self.written: Counter[tuple[int, int]] = Counter()  # task and attempt
+        self.written: Counter[tuple[int, int]] = Counter()  # task and attempt, while not given back
         self._numbers = itertools.count(1)
+
+    def clock(self) -> float:
+        return self.now
 
     def close(self) -> None:
         self._patches.close()
@@ -297,7 +308,7 @@ class NodesPool:
         self.collect()
 
     def collect(self) -> None:
-        """Take what was decided; no task is ever settled twice, nor told as lost while it runs, or was never written."""
+        """Take what was decided; no task is ever settled twice, nor told as lost while it runs or was not written."""
         while True:
             for task, outcome in self.scheduler.settled:
                 assert task not in self.outcomes, f"{task} was settled twice"
@@ -378,7 +389,12 @@ class NodesPool:
         """The owner takes in the next message of a node."""
         channel = node.channel
         if node.to_owner and not (node.is_mute or channel.has_ended or channel.is_aborted):
-            channel.on_message(node.to_owner.popleft(), [])
+            head = node.to_owner.popleft()
+            for entry in messages.unpack(head):
+                if entry[0] == messages.BACK:
+                    task = self.tasks[entry[2]]
+                    self.written[task.id, task.attempt] = 0
+            channel.on_message(head, [])
 
     def see_end(self, node: ScriptedNode) -> None:
         """The owner sees that a connection has ended, if it has and if it can; what was on the way is lost."""
@@ -443,6 +459,10 @@ class NodesPool:
             elif worker.state is BUSY and not worker.draining:
                 assert worker.sent
                 assert slot.task is worker.sent[0], "a lost slot"
-        if scheduler.queue.size and roster.hiring is not Hiring.NONE and self.now >= roster.boot_at:
+        due = scheduler.next_deadline()
+        is_due = due is not None and due <= self.now  # the supervisor has not looked yet
+        if scheduler.queue.size and roster.hiring is not Hiring.NONE and self.now >= roster.boot_at and not is_due:
             assert not roster.idle or roster.busy >= roster.size, "idle with work queued"
-            assert roster.counted >= roster.size, "places unused with work queued"
+            full = roster.busy >= roster.size  # with those that have been dismissed and run something
+            called = full or roster.counted >= roster.size or roster.starting >= scheduler.queue.size
+            assert called, "places unused with work queued"
