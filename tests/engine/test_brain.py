@@ -127,8 +127,9 @@ STEPS: dict[str, Callable[[int], int]] = {
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_is_no_more_work_with_eight_times_the_workers(step: str) -> None:
-    """Nobody walks over all of them: one instruction for each would be told."""
+    """Nobody walks over all of them: a loop takes three instructions for each or more."""
+    STEPS[step](FEW)  # CPython 3.12 does not count the first time
     few, many = STEPS[step](FEW), STEPS[step](MANY)
     print(few, many)
     assert few > 0
-    assert many < few + (MANY - FEW) / 2
+    assert many < few + MANY - FEW
