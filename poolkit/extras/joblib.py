@@ -25,7 +25,7 @@ from poolkit._engine import lifetime
 from poolkit._given import name_of
 from poolkit._locks import RLock
 from poolkit.context import current_task
-from poolkit.errors import QueueFull
+from poolkit.errors import PoolkitError, QueueFull
 from poolkit.face import PoolView
 from poolkit.outcome import Outcome
 from poolkit.pool import Pool
@@ -182,7 +182,10 @@ class PoolkitBackend(joblib.AutoBatchingMixin, joblib.ParallelBackendBase):  # t
         if key not in handles or handles[key][0]() is not array:
             try:
                 handle = getattr(self._call.pool, "_of", self._call.pool).broadcast(array)
-            except OSError:  # no room: it goes with each task, in whatever way that can be sent
+            except (
+                OSError,
+                PoolkitError,
+            ):  # as there is no room: it goes with each task, in whatever way that can be sent
                 return array
             handles[key] = weakref.ref(array, lambda _: handles.pop(key, None)), _Sent(_view, (handle,))
         return handles[key][1]

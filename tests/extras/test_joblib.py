@@ -52,9 +52,9 @@ def is_idle(pool: poolkit.Pool) -> bool:
     return not stats.running and not stats.queued
 
 
-def files_of(process: int, folder: Path) -> list[Path]:
+def files_of(process: int, folder: Path, before: set[Path]) -> list[Path]:
     """What is in a folder, and what a process may have put into shared memory: with its number in the name."""
-    return [*folder.iterdir(), *(entry for entry in SHM.iterdir() if str(process) in entry.name)]
+    return [*folder.iterdir(), *(entry for entry in {*SHM.iterdir()} - before if str(process) in entry.name)]
 
 
 def flat(lists: Any) -> list[Any]:
@@ -294,13 +294,14 @@ def test_large_arrays_are_sent_once_for_a_call_and_arrive_read_only(
     broadcasts: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = {*SHM.iterdir()}
     large, small, other = np.ones(200_000), np.ones(100), np.full((600, 600), 2.0)
     with parallel_config("poolkit", n_jobs=2):
         found = Parallel(batch_size=1)(
             delayed(looked_at)(large, [small, other] if number % 2 else {"a": small, "b": other}, by_name=large)
             for number in range(20)
         )
-        assert files_of(os.getpid(), tmp_path) == []
+        assert files_of(os.getpid(), tmp_path, before) == []
         assert len(broadcasts) == 2
         assert found == [((False, 2e5), (True, 100.0), (False, 720_000.0), (False, 2e5))] * 20
         assert all(handle() is None for handle in broadcasts)  # they end with the call
@@ -507,11 +508,12 @@ def busy(array):
 register()
 Parallel(n_jobs=2, backend="poolkit")(delayed(busy)(np.ones(1_000_000)) for _ in range(9))
 """
+    before = {*SHM.iterdir()}
     with running(source, env={"TMPDIR": str(tmp_path)}) as owner:
         owner.read_lines(2)
         assert owner.kill(signal.SIGKILL) == -signal.SIGKILL
         owner.wait_until_gone()
-    assert files_of(owner.process.pid, tmp_path) == []
+    assert files_of(owner.process.pid, tmp_path, before) == []
 
 
 # ===== others =====

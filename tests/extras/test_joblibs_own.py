@@ -65,7 +65,7 @@ def test_tests_of_joblib_pass_with_this_backend(part: int, tmp_path: Path) -> No
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "JOBLIB_TEMP_FOLDER": str(tmp_path)},  # loky leaves some
         capture_output=True,
         text=True,
         timeout=support.WATCHDOG,
