@@ -258,7 +258,7 @@ def test_a_wait_for_room_that_is_interrupted_leaves_the_line(
                 self._lock = threading.Lock()
                 self.release = self._lock.release
 
-            def acquire(self) -> None:
+            def acquire(self, *_: object) -> None:
                 if not self._lock.acquire(blocking=False):
                     is_waiting.set()
                     self._lock.acquire()
