@@ -169,7 +169,9 @@ class NodePool(Pool):
         )
         limits.max_tasks_per_child = limits.max_memory_per_child = None  # the nodes see to those
         checks.seconds("idle_timeout", idle_timeout)
-        node_timeout, lease = (checks.seconds(*each) or 86400.0 for each in (("node_timeout", node_timeout), ("lease", lease)))
+        node_timeout, lease = (
+            checks.seconds(*each) or 86400.0 for each in (("node_timeout", node_timeout), ("lease", lease))
+        )
         for module in by_value:
             add_script(module if isinstance(module, str) else module.__name__)
         self._options = CallOptions().changed(timeout=timeout, retries=retries)
@@ -340,18 +342,20 @@ def _content(settings: PoolSettings, max_tasks: int | None, max_memory: int | No
             raise SerializationError(msg)
         payload, regions = Sent().lacking(manifest) if manifest is not None else (None, [])
         packed = data, payload, [(region.id, bytes(region.mapping())) for region in regions]
-    return pickle.dumps({
-        "initializer": packed,
-        "preload": settings.preload,
-        "env": dict(settings.env),
-        "shm_threshold": settings.shm_threshold,
-        "max_tasks_per_child": max_tasks,
-        "max_memory_per_child": max_memory,
-        "given": {
-            "main": describe("__main__"),
-            "argv": list(sys.argv),
-            "habits": {**of_process(), **of_thread()},
-            "log_levels": log_levels(),
-            "log_disabled": logging.root.manager.disable,
-        },
-    })
+    return pickle.dumps(
+        {
+            "initializer": packed,
+            "preload": settings.preload,
+            "env": dict(settings.env),
+            "shm_threshold": settings.shm_threshold,
+            "max_tasks_per_child": max_tasks,
+            "max_memory_per_child": max_memory,
+            "given": {
+                "main": describe("__main__"),
+                "argv": list(sys.argv),
+                "habits": {**of_process(), **of_thread()},
+                "log_levels": log_levels(),
+                "log_disabled": logging.root.manager.disable,
+            },
+        }
+    )

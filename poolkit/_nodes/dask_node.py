@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import importlib.metadata
 import platform
 import socket
 import threading
@@ -236,13 +235,8 @@ def own_python() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions here, for people to read."""
-    return {
-        "python": platform.python_version(),
-        "poolkit": importlib.metadata.version("poolkit"),
-        "wire": str(WIRE),
-        "distributed": distributed.__version__,
-    }
+    """The versions that have to fit, here."""
+    return {"python": own_python(), "wire": str(WIRE)}
 
 
 def _address(worker: distributed.Worker) -> str:

@@ -75,7 +75,7 @@ class DaskProvider:
         if cluster is None:
             cluster = dask.config.get("scheduler-address", None)
         if cluster is None:
-            cluster = self._local = distributed.LocalCluster(n_workers=1, dashboard_address=None, memory_limit=0)
+            cluster = self._local = distributed.LocalCluster(n_workers=1, dashboard_address=":0", memory_limit=0)
         self._security: Any = None  # from the configuration
         if isinstance(cluster, str):
             self._address = cluster
@@ -259,10 +259,9 @@ class DaskProvider:
             node = self._nodes[said["facts"]["number"]] = Node(NodeFacts(**said["facts"]))
             self._spawn(self._meet(node))
         elif kind == "refused":
-            here = dask_node.versions()
-            differ = [
-                f"{what} {it}, here {here.get(what)}" for what, it in said["versions"].items() if it != here.get(what)
-            ]
+            here = {"python": self._settings.python, "wire": str(self._settings.wire)}
+            has = said["versions"]
+            differ = [f"{what} {has[what]}, here {ours}" for what, ours in here.items() if has[what] != ours]
             self._refuse(said["address"], "it has " + "; ".join(differ))
         elif kind == "failed":
             self._refuse(said["address"], said["why"])

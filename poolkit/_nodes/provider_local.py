@@ -277,7 +277,9 @@ def serve(fd: int) -> None:
     came.wait()
     if first:
         settings, workers = pickle.loads(first[0])
-        agent = Agent(settings, address=f"local:{os.getpid()}", host=socket.gethostname(), workers=workers, ended=over.set)
+        agent = Agent(
+            settings, address=f"local:{os.getpid()}", host=socket.gethostname(), workers=workers, ended=over.set
+        )
         facts = pickle.dumps(vars(agent.facts))
 
         def greet() -> None:

@@ -15,10 +15,13 @@ import support_dask
 import support_dask_tasks as tasks
 from support import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*coroutine .*wait_for:Warning"),  # by Dask, when a client closes
+]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def node() -> Iterator[tuple[distributed.Client, support_dask.Node]]:
     with support_dask.cluster(1) as (scheduler, (node,)):
         client = distributed.Client(scheduler.address, set_as_default=False)
