@@ -1,7 +1,7 @@
 """Dask: containment for tasks that Dask itself schedules.
 
-`install` puts a `poolkit.Pool` into each dask worker as one of its executors; a task that is annotated with its name runs
-in a process of its own kind: a crash, a hang or a leak costs that task, not the dask worker and what it holds.
+`install` puts a `poolkit.Pool` into each dask worker as one of its executors; a task that is annotated with its name
+runs in a process of its own kind: a crash, a hang or a leak costs that task, not the dask worker and what it holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import distributed
 from distributed.diagnostics.plugin import WorkerPlugin
 
-import poolkit
+from poolkit.pool import Pool
 
 __all__ = ["install"]
 
@@ -43,7 +43,7 @@ class ExecutorPlugin(WorkerPlugin):  # type: ignore[misc]
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
         self._name = name
         self._settings = settings
-        self._pool: poolkit.Pool | None = None
+        self._pool: Pool | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ExecutorPlugin, (self._name, self._settings)
@@ -52,7 +52,7 @@ class ExecutorPlugin(WorkerPlugin):  # type: ignore[misc]
         """Called on the worker's event loop: the pool starts its processes with the first task."""
         settings = {"max_workers": worker.state.nthreads, "name": self._name} | self._settings
         settings["preload"] = [*RUNS_TASKS, *settings.get("preload", ())]
-        self._pool = worker.executors[self._name] = poolkit.Pool(**settings)
+        self._pool = worker.executors[self._name] = Pool(**settings)
 
     async def teardown(self, worker: distributed.Worker) -> None:
         """End the pool; what runs in it is killed, as Dask has given it up."""
