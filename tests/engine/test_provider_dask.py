@@ -27,6 +27,12 @@ pytestmark = [
 MIB = 1024 * 1024
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _offloading() -> None:
+    """Dask's one thread for this process is there before the first look for leaks."""
+    distributed.utils._offload_executor.submit(int).result()
+
+
 @pytest.fixture(scope="module")
 def place() -> Iterator[tuple[Scheduler, list[Node]]]:
     """A scheduler with two nodes that no test ends."""
