@@ -201,7 +201,7 @@ class DaskProvider:
         return None
 
     async def _connect_client(self) -> Any:
-        return await distributed.Client(
+        client = distributed.Client(
             self._address,
             asynchronous=True,
             set_as_default=False,
@@ -209,6 +209,12 @@ class DaskProvider:
             timeout=self._timeout,
             name=self._settings.name,
         )
+        try:
+            return await client
+        except BaseException:  # left open, it would be closed by the garbage collector, on any thread
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise
 
     async def _watch(self, client: Any) -> None:
         """Enrol, and again when the client has connected again; until it is closed."""

@@ -15,10 +15,7 @@ import support_dask
 import support_dask_tasks as tasks
 from support import wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*coroutine .*wait_for:Warning"),  # by Dask, when a client closes
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

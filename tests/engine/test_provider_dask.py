@@ -19,10 +19,7 @@ from poolkit._nodes.provider_dask import DaskProvider
 from support import wait_until
 from support_dask import ECHO, LEAVE, Node, Owner, Scheduler
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*coroutine .*wait_for:Warning"),  # by Dask, when a client closes
-]
+pytestmark = pytest.mark.slow
 
 MIB = 1024 * 1024
 
