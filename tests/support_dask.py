@@ -65,7 +65,8 @@ class EchoAgent:
             self._ended()
             return
         for part in parts:
-            memoryview(part)[:1] = b"e"  # they are writable
+            if len(part):
+                part[:1] = b"e"  # they are writable
         self._outbox.append((head, parts))
         assert self._channel is not None
         self._channel.wake()
@@ -135,8 +136,13 @@ class Connected:
         self._arrived = threading.Condition()
         channel.take = lambda: self._outbox.popleft() if self._outbox else None
         channel.on_message = self._on_message
-        channel.on_end = self.ended.append
+        channel.on_end = self._on_end
         channel.start()
+
+    def _on_end(self, reason: str) -> None:
+        with self._arrived:
+            self.ended.append(reason)
+            self._arrived.notify()
 
     def _on_message(self, head: bytes, parts: list[Any]) -> None:
         with self._arrived:
@@ -150,7 +156,7 @@ class Connected:
     def receive(self) -> tuple[bytes, list[Any]]:
         """The next message that came."""
         with self._arrived:
-            assert self._arrived.wait_for(lambda: self.came, support.WATCHDOG)
+            assert self._arrived.wait_for(lambda: self.came or self.ended, support.WATCHDOG / 2), "nothing came"
             return self.came.pop(0)
 
 

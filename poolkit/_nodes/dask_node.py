@@ -21,7 +21,6 @@ import asyncio
 import importlib
 import platform
 import socket
-import sys
 import threading
 from typing import Any
 
@@ -236,13 +235,8 @@ def own_python() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions here, for people to read."""
-    return {
-        "python": platform.python_version(),
-        "poolkit": sys.modules["poolkit"].__version__,
-        "wire": str(WIRE),
-        "distributed": distributed.__version__,
-    }
+    """The versions that have to fit, here."""
+    return {"python": own_python(), "wire": str(WIRE)}
 
 
 def _address(worker: distributed.Worker) -> str:

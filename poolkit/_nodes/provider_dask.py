@@ -75,7 +75,7 @@ class DaskProvider:
         if cluster is None:
             cluster = dask.config.get("scheduler-address", None)
         if cluster is None:
-            cluster = self._local = distributed.LocalCluster(n_workers=1, dashboard_address=None, memory_limit=0)
+            cluster = self._local = distributed.LocalCluster(n_workers=1, dashboard_address=":0", memory_limit=0)
         self._security: Any = None  # from the configuration
         if isinstance(cluster, str):
             self._address = cluster
@@ -201,7 +201,7 @@ class DaskProvider:
         return None
 
     async def _connect_client(self) -> Any:
-        return await distributed.Client(
+        client = distributed.Client(
             self._address,
             asynchronous=True,
             set_as_default=False,
@@ -209,6 +209,12 @@ class DaskProvider:
             timeout=self._timeout,
             name=self._settings.name,
         )
+        try:
+            return await client
+        except BaseException:  # left open, it would be closed by the garbage collector, on any thread
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise
 
     async def _watch(self, client: Any) -> None:
         """Enrol, and again when the client has connected again; until it is closed."""
@@ -259,10 +265,9 @@ class DaskProvider:
             node = self._nodes[said["facts"]["number"]] = Node(NodeFacts(**said["facts"]))
             self._spawn(self._meet(node))
         elif kind == "refused":
-            here = dask_node.versions()
-            differ = [
-                f"{what} {it}, here {here.get(what)}" for what, it in said["versions"].items() if it != here.get(what)
-            ]
+            here = {"python": self._settings.python, "wire": str(self._settings.wire)}
+            has = said["versions"]
+            differ = [f"{what} {has[what]}, here {ours}" for what, ours in here.items() if has[what] != ours]
             self._refuse(said["address"], "it has " + "; ".join(differ))
         elif kind == "failed":
             self._refuse(said["address"], said["why"])

@@ -91,7 +91,7 @@ class Cluster:
         self._programs.remove(self.scheduler)
         self.scheduler = self._started(Scheduler(int(self.address.rpartition(":")[2])))
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Cluster:  # noqa: PYI034 -- it has no subclass
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:

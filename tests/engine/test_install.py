@@ -18,7 +18,7 @@ from support import wait_until
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def node() -> Iterator[tuple[distributed.Client, support_dask.Node]]:
     with support_dask.cluster(1) as (scheduler, (node,)):
         client = distributed.Client(scheduler.address, set_as_default=False)
