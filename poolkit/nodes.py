@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TypeVar
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
 from poolkit._core.stats import PoolStats, WorkerInfo
+from poolkit._engine.log_records import Records
 from poolkit._engine.supervisor import Supervisor
 from poolkit._kinds.loggers import log, log_levels
 from poolkit._kinds.settings import PoolSettings, check_limits
@@ -90,6 +91,11 @@ class NodesEngine(Supervisor):
 
     workforce: NodeWorkforce
     node_timeout = 60.0
+
+    def _settle_in(self) -> None:
+        super()._settle_in()
+        workforce = self.workforce
+        self.records = Records(self.callbacks, self.name, self._publish, workforce.wake, workforce)
 
     def stats(self) -> PoolStats:
         """The counts, with those of the network."""

@@ -199,6 +199,10 @@ class Program:
         """Until it has ended by itself."""
         self._process.wait(support.WATCHDOG)
 
+    def has_ended(self) -> bool:
+        """Whether it has ended by itself, or was killed."""
+        return self._process.poll() is not None
+
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, 9)

@@ -17,7 +17,7 @@ import logging
 import marshal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from poolkit._kinds.loggers import log
 from poolkit._locks import RLock
@@ -25,11 +25,18 @@ from poolkit._locks import RLock
 if TYPE_CHECKING:
     from poolkit._core.workforce import AnyTask, Logged
     from poolkit._engine.callbacks import Callbacks
-    from poolkit._kinds.links import Links
     from poolkit.exchange import Exchange
     from poolkit.outcome import Outcome
 
     Settled = list[tuple[AnyTask, Outcome]]
+
+    class Pacer(Protocol):
+        """What can have workers wait; see `Links`, whose methods these are."""
+
+        def pause(self, worker_id: int, /) -> bool: ...
+        def resume(self, worker_id: int, /) -> None: ...
+        def let_talk(self) -> None: ...
+
 
 MANY = 1000  # pending records of one worker
 
@@ -47,7 +54,7 @@ class Records:
         pool_name: str,
         publish: Callable[[Settled], object],
         wake: Callable[[], None],
-        links: Links | None,
+        links: Pacer | None,
     ) -> None:
         self._pool_name = pool_name
         self._callbacks = callbacks
@@ -97,7 +104,7 @@ class Records:
         finally:
             self._handled(worker_id, exchange.task_id)
 
-    def _pause(self, worker_ids: set[int], links: Links) -> None:
+    def _pause(self, worker_ids: set[int], links: Pacer) -> None:
         """Leave those alone that have logged too much. Under the lock; apart, see the rule for loops in `_locks.py`."""
         for worker_id in worker_ids:
             if self.pending[worker_id] > MANY and links.pause(worker_id):

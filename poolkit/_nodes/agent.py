@@ -8,7 +8,7 @@ Calls and outcomes pass as they are packed: no code of the user runs in this pro
 Guarantees: it begins no task before the owner has answered its first question, and none twice; when its channel ends or
 its lease is over, all that it runs is killed, and it is of no more use (its provider makes another). The lease is kept
 by the pool's template process too, whatever this process does.
-Guarded by: `_lock`: `_runs`. Owner: the provider's thread: the script, the memories, `_held`.
+Guarded by: `_lock`: `_runs`, `_paced`. Owner: the provider's thread: the script, the memories, `_held`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from poolkit._core.stats import WorkerInfo
 from poolkit._core.workforce import AnyTask, Logged, TaskStarted, WorkerStarted
 from poolkit._engine.log_records import Records
 from poolkit._engine.supervisor import Supervisor
+from poolkit._kinds.links import Links
 from poolkit._kinds.loggers import log
 from poolkit._kinds.peer import boot_settings
 from poolkit._kinds.process import ProcessWorkforce
@@ -231,6 +232,8 @@ class Agent:
         self.facts = NodeFacts(number, address, host, os.getpid(), settings.workers or workers, versions)
         self._memories: dict[int, Memory] = {}
         self._runs: dict[int, Run] = {}
+        self._links: Links = self.engine.workforce.links  # type: ignore[assignment]
+        self._paced: dict[int, int] = {}  # slots that log too much; the worker that is not read, 0 before it is paused
         self._lock = threading.Lock()
         self._held: list[Run] = []  # until the first question was answered
         self._tenant: Tenant | None = None  # from then on
@@ -314,6 +317,8 @@ class Agent:
                 self._memories.pop(entry[1], None)
             elif kind == messages.LEASED:
                 self._leased(entry[1])
+            elif kind == messages.PACE:
+                self._pace(*entry[1:])
             elif kind == messages.KILL:
                 self._begin(runs)
                 runs = []
@@ -361,6 +366,16 @@ class Agent:
             except PoolClosed:  # it is ending, as the channel tells
                 return
 
+    def _pace(self, slot: int, reads: bool) -> None:
+        """The owner has too much that a slot's worker has logged, or no more."""
+        with self._lock:
+            if not reads:
+                self._paced.setdefault(slot, 0)
+                return
+            worker_id = self._paced.pop(slot, 0)
+        if worker_id:
+            self._links.resume_soon(worker_id)
+
     def _stop(self, slot: int, task_id: int, want_stack: bool) -> None:
         run = self._runs.get(slot)
         if run is None or run.id != task_id:
@@ -403,8 +418,9 @@ class Agent:
         which = run.slot, run.id
         seconds = run.run_time or 0.0
         payload = outcome.payload
-        if run.is_given_back and outcome.cancelled and not run.is_to_stop:
-            self._post((messages.BACK, *which))
+        if outcome.cancelled and not run.is_to_stop and (run.is_given_back or self._is_over.is_set()):
+            if run.is_given_back:  # else it is ending, as the channel tells
+                self._post((messages.BACK, *which))
             return
         if run.is_to_stop or outcome.cancelled:
             stack = payload if type(payload) is str else getattr(payload, "stack", "")
@@ -446,6 +462,8 @@ class Agent:
             slot = next((run.slot for run in runs if record.task_id == run.id), 0) or next(
                 (run.slot for run in runs if run.worker_id == record.worker_id), 0
             )  # by a thread of its own
+            if self._paced.get(slot, 1) == 0 and self._links.pause(record.worker_id):
+                self._paced[slot] = record.worker_id
         fields = {**marshal.loads(record.payload), "poolkit_node": self._address}  # noqa: S302 -- of our own worker
         self._post((messages.LOGGED, slot, record.task_id, marshal.dumps(fields)))
 

@@ -9,6 +9,7 @@ What an entry has of buffers is told by a count, its last field; they stand besi
                     MEMORY     number, 1: shared memory, as it is here, in one buffer
                     FORGET     number: that memory is gone here
                     KILL       slot, task, wants_stack
+                    PACE       slot, reads: whether what its worker says is to be read
                     LEASED     stamp
                     BYE        the agent is to end
     to the owner    DONE       slot, task, ok, body, run_time, memory, process, count of buffers
@@ -32,7 +33,7 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
-RUN, DEFINE, MEMORY, FORGET, KILL, LEASED, BYE = range(7)
+RUN, DEFINE, MEMORY, FORGET, KILL, LEASED, BYE, PACE = range(8)
 DONE, FAILED, CANCELLED, BACK, BEGUN, PROGRESS, LOGGED, TOLD, BROKEN, ASK, LEAVING, UP, AT = range(13)
 
 MOST_BYTES = 4 << 20  # of buffers in one message; the next entry goes into the next

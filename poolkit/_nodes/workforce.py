@@ -445,6 +445,27 @@ class NodeWorkforce(DrivenWorkforce):
     def end(self, worker_id: int, task: AnyTask) -> None:
         """There is nothing that ends by itself."""
 
+    # ===== while too much is logged: as `Links` has it =====
+
+    def pause(self, worker_id: int) -> bool:
+        """Have the node not read what a slot's worker says, until `resume`. False if there is no such slot."""
+        return self._pace(worker_id, reads=False)
+
+    def resume(self, worker_id: int) -> None:
+        """Have it read again."""
+        self._pace(worker_id, reads=True)
+
+    def let_talk(self) -> None:
+        """Nobody was paused for messages."""
+
+    def _pace(self, worker_id: int, *, reads: bool) -> bool:
+        slot = self._slots.get(worker_id)
+        if slot is None or slot.node is None:
+            return False
+        slot.node.outbox.append((None, (messages.PACE, worker_id, reads), ()))
+        slot.node.channel.wake()
+        return True
+
     def forget(self, worker_id: int) -> None:
         """Let go of a slot, and give its place to one that waits."""
         slot = self._slots.pop(worker_id, None)

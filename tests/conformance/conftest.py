@@ -41,10 +41,9 @@ REASONS = {
     "programs": "programs are run on one machine",
     "grows": "it has no more workers than its nodes",
     "at_once": "progress of what runs on another machine is told now and then",
-    "paces_logs": "a worker on another machine does not wait for who handles what it logs",
 }
 _ANYWHERE = {"unattended", "background", "by_value", "crash", "kill_running", "process", "real_time"}
-_HERE = {"shared_here", "recall", "streams", "mail", "here", "programs", "grows", "at_once", "paces_logs"}
+_HERE = {"shared_here", "recall", "streams", "mail", "here", "programs", "grows", "at_once"}
 _PROCESS = _ANYWHERE | _HERE
 
 
@@ -70,7 +69,7 @@ def _on_local_nodes(max_workers: int = 1, **settings: Any) -> Pool:
     from poolkit._nodes.provider_local import LocalProvider
     from poolkit.nodes import NodePool
 
-    return NodePool(LocalProvider(1, max_workers), **settings)
+    return NodePool(LocalProvider(1, max_workers), max_workers=max_workers, **settings)
 
 
 FORKSERVER = _kind("forkserver", Pool, {}, *_PROCESS, "forks")

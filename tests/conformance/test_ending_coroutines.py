@@ -223,6 +223,7 @@ def test_a_thread_does_not_wait_for_threads_that_one_has_left(pool: Pool, new_ga
     wait_until(lambda: journal.lines() == ["went on"])
 
 
+@pytest.mark.needs("recall")
 def test_one_that_is_cancelled_as_it_begins_costs_no_worker(pool: Pool) -> None:
     worker = ran_here(pool)
     for _ in range(100):

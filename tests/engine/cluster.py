@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -25,6 +25,9 @@ import support
 from engine.work import Journal
 from poolkit._nodes.lease import D
 from support_dask import Node, Program, Scheduler
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 AFTER = D  # seconds from the end of a node's connection until what it ran counts as ended
 LONG = 120.0  # seconds within which everything here happens, on any machine
@@ -91,7 +94,7 @@ class Cluster:
         self._programs.remove(self.scheduler)
         self.scheduler = self._started(Scheduler(int(self.address.rpartition(":")[2])))
 
-    def __enter__(self) -> Cluster:  # noqa: PYI034 -- it has no subclass
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:

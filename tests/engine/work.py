@@ -37,6 +37,15 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def eat(nbytes: int) -> None:
+    """Use that much memory, bit by bit, and hold it."""
+    held = []
+    while sum(map(len, held)) < nbytes:
+        held.append(b"x" * (8 << 20))
+        time.sleep(0.005)  # noqa: TID251 -- so that limits are looked at on the way
+    time.sleep(60)  # noqa: TID251 -- what the task takes
+
+
 def raise_in_initializer() -> None:
     """An initializer that fails."""
     msg = "no such thing here"
