@@ -313,7 +313,8 @@ class Enforcer:
             self.outcomes.record(task, CANCELLED)
             self.outcomes.settle(task, CANCELLED)
         else:
-            outcome = Outcome.failure(death.error or failures.killed_for(task, worker, kill_reason, death))
+            told = None if kill_reason.reason == "deadline" else death.error
+            outcome = Outcome.failure(told or failures.killed_for(task, worker, kill_reason, death))
             if kill_reason.reason == "deadline":  # it counts retries, so there is none
                 self.outcomes.record(task, outcome)
                 self.outcomes.settle(task, outcome)

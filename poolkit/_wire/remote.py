@@ -17,6 +17,7 @@ import contextlib
 import copyreg
 import io
 import pickle
+import sys
 import types
 from collections import namedtuple
 from collections.abc import Callable
@@ -70,6 +71,17 @@ def packed_name(data: bytes | bytearray | memoryview) -> str:
         return "an exception that cannot be read"
 
 
+def _reducers() -> dict[type, Any]:
+    """Return `copyreg`'s reducers, without those that tblib has registered for exceptions: causes go apart here.
+
+    Importing Dask's `distributed` has it do so.
+    """
+    if "tblib.pickling_support" not in sys.modules:
+        return copyreg.dispatch_table
+    known = copyreg.dispatch_table.copy()
+    return {kind: each for kind, each in known.items() if getattr(each, "__module__", "") != "tblib.pickling_support"}
+
+
 class _Graph:
     """The sender's half. Local to one call."""
 
@@ -112,7 +124,7 @@ class _Graph:
 
     def _pack_bare(self, error: BaseException) -> tuple[bytes, bytes | None]:
         """Return the exception without what hangs on it, having made it anew once. Raises what that raises."""
-        reducer: Callable[[BaseException], object] | None = copyreg.dispatch_table.get(type(error))
+        reducer: Callable[[BaseException], object] | None = _reducers().get(type(error))
         reduced: Any = error.__reduce_ex__(PROTOCOL) if reducer is None else reducer(error)
         state: dict[str, object] = {}
         if type(error).__setstate__ is BaseException.__setstate__ and type(reduced) is tuple:
@@ -174,6 +186,8 @@ class _Graph:
         file = io.BytesIO()
         pickler = pickler_of(base)(file, None, Needs())
         pickler.persistent_id = lambda found: None if found is root else self.index_of(found)
+        if root is not None:
+            pickler.dispatch_table = _reducers()
         with handover.guard():
             pickler.dump(value)
         return file.getvalue()

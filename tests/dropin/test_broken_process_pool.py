@@ -83,7 +83,7 @@ def test_all_errors_survive_pickle_and_copy(with_tblib: bool) -> None:
                 assert type(again) is kind and again.args == ("what happened",) and vars(again) == facts, again
         print(len(kinds))
     """
-    assert run(source, str(with_tblib)) == ["15"]
+    assert run(source, str(with_tblib)) == ["18"]
 
 
 def test_the_class_is_the_standard_librarys_own() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
+import textwrap
 import traceback
 import weakref
 from pathlib import Path
@@ -15,6 +17,7 @@ from unit.remote_errors import NeedsTwoError, PlainError, names_of, raised, trav
 from poolkit._wire import remote, tracebacks
 from poolkit._wire.codec import load_error, pack_error
 from poolkit.errors import RemoteError
+from support import WATCHDOG
 
 
 def chain() -> None:
@@ -179,3 +182,29 @@ def test_rebuilt_frames_do_not_lead_to_the_caller() -> None:
     assert seen[0] == where  # the remote frame itself
     assert where not in seen[1:]
     assert __file__ not in seen
+
+
+def test_chains_travel_as_ever_where_tblib_has_registered_its_own_way() -> None:
+    """Which it does for every exception that there is, when `distributed` is imported."""
+    source = """
+        import tblib.pickling_support
+        tblib.pickling_support.install()
+        from poolkit._wire.remote import load_error, pack_error
+
+        class Told(Exception):
+            def __setstate__(self, state):
+                self.__dict__.update(state)
+
+        try:
+            try:
+                raise Told("first")
+            except Told as first:
+                first.code = 3
+                raise ValueError from first
+        except ValueError as second:
+            error = load_error(pack_error(second))
+        print(type(error).__name__, error.args, type(error.__cause__).__name__, error.__cause__.code)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=WATCHDOG)
+    assert done.stdout == "ValueError () Told 3\n"

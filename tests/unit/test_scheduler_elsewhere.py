@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 from unit.scripted import AnyTask, ScriptedPool, ScriptedWorker, error_of, up
 
-from poolkit._core import snapshots
-from poolkit._core.workforce import Finished, FinishedByCrash
 from poolkit.errors import DeadlineExceeded, PoolkitError, QueueTimeout, WorkerCrashed
 from poolkit.task import TaskPhase
 
@@ -30,15 +28,6 @@ def begun(pool: ScriptedPool, **options: Any) -> tuple[AnyTask, ScriptedWorker]:
     worker = pool.runner(task)
     pool.claim(worker)
     return task, worker
-
-
-def crash(pool: ScriptedPool, worker: ScriptedWorker, error: BaseException) -> None:
-    """What a worker stands for crashes, which it reports, and goes on."""
-    assert worker.running is not None
-    task_id, since = worker.running.id, worker.status.since
-    pool.finish(worker, deliver=False)
-    worker.pipe[-1] = FinishedByCrash(worker.id, task_id, since, pool.now, 0, error, ok=False)
-    pool.deliver(worker)
 
 
 # ===== limits =====
@@ -156,51 +145,6 @@ def test_the_error_of_a_death_is_not_told_of_what_had_not_begun() -> None:
     pool.end()
 
 
-def test_an_outcome_may_say_that_a_worker_crashed_elsewhere() -> None:
-    """Which is counted as here, though the worker that says so goes on."""
-    pool = elsewhere()
-    task, worker = begun(pool)
-    error = WorkerCrashed("worker 3 was killed by SIGSEGV", signal="SIGSEGV")
-    crash(pool, worker, error)
-    assert error_of(pool, task) is error
-    stats = snapshots.pool_stats(pool.scheduler, 0, [0, 0])
-    assert (stats.crashed, stats.respawned, stats.failed) == (1, 1, 1)
-    again, same = begun(pool)
-    assert same is worker
-    pool.finish(worker)
-    assert pool.outcomes[again].ok
-    assert worker.claims == [task, again]
-    pool.end()
-
-
-def test_a_crash_elsewhere_is_retried_and_counted_each_time() -> None:
-    pool = elsewhere()
-    task, worker = begun(pool, retries=1)
-    crash(pool, worker, WorkerCrashed("gone"))
-    pool.tick(60.0)
-    pool.claim(worker)
-    crash(pool, worker, WorkerCrashed("gone again"))
-    assert str(error_of(pool, task)) == "gone again"
-    stats = snapshots.pool_stats(pool.scheduler, 0, [0, 0])
-    assert (task.attempts, stats.crashed, stats.respawned, stats.retried, stats.failed) == (2, 2, 2, 1, 1)
-    pool.end()
-
-
-def test_other_failures_are_no_crashes() -> None:
-    """And an outcome is as small as before: there is one for each task."""
-    pool = elsewhere()
-    task, worker = begun(pool)
-    pool.finish(worker, error=ValueError("no"))
-    assert isinstance(error_of(pool, task), ValueError)
-    stats = snapshots.pool_stats(pool.scheduler, 0, [0, 0])
-    assert (stats.crashed, stats.respawned, stats.failed) == (0, 0, 1)
-    for kind, crashed in (Finished, False), (FinishedByCrash, True):
-        report = kind(1, 1, 0.0, 0.0, 0, None, ok=False)
-        assert report.crashed is crashed
-        assert not hasattr(report, "__dict__")
-    pool.end()
-
-
 # ===== nobody is there =====
 
 
@@ -208,9 +152,7 @@ def test_what_has_not_begun_fails_with_an_error_of_its_own_and_the_pool_goes_on(
     """Both what is queued and what waits for its retry; what runs is left alone."""
     pool = elsewhere(2)
     retried, worker = begun(pool, retries=3)
-    crash(pool, worker, WorkerCrashed("gone"))
-    pool.submit()
-    pool.claim(worker)
+    pool.die(worker, error=WorkerCrashed("gone"))
     running, other = begun(pool)
     queued = [pool.submit() for _ in range(2)]
     assert retried.phase is TaskPhase.WAITING
