@@ -1,0 +1,72 @@
+"""DaskPool on a real scheduler and its workers: the same calls, and what only the whole shows."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import distributed
+import pytest
+
+import poolkit
+import support_dask
+from engine import work
+from poolkit.dask import DaskPool
+from support import WATCHDOG, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """The scheduler of two nodes with two workers each."""
+    with support_dask.cluster(2) as (scheduler, _):
+        yield scheduler.address
+
+
+def test_calls_run_on_the_nodes_of_a_cluster(address: str) -> None:
+    with DaskPool(address, min_nodes=2, workers_per_node=2) as pool:
+        assert pool.kind == "dask"
+        assert pool.max_workers == 4
+        assert [task.result(WATCHDOG) for task in [pool.submit(abs, -n) for n in range(200)]] == list(range(200))
+        assert list(pool.map(str, range(1000))) == list(map(str, range(1000)))
+        seen = {pool.submit(work.name_of_process).result(WATCHDOG) for _ in range(20)}
+        assert os.getpid() not in seen
+        assert {node.state for node in pool.nodes()} == {"up"}
+        crash = pool.submit(work.die).exception(WATCHDOG)
+        assert isinstance(crash, poolkit.WorkerCrashed)
+        assert crash.signal == "SIGSEGV"
+        late = pool.options(timeout=0.2).submit(signal.pause).exception(WATCHDOG)
+        assert isinstance(late, poolkit.TaskTimeout)
+        assert len(pool.nodes()) == 2
+
+
+def test_a_client_is_left_open_and_a_pool_may_be_made_again(address: str) -> None:
+    with distributed.Client(address, set_as_default=False) as client:
+        for _ in range(2):
+            with DaskPool(client) as pool:
+                assert pool.submit(len, "abc").result(WATCHDOG) == 3
+        assert client.submit(len, "abcd").result(WATCHDOG) == 4
+    wait_until(lambda: all(not worker.handlers_of_pools for worker in _workers(address)), "nothing to be left there")
+
+
+class _Worker:
+    def __init__(self, handlers: list[str]) -> None:
+        self.handlers_of_pools = [name for name in handlers if name.startswith("poolkit-")]
+
+
+def _workers(address: str) -> list[_Worker]:
+    with distributed.Client(address, set_as_default=False) as client:
+        found = client.run(lambda dask_worker: list(dask_worker.handlers))
+    return [_Worker(handlers) for handlers in found.values()]
+
+
+def test_offloaded_calls_and_coroutines_go_there(address: str) -> None:
+    import asyncio
+
+    async def main(pool: DaskPool) -> int:
+        return await pool.submit(work.name_of_process)
+
+    with DaskPool(address) as pool:
+        assert asyncio.run(main(pool)) != os.getpid()
