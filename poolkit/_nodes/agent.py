@@ -296,8 +296,8 @@ class Agent:
 
     def _came(self, head: bytes, parts: list[Any]) -> None:  # noqa: C901 -- one branch for each
         """Carry out what the owner orders."""
-        if self._is_over.is_set():
-            return
+        if self._is_over.is_set() or (self._tenant is not None and self._tenant.is_over(monotonic())):
+            return  # it was stopped meanwhile, and what came is done elsewhere
         at = 0
         runs: list[Run] = []
         for entry in messages.unpack(head):

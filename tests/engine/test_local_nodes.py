@@ -118,6 +118,23 @@ def test_a_silent_node_is_given_up_after_its_work_has_ended(make_pool: MakePool,
     wait_until(lambda: not is_alive(silent), "the node to end, as its lease was over")
 
 
+def test_what_waits_for_a_stopped_node_never_begins_there(make_pool: MakePool, journal: Journal) -> None:
+    """It was written, so it counts as begun, and is done again elsewhere."""
+    pool = make_pool(2, 1, lease=1.0)
+    pool.warm_up(WATCHDOG)
+    assert pool.submit(work.journalled, journal.path, 9).result(WATCHDOG) == 9
+    silent = pool.nodes()[0].pid
+    os.kill(silent, signal.SIGSTOP)
+    try:
+        tasks = [pool.options(retries=1).submit(work.journalled, journal.path, number, 0.3) for number in range(2)]
+        assert [task.result(WATCHDOG) for task in tasks] == [0, 1]
+        assert sorted(task.attempts for task in tasks) == [1, 2]
+    finally:
+        os.kill(silent, signal.SIGCONT)
+    wait_until(lambda: not is_alive(silent), "the node to end, as its lease was over")
+    assert journal.begun() == {9: 1, 0: 1, 1: 1}
+
+
 def test_a_silent_node_is_told_by_its_reason(make_pool: MakePool, journal: Journal) -> None:
     pool = make_pool(2, 1, lease=0.5)
     task = pool.submit(work.journalled, journal.path, 0, 30.0)
