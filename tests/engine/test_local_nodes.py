@@ -46,6 +46,12 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal")
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether each thread of a process is stopped."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 def pid_of(pool: NodePool, task: poolkit.Task[Any]) -> int:
     """The process of the node that runs a task."""
     return next(node.pid for node in pool.nodes() if node.address == task.node)
@@ -125,6 +131,7 @@ def test_what_waits_for_a_stopped_node_never_begins_there(make_pool: MakePool, j
     assert pool.submit(work.journalled, journal.path, 9).result(WATCHDOG) == 9
     silent = pool.nodes()[0].pid
     os.kill(silent, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(silent), "all threads of it to stop")
     try:
         tasks = [pool.options(retries=1).submit(work.journalled, journal.path, number, 0.3) for number in range(2)]
         assert [task.result(WATCHDOG) for task in tasks] == [0, 1]
