@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
+from poolkit._core.scheduler import OPEN
 from poolkit._core.stats import PoolStats, WorkerInfo
 from poolkit._engine.log_records import Records
 from poolkit._engine.supervisor import Supervisor
@@ -96,6 +97,7 @@ class NodesEngine(Supervisor):
         super()._settle_in()
         workforce = self.workforce
         self.records = Records(self.callbacks, self.name, self._publish, workforce.wake, workforce)
+        workforce.may_pause = lambda: self._scheduler.phase is OPEN and not self.callbacks.has_waited
 
     def stats(self) -> PoolStats:
         """The counts, with those of the network."""

@@ -56,7 +56,7 @@ class Supervisor(Requests):
 
     # ===== the end =====
 
-    def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:  # noqa: C901
+    def shutdown(self, *, wait: bool, cancel_queued: bool, kill: bool, timeout: float | None) -> None:
         """Accept nothing more, and end; see `Pool.shutdown`."""
         if self._is_copy():
             return
@@ -65,8 +65,7 @@ class Supervisor(Requests):
         def step(now: float) -> bool:
             scheduler, takes_up = self._scheduler, waits and not reentrant
             scheduler.shutdown(cancel_queued=cancel_queued, kill=kill, now=now, kill_after=timeout, lingers=True)
-            if self.workforce.links is not None:
-                self.workforce.links.let_talk()  # a reader of messages that has stopped must not keep it from its end
+            self.workforce.let_talk()  # a reader of messages that has stopped must not keep it from its end
             if scheduler.lingers and not self.maps.end(leaves=not takes_up, warns=waits):
                 scheduler.end_lingering(now)
             wait_for = 0.0 if kill else math.inf if timeout is None else timeout

@@ -46,6 +46,11 @@ class DrivenWorkforce(Workforce):
         """Pack a message to a task; here, it goes as it is. On the caller's thread. May raise SerializationError."""
         return message
 
+    def let_talk(self) -> None:
+        """Have all go on that wait for who reads their messages. From any thread."""
+        if self.links is not None:
+            self.links.let_talk()
+
     def finish(self, worker_id: int, grace: float) -> None:
         """Not for workers: see `ProgramForce`."""
 

@@ -355,7 +355,7 @@ class Agent:
     def _begin(self, runs: list[Run]) -> None:
         if self._tenant is None:
             self._held += runs
-        elif runs and not self._is_over.is_set():
+        elif runs and not (self._is_over.is_set() or self._tenant.is_over(monotonic())):
             try:
                 self.engine.run(runs)
                 if len(self._runs) > self.facts.workers and not self._is_crowded:
@@ -367,7 +367,7 @@ class Agent:
                 return
 
     def _pace(self, slot: int, reads: bool) -> None:
-        """The owner has too much that a slot's worker has logged, or no more."""
+        """The owner has too much of what a slot's worker has logged or sent, or no more."""
         with self._lock:
             if not reads:
                 self._paced.setdefault(slot, 0)
@@ -375,6 +375,11 @@ class Agent:
             worker_id = self._paced.pop(slot, 0)
         if worker_id:
             self._links.resume_soon(worker_id)
+
+    def _hold_up(self, slot: int, worker_id: int) -> None:
+        """Have a worker not read any more, if that is to be. By whoever reads it, under the lock."""
+        if self._paced.get(slot, 1) == 0 and self._links.pause(worker_id):
+            self._paced[slot] = worker_id
 
     def _stop(self, slot: int, task_id: int, want_stack: bool) -> None:
         run = self._runs.get(slot)
@@ -446,6 +451,8 @@ class Agent:
 
     def told(self, run: Run, entry: Any) -> None:
         """Send a message of a task."""
+        with self._lock:
+            self._hold_up(run.slot, run.worker_id or 0)
         payload: Any = entry
         nbytes = len(entry)
         if type(entry) is Packed:
@@ -462,8 +469,7 @@ class Agent:
             slot = next((run.slot for run in runs if record.task_id == run.id), 0) or next(
                 (run.slot for run in runs if run.worker_id == record.worker_id), 0
             )  # by a thread of its own
-            if self._paced.get(slot, 1) == 0 and self._links.pause(record.worker_id):
-                self._paced[slot] = record.worker_id
+            self._hold_up(slot, record.worker_id)
         fields = {**marshal.loads(record.payload), "poolkit_node": self._address}  # noqa: S302 -- of our own worker
         self._post((messages.LOGGED, slot, record.task_id, marshal.dumps(fields)))
 

@@ -51,6 +51,7 @@ from poolkit._wire import codec
 from poolkit._wire.buffers import Found, found_from
 from poolkit._wire.plans import Manifest, Sent
 from poolkit.errors import SerializationError
+from poolkit.exchange import Exchange
 from poolkit.incoming import Packed
 from poolkit.task import Progress
 
@@ -71,6 +72,10 @@ _KILLS = {errors.WorkerCrashed: None, errors.TaskTimeout: "timeout", errors.Memo
 
 
 Claim = deque[None]  # of one order: whoever gets what is in there may write the task, or take it back
+
+
+def _nothing() -> None:
+    """Stand for a reference to what is gone."""
 
 
 class Slot:
@@ -98,7 +103,7 @@ class Slot:
         self.id = slot_id
         self.node: Node | None = None  # while it waits for one
         self.task: AnyTask | None = None  # sent, and not answered for
-        self.last: AnyTask | None = None  # that was sent to it
+        self.last: Callable[[], AnyTask | None] = _nothing  # that was sent to it, as long as somebody else has it
         self.claim: Claim = deque()  # of that
         self.begun = self.done = 0  # ids of tasks
         self.since = 0.0
@@ -199,6 +204,7 @@ class NodeWorkforce(DrivenWorkforce):
     Attributes:
         changed: called, on any thread and without locks, when there are more nodes, or fewer.
         looked: called on the supervisor thread now and then.
+        may_pause: whether a task may have to wait for who reads its messages.
         resized: called when there are more places, or fewer.
         dismiss: of the engine: slots that are to be sent nothing more, and to go when they have nothing to do.
         post_all, leave, running, log_now: of the engine: reports to be taken in; one to be taken in soon; the task that
@@ -216,6 +222,7 @@ class NodeWorkforce(DrivenWorkforce):
     log_now: Callable[[deque[Logged]], object]
     changed: Callable[[Node, str], object]
     looked: Callable[[], object]
+    may_pause: Callable[[], bool]
     resized: Callable[[], object]
     dismiss: Callable[[Sequence[int]], object]
 
@@ -240,6 +247,7 @@ class NodeWorkforce(DrivenWorkforce):
         self._is_closed = False
         self.network = [0, 0, 0]  # bytes sent and received, messages
         self._items = [0, 0]
+        self._talking: dict[int, Exchange] = {}  # slots that were paused for messages, and of what
 
     # ===== calls, on the caller's thread =====
 
@@ -352,7 +360,7 @@ class NodeWorkforce(DrivenWorkforce):
             entries.append(((slot, claim), (*order, fn, body, number, ids, len(buffers)), buffers))
             slot.progress = None
             slot.done = slot.begun = 0
-            slot.task, slot.claim, slot.last = task, claim, task
+            slot.task, slot.claim, slot.last = task, claim, weakref.ref(task)
             task.node = node.facts.address
             written += map(node.outbox.extend, (entries,))
             node.sent.commit()
@@ -456,7 +464,10 @@ class NodeWorkforce(DrivenWorkforce):
         self._pace(worker_id, reads=True)
 
     def let_talk(self) -> None:
-        """Nobody was paused for messages."""
+        """Have all read again that were paused for messages. From any thread."""
+        while self._talking:
+            _, exchange = self._talking.popitem()
+            exchange.go_on()
 
     def _pace(self, worker_id: int, *, reads: bool) -> bool:
         slot = self._slots.get(worker_id)
@@ -470,6 +481,7 @@ class NodeWorkforce(DrivenWorkforce):
         """Let go of a slot, and give its place to one that waits."""
         slot = self._slots.pop(worker_id, None)
         self._waiting.pop(worker_id, None)
+        self._talking.pop(worker_id, None)
         if slot is None or slot.node is None:
             return
         node = slot.node
@@ -680,7 +692,9 @@ class NodeWorkforce(DrivenWorkforce):
     def _told(self, slot: Slot, task: AnyTask, nbytes: int, body: bytes, buffers: list[Any]) -> None:
         """A task has sent a message."""
         exchange = task.open_exchange()
-        exchange.note(nbytes)
+        if exchange.note(nbytes) and self.may_pause() and exchange.resume is None and self.pause(slot.id):
+            exchange.resume = functools.partial(self.resume, slot.id)
+            self._talking[slot.id] = exchange
         incoming, exchange.worker_id = exchange.incoming, slot.id
         incoming.come += 1
         incoming.plain = False
@@ -760,7 +774,7 @@ class NodeWorkforce(DrivenWorkforce):
     @staticmethod
     def _node_lost(node: Node, slot: Slot) -> BaseException | None:
         """The error of what a lost node ran."""
-        task = slot.last
+        task = slot.last()
         if task is None:
             return None
         text = (

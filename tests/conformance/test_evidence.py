@@ -46,7 +46,7 @@ def test_a_line_that_a_task_printed_arrives_and_is_shown_whatever_ends_it(make_p
         assert capfd.readouterr().out == "important\n"
 
 
-@pytest.mark.needs("crash")
+@pytest.mark.needs("crash", "here")
 def test_a_worker_killed_in_the_midst_of_printing_shows_whole_lines_in_order(pool, new_gate):
     """Killed at any instruction: the lines shown are some that follow upon one another, the last one perhaps cut."""
     gate = new_gate()

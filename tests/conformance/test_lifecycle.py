@@ -71,14 +71,15 @@ def test_warm_up_hears_of_shutdown(make_pool, new_gate, recorder):
 
 @pytest.mark.needs("background")
 @pytest.mark.one_start_method
-def test_workers_tell_what_they_do(make_pool, hold):
+def test_workers_tell_what_they_do(make_pool, hold, kind):
     pool = make_pool(2)
     pool.warm_up()
     held = hold(pool)
     busy, idle = sorted(pool.workers(), key=lambda worker: worker.state)
     assert (busy.state, busy.task, busy.id) == ("busy", held.task, held.task.worker_id)
     assert (idle.state, idle.task, idle.tasks_done) == ("idle", None, 0)
-    assert busy.pid != idle.pid
+    if kind.can("here"):  # else it is told soon, or after a task
+        assert busy.pid != idle.pid
     assert busy.since >= 0
     held.release()
     held.task.result()
@@ -217,12 +218,13 @@ def test_a_worker_for_each_task(make_pool):
 
 @pytest.mark.needs("process")
 @pytest.mark.slow
-def test_a_worker_that_has_grown_is_replaced(make_pool):
+def test_a_worker_that_has_grown_is_replaced(make_pool, kind):
     pool = make_pool(max_memory_per_child=200_000_000)
     first = pool.submit(work.pid).result()
     assert pool.submit(work.grow, 250_000_000).result() == first
     wait_until(lambda: pool.submit(work.pid).result() != first)
-    assert (pool.stats().recycled, pool.stats().respawned) == (1, 0)
+    assert pool.stats().respawned == 0
+    assert pool.stats().recycled == 1 or not kind.can("here")  # a node counts for itself
 
 
 @pytest.mark.needs("process", "inherits")

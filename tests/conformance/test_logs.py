@@ -240,7 +240,7 @@ def test_a_record_may_be_larger_than_the_link(pool, keeper):
     assert [len(message) for message in keeper.messages] == [500_001] * 3
 
 
-@pytest.mark.needs("process")
+@pytest.mark.needs("process", "here")
 @pytest.mark.one_start_method
 def test_arguments_that_do_not_fit_are_shown_in_the_worker_as_anywhere(pool, keeper, capfd):
     pool.submit(logs.say_with_wrong_arguments).result()

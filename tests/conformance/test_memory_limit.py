@@ -64,13 +64,13 @@ def test_a_task_below_its_limit_runs_as_if_it_had_none(pool):
 
 @pytest.mark.needs("process")
 @pytest.mark.one_start_method
-def test_a_worker_that_another_task_left_too_large_is_exchanged(pool):
+def test_a_worker_that_another_task_left_too_large_is_exchanged(pool, kind):
     left = pool.submit(work.grow, 200 * MB).result()
     task = pool.options(memory_limit=150 * MB).submit(own_bytes)
     assert task.result() < 150 * MB
     assert task.attempts == 1
     assert pool.submit(work.pid).result() != left
-    assert pool.stats().recycled == 1
+    assert pool.stats().recycled == 1 or not kind.can("here")  # a node counts for itself
 
 
 @pytest.mark.needs("process")
