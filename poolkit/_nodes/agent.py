@@ -296,7 +296,7 @@ class Agent:
 
     def _came(self, head: bytes, parts: list[Any]) -> None:  # noqa: C901 -- one branch for each
         """Carry out what the owner orders."""
-        if self._is_over.is_set() or (self._tenant is not None and self._tenant.is_over(monotonic())):
+        if self._is_over.is_set() or self._is_lease_over():
             return  # it was stopped meanwhile, and what came is done elsewhere
         at = 0
         runs: list[Run] = []
@@ -393,6 +393,10 @@ class Agent:
         else:
             self.engine.stop(run, want_stack=want_stack)
 
+    def _is_lease_over(self) -> bool:
+        """Whether the template process has killed what ran, or is about to."""
+        return self._tenant is not None and self._tenant.is_over(monotonic())
+
     def _leased(self, stamp: float) -> None:
         now = monotonic()
         if self._tenant is None:
@@ -444,7 +448,7 @@ class Agent:
                 body, buffers = b"", [body]
             pid = self.engine.pid_of(run.worker_id)
             self._post((messages.DONE, *which, outcome.ok, body, seconds, rss, pid, len(buffers)), buffers)
-        elif not isinstance(payload, PoolClosed):  # else it is ending, as the channel tells
+        elif not isinstance(payload, PoolClosed) and not self._is_lease_over():  # else it is ending, as the channel tells
             if isinstance(payload, InitializerFailed):
                 self._post((messages.BROKEN, codec.pack_error(payload)))
             self._post((messages.FAILED, *which, codec.pack_error(payload), seconds))

@@ -1,0 +1,98 @@
+"""A node's half, spoken to as its owner does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import work
+from engine.work import Journal
+from poolkit._clock import monotonic
+from poolkit._kinds.settings import PoolSettings
+from poolkit._nodes import messages
+from poolkit._nodes.agent import Agent
+from poolkit._nodes.interfaces import WIRE, AgentSettings
+from poolkit._wire import codec
+from poolkit._wire.buffers import Found
+from poolkit.nodes import _content, _python
+from support import retry_until, wait_until
+
+pytestmark = pytest.mark.slow
+
+OUTCOMES = {messages.DONE, messages.FAILED, messages.CANCELLED, messages.BACK}
+
+
+class OwnersEnd:
+    """A channel of which the test reads the other end."""
+
+    take: Any
+    on_message: Any
+    on_end: Any
+    is_ended = False
+
+    def start(self) -> None:
+        """Nothing is to be done."""
+
+    def wake(self) -> None:
+        """The test looks by itself."""
+
+    def abort(self) -> None:
+        self.is_ended = True
+
+    def said(self) -> list[tuple[Any, ...]]:
+        """What the agent has said since the last time."""
+        message = self.take()
+        return [] if message is None else messages.unpack(message[0])
+
+    def answer(self) -> None:
+        """Answer the agent's first question."""
+        ((kind, stamp),) = retry_until(self.said, bool)
+        assert kind == messages.ASK
+        self.on_message(messages.pack([(messages.LEASED, stamp)]), [])
+
+    def order(self, slot: int, task_id: int, fn: Any, *args: Any) -> None:
+        """Have a task run."""
+        with Found() as found:
+            fn_bytes, body, _ = codec.pack_call(fn, args, {}, found)
+        entry = (messages.RUN, slot, task_id, 1, "work", None, None, 0, False, fn_bytes, bytes(body), 0, (), 0)
+        self.on_message(messages.pack([entry]), [])
+
+
+def new_agent(lease: float) -> tuple[Agent, OwnersEnd]:
+    """An agent of one worker, which was answered once, for that lease."""
+    content = _content(PoolSettings(1, "process", None, None, (), (), None, 64 * 1024), None, None)
+    settings = AgentSettings("id", "crunch", None, lease, WIRE, _python(), content)
+    agent, channel = Agent(settings, address="here", host="host", workers=1, ended=lambda: None), OwnersEnd()
+    agent.attach(channel)
+    channel.answer()
+    return agent, channel
+
+
+def test_an_agent_that_is_ended_says_nothing_of_what_it_ran(tmp_path: Path) -> None:
+    """Whoever is to say that it is lost, and why, knows more: not that its worker has crashed."""
+    journal = Journal(tmp_path / "journal")
+    agent, channel = new_agent(30.0)
+    channel.order(1, 7, work.journalled, journal.path, 7, 30.0)
+    wait_until(journal.begun)
+    agent.close()
+    assert channel.is_ended
+    assert not {kind for kind, *_ in channel.said()} & OUTCOMES
+
+
+def test_what_ends_with_the_lease_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The template process kills the worker, maybe before the agent has looked at the lease: here long before."""
+    monkeypatch.setattr("poolkit._nodes.agent.LOOK", 2.0)
+    journal = Journal(tmp_path / "journal")
+    agent, channel = new_agent(30.0)
+    channel.order(1, 7, work.journalled, journal.path, 7, 30.0)
+    wait_until(journal.begun)
+    assert agent._tenant is not None
+    agent._tenant.until = monotonic()
+    os.kill(int(journal.lines()[0][3]), signal.SIGKILL)
+    wait_until(lambda: channel.is_ended, "the end of the lease")
+    agent.close()
+    assert not {kind for kind, *_ in channel.said()} & OUTCOMES
