@@ -34,7 +34,7 @@ from poolkit._nodes.workforce import Node, NodeWorkforce
 from poolkit._wire import inherit
 from poolkit._wire.buffers import Found
 from poolkit._wire.habits import of_process, of_thread
-from poolkit._wire.modules import add_script
+from poolkit._wire.modules import add_by_value
 from poolkit._wire.plans import Sent, describe
 from poolkit.broadcast import Shared, broadcast
 from poolkit.errors import InitializerFailed, NoNodes, PoolClosed, SerializationError, VersionMismatch
@@ -191,8 +191,11 @@ class NodePool(Pool):
         node_timeout, lease = (
             checks.seconds(*each) or 86400.0 for each in (("node_timeout", node_timeout), ("lease", lease))
         )
+        if isinstance(by_value, str) or not all(isinstance(each, (str, ModuleType)) for each in by_value):
+            msg = f"by_value is a sequence of modules or their names, was given {by_value!r}"
+            raise TypeError(msg)
         for module in by_value:
-            add_script(module if isinstance(module, str) else module.__name__)
+            add_by_value(module if isinstance(module, str) else module.__name__)
         self._options = CallOptions().changed(timeout=timeout, retries=retries)
         self._max_workers = self._size or 1
         self.name = checks.text_or_none("name", name) or f"{self._kind}-{next(_numbers)}"

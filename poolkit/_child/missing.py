@@ -17,7 +17,7 @@ ADVICE = (
     "a worker raised this while it loaded the call: it imports by name what functions and arguments belong to, from "
     "the sys.path that this program had when the worker started. Make that importable there: install it, or extend "
     "sys.path or PYTHONPATH before the pool is made; a module that exists in this process alone can be sent itself, "
-    "after cloudpickle.register_pickle_by_value(module)"
+    "after cloudpickle.register_pickle_by_value(module); one that nodes lack, by the pool's by_value"
 )
 
 

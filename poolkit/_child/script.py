@@ -4,6 +4,7 @@ Each has the globals of all functions of that module here, and is filled by what
 a call that needs it is about to run. What the initializer or a task has bound there stays: neither the first sending of
 a name nor a later version replaces a value that is not the very object which was put there for the owner.
 A name that nothing has needed here is made when somebody looks it up on the module (`missing.py`).
+Modules that only other machines do not have are imported here, and nothing that was sent for them is used.
 Owner: the worker's main thread.
 """
 
@@ -55,6 +56,8 @@ typed: dict[str, tuple[str, str] | None] = {}  # by module: a program that is in
 _containers: dict[tuple[str, str], Any] = {}  # those among `bound` that have their contents
 _CONTAINERS = (dict, list, set, OrderedDict, deque)
 MOST_COMPARED = 10_000  # items
+_own: set[str] = set()  # modules that are imported here, though they are sent to others
+_expected: deque[tuple[str, dict[str, Any]]] = deque()  # modules to be imported, when what needs them is about to run
 _wanted: dict[tuple[str, str], Version] = {}  # by module and name: what the manifest has that is being prepared
 
 
@@ -86,7 +89,8 @@ def begin(number: int, main: dict[str, Any], *, is_copy: bool) -> None:
     reseed.worker_number = number
     functions.find = _sent
     modules.are_others_known = _is_owners
-    for table in (ready, _manifests, _versions, _bundles, bound, _inherited, reasons, _containers, functions.circles):
+    tables = (ready, _manifests, _versions, _bundles, bound, _inherited, reasons, _containers, functions.circles)
+    for table in (*tables, _own, _expected):
         table.clear()  # in a fork of a worker, they are of that worker's owner
     if not is_copy:
         sys.modules["__main__"] = sys.modules["__mp_main__"] = _make_module("__main__", main)
@@ -132,6 +136,22 @@ def _have_module(name: str, description: dict[str, Any]) -> None:
             setattr(sys.modules[parent], last, sys.modules[name])
 
 
+def _import_expected() -> None:
+    """Import modules that are here; where that fails, have one that stands for it. Raises only interrupts."""
+    while _expected:
+        name, description = _expected[0]
+        if name not in sys.modules:
+            try:
+                importlib.import_module(name)
+            except BaseException as exc:  # noqa: BLE001 -- whatever the user's code raises
+                raise_interrupt(exc)
+        if type(sys.modules.get(name)) not in (Script, type(None)):
+            _own.add(name)
+        else:
+            _have_module(name, description)
+        _expected.popleft()
+
+
 def _is_owners(module_name: str, name: str) -> bool:
     """Return True if the owner has what a name of a script module means here."""
     if module_name not in modules.scripts:
@@ -148,7 +168,10 @@ def define(payload: Any, channel: DescriptorChannel) -> None:
     """Take in what a call that follows will need."""
     gone, number, serials, bundle, records, descriptions = pickle.loads(payload)
     for name, description in descriptions.items():
-        _have_module(name, description)
+        if description.get("is_here") and name not in modules.scripts:
+            _expected.append((name, description))
+        else:
+            _have_module(name, description)
     for record in records:
         memory = channel.take(record[5]) if record[5] else None
         if record[0] not in _versions:
@@ -167,7 +190,8 @@ def define(payload: Any, channel: DescriptorChannel) -> None:
 
 def prepare(number: int) -> None:
     """Bind the names of a manifest to the versions that it has, made if need be. Raises only interrupts."""
-    serials = dict.fromkeys(_manifests.get(number, ()))
+    _import_expected()
+    serials = dict.fromkeys(each for each in _manifests.get(number, ()) if _versions[each].key[0] not in _own)
     _wanted.update((_versions[serial].key, _versions[serial]) for serial in serials)
     before: list[tuple[Any, Any]] = []
     shells: list[tuple[str, str]] = []
@@ -199,6 +223,8 @@ def prepare(number: int) -> None:
 def _put(version: Version, serials: Container[int], before: list[tuple[Any, Any]], *, is_wanted: bool) -> bool:
     """Bind a name to a version, made if need be, where that may be; return False if it cannot be made."""
     module_name, name = version.key
+    if module_name in _own:
+        return True
     try:
         holder: Any = vars(sys.modules[module_name])
         top, _, attribute = name.rpartition(".")

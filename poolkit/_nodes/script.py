@@ -68,7 +68,7 @@ class NodeScript:
         for record in bundle:
             by_module.setdefault(record[1], []).append(SentItem(record, None))
         self._bundles.update((module, tuple(items)) for module, items in by_module.items())
-        self._descriptions.update(descriptions)
+        self._descriptions.update((name, {**each, "is_here": False}) for name, each in descriptions.items())
         items = [self._items[serial] for serial in serials]
         names = {*descriptions, *(marshal.loads(item.payload)[0] for item in items if item.kind == IMPORT)}  # noqa: S302
         described = {name: self._descriptions[name] for name in names if name in self._descriptions}

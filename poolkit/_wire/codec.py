@@ -55,6 +55,15 @@ _names: dict[tuple[str, str], tuple[bytes, bytes, None]] = {}
 _values: dict[Any, tuple[Any, Any, bytes, frozenset[tuple[str, str]]]] = {}
 
 
+def _forget(_new: object) -> None:
+    """Pack anew what may have gone by the name of a module."""
+    _names.clear()
+    _values.clear()
+
+
+modules.when_more.append(_forget)
+
+
 def pack_call(  # noqa: C901 -- on the way of every task
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], found: Found | None = None
 ) -> tuple[bytes, Any, Manifest | None]:

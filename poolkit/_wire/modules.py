@@ -3,6 +3,8 @@
 A *script module* is one that a worker cannot import: the script itself, and whatever else is in `sys.modules` without
 being found by the finders that a worker has (run by `runpy`, loaded from a path, made in memory, collected by pytest in
 `importlib` mode). What such a module defines travels once and is then referred to by name; see `namespace.py`.
+Modules that other machines do not have (`add_by_value`) are script modules too; workers of this machine, which can
+import them, do that (`_child/script.py`).
 Thread safety: `_seen` and `scripts` only grow, by one atomic operation at a time; to look twice does no harm.
 """
 
@@ -20,6 +22,9 @@ marks: list[bytes] = [b"_main__"]  # one of these stands in every plain pickle t
 count, newest = 0, ""  # how many modules were loaded when they were last looked at, and the newest of them
 _MISSING = object()
 _seen: set[str] = set(MAIN)
+_by_value: set[str] = set()  # modules, and packages with all in them, that other machines do not have
+when_more: list[Callable[[tuple[str, ...]], object]] = []
+"""Called with the names of modules that are script modules from now on and were not; what is kept of them goes."""
 
 are_others_known: Callable[[str, str], bool] | None = None
 """In a worker: whether the owner has this name of that module. None where this process is the owner."""
@@ -33,6 +38,21 @@ def add_script(name: str) -> None:
         marks.append(name.encode("utf-8", "surrogatepass"))
 
 
+def add_by_value(name: str) -> None:
+    """Have a module, and all that is in it if it is a package, count as ones that other machines cannot import."""
+    _by_value.add(name)
+    new = tuple(each for each in sys.modules.copy() if each not in scripts and goes_by_value(each))
+    for each in new:
+        add_script(each)
+    for forget in when_more if new else ():
+        forget(new)
+
+
+def goes_by_value(name: str) -> bool:
+    """Return True for what other machines do not have, as the user says."""
+    return any(name == each or name.startswith(each + ".") for each in _by_value)
+
+
 def look() -> None:
     """Look at the modules that were loaded since the last call. Costs 2 us for each new one, else 0.1 us."""
     global count, newest
@@ -42,7 +62,7 @@ def look() -> None:
 
         seen: Any = {}
         for name in [name for name in sys.modules.copy() if name not in _seen]:
-            if not is_importable(name, seen):
+            if (_by_value and goes_by_value(name)) or not is_importable(name, seen):
                 add_script(name)
             _seen.add(name)
         count, newest = loaded, last

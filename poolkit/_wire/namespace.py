@@ -15,6 +15,7 @@ import os
 import pickle
 import sys
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -96,6 +97,14 @@ class Namespace:
                     if newest is None or newest.serial < made.serial:
                         self._items[made.name] = made
                     return made
+
+    def forget(self, modules: Iterable[str]) -> None:
+        """Have versions be made anew that may refer to one of these modules by its name."""
+        texts = [each.encode("utf-8", "surrogatepass") for each in modules]
+        with _lock:
+            for name, item in list(self._items.items()):
+                if item.region is not None or item.submodules or any(text in item.payload for text in texts):
+                    del self._items[name]
 
     def is_builtin(self, name: str) -> bool:
         """Return True for the name of a builtin that has never meant anything else here."""

@@ -29,8 +29,9 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from poolkit._wire import sharing
+from poolkit._wire.finding import is_importable
 from poolkit._wire.items import ABSENT, IMPORT, MISSING, STATEMENT, Item, Looks, Ref, reference
-from poolkit._wire.modules import module_of, scripts
+from poolkit._wire.modules import goes_by_value, module_of, scripts, when_more
 from poolkit._wire.namespace import Namespace
 from poolkit._wire.pickles import PROTOCOL
 from poolkit._wire.source import TYPED, typed_text
@@ -135,6 +136,16 @@ def _looked_up(values: dict[str, object]) -> tuple[Any, tuple[object, ...]]:
 _namespaces: dict[str, Namespace] = {}  # one atomic operation at a time, from any thread
 _plans: dict[Any, Plan] = {}  # the same
 _room = FEWEST_PLANS
+
+
+def _forget(new: tuple[str, ...]) -> None:
+    """What was planned may refer to these modules by their names."""
+    _plans.clear()
+    for namespace in list(_namespaces.values()):
+        namespace.forget(new)
+
+
+when_more.append(_forget)
 
 
 def manifest_for(root: Ref | None, names: AbstractSet[Ref]) -> Manifest | None:
@@ -337,4 +348,8 @@ def describe(name: str) -> dict[str, Any]:
     files = [each for each in TYPED if name == "__main__" and own.get("__file__", each) == each]
     # The program itself, if it was in no file. What is on standard input is data, unless it is that.
     typed = next(((each, text) for each in files if (text := typed_text(each))), None)
-    return {each: value if type(value) is str else None for each, value in found.items()} | {"typed": typed}
+    is_here = goes_by_value(name) and is_importable(name)  # where workers of this machine have it from
+    return {each: value if type(value) is str else None for each, value in found.items()} | {
+        "typed": typed,
+        "is_here": is_here,
+    }
