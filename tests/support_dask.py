@@ -168,8 +168,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
 
 
+ENDS_WITHIN = 5.0  # seconds
+
+
 class Program:
-    """A `dask` program; killed at the end, with what it started."""
+    """A `dask` program; ended with the test, with what it started."""
 
     def __init__(self, *args: str) -> None:
         self._process = subprocess.Popen(
@@ -202,6 +205,14 @@ class Program:
     def has_ended(self) -> bool:
         """Whether it has ended by itself, or was killed."""
         return self._process.poll() is not None
+
+    def end(self) -> None:
+        """End it; by a kill if it does not by itself, after which a nanny's semaphores stay."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, 15)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(ENDS_WITHIN)
+        self.kill()
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -241,4 +252,4 @@ def cluster(nodes: int) -> Iterator[tuple[Scheduler, list[Node]]]:
         yield scheduler, workers
     finally:
         for program in reversed(programs):
-            program.kill()
+            program.end()

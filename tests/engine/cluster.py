@@ -100,7 +100,7 @@ class Cluster:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
         left = [found for program in self._programs for found in offspring(program.pid)]
         for program in reversed(self._programs):
-            program.kill()
+            program.end()
         for process in left:  # workers have sessions of their own
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -48,7 +48,7 @@ def start() -> Iterator[Callable[..., Any]]:
 
     yield start
     for program in reversed(programs):
-        program.kill()
+        program.end()
 
 
 @pytest.fixture
@@ -166,11 +166,17 @@ def test_a_later_node_joins_and_a_killed_one_ends(start: Callable[..., Any], new
     owner.wait_for_nodes(1)
 
 
+def _status(dask_worker: Any) -> str:
+    return str(dask_worker.status.name)
+
+
 def test_a_worker_that_its_nanny_starts_again_joins(start: Callable[..., Any], new_owner: Callable[..., Owner]) -> None:
     scheduler = start(Scheduler)
     start(Node, scheduler.address, nanny=True)
     owner = new_owner(scheduler.address)
     (node,) = owner.wait_for_nodes(1)
+    with distributed.Client(scheduler.address, set_as_default=False) as client:  # before, the nanny gives it up
+        wait_until(lambda: list(client.run(_status, nanny=True).values()) == ["running"])
     os.kill(node.facts.pid, signal.SIGKILL)
     wait_until(lambda: node.ended)
     (other,) = owner.wait_for_nodes(1)
