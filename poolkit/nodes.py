@@ -30,7 +30,8 @@ from poolkit._kinds.loggers import log, log_levels
 from poolkit._kinds.settings import PoolSettings, check_limits
 from poolkit._locks import RLock
 from poolkit._nodes.interfaces import WIRE, AgentSettings, NodeProvider
-from poolkit._nodes.workforce import Node, NodeWorkforce
+from poolkit._nodes.slots import Node
+from poolkit._nodes.workforce import NodeWorkforce
 from poolkit._wire import inherit
 from poolkit._wire.buffers import Found
 from poolkit._wire.habits import of_process, of_thread

@@ -13,7 +13,6 @@ Guarded by: `_lock`: `_runs`, `_paced`. Owner: the provider's thread: the script
 
 from __future__ import annotations
 
-import functools
 import marshal
 import os
 import pickle
@@ -23,187 +22,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolkit._clock import monotonic
-from poolkit._core.options import CallOptions, PoolLimits
+from poolkit._core.options import CallOptions
 from poolkit._core.stats import WorkerInfo
-from poolkit._core.workforce import AnyTask, Logged, TaskStarted, WorkerStarted
-from poolkit._engine.log_records import Records
-from poolkit._engine.supervisor import Supervisor
+from poolkit._core.workforce import Logged, TaskStarted, WorkerStarted
 from poolkit._kinds.links import Links
 from poolkit._kinds.loggers import log
-from poolkit._kinds.peer import boot_settings
-from poolkit._kinds.process import ProcessWorkforce
-from poolkit._kinds.settings import PoolSettings
-from poolkit._locks import RLock
 from poolkit._memory.memory import Memory
 from poolkit._memory.out_of_band import Received, pack
 from poolkit._memory.owner import OwnerTransport
 from poolkit._nodes import messages
 from poolkit._nodes.interfaces import AgentSettings, Channel, Message, NodeFacts
 from poolkit._nodes.lease import Tenant
+from poolkit._nodes.runs import Came, Run, build, memory_of
 from poolkit._nodes.script import NodeScript
 from poolkit._wire import codec, lease_page
-from poolkit._wire.buffers import found_from
 from poolkit.context import UNKNOWN
 from poolkit.errors import InitializerFailed, PoolClosed, SerializationError
 from poolkit.incoming import Packed
 from poolkit.outcome import Outcome
-from poolkit.task import Task
 
 _PLAIN = CallOptions()
 PATIENCE = 0.02  # seconds that a task may wait for a worker of the node, before it is given back
+BYE_GRACE = 1.0  # seconds that what is cancelled has to end, where the owner ends in peace
 LOOK = 0.25  # seconds between two looks at the progress of what runs
 MOST_ENTRIES = 256  # of one message
-
-
-class Run(Task[Any]):
-    """What a slot runs: a task of the node's pool, with the number, name and attempt that it has at the owner's."""
-
-    def __init__(self, agent: Agent, slot: int, name: str, call: Any, options: CallOptions, nbytes: int) -> None:
-        super().__init__(agent.engine, name, call, options, nbytes)
-        self.agent = agent
-        self.slot = slot
-        self.announces = False  # its begin is to be told, and was not
-        self.is_to_stop = False
-        self.came = monotonic()
-        self.is_given_back = False
-        self.told_progress: object = None
-        self.told_at = 0, 0  # process, bytes of its memory
-
-    def publish(self, outcome: Outcome) -> None:
-        """Send the outcome, as it is packed."""
-        self.call = None
-        self.agent.ended(self, outcome)
-
-    def open_exchange(self) -> Any:
-        """What takes the messages that the task sends."""
-        if self.exchange is None:
-            self.exchange = Told(self)
-        return self.exchange
-
-
-class Told:
-    """Sends on what a task sends, in place of an `Exchange` and its `Incoming`."""
-
-    closed = False
-    mail = ()
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self.incoming = self
-        self.items: deque[Any] = deque()
-        self.come = self.asked = self.worker_id = 0
-        self.plain = True
-        self.resume: Callable[[], object] | None = None
-
-    def note(self, _nbytes: int) -> bool:
-        """None waits here."""
-        return False
-
-    def count(self, received: list[int]) -> None:
-        """Add to the counts of the pool."""
-        received[1] += len(self.items)
-
-    def ring(self) -> None:
-        """Send what has come."""
-        while self.items:
-            self._run.agent.told(self._run, self.items.popleft())
-
-
-class NodeRecords(Records):
-    """Sends on what workers log."""
-
-    send: Callable[[Logged], object]
-
-    def add(self, records: deque[Logged]) -> None:
-        """Send records, and empty `records`."""
-        while records:
-            self.send(records.popleft())
-
-
-class NodeEngine(Supervisor):
-    """Drives the node's pool."""
-
-    records: NodeRecords
-
-    def _settle_in(self) -> None:
-        super()._settle_in()
-        workforce = self.workforce
-        self.records = NodeRecords(self.callbacks, self.name, self._publish, workforce.wake, workforce.links)
-
-    def run(self, tasks: Sequence[AnyTask]) -> None:
-        """Accept tasks that have their numbers."""
-
-        def step(now: float) -> None:
-            for task in tasks:
-                self._scheduler.submit(task, now)
-
-        if self._thread is None:
-            self._start_thread()
-        self._decide(step)
-
-    def give_back(self, runs: Sequence[Run]) -> None:
-        """Cancel those of these that have not begun."""
-
-        def step(now: float) -> None:
-            for run in runs:
-                run.is_given_back = self._scheduler.withdraw(run, now) or run.is_given_back
-
-        self._decide(step)
-
-    def pid_of(self, worker_id: int | None) -> int:
-        """The process of a worker; 0 when it is gone."""
-        worker = self._scheduler.roster.workers.get(worker_id or 0)
-        return 0 if worker is None else worker.pid or 0
-
-    def ready_count(self) -> int:
-        """How many workers are up."""
-        with self._lock:
-            return self._scheduler.roster.ready_count()
-
-    def stop(self, task: AnyTask, *, want_stack: bool) -> None:
-        """Stop a task, with the stack of where it was, if that is wanted."""
-        if want_stack:
-            self._decide(lambda now: self._scheduler.time_out(task, now - (task.started_at or now) + 1.0, now))
-        else:
-            self.cancel(task)
-
-
-def _build(content: dict[str, Any], workers: int, name: str, script: NodeScript, lease_fd: int) -> NodeEngine:
-    """Make the node's pool, as the owner's would be made here; its workers live under this lease."""
-    settings = PoolSettings(
-        workers, "process", None, None, (), content["preload"], content["env"], content["shm_threshold"]
-    )
-    settings.share_cpus()
-    settings.given, settings.lease_fd = content["given"], lease_fd
-    lock, transport = RLock(), OwnerTransport(settings.shm_threshold, name)
-    initializer = None
-    if content["initializer"] is not None:
-        data, payload, regions = content["initializer"]
-        memories = {number: _memory(number, part) for number, part in regions}
-        initializer = data, None if payload is None else script.define(payload, memories)
-    boot = functools.partial(
-        boot_settings,
-        settings,
-        initializer=initializer,
-        measure_rss=content["max_memory_per_child"] is not None,
-        shm_threshold=transport.threshold,
-        habits={},
-    )
-    workforce = ProcessWorkforce(lock, settings, boot=boot, inherited_fds=(), transport=transport)
-    limits = PoolLimits(
-        workers,
-        max_tasks_per_child=content["max_tasks_per_child"],
-        max_memory_per_child=content["max_memory_per_child"],
-    )
-    return NodeEngine(lock, workforce, limits, name=name)
-
-
-def _memory(number: int, content: Any) -> Memory:
-    """Shared memory of this machine with what the owner has in its own of this number."""
-    made = Memory.create(max(1, len(content)))
-    mapping = made.mapping()
-    mapping[: len(content)] = content
-    return Memory(os.dup(made.fd), number, made.nbytes)
 
 
 class Agent:
@@ -224,7 +66,7 @@ class Agent:
         self._lease_fd = lease_page.page()
         self._page = lease_page.LeasePage(self._lease_fd, writes=True)
         self._page.until = monotonic() + self._lease
-        self.engine = _build(content, settings.workers or workers, settings.name, self._script, self._lease_fd)
+        self.engine = build(content, settings.workers or workers, settings.name, self._script, self._lease_fd)
         self.engine.records.send = self.logged
         self._transport: OwnerTransport = self.engine.workforce.transport  # type: ignore[attr-defined]
         number = os.urandom(8).hex()
@@ -242,6 +84,7 @@ class Agent:
         self._outbox: deque[tuple[tuple[Any, ...], Sequence[Any]]] = deque()
         self._listens = False
         self._is_over = threading.Event()  # to end
+        self._grace = 0.0  # seconds for that
         self._woken = threading.Event()  # the agent's thread is to look
         self._is_crowded = False  # there are more tasks than workers; owner: the agent's thread
         self._has_ended = threading.Event()
@@ -309,7 +152,7 @@ class Agent:
                 if run is not None:
                     runs.append(run)
             elif kind == messages.MEMORY:
-                self._memories[entry[1]] = _memory(entry[1], parts[at])
+                self._memories[entry[1]] = memory_of(entry[1], parts[at])
                 at += 1
             elif kind == messages.DEFINE:
                 self._script.define(entry[1], self._memories)
@@ -324,6 +167,7 @@ class Agent:
                 runs = []
                 self._stop(*entry[1:])
             elif kind == messages.BYE:
+                self._grace = BYE_GRACE
                 self._is_over.set()
                 self._woken.set()
         self._begin(runs)
@@ -340,7 +184,7 @@ class Agent:
         if buffers or ids:
             if not body:
                 body, *buffers = buffers
-            found = _Came(self._transport.threshold)
+            found = Came(self._transport.threshold)
             found.extend(map(pickle.PickleBuffer, buffers))
             found.memories = tuple(self._memories[each] for each in ids)
             body = pack(bytes(body), found, self._transport.arena)
@@ -448,7 +292,9 @@ class Agent:
                 body, buffers = b"", [body]
             pid = self.engine.pid_of(run.worker_id)
             self._post((messages.DONE, *which, outcome.ok, body, seconds, rss, pid, len(buffers)), buffers)
-        elif not isinstance(payload, PoolClosed) and not self._is_lease_over():  # else it is ending, as the channel tells
+        elif (
+            not isinstance(payload, PoolClosed) and not self._is_lease_over()
+        ):  # else it is ending, as the channel tells
             if isinstance(payload, InitializerFailed):
                 self._post((messages.BROKEN, codec.pack_error(payload)))
             self._post((messages.FAILED, *which, codec.pack_error(payload), seconds))
@@ -545,7 +391,8 @@ class Agent:
         """Kill everything, then tell that it is over. On the agent's thread."""
         self._is_over.set()
         try:
-            self.engine.shutdown(wait=True, cancel_queued=True, kill=True, timeout=None)
+            grace = self._grace  # all is settled at the owner's, but what was cancelled may be in its `finally`
+            self.engine.shutdown(wait=True, cancel_queued=True, kill=not grace, timeout=grace or None)
         except Exception:
             log.exception("the pool of node %s could not be ended", self._address)
         os.close(self._lease_fd)
@@ -569,14 +416,6 @@ class Agent:
         self._is_over.set()
         self._woken.set()
         self._thread.join()
-
-
-class _Came(found_from(0)):  # type: ignore[misc]
-    """The buffers of a call as they came."""
-
-    def __init__(self, threshold: float) -> None:
-        super().__init__()
-        self.threshold = threshold
 
 
 def _not_here(run: Run) -> SerializationError:

@@ -4,8 +4,8 @@
     provider's thread   on_message ──> reports ──> the engine; on_end, leaving, joined
     supervisor thread   act ──> nodes that are silent, and the deaths that are certain by now
 
-A *slot* stands for one worker of a node's own pool, and has one task at a time. A slot that is started is placed on the
-emptiest node with room, and is ready at once, as that pool is warm; where no node has room it waits.
+A slot that is started is placed on the emptiest node with room, and is ready when a worker has come up there for it;
+where no node has room it waits. See `slots.py`.
 
 Guarantees: a task is taken back or written to the channel, never both (each has one `claim`, which one of them gets);
 from then on it counts as begun. Nothing of it is told as lost before its run has certainly ended: a second (`AFTER`)
@@ -46,10 +46,10 @@ from poolkit._memory.memory import Memory
 from poolkit._nodes import messages
 from poolkit._nodes.interfaces import Channel, Message, NodeFacts, NodeProvider
 from poolkit._nodes.lease import D as AFTER
-from poolkit._nodes.lease import Landlord
+from poolkit._nodes.slots import Claim, Node, Order, Slot
 from poolkit._wire import codec
 from poolkit._wire.buffers import Found, found_from
-from poolkit._wire.plans import Manifest, Sent
+from poolkit._wire.plans import Manifest
 from poolkit.errors import SerializationError
 from poolkit.exchange import Exchange
 from poolkit.incoming import Packed
@@ -57,8 +57,6 @@ from poolkit.task import Progress
 
 MOST_ENTRIES = 256  # of one message
 LOOK = 0.5  # seconds between two looks at the nodes
-SHORT = 0.02  # seconds; only where tasks run for less, some are sent ahead
-FEWEST_SAMPLES = 16  # tasks of a node before some are sent ahead
 UNUSED = 0.5  # seconds after which a node that runs nothing may be taken away
 _REASONS = {
     "closed": "its connection was closed: its process has died, or was restarted",
@@ -71,133 +69,6 @@ _REASONS = {
 _KILLS = {errors.WorkerCrashed: None, errors.TaskTimeout: "timeout", errors.MemoryLimitExceeded: "memory"}
 
 
-Claim = deque[None]  # of one order: whoever gets what is in there may write the task, or take it back
-
-
-def _nothing() -> None:
-    """Stand for a reference to what is gone."""
-
-
-class Slot:
-    """What stands for one worker of a node's pool."""
-
-    __slots__ = (
-        "begun",
-        "claim",
-        "done",
-        "id",
-        "is_alone",
-        "is_closed",
-        "is_ready",
-        "is_spare",
-        "last",
-        "node",
-        "pid",
-        "progress",
-        "rss",
-        "since",
-        "task",
-    )
-
-    def __init__(self, slot_id: int) -> None:
-        self.id = slot_id
-        self.node: Node | None = None  # while it waits for one
-        self.task: AnyTask | None = None  # sent, and not answered for
-        self.last: Callable[[], AnyTask | None] = _nothing  # that was sent to it, as long as somebody else has it
-        self.claim: Claim = deque()  # of that
-        self.begun = self.done = 0  # ids of tasks
-        self.since = 0.0
-        self.progress: tuple[int, Progress] | None = None
-        self.is_ready = False  # that was reported
-        self.is_closed = False  # nothing is written for it any more
-        self.is_spare = False  # its node has no worker for it, but will have soon
-        self.is_alone = False  # its task was sent when its node had a worker for it
-        self.pid: int | None = None  # of the node's worker that runs, or ran, its task
-        self.rss: int | None = None  # the same
-
-    def withhold(self) -> bool:
-        """Have what it was sent not be written any more; False if that was, or is being written. Under the lock."""
-        if not self.claim:
-            return False
-        try:
-            self.claim.pop()
-        except IndexError:  # it is being written
-            return False
-        self.claim = deque((None,))  # by which it is taken back; what is in the outbox has the old one
-        return True
-
-
-Order = tuple[tuple[Slot, Claim] | None, tuple[Any, ...], Sequence[Any]]  # an entry, its buffers; of a task, whose
-
-
-class Node:
-    """What the owner knows of one node."""
-
-    def __init__(self, facts: NodeFacts, channel: Channel, lease: float) -> None:
-        self.facts = facts
-        self.channel = channel
-        self.landlord = Landlord(lease, monotonic())
-        self.slots: dict[int, Slot] = {}
-        self.outbox: deque[Order] = deque()
-        self.sent = Sent()  # of the script
-        self.memories: set[int] = set()  # that it has
-        self.warm = 0  # so many of its workers have come up: of its slots, as many may be ready
-        self.ready = 0  # slots
-        self.broken: BaseException | None = None  # what its initializer raised
-        self.state = "up"  # then "leaving", "lost"
-        self.reason = ""
-        self.dead_at = math.inf  # when what it ran has certainly ended
-        self.heard = monotonic()
-        self.busy_at = 0.0  # when it ran something last
-        self.tasks_done = 0
-        self.used = False  # it is held, as far as its provider goes
-        self.plain = self.spare = 0  # how many of its slots are
-        self.extra = 0  # spare slots for each worker
-        self.running = 0  # tasks that were written, and not answered for
-        self.way = self.mean = 0.0  # seconds: on the way there and back; that a task runs
-        self.samples = 0
-
-    def is_busy(self) -> bool:
-        """Whether it runs something."""
-        return any(slot.task is not None for slot in list(self.slots.values()))
-
-    def count_slots(self) -> None:
-        """Take note of how many of its slots are of which kind."""
-        self.spare = sum(slot.is_spare for slot in self.slots.values())
-        self.plain = len(self.slots) - self.spare
-        self.ready = sum(slot.is_ready and not slot.is_spare for slot in self.slots.values())
-
-    def may_begin(self) -> bool:
-        """Whether more of its slots may be ready than are."""
-        return self.warm > 0 and (self.ready < min(self.warm, self.plain) or self.spare > 0)
-
-    def room(self, *, spare: bool) -> int:
-        """How many more slots of this kind may be placed on it."""
-        if self.state != "up":
-            return 0
-        return self.facts.workers * self.extra - self.spare if spare else self.facts.workers - self.plain
-
-    def ran(self, slot: Slot, seconds: float, now: float) -> bool:
-        """A task ran for so long; return True if another count of spare slots would be better."""
-        self.running -= 1
-        self.samples += 1
-        self.mean += (seconds - self.mean) / min(self.samples, 16)
-        if slot.is_alone:
-            self.way += (max(0.0, now - slot.since - seconds) - self.way) / min(self.samples, 16)
-        if self.samples < FEWEST_SAMPLES:
-            return False
-        wanted = 0
-        if self.mean <= SHORT:
-            wanted = 1 << min(6, math.ceil(math.log2(max(1.0, self.way / max(self.mean, 1e-6)))))
-        if wanted == self.extra or (self.extra // 4 < wanted <= self.extra * 2 and wanted):
-            return False
-        self.extra = wanted
-        return True
-
-    def __repr__(self) -> str:
-        return f"{self.facts.address} (pid {self.facts.pid} on {self.facts.host})"
-
-
 class NodeWorkforce(DrivenWorkforce):
     """Slots on nodes; see the file's header.
 
@@ -207,8 +78,7 @@ class NodeWorkforce(DrivenWorkforce):
         may_pause: whether a task may have to wait for who reads its messages.
         resized: called when there are more places, or fewer.
         dismiss: of the engine: slots that are to be sent nothing more, and to go when they have nothing to do.
-        post_all, leave, running, log_now: of the engine: reports to be taken in; one to be taken in soon; the task that
-            a slot runs; records to be logged.
+        post_all, leave, log_now: of the engine: reports to be taken in; one to be taken in soon; records to be logged.
     """
 
     max_batch = 1
@@ -218,7 +88,6 @@ class NodeWorkforce(DrivenWorkforce):
 
     post_all: Callable[[Iterable[Report]], object]
     leave: Callable[[Report], object]
-    running: Callable[[int, int], AnyTask | None]
     log_now: Callable[[deque[Logged]], object]
     changed: Callable[[Node, str], object]
     looked: Callable[[], object]
@@ -505,7 +374,7 @@ class NodeWorkforce(DrivenWorkforce):
 
     def joined(self, facts: NodeFacts, channel: Channel) -> None:
         """A node is up."""
-        node = Node(facts, channel, self._lease)
+        node = Node(facts, channel, self._lease, monotonic())
         channel.take = functools.partial(self._take, node)
         channel.on_message = functools.partial(self._came, node)
         channel.on_end = functools.partial(self._ended, node)

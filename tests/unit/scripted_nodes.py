@@ -21,7 +21,7 @@ from poolkit._core.roster import Hiring
 from poolkit._core.scheduler import PoolPhase, Scheduler
 from poolkit._core.workforce import BUSY, IDLE, Report
 from poolkit._locks import RLock
-from poolkit._nodes import messages, workforce
+from poolkit._nodes import messages, slots, workforce
 from poolkit._nodes.interfaces import Message, NodeFacts
 from poolkit._nodes.lease import Tenant
 from poolkit._wire import codec
@@ -258,7 +258,7 @@ class NodesPool:
         self.now = 100.0
         self._patches = contextlib.ExitStack()
         self._patches.enter_context(mock.patch.object(workforce, "monotonic", new=self.clock))
-        self._patches.enter_context(mock.patch.object(workforce, "FEWEST_SAMPLES", SAMPLES))
+        self._patches.enter_context(mock.patch.object(slots, "FEWEST_SAMPLES", SAMPLES))
         self.provider = ScriptedProvider()
         self.workforce = workforce.NodeWorkforce(RLock(), self.provider, lease=LEASE, shm_threshold=65536)
         self.scheduler = Scheduler(self.workforce, PoolLimits(size or 1, **limits), random.Random(seed))
