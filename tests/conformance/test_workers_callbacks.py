@@ -64,8 +64,8 @@ def threads_of(kind: type[threading.Thread]) -> list[str]:
 @pytest.mark.each_start_method
 def test_messages_come_in_order_and_then_the_end(make_worker: MakeWorker, heard: Heard) -> None:
     worker = make_worker(work.count, 1000)
+    worker.on_message(heard.on_message)  # first: it may have ended before the next line
     worker.on_exit(heard.on_exit)
-    worker.on_message(heard.on_message)
     exited = heard.exit()
     assert heard.messages == [*range(1000)]
     assert (exited.cause, exited.signal) == ("finished", None)
@@ -142,9 +142,9 @@ def test_a_callback_that_raises_is_logged_and_not_called_again(
 
     worker = make_worker(work.count, 500, name="teller")
     with caplog.at_level(logging.ERROR, "poolkit"):
+        worker.on_message(refuse)
         worker.on_exit(exit_badly)
         worker.on_exit(heard.on_exit)
-        worker.on_message(refuse)
         assert heard.exit().cause == "finished"
     assert heard.messages == [0], "the others are dropped, and its worker does not wait"
     assert [record.getMessage() for record in caplog.records] == [
