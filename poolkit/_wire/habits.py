@@ -7,6 +7,7 @@ a worker when it is imported there.
 from __future__ import annotations
 
 import _socket
+import functools
 import sys
 import warnings
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def of_process() -> dict[str, Any]:
     return {
         "interpreter": {name: getattr(sys, f"get{name}")() for name in _OF_INTERPRETER if hasattr(sys, f"get{name}")},
         "filters": [
-            each
+            _by_name(each)
             for each in filters
             if (home := each[2].__module__) not in scripts and hasattr(sys.modules.get(home), each[2].__name__)
         ],
@@ -57,12 +58,34 @@ def settle(settings: dict[str, Any], when_imported: Callable[[str, Callable[[Any
     if settings["socket"] is not None:
         _socket.setdefaulttimeout(settings["socket"])
     if own["filters"] != settings["filters"]:
-        warnings.resetwarnings()
-        warnings.filters.extend(settings["filters"])  # type: ignore[attr-defined]
+        _settle_filters(settings["filters"], when_imported)
     if "decimal" in settings:
         when_imported("decimal", lambda decimal: _settle_decimal(decimal.getcontext(), *settings["decimal"]))
     if "numpy" in settings:
         when_imported("numpy", lambda numpy: _settle_numpy(numpy, *settings["numpy"]))
+
+
+def _by_name(found: Any) -> tuple[Any, ...]:
+    """A filter that can be read where the module of its category is not imported."""
+    return (*found[:2], (found[2].__module__, found[2].__name__), *found[3:])
+
+
+def _settle_filters(named: list[Any], when_imported: Callable[[str, Callable[[Any], object]], None]) -> None:
+    """Set these filters; those of a library, which may take long to import, take their places when it is."""
+    warnings.resetwarnings()
+    lasting: Any = warnings.filters  # whoever imports within `catch_warnings` has a copy
+
+    def add(module: Any, each: Any, behind: list[Any]) -> None:
+        category = getattr(module, each[2][1], None)
+        if category is None:  # its module is another one here
+            return
+        current: Any = warnings.filters
+        for filters in (lasting, current) if current is not lasting else (lasting,):
+            at = next((at for at, other in enumerate(filters) if _by_name(other) in behind), len(filters))
+            filters.insert(at, (*each[:2], category, *each[3:]))
+
+    for at, each in enumerate(named):
+        when_imported(each[2][0], functools.partial(add, each=each, behind=named[at + 1 :]))
 
 
 def _settle_decimal(context: Any, values: dict[str, Any], traps: list[str]) -> None:
