@@ -16,7 +16,7 @@ import pickle
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
@@ -108,7 +108,7 @@ class NodesEngine(Supervisor):
             found, nodes=nodes, network_bytes_sent=sent, network_bytes_received=received, network_messages=messages
         )
 
-    def dismiss(self, worker_ids: Sequence[int]) -> None:
+    def dismiss(self, worker_ids: Collection[int]) -> None:
         """Have these be sent nothing more, and leave when they have nothing to do."""
         self._decide(lambda now: self._scheduler.dismiss(worker_ids, now))
 

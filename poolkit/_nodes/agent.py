@@ -362,6 +362,10 @@ class Agent:
                 self._page.until = now + self._lease
             elif now >= self._asked + self._lease:
                 self._ask_first()
+            with self._lock:
+                late = [run for run in self._runs.values() if run.came < now - PATIENCE]
+            if len(late) > self.facts.workers:
+                self.engine.give_back(late)
             if now < look_at:
                 continue
             look_at = now + pause

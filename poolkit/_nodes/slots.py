@@ -125,7 +125,9 @@ class Node:
         """How many more slots of this kind may be placed on it."""
         if self.state != "up":
             return 0
-        return self.facts.workers * self.extra - self.spare if spare else self.facts.workers - self.plain
+        if spare:
+            return self.facts.workers * self.extra - self.spare
+        return self.facts.workers - self.plain - (0 if self.extra else self.spare)  # those still run something long
 
     def ran(self, slot: Slot, seconds: float, now: float) -> bool:
         """A task ran for so long; return True if another count of spare slots would be better."""

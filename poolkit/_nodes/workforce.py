@@ -21,7 +21,7 @@ import math
 import weakref
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from poolkit import errors
@@ -93,7 +93,7 @@ class NodeWorkforce(DrivenWorkforce):
     looked: Callable[[], object]
     may_pause: Callable[[], bool]
     resized: Callable[[], object]
-    dismiss: Callable[[Sequence[int]], object]
+    dismiss: Callable[[Collection[int]], object]
 
     def __init__(self, lock: RLock, provider: NodeProvider, *, lease: float, shm_threshold: float) -> None:
         self._lock = lock
@@ -447,6 +447,7 @@ class NodeWorkforce(DrivenWorkforce):
         at = 0
         reports: list[Report] = []
         logged: deque[Logged] = deque()
+        back: list[int] = []  # slots that the node has no worker for
         for entry in messages.unpack(head):
             kind = entry[0]
             count = entry[-1] if kind in (messages.DONE, messages.TOLD) else 0
@@ -463,19 +464,22 @@ class NodeWorkforce(DrivenWorkforce):
                 logged.append(Logged(entry[1], entry[2], entry[3]))
             elif (slot := self._slots.get(entry[1])) is not None and slot.node is node:
                 self._say(node, slot, entry, buffers, reports, now)
+                if kind == messages.BACK:
+                    back.append(slot.id)
         if logged:
             self.log_now(logged)
-        if self._is_uneven:  # before a task that was given back is sent to another spare slot of this node
+        if self._is_uneven or back:  # before a task that was given back is sent to this node again
             self._is_uneven = False
-            self._even_out(node)
+            self._even_out(node, back)
         if reports:
             self.post_all(reports)
 
-    def _even_out(self, node: Node) -> None:
-        """The node is to have another count of spare slots."""
+    def _even_out(self, node: Node, back: Sequence[int]) -> None:
+        """The node is to have another count of spare slots, and is not to have those at all."""
         with self._lock:
+            self._place()
             spare = [slot.id for slot in node.slots.values() if slot.is_spare]
-        self.dismiss(spare[max(0, node.extra * node.facts.workers) :])
+        self.dismiss({*spare[max(0, node.extra * node.facts.workers) :], *back})
         self.resized()
 
     def _booted(self, node: Node, kind: int, what: Any) -> None:
@@ -520,7 +524,6 @@ class NodeWorkforce(DrivenWorkforce):
             slot.task, slot.begun = None, 0
             node.running -= 1
             node.samples = node.extra = 0  # what runs there takes longer than what ran before
-            self._is_uneven = True
             reports.append(Returned(slot_id, task_id))
         elif kind == messages.TOLD:
             self._told(slot, task, rest[0], rest[1], buffers)

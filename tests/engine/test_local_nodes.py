@@ -303,3 +303,32 @@ def test_a_place_is_free_again_soon(make_pool: MakePool, journal: Journal) -> No
     begun = time.monotonic()
     assert pool.submit(work.journalled, journal.path, 9).result(WATCHDOG) == 9
     assert time.monotonic() - begun < WATCHDOG / 2
+
+
+def meet(folder: str, name: int, count: int) -> bool:
+    """Be here until so many are, who all run at the same time."""
+    place = Path(folder)
+    (place / str(name)).touch()
+    ends = time.monotonic() + WATCHDOG / 4
+    while len(list(place.iterdir())) < count:
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.005)  # noqa: TID251 -- other processes are waited for
+    return True
+
+
+def test_no_task_waits_behind_a_long_one_while_another_worker_rests(make_pool: MakePool, tmp_path: Path) -> None:
+    """What was sent ahead, where all had been short, is given back when it would have to wait."""
+    pool = make_pool(2, 2)
+    pool.warm_up()
+    for each in range(3):
+        for task in [pool.submit(os.getpid) for _ in range(80)]:
+            task.result(WATCHDOG)
+        held = [pool.submit(meet, str(tmp_path), i, 99) for i in range(4)]
+        wait_until(lambda held=held: all(task.running() for task in held))
+        for task in held:
+            task.cancel()
+        place = tmp_path / f"together {each}"
+        place.mkdir()
+        tasks = [pool.submit(meet, str(place), i, 4) for i in range(4)]
+        assert [task.result(WATCHDOG) for task in tasks] == [True] * 4
