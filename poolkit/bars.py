@@ -242,7 +242,8 @@ def progress(
         TypeError: what is given is no task.
         ModuleNotFoundError: tqdm is not installed.
     """
-    given = dict.fromkeys((tasks,) if isinstance(tasks, Task) else tasks)
+    several: Iterable[Any] = (tasks,) if isinstance(tasks, Task) or not isinstance(tasks, Iterable) else tasks
+    given = dict.fromkeys(several)
     for task in given:
         if not isinstance(task, Task):
             msg = f"progress() shows tasks, was given {task!r}"

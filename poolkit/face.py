@@ -18,8 +18,8 @@ from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
 from poolkit._given import (
     arguments,
+    check_callable,
     check_iterable,
-    check_runs_programs,
     code_of,
     has_large,
     name_of,
@@ -210,7 +210,6 @@ class Face(Ending):
         Raises:
             TypeError, ValueError: an argument has no sense.
             PoolClosed, InitializerFailed, QueueFull: as `submit`.
-            RuntimeError: on Windows.
         """
         return self.run_as("Pool.run", argv, options)
 
@@ -235,7 +234,6 @@ class Face(Ending):
         return command
 
     def _command(self, called: str, argv: Any, options: dict[str, Any]) -> poolkit.Command[Any]:
-        check_runs_programs()
         self._check_runs("programs")
         from poolkit import _command_line  # noqa: PLC0415 -- only for those who run programs
 
@@ -277,6 +275,7 @@ class Face(Ending):
             TypeError, ValueError: `fn` cannot be called, an iterable cannot be iterated, a size is not positive.
             PoolClosed, InitializerFailed: as `submit`. ModuleNotFoundError: a bar needs tqdm.
         """
+        check_callable(fn)  # first, as who gives the two the other way round is to read of the function
         for position, iterable in enumerate(iterables, 1):
             check_iterable(iterable, f"argument {position} of map() after the function cannot be iterated over:")
         starred = len(iterables) != 1
@@ -297,6 +296,7 @@ class Face(Ending):
         progress: bool | str | Callable[..., Any] = False,
     ) -> poolkit.Results[T]:
         """Do the same as `map`, with an iterable of argument tuples."""
+        check_callable(fn)
         check_iterable(iterable, "starmap() needs an iterable of tuples, was given")
         items, sizes = map(arguments, iterable), (timeout, chunksize, buffersize)
         return self._results(fn, items, (iterable,), *sizes, starred=True, ordered=ordered, progress=progress)
@@ -443,7 +443,7 @@ class Face(Ending):
             workers=self.max_workers,
             is_sized=bool(sized),
             maps=self._supervisor.maps,
-            ordered=ordered,
+            ordered=checks.flag("ordered", ordered),
             timeout=checks.wait_seconds("timeout", timeout),
             clock=self._supervisor.clock,
         )

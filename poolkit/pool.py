@@ -83,7 +83,7 @@ class Pool(Face):
         Raises:
             TypeError, ValueError: an argument has no sense.
             SerializationError: the initializer or its arguments cannot be pickled.
-            RuntimeError: start_method="fork" while other threads run, or a platform without process workers.
+            RuntimeError: start_method="fork" while other threads run.
         """
         size = _os.usable_cpus() if max_workers is None else checks.whole("max_workers", max_workers)
         method = start_method_of(mp_context, start_method)
@@ -107,7 +107,7 @@ class Pool(Face):
 
     def _build(self, settings: PoolSettings, limits: PoolLimits) -> PoolEngine:
         """Make what drives the pool; of what was checked."""
-        if settings.kind == "process" and _os.SUPPORTED:
+        if settings.kind == "process":
             # The hooks of forks, before anything is there that a forked child must not have; not for threads.
             from poolkit._engine import lifetime  # noqa: PLC0415
 

@@ -151,7 +151,11 @@ class SharedArray:
         """Note shape and type; return how many bytes they need."""
         import numpy as np  # noqa: PLC0415 -- needed only here
 
-        model = np.broadcast_to(np.empty((), dtype), shape)  # checks both, and takes no memory
+        try:
+            model = np.broadcast_to(np.empty((), dtype), shape)  # checks both, and takes no memory
+        except (TypeError, ValueError) as exc:
+            msg = f"there is no array of shape {shape!r} and dtype {dtype!r}: {exc}"
+            raise type(exc)(msg) from exc
         if model.dtype.hasobject:
             msg = f"values of {model.dtype} refer to Python objects, which belong to one process"
             raise TypeError(msg)

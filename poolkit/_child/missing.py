@@ -42,6 +42,22 @@ def explain(error: BaseException, *, is_loading: bool = False) -> None:
                 error.msg = error.args[0]
 
 
+def explain_keyword(error: BaseException, kwargs: dict[str, Any]) -> None:
+    """Add to the error of a function that does not take an option of a task where those go."""
+    if type(error) is not TypeError or error.__traceback__ is None or error.__traceback__.tb_next is not None:
+        return  # it comes from within
+    from poolkit._core.options import CallOptions  # noqa: PLC0415 -- only where something is wrong
+
+    given = [f"{name}={kwargs[name]!r:.50}" for name in CallOptions.NAMES if name in kwargs]
+    if given and "unexpected keyword argument" in str(error):
+        text = (
+            f"each keyword of submit() is the function's; options go through a view: pool.options({', '.join(given)})"
+        )
+        vars(error).setdefault("__notes__", []).append(text)
+        if not hasattr(error, "add_note"):  # as above
+            error.args = (f"{error} ({text})",)
+
+
 def make_from_source(module: ModuleType, name: str) -> None:  # noqa: C901 -- one step after another
     """Make a definition of the script from its source, with what it needs: imports, definitions, constants."""
     from poolkit._wire import source as sources  # noqa: PLC0415 -- few tasks need it
