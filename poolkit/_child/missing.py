@@ -23,6 +23,8 @@ ADVICE = (
 
 def explain(error: BaseException, *, is_loading: bool = False) -> None:
     """Add to an error about a name why that could not be had in this worker."""
+    if type(error) is EOFError and str(error) == "EOF when reading a line":
+        _note(error, "a task has no standard input: ask in the program, and pass on what was said")
     if not isinstance(error, (NameError, AttributeError, ImportError)):
         return
     # up to CPython 3.13 in words of its own
@@ -53,9 +55,13 @@ def explain_keyword(error: BaseException, kwargs: dict[str, Any]) -> None:
         text = (
             f"each keyword of submit() is the function's; options go through a view: pool.options({', '.join(given)})"
         )
-        vars(error).setdefault("__notes__", []).append(text)
-        if not hasattr(error, "add_note"):  # as above
-            error.args = (f"{error} ({text})",)
+        _note(error, text)
+
+
+def _note(error: BaseException, text: str) -> None:
+    vars(error).setdefault("__notes__", []).append(text)
+    if not hasattr(error, "add_note"):  # CPython 3.10 shows no notes
+        error.args = (f"{error} ({text})",)
 
 
 def make_from_source(module: ModuleType, name: str) -> None:  # noqa: C901 -- one step after another

@@ -392,6 +392,132 @@ def test_a_future_of_another_loop_is_refused_by_asyncio_and_a_task_is_not() -> N
         assert [asyncio.run(wait()), asyncio.run(wait())] == [9, 9]
 
 
+def test_what_stops_a_task_says_so_with_its_limit_and_where_it_was() -> None:
+    def said(task: poolkit.Task[Any]) -> str:
+        return str(task.exception(WATCHDOG))
+
+    with poolkit.Pool(1) as pool:
+        late = said(pool.options(timeout=0.3).submit(work.spin))
+        assert "(spin, attempt 1) ran longer than its timeout of 0.3 s and was stopped; it was at (most rec" in late
+        assert "in spin" in late
+        assert "was not done within its deadline of 0.3 s" in said(pool.options(deadline=0.3).submit(work.spin))
+        running = pool.submit(work.spin)
+        assert "waited in the queue for 0.1 s, its queue_timeout, and did not begin" in said(
+            pool.options(queue_timeout=0.1).submit(work.pid)
+        )
+        running.cancel()
+        assert "exited with code 3 while it ran task" in said(pool.submit(os._exit, 3))
+        assert "the task ended its process: by os._exit()" in said(pool.submit(os._exit, 3))
+        large = said(pool.options(memory_limit=1).submit(work.spin))
+        assert "beyond the task's memory_limit of " in large
+        assert large.endswith("the limit is below what any worker needs, with what it imports: raise it")
+
+
+def test_an_initializer_or_a_preload_that_fails_is_told_with_what_it_raised() -> None:
+    start = "the pool's initializer, or the import of its preload, raised "
+    for settings, raised in (
+        ({"initializer": work.raise_value_error, "initargs": ("no database",)}, "ValueError: no database"),
+        ({"preload": ("not_to_be_found",)}, "ModuleNotFoundError: No module named 'not_to_be_found'"),
+    ):
+        with poolkit.Pool(1, **settings) as pool:  # type: ignore[arg-type]
+            failed = text(lambda: pool.submit(work.pid).result(WATCHDOG), poolkit.InitializerFailed)
+            assert failed == f"{start}{raised}; the pool has stopped"
+            assert text(lambda: pool.submit(work.pid), poolkit.InitializerFailed) == failed
+
+
+def test_workers_that_cannot_be_started_are_told_with_what_was_started_and_what_it_said() -> None:
+    with poolkit.Pool(1, start_method="spawn", env={"PYTHONHOME": "/not/there"}) as pool:
+        said = str(pool.submit(work.pid).exception(WATCHDOG))
+    assert "3 workers in a row died before they were ready" in said
+    assert sys.executable in said
+    assert "/not/there" in said
+    assert "name a Python interpreter by multiprocessing.set_executable(), or use start_method='fork'" in said
+
+
+def test_a_pool_that_has_ended_says_what_ended_it() -> None:
+    with poolkit.Pool(1) as pool:
+        pass
+    why = "the pool was shut down, by shutdown() or the end of its with block"
+    assert text(lambda: pool.submit(work.pid), poolkit.PoolClosed) == f"cannot submit pid: {why}"
+    assert text(lambda: pool.map(work.square, [1]), poolkit.PoolClosed) == f"cannot submit map(square): {why}"
+    assert text(lambda: pool.resize(2), poolkit.PoolClosed) == f"cannot resize: {why}"
+
+
+def test_a_pool_that_is_dropped_open_is_warned_of() -> None:
+    pools = [poolkit.Pool(1, name="dropped")]
+    pools[0].submit(work.pid).result(WATCHDOG)
+    with pytest.warns(ResourceWarning, match=r"'dropped' .* was not shut down; use `with` or shutdown\(\)"):
+        pools.clear()
+
+
+def test_a_fork_beside_other_threads_is_refused_by_their_names() -> None:
+    release = threading.Event()
+    other = threading.Thread(target=release.wait, name="reader")
+    other.start()
+    try:
+        assert text(lambda: poolkit.Pool(1, start_method="fork"), RuntimeError) == (
+            "start_method='fork' is not safe while other threads run (reader): "
+            "make the pool before they start, or use start_method='forkserver'"
+        )
+    finally:
+        release.set()
+        other.join()
+
+
+def test_a_full_queue_says_how_full_it_is() -> None:
+    with FakePool(mode="manual", max_queue=1, max_workers=1) as pool:
+        view = pool.options(block=False)
+        said = text(lambda: [view.submit(work.pid) for _ in range(9)], poolkit.QueueFull)
+        assert said.startswith("cannot submit pid: the queue is full (")
+        assert said.endswith("max_workers=1, max_queue=1), and block=False does not wait for room")
+
+
+@pytest.mark.slow
+def test_a_script_is_told_what_its_tasks_do_not_have() -> None:
+    lines = run(
+        """
+        import poolkit
+        pool = poolkit.Pool(1)
+
+        def uses_the_pool():
+            return pool.submit(len, "abc").result()
+
+        def asks():
+            return input()
+
+        for each in (uses_the_pool, asks):
+            error = pool.submit(each).exception()
+            print(type(error).__name__, error, *getattr(error, "__notes__", ()))
+        pool.shutdown()
+        """
+    )
+    assert lines[0].startswith("NameError name 'pool' is not defined")
+    assert "Pool objects belong to the process that made them" in lines[0]
+    assert lines[1].startswith("EOFError EOF when reading a line")
+    assert "a task has no standard input: ask in the program, and pass on what was said" in lines[1]
+
+
+def test_an_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from poolkit.dask import DaskPool
+
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.setitem(sys.modules, "dask", None)
+    monkeypatch.delitem(sys.modules, "poolkit._nodes.provider_dask", raising=False)
+    said = r"^DaskPool needs Dask \(no module named '\w+'\): pip install poolkit\[dask\]$"
+    with pytest.raises(ModuleNotFoundError, match=said):
+        DaskPool()
+
+
+def test_a_target_that_takes_nothing_fails_with_its_own_error() -> None:
+    said = r"^takes_nothing\(\) takes 0 positional arguments but 1 was given$"
+    with poolkit.Worker(takes_nothing, kind="thread") as worker, pytest.raises(TypeError, match=said):  # type: ignore[arg-type]
+        worker.recv(WATCHDOG)
+
+
+def takes_nothing() -> None:
+    """No target."""
+
+
 def test_a_number_that_is_none_is_refused_everywhere() -> None:
     with FakePool() as pool:
         for wait in (pool.warm_up, lambda value: pool.shutdown(timeout=value), pool.stacks):
