@@ -324,7 +324,8 @@ yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 def usable_cpus() -> int:
     """How many CPUs this process may really use: by affinity and the control group's quota, at least 1.
 
-    In a worker of a cluster, its share of them. What `max_workers` of a `Pool` is when it is not given. Does not block.
+    In a worker of a cluster, its share of them. What `max_workers` of a `Pool` is when it is not given. Thread-safe;
+    does not block.
     """
     try:
         cpus = len(os.sched_getaffinity(0))

@@ -229,8 +229,8 @@ def progress(
 ) -> Iterator[Task[T]]:
     """Yield tasks as each is done, and show how many are; those that report their progress count by their fraction.
 
-    Blocks in `next()`. The tasks may be of several pools, and what they raise stays with them. Closing the iterator
-    early, or dropping it, closes the bar and leaves the tasks alone.
+    Blocks in `next()`; for one thread. The tasks may be of several pools, and what they raise stays with them. Closing
+    the iterator early, or dropping it, closes the bar and leaves the tasks alone.
 
     Args:
         tasks: one or many; an iterable is exhausted now. One that is there twice is yielded once.

@@ -58,11 +58,14 @@ class Ending(Executor):
         raise TypeError(msg)
 
     def kill_workers(self) -> None:
-        """Stop all that runs, cancel the rest and release everything: `shutdown(kill=True)`, by CPython 3.14's name."""
+        """Stop all that runs, cancel the rest and release everything: `shutdown(kill=True)`, by CPython 3.14's name.
+
+        Thread-safe; blocks until all is released.
+        """
         self.shutdown(kill=True)
 
     def terminate_workers(self) -> None:
-        """Do the same as `kill_workers`: `shutdown(kill=True)`, by CPython 3.14's other name."""
+        """Do the same as `kill_workers`: `shutdown(kill=True)`, by CPython 3.14's other name. Thread-safe; blocks."""
         self.shutdown(kill=True)
 
     def __enter__(self: Some) -> Some:  # noqa: PYI019 -- see there

@@ -160,7 +160,10 @@ class Face(Ending):
     @overload
     async def stream_async(self, fn: _Items[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[T]: ...
     async def stream_async(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[Any]:
-        """Do the same as `stream`, but wait for room in the queue without blocking the event loop."""
+        """Do the same as `stream`, but wait for room in the queue without blocking the event loop.
+
+        Thread-safe. Raises: as `submit`.
+        """
         if self._is_large(args, kwargs):
             stream, error = await self._aside(self._stream, fn, args, kwargs)
         else:
@@ -227,7 +230,10 @@ class Face(Ending):
     @overload
     async def run_async(self, argv: _Argv, **options: Unpack[BytesOptions]) -> poolkit.Command[bytes]: ...
     async def run_async(self, argv: Sequence[Any] | str, **options: Any) -> poolkit.Command[Any]:
-        """Do the same as `run`, but wait for room in the queue without blocking the event loop."""
+        """Do the same as `run`, but wait for room in the queue without blocking the event loop.
+
+        Thread-safe. Raises: as `run`.
+        """
         await waiting.checkpoint()
         command = self._command("Pool.run_async", argv, options)
         await self._submit_when_room(command, None)
@@ -260,7 +266,7 @@ class Face(Ending):
         Lazy: takes `buffersize` items ahead at most (default: a few chunks per worker), so endless iterables work.
         All of it is done, whether or not somebody reads: what was never read when it is dropped, in the background, and
         what is alive at a graceful shutdown, by that. Closing the result cancels the rest, and so does dropping one
-        that was begun to be read. Thread-safe; the result belongs to one thread.
+        that was begun to be read. Thread-safe; does not block; the result belongs to one thread, and its `next` blocks.
 
         Args:
             fn: what to call.
@@ -295,7 +301,10 @@ class Face(Ending):
         ordered: bool = True,
         progress: bool | str | Callable[..., Any] = False,
     ) -> poolkit.Results[T]:
-        """Do the same as `map`, with an iterable of argument tuples."""
+        """Do the same as `map`, with an iterable of argument tuples. Thread-safe; does not block.
+
+        Raises: what `map` raises; TypeError for an item that is no tuple of arguments.
+        """
         check_callable(fn)
         check_iterable(iterable, "starmap() needs an iterable of tuples, was given")
         items, sizes = map(arguments, iterable), (timeout, chunksize, buffersize)
@@ -316,6 +325,8 @@ class Face(Ending):
         buffersize: int | None = UNSET,
     ) -> PoolView:
         """The same pool with other defaults for the calls made through it: `pool.options(timeout=2).submit(f, x)`.
+
+        Thread-safe; does not block.
 
         Args:
             timeout: seconds that a task may run, from when it begins in its worker.

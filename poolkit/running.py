@@ -25,7 +25,10 @@ def run(argv: Argv, *, text: Literal[True], **options: Unpack[TextOptions]) -> p
 @overload
 def run(argv: Argv, **options: Unpack[BytesOptions]) -> poolkit.Command[bytes]: ...
 def run(argv: Sequence[Any] | str, **options: Any) -> poolkit.Command[Any]:
-    """Run a program as `Pool.run` does, on the pool of `use_pool`, else on the default process pool."""
+    """Run a program as `Pool.run` does, on the pool of `use_pool`, else on the default process pool.
+
+    Takes and raises what `Pool.run` does. Thread-safe; blocks while a bounded queue is full.
+    """
     return current_pool("process").run_as("poolkit.run", argv, options)
 
 
