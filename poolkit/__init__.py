@@ -84,6 +84,7 @@ _HOMES = {  # of what is no error
     "poolkit.trace": ("Trace",),
     "poolkit.worker": ("Worker",),
 }
+_MODULES = ("dask", "extras", "testing")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -156,13 +157,32 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name not in __all__:
+        import sys  # noqa: PLC0415 -- see below
+
         msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        if name in _MODULES:
+            msg += f" yet: import poolkit.{name} first"
+        raise AttributeError(msg, name=name, obj=sys.modules[__name__])  # so that Python says what was meant
     import importlib  # noqa: PLC0415 -- keeps this module empty
 
-    value = getattr(importlib.import_module(_HOME.get(name, "poolkit.errors")), name)
+    home = _HOME.get(name)
+    if home is not None:
+        check_system()
+    value = getattr(importlib.import_module(home or "poolkit.errors"), name)
     globals()[name] = value
     return value
+
+
+def check_system() -> None:
+    """Raise RuntimeError on a system on which only the errors can be imported."""
+    import os  # noqa: PLC0415 -- see above
+
+    if os.name != "posix":
+        msg = (
+            f"poolkit does not run on this system (os.name is {os.name!r}): it needs Linux, or a POSIX system like it; "
+            "on Windows run the program in WSL 2, or use concurrent.futures"
+        )
+        raise RuntimeError(msg)
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from types import CodeType, ModuleType
 from typing import Any
 
-from poolkit import _os
 from poolkit.errors import SerializationError
 
 LARGE = 1 << 20  # bytes; to copy as much takes less than half a millisecond
@@ -19,7 +18,9 @@ _TEXT = frozenset({bytes, bytearray, str})
 
 
 def arguments(item: Iterable[Any]) -> tuple[Any, ...]:
-    check_iterable(item, "starmap() needs an iterable of tuples of arguments, which had")
+    check_iterable(
+        item, "starmap() needs an iterable of tuples of arguments (map() is for functions of one), which had"
+    )
     return tuple(item)
 
 
@@ -50,15 +51,23 @@ def has_large(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return False
 
 
+def check_callable(fn: object) -> None:
+    """Raise TypeError if it cannot be called."""
+    if not callable(fn):
+        msg = (
+            f"the first argument must be something to call, was {fn!r:.200}; pass the function and its arguments, as "
+            "in submit(fn, x), and not what fn(x) has returned"
+        )
+        raise TypeError(msg)
+
+
 def to_be_sent(fn: Any) -> Any:
     """What is to run in a worker for `fn`: of one that is offloaded, also within a partial object, the function itself.
 
     Raises:
         TypeError: it cannot be called.
     """
-    if not callable(fn):
-        msg = f"the first argument must be something to call, was {fn!r}"
-        raise TypeError(msg)
+    check_callable(fn)
     send = getattr(type(fn), "_poolkit_sent", None)  # of its class, as some objects have an attribute of any name
     if send is not None:
         return send(fn)
@@ -80,13 +89,6 @@ def code_of(fn: Any) -> object:
         return fn
     code = getattr(fn, "__code__", None)
     return code if type(code) is CodeType else type(fn)
-
-
-def check_runs_programs() -> None:
-    """Raise RuntimeError on a system on which no commands can be run."""
-    if not _os.SUPPORTED:
-        msg = "commands need a POSIX system; on Windows use subprocess, in a task of a pool with kind='thread'"
-        raise RuntimeError(msg)
 
 
 def note_the_place(error: SerializationError, name: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import array
 import contextlib
+import errno
 import math
 import mmap
 import os
@@ -32,7 +33,6 @@ PORTABLE = os.environ.get("POOLKIT_PORTABLE") == "1"
 # "leading,spinning,batches,posting-tasks,posting-reports,watching".
 SWITCHED_OFF = frozenset(os.environ.get("POOLKIT_WITHOUT", "").split(","))
 LINUX = sys.platform == "linux" and not PORTABLE
-SUPPORTED = os.name == "posix"
 CGROUPS = "/sys/fs/cgroup"
 
 # Asks a worker for its stack. A real-time signal, as programs use SIGUSR1 and SIGUSR2 themselves.
@@ -223,6 +223,9 @@ def file_memory(nbytes: int) -> int:
     import tempfile  # noqa: PLC0415 -- the fallback only; a worker half should not pay for it
 
     with tempfile.TemporaryFile() as file:
+        disk = os.fstatvfs(file.fileno())
+        if nbytes > (free := disk.f_bavail * disk.f_frsize):  # else all of it would be taken first, until there is none
+            raise OSError(errno.ENOSPC, f"there are {free} bytes free in {tempfile.gettempdir()}")
         os.ftruncate(file.fileno(), nbytes)
         return os.dup(file.fileno())
 
@@ -321,7 +324,8 @@ yield_cpu: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 def usable_cpus() -> int:
     """How many CPUs this process may really use: by affinity and the control group's quota, at least 1.
 
-    In a worker of a cluster, its share of them. What `max_workers` of a `Pool` is when it is not given. Does not block.
+    In a worker of a cluster, its share of them. What `max_workers` of a `Pool` is when it is not given. Thread-safe;
+    does not block.
     """
     try:
         cpus = len(os.sched_getaffinity(0))
@@ -415,7 +419,7 @@ def own_bytes(pid: int) -> int | None:
     return (int(words[1]) - int(words[2])) * _PAGE if words else None
 
 
-_PAGE = os.sysconf("SC_PAGE_SIZE") if SUPPORTED else 4096
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def is_ending(pid: int) -> bool:

@@ -7,6 +7,9 @@ may have been meant. So counts are noted at every start and end of a worker, and
 
 from __future__ import annotations
 
+import errno
+import os
+
 from poolkit._clock import monotonic
 from poolkit._os import CGROUPS, control_groups, read_text
 
@@ -50,7 +53,7 @@ class OutOfMemory:
         likely = "most likely" if in_group and now - since <= FRESH else "perhaps"
         if not in_group:
             return f"{what} {_processes(on_machine)} on the machine, {likely} this one; if not, {_OTHERS} did"
-        limit = self._limit()
+        limit = memory_limit(self._root, self._proc)
         used = f"the {limit / 1e6:.0f} MB of the group were" if limit else "the machine's memory was"
         return (
             f"{what} {_processes(in_group)} of its control group, {likely} this one: {used} used up; allow more, let "
@@ -67,16 +70,24 @@ class OutOfMemory:
         in_group = next((count for count in counts if count is not None), None)
         return in_group, _number(read_text(f"{self._proc}/vmstat"), "oom_kill")
 
-    def _limit(self) -> int | None:
-        """The least that the control groups allow."""
-        limits = (
-            int(text)
-            for folders in control_groups("memory", self._root, self._proc)
-            for folder in folders
-            for name in ("memory.max", "memory.limit_in_bytes")
-            if (text := read_text(f"{folder}/{name}").strip()).isdigit()
-        )
-        return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
+
+def memory_limit(root: str = CGROUPS, proc: str = "/proc") -> int | None:
+    """The least that the control groups of this process allow, in bytes; None without a limit."""
+    limits = (
+        int(text)
+        for folders in control_groups("memory", root, proc)
+        for folder in folders
+        for name in ("memory.max", "memory.limit_in_bytes")
+        if (text := read_text(f"{folder}/{name}").strip()).isdigit()
+    )
+    return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
+
+
+def check_room(nbytes: int) -> None:
+    """Raise OSError for more memory than there is: to reserve it would have the kernel kill some process."""
+    most = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory_limit() or _NO_LIMIT)
+    if nbytes > most:
+        raise OSError(errno.ENOMEM, f"there are {most} bytes of memory in all")
 
 
 def _more(old: int | None, new: int | None) -> int:

@@ -229,8 +229,8 @@ def progress(
 ) -> Iterator[Task[T]]:
     """Yield tasks as each is done, and show how many are; those that report their progress count by their fraction.
 
-    Blocks in `next()`. The tasks may be of several pools, and what they raise stays with them. Closing the iterator
-    early, or dropping it, closes the bar and leaves the tasks alone.
+    Blocks in `next()`; for one thread. The tasks may be of several pools, and what they raise stays with them. Closing
+    the iterator early, or dropping it, closes the bar and leaves the tasks alone.
 
     Args:
         tasks: one or many; an iterable is exhausted now. One that is there twice is yielded once.
@@ -242,7 +242,8 @@ def progress(
         TypeError: what is given is no task.
         ModuleNotFoundError: tqdm is not installed.
     """
-    given = dict.fromkeys((tasks,) if isinstance(tasks, Task) else tasks)
+    several: Iterable[Any] = (tasks,) if isinstance(tasks, Task) or not isinstance(tasks, Iterable) else tasks
+    given = dict.fromkeys(several)
     for task in given:
         if not isinstance(task, Task):
             msg = f"progress() shows tasks, was given {task!r}"

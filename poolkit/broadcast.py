@@ -45,7 +45,7 @@ class Shared(_Base[T]):
 
     Made by `Pool.broadcast`. The object is packed once and loaded at most once by each worker, when a call that has it
     as an argument arrives there first. Its arrays are read-only, as all calls share them. When the handle is dropped or
-    closed, and no call that was submitted with it is left, the workers let go of it.
+    closed, and no call that was submitted with it is left, the workers let go of it. Thread-safe.
     """
 
     def __init__(self, memory: Memory | None, value: Any, inner: tuple[Memory, ...] = (), names: Any = ()) -> None:
@@ -60,7 +60,7 @@ class Shared(_Base[T]):
         self._closed = False
 
     def close(self) -> None:
-        """Let go of it; calls that were submitted already are not affected. Idempotent."""
+        """Let go of it; calls that were submitted already are not affected. Idempotent; does not block."""
         self._memory = self._object = None
         self._inner = ()
         self._closed = True

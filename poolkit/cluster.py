@@ -17,7 +17,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from poolkit import _os, waiting
 from poolkit._child.serving import ClusterContext
@@ -32,13 +32,14 @@ from poolkit._cluster.signals import Waking, handling
 from poolkit._cluster.thread import EVENTS, ClusterThread
 from poolkit._core import options as checks
 from poolkit._core.cluster import BOOT_FAILED, STOPPED, STOPPING
+from poolkit._core.workforce import WorkerExited
 from poolkit._engine import lifetime
 from poolkit._given import name_of, to_be_sent
 from poolkit._kinds.settings import PoolSettings
 from poolkit._locks import RLock
 from poolkit._select import poll
 from poolkit._waits import get, until
-from poolkit.errors import ClusterFailed, PoolClosed
+from poolkit.errors import ClusterFailed, PoolClosed, ReloadFailed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,13 +73,13 @@ class Cluster:
         workers: int | None = None,
         bind: str | socket.socket | Sequence[str | socket.socket] | None = "127.0.0.1:8000",
         *,
-        schedule: str | Schedule = "kernel",
+        schedule: Literal["kernel", "round_robin", "least_busy", "sticky"] | Schedule = "kernel",
         grace: float = 30.0,
-        kind: str = "process",
+        kind: Literal["process", "thread"] = "process",
         name: str | None = None,
         preload: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
-        start_method: str | None = None,
+        start_method: Literal["forkserver", "spawn", "fork"] | None = None,
         boot_timeout: float = 60.0,
         liveness: float | None = None,
         max_requests: int | None = None,
@@ -400,11 +401,24 @@ class Cluster:
         self._check_process()
         self._thread.ask(lambda: self._thread.listen(callback))
 
+    @overload
+    def on(
+        self, event: Literal["worker_started", "worker_ready"], callback: Callable[[ClusterWorkerInfo], object]
+    ) -> None: ...
+    @overload
+    def on(self, event: Literal["worker_exited"], callback: Callable[[WorkerExited], object]) -> None: ...
+    @overload
+    def on(self, event: Literal["reload_failed"], callback: Callable[[ReloadFailed], object]) -> None: ...
+    @overload
+    def on(self, event: Literal["reloaded", "stopped"], callback: Callable[[int], object]) -> None: ...
+    @overload
+    def on(self, event: str, callback: Callable[[Any], object]) -> None: ...
     def on(self, event: str, callback: Callable[[Any], object]) -> None:
         """Call `callback` at each event of that name, on the callback thread, so be quick.
 
         "worker_started" and "worker_ready" come with a `ClusterWorkerInfo`, "worker_exited" with a `WorkerExited`,
         "reloaded" with the generation, "reload_failed" with the `ReloadFailed`, "stopped" with the exit code.
+        Does not block.
 
         Raises:
             ValueError: there is no such event.
@@ -415,7 +429,7 @@ class Cluster:
         self._thread.listeners.append((event, callback))
 
     def off(self, event: str, callback: Callable[[Any], object]) -> None:
-        """Call it no more. Raises ValueError: it was not called."""
+        """Call it no more. Does not block. Raises ValueError: it was not called."""
         _check_event(event)
         try:
             self._thread.listeners.remove((event, callback))
@@ -424,12 +438,12 @@ class Cluster:
             raise ValueError(msg) from None
 
     def workers(self) -> list[ClusterWorkerInfo]:
-        """What each worker does now."""
+        """What each worker does now. Does not wait for workers."""
         self._check_process()
         return self._thread.ask(self._thread.infos)
 
     def stats(self) -> ClusterStats:
-        """What the cluster does now, and did so far."""
+        """What the cluster does now, and did so far. Does not wait for workers."""
         self._check_process()
         return self._thread.ask(self._thread.stats)
 

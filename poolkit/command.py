@@ -115,6 +115,8 @@ class Command(Task[CompletedCommand[Text]]):
     def lines(self, stream: Literal["stdout", "stderr", "both"] = "stdout") -> Lines[Any]:
         """Return its lines, without their ends, as they come: an iterator and async iterator. Each goes to one reader.
 
+        Does not block: the loop over them does.
+
         After the last it raises what `result()` would, if that is an error. "both": pairs of the stream and the line.
 
         Raises:
@@ -127,7 +129,10 @@ class Command(Task[CompletedCommand[Text]]):
         return Lines(self, self._taken_of.setdefault(("lines", stream), taking))
 
     def chunks(self, stream: Literal["stdout", "stderr"] = "stdout") -> Chunks:
-        """Return its output as bytes, as they come: an iterator and async iterator. The rest is as of `lines`."""
+        """Return its output as bytes, as they come: an iterator and async iterator.
+
+        Does not block; the rest is as of `lines`.
+        """
         _check_stream(stream, ("stdout", "stderr"))
         taking = Taking(self._outputs_of((stream,)), lines=False, paired=False)
         return Chunks(self, self._taken_of.setdefault(("chunks", stream), taking))
@@ -171,7 +176,7 @@ class Command(Task[CompletedCommand[Text]]):
         self._open_entrance().write(self._bytes(data), checks.wait_seconds("timeout", timeout))
 
     async def write_async(self, data: Text) -> None:
-        """Do the same without blocking the event loop."""
+        """Do the same without blocking the event loop. Raises: ChannelClosed, ValueError."""
         await self._open_entrance().write_async(self._bytes(data))
 
     def close_stdin(self) -> None:

@@ -29,7 +29,7 @@ class Cell:
 
 
 class TaskContext:
-    """What a running task may know of itself; `poolkit.current_task()` returns it.
+    """What a running task may know of itself; `poolkit.current_task()` returns it. Thread-safe, but for `receive`.
 
     Attributes:
         id: the task's number in its pool.
@@ -73,7 +73,7 @@ class TaskContext:
         return self._stop or (self.end is not None and self.end.is_told_to_end(self.id))
 
     def time_left(self) -> float | None:
-        """Seconds until the run-time limit, at least 0.0; None without a limit."""
+        """Seconds until the run-time limit, at least 0.0; None without a limit. Does not block."""
         return None if self._deadline is None else max(0.0, self._deadline - self._clock())
 
     def send(self, message: object) -> None:
@@ -104,7 +104,7 @@ class TaskContext:
         return self.end.mail().receive(self.id, timeout)
 
     async def receive_async(self) -> Any:
-        """Return the next message, without blocking the event loop; in `async def` tasks."""
+        """Return the next message, without blocking the event loop; in `async def` tasks, in their thread."""
         return await self.end.mail().receive_async(self.id)
 
     def progress(self, done: float, total: float | None = None) -> None:
@@ -160,7 +160,7 @@ CURRENT: contextvars.ContextVar[TaskContext | tuple[int, bytes, int, float | Non
 
 
 def current_task() -> TaskContext | None:
-    """The context of the task that runs here; None outside a task. Does not block."""
+    """The context of the task that runs in this thread; None outside a task. Does not block."""
     found = CURRENT.get()
     if type(found) is tuple:
         task_id, name, attempt, deadline, started = found

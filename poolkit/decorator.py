@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
-from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from poolkit import _child
 from poolkit._core.options import UNSET, CallOptions
@@ -31,6 +31,7 @@ from poolkit.stream import Stream, stream_here
 from poolkit.task import Task
 
 P = ParamSpec("P")
+R = ParamSpec("R")
 T = TypeVar("T")
 Q = TypeVar("Q", bound="Offloaded[Any, Any]")
 
@@ -40,8 +41,10 @@ _installed: list[Pool] = []  # guarded by: _lock
 _used: contextvars.ContextVar[Pool | PoolView | None] = contextvars.ContextVar("poolkit_pool", default=None)
 
 
-def default_pool(kind: str = "process") -> Pool:
+def default_pool(kind: Literal["process", "thread"] = "process") -> Pool:
     """The process-wide pool of a kind, made on first use. Thread-safe; lives until the interpreter exits.
+
+    Does not wait for workers, which start with the first call.
 
     A forked child gets a default pool of its own; but one that a preloaded module has set, and not used, is that of the
     workers too. One that was shut down is replaced.
@@ -54,8 +57,10 @@ def default_pool(kind: str = "process") -> Pool:
         return pool
 
 
-def set_default_pool(pool: Pool | None, kind: str | None = None) -> None:
+def set_default_pool(pool: Pool | None, kind: Literal["process", "thread"] | None = None) -> None:
     """Make `pool` the default one of its kind, or of `kind`; None forgets it. The old one is left as it is.
+
+    Thread-safe; does not block.
 
     Raises:
         TypeError: not a pool; or None without a kind.
@@ -101,13 +106,13 @@ def pool_in_use() -> Pool | PoolView | None:
     return _used.get() or _defaults.get("process")
 
 
-def current_pool(kind: str) -> Pool | PoolView:
+def current_pool(kind: Literal["process", "thread"]) -> Pool | PoolView:
     """Return the pool of `use_pool` here, else the default one of this kind."""
     return _used.get() or default_pool(kind)
 
 
 class use_pool:  # noqa: N801 -- used like a function, and a class lets every exception pass as it is: frozen ones, too
-    """Run the offloaded calls made inside on `pool`, in this context (thread or coroutine) only."""
+    """Run the offloaded calls made inside on `pool`, in this context (thread or coroutine) only. Does not block."""
 
     def __init__(self, pool: Pool | PoolView) -> None:
         if not isinstance(pool, (Pool, PoolView)):
@@ -147,16 +152,19 @@ class Offloaded(Generic[P, T]):
 
     __qualname__: str
 
-    def __init__(self, fn: Callable[P, T], kind: str, pool: Pool | PoolView | None, given: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        fn: Callable[P, T],
+        kind: Literal["process", "thread"],
+        pool: Pool | PoolView | None,
+        given: dict[str, Any],
+    ) -> None:
         # What has no sense is refused here, not at the first call.
         if kind not in KINDS:
             msg = f"kind must be one of {', '.join(map(repr, KINDS))}, was {kind!r}"
             raise ValueError(msg)
         if pool is not None and not isinstance(pool, (Pool, PoolView)):
             msg = f"pool must be a Pool, a view of one or None, was {pool!r}"
-            raise TypeError(msg)
-        if unknown := sorted(given.keys() - {*CallOptions.NAMES}):
-            msg = f"there is no option {', '.join(unknown)}; there are {', '.join(CallOptions.NAMES)}"
             raise TypeError(msg)
         CallOptions().changed(**given)
         if pool is not None:
@@ -168,13 +176,13 @@ class Offloaded(Generic[P, T]):
         self._given = given
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
-        """Submit a call; blocks and raises as `Pool.submit` does."""
+        """Submit a call; blocks and raises as `Pool.submit` does. Thread-safe."""
         if _runs_here():
             return run_in_place(self._given.get("name") or self.__qualname__, self._fn, args, kwargs)
         return self._pool().submit(self._poolkit_sent(), *args, **kwargs)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the function here and now."""
+        """Call the function here and now: blocks as long as it runs. Thread-safe."""
         return self._fn(*args, **kwargs)
 
     def map(
@@ -186,7 +194,10 @@ class Offloaded(Generic[P, T]):
         ordered: bool = True,
         progress: bool | str | Callable[..., Any] = False,
     ) -> Results[T]:
-        """Call it for the items of the iterables, as `Pool.map` does; inside a task, one by one, without a bar."""
+        """Call it for the items of the iterables, as `Pool.map` does; inside a task, one by one, without a bar.
+
+        Thread-safe; the result belongs to one thread, and reading it blocks. Raises as `Pool.map` does.
+        """
         if _runs_here():
             return Results(
                 Here(self.__qualname__),
@@ -210,10 +221,34 @@ class Offloaded(Generic[P, T]):
             progress=progress,
         )
 
-    def options(self: Q, **given: Any) -> Q:  # noqa: PYI019 -- CPython 3.10 has no Self
-        """The same function with other options, as for `Pool.options`."""
-        return type(self)(self._fn, self._kind, self._target, {**self._given, **given})
+    def options(  # noqa: PLR0913, PYI019 -- those of `Pool.options`; CPython 3.10 has no Self
+        self: Q,
+        *,
+        timeout: float | None = UNSET,
+        queue_timeout: float | None = UNSET,
+        deadline: float | None = UNSET,
+        memory_limit: float | None = UNSET,
+        priority: int = UNSET,
+        retries: int = UNSET,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
+        block: bool = UNSET,
+        name: str | None = UNSET,
+        buffersize: int | None = UNSET,
+    ) -> Q:
+        """The same function with other options, those of `Pool.options`. Thread-safe; does not block.
 
+        Raises:
+            TypeError, ValueError: an option has no sense.
+        """
+        given = {**self._given, **_given(locals())}
+        return type(self)(self._fn, self._kind, self._target, given)
+
+    @overload
+    def __get__(self: Q, instance: None, owner: type | None = None) -> Q: ...
+    @overload
+    def __get__(
+        self: Offloaded[Concatenate[Any, R], T], instance: object, owner: type | None = None
+    ) -> Offloaded[R, T]: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind to an instance, or to the class for a class method, as functions do."""
         bound = self._fn.__get__(instance, owner) if hasattr(self._fn, "__get__") else self._fn
@@ -270,20 +305,35 @@ class OffloadedStream(Offloaded[P, T]):
     """
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stream[T]:  # type: ignore[override]
-        """Begin a stream; blocks and raises as `Pool.stream` does."""
+        """Begin a stream; blocks and raises as `Pool.stream` does. Thread-safe."""
         if _runs_here():
             return stream_here(self._given.get("name") or self.__qualname__, self._fn, args, kwargs)
         sent: Any = self._poolkit_sent()
         return self._pool().stream(sent, *args, **kwargs)
 
+    @overload
+    def __get__(self: Q, instance: None, owner: type | None = None) -> Q: ...
+    @overload
+    def __get__(
+        self: OffloadedStream[Concatenate[Any, R], T], instance: object, owner: type | None = None
+    ) -> OffloadedStream[R, T]: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind as functions do."""
+        return super().__get__(instance, owner)
+
     def local(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Return the plain generator."""
+        """Return the plain generator. Thread-safe; does not block."""
         return self._fn(*args, **kwargs)
 
     def map(self, *_iterables: Any, **_options: Any) -> NoReturn:
-        """Refuse: there is one stream for each call."""
+        """Refuse: there is one stream for each call, also for threads."""
         msg = f"{self!r} is a generator function: map() takes functions that return one value; begin streams instead"
         raise TypeError(msg)
+
+
+def _given(named: dict[str, Any]) -> dict[str, Any]:
+    """The options among these that were given."""
+    return {option: value for option, value in named.items() if option in CallOptions.NAMES and value is not UNSET}
 
 
 def _runs_here() -> bool:
@@ -380,7 +430,7 @@ def offload(
     block: bool = ...,
     name: str | None = ...,
     buffersize: int | None = ...,
-    kind: str = ...,
+    kind: Literal["process", "thread"] = ...,
     pool: Pool | PoolView | None = ...,
 ) -> _Decorator: ...
 def offload(  # noqa: PLR0913 -- the contract
@@ -397,19 +447,19 @@ def offload(  # noqa: PLR0913 -- the contract
     block: bool = UNSET,
     name: str | None = UNSET,
     buffersize: int | None = UNSET,
-    kind: str = "process",
+    kind: Literal["process", "thread"] = "process",
     pool: Pool | PoolView | None = None,
 ) -> Any:
     """Make the calls of a function run on a pool, and return a `Task`; those of a generator function, a `Stream`.
 
     They run on `pool`, else on the innermost `with use_pool(pool):`, else on the default pool of `kind`. The options
     are those of `Pool.options`. The decorated function keeps `.local(...)`, which runs here, `.map(...)` and
-    `.options(...)(...)`. Works on methods too.
+    `.options(...)(...)`. Works on methods too. Thread-safe; a call blocks while a bounded queue is full.
 
     Raises:
         TypeError, ValueError: an option has no sense.
     """
-    given = {option: value for option, value in locals().items() if option in CallOptions.NAMES and value is not UNSET}
+    given = _given(locals())
 
     def decorate(function: Callable[..., Any]) -> Any:
         if not callable(function) and not isinstance(function, (classmethod, staticmethod)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from poolkit import waiting
 from poolkit._core import options as checks
@@ -49,12 +49,23 @@ class Ending(Executor):
             wait=wait, cancel_queued=cancel_futures, kill=kill, timeout=checks.wait_seconds("timeout", timeout)
         )
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse: a pool belongs to the process that made it."""
+        msg = (
+            f"{self!r} cannot be copied or pickled: it belongs to the process that made it; in a task use "
+            "poolkit.default_pool(), or functions with @poolkit.offload"
+        )
+        raise TypeError(msg)
+
     def kill_workers(self) -> None:
-        """Stop all that runs, cancel the rest and release everything: `shutdown(kill=True)`, by CPython 3.14's name."""
+        """Stop all that runs, cancel the rest and release everything: `shutdown(kill=True)`, by CPython 3.14's name.
+
+        Thread-safe; blocks until all is released.
+        """
         self.shutdown(kill=True)
 
     def terminate_workers(self) -> None:
-        """Do the same as `kill_workers`: `shutdown(kill=True)`, by CPython 3.14's other name."""
+        """Do the same as `kill_workers`: `shutdown(kill=True)`, by CPython 3.14's other name. Thread-safe; blocks."""
         self.shutdown(kill=True)
 
     def __enter__(self: Some) -> Some:  # noqa: PYI019 -- see there

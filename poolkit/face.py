@@ -18,8 +18,8 @@ from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
 from poolkit._given import (
     arguments,
+    check_callable,
     check_iterable,
-    check_runs_programs,
     code_of,
     has_large,
     name_of,
@@ -160,7 +160,10 @@ class Face(Ending):
     @overload
     async def stream_async(self, fn: _Items[P, T], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[T]: ...
     async def stream_async(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> poolkit.Stream[Any]:
-        """Do the same as `stream`, but wait for room in the queue without blocking the event loop."""
+        """Do the same as `stream`, but wait for room in the queue without blocking the event loop.
+
+        Thread-safe. Raises: as `submit`.
+        """
         if self._is_large(args, kwargs):
             stream, error = await self._aside(self._stream, fn, args, kwargs)
         else:
@@ -210,7 +213,6 @@ class Face(Ending):
         Raises:
             TypeError, ValueError: an argument has no sense.
             PoolClosed, InitializerFailed, QueueFull: as `submit`.
-            RuntimeError: on Windows.
         """
         return self.run_as("Pool.run", argv, options)
 
@@ -228,14 +230,16 @@ class Face(Ending):
     @overload
     async def run_async(self, argv: _Argv, **options: Unpack[BytesOptions]) -> poolkit.Command[bytes]: ...
     async def run_async(self, argv: Sequence[Any] | str, **options: Any) -> poolkit.Command[Any]:
-        """Do the same as `run`, but wait for room in the queue without blocking the event loop."""
+        """Do the same as `run`, but wait for room in the queue without blocking the event loop.
+
+        Thread-safe. Raises: as `run`.
+        """
         await waiting.checkpoint()
         command = self._command("Pool.run_async", argv, options)
         await self._submit_when_room(command, None)
         return command
 
     def _command(self, called: str, argv: Any, options: dict[str, Any]) -> poolkit.Command[Any]:
-        check_runs_programs()
         self._check_runs("programs")
         from poolkit import _command_line  # noqa: PLC0415 -- only for those who run programs
 
@@ -262,7 +266,7 @@ class Face(Ending):
         Lazy: takes `buffersize` items ahead at most (default: a few chunks per worker), so endless iterables work.
         All of it is done, whether or not somebody reads: what was never read when it is dropped, in the background, and
         what is alive at a graceful shutdown, by that. Closing the result cancels the rest, and so does dropping one
-        that was begun to be read. Thread-safe; the result belongs to one thread.
+        that was begun to be read. Thread-safe; does not block; the result belongs to one thread, and its `next` blocks.
 
         Args:
             fn: what to call.
@@ -277,6 +281,7 @@ class Face(Ending):
             TypeError, ValueError: `fn` cannot be called, an iterable cannot be iterated, a size is not positive.
             PoolClosed, InitializerFailed: as `submit`. ModuleNotFoundError: a bar needs tqdm.
         """
+        check_callable(fn)  # first, as who gives the two the other way round is to read of the function
         for position, iterable in enumerate(iterables, 1):
             check_iterable(iterable, f"argument {position} of map() after the function cannot be iterated over:")
         starred = len(iterables) != 1
@@ -296,7 +301,11 @@ class Face(Ending):
         ordered: bool = True,
         progress: bool | str | Callable[..., Any] = False,
     ) -> poolkit.Results[T]:
-        """Do the same as `map`, with an iterable of argument tuples."""
+        """Do the same as `map`, with an iterable of argument tuples. Thread-safe; does not block.
+
+        Raises: what `map` raises; TypeError for an item that is no tuple of arguments.
+        """
+        check_callable(fn)
         check_iterable(iterable, "starmap() needs an iterable of tuples, was given")
         items, sizes = map(arguments, iterable), (timeout, chunksize, buffersize)
         return self._results(fn, items, (iterable,), *sizes, starred=True, ordered=ordered, progress=progress)
@@ -316,6 +325,8 @@ class Face(Ending):
         buffersize: int | None = UNSET,
     ) -> PoolView:
         """The same pool with other defaults for the calls made through it: `pool.options(timeout=2).submit(f, x)`.
+
+        Thread-safe; does not block.
 
         Args:
             timeout: seconds that a task may run, from when it begins in its worker.
@@ -443,7 +454,7 @@ class Face(Ending):
             workers=self.max_workers,
             is_sized=bool(sized),
             maps=self._supervisor.maps,
-            ordered=ordered,
+            ordered=checks.flag("ordered", ordered),
             timeout=checks.wait_seconds("timeout", timeout),
             clock=self._supervisor.clock,
         )

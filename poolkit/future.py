@@ -26,6 +26,7 @@ from poolkit._clock import monotonic
 from poolkit._locks import RLock
 from poolkit._owner import TaskOwner
 from poolkit._waits import until, wait_for
+from poolkit.context import CURRENT
 from poolkit.errors import PoolkitError, TaskCancelled
 from poolkit.outcome import Outcome
 
@@ -55,8 +56,7 @@ def _new_lock_in_child() -> None:
     _LOCK = RLock()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work
-    os.register_at_fork(after_in_child=_new_lock_in_child)
+os.register_at_fork(after_in_child=_new_lock_in_child)
 
 
 class LazyFuture(Future[T]):
@@ -304,8 +304,12 @@ class LazyFuture(Future[T]):
         return cond
 
     def _wait(self, timeout: float | None) -> None:
-        give_up = None if timeout is None else monotonic() + timeout
-        left = self._wait_aloud(timeout) if self.incoming or self.exchange else timeout
+        try:
+            give_up = None if timeout is None else monotonic() + timeout
+        except TypeError:
+            msg = f"timeout must be a number of seconds or None, was {timeout!r}"
+            raise TypeError(msg) from None
+        left = self._wait_aloud(timeout) if self.incoming or self.exchange or CURRENT.get() else timeout
         if (owner := self._owner) is not None:
             owner.lead(self, left)
         if self._state is not PENDING:

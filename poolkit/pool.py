@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import poolkit
 from poolkit import _os
@@ -43,7 +43,7 @@ class Pool(Face):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         *,
-        kind: str = "process",
+        kind: Literal["process", "thread"] = "process",
         name: str | None = None,
         thread_name_prefix: str = "",
         timeout: float | None = None,
@@ -53,7 +53,7 @@ class Pool(Face):
         max_memory_per_child: int | None = None,
         min_workers: int | None = None,
         idle_timeout: float | None = None,
-        start_method: str | None = None,
+        start_method: Literal["forkserver", "spawn", "fork"] | None = None,
         preload: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         shm_threshold: int | None = 64 * 1024,
@@ -83,7 +83,7 @@ class Pool(Face):
         Raises:
             TypeError, ValueError: an argument has no sense.
             SerializationError: the initializer or its arguments cannot be pickled.
-            RuntimeError: start_method="fork" while other threads run, or a platform without process workers.
+            RuntimeError: start_method="fork" while other threads run.
         """
         size = _os.usable_cpus() if max_workers is None else checks.whole("max_workers", max_workers)
         method = start_method_of(mp_context, start_method)
@@ -100,14 +100,14 @@ class Pool(Face):
         )
         self._options = CallOptions().changed(timeout=timeout, retries=retries)
         self._max_workers = size
-        self._kind = kind
+        self._kind: str = kind
         self.name = checks.text_or_none("name", name) or f"{kind}-{next(_numbers)}"
         self._initargs = initargs  # multiprocessing's locks end with the owner's objects, and workers come later too
         self._supervisor = self._build(settings, limits)
 
     def _build(self, settings: PoolSettings, limits: PoolLimits) -> PoolEngine:
         """Make what drives the pool; of what was checked."""
-        if settings.kind == "process" and _os.SUPPORTED:
+        if settings.kind == "process":
             # The hooks of forks, before anything is there that a forked child must not have; not for threads.
             from poolkit._engine import lifetime  # noqa: PLC0415
 
@@ -164,10 +164,23 @@ class Pool(Face):
         seconds = checks.wait_seconds("timeout", timeout)
         return self._supervisor.stacks(math.inf if seconds is None else seconds)
 
+    @overload
+    def on(self, event: Literal["worker_started"], callback: Callable[[poolkit.WorkerStarted], object]) -> None: ...
+    @overload
+    def on(self, event: Literal["worker_exited"], callback: Callable[[poolkit.WorkerExited], object]) -> None: ...
+    @overload
+    def on(self, event: Literal["task_started"], callback: Callable[[poolkit.TaskStarted], object]) -> None: ...
+    @overload
+    def on(self, event: Literal["task_done"], callback: Callable[[poolkit.TaskDone], object]) -> None: ...
+    @overload
+    def on(self, event: Literal["task_retried"], callback: Callable[[poolkit.TaskRetried], object]) -> None: ...
+    @overload
+    def on(self, event: str, callback: Callable[[Any], object]) -> None: ...
     def on(self, event: str, callback: Callable[[Any], object]) -> None:
         """Call `callback(event)` at each event of a kind; what it raises is logged.
 
         One at a time, in order, on the thread on which done callbacks are called: a slow one delays those, and no task.
+        Thread-safe; does not block.
 
         Args:
             event: "worker_started", "worker_exited", "task_started", "task_done" or "task_retried".
@@ -184,7 +197,7 @@ class Pool(Face):
         self._supervisor.listen(_check_event(event), callback)
 
     def off(self, event: str, callback: Callable[[Any], object]) -> None:
-        """Undo one `on`.
+        """Undo one `on`. Thread-safe; does not block.
 
         Raises:
             ValueError: there is no such event, or the callback was not listening to it.
@@ -195,7 +208,8 @@ class Pool(Face):
         """Take down what the pool does from now on, until the trace is stopped or the pool has ended.
 
         With a `path` that ends with ".json" it is written there as it goes, twice a second, as Chrome trace events. The
-        last `most` runs are kept in memory, for `poolkit.Trace.save()`. Thread-safe; several traces at once are fine.
+        last `most` runs are kept in memory, for `poolkit.Trace.save()`. Thread-safe; does not
+        block; several traces at once are fine.
 
         Raises:
             ValueError, TypeError: `path` ends otherwise; `most` is no positive whole number.
@@ -209,6 +223,8 @@ class Pool(Face):
     def resize(self, max_workers: int) -> None:
         """Change the number of workers while the pool runs; running tasks of surplus workers end first.
 
+        Thread-safe; does not block.
+
         Raises:
             ValueError, TypeError: not a positive whole number.
             PoolClosed: after shutdown.
@@ -221,7 +237,7 @@ class Pool(Face):
         """Pack `obj` once, for many calls: passed as an argument, the handle arrives as the object itself.
 
         A process worker loads it at most once, when it first needs it, with read-only arrays; threads get `obj`.
-        Dropped or closed, the handle frees the memory, in the workers too. Thread-safe.
+        Dropped or closed, the handle frees the memory, in the workers too. Thread-safe; blocks as long as it packs.
 
         Raises:
             SerializationError: it cannot be pickled.

@@ -36,7 +36,7 @@ class Results(AtHand[T]):
     """The results of a `map`, as an iterator and an async iterator. `close()` cancels what is left.
 
     `next()` blocks until the next result is there. It raises TimeoutError when that is not the case `timeout` seconds
-    after the call of `map`, and else what the call raised, or what stopped it.
+    after the call of `map`, and else what the call raised, or what stopped it. For one thread or coroutine.
     """
 
     _chunks: Chunks[T]
@@ -67,7 +67,7 @@ class Results(AtHand[T]):
         self._chunks.close()
 
     async def aclose(self) -> None:
-        """The same as `close`, for `contextlib.aclosing`."""
+        """The same as `close`, for `contextlib.aclosing`. Does not wait."""
         self._chunks.close()
         await waiting.checkpoint()
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 import poolkit
 from poolkit._core.options import CallOptions
-from poolkit._given import check_runs_programs
 from poolkit.decorator import current_pool, pool_in_use
 
 if TYPE_CHECKING:
@@ -26,8 +25,10 @@ def run(argv: Argv, *, text: Literal[True], **options: Unpack[TextOptions]) -> p
 @overload
 def run(argv: Argv, **options: Unpack[BytesOptions]) -> poolkit.Command[bytes]: ...
 def run(argv: Sequence[Any] | str, **options: Any) -> poolkit.Command[Any]:
-    """Run a program as `Pool.run` does, on the pool of `use_pool`, else on the default process pool."""
-    check_runs_programs()
+    """Run a program as `Pool.run` does, on the pool of `use_pool`, else on the default process pool.
+
+    Takes and raises what `Pool.run` does. Thread-safe; blocks while a bounded queue is full.
+    """
     return current_pool("process").run_as("poolkit.run", argv, options)
 
 
@@ -41,7 +42,6 @@ def spawn(argv: Sequence[Any] | str, **options: Any) -> poolkit.Command[Any]:
     It takes what `Pool.run` takes, and raises the same. Iterate over it, or use it in a `with`, whose end stops it; at
     the end of the interpreter it is stopped, too. Thread-safe; does not block.
     """
-    check_runs_programs()
     from poolkit import _command_line  # noqa: PLC0415 -- only for those who run programs
     from poolkit._engine import spawned  # noqa: PLC0415 -- see above
 

@@ -36,7 +36,8 @@ _PLAIN = "biufcSU"  # kinds of types that their string says all about
 class SharedBuffer(mmap.mmap):
     """A block of memory that several processes see: `memoryview(buffer)`, `buffer[i]`, `numpy.frombuffer(buffer)`.
 
-    Writable everywhere. A context manager that closes it. Pickles as a handle of a few dozen bytes.
+    Writable everywhere. A context manager that closes it. Pickles as a handle of a few dozen bytes. Threads may share
+    one; it has no lock, so the program decides who writes when.
     With a name it is a block of `multiprocessing.shared_memory` that any process may attach to, for as long as the
     process that made it has a handle.
     """
@@ -83,7 +84,7 @@ class SharedBuffer(mmap.mmap):
         return len(self)
 
     def close(self) -> None:
-        """Let go of it: from now on, to use this handle is a ValueError. Idempotent; other handles stay.
+        """Let go of it: from now on, to use this handle is a ValueError. Idempotent; other handles stay; not blocking.
 
         Raises:
             BufferError: there are views of it still, such as arrays; drop them first.
@@ -96,7 +97,7 @@ class SharedBuffer(mmap.mmap):
         self._memory = None
 
     def unlink(self) -> None:
-        """Have no further handle be passed on, and the name removed; handles that were stay. Idempotent."""
+        """Have no further handle be passed on, and the name removed; others stay. Idempotent; does not block."""
         _unlink(self._memory)
 
     def resize(self, _size: int) -> None:
@@ -128,7 +129,8 @@ class SharedBuffer(mmap.mmap):
 class SharedArray:
     """An n-dimensional array in memory that several processes see: `.array` is a NumPy view of it, writable everywhere.
 
-    A context manager that closes it. Pickles as a handle. Views stay valid after `close`: the memory goes with
+    A context manager that closes it. Pickles as a handle. Threads may share one; it has no lock, so the program decides
+    who writes when. Views stay valid after `close`: the memory goes with
     the last of them.
     """
 
@@ -151,7 +153,11 @@ class SharedArray:
         """Note shape and type; return how many bytes they need."""
         import numpy as np  # noqa: PLC0415 -- needed only here
 
-        model = np.broadcast_to(np.empty((), dtype), shape)  # checks both, and takes no memory
+        try:
+            model = np.broadcast_to(np.empty((), dtype), shape)  # checks both, and takes no memory
+        except (TypeError, ValueError) as exc:
+            msg = f"there is no array of shape {shape!r} and dtype {dtype!r}: {exc}"
+            raise type(exc)(msg) from exc
         if model.dtype.hasobject:
             msg = f"values of {model.dtype} refer to Python objects, which belong to one process"
             raise TypeError(msg)
@@ -186,7 +192,7 @@ class SharedArray:
 
     @classmethod
     def copy_of(cls, array: Any, name: str | None = None) -> SharedArray:
-        """Make one with the shape, type and values of an array. Raises as the class itself."""
+        """Make one with the shape, type and values of an array. Blocks as long as it copies; raises as the class."""
         import numpy as np  # noqa: PLC0415 -- needed only here
 
         source = np.asarray(array)
@@ -228,11 +234,14 @@ class SharedArray:
         return self._memory is None
 
     def close(self) -> None:
-        """Let go of it: from now on, to use this handle is a ValueError. Idempotent; views and other handles stay."""
+        """Let go of it: from now on, to use this handle is a ValueError. Idempotent; does not block.
+
+        Views and other handles stay.
+        """
         self._memory = self._mapping = None
 
     def unlink(self) -> None:
-        """Have no further handle be passed on, and the name removed; handles that were stay. Idempotent."""
+        """Have no further handle be passed on, and the name removed; others stay. Idempotent; does not block."""
         _unlink(self._memory)
 
     def __enter__(self) -> Self:

@@ -69,7 +69,7 @@ class Stream(AtHand[T]):
         self._items.close(GRACE if seconds is None else seconds)
 
     async def aclose(self) -> None:
-        """Do the same, and wait until the generator has ended."""
+        """Do the same as `close`, and wait until the generator has ended; for the thread that reads it."""
         self.close()
         await self._items.ended()
 

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from poolkit import waiting
 from poolkit._owner import TaskOwner
 from poolkit.context import UNKNOWN
 from poolkit.future import CANCELLED, FINISHED, PENDING, LazyFuture, WaitTimeout
 from poolkit.outcome import Outcome
+
+if TYPE_CHECKING:
+    from poolkit.exchange import Messages
+else:
+    Messages = Any  # for those who look at the annotations: most tasks say nothing
 
 T = TypeVar("T")
 
@@ -142,13 +147,13 @@ class Task(LazyFuture[T]):
             return self._state == CANCELLED
         return owner.cancel(self) or self._state == CANCELLED
 
-    def messages(self) -> Any:
+    def messages(self) -> Messages:
         """Return what the task sends by `current_task().send`: an iterator and async iterator that ends with the task.
 
         The same object each time. Until somebody asks for them, 10,000 messages or 16 MiB are kept; then the task waits
         when there are more. Thread-safe; does not block.
         """
-        return self.open_exchange().read(self)
+        return self.open_exchange().read(self)  # type: ignore[no-any-return]
 
     def on_message(self, callback: Callable[[Any], object]) -> None:
         """Call `callback(message)` for each message, on the pool's callback thread, earlier ones first.

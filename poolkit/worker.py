@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Optional, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Optional, TypeVar, cast
 
 from poolkit import waiting
 from poolkit._child.hosting import host
@@ -71,11 +71,11 @@ class Worker(Ends, Generic[T]):
         target: Callable[[Port, Unpack[Ts]], T],
         /,
         *args: Unpack[Ts],
-        kind: str = "process",
+        kind: Literal["process", "thread"] = "process",
         name: str | None = None,
         preload: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
-        start_method: str | None = None,
+        start_method: Literal["forkserver", "spawn", "fork"] | None = None,
         memory_limit: int | None = None,
         shm_threshold: int | None = 64 * 1024,
     ) -> None:
@@ -259,7 +259,7 @@ class Worker(Ends, Generic[T]):
             self._life.engine.cancel_after(self.task, seconds)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until it is gone, for at most `timeout` seconds; return whether it is. In its callbacks, only look."""
+        """Wait until it is gone, for at most `timeout` seconds; return whether it is. Blocks, but not in callbacks."""
         seconds = checks.wait_seconds("timeout", timeout)
         if self._life.engine.callbacks.thread.ident != threading.get_ident() and not services.is_here():
             until(self._life.gone.wait, seconds)

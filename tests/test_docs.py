@@ -102,6 +102,17 @@ def test_each_pain_has_its_test_and_its_line() -> None:
     assert lines == [(str(number), name) for number, name in enumerate(tests, 1)]
 
 
+def test_each_error_of_the_page_has_its_test() -> None:
+    """In the last column; "the same" is that of the row before, and "none" stands where nothing is raised."""
+    lines = re.findall(r"^\| (.*) \|$", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    rows = [[column.strip() for column in line.split(" |")] for line in lines]
+    rows = [row for row in rows if row[-1] not in {"test", "---"}]
+    assert len(rows) > 50
+    for seen, _, todo, test in rows:
+        assert NAMED_TEST.match(test) or test in {"the same", "none"}, seen
+        assert seen, todo
+
+
 @pytest.mark.slow
 def test_example_scans_files_as_it_would_in_line(tmp_path: Path) -> None:
     printed = run(ROOT / "examples/scan_stdlib.py", "--limit", "12", where=tmp_path)

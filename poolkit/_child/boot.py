@@ -52,7 +52,7 @@ def run_worker(
         initializer: what was inherited, with start_method="fork".
         generators: those of random numbers that the template's imports have made; None: this is a new interpreter.
     """
-    _child.is_here = True
+    _child.is_here = codec.in_worker = True
     if generators is not None:
         standard.forget_exit_handlers()
     _os_processes.die_with_parent(parent)

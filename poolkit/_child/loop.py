@@ -19,7 +19,7 @@ from types import CoroutineType
 
 from poolkit._child import output, script
 from poolkit._child.coroutines import RUNS, Coroutines, Ended, Running, run_coroutine
-from poolkit._child.missing import explain
+from poolkit._child.missing import explain, explain_keyword
 from poolkit._clock import monotonic
 from poolkit._memory.worker import WorkerTransport
 from poolkit._os import Tokens, own_resident_bytes
@@ -61,6 +61,8 @@ def run_here(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         if type(value) is CoroutineType:
             value = run_coroutine(value)
     except BaseException as exc:  # noqa: BLE001 -- SystemExit and KeyboardInterrupt are the task's exceptions too
+        if kwargs:
+            explain_keyword(exc, kwargs)
         return False, exc
     else:
         return True, value
@@ -330,6 +332,8 @@ class Loop:
             failure = None
         except BaseException as exc:  # noqa: BLE001 -- SystemExit and KeyboardInterrupt are the task's exceptions too
             failure = exc
+            if kwargs:
+                explain_keyword(exc, kwargs)
         finally:
             CURRENT.reset(token)
         if self.closed is not None:  # whatever became of the error that says so

@@ -23,6 +23,8 @@ ADVICE = (
 
 def explain(error: BaseException, *, is_loading: bool = False) -> None:
     """Add to an error about a name why that could not be had in this worker."""
+    if type(error) is EOFError and str(error) == "EOF when reading a line":
+        _note(error, "a task has no standard input: ask in the program, and pass on what was said")
     if not isinstance(error, (NameError, AttributeError, ImportError)):
         return
     # up to CPython 3.13 in words of its own
@@ -40,6 +42,26 @@ def explain(error: BaseException, *, is_loading: bool = False) -> None:
             error.args = (f"{error} ({ADVICE})", *error.args[1:])
             if isinstance(error, ImportError):
                 error.msg = error.args[0]
+
+
+def explain_keyword(error: BaseException, kwargs: dict[str, Any]) -> None:
+    """Add to the error of a function that does not take an option of a task where those go."""
+    if type(error) is not TypeError or error.__traceback__ is None or error.__traceback__.tb_next is not None:
+        return  # it comes from within
+    from poolkit._core.options import CallOptions  # noqa: PLC0415 -- only where something is wrong
+
+    given = [f"{name}={kwargs[name]!r:.50}" for name in CallOptions.NAMES if name in kwargs]
+    if given and "unexpected keyword argument" in str(error):
+        text = (
+            f"each keyword of submit() is the function's; options go through a view: pool.options({', '.join(given)})"
+        )
+        _note(error, text)
+
+
+def _note(error: BaseException, text: str) -> None:
+    vars(error).setdefault("__notes__", []).append(text)
+    if not hasattr(error, "add_note"):  # CPython 3.10 shows no notes
+        error.args = (f"{error} ({text})",)
 
 
 def make_from_source(module: ModuleType, name: str) -> None:  # noqa: C901 -- one step after another

@@ -303,6 +303,8 @@ class Port(Ends):
     def fileno(self) -> int:
         """The descriptor that is readable when there is something to receive; of a process worker.
 
+        Does not block.
+
         Raises:
             OSError: this worker is a thread.
         """
@@ -331,7 +333,7 @@ _of_process: Port | None = None  # of a worker that is a process
 def current_port() -> Port | None:
     """Return the port of the dedicated worker that this code runs in; None elsewhere.
 
-    Of a worker that is a process, in all its threads; of a thread, in what runs in its context.
+    Of a worker that is a process, in all its threads; of a thread, in what runs in its context. Does not block.
     """
     return _here.get(_of_process)
 

@@ -163,7 +163,7 @@ class ClusterContext:
         return _Connections(self)
 
     def send(self, message: object, timeout: float | None = None) -> None:
-        """Send a message to the owner, for `Cluster.on_message`; as `Port.send`."""
+        """Send a message to the owner, for `Cluster.on_message`; as `Port.send`: blocks while there is no room."""
         self._its_port().send(message, timeout)
 
     async def send_async(self, message: object) -> None:
@@ -171,7 +171,7 @@ class ClusterContext:
         await self._its_port().send_async(message)
 
     def recv(self, timeout: float | None = None) -> Any:
-        """Return the next message of `Cluster.send`; as `Port.recv`."""
+        """Return the next message of `Cluster.send`; as `Port.recv`: blocks until there is one."""
         return self._its_port().recv(timeout)
 
     async def recv_async(self) -> Any:
@@ -187,7 +187,7 @@ class ClusterContext:
         return self._port
 
     def close(self) -> None:
-        """Close its copies of the sockets. Idempotent."""
+        """Close its copies of the sockets. Idempotent; does not block."""
         for each in self.sockets:
             each.close()
 

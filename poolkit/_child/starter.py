@@ -38,7 +38,11 @@ _IGNORED: list[int] = []  # what programs would inherit as such
 
 def main(fd: int) -> None:
     """Serve the owner at the other end of this socket, until that ends."""
-    for number in map(int, os.listdir("/dev/fd")):  # noqa: PTH208 -- pathlib is a large import
+    try:
+        numbers = [*map(int, os.listdir("/dev/fd"))]  # noqa: PTH208 -- pathlib is a large import
+    except OSError:  # which needs a /proc
+        numbers = [*range(os.sysconf("SC_OPEN_MAX"))]
+    for number in numbers:
         if number not in {0, 1, 2, fd}:
             with contextlib.suppress(OSError):
                 os.close(number)

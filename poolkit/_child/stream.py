@@ -76,7 +76,10 @@ def _iterator(fn: Callable[..., Any], made: Any) -> Iterator[Any]:
         return iter(made)
     except TypeError:
         name = getattr(fn, "__qualname__", type(fn).__qualname__)
-        msg = f"{name}() was called by stream() and returned a {type(made).__qualname__}, which is not iterable"
+        msg = (
+            f"{name}() was called by stream() and returned {made!r:.200}, which is not iterable: it takes generator "
+            "functions; submit() is for one value"
+        )
         raise TypeError(msg) from None
 
 

@@ -49,21 +49,24 @@ def _number(name: str, value: object) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def whole(name: str, value: object, *, least: int = 1) -> int:
-    """Check a whole number of at least `least`."""
+def whole(name: str, value: object, *, least: int = 1, of: str = "") -> int:
+    """Check a whole number of at least `least`; `of` goes behind "number" in what is said of others."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        msg = f"{name} must be a whole number, was {value!r}"
+        msg = f"{name} must be a whole number{of}, was {value!r}"
         raise TypeError(msg)
     number = int(value.__index__())
     if number < least:
-        msg = f"{name} must be at least {least}, was {number}"
+        msg = f"{name} must be at least {least}{' or None' if of.endswith(_OR_NONE) else ''}, was {number}"
         raise ValueError(msg)
     return number
 
 
-def whole_or_none(name: str, value: object, *, least: int = 1) -> int | None:
+def whole_or_none(name: str, value: object, *, least: int = 1, of: str = "") -> int | None:
     """Check a whole number of at least `least`, or None."""
-    return None if value is None else whole(name, value, least=least)
+    return None if value is None else whole(name, value, least=least, of=of + _OR_NONE)
+
+
+_OR_NONE = " or None"
 
 
 def exception_types(name: str, value: object) -> tuple[type[BaseException], ...]:
@@ -184,7 +187,7 @@ class CallOptions:
 
 
 def _nbytes(name: str, value: object) -> int | None:
-    return None if value == math.inf else whole_or_none(name, value)
+    return None if value == math.inf else whole_or_none(name, value, of=" of bytes")
 
 
 def _priority(name: str, value: object) -> int:

@@ -29,7 +29,10 @@ class HistogramSnapshot:
         return self.total / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
-        """A time that `percent` (0 to 100) of the values do not exceed, to within a fifth; 0.0 when there is none."""
+        """A time that `percent` (0 to 100) of the values do not exceed, to within a fifth; 0.0 when there is none.
+
+        A snapshot never changes, so threads may share it; does not block. Raises ValueError: no such percentage.
+        """
         if not 0 <= percent <= 100:  # noqa: PLR2004
             msg = f"percent must be from 0 to 100, was {percent!r}"
             raise ValueError(msg)

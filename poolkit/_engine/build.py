@@ -7,7 +7,6 @@ import os
 import threading
 from typing import TypeVar
 
-from poolkit import _os
 from poolkit._core.options import PoolLimits
 from poolkit._engine.callbacks import CallbackThread
 from poolkit._engine.listeners import TraceThread
@@ -56,9 +55,6 @@ def _build_processes(settings: PoolSettings, limits: PoolLimits, name: str, make
     from poolkit._kinds.process import ProcessWorkforce  # noqa: PLC0415 -- see above
     from poolkit._memory.owner import OwnerTransport  # noqa: PLC0415 -- see above
 
-    if not _os.SUPPORTED:
-        msg = "process workers need a POSIX system; on Windows use kind='thread'"
-        raise RuntimeError(msg)
     packed: tuple[bytes, Manifest | None] | None = None
     fds: list[int] = []
     if settings.start_method == "fork":

@@ -11,7 +11,6 @@ import functools
 import itertools
 from collections.abc import Callable
 
-from poolkit import _os
 from poolkit._core.options import PoolLimits
 from poolkit._core.workforce import DYING, STOPPING, AnyTask
 from poolkit._engine import lifetime
@@ -88,7 +87,7 @@ class DedicatedPool:
         self._settings, self._key = settings, key
         self.users = 0  # guarded by: `_lock`
         limits = PoolLimits(MOST, max_tasks_per_child=1, idle_timeout=UNUSED, on_demand=True)
-        if settings.kind == "process" and _os.SUPPORTED:
+        if settings.kind == "process":
             lifetime.prepare(settings)
         settings.fork_flags = messages.HAS_CHANNEL
         self.engine = build(settings, limits, f"workers-{next(_numbers)}", Dedicated)

@@ -362,6 +362,12 @@ class Requests(Engine):
             what = "is stalled: nobody takes its items, and somebody waits for its result, which comes behind them"
         elif messages is not None and messages.has_reader and messages.resume is not None:
             what = "waits for who reads its messages, who has stopped, while its result is waited for"
+        elif self.workforce.is_own_thread() and not self.has_begun(task):
+            what = (
+                "is queued, and a task of the same pool waits for it in one of the threads that are to run it; if all "
+                "of them wait like this, none ever ends: use another pool for it, or @poolkit.offload, which runs it "
+                "in place"
+            )
         else:
             return
         task.told = True

@@ -176,7 +176,7 @@ def signal_number(name: str, value: object) -> signal.Signals:
     try:
         return signal.Signals[value]
     except KeyError:
-        msg = f"{name}: there is no signal {value!r}"
+        msg = f"{name}: there is no signal {value!r}; a name is as 'SIGTERM'"
         raise ValueError(msg) from None
 
 

@@ -61,17 +61,10 @@ class PoolSettings:
         if not hasattr(initargs, "__iter__"):
             msg = f"initargs must be a tuple of arguments for the initializer, was {initargs!r}"
             raise TypeError(msg)
-        if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
-            msg = f"preload must be a sequence of module names, was {preload!r}"
+        if isinstance(preload, str) or not hasattr(preload, "__iter__") or not all(type(it) is str for it in preload):
+            msg = f"preload must be a sequence of module names, as in ('numpy',), was {preload!r}"
             raise TypeError(msg)
-        variables: dict[Any, Any] = dict(env or {})
-        for name, value in variables.items():
-            if not (isinstance(name, str) and isinstance(value, str)):
-                msg = f"env must map strings to strings, had {name!r}: {value!r}"
-                raise TypeError(msg)
-            if not name or "=" in name or "\0" in name + value:
-                msg = f"env has what no system takes as an environment variable: {name!r}: {value!r}"
-                raise ValueError(msg)
+        variables = _variables(env)
         if kind != "process" and (start_method or preload or variables):
             msg = f"start_method, preload and env are for kind='process', not for kind={kind!r}"
             raise ValueError(msg)
@@ -83,7 +76,7 @@ class PoolSettings:
         self.start_method = start_method or "forkserver"
         self.preload = tuple(preload)
         self.env: Mapping[str, str] = variables
-        self.shm_threshold = checks.whole_or_none("shm_threshold", shm_threshold)
+        self.shm_threshold = checks.whole_or_none("shm_threshold", shm_threshold, of=" of bytes")
         self.shares: Mapping[str, str] = {}  # variables for workers that are processes; see `share_cpus`
         self.size = size
         self.given: Mapping[str, Any] = {}  # of another process, whose script the workers have; see `_child/boot.py`
@@ -101,6 +94,21 @@ class PoolSettings:
     def bound_initializer(self) -> Callable[[], object] | None:
         """The initializer with its arguments."""
         return None if self.initializer is None else functools.partial(self.initializer, *self.initargs)
+
+
+def _variables(env: Any) -> dict[str, str]:
+    if env is not None and not hasattr(env, "keys"):
+        msg = f"env must be a mapping of strings to strings, as in {{'TZ': 'UTC'}}, was {env!r}"
+        raise TypeError(msg)
+    variables = dict(env or {})
+    for name, value in variables.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            msg = f"env must map strings to strings, had {name!r}: {value!r}"
+            raise TypeError(msg)
+        if not name or "=" in name or "\0" in name + value:
+            msg = f"env has what no system takes as an environment variable: {name!r}: {value!r}"
+            raise ValueError(msg)
+    return variables
 
 
 def _check_prefix(prefix: object, kind: str) -> None:
@@ -146,7 +154,7 @@ def check_limits(
         max_workers=size,
         max_queue=checks.whole_or_none("max_queue", max_queue),
         max_tasks_per_child=checks.whole_or_none("max_tasks_per_child", max_tasks_per_child),
-        max_memory_per_child=checks.whole_or_none("max_memory_per_child", max_memory_per_child),
+        max_memory_per_child=checks.whole_or_none("max_memory_per_child", max_memory_per_child, of=" of bytes"),
         min_workers=checks.whole_or_none("min_workers", min_workers, least=0) or 0,
         idle_timeout=checks.seconds("idle_timeout", idle_timeout),
     )

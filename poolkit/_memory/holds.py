@@ -107,5 +107,4 @@ def unpin() -> bool:
     return bool(pins)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where importing must work
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -29,6 +29,7 @@ TYPE_CHECKING = False  # importing typing would cost each template process 6 ms
 if TYPE_CHECKING:
     from typing import Any
 
+_LARGE = 64 << 20  # bytes that are asked for only where there is as much; to reserve less takes less than to look
 ONCE = 1 << 63  # bit of the id of a descriptor that is for one loading only
 
 
@@ -70,9 +71,17 @@ class Memory:
     def create(cls, nbytes: int) -> Memory:
         """A new one, of reserved memory, or a file where there is not enough. Raises OSError."""
         try:
+            if nbytes >= _LARGE:
+                from poolkit import _os_memory  # noqa: PLC0415 -- few have so much
+
+                _os_memory.check_room(nbytes)
             fd = _reserved(_os.shared_memory, nbytes)
-        except OSError:
-            fd = _reserved(_os.file_memory, nbytes)
+        except OSError as memory:
+            try:
+                fd = _reserved(_os.file_memory, nbytes)
+            except OSError as file:
+                why = f"no room for {nbytes} bytes of shared memory: {memory.strerror}; in a file: {file.strerror}"
+                raise OSError(file.errno, why) from memory
         buffers.memory_in_use = True
         return cls(fd, new_id(), nbytes)
 

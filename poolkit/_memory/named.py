@@ -8,6 +8,7 @@ would remove the block with the first such process that ends.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 from poolkit import _os
@@ -27,13 +28,19 @@ def create_memory(nbytes: int, name: str) -> Memory:
     import weakref  # noqa: PLC0415 -- these two are for few programs
     from multiprocessing.shared_memory import SharedMemory  # noqa: PLC0415
 
+    from poolkit._os_memory import check_room  # noqa: PLC0415
+
+    check_room(nbytes)
     block = SharedMemory(_checked(name), create=True, size=nbytes)
     block.close()
     try:
         memory = attach_memory(name)
         _os.reserve(memory.fd, 0, nbytes)
-    except BaseException:
+    except BaseException as exc:
         block.unlink()
+        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+            why = f"no room for {nbytes} bytes under a name, which are in /dev/shm; without one they need no room there"
+            raise OSError(exc.errno, why) from exc
         raise
     weakref.finalize(memory, _remove_own, name, os.getpid())
     return memory

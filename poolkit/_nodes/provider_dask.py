@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import multiprocessing.process
 import threading
 import uuid
 from collections.abc import Callable, Coroutine
@@ -43,6 +44,19 @@ CONNECT = 10.0  # seconds for the connection to a node
 AT_ONCE = 50  # connections that are made at a time
 HELD = 0.2  # seconds for which a node is still held when it is in use no more; short pauses cost Dask nothing
 CLOSE = 5.0  # seconds for the plugin to be gone from all nodes, and for the client to close
+
+
+def _cluster_here() -> distributed.LocalCluster:
+    advice = (
+        "DaskPool() without a cluster has Dask start a node here, by multiprocessing, which runs the script again in "
+        "it: make the pool behind `if __name__ == '__main__':`, or name a cluster"
+    )
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):  # such a run
+        raise RuntimeError(advice)
+    try:
+        return distributed.LocalCluster(n_workers=1, dashboard_address=":0", memory_limit=0)
+    except RuntimeError as exc:
+        raise RuntimeError(f"Dask could not start a node ({exc}); {advice}") from exc
 
 
 class Node:
@@ -74,18 +88,17 @@ class DaskProvider:
                 cluster = distributed.Client.current()
         if cluster is None:
             cluster = dask.config.get("scheduler-address", None)
-        if cluster is None:
-            cluster = self._local = distributed.LocalCluster(n_workers=1, dashboard_address=":0", memory_limit=0)
         self._security: Any = None  # from the configuration
-        if isinstance(cluster, str):
+        if cluster is None:
+            self._address = ""  # until there is one of our own
+        elif isinstance(cluster, str):
             self._address = cluster
         elif isinstance(cluster, distributed.Client):
             if cluster.scheduler is None:
                 raise ValueError(f"{cluster!r} is not connected to a scheduler: await it before")
             self._address, self._security = cluster.scheduler.address, cluster.security
         elif isinstance(cluster, Cluster):
-            self._address, self._security = cluster.scheduler_address, getattr(cluster, "security", None)
-            self._cluster = cluster
+            self._take(cluster)
         else:
             raise TypeError(f"cluster is an address, a Client, a Cluster or None, was given {cluster!r}")
         if self._address.startswith("inproc:"):
@@ -108,6 +121,10 @@ class DaskProvider:
         self._closed = False
         self._thread: threading.Thread | None = None
 
+    def _take(self, cluster: Cluster) -> None:
+        self._address, self._security = cluster.scheduler_address, getattr(cluster, "security", None)
+        self._cluster = cluster
+
     # ===== any thread =====
 
     def begin(
@@ -121,7 +138,11 @@ class DaskProvider:
 
         Raises:
             OSError: there is no scheduler at that address, for `timeout` seconds.
+            RuntimeError: no cluster can be made here.
         """
+        if not self._address:
+            self._local = _cluster_here()
+            self._take(self._local)
         self._settings = settings
         self._topic = f"poolkit-{settings.pool}"
         self._joined, self._refused, self._leaving = joined, refused, leaving

@@ -48,6 +48,8 @@ def application(
 ) -> Application:
     """Make a target for `Cluster` that serves an application: `Cluster(application("module:app"), workers=4)`.
 
+    Imports nothing of it, which the workers do. Thread-safe; does not block.
+
     Args:
         path: MODULE:APP, where APP may have dots.
         server: "uvicorn" (for ASGI), "waitress" or "stdlib" (for WSGI); "auto" takes what is installed.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _socket  # `socket` makes enums of all its constants, which takes 2.5 ms
 import errno
+import fcntl
 import marshal
 import os
 import signal
@@ -55,8 +56,6 @@ def page_with(data: bytes) -> int:
 
 def above_streams(fd: int) -> int:
     """The same descriptor, under a number above those of the standard streams."""
-    import fcntl  # noqa: PLC0415 -- not on Windows, where importing poolkit must work
-
     if fd > 2:  # noqa: PLR2004 -- the last of them
         return fd
     try:

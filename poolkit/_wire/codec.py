@@ -64,7 +64,10 @@ def _forget(_new: object) -> None:
 modules.when_more.append(_forget)
 
 
-def pack_call(  # noqa: C901 -- on the way of every task
+in_worker = False  # this process is a worker; set at its boot
+
+
+def pack_call(  # noqa: C901, PLR0912 -- on the way of every task
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], found: Found | None = None
 ) -> tuple[bytes, Any, Manifest | None]:
     """Return the function bytes, the body and the manifest of a call; what is large is in `found` (`buffers.py`).
@@ -73,7 +76,10 @@ def pack_call(  # noqa: C901 -- on the way of every task
 
     Raises:
         SerializationError: something in the call cannot be pickled; the message names it.
+        RuntimeError: this is a worker that just imports the module of the function.
     """
+    if in_worker:
+        _refuse_while_imported(fn, *args[:2])  # the second is what `map`, or a stream, calls; the third a target
     try:
         try:  # as `modules.newest_name` has it
             is_known = len(sys.modules) == modules.count and next(reversed(sys.modules), "") is modules.newest
@@ -108,15 +114,30 @@ def pack_call(  # noqa: C901 -- on the way of every task
             names = names.union(found.names)
         return fn_bytes, body, _manifest_for(root, names) if root is not None or names else None
     except (Exception, GeneratorExit, SystemExit) as error:
-        from poolkit._wire.unpicklable import HOOKS_RAISE, serialization_error  # noqa: PLC0415 -- only failures need it
+        from poolkit._wire.unpicklable import (  # noqa: PLC0415 -- only failures need it
+            HOOKS_RAISE,
+            roots_of_call,
+            serialization_error,
+        )
 
-        roots: list[tuple[str, object]] = [("fn", fn)]
-        roots += [(f"args[{index}]", value) for index, value in enumerate(args)]
-        roots += [(f'kwargs["{name}"]', value) for name, value in kwargs.items()]
-        raise serialization_error("the call", roots, error, HOOKS_RAISE) from error
+        raise serialization_error(*roots_of_call(fn, args, kwargs), error, HOOKS_RAISE) from error
 
 
 _NO_NAMES: frozenset[tuple[str, str]] = frozenset()
+
+
+def _refuse_while_imported(*functions: object) -> None:
+    """Without this, each worker would import the module, and so start another that does."""
+    for fn in functions:
+        if type(fn) is types.FunctionType:
+            spec = getattr(sys.modules.get(fn.__module__), "__spec__", None)
+            if getattr(spec, "_initializing", False):
+                msg = (
+                    f"{fn.__module__} submits calls of its own {fn.__qualname__}() while it is imported, and each "
+                    "worker that is to run one imports it, too: put what uses the pool into a function, or behind "
+                    "`if __name__ == '__main__':`"
+                )
+                raise RuntimeError(msg)
 
 
 def _are_of_script(values: Iterable[object]) -> bool:

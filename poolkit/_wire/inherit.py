@@ -14,7 +14,6 @@ from collections.abc import Callable
 from poolkit._typing import TYPE_CHECKING, Any
 from poolkit._wire.modules import cloudpickle_module, look
 from poolkit._wire.pickles import BY_VALUE, Needs, pickler_of
-from poolkit.errors import SerializationError
 
 if TYPE_CHECKING:
     from poolkit._wire.buffers import Found
@@ -74,13 +73,17 @@ def pack_initializer(
             pickler_of(cloudpickle_module().Pickler)(buffer, None, needs).dump((fn, args))
         names = needs.now | needs.later
         manifest = manifest_for(None, names) if names else None
-    except BaseException as exc:
-        for fd in stand_in.fds:
-            os.close(fd)
-        if isinstance(exc, Exception):
-            msg = f"cannot pickle the initializer or its arguments: {type(exc).__name__}: {exc}"
-            raise SerializationError(msg) from exc
-        raise
+    except BaseException as exc:  # noqa: BLE001 -- it is raised again
+        try:
+            if isinstance(exc, Exception):
+                from poolkit._wire.unpicklable import serialization_error  # noqa: PLC0415 -- only failures need it
+
+                roots = [("initializer", fn), *((f"initargs[{index}]", value) for index, value in enumerate(args))]
+                raise serialization_error("the initializer or its arguments", roots, exc) from exc
+            raise
+        finally:
+            for fd in stand_in.fds:
+                os.close(fd)
     finally:
         context.set_spawning_popen(before)
     return buffer.getvalue() + BY_VALUE, stand_in.fds, manifest

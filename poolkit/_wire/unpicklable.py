@@ -28,6 +28,17 @@ _MAX_DEPTH = 24
 _MOST_UNSEEN = 8
 _UNSEEN = (-1, None)
 _MAX_REPR = 60
+_GENERATORS = types.GeneratorType, types.AsyncGeneratorType
+_MESSAGES = {(f"poolkit.{home}", "_given") for home in ("_kinds.process", "_child.socket_channel", "testing.workforce")}
+_ELSEWHERE = (
+    "; make it in the worker, in the function or by an initializer, or use kind='thread', which pickles nothing"
+)
+_ADVICE = {
+    "the call": _ELSEWHERE,
+    "the initializer or its arguments": "; make it in the initializer, or use kind='thread', which pickles nothing",
+    "the target or its arguments": _ELSEWHERE.replace(" or by an initializer,", ""),
+    "the result": "; return something that can be, such as its data, or use kind='thread', which pickles nothing",
+}
 HOOKS_RAISE = (Exception, GeneratorExit, SystemExit)  # what a pickling hook may raise; the rest is for the program
 _HARMLESS = frozenset({int, str, bytes, float, complex, bool, type(None)})
 _HAVE = {types.MethodType: ("__self__", "__func__"), functools.partial: ("func", "args", "keywords")}
@@ -38,11 +49,12 @@ def serialization_error(
 ) -> SerializationError:
     """Return the error that says which part of `roots`, each with the path that it goes by, cannot be pickled.
 
-    `error` is what pickling raised, `caught` what trial pickles may raise. Raises the SystemExit of a signal handler.
+    And what to do instead. `error` is what pickling raised, `caught` what trial pickles may raise. Raises the
+    SystemExit of a signal handler.
     """
     if caught is HOOKS_RAISE and isinstance(error, SystemExit) and is_of_handler(error):
         raise error
-    reason, place = error, ""
+    reason, place, value = error, "", None
     is_too_deep = isinstance(error, RecursionError) or isinstance(error.__cause__ or error.__context__, RecursionError)
     if not is_too_deep:  # every level would fail alike, and the deepest one tried says nothing
         try:
@@ -54,9 +66,38 @@ def serialization_error(
         text = str(reason)
     except caught:
         text = "its message cannot be shown"
-    yields = subject == "the result" and isinstance(roots[0][1], (types.GeneratorType, types.AsyncGeneratorType))
-    hint = "; pool.stream() gives the items of a generator as they are made" if yields else ""
+    hint = _ADVICE.get(subject, "")
+    if subject == "the result" and isinstance(roots[0][1], _GENERATORS):
+        hint = "; pool.stream() gives the items of a generator as they are made"
+    elif isinstance(value, _GENERATORS):
+        hint = "; make a list of it first"
+    elif is_too_deep or type(value).__module__.startswith("poolkit."):  # whose own text says what to do
+        hint = ""
     return SerializationError(f"cannot pickle {subject}: {place}({type(reason).__name__}: {text}){hint}")
+
+
+def roots_of_call(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, list[tuple[str, object]]]:
+    """Return what is packed, and its parts, each with the path that its user knows it by."""
+    wrapper = getattr(fn, "__module__", None), getattr(fn, "__name__", None)
+    if wrapper in _MESSAGES:
+        return "the message", [("message", args[0])]
+    if wrapper == ("poolkit._child.chunk", "run_chunk"):
+        return "the call", [("fn", args[0]), *(("item", item) for item in args[1])]
+    if wrapper == ("poolkit._child.stream", "run_stream"):
+        return roots_of_call(*args[:3])
+    label = "fn"
+    if wrapper == ("poolkit._child.port", "run_target"):
+        label, fn, args, kwargs = "target", args[1], args[2], {}
+        if (fn.__module__, fn.__qualname__) == ("poolkit._child.serving", "serve"):
+            fn, args = args[1], ()
+        elif (fn.__module__, fn.__qualname__) == ("poolkit._child.hosting", "host"):
+            label, fn, args = "factory", args[0], args[1:]
+    roots: list[tuple[str, object]] = [(label, fn)]
+    roots += [(f"args[{index}]", value) for index, value in enumerate(args)]
+    roots += [(f'kwargs["{name}"]', value) for name, value in kwargs.items()]
+    return "the call" if label == "fn" else f"the {label} or its arguments", roots
 
 
 class _Nowhere:

@@ -40,5 +40,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(msg)
     import importlib  # noqa: PLC0415 -- see above
 
+    import poolkit  # noqa: PLC0415 -- the same
+
+    poolkit.check_system()
     value = globals()[name] = getattr(importlib.import_module(f"poolkit.testing.{home}"), name)
     return value

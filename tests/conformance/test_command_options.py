@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import poolkit
-from poolkit import CommandFailed, DeadlineExceeded, MemoryLimitExceeded, Pool, TaskTimeout, WorkerCrashed, _os
+from poolkit import CommandFailed, DeadlineExceeded, MemoryLimitExceeded, Pool, TaskTimeout, WorkerCrashed
 from poolkit._kinds.commands import ProgramForce
 from poolkit._spawn.programs import programs
 from support import WATCHDOG, wait_until
@@ -342,17 +342,3 @@ def test_bytes_are_never_compared_with_text(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("pipe a\n3\n", "")
-
-
-def test_a_system_without_programs_says_so_before_anything_of_theirs_is_imported(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_os, "SUPPORTED", False)
-    for name in ("_command_line", "command", "_kinds.commands", "_spawn.programs"):
-        monkeypatch.setitem(sys.modules, f"poolkit.{name}", None)  # whose import fails now
-    monkeypatch.delitem(sys.modules, "poolkit.running")
-    import poolkit.running
-
-    for run in (pool.run, pool.options(timeout=1).run, poolkit.running.run, poolkit.running.spawn):
-        with pytest.raises(RuntimeError, match="commands need a POSIX system"):
-            run(["true"])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import distributed
 import pytest
@@ -70,3 +73,20 @@ def test_offloaded_calls_and_coroutines_go_there(address: str) -> None:
 
     with DaskPool(address) as pool:
         assert asyncio.run(main(pool)) != os.getpid()
+
+
+def test_a_script_without_a_main_guard_is_told_so_by_its_node(tmp_path: Path) -> None:
+    """Dask starts the node of `DaskPool()` by multiprocessing, which runs the script again."""
+    script = tmp_path / "script.py"
+    script.write_text("from poolkit.dask import DaskPool\nDaskPool(node_timeout=20).shutdown()\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=WATCHDOG, check=False)
+    said = "make the pool behind `if __name__ == '__main__':`, or name a cluster"
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith(said)
+    assert "Dask could not start a node" in done.stderr
+
+
+def test_what_has_no_sense_is_refused_before_a_node_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "LocalCluster", pytest.fail)
+    with pytest.raises(ValueError, match="max_nodes must be at least 1 or None, was 0"):
+        DaskPool(max_nodes=0)

@@ -205,7 +205,16 @@ def in_tiny_shared_memory(
     argv: Sequence[str], env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in a mount namespace with one MiB of shared memory; skips the test without such."""
-    mount = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$0" "$@"'
+    return _with_mount("-o size=1m tmpfs /dev/shm", argv, env)
+
+
+def without_proc(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The same with nothing in /proc."""
+    return _with_mount("tmpfs /proc", argv, None)
+
+
+def _with_mount(what: str, argv: Sequence[str], env: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
+    mount = f'mount -t tmpfs {what} && exec "$0" "$@"'
     enter = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mount]
     if shutil.which("unshare") is None or subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs a mount namespace of its own")

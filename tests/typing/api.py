@@ -202,6 +202,47 @@ def offloads_streams() -> None:
     del streams, more, tasks, here
 
 
+class Converter:
+    """One with offloaded methods."""
+
+    @poolkit.offload
+    def convert(self, amount: float) -> str:
+        """A method."""
+        return str(amount)
+
+    @poolkit.offload
+    def amounts(self, count: int) -> Iterator[float]:
+        """One that yields."""
+        yield float(count)
+
+
+def offloads_methods(converter: Converter) -> None:
+    """Methods keep their signatures, without their object."""
+    task: poolkit.Task[str] = converter.convert(1.5)
+    here: str = converter.convert.options(timeout=1, priority=2).local(amount=1.5)
+    stream: poolkit.Stream[float] = converter.amounts(3)
+    of_class: poolkit.Task[str] = Converter.convert(converter, 1.5)
+    converter.convert("much")  # type: ignore[arg-type]
+    converter.convert.options(time_out=1)  # type: ignore[call-arg]
+    del task, here, stream, of_class
+
+
+def listens(pool: poolkit.Pool, cluster: poolkit.Cluster) -> None:
+    """What callbacks get is known by the name of the event."""
+    pool.on("task_retried", lambda retried: print(retried.delay + 1.0, retried.task.name))
+    pool.on("worker_started", lambda started: print(started.pid))
+    cluster.on("worker_ready", lambda info: print(info.generation + 1))
+    cluster.on("reloaded", lambda generation: print(generation + 1))
+
+
+def chooses() -> None:
+    """Words are known."""
+    poolkit.Pool(kind="thread", start_method=None)
+    poolkit.Pool(kind="threads")  # type: ignore[arg-type]
+    poolkit.Cluster(print, schedule="sticky", kind="thread")
+    poolkit.default_pool("process").submit(print)
+
+
 def offloads() -> None:
     """The decorator keeps the signature."""
     task: poolkit.Task[bytes] = plain(3)
