@@ -27,6 +27,7 @@ PICTURE = re.compile(r"^(!\[[^\]]*\]\(([^)\s]+\.svg)\))$", re.MULTILINE)
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 ELSEWHERE = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//""")
 LONG_NAME = re.compile(r"(?<=<code>)\w{16,}(?=</code>)")
+BEHIND = "---\nsearch:\n  boost: 0.5\n---"  # what the reference and the guides say comes first
 GROUPS = {
     "Pools": ["Pool", "PoolView", "Results", "usable_cpus"],
     "Tasks": ["Task", "TaskContext", "current_task", "Progress", "progress", "Messages"],
@@ -71,7 +72,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add what docs/ lacks, and let the navigation name it."""
     pages = [file for file in files if file.is_documentation_page()]
     for title, names in GROUPS.items():
-        words = [f"# {title}", *(f"::: poolkit.{name}" for name in names)]
+        words = [BEHIND, f"# {title}", *(f"::: poolkit.{name}" for name in names)]
         files.append(_made(config, f"api/{_slug(title)}.md", "\n\n".join(words)))
     notes = sorted((file for file in pages if file.src_uri.startswith("decisions/")), key=lambda note: note.src_uri)
     titles = [note.content_string.partition("\n")[0].removeprefix("# ") for note in notes]
