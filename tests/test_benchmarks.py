@@ -306,7 +306,7 @@ def test_reloads_are_seen_in_each_tenth_of_a_second(tmp_path: Path, monkeypatch:
     pytest.importorskip("uvicorn")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(reload, "SECONDS", 2.0)
-    monkeypatch.setattr(reload, "RELOADS", (0.5,))
+    monkeypatch.setattr(reload, "RELOAD", 0.5)
     found = reload.measured("poolkit")
     assert found["failed"] == []
     assert [len(generation) for generation in found["answers"]] == [20, 20]

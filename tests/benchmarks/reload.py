@@ -2,7 +2,7 @@
 
 Usage: python tests/benchmarks/reload.py [--json FILE] [--draw]
 
-Servers of two workers are told to reload twice while they serve (`servers.py`); of each answer is known when it came,
+Servers of two workers are told to reload while they serve (`servers.py`); of each answer is known when it came,
 and from which process. `--draw` measures nothing, and draws what the file has.
 """
 
@@ -29,13 +29,13 @@ from benchmarks.servers import Load, Server
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 SERVERS = ("poolkit", "uvicorn-workers", "gunicorn", "granian", "node-cluster")
 CLIENTS, OPTIONS = 32, ("--pause", "0.02", "--slow", "0.05")
-SECONDS, RELOADS = 9.0, (2.0, 5.0)  # how long, and when
+SECONDS, RELOAD = 12.0, 2.0  # how long, and when
 STEP = 0.1
 _WARM = 1.0  # seconds of load before the time begins
 
-_COLOURS = ("#3d82d1", "#3f9b5c", "#c9751a")  # of the generations
+_COLOURS = ("#3d82d1", "#3f9b5c")  # of the two generations
 _FAILED = "#d1242f"
-_WIDTH, _LEFT, _RIGHT, _PANEL, _BARS, _TOP = 980, 16, 16, 118, 64, 104
+_WIDTH, _LEFT, _RIGHT, _PANEL, _BARS, _TOP = 980, 16, 16, 118, 64, 122
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -44,29 +44,31 @@ def measured(name: str) -> dict[str, Any]:
         time.sleep(_WARM)
         clients.forget()
         began = time.monotonic()
-        for at in RELOADS:
-            time.sleep(began + at - time.monotonic())
-            server.send("SIGHUP")
+        time.sleep(began + RELOAD - time.monotonic())
+        server.send("SIGHUP")
         time.sleep(began + SECONDS - time.monotonic())
         found = clients.finish()
     first: dict[int, float] = {}
     for moment, pid in found["each"]:
         first.setdefault(pid, moment - began)
-    generations = {pid: sum(at < moment for at in RELOADS) for pid, moment in first.items()}
-    answers = [[0] * round(SECONDS / STEP) for _ in range(len(RELOADS) + 1)]
+    answers = [[0] * round(SECONDS / STEP) for _ in _COLOURS]
     for moment, pid in found["each"]:
         place = int((moment - began) / STEP)
         if 0 <= place < len(answers[0]):  # those that were in flight at the end come later
-            answers[generations[pid]][place] += 1
+            answers[first[pid] > RELOAD][place] += 1
     return {"answers": answers, "failed": [(round(moment - began, 3), kind) for moment, kind, _ in found["failed"]]}
 
 
 def draw(record: dict[str, Any]) -> str:
     """The picture of a record: a row for each server, a bar for each step, a colour for each generation."""
-    servers = record["servers"]
+    servers, found = record["servers"], record["environment"]
+    loads = f"Load averages of the machine (1, 5, 15 minutes): {found['load']} before, {found['load after']} after it."
     parts = [
         f'<text class="title" x="{_LEFT}" y="26">{_TITLE}</text>',
-        *(f'<text class="note" x="{_LEFT}" y="{46 + 18 * line}">{note}</text>' for line, note in enumerate(_NOTES)),
+        *(
+            f'<text class="note" x="{_LEFT}" y="{46 + 18 * line}">{note}</text>'
+            for line, note in enumerate((*_NOTES, loads))
+        ),
         *_legend(),
     ]
     most = max(sum(step) for found in servers.values() for step in zip(*found["answers"], strict=True))
@@ -75,19 +77,19 @@ def draw(record: dict[str, Any]) -> str:
     return framed(_TITLE, _WIDTH, _TOP + _PANEL * len(servers) + 4, parts)
 
 
-_TITLE = "Reloads under load: answers in each tenth of a second"
+_TITLE = "A reload under load: answers in each tenth of a second"
 _NOTES = (
     f"Two workers each; {CLIENTS} clients, which keep their connections. A request in 20 takes a second.",
-    "Half of these have a body of 5 MiB. A line is a SIGHUP to the server; node then does what its users write.",
+    "Half of these have a body of 5 MiB. The line is a SIGHUP to the server; node then does what its users write.",
 )
 
 
 def _legend() -> Iterator[str]:
-    words = ("by the first workers", "by those of the first reload", "by those of the second", "failed requests")
+    words = ("by the old workers", "by the new ones", "failed requests")
     x = _LEFT
     for colour, word in zip((*_COLOURS, _FAILED), words, strict=True):
-        yield f'<rect x="{x}" y="78" width="10" height="10" rx="2" fill="{colour}"/>'
-        yield f'<text x="{x + 15}" y="88">{word}</text>'
+        yield f'<rect x="{x}" y="96" width="10" height="10" rx="2" fill="{colour}"/>'
+        yield f'<text x="{x + 15}" y="106">{word}</text>'
         x += 35 + 7 * len(word)
 
 
@@ -108,9 +110,9 @@ def _row(title: str, found: dict[str, Any], y: int, most: int) -> Iterator[str]:
                     f'height="{height:.1f}" fill="{colour}"/>'
                 )
     yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>'
-    for at in RELOADS:
-        yield f'<line class="even" x1="{_x(at):.1f}" x2="{_x(at):.1f}" y1="{y + 20}" y2="{base + 8}"/>'
-        yield f'<text class="note" x="{_x(at) + 4:.1f}" y="{base + 14}">reload</text>'
+    x = _x(RELOAD)
+    yield f'<line class="even" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 20}" y2="{base + 8}"/>'
+    yield f'<text class="note" x="{x + 4:.1f}" y="{base + 14}">reload</text>'
     for moment, kind in found["failed"]:
         yield (
             f'<circle class="dot" cx="{_x(moment):.1f}" cy="{base + 6}" r="4.5" fill="{_FAILED}">'
