@@ -2,7 +2,7 @@
 
 A row for each worker, from its start to its end, with its runs in the colours of their functions and how busy it was;
 below, how many tasks waited. Where there are too many runs to be drawn one by one, each piece of time shows by its
-height how busy the worker was, in the colour that took most of it.
+height how busy the worker was, in the colour that took most of it. Light or dark, as its reader has it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ COLOURS = ("#4e79a7", "#59a14f", "#edc948", "#b07aa1", "#76b7b2", "#9c755f", "#f
 LEFT, RIGHT, WIDTH = 90, 890, 1000  # where the time begins and ends, in pixels
 ROW, BAR = 24, 18  # pixels from row to row, and what of it is drawn on
 QUEUE = 60  # pixels of height
+DARK = """\
+<style>
+@media (prefers-color-scheme: dark) {
+  .poolkit-timeline { fill: #e6edf3 }
+  .poolkit-timeline .page { fill: #0d1117 }
+  .poolkit-timeline .life, .poolkit-timeline .grid { fill: #30363d; stroke: #30363d }
+}
+</style>"""
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -241,7 +249,7 @@ class _Scene:
         step = next(step * part for part in (0.1, 0.2, 0.5, 1.0, 2.0) if self.length <= 8 * step * part or part == 2.0)  # noqa: PLR2004
         for number in range(int(self.length / step) + 1):
             x = self.x(self.began + number * step)
-            self.add(f'<path d="M{x} {top}V{bottom}" stroke="#dddddd"/>')
+            self.add(f'<path class="grid" d="M{x} {top}V{bottom}" stroke="#dddddd"/>')
             self.text(x, top - 2, _time(number * step), size=10, anchor="middle")
 
     def queue(self, loads: Iterable[Load], top: int) -> None:
@@ -260,9 +268,9 @@ class _Scene:
 
     def svg(self, height: int) -> str:
         head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-10 -4 {WIDTH + 20} {height}" width="{WIDTH + 20}"'
-        back = f'<rect x="-10" y="-4" width="{WIDTH + 20}" height="{height}" fill="#ffffff"/>'
-        font = 'font-family="system-ui, sans-serif" fill="#222222"'
-        return "\n".join([f"{head} {font}>", back, *self._shapes, "</svg>\n"])
+        back = f'<rect class="page" x="-10" y="-4" width="{WIDTH + 20}" height="{height}" fill="#ffffff"/>'
+        font = 'class="poolkit-timeline" font-family="system-ui, sans-serif" fill="#222222"'
+        return "\n".join([f"{head} {font}>", DARK, back, *self._shapes, "</svg>\n"])
 
 
 def _escaped(words: str) -> str:

@@ -161,7 +161,7 @@ class Worker(Ends, Generic[T]):
             options: the keyword arguments of `Worker`.
 
         Raises:
-            As `Worker`.
+            TypeError, ValueError, SerializationError, RuntimeError, OSError, PoolClosed: as `Worker` does.
         """
         make: Any = cls
         return cast("Worker[None]", make(host, factory, *args, **options))

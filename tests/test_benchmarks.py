@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import account, arrays, calls, clusters, showing
+from benchmarks import account, arrays, calls, clusters, reload, showing
 from benchmarks.catalogue import MEASURES
 from benchmarks.contenders import ENTRIES, Entry, is_installed
 from benchmarks.measure import Measure, Row, Samples, run_rounds
-from benchmarks.page import filled
+from benchmarks.page import filled, pictures
 from benchmarks.picture import draw
 from benchmarks.record import Record, read
-from benchmarks.table import lines_of
+from benchmarks.table import lines_of, number
 from support import WATCHDOG
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -256,9 +257,10 @@ def test_the_picture_of_the_page_names_every_row_that_is_compared() -> None:
     assert "not measured" not in told
 
 
-def test_the_picture_and_the_tables_of_the_page_are_those_of_its_record() -> None:
+def test_the_pictures_and_the_tables_of_the_page_are_those_of_its_record() -> None:
     record = read(RECORD)
-    assert PICTURE.read_text() == draw(list(record.lines()))
+    for name, picture in pictures(record).items():
+        assert (DOCS / name).read_text() == picture, name
     assert PAGE.read_text() == filled(PAGE.read_text(), record)
 
 
@@ -269,6 +271,61 @@ def test_the_page_shows_the_picture_and_has_every_row() -> None:
         assert f"| `{measure.name}` | " in page, "what is measured"
         for row in measure.rows:
             assert f"| {measure.name}: {row.title} | {row.unit} | " in page, "results"
+
+
+def test_the_picture_of_a_call_shows_what_each_part_of_it_costs() -> None:
+    told = texts_of((DOCS / "call.svg").read_text())
+    for title in ("ProcessPoolExecutor, fork", "multiprocessing.Pool, fork", "poolkit"):
+        assert title in told
+    parts, page = (
+        {key: read(RECORD).samples["account"].of("poolkit", key) for key in ("submit", "total")},
+        PAGE.read_text(),
+    )
+    for figures in parts.values():
+        figure = number(statistics.median(figures))
+        assert f"{figure} us" in told
+        assert f" {figure} " in page
+
+
+def test_the_picture_of_reloads_shows_every_failure_of_its_record() -> None:
+    record = json.loads((DOCS / "reload.json").read_text())
+    picture = (DOCS / "reload.svg").read_text()
+    assert picture == reload.draw(record)
+    told = texts_of(picture)
+    for name, found in record["servers"].items():
+        answered, failed = sum(map(sum, found["answers"])), len(found["failed"])
+        assert ENTRIES[name].title in told
+        assert f"{failed} of {answered + failed:,} requests failed" in told
+    dots = ET.fromstring(picture).findall(f".//{SVG}circle")  # noqa: S314 -- our own
+    assert len(dots) == sum(len(found["failed"]) for found in record["servers"].values())
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_reloads_are_seen_in_each_tenth_of_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("uvicorn")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(reload, "SECONDS", 2.0)
+    monkeypatch.setattr(reload, "RELOAD", 0.5)
+    found = reload.measured("poolkit")
+    assert found["failed"] == []
+    assert [len(generation) for generation in found["answers"]] == [20, 20]
+    assert sum(found["answers"][0][:5]) > 0
+    assert sum(found["answers"][1][:5]) == 0, "nobody of the second generation was there before"
+
+
+@pytest.mark.slow
+def test_the_picture_of_accidents_shows_three_workers_that_die(tmp_path: Path) -> None:
+    script, picture = Path(__file__).resolve().parent / "benchmarks/accidents.py", tmp_path / "crash.svg"
+    done = subprocess.run(
+        [sys.executable, str(script), str(picture)], capture_output=True, text=True, timeout=WATCHDOG, check=False
+    )
+    assert (done.stdout, done.stderr) == ("30 tasks, of which 2 failed: WorkerCrashed, TaskTimeout\n", "")
+    for text in (picture.read_text(), (DOCS / "crash.svg").read_text()):
+        told = texts_of(text)
+        assert any(words.startswith("pictures: 31 runs in ") for words in told)
+        assert {f"worker {number}" for number in range(1, 6)} <= set(told), "three were replaced, the last perhaps late"
+        assert text.count('class="death"') == 3
 
 
 def test_a_peer_that_failed_in_a_later_round_has_no_ratio() -> None:

@@ -1,10 +1,10 @@
 """Who loads the servers of `clusters.py`: so many clients, each with one request after the other; counts failures.
 
-Usage: http_client.py PORT CLIENTS [--once] [--slow SHARE] [--pause SECONDS] [--limit SECONDS]
+Usage: http_client.py PORT CLIENTS [--once] [--slow SHARE] [--pause SECONDS] [--limit SECONDS] [--each]
 
 Clients keep their connection, unless `--once`. Of the requests, a share takes a second, half of them with a body of
 5 MiB. A line on the standard input forgets what was counted; its end ends the load: what is in flight is waited for,
-and a line of JSON says what was seen.
+and a line of JSON says what was seen; with `--each` of every answer when it came and whose it was.
 
 A request has failed when it was refused, reset, cut, or had no whole answer `--limit` seconds (10) after it was sent.
 A kept connection that the server has closed when the client comes to use it is none; once the request is written,
@@ -40,6 +40,7 @@ class Tally:
     closed: int = 0  # kept connections that the server had closed
     failed: list[tuple[float, str, int]] = field(default_factory=list)  # when, how, whose connection (0: unknown)
     pids: set[int] = field(default_factory=set)
+    each: list[tuple[float, int]] = field(default_factory=list)  # when an answer was there, and whose it was
 
     def told(self) -> str:
         """A line of JSON."""
@@ -54,6 +55,7 @@ class Tally:
             "p50": times[len(times) // 2],
             "p99": times[len(times) * 99 // 100],
             "longest": times[-1],
+            "each": self.each,
             "held": sum(seconds >= 1.0 for seconds in times),
         }
         return json.dumps(found)
@@ -71,6 +73,7 @@ class Client:
         self._socket: socket.socket | None = None
         self._buffer = bytearray()
         self._pid = 0  # who has answered on this connection
+        self._answered_by = 0  # also where that connection is closed
         self._deadline: float | None = None
         self._is_late = False
 
@@ -107,6 +110,8 @@ class Client:
             await self._note("late" if self._is_late else "reset")
         else:
             tally.answered += 1
+            if self._load.each:
+                tally.each.append((time.monotonic(), self._answered_by))
             if path == "/":
                 tally.times.append(time.monotonic() - started)
         finally:
@@ -155,7 +160,7 @@ class Client:
         else:
             length = int(head[b"content-length"])
             await self._skip(length)
-        self._pid = int(head[b"x-pid"])
+        self._pid = self._answered_by = int(head[b"x-pid"])
         self._load.tally.pids.add(self._pid)
         if length != int(head[b"x-length"]):
             self._load.tally.wrong += 1
@@ -205,6 +210,7 @@ class Load:
         self.slow: float = asked.slow
         self.pause: float = asked.pause
         self.limit: float = asked.limit
+        self.each: bool = asked.each
         self.is_over = False
         self.tally = Tally()
         self._clients = [Client(self) for _ in range(asked.clients)]
@@ -243,6 +249,7 @@ def main() -> None:
     parser.add_argument("--slow", type=float, default=0.0)
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--limit", type=float, default=10.0)
+    parser.add_argument("--each", action="store_true")
     load = Load(parser.parse_args())
     asyncio.run(load.run())
     sys.stdout.write(load.tally.told() + "\n")

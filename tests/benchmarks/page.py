@@ -1,15 +1,18 @@
-"""The tables of docs/performance.md, made from the record of a run."""
+"""The tables and pictures of docs/performance.md, made from the record of a run."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from itertools import groupby
 
 from benchmarks.catalogue import MEASURES
 from benchmarks.contenders import ENTRIES, MACHINE
 from benchmarks.machine import LIMITS
+from benchmarks.picture import draw
 from benchmarks.record import Line, Record
 from benchmarks.table import number
+from benchmarks.way import draw_way
 
 _QUIET = 0.5  # load that others may make before a figure says little; of two CPUs it is a quarter
 
@@ -24,6 +27,14 @@ def filled(page: str, record: Record) -> str:
             raise ValueError(f"the page has no {begin.strip()} with its end")
         page = before + begin + "\n".join(lines) + "\n" + end + after
     return page
+
+
+def pictures(record: Record) -> dict[str, str]:
+    """The pictures in docs/ that are made of a record, by their files: all rows, the first of each measure, a call."""
+    lines = list(record.lines())
+    shown = (line for line in lines if line.is_compared and line.ratios(line.peers[0]))
+    first = [next(rows) for _, rows in groupby(shown, lambda line: line.measure.name)]
+    return {"performance.svg": draw(lines), "peers.svg": draw(first), "call.svg": draw_way(lines)}
 
 
 def _results(record: Record) -> Iterator[str]:

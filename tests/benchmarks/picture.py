@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from benchmarks.contenders import ENTRIES
@@ -54,6 +54,7 @@ _TOP, _BOTTOM = 214, 34
 _STYLE = """\
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-size: 16px; font-weight: 600 }
+.strong { font-weight: 600 }
 .note { fill: #59636e }
 .end { text-anchor: end }
 .middle { text-anchor: middle }
@@ -61,6 +62,8 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 .grid { stroke: #d8dee4 }
 .even { stroke: #24292f; stroke-width: 1.5 }
 .dot { stroke: #ffffff }
+.arrow { stroke: #59636e; stroke-width: 1.5; fill: none }
+.tip { fill: #59636e }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 }
   .note { fill: #9aa4ae }
@@ -68,6 +71,8 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
   .grid { stroke: #30363d }
   .even { stroke: #e6edf3 }
   .dot { stroke: #0d1117 }
+  .arrow { stroke: #9aa4ae }
+  .tip { fill: #9aa4ae }
 }"""
 
 
@@ -77,17 +82,24 @@ def draw(lines: Sequence[Line]) -> str:
     axis = _Axis([statistics.median(line.ratios(peer)) for line in shown for peer in line.peers if line.ratios(peer)])
     height = _TOP + _LINE * len(shown) + _BOTTOM
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{_TITLE}">',
-        f"<title>{_TITLE}</title>",
-        f"<style>\n{_STYLE}\n</style>",
-        f'<rect class="page" width="{_WIDTH}" height="{height}"/>',
         *_head({peer for line in shown for peer in line.peers if line.ratios(peer)}),
         *axis.draw(height),
     ]
     for place, line in enumerate(shown):
         parts += ["<g>", *_line(line, axis, _TOP + _LINE * place + _LINE / 2), "</g>"]
     axis_line = f'<line class="even" x1="{axis.x(1):.1f}" x2="{axis.x(1):.1f}" y1="{_TOP - 6}" y2="{height - 28}"/>'
-    return "\n".join([*parts, axis_line, "</svg>"]) + "\n"
+    return framed(_TITLE, _WIDTH, height, [*parts, axis_line])
+
+
+def framed(title: str, width: float, height: float, parts: Iterable[str]) -> str:
+    """Shapes as the text of an SVG file."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">',
+        f"<title>{title}</title>",
+        f"<style>\n{_STYLE}\n</style>",
+        f'<rect class="page" width="{width}" height="{height}"/>',
+    )
+    return "\n".join([*head, *parts, "</svg>"]) + "\n"
 
 
 _TITLE = "poolkit beside other pools"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 from benchmarks.catalogue import MEASURES
+from benchmarks.contenders import is_installed
 from benchmarks.machine import LIMITS
 from benchmarks.measure import Measure, Row, Samples
 
@@ -91,6 +96,36 @@ def read(path: Path) -> Record:
         raise ValueError(f"{path} has measures that the catalogue does not: {', '.join(sorted(unknown))}")
     samples = {name: Samples(rounds, found["failures"].get(name, {})) for name, rounds in found["rounds"].items()}
     return Record(found["environment"], found["scale"], samples)
+
+
+def environment() -> dict[str, str]:
+    """What the figures depend on."""
+    found = {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.release()}, {len(os.sched_getaffinity(0))} CPUs",
+        "load": load(),
+        "commit": _commit(),
+    }
+    for peer in ("pebble", "loky", "mpire", "joblib", "trio-parallel", "uvicorn", "gunicorn", "granian", "hypercorn"):
+        if is_installed(peer):
+            found[peer] = metadata.version(peer)
+    return found
+
+
+def load() -> str:
+    """The load averages of the machine."""
+    return " ".join(f"{load:.2f}" for load in os.getloadavg())
+
+
+def _commit() -> str:
+    """The commit of the poolkit that runs; nothing where it was installed from a wheel."""
+    import poolkit
+
+    asked = ["git", "-C", str(Path(poolkit.__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return f"installed, {metadata.version('poolkit')}"
 
 
 def _rounded(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Make the results in docs/performance.md, and their picture, from the record of a run.
+"""Make the results in docs/performance.md, and the pictures of them, from the record of a run.
 
 Usage: python tests/benchmarks/report.py [--json FILE]
 
@@ -14,8 +14,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # `benchmarks`
 
-from benchmarks.page import filled
-from benchmarks.picture import draw
+from benchmarks.page import filled, pictures
 from benchmarks.record import read
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
@@ -29,7 +28,8 @@ def main() -> None:
     page = DOCS / "performance.md"
     made = filled(page.read_text(encoding="utf-8"), record)
     page.write_text(made, encoding="utf-8")
-    (DOCS / "performance.svg").write_text(draw(list(record.lines())), encoding="utf-8")
+    for name, picture in pictures(record).items():
+        (DOCS / name).write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,7 @@ How to read what it prints: docs/performance.md.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # `benchmarks`
@@ -19,14 +15,14 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # `benchmarks`
 from benchmarks.catalogue import MEASURES
 from benchmarks.contenders import ENTRIES, is_installed
 from benchmarks.measure import run_rounds
-from benchmarks.record import Record
+from benchmarks.record import Record, environment, load
 from benchmarks.table import lines_of
 
 
 def main() -> None:
     """Run what the command line asks for."""
     asked = _arguments()
-    record = Record(_environment(), asked.scale)
+    record = Record(environment(), asked.scale)
     print(*(f"{name}: {value}" for name, value in record.environment.items()), sep="\n", end="\n\n", flush=True)
     for name in asked.measures or MEASURES:
         measure = MEASURES[name]
@@ -40,7 +36,7 @@ def main() -> None:
         samples = run_rounds(measure, contenders, asked.repeat, asked.scale)
         print(*lines_of(measure, contenders, samples), sep="\n", flush=True)
         record.samples[name] = samples
-        record.environment["load after"] = _load()
+        record.environment["load after"] = load()
         if asked.json:  # each time, so that what was measured outlives an interruption
             record.write(asked.json)
 
@@ -60,35 +56,6 @@ def _arguments() -> argparse.Namespace:
     if asked.repeat < 1 or asked.scale <= 0:
         parser.error("--repeat and --scale must be positive")
     return asked
-
-
-def _environment() -> dict[str, str]:
-    """What the figures depend on."""
-    found = {
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "system": f"{platform.system()} {platform.release()}, {len(os.sched_getaffinity(0))} CPUs",
-        "load": _load(),
-        "commit": _commit(),
-    }
-    for peer in ("pebble", "loky", "mpire", "joblib", "trio-parallel", "uvicorn", "gunicorn", "granian", "hypercorn"):
-        if is_installed(peer):
-            found[peer] = metadata.version(peer)
-    return found
-
-
-def _load() -> str:
-    return " ".join(f"{load:.2f}" for load in os.getloadavg())
-
-
-def _commit() -> str:
-    """The commit of the poolkit that runs; nothing where it was installed from a wheel."""
-    import poolkit
-
-    asked = ["git", "-C", str(Path(poolkit.__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return f"installed, {metadata.version('poolkit')}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -84,3 +85,15 @@ def test_no_name_breaks_it(name: str) -> None:
 def test_what_is_outside_of_the_window_is_cut_off() -> None:
     picture = drawn((10.0, 10.0), [run(1, 0.0, 5.0), run(1, 10.0, 99.0)], [], [Load(99.0, 1, 0)])
     assert all(90 <= x <= 890 for x, _ in rects(picture, "run"))
+
+
+def test_a_dark_page_changes_the_background_and_what_would_vanish_on_it_and_nothing_else_of_the_page() -> None:
+    picture = drawn((0.0, 1.0), [run(1, 0.0, 1.0)], [Happening(0.0, 1, "started", 1)], [])
+    style = picture.findtext(f"{SVG}style") or ""
+    rules = re.findall(r"^  (.*) \{", style, re.MULTILINE)
+    selectors = [selector for rule in rules for selector in rule.split(", ")]
+    assert all(selector.split()[0] == ".poolkit-timeline" for selector in selectors), "for a notebook, which shows more"
+    classes = {selector.split(".")[-1] for selector in selectors}
+    of_light = {"#222222", "#ffffff", "#eeeeee", "#dddddd"}
+    light = [shape for shape in picture.iter() if {shape.get("fill"), shape.get("stroke")} & of_light]
+    assert {shape.attrib["class"] for shape in light} == classes == {"poolkit-timeline", "page", "life", "grid"}
