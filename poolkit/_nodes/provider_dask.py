@@ -386,7 +386,8 @@ class DaskProvider:
                 await done
 
         loop = self._cluster.loop.asyncio_loop
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(scale_down(), loop))
+        scaling = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(scale_down(), loop))
+        await asyncio.shield(scaling)  # cancelled in the middle, the cluster's own `close` would wait for ever
 
     # ===== the end =====
 

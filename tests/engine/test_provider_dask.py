@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -257,6 +258,32 @@ def test_a_cluster_is_scaled_but_for_what_is_held(new_owner: Callable[..., Owner
 
 def _end_when_leaving(node: support_dask.Connected) -> Callable[..., object]:
     return lambda head, parts: node.channel.abort()
+
+
+def test_a_pool_that_ends_while_its_cluster_is_scaled_down_lets_that_go_on(
+    new_owner: Callable[..., Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=0) as cluster:
+        begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+        scale_down = cluster.scale_down
+
+        async def slow(names: Any) -> None:
+            begun.set()
+            await asyncio.to_thread(may_end.wait)
+            await scale_down(names)
+            ended.set()
+
+        monkeypatch.setattr(cluster, "scale_down", slow)
+        owner = new_owner(cluster)
+        try:
+            for node in owner.wait_for_nodes(2):
+                node.channel.on_message = _end_when_leaving(node)
+            owner.provider.want(1)
+            wait_until(begun.is_set)
+            owner.provider.close()
+        finally:
+            may_end.set()
+        wait_until(ended.is_set)
 
 
 def test_an_agent_without_an_owner_removes_itself(start: Callable[..., Any]) -> None:
