@@ -72,10 +72,10 @@ class Cluster:
         self._programs.append(program)
         return program
 
-    def add(self, nodes: int) -> list[int]:
-        """Start so many nodes more; does not wait for them. Returns their processes."""
-        options = "--nthreads", str(self._threads), *self._options
-        new = [self._started(Node(self.address, *options, nanny=self._nanny)) for _ in range(nodes)]
+    def add(self, nodes: int, *more: str, python: str = sys.executable) -> list[int]:
+        """Start so many nodes more, with more options; does not wait for them. Returns their processes."""
+        options = "--nthreads", str(self._threads), *self._options, *more
+        new = [self._started(Node(self.address, *options, nanny=self._nanny, python=python)) for _ in range(nodes)]
         self.nodes.update({node.pid: node for node in new})
         return [node.pid for node in new]
 
