@@ -243,8 +243,8 @@ class NodePool(Pool):
 
     def _wait_for_nodes(self, count: int, seconds: float) -> None:
         with self._changed:
-            if not self._changed.wait_for(lambda: len(self.nodes()) >= count, seconds):
-                up = len(self.nodes())
+            if not self._changed.wait_for(lambda: len(self._nodes.nodes()) >= count, seconds):
+                up = len(self._nodes.nodes())
                 msg = f"pool {self.name}: {up} of {count} nodes are up after {seconds:g} s, its node_timeout"
                 raise NoNodes(msg) from self._why_refused()
 
@@ -270,8 +270,6 @@ class NodePool(Pool):
 
     def _node_changed(self, node: Node, reason: str) -> None:
         facts = node.facts
-        with contextlib.suppress(PoolClosed, InitializerFailed):
-            self._fit()
         if reason:
             log.info("pool %s: node %s has left: %s", self.name, facts.address, reason)
             why = reason if reason == "retired" else "lost"
@@ -279,6 +277,7 @@ class NodePool(Pool):
                 why = "idle"  # as it was given back
             event: Any = NodeLeft(facts.address, facts.host, why)
         else:
+            self._resized()
             self._refused.pop(facts.address, None)  # it could not be reached before
             event = NodeJoined(facts.address, facts.host)
         self._tell("node_left" if reason else "node_joined", event)
@@ -372,7 +371,7 @@ class NodePool(Pool):
         self._supervisor.resize(min(places, self._max_workers) + max(0, spare))
 
     def _resized(self) -> None:
-        """Nodes have other counts of spare slots."""
+        """There are more nodes, or fewer, or they have other counts of spare slots."""
         with contextlib.suppress(PoolClosed, InitializerFailed):
             self._fit()
 
