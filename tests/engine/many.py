@@ -22,6 +22,7 @@ from typing import Any
 
 import dask
 import distributed
+import psutil
 
 from engine.cluster import AFTER, Bars, Cluster, error_of, name_of, pause, wait_for
 from poolkit._clock import monotonic
@@ -103,6 +104,11 @@ async def host(address: str, count: int) -> None:
     await asyncio.Event().wait()
 
 
+def cpu_of(processes: list[psutil.Process]) -> float:
+    """Seconds of CPU time that these have taken."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
 def run(agents: int) -> int:
     """Show it; returns the exit status."""
     bars = Bars(f"many: {agents} nodes in {PROCESSES} processes")
@@ -111,22 +117,28 @@ def run(agents: int) -> int:
         hosts = [cluster.start(Program(*command)) for _ in range(PROCESSES)]
         for program in hosts:
             program.wait_for_line("are up")
-        since, cpu = time.monotonic(), time.process_time()
+        others = [psutil.Process(program.pid) for program in (cluster.scheduler, *hosts)]
+        since, cpu, theirs = time.monotonic(), time.process_time(), cpu_of(others)
         provider = DaskProvider(cluster.address, timeout=60.0, agent="engine.many:Bare")
         with NodePool(provider, min_nodes=agents) as pool:
             seconds = time.monotonic() - since
             bars.bar(seconds < JOIN, f"joined in {seconds:.1f} s (at most {JOIN:g})")
-            bars.tell(f"the owner's CPU time: {(time.process_time() - cpu) / agents * 1000:.1f} ms a node")
+            cpu, theirs = time.process_time() - cpu, cpu_of(others) - theirs
+            bars.tell(
+                f"CPU time a node: the owner's {cpu / agents * 1e3:.1f} ms, all others' {theirs / agents * 1e3:.1f}"
+            )
             tasks = [pool.submit(abs, number) for number in range(agents * WORKERS)]
             wait_for(lambda: sum(node.running for node in pool.nodes()) == len(tasks), "all nodes to have tasks")
             bars.bar({node.running for node in pool.nodes()} == {WORKERS}, f"tasks on each node: {WORKERS}")
             pause(2.0)  # until the nodes are held
             heard = pool.stats().network_messages
-            since, cpu = time.monotonic(), time.process_time()
+            since, cpu, theirs = time.monotonic(), time.process_time(), cpu_of(others)
             pause(QUIET)
-            share = (time.process_time() - cpu) / (time.monotonic() - since)
+            cpu, theirs, seconds = time.process_time() - cpu, cpu_of(others) - theirs, time.monotonic() - since
+            share = cpu / seconds
             rate = (pool.stats().network_messages - heard) / QUIET
             bars.bar(share < CORE, f"quiet: {share:.1%} of a core (at most {CORE:.0%}), {rate:.0f} messages a second")
+            bars.tell(f"Dask's scheduler and its workers: {theirs / seconds:.1%}")
             victims = {node.address for node in pool.nodes() if node.pid == hosts[0].pid}
             doomed = [task for task in tasks if task.node in victims]
             cpu = time.process_time()
