@@ -8,6 +8,7 @@ Owner: whoever made the pool ends it, by `with` or `shutdown`. Every method is t
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import logging
@@ -38,13 +39,14 @@ from poolkit._wire.habits import of_process, of_thread
 from poolkit._wire.modules import add_by_value
 from poolkit._wire.plans import Sent, describe
 from poolkit.broadcast import Shared, broadcast
-from poolkit.errors import InitializerFailed, NoNodes, PoolClosed, SerializationError, VersionMismatch
+from poolkit.errors import InitializerFailed, NoNodes, PoolClosed, PoolkitError, SerializationError, VersionMismatch
 from poolkit.pool import Pool
 
 T = TypeVar("T")
 
 _numbers = itertools.count(1)
 _NODE_EVENTS = ("node_joined", "node_left")
+MOST_REFUSED = 5  # whose reasons are told in one error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,10 @@ class NodesEngine(Supervisor):
         return dataclasses.replace(
             found, nodes=nodes, network_bytes_sent=sent, network_bytes_received=received, network_messages=messages
         )
+
+    def begin(self) -> None:
+        """Look after the nodes from now on, also while there are no tasks."""
+        self._start_thread()
 
     def dismiss(self, worker_ids: Collection[int]) -> None:
         """Have these be sent nothing more, and leave when they have nothing to do."""
@@ -201,7 +207,7 @@ class NodePool(Pool):
         self._max_workers = self._size or 1
         self.name = checks.text_or_none("name", name) or f"{self._kind}-{next(_numbers)}"
         self._listeners: dict[str, list[Callable[[Any], object]]] = {each: [] for each in _NODE_EVENTS}
-        self._refused: dict[str, VersionMismatch] = {}
+        self._refused: dict[str, PoolkitError] = {}  # by address
         self._changed = threading.Condition()
         self._seen = 0  # nodes that came up
         settings = AgentSettings(
@@ -226,6 +232,7 @@ class NodePool(Pool):
         self._idle = 10.0 if idle is None else idle
         self._wanted, self._wanted_since = min_nodes, engine.clock()
         try:
+            engine.begin()
             provider.begin(settings, workforce.joined, self._node_refused, workforce.leaving)
             if most is not None:
                 provider.want(min_nodes)
@@ -236,8 +243,8 @@ class NodePool(Pool):
 
     def _wait_for_nodes(self, count: int, seconds: float) -> None:
         with self._changed:
-            if not self._changed.wait_for(lambda: len(self.nodes()) >= count, seconds):
-                up = len(self.nodes())
+            if not self._changed.wait_for(lambda: len(self._nodes.nodes()) >= count, seconds):
+                up = len(self._nodes.nodes())
                 msg = f"pool {self.name}: {up} of {count} nodes are up after {seconds:g} s, its node_timeout"
                 raise NoNodes(msg) from self._why_refused()
 
@@ -263,8 +270,6 @@ class NodePool(Pool):
 
     def _node_changed(self, node: Node, reason: str) -> None:
         facts = node.facts
-        with contextlib.suppress(PoolClosed, InitializerFailed):
-            self._fit()
         if reason:
             log.info("pool %s: node %s has left: %s", self.name, facts.address, reason)
             why = reason if reason == "retired" else "lost"
@@ -272,6 +277,8 @@ class NodePool(Pool):
                 why = "idle"  # as it was given back
             event: Any = NodeLeft(facts.address, facts.host, why)
         else:
+            self._resized()
+            self._refused.pop(facts.address, None)  # it could not be reached before
             event = NodeJoined(facts.address, facts.host)
         self._tell("node_left" if reason else "node_joined", event)
         with self._changed:
@@ -294,21 +301,32 @@ class NodePool(Pool):
             self._provider.want(needed)
         self._wanted_since = now
 
-    def _node_refused(self, address: str, there: str) -> None:
-        here = f"Python {_python()}, wire {WIRE}"
-        text = f"node {address} is not used: it has {there}, and this process {here}; install the same there"
-        self._refused[address] = VersionMismatch(text, node=address, here=here, there=there)
+    def _node_refused(self, address: str, why: str, versions: Mapping[str, str] | None) -> None:
+        text = f"node {address} is not used: {why}"
+        error = PoolkitError(text)
+        if versions is not None:
+            here, there = (_said({"python": _python(), "wire": WIRE}), _said(versions))
+            text += f"it has {there}, and this process {here}; install the same there"
+            error = VersionMismatch(text, node=address, here=here, there=there)
+        self._refused[address] = error
         log.warning("pool %s: %s", self.name, text)
         self._tell("node_left", NodeLeft(address, "", "refused"))
 
-    def _why_refused(self) -> VersionMismatch | None:
-        return next(iter(self._refused.values()), None)
+    def _why_refused(self) -> PoolkitError | None:
+        """What those said that are refused, as one error: a `VersionMismatch` if one of them has other versions."""
+        errors = sorted(self._refused.values(), key=lambda error: not isinstance(error, VersionMismatch))
+        if not errors:
+            return None
+        texts = [*map(str, errors[:MOST_REFUSED]), f"and {len(errors) - MOST_REFUSED} more"]
+        why = copy.copy(errors[0])
+        why.args = ("\n".join(texts[: len(errors)]),)
+        return why
 
     def _tell(self, name: str, event: object) -> None:
         callbacks = self._engine.callbacks
         callbacks.queue.extend((callback, event) for callback in self._listeners[name])
-        if self._listeners[name]:
-            callbacks.thread.wake()
+        if self._listeners[name] and not callbacks.thread.wake():
+            self._nodes.wake()
 
     def on(self, event: str, callback: Callable[[Any], object]) -> None:
         """Do as `Pool.on`, for "node_joined" and "node_left" too: those get a `NodeJoined` or `NodeLeft`."""
@@ -353,7 +371,7 @@ class NodePool(Pool):
         self._supervisor.resize(min(places, self._max_workers) + max(0, spare))
 
     def _resized(self) -> None:
-        """Nodes have other counts of spare slots."""
+        """There are more nodes, or fewer, or they have other counts of spare slots."""
         with contextlib.suppress(PoolClosed, InitializerFailed):
             self._fit()
 
@@ -366,6 +384,10 @@ class NodePool(Pool):
 
 def _python() -> str:
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def _said(versions: Mapping[str, object]) -> str:
+    return f"Python {versions['python']}, wire {versions['wire']}"
 
 
 def _content(settings: PoolSettings, max_tasks: int | None, max_memory: int | None) -> bytes:

@@ -92,7 +92,7 @@ class Owner:
     def __init__(self, provider: Any, *, python: str | None = None, wire: int = WIRE) -> None:
         self.provider = provider
         self.nodes: dict[str, Connected] = {}
-        self.refused: list[tuple[str, str]] = []
+        self.refused: list[tuple[str, str, dict[str, str] | None]] = []
         self.leaving: list[tuple[str, str]] = []
         self.settings = AgentSettings(
             pool=uuid.uuid4().hex,
@@ -174,9 +174,9 @@ ENDS_WITHIN = 5.0  # seconds
 class Program:
     """A `dask` program; ended with the test, with what it started."""
 
-    def __init__(self, *args: str) -> None:
+    def __init__(self, *args: str, python: str = sys.executable) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *args], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+            [python, "-m", *args], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         self.pid = self._process.pid
         self._log: list[str] = []
@@ -230,14 +230,19 @@ class Scheduler(Program):
 
 
 class Node(Program):
-    def __init__(self, address: str, *options: str, nanny: bool = False) -> None:
+    def __init__(self, address: str, *options: str, nanny: bool = False, python: str = sys.executable) -> None:
         super().__init__(
             "distributed.cli.dask_worker",
             address,
             *("--host", "127.0.0.1", "--nthreads", "2", "--memory-limit", "0", "--no-dashboard"),
             "--nanny" if nanny else "--no-nanny",
             *options,
+            python=python,
         )
+
+
+OTHER_WIRE = "--preload", "from poolkit._nodes import dask_node; dask_node.WIRE = 0"  # options of a Node
+WITHOUT_POOLKIT = "--preload", "import sys; sys.modules['poolkit'] = None"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ finish, until the owner ends the connection or `grace` is over; then the agent i
 
 Guarantees: the worker's event loop is never blocked; one agent at a time, one owner at a time.
 Owner: the worker's event loop, but for `_lives`, which its threads use too, under `_lock`.
-The plugin's pickled state is of plain types, so that nodes with other versions can load it and say which they have.
+The plugin is pickled as text and plain types, so that nodes with other versions, and those without poolkit, can load it
+and say so: where a plugin cannot be loaded, Dask lets no dask worker start.
 Used of Dask, and not promised by it: `Worker.handlers`, `scheduler`, `batched_stream`; `distributed.secede` is.
 """
 
@@ -35,6 +36,21 @@ from poolkit._nodes.interfaces import WIRE, AgentSettings
 
 ALONE = 60.0  # seconds without an owner, after which the plugin removes itself
 FLUSH = 2.0  # seconds for the last word of an agent whose worker ends at once
+_LOAD = """
+from distributed.diagnostics.plugin import WorkerPlugin
+
+class Absent(WorkerPlugin):
+    def setup(self, worker):
+        address = str(worker.contact_address or worker.address)
+        worker.log_event(state["topic"], {"kind": "failed", "address": address, "why": why})
+
+try:
+    from poolkit._nodes.dask_node import NodePlugin
+    plugin = NodePlugin(state)
+except ImportError as exc:
+    why = f"poolkit cannot be imported there ({exc}); install it on each node: pip install poolkit[dask]"
+    plugin = Absent()
+"""
 
 
 class NodePlugin(WorkerPlugin):  # type: ignore[misc]
@@ -47,7 +63,7 @@ class NodePlugin(WorkerPlugin):  # type: ignore[misc]
         self._seat: Seat | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NodePlugin, (self._state,)
+        return eval, ("exec(load) or plugin", {"load": _LOAD, "state": self._state})
 
     def setup(self, worker: distributed.Worker) -> None:
         """Begin to make an agent; called on the worker's event loop, as all here."""

@@ -77,7 +77,7 @@ class NodeProvider(Protocol):
         self,
         settings: AgentSettings,
         joined: Callable[[NodeFacts, Channel], object],
-        refused: Callable[[str, str], object],
+        refused: Callable[[str, str, dict[str, str] | None], object],
         leaving: Callable[[str, str], object],
     ) -> None:
         """Have agents on all nodes, now and later.
@@ -85,7 +85,7 @@ class NodeProvider(Protocol):
         Args:
             settings: what they are made from.
             joined: called with each that is up, and the connection to it.
-            refused: called with the address of each that has other versions, and what it said.
+            refused: called with the address of each that cannot be used, and why, or the versions that it has instead.
             leaving: called with the number of one that is to be sent nothing more, and why.
         """
 

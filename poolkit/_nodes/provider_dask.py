@@ -131,7 +131,7 @@ class DaskProvider:
         self,
         settings: AgentSettings,
         joined: Callable[[NodeFacts, CommChannel], object],
-        refused: Callable[[str, str], object],
+        refused: Callable[[str, str, dict[str, str] | None], object],
         leaving: Callable[[str, str], object],
     ) -> None:
         """Connect to the scheduler and have agents on all nodes, now and later. Blocks until connected.
@@ -272,10 +272,7 @@ class DaskProvider:
         said = [event for event in await client.get_events(self._topic) if event[1]["kind"] == "up"]
         for event in {event[1]["facts"]["address"]: event for event in said}.values():
             self._on_event(event)
-        try:
-            await client.register_plugin(plugin, name=self._topic)
-        except Exception as exc:  # noqa: BLE001 -- of one node; the others have it
-            self._refuse("a node", f"{type(exc).__name__}: {exc}")
+        await client.register_plugin(plugin, name=self._topic)
 
     def _on_event(self, event: tuple[float, dict[str, Any]]) -> None:
         said = event[1]
@@ -286,17 +283,14 @@ class DaskProvider:
             node = self._nodes[said["facts"]["number"]] = Node(NodeFacts(**said["facts"]))
             self._spawn(self._meet(node))
         elif kind == "refused":
-            here = {"python": self._settings.python, "wire": str(self._settings.wire)}
-            has = said["versions"]
-            differ = [f"{what} {has[what]}, here {ours}" for what, ours in here.items() if has[what] != ours]
-            self._refuse(said["address"], "it has " + "; ".join(differ))
+            self._refuse(said["address"], "", said["versions"])
         elif kind == "failed":
             self._refuse(said["address"], said["why"])
 
-    def _refuse(self, address: str, why: str) -> None:
+    def _refuse(self, address: str, why: str, versions: dict[str, str] | None = None) -> None:
         if address not in self._told:
             self._told.add(address)
-            self._refused(address, why)
+            self._refused(address, why, versions)
 
     async def _meet(self, node: Node) -> None:
         """Connect to a node that is up, and be there until its connection ends."""
@@ -407,7 +401,8 @@ class DaskProvider:
                 await done
 
         loop = self._cluster.loop.asyncio_loop
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(scale_down(), loop))
+        scaling = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(scale_down(), loop))
+        await asyncio.shield(scaling)  # cancelled in the middle, the cluster's own `close` would wait for ever
 
     # ===== the end =====
 

@@ -201,7 +201,7 @@ class LocalProvider:
         self,
         settings: AgentSettings,
         joined: Callable[[NodeFacts, Channel], object],
-        refused: Callable[[str, str], object],
+        refused: Callable[[str, str, dict[str, str] | None], object],
         leaving: Callable[[str, str], object],
     ) -> None:
         """Start the processes; they join as they come up."""

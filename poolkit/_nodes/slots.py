@@ -102,6 +102,7 @@ class Node:
         self.tasks_done = 0
         self.used = False  # it is held, as far as its provider goes
         self.plain = self.spare = 0  # how many of its slots are
+        self.offer = 0  # number of the last one, see `_offer` of the workforce
         self.extra = 0  # spare slots for each worker
         self.running = 0  # tasks that were written, and not answered for
         self.way = self.mean = 0.0  # seconds: on the way there and back; that a task runs

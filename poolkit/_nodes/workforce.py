@@ -10,13 +10,16 @@ where no node has room it waits. See `slots.py`.
 Guarantees: a task is taken back or written to the channel, never both (each has one `claim`, which one of them gets);
 from then on it counts as begun. Nothing of it is told as lost before its run has certainly ended: a second (`AFTER`)
 after its channel ended, or when the lease of a silent node is over (`lease.py`). So no two runs of a task overlap.
-Guarded by: the pool's lock: `_nodes`, `_slots`, `_waiting`, each node's slots; `outbox` is appended to under it.
+Guarded by: the pool's lock: `_nodes`, `_slots`, `_waiting`, `_offers`, each node's slots; `outbox` is appended to
+under it.
 By the provider's thread: `begun`, `done` and `progress` of a slot, which are single stores that others only look at.
 """
 
 from __future__ import annotations
 
 import functools
+import heapq
+import itertools
 import math
 import weakref
 from _thread import allocate_lock
@@ -58,6 +61,7 @@ from poolkit.task import Progress
 MOST_ENTRIES = 256  # of one message
 LOOK = 0.5  # seconds between two looks at the nodes
 UNUSED = 0.5  # seconds after which a node that runs nothing may be taken away
+_offers = itertools.count(1)
 _REASONS = {
     "closed": "its connection was closed: its process has died, or was restarted",
     "silent": "it was not heard of for longer than its lease",
@@ -104,6 +108,7 @@ class NodeWorkforce(DrivenWorkforce):
         self._nodes: dict[str, Node] = {}
         self._slots: dict[int, Slot] = {}
         self._waiting: dict[int, Slot] = {}  # for room on a node
+        self._offers: list[tuple[bool, float, int, Node]] = []  # a heap; of a node, the one with its number counts
         self._broadcasts: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
         self._watched: set[int] = set()  # memory that some node has
         self._gone: deque[int] = deque()  # memory that is gone here; appended to by finalizers
@@ -172,24 +177,34 @@ class NodeWorkforce(DrivenWorkforce):
             self._settle_down(slot, slot.node)
 
     def _place(self) -> None:
-        while self._waiting:
-            for is_spare in (False, True):
-                rooms = [node for node in self._nodes.values() if node.room(spare=is_spare) > 0]
-                if rooms:
-                    break
-            else:
-                return
-            node = min(rooms, key=lambda node: len(node.slots) / node.facts.workers)
+        """Place slots that wait, as far as there is room: where a worker is free first, then on the emptiest node."""
+        while self._waiting and self._offers:
+            *_, offer, node = self._offers[0]
+            is_spare = node.room(spare=False) <= 0
+            if offer < node.offer or (is_spare and node.room(spare=True) <= 0):
+                heapq.heappop(self._offers)
+                continue
             slot = next(iter(self._waiting.values()))
             slot.is_spare = is_spare
             slot.node = node
             self._settle_down(slot, node)
+
+    def _offer(self, node: Node) -> None:
+        """Have its room be known, as it is now; to be done after each change of it."""
+        if len(self._offers) > 2 * len(self._nodes) + 64:  # most of them out of date
+            self._offers = [each for each in self._offers if each[2] == each[3].offer]
+            heapq.heapify(self._offers)
+        offer = next(_offers)
+        load = len(node.slots) / node.facts.workers
+        heapq.heappush(self._offers, (node.room(spare=False) <= 0, load, offer, node))
+        node.offer = offer
 
     def _settle_down(self, slot: Slot, node: Node) -> None:
         """Have the slot be one of this node's; each step may be done again."""
         node.slots[slot.id] = slot
         self._waiting.pop(slot.id, None)
         node.count_slots()
+        self._offer(node)
         self._let_begin(node)
 
     def _let_begin(self, node: Node) -> None:
@@ -356,6 +371,7 @@ class NodeWorkforce(DrivenWorkforce):
         node = slot.node
         node.slots.pop(worker_id, None)
         node.count_slots()
+        self._offer(node)
         self._let_begin(node)
         if not node.slots:
             self._let_go_if_over(node)
@@ -383,6 +399,7 @@ class NodeWorkforce(DrivenWorkforce):
                 channel.abort()
                 return
             self._nodes[facts.number] = node
+            self._offer(node)
             self.nodeless_since = None
         channel.start()
         self.changed(node, "")
@@ -477,6 +494,7 @@ class NodeWorkforce(DrivenWorkforce):
     def _even_out(self, node: Node, back: Sequence[int]) -> None:
         """The node is to have another count of spare slots, and is not to have those at all."""
         with self._lock:
+            self._offer(node)
             self._place()
             spare = [slot.id for slot in node.slots.values() if slot.is_spare]
         self.dismiss({*spare[max(0, node.extra * node.facts.workers) :], *back})
@@ -636,12 +654,17 @@ class NodeWorkforce(DrivenWorkforce):
         if self._gone:
             with self._lock:
                 self._forget_memories()
-        while self._left:
-            self.changed(*self._left.popleft())
+        if self._left:
+            self._tell_who_left()
         if now >= self._scale_at:
             self._scale_at = now + LOOK
             self.looked()
         return reports
+
+    def _tell_who_left(self) -> None:
+        self.resized()
+        while self._left:
+            self.changed(*self._left.popleft())
 
     @staticmethod
     def _node_lost(node: Node, slot: Slot) -> BaseException | None:

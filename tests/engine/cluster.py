@@ -64,18 +64,19 @@ class Cluster:
         self._threads, self._options, self._nanny = threads, options, nanny
         self._programs: list[Program] = []
         self.nodes: dict[int, Node] = {}  # by process: the nannies', where there are any
-        self.scheduler = self._started(Scheduler())
+        self.scheduler = self.start(Scheduler())
         self.address = self.scheduler.address
         self.add(nodes)
 
-    def _started(self, program: Any) -> Any:
+    def start(self, program: Any) -> Any:
+        """Have this program end with the others. Returns it."""
         self._programs.append(program)
         return program
 
-    def add(self, nodes: int) -> list[int]:
-        """Start so many nodes more; does not wait for them. Returns their processes."""
-        options = "--nthreads", str(self._threads), *self._options
-        new = [self._started(Node(self.address, *options, nanny=self._nanny)) for _ in range(nodes)]
+    def add(self, nodes: int, *more: str, python: str = sys.executable) -> list[int]:
+        """Start so many nodes more, with more options; does not wait for them. Returns their processes."""
+        options = "--nthreads", str(self._threads), *self._options, *more
+        new = [self.start(Node(self.address, *options, nanny=self._nanny, python=python)) for _ in range(nodes)]
         self.nodes.update({node.pid: node for node in new})
         return [node.pid for node in new]
 
@@ -92,7 +93,7 @@ class Cluster:
         """Start a scheduler where the last one was."""
         self.scheduler.kill()
         self._programs.remove(self.scheduler)
-        self.scheduler = self._started(Scheduler(int(self.address.rpartition(":")[2])))
+        self.scheduler = self.start(Scheduler(int(self.address.rpartition(":")[2])))
 
     def __enter__(self) -> Self:
         return self

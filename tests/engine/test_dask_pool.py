@@ -15,7 +15,7 @@ import pytest
 import poolkit
 import support_dask
 from engine import work
-from poolkit.dask import DaskPool
+from poolkit.dask import DaskPool, NodeLeft
 from support import WATCHDOG, wait_until
 
 pytestmark = pytest.mark.slow
@@ -90,3 +90,38 @@ def test_what_has_no_sense_is_refused_before_a_node_is_started(monkeypatch: pyte
     monkeypatch.setattr(distributed, "LocalCluster", pytest.fail)
     with pytest.raises(ValueError, match="max_nodes must be at least 1 or None, was 0"):
         DaskPool(max_nodes=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "kind"),
+    [
+        (support_dask.OTHER_WIRE, "wire 0", poolkit.VersionMismatch),
+        (support_dask.WITHOUT_POOLKIT, "pip install poolkit", poolkit.PoolkitError),
+    ],
+    ids=["another wire", "no poolkit"],
+)
+def test_a_node_that_does_not_fit_is_refused_with_its_reason(
+    options: tuple[str, str], says: str, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    with support_dask.cluster(1) as (scheduler, _), DaskPool(scheduler.address) as pool:
+        left: list[NodeLeft] = []
+        pool.on("node_left", left.append)
+        node = support_dask.Node(scheduler.address, *options)
+        try:
+            wait_until(lambda: left, "the node to be refused")
+            with pytest.raises(poolkit.NoNodes, match="1 of 2 nodes are up") as failed:
+                pool._wait_for_nodes(2, 0.0)
+            cause = failed.value.__cause__
+            assert type(cause) is kind
+            assert left[0].reason == "refused"
+            assert left[0].node in str(cause)
+            assert says in str(cause)
+            assert left[0].node in caplog.text
+            if isinstance(cause, poolkit.VersionMismatch):
+                assert cause.node == left[0].node
+                assert cause.here.endswith("wire 1")
+                assert cause.there.endswith(says)
+            assert pool.submit(work.name_of_process).result(WATCHDOG)
+            assert len(_workers(scheduler.address)) == 2  # it is one of Dask's as before
+        finally:
+            node.end()

@@ -96,6 +96,22 @@ def test_a_lost_node_costs_what_it_ran_and_nothing_else(make_pool: MakePool, jou
     assert pool.submit(work.journalled, journal.path, 99).result(WATCHDOG) == 99
 
 
+def test_a_pool_without_tasks_tells_of_its_nodes(make_pool: MakePool) -> None:
+    pool = make_pool()
+    told: list[Any] = []
+    for event in ("node_joined", "node_left"):
+        pool.on(event, told.append)
+    provider: Any = pool._nodes._provider
+    provider.add()
+    wait_until(lambda: told, "the new node")
+    victim = pool.nodes()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    wait_until(lambda: len(told) == 2, "the end of the other")
+    assert [type(event).__name__ for event in told] == ["NodeJoined", "NodeLeft"]
+    assert (told[1].node, told[1].reason) == (victim.address, "lost")
+    assert len(pool.nodes()) == 1
+
+
 def test_runs_of_a_task_never_overlap(make_pool: MakePool, journal: Journal) -> None:
     pool = make_pool(2, 1)
     tasks = [pool.options(retries=2).submit(work.journalled, journal.path, number, 1.0) for number in range(2)]

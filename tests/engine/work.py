@@ -32,6 +32,11 @@ def name_of_process() -> int:
     return os.getpid()
 
 
+def double(number: int) -> int:
+    """Twice that."""
+    return number * 2
+
+
 def die() -> None:
     """End this process by a signal."""
     os.kill(os.getpid(), signal.SIGSEGV)

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from concurrent.futures import Executor, Future
 
 import poolkit
+from poolkit.dask import DaskPool, NodeInfo
 
 
 def double(number: int, *, times: int = 1) -> str:
@@ -274,3 +275,22 @@ def works() -> None:
     hosting: poolkit.Worker[None] = poolkit.Worker.hosting(dict, a=1)
     call: poolkit.Task[object] = hosting.call("get", "a")
     del number, text, port, call
+
+
+def on_nodes() -> None:
+    """A pool on nodes is a pool: its tasks, results and offloaded calls have the same types."""
+    with DaskPool("tls://scheduler:8786", max_nodes=3, by_value=["mine"]) as pool:
+        task: poolkit.Task[str] = pool.submit(double, 3, times=2)
+        again: poolkit.Task[str] = pool.options(retries=1).submit(double, 3)
+        results: poolkit.Results[str] = pool.map(double, range(3))
+        coroutine: poolkit.Task[bytes] = pool.submit(fetch, "url")
+        shared: poolkit.Shared[list[int]] = pool.broadcast([1])
+        node: str | None = task.node
+        nodes: list[NodeInfo] = pool.nodes()
+        pool.submit(double, "3")  # type: ignore[call-overload]
+        with poolkit.use_pool(pool):
+            offloaded: list[poolkit.Task[bytes]] = [plain(3), configured(3), plain.options(timeout=1)(3)]
+            plain("3")  # type: ignore[arg-type]
+        executor: Executor = pool
+        general: poolkit.Pool = pool
+    del again, results, coroutine, shared, node, nodes, offloaded, executor, general
