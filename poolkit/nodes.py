@@ -219,7 +219,7 @@ class NodePool(Pool):
         self._nodes, self._engine = workforce, engine
         engine.node_timeout = node_timeout
         workforce.post_all, workforce.leave = engine.post_all, engine.leave
-        workforce.log_now = engine.records.add
+        workforce.log_now, workforce.warn = engine.records.add, engine.warn
         workforce.changed = self._node_changed
         workforce.looked, workforce.resized, workforce.dismiss = self._look, self._resized, engine.dismiss
         self._provider, self._most, self._least = provider, most, min_nodes

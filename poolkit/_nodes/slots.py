@@ -103,6 +103,7 @@ class Node:
         self.used = False  # it is held, as far as its provider goes
         self.plain = self.spare = 0  # how many of its slots are
         self.extra = 0  # spare slots for each worker
+        self.shown = 0  # bytes that its tasks printed and that were written, of which it has not been told
         self.running = 0  # tasks that were written, and not answered for
         self.way = self.mean = 0.0  # seconds: on the way there and back; that a task runs
         self.samples = 0

@@ -62,6 +62,13 @@ def _workers(address: str) -> list[_Worker]:
     return [_Worker(handlers) for handlers in found.values()]
 
 
+def test_what_tasks_print_comes_before_their_results(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with DaskPool(address, min_nodes=2) as pool:
+        for number in range(5):
+            assert pool.submit(os.system, f"echo task {number}; echo error {number} >&2").result(WATCHDOG) == 0
+            assert capfd.readouterr() == (f"task {number}\n", f"error {number}\n")
+
+
 def test_offloaded_calls_and_coroutines_go_there(address: str) -> None:
     import asyncio
 
