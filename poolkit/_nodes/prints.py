@@ -135,20 +135,22 @@ def _lines(fd: int, data: bytes) -> tuple[bytes, bytes]:
 
 
 class Printer:
-    """Writes to a standard stream of this process; what that does not take at once, on a thread of its own."""
+    """Writes to a file of this process; what that does not take at once, on a thread of its own."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._queue: deque[tuple[bytes, Callable[[int], object]]] = deque()
+    def __init__(self) -> None:
+        self._queue: deque[tuple[int, bytes, Callable[[int], object]]] = deque()
         self._thread: threading.Thread | None = None  # it lives while there is something in the queue
         self._lock = threading.Lock()
 
-    def write(self, data: bytes, shown: Callable[[int], object]) -> None:
-        """Write this, without blocking, behind what was to be written before; `shown` is told of how many bytes."""
+    def write(self, fd: int, data: bytes, shown: Callable[[int], object]) -> None:
+        """Write this to a descriptor of it, without blocking, behind what was to be written before.
+
+        `shown` is told of how many bytes are written, on any thread.
+        """
         with self._lock:
-            done = 0 if self._queue else _write_some(self._fd, data)
+            done = 0 if self._queue else _write_some(fd, data)
             if done < len(data):
-                self._queue.append((data[done:], shown))
+                self._queue.append((fd, data[done:], shown))
                 if len(self._queue) == 1:
                     self._thread = threading.Thread(target=self._run, name="poolkit-printer", daemon=True)
                     with contextlib.suppress(RuntimeError):  # the interpreter ends
@@ -164,17 +166,26 @@ class Printer:
     def _run(self) -> None:
         is_left = True
         while is_left:
-            data, shown = self._queue[0]
+            fd, data, shown = self._queue[0]
             done = len(data)
             with contextlib.suppress(OSError):  # nobody reads it, or the stream is closed: dropped
-                done = os.write(self._fd, data) if is_open(self._fd) else done
+                done = os.write(fd, data) if is_open(fd) else done
             with self._lock:
                 if done < len(data):
-                    self._queue[0] = data[done:], shown
+                    self._queue[0] = fd, data[done:], shown
                 else:
                     self._queue.popleft()
                 is_left = bool(self._queue)
             shown(done)
+
+
+def standard_printers() -> tuple[Printer, Printer]:
+    """What writes to the standard output and errors: one and the same where those are one file, as lines may mix."""
+    output = Printer()
+    with contextlib.suppress(OSError):  # one is closed
+        if os.path.sameopenfile(1, 2):
+            return output, output
+    return output, Printer()
 
 
 def _write_some(fd: int, data: bytes) -> int:

@@ -46,7 +46,7 @@ from poolkit._memory.memory import Memory
 from poolkit._nodes import messages
 from poolkit._nodes.interfaces import Channel, Message, NodeFacts, NodeProvider
 from poolkit._nodes.lease import D as AFTER
-from poolkit._nodes.prints import CHUNK, PATIENCE, Printer
+from poolkit._nodes.prints import CHUNK, PATIENCE, standard_printers
 from poolkit._nodes.slots import Claim, Node, Order, Slot
 from poolkit._wire import codec
 from poolkit._wire.buffers import Found, found_from
@@ -119,7 +119,7 @@ class NodeWorkforce(DrivenWorkforce):
         self._is_closed = False
         self.network = [0, 0, 0]  # bytes sent and received, messages
         self._items = [0, 0]
-        self._printers = Printer(1), Printer(2)
+        self._printers = standard_printers()
         self._talking: dict[int, Exchange] = {}  # slots that were paused for messages, and of what
 
     # ===== calls, on the caller's thread =====
@@ -484,7 +484,7 @@ class NodeWorkforce(DrivenWorkforce):
                 f"{lost} bytes that tasks printed on node {node.facts.address} were dropped, as the standard output or "
                 f"errors of this process, or the network, took nothing more for {PATIENCE:g} s"
             )
-        self._printers[stream].write(data, functools.partial(self._shown, node))
+        self._printers[stream].write(1 + stream, data, functools.partial(self._shown, node))
 
     def _shown(self, node: Node, count: int) -> None:
         """So much of that is written, of which the node is told now and then."""

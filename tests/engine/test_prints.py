@@ -176,9 +176,9 @@ def test_a_pipe_that_is_full_gets_the_rest_later() -> None:
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)  # as a standard stream is
     counts: list[int] = []
-    printer, data = Printer(writing), [bytes([65 + n]) * 50_000 for n in range(4)]
+    printer, data = Printer(), [bytes([65 + n]) * 50_000 for n in range(4)]
     for each in data:
-        printer.write(each, counts.append)
+        printer.write(writing, each, counts.append)
     assert sum(counts) < 200_000
     found = b""
     while len(found) < 200_000:
@@ -186,7 +186,7 @@ def test_a_pipe_that_is_full_gets_the_rest_later() -> None:
     printer.close(WATCHDOG)
     assert found == b"".join(data)
     assert sum(counts) == 200_000
-    printer.write(b"more", counts.append)
+    printer.write(writing, b"more", counts.append)
     assert os.read(reading, 10) == b"more"
     os.close(reading)
     os.close(writing)
@@ -200,8 +200,8 @@ def test_what_nobody_can_have_counts_as_shown(is_broken: bool) -> None:
     if not is_broken:
         os.close(writing)
     counts: list[int] = []
-    printer = Printer(writing)
-    printer.write(b"gone", counts.append)
+    printer = Printer()
+    printer.write(writing, b"gone", counts.append)
     printer.close(WATCHDOG)
     assert counts == [4]
     if is_broken:
