@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 
 import poolkit
@@ -58,13 +57,15 @@ def greet(number: int) -> int:
     return number
 
 
-def nap(seconds: float) -> float:
-    """Take so long."""
-    time.sleep(seconds)  # noqa: TID251 -- what the task takes
-    return seconds
+def stay(number: int) -> int:
+    """Never end, when this runs for the first time."""
+    context = poolkit.current_task()
+    if context is not None and context.attempt == 1:
+        threading.Event().wait()
+    return number
 
 
-def tell(what: str, task: poolkit.Task[float] | poolkit.Task[None]) -> None:
+def tell(what: str, task: poolkit.Task[int] | poolkit.Task[None]) -> None:
     """Print how a task ended."""
     error = task.exception()
     if isinstance(error, poolkit.NodeLost):
@@ -92,10 +93,10 @@ def kill_nodes(pool: DaskPool) -> None:
     """Kill two nodes that run something, while more is queued."""
     begun = threading.Semaphore(0)
     pool.on("task_started", lambda _event: begun.release())
-    tasks = pool.submit(nap, 2), pool.options(retries=1).submit(nap, 2)
+    tasks = pool.submit(stay, 1), pool.options(retries=1).submit(stay, 2)
     for _ in tasks:
         begun.acquire()
-    queued = [pool.submit(nap, 0.01) for _ in range(20)]
+    queued = [pool.submit(abs, number) for number in range(20)]
     for node in pool.nodes():
         if node.address in {task.node for task in tasks}:
             os.kill(node.pid, signal.SIGKILL)
