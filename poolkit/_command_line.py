@@ -15,7 +15,7 @@ from poolkit import _os
 from poolkit._core import options as checks
 from poolkit._core.options import UNSET, CallOptions
 from poolkit._engine.interface import PoolEngine
-from poolkit._kinds.commands import Call, ProgramForce, checker, signal_number
+from poolkit._kinds.commands import Call, CompletedCommand, ProgramForce, checker, signal_number
 from poolkit._spawn.entrance import Entrance
 from poolkit._spawn.output import Output, text_decoder
 from poolkit._spawn.program import Recipe
@@ -40,6 +40,16 @@ def command(called: str, engine: PoolEngine, view: CallOptions, argv: Any, optio
             msg = f"{called}() got an unexpected keyword argument {name!r}; there are {', '.join(known)}"
             raise TypeError(msg)
     return _command(engine, view, argv, **options)
+
+
+def run_here(argv: Any, options: dict[str, Any], view: dict[str, Any]) -> CompletedCommand[Any]:
+    """Run a program at once, and wait for it; on a node, in a worker there."""
+    from poolkit._engine import spawned  # noqa: PLC0415 -- for nodes
+
+    engine = spawned.pool()
+    made = command("Pool.run", engine, CallOptions().changed(**view), argv, options)
+    engine.submit(made)
+    return made.result()
 
 
 def _command(  # noqa: PLR0913 -- all that can be said of a program, by keyword

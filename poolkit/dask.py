@@ -28,7 +28,7 @@ __all__ = ["DaskPool", "NodeInfo", "NodeJoined", "NodeLeft", "install"]
 class DaskPool(NodePool):
     """A pool whose workers are on the nodes of a Dask cluster. Thread-safe.
 
-    What differs from a pool on one machine: `NodeLost` and `NoNodes`; no streams, no `task.send`, no `run`, no
+    What differs from a pool on one machine: `NodeLost` and `NoNodes`; no streams, no `task.send`, no
     `stacks()`; shared memory and multiprocessing's locks are refused as arguments; calls take 1 to 2 ms longer.
     """
 

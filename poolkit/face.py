@@ -240,10 +240,15 @@ class Face(Ending):
         return command
 
     def _command(self, called: str, argv: Any, options: dict[str, Any]) -> poolkit.Command[Any]:
-        self._check_runs("programs")
         from poolkit import _command_line  # noqa: PLC0415 -- only for those who run programs
 
-        return _command_line.command(called, self._supervisor, self._options, argv, options)
+        command = _command_line.command(called, self._supervisor, self._options, argv, options)
+        return self._as_sent(command, argv, options)
+
+    def _as_sent(self, command: poolkit.Command[Any], argv: Any, options: dict[str, Any]) -> poolkit.Command[Any]:
+        """What is submitted for a command that was checked."""
+        del argv, options
+        return command
 
     def _check_runs(self, what: str) -> None:
         """Raise RuntimeError where only calls are run."""
@@ -492,6 +497,9 @@ class PoolView(Face):
     def max_workers(self) -> int:
         """How many workers the pool may have."""
         return self._of.max_workers
+
+    def _as_sent(self, command: poolkit.Command[Any], argv: Any, options: dict[str, Any]) -> poolkit.Command[Any]:
+        return self._of._as_sent(command, argv, options)  # noqa: SLF001 -- see above
 
     def __repr__(self) -> str:
         """Show the pool and what differs from the defaults."""

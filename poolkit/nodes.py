@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from poolkit._core import options as checks
 from poolkit._core.options import CallOptions
@@ -41,6 +41,9 @@ from poolkit._wire.plans import Sent, describe
 from poolkit.broadcast import Shared, broadcast
 from poolkit.errors import InitializerFailed, NoNodes, PoolClosed, PoolkitError, SerializationError, VersionMismatch
 from poolkit.pool import Pool
+
+if TYPE_CHECKING:
+    from poolkit.command import Command
 
 T = TypeVar("T")
 
@@ -126,6 +129,9 @@ class NodesEngine(Supervisor):
         """The workers, with their nodes."""
         found = [(info, *self.workforce.place_of(info.id)) for info in super().workers()]
         return [dataclasses.replace(info, node=node, pid=pid) for info, node, pid in found]
+
+    def open_programs(self) -> None:
+        """Nothing is needed here: they run on the nodes."""
 
     def nodeless(self, since: float, why: BaseException | None) -> None:
         """No node has been up since then: what is queued for too long meanwhile fails."""
@@ -225,7 +231,7 @@ class NodePool(Pool):
         self._nodes, self._engine = workforce, engine
         engine.node_timeout = node_timeout
         workforce.post_all, workforce.leave = engine.post_all, engine.leave
-        workforce.log_now = engine.records.add
+        workforce.log_now, workforce.warn = engine.records.add, engine.warn
         workforce.changed = self._node_changed
         workforce.looked, workforce.resized, workforce.dismiss = self._look, self._resized, engine.dismiss
         self._provider, self._most, self._least = provider, most, min_nodes
@@ -357,6 +363,11 @@ class NodePool(Pool):
         if memory is not None:
             self._nodes.broadcast(memory)
         return handle
+
+    def _as_sent(self, command: Command[Any], argv: Any, options: dict[str, Any]) -> Command[Any]:
+        from poolkit._node_command import NodeCommand  # noqa: PLC0415 -- only for those who run programs
+
+        return NodeCommand(self._engine, command, argv, options)
 
     def resize(self, max_workers: int) -> None:
         """Change how many workers there may be, over all nodes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -48,7 +49,7 @@ def anchors_of(page: str) -> set[str]:
     return {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def run(script: Path, *arguments: str, where: Path) -> str:
+def run(script: Path, *arguments: str, where: Path, seconds: float = WATCHDOG) -> str:
     """Run a script by itself, in the folder `where`; it must succeed without a complaint. Returns what it printed."""
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
@@ -56,7 +57,7 @@ def run(script: Path, *arguments: str, where: Path) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=WATCHDOG,
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -211,6 +212,16 @@ def test_example_of_a_media_server_serves_and_ends_what_its_clients_leave(tmp_pa
     assert len(re.findall(r"^ok    \.(?:mp4|webm) .*, 100%$", printed, re.MULTILINE)) == 8
     assert len(re.findall(r"^ok    left in a \w+: no ffmpeg is left", printed, re.MULTILINE)) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="needs Dask")
+def test_example_of_a_cluster_tells_what_each_bad_thing_costs(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples/many_machines.py", where=tmp_path, seconds=4 * WATCHDOG).splitlines()
+    assert {f"  task {number} says hello" for number in range(4)} == {line for line in printed if "hello" in line}
+    shown = (ROOT / "docs/guide/many-machines.md").read_text().partition("beside them: ")[2].partition("```")[0]
+    assert [line for line in printed if "hello" not in line] == f"beside them: {shown}".splitlines()
 
 
 @pytest.mark.long

@@ -31,7 +31,7 @@ class Workforce(Protocol):
     max_batch: int  # the most tasks of one message; 1 where sending ahead gains nothing
     programs: Workforce | None = None  # what runs its commands, each as a worker of its own; once there was one
     ends_coroutines: bool  # whether a run of a coroutine function can be told to end
-    runs_only_calls: bool = False  # neither streams nor programs
+    runs_only_calls: bool = False  # no streams
     keeps_limits: bool = False  # it sees to limits on time and memory itself, and what it was sent counts as begun
 
     def start(self, worker_id: int) -> None:

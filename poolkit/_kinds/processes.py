@@ -187,7 +187,8 @@ class Processes(DrivenWorkforce):
         theirs, lease = peer.open(self._inherited_fds), self._settings.lease_fd
         flags = self._settings.fork_flags | (0 if lease is None else messages.HAS_LEASE)
         try:
-            child = peer.child = template.spawn(theirs if lease is None else [*theirs, lease], flags)
+            fds = theirs if lease is None else [*theirs, lease]
+            child = peer.child = template.spawn(fds, flags, self._settings.streams)
         finally:
             for fd in theirs:
                 os.close(fd)

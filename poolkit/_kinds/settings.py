@@ -81,6 +81,7 @@ class PoolSettings:
         self.size = size
         self.given: Mapping[str, Any] = {}  # of another process, whose script the workers have; see `_child/boot.py`
         self.fork_flags = 0  # of orders to the template process, see `_wire/messages.py`
+        self.streams = 1, 2  # descriptors that its workers print to, open as long as the pool
         self.lease_fd: int | None = None  # of a `LeasePage` that its workers live under, open as long as the pool
 
     def share_cpus(self) -> None:

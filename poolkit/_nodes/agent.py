@@ -33,6 +33,7 @@ from poolkit._memory.owner import OwnerTransport
 from poolkit._nodes import messages
 from poolkit._nodes.interfaces import AgentSettings, Channel, Message, NodeFacts
 from poolkit._nodes.lease import Tenant
+from poolkit._nodes.prints import Prints
 from poolkit._nodes.runs import Came, Run, build, memory_of
 from poolkit._nodes.script import NodeScript
 from poolkit._wire import codec, lease_page
@@ -66,12 +67,15 @@ class Agent:
         self._lease_fd = lease_page.page()
         self._page = lease_page.LeasePage(self._lease_fd, writes=True)
         self._page.until = monotonic() + self._lease
-        self.engine = build(content, settings.workers or workers, settings.name, self._script, self._lease_fd)
+        self._channel: Channel | None = None
+        self._prints = Prints(self._wake)
+        count, streams = settings.workers or workers, self._prints.streams
+        self.engine = build(content, count, settings.name, self._script, self._lease_fd, streams)
         self.engine.records.send = self.logged
         self._transport: OwnerTransport = self.engine.workforce.transport  # type: ignore[attr-defined]
         number = os.urandom(8).hex()
         versions = {"python": settings.python, "wire": str(settings.wire)}
-        self.facts = NodeFacts(number, address, host, os.getpid(), settings.workers or workers, versions)
+        self.facts = NodeFacts(number, address, host, os.getpid(), count, versions)
         self._memories: dict[int, Memory] = {}
         self._runs: dict[int, Run] = {}
         self._links: Links = self.engine.workforce.links  # type: ignore[assignment]
@@ -80,7 +84,6 @@ class Agent:
         self._held: list[Run] = []  # until the first question was answered
         self._tenant: Tenant | None = None  # from then on
         self._asked: float | None = None  # with which stamp it was asked last, until then
-        self._channel: Channel | None = None
         self._outbox: deque[tuple[tuple[Any, ...], Sequence[Any]]] = deque()
         self._listens = False
         self._is_over = threading.Event()  # to end
@@ -120,6 +123,9 @@ class Agent:
 
     def _post(self, entry: tuple[Any, ...], buffers: Sequence[Any] = ()) -> None:
         self._outbox.append((entry, buffers))
+        self._wake()
+
+    def _wake(self) -> None:
         if self._channel is not None:
             self._channel.wake()
 
@@ -135,6 +141,8 @@ class Agent:
             entries.append(entry)
             parts += buffers
             nbytes += sum(memoryview(buffer).nbytes for buffer in buffers)
+        if entries or self._prints.kept:  # what was printed before those ended stands before them
+            entries[:0] = [(messages.PRINTED, *each) for each in self._prints.take()]
         return (messages.pack(entries), parts) if entries else None
 
     def _came(self, head: bytes, parts: list[Any]) -> None:  # noqa: C901 -- one branch for each
@@ -160,6 +168,8 @@ class Agent:
                 self._memories.pop(entry[1], None)
             elif kind == messages.LEASED:
                 self._leased(entry[1])
+            elif kind == messages.SHOWN:
+                self._prints.shown(entry[1])
             elif kind == messages.PACE:
                 self._pace(*entry[1:])
             elif kind == messages.KILL:
@@ -400,6 +410,7 @@ class Agent:
         except Exception:
             log.exception("the pool of node %s could not be ended", self._address)
         os.close(self._lease_fd)
+        self._prints.close()
         if self._channel is not None:
             self._channel.abort()
         self._has_ended.set()

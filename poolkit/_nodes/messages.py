@@ -11,6 +11,7 @@ What an entry has of buffers is told by a count, its last field; they stand besi
                     KILL       slot, task, wants_stack
                     PACE       slot, reads: whether what its worker says is to be read
                     LEASED     stamp
+                    SHOWN      nbytes: so much of what was printed is where it was to go
                     BYE        the agent is to end
     to the owner    DONE       slot, task, ok, body, run_time, memory, process, count of buffers
                     FAILED     slot, task, packed error, run_time: an error of the node's own pool
@@ -22,6 +23,7 @@ What an entry has of buffers is told by a count, its last field; they stand besi
                     PROGRESS   slot, task, done, total, is_last
                     LOGGED     slot, task, record
                     TOLD       slot, task, nbytes, body, count of buffers: a message of a task
+                    PRINTED    stream, bytes, how many were dropped before: 0 the output, 1 the errors
                     BROKEN     packed error: the initializer raised
                     ASK        stamp
                     LEAVING    reason: send nothing more
@@ -33,8 +35,8 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
-RUN, DEFINE, MEMORY, FORGET, KILL, LEASED, BYE, PACE = range(8)
-DONE, FAILED, CANCELLED, BACK, BEGUN, PROGRESS, LOGGED, TOLD, BROKEN, ASK, LEAVING, UP, AT = range(13)
+RUN, DEFINE, MEMORY, FORGET, KILL, LEASED, BYE, PACE, SHOWN = range(9)
+DONE, FAILED, CANCELLED, BACK, BEGUN, PROGRESS, LOGGED, TOLD, BROKEN, ASK, LEAVING, UP, AT, PRINTED = range(14)
 
 MOST_BYTES = 4 << 20  # of buffers in one message; the next entry goes into the next
 

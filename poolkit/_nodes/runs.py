@@ -154,13 +154,15 @@ class NodeEngine(Supervisor):
             self.cancel(task)
 
 
-def build(content: dict[str, Any], workers: int, name: str, script: NodeScript, lease_fd: int) -> NodeEngine:
-    """Make the node's pool, as the owner's would be made here; its workers live under this lease."""
+def build(
+    content: dict[str, Any], workers: int, name: str, script: NodeScript, lease_fd: int, streams: tuple[int, int]
+) -> NodeEngine:
+    """Make the node's pool, as the owner's would be made here; its workers live under this lease, and print there."""
     settings = PoolSettings(
         workers, "process", None, None, (), content["preload"], content["env"], content["shm_threshold"]
     )
     settings.share_cpus()
-    settings.given, settings.lease_fd = content["given"], lease_fd
+    settings.given, settings.lease_fd, settings.streams = content["given"], lease_fd, streams
     lock, transport = RLock(), OwnerTransport(settings.shm_threshold, name)
     initializer = None
     if content["initializer"] is not None:

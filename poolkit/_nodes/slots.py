@@ -104,6 +104,7 @@ class Node:
         self.plain = self.spare = 0  # how many of its slots are
         self.offer = 0  # number of the last one, see `_offer` of the workforce
         self.extra = 0  # spare slots for each worker
+        self.shown = 0  # bytes that its tasks printed and that were written, of which it has not been told
         self.running = 0  # tasks that were written, and not answered for
         self.way = self.mean = 0.0  # seconds: on the way there and back; that a task runs
         self.samples = 0

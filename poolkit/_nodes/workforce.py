@@ -49,6 +49,7 @@ from poolkit._memory.memory import Memory
 from poolkit._nodes import messages
 from poolkit._nodes.interfaces import Channel, Message, NodeFacts, NodeProvider
 from poolkit._nodes.lease import D as AFTER
+from poolkit._nodes.prints import CHUNK, PATIENCE, standard_printers
 from poolkit._nodes.slots import Claim, Node, Order, Slot
 from poolkit._wire import codec
 from poolkit._wire.buffers import Found, found_from
@@ -81,6 +82,7 @@ class NodeWorkforce(DrivenWorkforce):
         looked: called on the supervisor thread now and then.
         may_pause: whether a task may have to wait for who reads its messages.
         resized: called when there are more places, or fewer.
+        warn: of the engine: logs a warning.
         dismiss: of the engine: slots that are to be sent nothing more, and to go when they have nothing to do.
         post_all, leave, log_now: of the engine: reports to be taken in; one to be taken in soon; records to be logged.
     """
@@ -98,6 +100,7 @@ class NodeWorkforce(DrivenWorkforce):
     may_pause: Callable[[], bool]
     resized: Callable[[], object]
     dismiss: Callable[[Collection[int]], object]
+    warn: Callable[[str], object]
 
     def __init__(self, lock: RLock, provider: NodeProvider, *, lease: float, shm_threshold: float) -> None:
         self._lock = lock
@@ -121,6 +124,7 @@ class NodeWorkforce(DrivenWorkforce):
         self._is_closed = False
         self.network = [0, 0, 0]  # bytes sent and received, messages
         self._items = [0, 0]
+        self._printers = standard_printers()
         self._talking: dict[int, Exchange] = {}  # slots that were paused for messages, and of what
 
     # ===== calls, on the caller's thread =====
@@ -477,6 +481,8 @@ class NodeWorkforce(DrivenWorkforce):
                 self.leaving(node.facts.number, entry[1])
             elif kind in (messages.UP, messages.BROKEN):
                 self._booted(node, kind, entry[1])
+            elif kind == messages.PRINTED:
+                self._printed(node, *entry[1:])
             elif kind == messages.LOGGED:
                 logged.append(Logged(entry[1], entry[2], entry[3]))
             elif (slot := self._slots.get(entry[1])) is not None and slot.node is node:
@@ -490,6 +496,24 @@ class NodeWorkforce(DrivenWorkforce):
             self._even_out(node, back)
         if reports:
             self.post_all(reports)
+
+    def _printed(self, node: Node, stream: int, data: bytes, lost: int) -> None:
+        """Tasks have printed something."""
+        if lost:
+            self.warn(
+                f"{lost} bytes that tasks printed on node {node.facts.address} were dropped, as the standard output or "
+                f"errors of this process, or the network, took nothing more for {PATIENCE:g} s"
+            )
+        self._printers[stream].write(1 + stream, data, functools.partial(self._shown, node))
+
+    def _shown(self, node: Node, count: int) -> None:
+        """So much of that is written, of which the node is told now and then."""
+        with self._lock:
+            node.shown += count
+            if node.shown >= CHUNK:
+                node.outbox.append((None, (messages.SHOWN, node.shown), ()))
+                node.shown = 0
+                node.channel.wake()
 
     def _even_out(self, node: Node, back: Sequence[int]) -> None:
         """The node is to have another count of spare slots, and is not to have those at all."""
@@ -701,6 +725,8 @@ class NodeWorkforce(DrivenWorkforce):
                 node.outbox.append((None, (messages.BYE,), ()))
                 node.channel.wake()
         self._provider.close()
+        for printer in self._printers:
+            printer.close(PATIENCE)
 
     # ===== looking =====
 

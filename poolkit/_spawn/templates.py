@@ -88,8 +88,8 @@ class Template:
         finally:
             self._theirs.close()
 
-    def spawn(self, fds: Sequence[int], flags: int = 0) -> Child:
-        """Have a process forked that gets these descriptors, which stay the caller's, and the present standard streams.
+    def spawn(self, fds: Sequence[int], flags: int = 0, streams: tuple[int, int] = (1, 2)) -> Child:
+        """Have a process forked that gets these descriptors, which stay the caller's, and these for its prints.
 
         Raises:
             BrokenPipeError, ConnectionResetError: it has ended.
@@ -99,8 +99,8 @@ class Template:
             ours, theirs = launch.socket_pair()
             try:
                 attached = [theirs.fileno()]
-                for fd, flag in ((1, messages.HAS_OUTPUT), (2, messages.HAS_ERRORS)):
-                    if is_open(fd):
+                for fd, flag in zip(streams, (messages.HAS_OUTPUT, messages.HAS_ERRORS)):  # noqa: B905
+                    if fd > 2 or is_open(fd):  # noqa: PLR2004 -- the last of our own
                         attached.append(fd)
                         flags |= flag
                 attached += fds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -63,6 +64,19 @@ def _workers(address: str) -> list[_Worker]:
     with distributed.Client(address, set_as_default=False) as client:
         found = client.run(lambda dask_worker: list(dask_worker.handlers))
     return [_Worker(handlers) for handlers in found.values()]
+
+
+def test_what_tasks_print_and_log_comes_before_their_results(
+    address: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with DaskPool(address, min_nodes=2) as pool:
+        for number in range(5):
+            assert pool.submit(os.system, f"echo task {number}; echo error {number} >&2").result(WATCHDOG) == 0
+            assert capfd.readouterr() == (f"task {number}\n", f"error {number}\n")
+        task = pool.submit(logging.getLogger("engine").warning, "hello")
+        task.result(WATCHDOG)
+        (record,) = [record for record in caplog.records if record.name == "engine"]
+        assert record.poolkit_node == task.node  # type: ignore[attr-defined]
 
 
 def test_offloaded_calls_and_coroutines_go_there(address: str) -> None:

@@ -215,6 +215,27 @@ def test_limits_are_kept_on_the_node(make_pool: MakePool, journal: Journal) -> N
     assert pool.options(retries=1).submit(work.die).exception(WATCHDOG).args[0].count("attempt 2") == 1  # type: ignore[union-attr]
 
 
+def test_a_limit_on_memory_costs_one_task(make_pool: MakePool) -> None:
+    pool = make_pool(1, 2)
+    error = pool.options(memory_limit=64 << 20).submit(work.eat, 1 << 30)
+    others = [pool.submit(abs, -number) for number in range(50)]
+    assert isinstance(error.exception(WATCHDOG), poolkit.MemoryLimitExceeded)
+    assert [task.result(WATCHDOG) for task in others] == list(range(50))
+    assert len(pool.nodes()) == 1
+
+
+def test_a_bounded_queue_holds_back_who_submits(make_pool: MakePool, journal: Journal) -> None:
+    pool = make_pool(1, 1, max_queue=2)
+    tasks = [pool.submit(work.journalled, journal.path, 0, 30.0)]
+    wait_until(journal.begun)
+    tasks += [pool.submit(abs, -1) for _ in range(2)]
+    with pytest.raises(poolkit.QueueFull):
+        pool.options(block=False).submit(abs, -1)
+    tasks[0].cancel()
+    assert [task.result(WATCHDOG) for task in tasks[1:]] == [1, 1]
+    assert pool.options(block=False).submit(abs, -2).result(WATCHDOG) == 2
+
+
 def test_a_cancelled_task_ends_and_its_place_serves_again(make_pool: MakePool, journal: Journal) -> None:
     pool = make_pool()
     task = pool.submit(work.journalled, journal.path, 0, 30.0)
@@ -255,8 +276,6 @@ def test_memory_of_this_machine_is_refused(make_pool: MakePool) -> None:
         pool.submit(len, buffer).result(WATCHDOG)
     with pytest.raises(RuntimeError, match="on one machine"):
         pool.stream(iter, [])
-    with pytest.raises(RuntimeError, match="on one machine"):
-        pool.run(["true"])
     with pytest.raises(RuntimeError, match="on this machine"):
         pool.submit(len, "").send("x")
     import multiprocessing
