@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
+from _thread import allocate_lock
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,7 +18,7 @@ def write(path: str, *words: object) -> None:
     os.close(fd)
 
 
-def journalled(path: str, number: int, seconds: float = 0.0) -> int:
+def journalled(path: str, number: int, seconds: float = 0.0, _load: object = None) -> int:
     """Write when it begins, lives on and ends."""
     until = time.monotonic() + seconds
     write(path, "begin", number, time.monotonic(), os.getpid())
@@ -25,6 +27,23 @@ def journalled(path: str, number: int, seconds: float = 0.0) -> int:
         write(path, "alive", number, time.monotonic(), os.getpid())
     write(path, "end", number, time.monotonic(), os.getpid())
     return number
+
+
+def go_bad(path: str, number: int, how: str) -> object:
+    """Write that it begins, and do what is not to be done."""
+    write(path, "begin", number, time.monotonic(), os.getpid())
+    if how == "segfault":
+        die()
+    if how == "exit":
+        os._exit(7)
+    if how == "raise":
+        raise ValueError(how)
+    return allocate_lock()  # which cannot be pickled
+
+
+def hold_the_gil(seconds: float) -> None:
+    """Keep the interpreter's lock of this process for so long."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
 def name_of_process() -> int:
