@@ -61,21 +61,21 @@ class Cluster:
     """A scheduler and nodes. Use as a context manager."""
 
     def __init__(self, nodes: int, threads: int = 2, *options: str, nanny: bool = False) -> None:
-        self._threads, self._options = threads, options
+        self._threads, self._options, self._nanny = threads, options, nanny
         self._programs: list[Program] = []
         self.nodes: dict[int, Node] = {}  # by process: the nannies', where there are any
         self.scheduler = self._started(Scheduler())
         self.address = self.scheduler.address
-        self.add(nodes, nanny=nanny)
+        self.add(nodes)
 
     def _started(self, program: Any) -> Any:
         self._programs.append(program)
         return program
 
-    def add(self, nodes: int, *, nanny: bool = False) -> list[int]:
-        """Start so many nodes more; does not wait for them. Returns their processes."""
-        options = "--nthreads", str(self._threads), *self._options
-        new = [self._started(Node(self.address, *options, nanny=nanny)) for _ in range(nodes)]
+    def add(self, nodes: int, *more: str) -> list[int]:
+        """Start so many nodes more, with more options; does not wait for them. Returns their processes."""
+        options = "--nthreads", str(self._threads), *self._options, *more
+        new = [self._started(Node(self.address, *options, nanny=self._nanny)) for _ in range(nodes)]
         self.nodes.update({node.pid: node for node in new})
         return [node.pid for node in new]
 

@@ -110,9 +110,7 @@ def _afterwards(bars: Bars, owner: Owner, faults: Faults) -> None:
 
 def _left(bars: Bars, owner: Owner, cluster: Cluster) -> None:
     """Nothing is left of the pool when it was shut down."""
-    bars.bar(
-        owner.end() == 0 and "clean" in owner.said, "the owner ends, with nothing left of the pool"
-    )
+    bars.bar(owner.end() == 0 and "clean" in owner.said, "the owner ends, with nothing left of the pool")
     left: list[str] = []
     with distributed.Client(cluster.address, set_as_default=False) as client:
 

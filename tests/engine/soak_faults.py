@@ -102,7 +102,7 @@ class Faults:
         """Start what is missing of the nodes."""
         living = self.living()
         if not self.nannies & set(living):
-            self.nannies.update(self.cluster.add(1, nanny=True))
+            self.nannies.update(self.cluster.add(1, "--nanny"))
             living = self.living()
         self.cluster.add(max(0, NODES - len(living)))
 

@@ -38,12 +38,9 @@ def go_bad(path: str, number: int, how: str) -> object:
         os._exit(7)
     if how == "raise":
         raise ValueError(how)
+    if how == "large":
+        eat(1 << 30)
     return allocate_lock()  # which cannot be pickled
-
-
-def hold_the_gil(seconds: float) -> None:
-    """Keep the interpreter's lock of this process for so long."""
-    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
 def name_of_process() -> int:
@@ -54,6 +51,11 @@ def name_of_process() -> int:
 def die() -> None:
     """End this process by a signal."""
     os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hold_the_gil(seconds: float) -> None:
+    """Sleep in C without letting go of the interpreter's lock."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
 def eat(nbytes: int) -> None:
@@ -90,6 +92,10 @@ class Journal:
         for kind, number, *_ in self.lines():
             counts[int(number)] += kind == "begin"
         return counts
+
+    def processes(self) -> set[int]:
+        """Those in which tasks have run."""
+        return {int(pid) for *_, pid in self.lines()}
 
     def runs(self, number: int) -> list[tuple[float, float]]:
         """When each run of a task began, and when it gave its last sign of life."""
