@@ -16,7 +16,7 @@ from engine.work import Journal
 from poolkit._nodes.provider_local import LocalProvider
 from poolkit.nodes import NodePool
 
-ON_DASK = ["test_dask_pool.py", "test_failures_on_dask.py", "test_install.py", "test_provider_dask.py"]
+ON_DASK = ["test_dask_pool.py", "test_failures_on_dask.py", "test_install.py", "test_provider_dask.py", "test_soak.py"]
 collect_ignore = [] if "POOLKIT_DASK" in os.environ else ON_DASK
 
 

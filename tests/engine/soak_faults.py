@@ -22,20 +22,20 @@ from engine.cluster import LONG, Cluster, offspring, pause, wait_for
 from engine.soak_owner import LEASE, NODES, Owner
 from soak import memory
 
-OLD = 60.0  # seconds that a node has lived for, of which what it holds is told
+OLD = 120.0  # seconds that a node has lived for, of which what it holds is told
 MEMORY, DESCRIPTORS, THREADS = 8 << 20, 8, 4  # what may have grown
 
 WEIGHTS = {
-    "kill": 4,
-    "kill_under_nanny": 2,
-    "kill_child": 4,
-    "stop_shortly": 3,
-    "stop_for_long": 2,
-    "hold_the_gil": 2,
-    "retire": 2,
-    "join": 2,
+    "kill": 8,
+    "kill_under_nanny": 4,
+    "kill_child": 8,
+    "stop_shortly": 6,
+    "stop_for_long": 4,
+    "hold_the_gil": 4,
+    "retire": 4,
+    "join": 4,
     "kill_scheduler": 1,
-    "stop_owner_shortly": 1,
+    "stop_owner_shortly": 2,
     "stop_owner_for_long": 1,
 }
 
@@ -193,11 +193,11 @@ class Holdings:
     def __init__(self) -> None:
         self._samples: dict[int, list[tuple[float, tuple[int, int, int]]]] = defaultdict(list)
 
-    def look(self, pids: list[int]) -> None:
-        """Take down what these hold now."""
+    def look(self, *pids: int) -> None:
+        """Take down what these hold now, but for those that have nothing of the pool under them."""
         for pid in pids:
             with contextlib.suppress(OSError):  # it has ended
-                if found := memory.uss(pid):
+                if (found := memory.uss(pid)) and (pid in self._samples or offspring(pid)):
                     held = found, memory.descriptors(pid), memory.threads(pid)
                     self._samples[pid].append((time.monotonic(), held))
 
@@ -206,7 +206,7 @@ class Holdings:
         return [pid for pid, found in self._samples.items() if pid != owner and found[-1][0] - found[0][0] >= OLD]
 
     def grown(self, pid: int) -> tuple[str, bool]:
-        """The least that it held in the second tenth of its time, and in the last; and whether that is more."""
+        """The least that it held in a fifth of its time, near the begin and at the end; and whether that is more."""
         samples = self._samples[pid]
         begun, seconds = samples[0][0], samples[-1][0] - samples[0][0]
 
@@ -214,7 +214,7 @@ class Holdings:
             held = [held for at, held in samples if since <= (at - begun) / seconds <= until]
             return tuple(map(min, zip(*held, strict=True)))
 
-        before, after = least(0.1, 0.2), least(0.9, 1.0)
+        before, after = least(0.1, 0.3), least(0.8, 1.0)
         allowed = MEMORY, DESCRIPTORS, THREADS
         is_more = any(now > then + more for then, now, more in zip(before, after, allowed, strict=True))
         told = "; ".join(

@@ -132,9 +132,10 @@ class Owner:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            word, _, rest = line.rstrip().partition(" ")
-            self.said[word] = rest
+        with self._process.stdout as lines:
+            for line in lines:
+                word, _, rest = line.rstrip().partition(" ")
+                self.said[word] = rest
 
     def has_said(self, word: str) -> bool:
         """Whether it has said that; True as well when it has ended."""
@@ -143,17 +144,20 @@ class Owner:
     def go_on(self) -> None:
         """All nodes are there."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as told:
+            print(file=told)
 
-    def end(self) -> int:
-        """Its exit status, when it has ended by itself; it is killed if it does not."""
+    def wait(self) -> int | None:
+        """Its exit status, when it has ended by itself; None if it does not."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(LONG)
+        return self._process.returncode
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
-        return self._process.returncode
 
 
 def main() -> None:
