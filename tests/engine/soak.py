@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 import time
@@ -29,7 +30,7 @@ import psutil
 
 from engine.cluster import Bars, Cluster, new_journal, offspring, pause, wait_for
 from engine.ownerkill import what_is_left
-from engine.soak_faults import WEIGHTS, Faults, Holdings
+from engine.soak_faults import SHORT_MEMORY, WEIGHTS, Faults, Holdings
 from engine.soak_ledger import Ledger, Outcome
 from engine.soak_owner import AFTERWARDS, LEASE, OUTCOMES, WORKERS, Owner, Plan
 from engine.work import Journal
@@ -58,6 +59,7 @@ def run(minutes: float, tasks: int | None, seed: int | None) -> int:
     bars = Bars(
         f"soak: {tasks:,} tasks in {minutes:g} minutes, a fault every {EVERY:g} s, lease {LEASE:g} s, seed {seed}"
     )
+    os.environ |= SHORT_MEMORY
     with Cluster(0, WORKERS) as cluster, new_journal() as journal:
         owner = Owner(cluster.address, journal.path, seconds, tasks, seed)
         faults, holdings = Faults(cluster, owner), Holdings()

@@ -23,7 +23,13 @@ from engine.soak_owner import LEASE, NODES, Owner
 from soak import memory
 
 OLD = 120.0  # seconds that a node has lived for, of which what it holds is told
-MEMORY, DESCRIPTORS, THREADS = 8 << 20, 8, 4  # what may have grown
+MEMORY, DESCRIPTORS, THREADS = 4 << 20, 8, 4  # what may have grown
+SHORT_MEMORY = {  # for dask workers, which keep an hour of profiles and records otherwise: half a MiB more each minute
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__LOG_LENGTH": "60",
+    "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "100",
+    "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "100",
+}
 
 WEIGHTS = {
     "kill": 8,

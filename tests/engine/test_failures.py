@@ -78,7 +78,7 @@ def test_a_lost_node_costs_what_it_ran_and_nothing_else(make_pool: MakePool, jou
         assert f"{victim.address} (pid {victim.pid}" in str(error)
         assert vars(pickle.loads(pickle.dumps(error))) == vars(error)
     assert max(journal.begun().values()) == 1
-    assert len(journal.begun()) == 12
+    assert {number for number, error in enumerate(errors) if error is None} <= set(journal.begun())
     wait_until(lambda: left, "the event")
     assert (left[0].node, left[0].reason) == (victim.address, "lost")
     assert [node.address for node in pool.nodes()] == [task.node for task in tasks if task.node != victim.address][:1]
@@ -95,7 +95,7 @@ def test_a_lost_node_whose_tasks_may_be_retried_costs_nothing(make_pool: MakePoo
     assert [task.result(WATCHDOG) for task in tasks] == list(range(12))
     assert sum(count == 2 for count in journal.begun().values()) <= 2
     for number, count in journal.begun().items():
-        assert count == tasks[number].attempts <= 2
+        assert count <= tasks[number].attempts <= 2, "what was sent and had not begun is sent again as well"
         runs = journal.runs(number)
         assert all(ended < again for (_, ended), (again, _) in itertools.pairwise(runs))
     wait_until(lambda: len(pool.nodes()) == 2, "another node")
