@@ -66,7 +66,7 @@ def run(minutes: float, tasks: int | None, seed: int | None) -> int:
         try:
             faults.restore()
             wait_for(lambda: owner.has_said("up"), "the nodes")
-            _fail(bars, faults, holdings, seed)
+            _fail(bars, faults, holdings, seconds, seed)
             _afterwards(bars, owner, faults)
             _left(bars, owner, cluster)
         finally:
@@ -76,19 +76,22 @@ def run(minutes: float, tasks: int | None, seed: int | None) -> int:
     return bars.done()
 
 
-def _fail(bars: Bars, faults: Faults, holdings: Holdings, seed: int) -> None:
-    """Have one thing after another fail, until the owner has all outcomes."""
+def _fail(bars: Bars, faults: Faults, holdings: Holdings, seconds: float, seed: int) -> None:
+    """Have one thing after another fail, for so long, and wait until the owner has all outcomes."""
     begun = look_at = time.monotonic()
+    next_at = begun + EVERY
     done: Counter[str] = Counter()
     names = schedule(seed)
     while not faults.owner.has_said("settled"):
         faults.act()
         now = time.monotonic()
-        if now >= begun + (done.total() + 1) * EVERY:
-            name = next(names)
-            done[name] += 1
+        if now >= next_at:
+            next_at = now + EVERY
             faults.restore()
-            faults.do(name, seed + done.total())
+            if now < begun + seconds:  # else tasks are left, as the machine is slow
+                name = next(names)
+                done[name] += 1
+                faults.do(name, seed + done.total())
         if now >= look_at:
             look_at = now + LOOK
             holdings.look(faults.owner.pid, *faults.dask_workers())
