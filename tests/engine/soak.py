@@ -60,7 +60,7 @@ def run(minutes: float, tasks: int | None, seed: int | None) -> int:
         f"soak: {tasks:,} tasks in {minutes:g} minutes, a fault every {EVERY:g} s, lease {LEASE:g} s, seed {seed}"
     )
     os.environ |= SHORT_MEMORY
-    with Cluster(0, WORKERS) as cluster, new_journal() as journal:
+    with new_journal() as journal, Cluster(0, WORKERS) as cluster:
         owner = Owner(cluster.address, journal.path, seconds, tasks, seed)
         faults, holdings = Faults(cluster, owner), Holdings()
         try:
