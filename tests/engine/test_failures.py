@@ -43,7 +43,9 @@ def test_a_task_that_fails_by_itself_costs_nothing_else(make_pool: MakePool, jou
     assert type(bad.exception(WATCHDOG)) is kind
     assert beside.result(WATCHDOG) == 1
     assert pool.submit(work.journalled, journal.path, 2).result(WATCHDOG) == 2
-    assert journal.begun() == {0: 1, 1: 1, 2: 1}
+    begun = journal.begun()
+    assert begun.pop(0, 0) <= 1, "its limit may be over before it has written that"
+    assert begun == {1: 1, 2: 1}
     assert [node.pid for node in pool.nodes()] == [before.pid]
 
 
