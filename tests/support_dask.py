@@ -208,16 +208,16 @@ class Program:
 
     def end(self) -> None:
         """End it; by a kill if it does not by itself, after which a nanny's semaphores stay."""
-        with contextlib.suppress(ProcessLookupError):
+        if self._process.returncode is None:
             os.kill(self.pid, 15)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(ENDS_WITHIN)
+            support.wait_for_one_exit(self.pid, ENDS_WITHIN)
         self.kill()
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        """Kill it, with what it started; but not what has got its number since it was seen to have ended."""
+        if self._process.returncode is None:
             os.killpg(self.pid, 9)
-        self._process.wait()
+            self._process.wait()
         self._reader.join()
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +14,13 @@ import pytest
 
 import poolkit
 from engine import work
+from engine.local import MakePool, pid_of, stopped
 from engine.work import Journal
 from poolkit._nodes.provider_local import LocalProvider
 from poolkit.nodes import NodePool
 from support import WATCHDOG, is_alive, wait_until
 
 pytestmark = pytest.mark.slow
-
-MakePool = Callable[..., NodePool]
-
-
-@pytest.fixture
-def make_pool() -> Iterator[MakePool]:
-    """Make pools on local nodes; what is left of them is killed after the test."""
-    pools: list[NodePool] = []
-
-    def make(nodes: int = 1, workers: int = 1, **settings: Any) -> NodePool:
-        pools.append(NodePool(LocalProvider(nodes, workers), min_nodes=nodes, **settings))
-        return pools[-1]
-
-    yield make
-    for pool in pools:
-        pool.shutdown(kill=True)
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    """A file for what tasks write."""
-    return Journal(tmp_path / "journal")
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether each thread of a process is stopped."""
-    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return set(states) == {"T"}
-
-
-def pid_of(pool: NodePool, task: poolkit.Task[Any]) -> int:
-    """The process of the node that runs a task."""
-    return next(node.pid for node in pool.nodes() if node.address == task.node)
 
 
 def test_tasks_run_on_all_nodes_and_say_where(make_pool: MakePool, journal: Journal) -> None:
@@ -69,31 +35,6 @@ def test_tasks_run_on_all_nodes_and_say_where(make_pool: MakePool, journal: Jour
     assert stats.nodes == 2
     assert stats.network_messages > 0 < stats.network_bytes_sent
     assert sum(node.tasks_done for node in pool.nodes()) == 4
-
-
-def test_a_lost_node_costs_what_it_ran_and_nothing_else(make_pool: MakePool, journal: Journal) -> None:
-    pool = make_pool(2, 2)
-    left: list[Any] = []
-    pool.on("node_left", left.append)
-    tasks = [pool.submit(work.journalled, journal.path, number, 0.2) for number in range(12)]
-    wait_until(lambda: len(journal.begun()) >= 4)
-    victim = pool.nodes()[0]
-    os.kill(victim.pid, signal.SIGKILL)
-    errors = [task.exception(WATCHDOG) for task in tasks]
-    lost = [error for error in errors if isinstance(error, poolkit.NodeLost)]
-    assert len(lost) <= 2
-    assert all(error is None or isinstance(error, poolkit.NodeLost) for error in errors)
-    for error in lost:
-        assert (error.node, error.host, error.reason, error.begun) == (victim.address, victim.host, "closed", True)
-        assert f"{victim.address} (pid {victim.pid}" in str(error)
-        assert vars(pickle.loads(pickle.dumps(error))) == vars(error)
-    assert max(journal.begun().values()) == 1
-    assert len(journal.begun()) == 12
-    wait_until(lambda: left, "the event")
-    assert (left[0].node, left[0].reason) == (victim.address, "lost")
-    assert [node.address for node in pool.nodes()] == [task.node for task in tasks if task.node != victim.address][:1]
-    assert pool.max_workers == 2
-    assert pool.submit(work.journalled, journal.path, 99).result(WATCHDOG) == 99
 
 
 def test_a_pool_without_tasks_tells_of_its_nodes(make_pool: MakePool) -> None:
@@ -124,72 +65,18 @@ def test_runs_of_a_task_never_overlap(make_pool: MakePool, journal: Journal) -> 
     assert len(journal.runs(1)) == 1
 
 
-def test_a_silent_node_is_given_up_after_its_work_has_ended(make_pool: MakePool, journal: Journal) -> None:
-    pool = make_pool(2, 1, lease=1.0)
-    tasks = [pool.options(retries=1).submit(work.journalled, journal.path, number, 4.0) for number in range(2)]
-    wait_until(lambda: len(journal.begun()) == 2)
-    silent = pid_of(pool, tasks[0])
-    os.kill(silent, signal.SIGSTOP)
-    try:
-        wait_until(lambda: len(journal.runs(0)) == 2, "the second run")
-        (_, ended), (again, _) = journal.runs(0)
-        assert ended < again
-        assert [task.result(WATCHDOG) for task in tasks] == [0, 1]
-    finally:
-        os.kill(silent, signal.SIGCONT)
-    wait_until(lambda: not is_alive(silent), "the node to end, as its lease was over")
-
-
 def test_what_waits_for_a_stopped_node_never_begins_there(make_pool: MakePool, journal: Journal) -> None:
     """It was written, so it counts as begun, and is done again elsewhere."""
     pool = make_pool(2, 1, lease=1.0)
     pool.warm_up(WATCHDOG)
     assert pool.submit(work.journalled, journal.path, 9).result(WATCHDOG) == 9
     silent = pool.nodes()[0].pid
-    os.kill(silent, signal.SIGSTOP)
-    wait_until(lambda: is_stopped(silent), "all threads of it to stop")
-    try:
+    with stopped(silent):
         tasks = [pool.options(retries=1).submit(work.journalled, journal.path, number, 0.3) for number in range(2)]
         assert [task.result(WATCHDOG) for task in tasks] == [0, 1]
         assert sorted(task.attempts for task in tasks) == [1, 2]
-    finally:
-        os.kill(silent, signal.SIGCONT)
     wait_until(lambda: not is_alive(silent), "the node to end, as its lease was over")
     assert journal.begun() == {9: 1, 0: 1, 1: 1}
-
-
-def test_a_silent_node_is_told_by_its_reason(make_pool: MakePool, journal: Journal) -> None:
-    pool = make_pool(2, 1, lease=0.5)
-    task = pool.submit(work.journalled, journal.path, 0, 30.0)
-    wait_until(journal.begun)
-    silent = pid_of(pool, task)
-    os.kill(silent, signal.SIGSTOP)
-    try:
-        error = task.exception(WATCHDOG)
-    finally:
-        os.kill(silent, signal.SIGCONT)
-    assert isinstance(error, poolkit.NodeLost)
-    assert error.reason == "silent"
-
-
-def test_without_nodes_what_is_queued_fails_after_a_while_and_the_pool_goes_on(
-    make_pool: MakePool, journal: Journal
-) -> None:
-    pool = make_pool(1, 1, node_timeout=3.0)
-    provider: Any = pool._nodes._provider
-    first = pool.submit(work.journalled, journal.path, 0, 30.0)
-    queued = pool.submit(work.journalled, journal.path, 1)
-    wait_until(journal.begun)
-    os.kill(pid_of(pool, first), signal.SIGKILL)
-    assert isinstance(first.exception(WATCHDOG), poolkit.NodeLost)
-    assert not queued.done()
-    error = queued.exception(WATCHDOG)
-    assert isinstance(error, poolkit.NoNodes)
-    assert isinstance(error, TimeoutError)
-    later = pool.submit(work.journalled, journal.path, 2)
-    provider.add()
-    assert later.result(WATCHDOG) == 2
-    assert sorted(journal.begun()) == [0, 2]
 
 
 def test_a_pool_without_nodes_is_not_made() -> None:
@@ -293,15 +180,6 @@ def test_what_tasks_log_says_on_which_node(make_pool: MakePool, caplog: pytest.L
     assert record.getMessage() == "hello there"
     assert record.poolkit_node == pool.nodes()[0].address  # type: ignore[attr-defined]
     assert record.poolkit_task == 1  # type: ignore[attr-defined]
-
-
-def test_an_initializer_that_raises_stops_the_pool(make_pool: MakePool) -> None:
-    pool = make_pool(initializer=work.raise_in_initializer)
-    error = pool.submit(work.name_of_process).exception(WATCHDOG)
-    assert isinstance(error, poolkit.InitializerFailed)
-    assert isinstance(error.__cause__, LookupError)
-    with pytest.raises(poolkit.InitializerFailed):
-        pool.submit(work.name_of_process).result(WATCHDOG)
 
 
 def test_nothing_is_left_of_a_pool_that_is_shut_down(make_pool: MakePool, journal: Journal) -> None:

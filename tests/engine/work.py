@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
+from _thread import allocate_lock
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,7 +18,7 @@ def write(path: str, *words: object) -> None:
     os.close(fd)
 
 
-def journalled(path: str, number: int, seconds: float = 0.0) -> int:
+def journalled(path: str, number: int, seconds: float = 0.0, _load: object = None) -> int:
     """Write when it begins, lives on and ends."""
     until = time.monotonic() + seconds
     write(path, "begin", number, time.monotonic(), os.getpid())
@@ -25,6 +27,20 @@ def journalled(path: str, number: int, seconds: float = 0.0) -> int:
         write(path, "alive", number, time.monotonic(), os.getpid())
     write(path, "end", number, time.monotonic(), os.getpid())
     return number
+
+
+def go_bad(path: str, number: int, how: str) -> object:
+    """Write that it begins, and do what is not to be done."""
+    write(path, "begin", number, time.monotonic(), os.getpid())
+    if how == "segfault":
+        die()
+    if how == "exit":
+        os._exit(7)
+    if how == "raise":
+        raise ValueError(how)
+    if how == "large":
+        eat(1 << 30)
+    return allocate_lock()  # which cannot be pickled
 
 
 def name_of_process() -> int:
@@ -40,6 +56,11 @@ def double(number: int) -> int:
 def die() -> None:
     """End this process by a signal."""
     os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hold_the_gil(seconds: float) -> None:
+    """Sleep in C without letting go of the interpreter's lock."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
 def eat(nbytes: int) -> None:
@@ -76,6 +97,10 @@ class Journal:
         for kind, number, *_ in self.lines():
             counts[int(number)] += kind == "begin"
         return counts
+
+    def processes(self) -> set[int]:
+        """Those in which tasks have run."""
+        return {int(pid) for *_, pid in self.lines()}
 
     def runs(self, number: int) -> list[tuple[float, float]]:
         """When each run of a task began, and when it gave its last sign of life."""
