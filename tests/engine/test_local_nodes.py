@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import poolkit
+import support_functions
 from engine import work
 from engine.work import Journal
 from poolkit._nodes.provider_local import LocalProvider
@@ -303,3 +304,28 @@ def test_a_place_is_free_again_soon(make_pool: MakePool, journal: Journal) -> No
     begun = time.monotonic()
     assert pool.submit(work.journalled, journal.path, 9).result(WATCHDOG) == 9
     assert time.monotonic() - begun < WATCHDOG / 2
+
+
+class AskedProvider(LocalProvider):
+    """Notes how many nodes it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: list[int] = []
+
+    def want(self, nodes: int) -> None:
+        self.wanted.append(nodes)
+        super().want(nodes)
+
+
+def test_nodes_are_asked_for_again_when_one_of_them_is_lost(new_gate: Any) -> None:
+    provider, arrived, release = AskedProvider(), new_gate(), new_gate()
+    with NodePool(provider, max_nodes=2, retries=1) as pool:
+        held = [pool.submit(support_functions.arrive_and_wait, arrived, release) for _ in range(2)]
+        arrived.wait(2)
+        before = len(provider.wanted)
+        os.kill(pid_of(pool, held[0]), signal.SIGKILL)
+        wait_until(lambda: len(provider.wanted) > before, "it to be asked again")
+        assert provider.wanted[-1] == 2
+        release.signal(2)
+        assert [task.result(WATCHDOG) for task in held] == [None, None]
