@@ -27,6 +27,12 @@ def journalled(path: str, number: int, seconds: float = 0.0) -> int:
     return number
 
 
+def journalled_long_at_first(path: str, number: int) -> int:
+    """Do as `journalled`: for long when it is run for the first time, and then not."""
+    is_first = not Journal(path).begun()[number]
+    return journalled(path, number, 600.0 if is_first else 0.0)
+
+
 def name_of_process() -> int:
     """The process that runs this."""
     return os.getpid()
