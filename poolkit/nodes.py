@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _numbers = itertools.count(1)
+AGAIN = 2.0  # seconds after which nodes are asked for again, or given back, where there are others than are needed
 _NODE_EVENTS = ("node_joined", "node_left")
 MOST_REFUSED = 5  # whose reasons are told in one error
 
@@ -237,6 +238,7 @@ class NodePool(Pool):
         self._provider, self._most, self._least = provider, most, min_nodes
         self._idle = 10.0 if idle is None else idle
         self._wanted, self._wanted_since = min_nodes, engine.clock()
+        self._asked = self._wanted_since
         try:
             engine.begin()
             provider.begin(settings, workforce.joined, self._node_refused, workforce.leaving)
@@ -297,13 +299,13 @@ class NodePool(Pool):
             engine.nodeless(since, self._why_refused())
         if self._most is None or not engine.is_open():
             return
-        nodes = self._nodes.nodes()
+        nodes = [node for node in self._nodes.nodes() if node.state == "up"]
         of_one = max(1, sum(node.facts.workers for node in nodes) // max(1, len(nodes)))
         needed = min(self._most, max(self._least, -(-engine.unsettled() // of_one)))
         if needed < self._wanted and now < self._wanted_since + self._idle:
             return
-        if needed != self._wanted:
-            self._wanted = needed
+        if needed != self._wanted or (len(nodes) != needed and now >= self._asked + AGAIN):
+            self._wanted, self._asked = needed, now
             self._provider.want(needed)
         self._wanted_since = now
 

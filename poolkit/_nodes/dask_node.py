@@ -35,6 +35,7 @@ from poolkit._nodes.dask_comm import CommChannel, first_of
 from poolkit._nodes.interfaces import WIRE, AgentSettings
 
 ALONE = 60.0  # seconds without an owner, after which the plugin removes itself
+LOOK = 0.25  # seconds between two looks whether Dask has let a worker stay that it was to close
 FLUSH = 2.0  # seconds for the last word of an agent whose worker ends at once
 _LOAD = """
 from distributed.diagnostics.plugin import WorkerPlugin
@@ -51,6 +52,8 @@ except ImportError as exc:
     why = f"poolkit cannot be imported there ({exc}); install it on each node: pip install poolkit[dask]"
     plugin = Absent()
 """
+
+_GOING = (Status.closing, Status.closing_gracefully)
 
 
 class NodePlugin(WorkerPlugin):  # type: ignore[misc]
@@ -113,6 +116,9 @@ class Seat:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._leaving:
+            if self._worker.status in _GOING:
+                await asyncio.sleep(LOOK)
+                continue
             self._over.clear()
             self._met.clear()
             try:
@@ -153,7 +159,7 @@ class Seat:
         """Say that it is up, until its work has ended. An owner that is there once has this agent for good."""
         facts, begun, answers = dict(vars(agent.facts)), monotonic(), 0
         while not self._leaving and not self._over.is_set():
-            self._say("up", facts=facts)
+            self._say("up", facts=facts, name=self._worker.name)
             if await first_of(self._over, self._met, timeout=ALONE / 4):
                 await self._over.wait()
             elif monotonic() - begun >= ALONE:

@@ -86,7 +86,8 @@ class NodeProvider(Protocol):
             settings: what they are made from.
             joined: called with each that is up, and the connection to it.
             refused: called with the address of each that cannot be used, and why, or the versions that it has instead.
-            leaving: called with the number of one that is to be sent nothing more, and why.
+            leaving: called with the number of one that is to be sent nothing more, and why; it goes when its connection
+                has ended, which the owner sees to once nothing runs there.
         """
 
     def hold(self, number: str, wanted: bool) -> None:

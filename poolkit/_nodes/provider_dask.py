@@ -62,8 +62,9 @@ def _cluster_here() -> distributed.LocalCluster:
 class Node:
     """What is known of one life of an agent, from its `up` until its connection has ended."""
 
-    def __init__(self, facts: NodeFacts) -> None:
+    def __init__(self, facts: NodeFacts, name: Any) -> None:
         self.facts = facts
+        self.name = name  # that Dask has for its worker
         self.channel: CommChannel | None = None
         self.leaving = ""  # why, once it is
         self.wanted = False  # to be held
@@ -117,6 +118,8 @@ class DaskProvider:
         self._marks: dict[str, asyncio.Event] = {}
         self._nodes_wanted: int | None = None
         self._scaling: asyncio.Task[None] | None = None
+        self._going: set[Any] = set()  # names of dask workers that are given back
+        self._changing = asyncio.Lock()  # held while the cluster's plan is changed
         self._begun: Future[None] = Future()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -280,8 +283,9 @@ class DaskProvider:
         if kind == "mark" and said["key"] in self._marks:
             self._marks.pop(said["key"]).set()
         elif kind == "up" and said["facts"]["number"] not in self._nodes and not self._closing.is_set():
-            node = self._nodes[said["facts"]["number"]] = Node(NodeFacts(**said["facts"]))
-            self._spawn(self._meet(node))
+            if said["name"] not in self._going:
+                node = self._nodes[said["facts"]["number"]] = Node(NodeFacts(**said["facts"]), said["name"])
+                self._spawn(self._meet(node))
         elif kind == "refused":
             self._refuse(said["address"], "", said["versions"])
         elif kind == "failed":
@@ -299,6 +303,9 @@ class DaskProvider:
             async with self._few:
                 comm = await self._connect_node(client, facts)
             if comm is None:
+                return
+            if node.leaving:
+                comm.abort()
                 return
             channel = node.channel = CommChannel(comm, why=lambda: self._why(node))
             client.subscribe_topic(facts.address, functools.partial(self._on_news, facts.address))
@@ -345,10 +352,16 @@ class DaskProvider:
             or (action == "worker-status-change" and news["status"] in {"closing", "closing_gracefully"})
             or (action == "remove-worker" and news.get("expected"))
         ):
-            for number, node in self._nodes.items():
-                if node.facts.address == address and node.channel is not None and not node.leaving:
-                    node.leaving = "retired"
-                    self._leaving(number, "retired")
+            for node in self._nodes.values():
+                if node.facts.address == address and node.channel is not None:
+                    self._retire(node)
+
+    def _retire(self, node: Node) -> None:
+        """Have nothing more sent to a node, and its connection end when it has finished what it runs."""
+        if not node.leaving:
+            node.leaving = "retired"
+            if node.channel is not None:
+                self._leaving(node.facts.number, "retired")
 
     # ===== holds, scaling =====
 
@@ -377,32 +390,64 @@ class DaskProvider:
             self._scaling = self._spawn(self._scale())
 
     async def _scale(self) -> None:
+        cluster = self._cluster
         try:
             while self._nodes_wanted is not None:
-                wanted, self._nodes_wanted = self._nodes_wanted, None
-                if wanted > len(self._cluster.plan):
-                    await asyncio.to_thread(self._cluster.scale, wanted)
-                elif wanted < len(self._cluster.plan):
-                    await self._give_back(wanted)
+                async with self._changing:
+                    wanted, self._nodes_wanted = self._nodes_wanted, None
+                    plan = cluster.plan
+                    excess = len(plan - self._going) - wanted
+                    if excess < 0:
+                        await asyncio.to_thread(cluster.scale, wanted + len(plan & self._going))
+                    elif excess > 0:
+                        await self._give_back(excess)
+                    elif len(cluster.requested) < len(plan):  # some have gone by themselves: start others
+                        await self._in_cluster(lambda: cluster)
         finally:
             self._scaling = None
 
-    async def _give_back(self, wanted: int) -> None:
-        """As Dask's adaptive scaling does it: the scheduler says which workers can be spared, of those not held."""
-        scheduler = self._client.scheduler
-        names = await scheduler.workers_to_close(target=wanted, attribute="name")
-        if not names:
-            return
-        await scheduler.retire_workers(names=names, remove=True, close_workers=True)
+    async def _give_back(self, excess: int) -> None:
+        """Choose nodes that are let go: those that have not come yet, then those that Dask can spare: none is held."""
+        plan = self._cluster.plan - self._going
+        names = list(plan - self._cluster.observed)[:excess]
+        if len(names) < excess:
+            spared = await self._client.scheduler.workers_to_close(n=excess - len(names), attribute="name")
+            names += [name for name in spared if name in plan]
+        if names:
+            self._going.update(names)
+            self._spawn(self._let_go(names))
 
-        async def scale_down() -> None:
-            done = self._cluster.scale_down(names)
+    async def _let_go(self, names: list[Any]) -> None:
+        """Give nodes back, once they have finished what was sent to them meanwhile: what Dask closes, it soon kills."""
+        try:
+            nodes = [node for node in self._nodes.values() if node.name in names]
+            for node in nodes:
+                self._retire(node)
+            for node in nodes:
+                if node.channel is not None:
+                    await node.channel.ended.wait()
+            # Told to close by the scheduler and by the cluster at once, a dask worker hangs until its nanny kills it.
+            await self._client.scheduler.retire_workers(names=names, remove=True, close_workers=False)
+            async with self._changing:
+                await self._in_cluster(lambda: self._cluster.scale_down(names))
+                self._going.difference_update(names)
+        except BaseException:
+            self._going.difference_update(names)
+            raise
+
+    async def _in_cluster(self, what: Callable[[], Any]) -> None:
+        """Call that on the event loop of the cluster; not cancelled with this, as the cluster goes on."""
+
+        async def call() -> None:
+            done = what()
             if inspect.isawaitable(done):
                 await done
 
-        loop = self._cluster.loop.asyncio_loop
-        scaling = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(scale_down(), loop))
-        await asyncio.shield(scaling)  # cancelled in the middle, the cluster's own `close` would wait for ever
+        done = asyncio.Event()
+        called = asyncio.run_coroutine_threadsafe(call(), self._cluster.loop.asyncio_loop)
+        called.add_done_callback(lambda _: self._call(done.set))
+        await done.wait()  # cancelled here, it goes on: the cluster's own `close` would wait for ever
+        called.result()
 
     # ===== the end =====
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import random
 import signal
@@ -17,10 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import psutil
 
 import poolkit
+import poolkit.nodes
 import support
 from engine.work import Journal
 from poolkit._nodes.lease import D
@@ -73,10 +76,12 @@ class Cluster:
         self._programs.append(program)
         return program
 
-    def add(self, nodes: int, *more: str, python: str = sys.executable) -> list[int]:
+    def add(self, nodes: int, *more: str, nanny: bool = False, python: str = sys.executable) -> list[int]:
         """Start so many nodes more, with more options; does not wait for them. Returns their processes."""
         options = "--nthreads", str(self._threads), *self._options, *more
-        new = [self.start(Node(self.address, *options, nanny=self._nanny, python=python)) for _ in range(nodes)]
+        new = [
+            self.start(Node(self.address, *options, nanny=nanny or self._nanny, python=python)) for _ in range(nodes)
+        ]
         self.nodes.update({node.pid: node for node in new})
         return [node.pid for node in new]
 
@@ -107,6 +112,33 @@ class Cluster:
                 process.kill()
 
 
+def local_cluster(nodes: int, workers: int) -> Any:
+    """A cluster in Dask's own way, which can be scaled; its nodes have nannies."""
+    import distributed  # which takes a second, and starts threads
+
+    return distributed.LocalCluster(
+        n_workers=nodes,
+        threads_per_worker=workers,
+        dashboard_address=":0",
+        memory_limit=0,
+        silence_logs=logging.CRITICAL,
+    )
+
+
+@contextlib.contextmanager
+def impatient_nodes(seconds: float) -> Iterator[None]:
+    """Have nodes that are taken away wait for so long for what they run, and owners for nodes as long as ever."""
+    from poolkit._nodes import provider_dask
+
+    class ImpatientProvider(provider_dask.DaskProvider):
+        async def _enrol(self, client: Any) -> None:
+            self._timeout = seconds
+            await super()._enrol(client)
+
+    with mock.patch.object(provider_dask, "DaskProvider", ImpatientProvider):
+        yield
+
+
 def offspring(pid: int) -> list[psutil.Process]:
     """The processes under that one."""
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -128,6 +160,11 @@ def wait_for(predicate: Callable[[], object], what: str, seconds: float = LONG) 
         if time.monotonic() > give_up:
             raise TimeoutError(f"waited {seconds:g} s in vain for {what}")
         pause(support.STEP)
+
+
+def up(pool: poolkit.nodes.NodePool) -> set[str]:
+    """Addresses of the nodes that take work."""
+    return {node.address for node in pool.nodes() if node.state == "up"}
 
 
 def pause(seconds: float) -> None:

@@ -18,7 +18,7 @@ from poolkit.nodes import NodePool
 
 ON_DASK = [
     f"test_{name}.py"
-    for name in ("dask_pool", "failures_on_dask", "install", "living_with_others", "provider_dask", "soak")
+    for name in ("dask_pool", "failures_on_dask", "install", "leaving", "living_with_others", "provider_dask", "soak")
 ]
 collect_ignore = [] if "POOLKIT_DASK" in os.environ else ON_DASK
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import poolkit
+import support_functions
 from engine import work
 from engine.local import MakePool, pid_of, stopped
 from engine.work import Journal
@@ -245,3 +246,28 @@ def test_no_task_waits_behind_a_long_one_while_another_worker_rests(make_pool: M
         place.mkdir()
         tasks = [pool.submit(meet, str(place), i, 4) for i in range(4)]
         assert [task.result(WATCHDOG) for task in tasks] == [True] * 4
+
+
+class AskedProvider(LocalProvider):
+    """Notes how many nodes it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: list[int] = []
+
+    def want(self, nodes: int) -> None:
+        self.wanted.append(nodes)
+        super().want(nodes)
+
+
+def test_nodes_are_asked_for_again_when_one_of_them_is_lost(new_gate: Any) -> None:
+    provider, arrived, release = AskedProvider(), new_gate(), new_gate()
+    with NodePool(provider, max_nodes=2, retries=1) as pool:
+        held = [pool.submit(support_functions.arrive_and_wait, arrived, release) for _ in range(2)]
+        arrived.wait(2)
+        before = len(provider.wanted)
+        os.kill(pid_of(pool, held[0]), signal.SIGKILL)
+        wait_until(lambda: len(provider.wanted) > before, "it to be asked again")
+        assert provider.wanted[-1] == 2
+        release.signal(2)
+        assert [task.result(WATCHDOG) for task in held] == [None, None]

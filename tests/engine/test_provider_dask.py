@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import dask
 import distributed
 import pytest
 
@@ -243,10 +245,8 @@ def test_a_cluster_is_scaled_but_for_what_is_held(new_owner: Callable[..., Owner
             owner.provider.hold(first.facts.number, True)
             with distributed.Client(cluster, set_as_default=False) as client:
                 wait_until(lambda: any(client.processing().values()))
-            for node in owner.living():
-                if node is not first:
-                    node.channel.on_message = _end_when_leaving(node)
             owner.provider.want(1)
+            _end_those_that_leave(owner, 2)
             wait_until(lambda: len(owner.living()) == 1)
             assert owner.living() == [first]
             wait_until(lambda: len(cluster.plan) == 1)
@@ -254,8 +254,99 @@ def test_a_cluster_is_scaled_but_for_what_is_held(new_owner: Callable[..., Owner
             owner.provider.close()
 
 
-def _end_when_leaving(node: support_dask.Connected) -> Callable[..., object]:
-    return lambda head, parts: node.channel.abort()
+def _end_those_that_leave(owner: Owner, count: int) -> None:
+    """Do as an owner does with nodes that run nothing."""
+    wait_until(lambda: len(owner.leaving) == count, "nodes to leave")
+    for number, _ in owner.leaving:
+        owner.nodes[number].channel.abort()
+
+
+@pytest.fixture
+def scaled() -> Iterator[distributed.LocalCluster]:
+    """A cluster of one node that has others soon for those that are lost."""
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}),
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=0, silence_logs=logging.CRITICAL
+        ) as cluster,
+    ):
+        yield cluster
+
+
+def test_a_node_that_is_given_back_finishes_what_it_runs(
+    scaled: distributed.LocalCluster, new_owner: Callable[..., Owner]
+) -> None:
+    """It was sent something when it was chosen, and its hold was not there yet."""
+    owner = new_owner(scaled)
+    owner.provider.want(2)
+    owner.wait_for_nodes(2)
+    owner.provider.want(1)
+    wait_until(lambda: owner.leaving, "a node to be chosen")
+    ((number, why),) = owner.leaving
+    node = owner.nodes[number]
+    assert why == "retired"
+    owner.provider.want(3)  # which is beside that one
+    owner.wait_for_nodes(4)
+    assert len(scaled.plan) == 4
+    node.send(b"the last")
+    assert node.receive()[0] == b"the last"
+    node.channel.abort()
+    wait_until(lambda: len(scaled.plan) == 3, "it to be given back")
+    assert node.ended == ["retired"]
+    assert len(owner.nodes) == 4  # that dask worker was not a node again
+    owner.provider.close()
+
+
+def test_nodes_that_have_not_come_yet_are_not_waited_for(
+    scaled: distributed.LocalCluster, new_owner: Callable[..., Owner]
+) -> None:
+    owner = new_owner(scaled)
+    owner.wait_for_nodes(1)
+    owner.provider.want(3)
+    wait_until(lambda: len(scaled.plan) == 3, "more to be asked for")
+    owner.provider.want(1)
+    wait_until(lambda: len(scaled.plan) == 1, "them to be asked for no more")
+    assert len(owner.living()) == 1
+    owner.provider.close()
+
+
+def test_for_a_node_that_has_gone_by_itself_another_one_is_started(
+    scaled: distributed.LocalCluster, new_owner: Callable[..., Owner]
+) -> None:
+    owner = new_owner(scaled)
+    (node,) = owner.wait_for_nodes(1)
+    with distributed.Client(scaled, set_as_default=False) as client:
+        client.retire_workers([node.facts.address])
+        _end_those_that_leave(owner, 1)
+        wait_until(lambda: not scaled.requested, "the cluster to see it")
+        owner.provider.want(1)
+        (other,) = owner.wait_for_nodes(1)
+        assert other.facts.pid != node.facts.pid
+    owner.provider.close()
+
+
+def test_a_node_that_dask_does_not_take_away_in_the_end_is_one_again(
+    start: Callable[..., Any], new_owner: Callable[..., Owner]
+) -> None:
+    scheduler = start(Scheduler)
+    for _ in range(2):
+        start(Node, scheduler.address)
+    owner = new_owner(scheduler.address)
+    going, other = owner.wait_for_nodes(2)
+    with distributed.Client(scheduler.address, set_as_default=False) as client:
+        client.retire_workers([going.facts.address], close_workers=False, remove=False)
+        wait_until(lambda: owner.leaving == [(going.facts.number, "retired")])
+        going.channel.abort()
+        wait_until(lambda: going.ended)
+        other.send(b"quit")
+        wait_until(lambda: len(owner.nodes) == 3, "the agent that follows the other one")
+        assert [node.facts.address for node in owner.living()] == [other.facts.address]
+
+        def stay(dask_worker: distributed.Worker) -> None:
+            dask_worker.status = distributed.core.Status.running
+
+        client.run(stay, workers=[going.facts.address])
+        owner.wait_for_nodes(2)
 
 
 def test_a_pool_that_ends_while_its_cluster_is_scaled_down_lets_that_go_on(
@@ -274,9 +365,9 @@ def test_a_pool_that_ends_while_its_cluster_is_scaled_down_lets_that_go_on(
         monkeypatch.setattr(cluster, "scale_down", slow)
         owner = new_owner(cluster)
         try:
-            for node in owner.wait_for_nodes(2):
-                node.channel.on_message = _end_when_leaving(node)
+            owner.wait_for_nodes(2)
             owner.provider.want(1)
+            _end_those_that_leave(owner, 1)
             wait_until(begun.is_set)
             owner.provider.close()
         finally:
@@ -394,8 +485,6 @@ def test_a_client_gives_its_address_and_stays_open(place: Any, new_owner: Callab
 def test_without_a_cluster_the_current_client_then_the_configuration_is_taken(
     place: Any, new_owner: Callable[..., Owner]
 ) -> None:
-    import dask
-
     with distributed.Client(place[0].address):
         new_owner(None).wait_for_nodes(2)
     with dask.config.set({"scheduler-address": place[0].address}):

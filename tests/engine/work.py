@@ -43,6 +43,12 @@ def go_bad(path: str, number: int, how: str) -> object:
     return allocate_lock()  # which cannot be pickled
 
 
+def journalled_long_at_first(path: str, number: int) -> int:
+    """Do as `journalled`: for long when it is run for the first time, and then not."""
+    is_first = not Journal(path).begun()[number]
+    return journalled(path, number, 600.0 if is_first else 0.0)
+
+
 def name_of_process() -> int:
     """The process that runs this."""
     return os.getpid()
