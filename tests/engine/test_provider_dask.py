@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -125,6 +126,19 @@ def test_two_pools_do_not_see_each_other(place: Any, new_owner: Callable[..., Ow
     first.provider.close()
     second.wait_for_nodes(2)[0].send(b"still")
     assert second.living()[0].receive()[0] == b"still"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(TimeoutError(errno.ETIMEDOUT, "no answer"), "silent"), (ConnectionResetError(), "closed")]
+)
+def test_a_connection_that_timed_out_is_no_end_of_its_node(
+    place: Any, new_owner: Callable[..., Owner], error: OSError, reason: str
+) -> None:
+    node: Any = new_owner(place[0].address).wait_for_nodes(2)[0]
+    stream = node.channel._comm.stream
+    node.channel._call(lambda: stream.close((type(error), error, None)))  # as it does with an error of its socket
+    wait_until(lambda: node.ended)
+    assert node.ended == [reason]
 
 
 def test_an_agent_that_has_ended_is_followed_by_another(place: Any, new_owner: Callable[..., Owner]) -> None:
