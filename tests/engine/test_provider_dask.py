@@ -15,6 +15,7 @@ import distributed
 import pytest
 
 import support_dask
+from engine.cluster import pause
 from poolkit._nodes import provider_dask
 from poolkit._nodes.provider_dask import DaskProvider
 from support import wait_until
@@ -317,6 +318,22 @@ def test_a_node_that_cannot_be_reached_is_told_and_joins_when_it_can_be(
     cut.clear()
     owner.wait_for_nodes(1)
     assert len(owner.refused) == 1
+
+
+def test_nodes_that_the_scheduler_has_kept_waiting_do_not_take_themselves_for_orphans(
+    start: Callable[..., Any], new_owner: Callable[..., Owner]
+) -> None:
+    scheduler = start(Scheduler)
+    start(Node, scheduler.address)
+    owner = new_owner(scheduler.address, agent="support_dask:ImpatientAgent")
+    (node,) = owner.wait_for_nodes(1)
+    os.kill(scheduler.pid, signal.SIGSTOP)
+    node.channel.abort()  # the next agent says that it is up, and nobody hears it
+    wait_until(lambda: node.ended)
+    pause(1.5)  # three times as long as it waits for an owner
+    os.kill(scheduler.pid, signal.SIGCONT)
+    owner.wait_for_nodes(1)
+    assert state_of(scheduler, f"poolkit-{owner.settings.pool}") == [(True, True)]
 
 
 @pytest.mark.long
