@@ -24,10 +24,12 @@ import poolkit
 import support
 from engine.work import Journal
 from poolkit._nodes.lease import D
-from support_dask import Node, Program, Scheduler
+from support_dask import LOOPBACK, Node, Program, Scheduler
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from engine.network import Network
 
 AFTER = D  # seconds from the end of a node's connection until what it ran counts as ended
 LONG = 120.0  # seconds within which everything here happens, on any machine
@@ -60,11 +62,14 @@ class Bars:
 class Cluster:
     """A scheduler and nodes. Use as a context manager."""
 
-    def __init__(self, nodes: int, threads: int = 2, *options: str, nanny: bool = False) -> None:
+    def __init__(
+        self, nodes: int, threads: int = 2, *options: str, nanny: bool = False, network: Network | None = None
+    ) -> None:
         self._threads, self._options, self._nanny = threads, options, nanny
+        self._host = (lambda: LOOPBACK) if network is None else network.host
         self._programs: list[Program] = []
         self.nodes: dict[int, Node] = {}  # by process: the nannies', where there are any
-        self.scheduler = self._started(Scheduler())
+        self.scheduler = self._started(Scheduler(on=self._host()))
         self.address = self.scheduler.address
         self.add(nodes)
 
@@ -75,7 +80,7 @@ class Cluster:
     def add(self, nodes: int) -> list[int]:
         """Start so many nodes more; does not wait for them. Returns their processes."""
         options = "--nthreads", str(self._threads), *self._options
-        new = [self._started(Node(self.address, *options, nanny=self._nanny)) for _ in range(nodes)]
+        new = [self._started(Node(self.address, *options, nanny=self._nanny, on=self._host())) for _ in range(nodes)]
         self.nodes.update({node.pid: node for node in new})
         return [node.pid for node in new]
 

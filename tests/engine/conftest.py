@@ -7,5 +7,5 @@ from __future__ import annotations
 
 import os
 
-ON_DASK = ["test_dask_pool.py", "test_install.py", "test_provider_dask.py"]
+ON_DASK = ["test_dask_pool.py", "test_install.py", "test_network_failures.py", "test_provider_dask.py"]
 collect_ignore = [] if "POOLKIT_DASK" in os.environ else ON_DASK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -35,6 +36,11 @@ def name_of_process() -> int:
 def die() -> None:
     """End this process by a signal."""
     os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hold_the_gil(seconds: float) -> None:
+    """Sleep in C without letting go of the interpreter's lock."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
 def eat(nbytes: int) -> None:
