@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import support
 from poolkit._nodes.interfaces import WIRE, AgentSettings, Channel, NodeFacts
@@ -171,12 +171,27 @@ def environment() -> dict[str, str]:
 ENDS_WITHIN = 5.0  # seconds
 
 
+class Host(NamedTuple):
+    """Where a program runs: its address, and what its command begins with, to be there."""
+
+    address: str = "127.0.0.1"
+    command: tuple[str, ...] = ()
+
+
+LOOPBACK = Host()
+
+
 class Program:
     """A `dask` program; ended with the test, with what it started."""
 
-    def __init__(self, *args: str, python: str = sys.executable) -> None:
+    def __init__(self, *args: str, python: str = sys.executable, on: Host = LOOPBACK) -> None:
+        self.host = on
         self._process = subprocess.Popen(
-            [python, "-m", *args], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+            [*on.command, python, "-m", *args],
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         self.pid = self._process.pid
         self._log: list[str] = []
@@ -213,6 +228,10 @@ class Program:
             support.wait_for_one_exit(self.pid, ENDS_WITHIN)
         self.kill()
 
+    def signal(self, number: int) -> None:
+        """Send it, and nothing that it started, a signal."""
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """Kill it, with what it started; but not what has got its number since it was seen to have ended."""
         if self._process.returncode is None:
@@ -222,22 +241,24 @@ class Program:
 
 
 class Scheduler(Program):
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(
-            "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-show"
-        )
+    def __init__(self, port: int = 0, *, on: Host = LOOPBACK) -> None:
+        where = "--host", on.address, "--port", str(port)
+        super().__init__("distributed.cli.dask_scheduler", *where, "--no-dashboard", "--no-show", on=on)
         self.address = self.wait_for_line("Scheduler at:").split()[-1]
 
 
 class Node(Program):
-    def __init__(self, address: str, *options: str, nanny: bool = False, python: str = sys.executable) -> None:
+    def __init__(
+        self, address: str, *options: str, nanny: bool = False, python: str = sys.executable, on: Host = LOOPBACK
+    ) -> None:
         super().__init__(
             "distributed.cli.dask_worker",
             address,
-            *("--host", "127.0.0.1", "--nthreads", "2", "--memory-limit", "0", "--no-dashboard"),
+            *("--host", on.address, "--nthreads", "2", "--memory-limit", "0", "--no-dashboard"),
             "--nanny" if nanny else "--no-nanny",
             *options,
             python=python,
+            on=on,
         )
 
 

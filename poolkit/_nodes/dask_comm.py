@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import pickle
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ from poolkit._nodes.interfaces import Message
 INLINE = 16 * 1024  # bytes; copying so many costs less than a frame
 SHARED = 8  # a part keeps the memory that it was read into if it is no more than 1/8 larger
 TURNS = 16  # messages that are read before others on the loop get their turn, where all have come already
+# Ends of a connection that the other end has no part in, and may not notice.
+UNHEARD = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN}
 
 
 class CommChannel:
@@ -53,6 +56,7 @@ class CommChannel:
         """
         comm.allow_offload = False  # another thread takes longer than what is to be done
         self._comm = comm
+        self._stream = getattr(comm, "stream", None)  # which the comm lets go of at its end
         self._why = why
         self._on_control = on_control
         self._loop = asyncio.get_running_loop()
@@ -113,7 +117,8 @@ class CommChannel:
             if isinstance(failure, Exception) and not isinstance(failure, OSError):
                 log.error("the connection to %s ends by an error", self._comm.peer_address, exc_info=failure)
         self.ended.set()
-        self.on_end(self._why())
+        error = getattr(self._stream, "error", None)
+        self.on_end("silent" if getattr(error, "errno", None) in UNHEARD else self._why())
 
     async def _read(self) -> None:
         turns = 0

@@ -4,8 +4,8 @@
                   │                    ^                                                              │
                   └ say `refused`      └───────── another agent, once the last one's work is ended <──┘
 
-`up` is said again while no owner comes. After `ALONE` seconds without one the plugin looks whether an owner has
-answered through the scheduler (that it cannot reach this node), and unregisters itself everywhere if none has.
+`up` is said again while no owner comes. After `ALONE` seconds in which none has come, none has answered through the
+scheduler (that it cannot reach this node), and the scheduler was there, the plugin unregisters itself everywhere.
 `teardown`, when Dask closes the worker or the plugin is unregistered: the agent says `leaving` first; what runs may
 finish, until the owner ends the connection or `grace` is over; then the agent is closed. Nothing is left then.
 
@@ -162,12 +162,14 @@ class Seat:
             self._say("up", facts=facts, name=self._worker.name)
             if await first_of(self._over, self._met, timeout=ALONE / 4):
                 await self._over.wait()
-            elif monotonic() - begun >= ALONE:
-                heard = await self._answers(agent.facts.number)
-                if heard == answers:
-                    self._leaving = True
-                    self._unregistering = asyncio.ensure_future(self._unregister())
+                continue
+            asked = monotonic()
+            heard = await self._answers(agent.facts.number)
+            if heard != answers or monotonic() - asked > ALONE / 4:  # so late that an owner may not have heard of us
                 begun, answers = monotonic(), heard
+            elif monotonic() - begun >= ALONE and not self._met.is_set():
+                self._leaving = True
+                self._unregistering = asyncio.ensure_future(self._unregister())
 
     def _say(self, kind: str, **what: Any) -> None:
         self._worker.log_event(self._topic, {"kind": kind, **what})

@@ -28,7 +28,8 @@ class Channel(Protocol):
         take: returns the next message to be written, None when there is none; called after `wake` until it says so.
             Each message is written before the next is taken, so a slow network makes larger messages.
         on_message: gets each message that came, in order; its buffers are writable, each one's own.
-        on_end: called once, with "closed", "retired" or "scheduler"; nothing is called after it.
+        on_end: called once, with "closed", "retired" or "scheduler"; or with "silent" where this end gave up, and the
+            other one may know nothing of it. Nothing is called after it.
     """
 
     take: Callable[[], Message | None]

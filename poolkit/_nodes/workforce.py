@@ -9,7 +9,8 @@ where no node has room it waits. See `slots.py`.
 
 Guarantees: a task is taken back or written to the channel, never both (each has one `claim`, which one of them gets);
 from then on it counts as begun. Nothing of it is told as lost before its run has certainly ended: a second (`AFTER`)
-after its channel ended, or when the lease of a silent node is over (`lease.py`). So no two runs of a task overlap.
+after its channel was ended, or when the lease of a silent node is over (`lease.py`), also where the channel timed out.
+So no two runs of a task overlap.
 Guarded by: the pool's lock: `_nodes`, `_slots`, `_waiting`, `_offers`, each node's slots; `outbox` is appended to
 under it.
 By the provider's thread: `begun`, `done` and `progress` of a slot, which are single stores that others only look at.
@@ -621,7 +622,10 @@ class NodeWorkforce(DrivenWorkforce):
 
     def _ended(self, node: Node, reason: str) -> None:
         """The channel of a node has ended: what was not written goes elsewhere, at once."""
-        self._lose(node, node.reason or reason, monotonic() + AFTER)
+        dead_at = monotonic() + AFTER
+        if reason == "silent":  # the node may not know it yet
+            dead_at = max(dead_at, node.landlord.ends_at())
+        self._lose(node, node.reason or reason, dead_at)
 
     def _lose(self, node: Node, reason: str, dead_at: float) -> None:
         with self._lock:

@@ -27,10 +27,12 @@ import poolkit.nodes
 import support
 from engine.work import Journal
 from poolkit._nodes.lease import D
-from support_dask import Node, Program, Scheduler
+from support_dask import LOOPBACK, Node, Program, Scheduler
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from engine.network import Network
 
 AFTER = D  # seconds from the end of a node's connection until what it ran counts as ended
 LONG = 120.0  # seconds within which everything here happens, on any machine
@@ -63,11 +65,14 @@ class Bars:
 class Cluster:
     """A scheduler and nodes. Use as a context manager."""
 
-    def __init__(self, nodes: int, threads: int = 2, *options: str, nanny: bool = False) -> None:
+    def __init__(
+        self, nodes: int, threads: int = 2, *options: str, nanny: bool = False, network: Network | None = None
+    ) -> None:
         self._threads, self._options, self._nanny = threads, options, nanny
+        self._host = (lambda: LOOPBACK) if network is None else network.host
         self._programs: list[Program] = []
         self.nodes: dict[int, Node] = {}  # by process: the nannies', where there are any
-        self.scheduler = self.start(Scheduler())
+        self.scheduler = self.start(Scheduler(on=self._host()))
         self.address = self.scheduler.address
         self.add(nodes)
 
@@ -79,8 +84,9 @@ class Cluster:
     def add(self, nodes: int, *more: str, nanny: bool = False, python: str = sys.executable) -> list[int]:
         """Start so many nodes more, with more options; does not wait for them. Returns their processes."""
         options = "--nthreads", str(self._threads), *self._options, *more
+        nanny = nanny or self._nanny
         new = [
-            self.start(Node(self.address, *options, nanny=nanny or self._nanny, python=python)) for _ in range(nodes)
+            self.start(Node(self.address, *options, nanny=nanny, python=python, on=self._host())) for _ in range(nodes)
         ]
         self.nodes.update({node.pid: node for node in new})
         return [node.pid for node in new]

@@ -17,8 +17,14 @@ from poolkit._nodes.provider_local import LocalProvider
 from poolkit.nodes import NodePool
 
 ON_DASK = [
-    f"test_{name}.py"
-    for name in ("dask_pool", "failures_on_dask", "install", "leaving", "living_with_others", "provider_dask", "soak")
+    "test_dask_pool.py",
+    "test_failures_on_dask.py",
+    "test_install.py",
+    "test_leaving.py",
+    "test_living_with_others.py",
+    "test_network_failures.py",
+    "test_provider_dask.py",
+    "test_soak.py",
 ]
 collect_ignore = [] if "POOLKIT_DASK" in os.environ else ON_DASK
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ import distributed
 import pytest
 
 import support_dask
+from engine.cluster import pause
 from poolkit._nodes import dask_node, provider_dask
 from poolkit._nodes.provider_dask import DaskProvider
 from support import wait_until
@@ -128,6 +130,19 @@ def test_two_pools_do_not_see_each_other(place: Any, new_owner: Callable[..., Ow
     first.provider.close()
     second.wait_for_nodes(2)[0].send(b"still")
     assert second.living()[0].receive()[0] == b"still"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(TimeoutError(errno.ETIMEDOUT, "no answer"), "silent"), (ConnectionResetError(), "closed")]
+)
+def test_a_connection_that_timed_out_is_no_end_of_its_node(
+    place: Any, new_owner: Callable[..., Owner], error: OSError, reason: str
+) -> None:
+    node: Any = new_owner(place[0].address).wait_for_nodes(2)[0]
+    stream = node.channel._comm.stream
+    node.channel._call(lambda: stream.close((type(error), error, None)))  # as it does with an error of its socket
+    wait_until(lambda: node.ended)
+    assert node.ended == [reason]
 
 
 def test_an_agent_that_has_ended_is_followed_by_another(place: Any, new_owner: Callable[..., Owner]) -> None:
@@ -419,6 +434,22 @@ def test_a_node_that_cannot_be_reached_is_told_and_joins_when_it_can_be(
     cut.clear()
     owner.wait_for_nodes(1)
     assert len(owner.refused) == 1
+
+
+def test_nodes_that_the_scheduler_has_kept_waiting_do_not_take_themselves_for_orphans(
+    start: Callable[..., Any], new_owner: Callable[..., Owner]
+) -> None:
+    scheduler = start(Scheduler)
+    start(Node, scheduler.address)
+    owner = new_owner(scheduler.address, agent="support_dask:ImpatientAgent")
+    (node,) = owner.wait_for_nodes(1)
+    os.kill(scheduler.pid, signal.SIGSTOP)
+    node.channel.abort()  # the next agent says that it is up, and nobody hears it
+    wait_until(lambda: node.ended)
+    pause(1.5)  # three times as long as it waits for an owner
+    os.kill(scheduler.pid, signal.SIGCONT)
+    owner.wait_for_nodes(1)
+    assert state_of(scheduler, f"poolkit-{owner.settings.pool}") == [(True, True)]
 
 
 @pytest.mark.long

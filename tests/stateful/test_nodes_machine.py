@@ -35,7 +35,7 @@ MOVES = [
     *["write"] * 8,
     *["hear"] * 8,
     *["fail", "fail packed", "crash", "time out", "give back"],
-    *["see end", "see end", "see abort", "heal", "heal"],
+    *["see end", "see end", "see abort", "give up", "heal", "heal"],
     *["die", "cut", "deaf", "mute", "leave", "told to leave"],
 ]
 FEW = ["die", "cut", "deaf", "mute", "leave", "told to leave"]
@@ -185,6 +185,8 @@ class NodesMachine(RuleBasedStateMachine):
             pool.hear(node)
         elif move == "see end":
             pool.see_end(node)
+        elif move == "give up":
+            pool.give_up(node)
         elif move == "see abort":
             pool.see_abort(node)
         elif move in {"die", "cut"}:

@@ -404,9 +404,17 @@ class NodesPool:
             node.to_owner.clear()
             channel.on_end("closed")
 
+    def give_up(self, node: ScriptedNode) -> None:
+        """The owner's end of a connection gives up, as nothing comes through; the node does not notice."""
+        channel = node.channel
+        if not channel.has_ended and (node.is_deaf or node.is_mute):
+            channel.has_ended = True
+            node.to_owner.clear()
+            channel.on_end("silent")
+
     def see_abort(self, node: ScriptedNode) -> None:
         """A node sees that the owner has ended the connection."""
-        if node.channel.is_aborted and not node.is_deaf:
+        if (node.channel.is_aborted or node.channel.has_ended) and not node.is_deaf:
             node.end()
 
     def tick(self, seconds: float, *, supervised: bool = True) -> None:

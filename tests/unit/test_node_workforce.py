@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from unit.scripted_nodes import AnyTask, NodesPool, ScriptedNode
+from unit.scripted_nodes import LEASE, AnyTask, NodesPool, ScriptedNode
 
 from poolkit._core.options import CallOptions
 from poolkit._core.workforce import Died
 from poolkit._memory.memory import Memory
 from poolkit._nodes import messages
+from poolkit._nodes.lease import D
 from poolkit._nodes.prints import CHUNK
 from poolkit._wire import codec
 from poolkit.errors import NodeLost, SerializationError
@@ -234,3 +235,26 @@ def test_a_lost_node_tells_what_was_begun_and_gives_back_what_was_not_written(po
     pool.tick(1.0)
     assert [entry[2:4] for entry in orders(pool, other)] == [(queued.id, 1)]
     assert queued.node == other.facts.address
+
+
+@pytest.mark.parametrize("direction", ["deaf", "mute"])
+def test_a_node_whose_connection_has_timed_out_keeps_its_tasks_until_its_lease_is_over(direction: str) -> None:
+    pool = NodesPool()
+    node = pool.join()
+    task = pool.submit()
+    for _ in range(5):
+        node.write()
+        pool.hear(node)
+        pool.supervise()
+        pool.pump(node)
+        node.hear()
+    assert pool.live(task.id)
+    setattr(node, f"is_{direction}", True)
+    pool.give_up(node)
+    pool.tick(2 * D)
+    assert task not in pool.outcomes
+    pool.tick(LEASE + D)  # which checks that it does not run when it is told as lost
+    error = pool.outcomes[task].payload
+    assert isinstance(error, NodeLost)
+    assert error.reason == "silent"
+    pool.close()
