@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -16,8 +15,7 @@ import poolkit
 from support import WATCHDOG
 
 PROJECT = Path(__file__).parent / "typing/project"
-HOME = Path(poolkit.__file__).parent
-LIBRARY = HOME.parent
+LIBRARY = Path(poolkit.__file__).parents[1]
 IS_INSTALLED = LIBRARY.name == "site-packages"
 
 
@@ -34,11 +32,6 @@ def ran(*argv: str, **env: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def test_the_package_says_that_it_is_typed() -> None:
-    assert (HOME / "py.typed").is_file()
-    assert "Typing :: Typed" in importlib.metadata.metadata("poolkit").get_all("Classifier", [])
 
 
 @pytest.mark.slow

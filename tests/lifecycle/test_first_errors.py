@@ -122,7 +122,8 @@ def test_locks_of_multiprocessing_are_not_taken_for_what_cannot_be_pickled() -> 
 )
 def test_options_are_named_with_their_value(options: dict[str, Any], said: str) -> None:
     with FakePool() as pool:
-        assert text(lambda: pool.options(**options), (TypeError, ValueError)) == said  # type: ignore[arg-type]
+        found = text(lambda: pool.options(**options), (TypeError, ValueError))  # type: ignore[arg-type]
+    assert found.partition(". Did you mean")[0] == said  # from CPython 3.13 on
 
 
 def test_who_calls_the_function_before_the_pool_can_is_told_to_pass_it() -> None:
@@ -303,9 +304,9 @@ def test_a_module_that_uses_a_pool_while_it_is_imported_does_not_start_one_worke
 @pytest.mark.parametrize("name", ["Pool", "run", "Worker", "Cluster", "offload", "SharedBuffer"])
 def test_on_windows_each_name_says_why_it_cannot_be_had(name: str) -> None:
     script = (
-        "import os, multiprocessing.connection\n"
-        "os.name = 'nt'\n"
+        "import os, pickle\n"
         "import poolkit, poolkit.testing, poolkit.testing.plugin\n"
+        "os.name = 'nt'\n"
         "print(poolkit.PoolClosed.__name__)\n"
         f"for look in (lambda: poolkit.{name}, lambda: poolkit.testing.FakePool):\n"
         "    try:\n        look()\n"
@@ -397,6 +398,7 @@ def test_what_stops_a_task_says_so_with_its_limit_and_where_it_was() -> None:
         return str(task.exception(WATCHDOG))
 
     with poolkit.Pool(1) as pool:
+        pool.submit(work.pid).result(WATCHDOG)  # its module is imported: the limit counts from there on
         late = said(pool.options(timeout=0.3).submit(work.spin))
         assert "(spin, attempt 1) ran longer than its timeout of 0.3 s and was stopped; it was at (most rec" in late
         assert "in spin" in late
@@ -430,7 +432,7 @@ def test_workers_that_cannot_be_started_are_told_with_what_was_started_and_what_
         said = str(pool.submit(work.pid).exception(WATCHDOG))
     assert "3 workers in a row died before they were ready" in said
     assert sys.executable in said
-    assert "/not/there" in said
+    assert "ModuleNotFoundError: No module named 'encodings'" in said
     assert "name a Python interpreter by multiprocessing.set_executable(), or use start_method='fork'" in said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import os
 import subprocess
@@ -51,3 +52,8 @@ def test_they_say_what_is_meant() -> None:
     hints = typing.get_type_hints(poolkit.Pool.stats)
     assert hints["return"] is poolkit.PoolStats
     assert typing.get_origin(typing.get_type_hints(poolkit.Pool.submit)["return"]) is poolkit.Task
+
+
+def test_the_installed_package_says_that_it_has_them() -> None:
+    assert (Path(poolkit.__file__).parent / "py.typed").is_file()
+    assert "Typing :: Typed" in importlib.metadata.metadata("poolkit").get_all("Classifier", [])
