@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import poolkit
-from engine.cluster import offspring
 from poolkit._nodes.provider_local import LocalProvider
 from poolkit.nodes import NodePool
 from support import WATCHDOG, is_alive, wait_until
@@ -68,11 +67,11 @@ def test_how_a_program_fails_is_told(pool: NodePool) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "with", "shutdown"])
-def test_a_program_ends_with_its_task(pool: NodePool, how: str) -> None:
-    command = pool.run(["sleep", "60"])
-    node = pool.nodes()[0].pid
-    wait_until(lambda: [each for each in offspring(node) if each.name() == "sleep"], "the program to run")
-    (program,) = [each.pid for each in offspring(node) if each.name() == "sleep"]
+def test_a_program_ends_with_its_task(pool: NodePool, tmp_path: Path, how: str) -> None:
+    noted = tmp_path / "pid"
+    command = pool.run(["/bin/sh", "-c", f"echo $$ > {noted}; exec sleep 60"])
+    wait_until(lambda: noted.exists() and noted.read_text(), "the program to run")
+    program = int(noted.read_text())
     if how == "cancel":
         assert command.cancel()
     elif how == "with":
