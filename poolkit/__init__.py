@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from poolkit.worker import Worker
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {  # of what is no error
     "poolkit._child.port": ("Port", "current_port"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import poolkit
 from support import WATCHDOG
 from support_traces import load, outcomes, parsed, texts_of
 
@@ -259,3 +260,10 @@ def test_example_filters_pictures_and_shows_them_on_a_sheet(tmp_path: Path) -> N
     assert counts[255, 0, 0] == 160 * 100, "the red one, shrunk in proportion"
     assert counts[0, 255, 0] == 53 * 160, "the green one"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["contact-sheet.png", "pictures"]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    (project,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    newest = re.search(r"^## \[(.*)\] - \d{4}-\d\d-\d\d$", (ROOT / "docs/changelog.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert poolkit.__version__ == project == newest[1]
