@@ -90,7 +90,7 @@ def with_a_lock(lock: Any) -> Any:
             ),
         ),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_what_a_pool_is_made_of_is_named_with_its_value(settings: dict[str, Any], said: str) -> None:
     errors: Any = TypeError, ValueError, poolkit.SerializationError
@@ -118,7 +118,7 @@ def test_locks_of_multiprocessing_are_not_taken_for_what_cannot_be_pickled() -> 
         ({"block": 1}, "block must be True or False, was 1"),
         ({"time_out": 2}, "Pool.options() got an unexpected keyword argument 'time_out'"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_options_are_named_with_their_value(options: dict[str, Any], said: str) -> None:
     with FakePool() as pool:
