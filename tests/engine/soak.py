@@ -94,7 +94,7 @@ def _fail(bars: Bars, faults: Faults, holdings: Holdings, seconds: float, seed: 
                 faults.do(name, seed + done.total())
         if now >= look_at:
             look_at = now + LOOK
-            holdings.look(faults.owner.pid, *faults.dask_workers())
+            holdings.look(faults.owner.pid, *faults.agents())
         pause(0.05)
     bars.tell(f"{done.total()} faults in {time.monotonic() - begun:.0f} s: {dict(done)}")
     bars.tell(f"in vain, as there was nothing to do it to: {dict(faults.in_vain)}")

@@ -96,13 +96,13 @@ class Faults:
         children = psutil.Process(pid).children()
         return next(iter(child.pid for child in children if "spawn_main" in " ".join(child.cmdline())), pid)
 
-    def dask_workers(self) -> list[int]:
-        """The processes that agents are in."""
+    def agents(self) -> list[int]:
+        """The dask workers that have something of the pool under them."""
         found = []
         for pid in self.living():
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.append(self.dask_worker(pid))
-        return found
+        return list(filter(offspring, found))
 
     def restore(self) -> None:
         """Start what is missing of the nodes."""
@@ -200,10 +200,10 @@ class Holdings:
         self._samples: dict[int, list[tuple[float, tuple[int, int, int]]]] = defaultdict(list)
 
     def look(self, *pids: int) -> None:
-        """Take down what these hold now, but for those that have nothing of the pool under them."""
+        """Take down what these hold now."""
         for pid in pids:
             with contextlib.suppress(OSError):  # it has ended
-                if (found := memory.uss(pid)) and (pid in self._samples or offspring(pid)):
+                if found := memory.uss(pid):
                     held = found, memory.descriptors(pid), memory.threads(pid)
                     self._samples[pid].append((time.monotonic(), held))
 
