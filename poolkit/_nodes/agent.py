@@ -355,7 +355,13 @@ class Agent:
 
     # ===== the agent's thread =====
 
-    def _tend(self) -> None:  # noqa: C901 -- one duty after another
+    def _tend(self) -> None:
+        try:
+            self._tend_until_over()
+        finally:  # also where that raises: a node that nobody tends is of no use
+            self._end()
+
+    def _tend_until_over(self) -> None:  # noqa: C901 -- one duty after another
         """Ask for the lease, tell of progress, give back what has to wait, until it is to end."""
         pause, look_at = min(LOOK, self._lease / 10), 0.0
         while not self._is_over.is_set():
@@ -382,7 +388,6 @@ class Agent:
             if self._runs:
                 for info in self.engine.workers():
                     self._look(info)
-        self._end()
 
     def _look(self, info: WorkerInfo) -> None:
         """Tell what a worker is doing, as far as that is news."""

@@ -7,14 +7,14 @@ Guarded by: the pool's lock, as in every pool.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from poolkit._clock import monotonic
 from poolkit._core.options import CallOptions, PoolLimits
-from poolkit._core.workforce import AnyTask, Logged
+from poolkit._core.workforce import Logged
 from poolkit._engine.log_records import Records
 from poolkit._engine.supervisor import Supervisor
 from poolkit._kinds.peer import boot_settings
@@ -50,7 +50,7 @@ class Run(Task[Any]):
         self.slot = slot
         self.announces = False  # its begin is to be told, and was not
         self.is_to_stop = False
-        self.came = monotonic()
+        self.came = math.inf  # when the node's pool accepted it
         self.is_given_back = False
         self.told_progress: object = None
         self.told_at = 0, 0  # process, bytes of its memory
@@ -116,12 +116,13 @@ class NodeEngine(Supervisor):
         workforce = self.workforce
         self.records = NodeRecords(self.callbacks, self.name, self._publish, workforce.wake, workforce.links)
 
-    def run(self, tasks: Sequence[AnyTask]) -> None:
+    def run(self, runs: Sequence[Run]) -> None:
         """Accept tasks that have their numbers."""
 
         def step(now: float) -> None:
-            for task in tasks:
-                self._scheduler.submit(task, now)
+            for run in runs:
+                self._scheduler.submit(run, now)
+                run.came = now
 
         if self._thread is None:
             self._start_thread()
@@ -146,7 +147,7 @@ class NodeEngine(Supervisor):
         with self._lock:
             return self._scheduler.roster.ready_count()
 
-    def stop(self, task: AnyTask, *, want_stack: bool) -> None:
+    def stop(self, task: Run, *, want_stack: bool) -> None:
         """Stop a task, with the stack of where it was, if that is wanted."""
         if want_stack:
             self._decide(lambda now: self._scheduler.time_out(task, now - (task.started_at or now) + 1.0, now))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,17 @@ class OwnersEnd:
 
     def order(self, slot: int, task_id: int, fn: Any, *args: Any) -> None:
         """Have a task run."""
+        self.on_message(messages.pack([self._run(slot, task_id, fn, *args)]), [])
+
+    def order_all(self, numbers: list[int], fn: Any) -> None:
+        """Have tasks with these numbers run in slots with the same, without arguments, all by one message."""
+        self.on_message(messages.pack([self._run(number, number, fn) for number in numbers]), [])
+
+    @staticmethod
+    def _run(slot: int, task_id: int, fn: Any, *args: Any) -> tuple[Any, ...]:
         with Found() as found:
             fn_bytes, body, _ = codec.pack_call(fn, args, {}, found)
-        entry = (messages.RUN, slot, task_id, 1, "work", None, None, 0, False, fn_bytes, bytes(body), 0, (), 0)
-        self.on_message(messages.pack([entry]), [])
+        return (messages.RUN, slot, task_id, 1, "work", None, None, 0, False, fn_bytes, bytes(body), 0, (), 0)
 
 
 def new_agent(lease: float) -> tuple[Agent, OwnersEnd]:
@@ -96,3 +104,39 @@ def test_what_ends_with_the_lease_is_no_crash(tmp_path: Path, monkeypatch: pytes
     wait_until(lambda: channel.is_ended, "the end of the lease")
     agent.close()
     assert not {kind for kind, *_ in channel.said()} & OUTCOMES
+
+
+def test_a_task_that_the_pool_of_the_node_has_not_accepted_yet_is_not_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy node the thread that is about to submit it may have to wait for longer than a task has patience."""
+    agent, channel = new_agent(30.0)
+    may_run, run = threading.Event(), agent.engine.run
+
+    def run_late(runs: Any) -> None:
+        may_run.wait()
+        run(runs)
+
+    monkeypatch.setattr(agent.engine, "run", run_late)
+    provider = threading.Thread(target=channel.order_all, args=([1, 2, 3], work.name_of_process))
+    provider.start()
+    wait_until(lambda: agent._is_crowded)
+    agent._thread.join(0.3)
+    assert agent._thread.is_alive()
+    may_run.set()
+    provider.join()
+    open_slots = {1, 2, 3}
+    while open_slots:
+        open_slots -= {entry[1] for entry in retry_until(channel.said, bool) if entry[0] in OUTCOMES}
+    agent.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_agent_whose_thread_fails_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "journal")
+    agent, channel = new_agent(30.0)
+    monkeypatch.setattr(agent.engine, "workers", pytest.fail)
+    channel.order(1, 7, work.journalled, journal.path, 7, 30.0)
+    wait_until(lambda: channel.is_ended)
+    agent._thread.join()
+    assert agent.wait(0)
