@@ -243,7 +243,7 @@ def test_tasks_that_fail_or_are_cancelled_are_yielded_too(pool, bars, make_bar):
 def test_what_is_no_task_is_refused_at_once(pool):
     with pytest.raises(TypeError, match="progress\\(\\) shows tasks, was given 1"):
         poolkit.progress([pool.submit(double, 1), 1])
-    with pytest.raises(TypeError, match="not iterable"):
+    with pytest.raises(TypeError, match="progress\\(\\) shows tasks, was given 1"):
         poolkit.progress(1)
 
 

@@ -220,7 +220,7 @@ def test_the_call_itself_may_raise(pool: Pool) -> None:
 
 
 def test_what_returns_nothing_to_iterate_over_is_told(pool: Pool) -> None:
-    with pytest.raises(TypeError, match=r"square\(\) was called by stream\(\) and returned a int"):
+    with pytest.raises(TypeError, match=r"square\(\) was called by stream\(\) and returned 9, which is not iterable"):
         next(pool.stream(work.square, 3))  # type: ignore[arg-type]
 
 

@@ -241,9 +241,9 @@ if not pid:
         else:
             os._exit(5)
     c.stop()
-    print("child", flush=True)
+    os.write(1, b"child\\n")  # a print would be two writes, between which the other's may come
     signal.pause()
-print(pid, flush=True)
+os.write(1, f"{pid}\\n".encode())
 input()
 c.stop()
 print("stopped", flush=True)
