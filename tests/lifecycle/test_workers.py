@@ -113,18 +113,21 @@ def receive():  # a function of its own, as what is raised at a jump back may pa
 
 number, found, interrupts = 3000, [], 0
 signal.signal(signal.SIGALRM, interrupt)
-with poolkit.Worker(count, number, **kind) as worker:
-    while len(found) < number:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.0002 + len(found) % 7 * 0.0001)
-            receive()
-        except Interrupt:
-            interrupts += 1
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    print(sorted(found) == [*range(number)], interrupts > 10)
+while interrupts < 10:  # a fast machine may receive all of them between two
+    found.clear()
+    with poolkit.Worker(count, number, **kind) as worker:
+        while len(found) < number:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + len(found) % 7 * 0.0001)
+                receive()
+            except Interrupt:
+                interrupts += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        assert sorted(found) == [*range(number)]
+print("all")
 """
-    assert run(TARGETS + source, method) == ["True True"]
+    assert run(TARGETS + source, method) == ["all"]
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
