@@ -64,6 +64,8 @@ class NodeCommand(Command[Any]):
         del grace
         self.cancel()
 
+    leave_parent = Task.leave_parent  # it has no output here
+
     def is_taken(self) -> bool:
         """Nothing of it is."""
         return False

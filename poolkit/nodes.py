@@ -243,7 +243,7 @@ class NodePool(Pool):
             engine.begin()
             provider.begin(settings, workforce.joined, self._node_refused, workforce.leaving)
             if most is not None:
-                provider.want(min_nodes)
+                provider.want(min_nodes, fewer=False)
             self._wait_for_nodes(min_nodes, node_timeout)
         except BaseException:
             self.shutdown(kill=True)
@@ -302,11 +302,12 @@ class NodePool(Pool):
         nodes = [node for node in self._nodes.nodes() if node.state == "up"]
         of_one = max(1, sum(node.facts.workers for node in nodes) // max(1, len(nodes)))
         needed = min(self._most, max(self._least, -(-engine.unsettled() // of_one)))
-        if needed < self._wanted and now < self._wanted_since + self._idle:
+        fewer = needed < max(self._wanted, len(nodes))
+        if fewer and now < self._wanted_since + self._idle:
             return
         if needed != self._wanted or (len(nodes) != needed and now >= self._asked + AGAIN):
             self._wanted, self._asked = needed, now
-            self._provider.want(needed)
+            self._provider.want(needed, fewer=fewer)
         self._wanted_since = now
 
     def _node_refused(self, address: str, why: str, versions: Mapping[str, str] | None) -> None:

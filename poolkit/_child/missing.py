@@ -50,7 +50,10 @@ def explain_keyword(error: BaseException, kwargs: dict[str, Any]) -> None:
         return  # it comes from within
     from poolkit._core.options import CallOptions  # noqa: PLC0415 -- only where something is wrong
 
-    given = [f"{name}={kwargs[name]!r:.50}" for name in CallOptions.NAMES if name in kwargs]
+    try:
+        given = [f"{name}={kwargs[name]!r:.50}" for name in CallOptions.NAMES if name in kwargs]
+    except Exception:  # noqa: BLE001 -- the `repr` of what the user gave
+        return
     if given and "unexpected keyword argument" in str(error):
         text = (
             f"each keyword of submit() is the function's; options go through a view: pool.options({', '.join(given)})"

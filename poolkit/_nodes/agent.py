@@ -236,11 +236,13 @@ class Agent:
             self._paced[slot] = worker_id
 
     def _stop(self, slot: int, task_id: int, want_stack: bool) -> None:
-        run = self._runs.get(slot)
+        with self._lock:  # whoever ends it meanwhile either finds it so, or has taken it out
+            run = self._runs.get(slot)
+            if run is not None and run.id == task_id:
+                run.is_to_stop = True
         if run is None or run.id != task_id:
             self._post((messages.CANCELLED, slot, task_id, ""))
             return
-        run.is_to_stop = True
         if run in self._held:
             self._held.remove(run)
             run.publish(Outcome(None, ok=False, cancelled=True))
@@ -276,16 +278,17 @@ class Agent:
             if self._runs.get(run.slot) is not run:
                 return
             del self._runs[run.slot]
+            is_to_stop = run.is_to_stop
             if run.started_at is not None:
                 self._say_begun(run)
         which = run.slot, run.id
         seconds = run.run_time or 0.0
         payload = outcome.payload
-        if outcome.cancelled and not run.is_to_stop and (run.is_given_back or self._is_over.is_set()):
+        if outcome.cancelled and not is_to_stop and (run.is_given_back or self._is_over.is_set()):
             if run.is_given_back:  # else it is ending, as the channel tells
                 self._post((messages.BACK, *which))
             return
-        if run.is_to_stop or outcome.cancelled:
+        if is_to_stop or outcome.cancelled:
             stack = payload if type(payload) is str else getattr(payload, "stack", "")
             self._post((messages.CANCELLED, *which, stack))
             return

@@ -48,7 +48,7 @@ class Absent(WorkerPlugin):
 try:
     from poolkit._nodes.dask_node import NodePlugin
     plugin = NodePlugin(state)
-except ImportError as exc:
+except Exception as exc:
     why = f"poolkit cannot be imported there ({exc}); install it on each node: pip install poolkit[dask]"
     plugin = Absent()
 """

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from poolkit._core.records import record
 
-WIRE = 1  # number of what owner and nodes say to each other; another one is refused
+WIRE = 2  # number of what owner and nodes say to each other; another one is refused
 
 Message = tuple[bytes, Sequence[Any]]  # a head, and buffers of any size beside it
 
@@ -94,8 +94,8 @@ class NodeProvider(Protocol):
     def hold(self, number: str, wanted: bool) -> None:
         """This node is in use and not to be taken away; or it may be again. From any thread."""
 
-    def want(self, nodes: int) -> None:
-        """Have so many nodes, where that can be done. From any thread."""
+    def want(self, nodes: int, *, fewer: bool = True) -> None:
+        """Have so many nodes, where that can be done; where there are more, only if `fewer`. From any thread."""
 
     def close(self) -> None:
         """End all connections, agents, and what was made for that. Blocks for a moment."""

@@ -151,7 +151,7 @@ class Printer:
             done = 0 if self._queue else _write_some(fd, data)
             if done < len(data):
                 self._queue.append((fd, data[done:], shown))
-                if len(self._queue) == 1:
+                if self._thread is None or not self._thread.is_alive():
                     self._thread = threading.Thread(target=self._run, name="poolkit-printer", daemon=True)
                     with contextlib.suppress(RuntimeError):  # the interpreter ends
                         self._thread.start()
@@ -168,8 +168,14 @@ class Printer:
         while is_left:
             fd, data, shown = self._queue[0]
             done = len(data)
-            with contextlib.suppress(OSError):  # nobody reads it, or the stream is closed: dropped
+            try:
                 done = os.write(fd, data) if is_open(fd) else done
+            except BlockingIOError:  # somebody has made it so: wait for room
+                room, done = poll(), 0
+                room.register(fd, 4)  # POLLOUT
+                room.poll(PATIENCE * 1000)
+            except OSError:  # nobody reads it, or the stream is closed: dropped
+                pass
             with self._lock:
                 if done < len(data):
                     self._queue[0] = fd, data[done:], shown

@@ -157,10 +157,10 @@ class DaskProvider:
         """This node is in use and not to be taken away; or it may be again."""
         self._call(self._hold, number, wanted)
 
-    def want(self, nodes: int) -> None:
+    def want(self, nodes: int, *, fewer: bool = True) -> None:
         """Have so many nodes, where a cluster was given. Those that are held are not given back."""
         if self._cluster is not None:
-            self._call(self._want, nodes)
+            self._call(self._want, nodes if fewer else max(nodes, len(self._cluster.plan)))
 
     def close(self) -> None:
         """End all connections and agents, the client, and the cluster if it is our own. Blocks for a moment."""
@@ -409,13 +409,24 @@ class DaskProvider:
     async def _give_back(self, excess: int) -> None:
         """Choose nodes that are let go: those that have not come yet, then those that Dask can spare: none is held."""
         plan = self._cluster.plan - self._going
-        names = list(plan - self._cluster.observed)[:excess]
-        if len(names) < excess:
-            spared = await self._client.scheduler.workers_to_close(n=excess - len(names), attribute="name")
-            names += [name for name in spared if name in plan]
+        new = plan - self._cluster.observed
+        spared = await self._client.scheduler.workers_to_close(n=len(plan), attribute="name")
+        names: list[Any] = []
+        free = dict.fromkeys([*new, *(name for name in spared if name in plan)])
+        jobs = self._jobs()
+        for name in free:  # those of one job go together: Dask ends the whole of it
+            job = jobs.get(name, {name})
+            if name not in names and job <= free.keys() and len(job) <= excess - len(names):
+                names += job
         if names:
             self._going.update(names)
             self._spawn(self._let_go(names))
+
+    def _jobs(self) -> dict[Any, set[Any]]:
+        """Of each dask worker's name, the names of all that are in one job with it."""
+        specs = getattr(self._cluster, "worker_spec", {}).items()
+        jobs = [{f"{job}{suffix}" for suffix in spec["group"]} for job, spec in specs if "group" in spec]
+        return {name: job for job in jobs for name in job}
 
     async def _let_go(self, names: list[Any]) -> None:
         """Give nodes back, once they have finished what was sent to them meanwhile: what Dask closes, it soon kills."""

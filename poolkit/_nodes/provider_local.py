@@ -210,7 +210,7 @@ class LocalProvider:
         self._hub = Hub(f"poolkit-nodes-{settings.name}")
         self.want(self._count)
 
-    def want(self, nodes: int) -> None:
+    def want(self, nodes: int, *, fewer: bool = True) -> None:  # noqa: ARG002 -- they stay
         """Start processes, up to so many."""
         while len(self._channels) < nodes:
             self.add()

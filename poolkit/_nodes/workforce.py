@@ -196,13 +196,13 @@ class NodeWorkforce(DrivenWorkforce):
 
     def _offer(self, node: Node) -> None:
         """Have its room be known, as it is now; to be done after each change of it."""
-        if len(self._offers) > 2 * len(self._nodes) + 64:  # most of them out of date
-            self._offers = [each for each in self._offers if each[2] == each[3].offer]
+        node.offer = offer = next(_offers)
+        if len(self._offers) > 2 * len(self._nodes) + 64:  # most of them out of date, or of nodes that are gone
+            self._offers = [each for each in self._offers if each[2] == each[3].offer and each[3].state == "up"]
             heapq.heapify(self._offers)
-        offer = next(_offers)
-        load = len(node.slots) / node.facts.workers
-        heapq.heappush(self._offers, (node.room(spare=False) <= 0, load, offer, node))
-        node.offer = offer
+        if node.state == "up":
+            load = len(node.slots) / node.facts.workers
+            heapq.heappush(self._offers, (node.room(spare=False) <= 0, load, offer, node))
 
     def _settle_down(self, slot: Slot, node: Node) -> None:
         """Have the slot be one of this node's; each step may be done again."""
@@ -323,10 +323,11 @@ class NodeWorkforce(DrivenWorkforce):
         slot = self._slots.get(worker_id)
         if slot is None:
             return
-        if slot.node is None or slot.task is None:
+        task = slot.task  # the provider's thread may take it away
+        if slot.node is None or task is None:
             self.leave(Died(worker_id))
         else:
-            slot.node.outbox.append((None, (messages.KILL, slot.id, slot.task.id, want_stack), ()))
+            slot.node.outbox.append((None, (messages.KILL, slot.id, task.id, want_stack), ()))
             slot.node.channel.wake()
 
     def stop(self, worker_id: int) -> None:
@@ -709,7 +710,7 @@ class NodeWorkforce(DrivenWorkforce):
             node=node.facts.address,
             host=node.facts.host,
             reason=node.reason,
-            begun=None if slot.is_spare or node.extra else True,
+            begun=None if slot.is_spare or node.extra or not slot.is_alone else True,
             worker_id=slot.id,
         )
 

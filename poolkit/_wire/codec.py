@@ -16,6 +16,7 @@ An outcome is a result (`pack_value`) or an exception (`pack_error`).
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
@@ -128,12 +129,17 @@ _NO_NAMES: frozenset[tuple[str, str]] = frozenset()
 
 def _refuse_while_imported(*functions: object) -> None:
     """Without this, each worker would import the module, and so start another that does."""
-    for fn in functions:
+    for each in functions:
+        fn: Any = each
+        while type(fn) in (functools.partial, types.MethodType):
+            fn = fn.func if type(fn) is functools.partial else fn.__func__
         if type(fn) is types.FunctionType:
-            spec = getattr(sys.modules.get(fn.__module__), "__spec__", None)
-            if getattr(spec, "_initializing", False):
+            name = str(fn.__module__)
+            while name and not getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False):
+                name = name.rpartition(".")[0]  # its package: that is imported before it
+            if name:
                 msg = (
-                    f"{fn.__module__} submits calls of its own {fn.__qualname__}() while it is imported, and each "
+                    f"{name} submits calls of its own {fn.__qualname__}() while it is imported, and each "
                     "worker that is to run one imports it, too: put what uses the pool into a function, or behind "
                     "`if __name__ == '__main__':`"
                 )

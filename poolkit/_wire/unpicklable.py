@@ -80,7 +80,7 @@ def roots_of_call(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[str, list[tuple[str, object]]]:
     """Return what is packed, and its parts, each with the path that its user knows it by."""
-    wrapper = getattr(fn, "__module__", None), getattr(fn, "__name__", None)
+    wrapper = _name(fn)
     if wrapper in _MESSAGES:
         return "the message", [("message", args[0])]
     if wrapper == ("poolkit._child.chunk", "run_chunk"):
@@ -90,14 +90,20 @@ def roots_of_call(
     label = "fn"
     if wrapper == ("poolkit._child.port", "run_target"):
         label, fn, args, kwargs = "target", args[1], args[2], {}
-        if (fn.__module__, fn.__qualname__) == ("poolkit._child.serving", "serve"):
+        target = _name(fn)
+        if target == ("poolkit._child.serving", "serve"):
             fn, args = args[1], ()
-        elif (fn.__module__, fn.__qualname__) == ("poolkit._child.hosting", "host"):
+        elif target == ("poolkit._child.hosting", "host"):
             label, fn, args = "factory", args[0], args[1:]
     roots: list[tuple[str, object]] = [(label, fn)]
     roots += [(f"args[{index}]", value) for index, value in enumerate(args)]
     roots += [(f'kwargs["{name}"]', value) for name, value in kwargs.items()]
     return "the call" if label == "fn" else f"the {label} or its arguments", roots
+
+
+def _name(fn: Any) -> tuple[str, str] | None:
+    """Module and name of a function; None of another object, whose attributes may be anything."""
+    return (fn.__module__, fn.__name__) if type(fn) is types.FunctionType else None
 
 
 class _Nowhere:

@@ -16,6 +16,7 @@ import pytest
 import poolkit
 import support_dask
 from engine import work
+from poolkit._nodes.interfaces import WIRE
 from poolkit.dask import DaskPool, NodeLeft
 from support import WATCHDOG, wait_until
 
@@ -134,7 +135,7 @@ def test_a_node_that_does_not_fit_is_refused_with_its_reason(
             assert left[0].node in caplog.text
             if isinstance(cause, poolkit.VersionMismatch):
                 assert cause.node == left[0].node
-                assert cause.here.endswith("wire 1")
+                assert cause.here.endswith(f"wire {WIRE}")
                 assert cause.there.endswith(says)
             assert pool.submit(work.name_of_process).result(WATCHDOG)
             assert len(_workers(scheduler.address)) == 2  # it is one of Dask's as before

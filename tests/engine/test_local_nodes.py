@@ -255,9 +255,9 @@ class AskedProvider(LocalProvider):
         super().__init__()
         self.wanted: list[int] = []
 
-    def want(self, nodes: int) -> None:
+    def want(self, nodes: int, *, fewer: bool = True) -> None:
         self.wanted.append(nodes)
-        super().want(nodes)
+        super().want(nodes, fewer=fewer)
 
 
 def test_nodes_are_asked_for_again_when_one_of_them_is_lost(new_gate: Any) -> None:

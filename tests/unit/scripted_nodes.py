@@ -68,7 +68,7 @@ class ScriptedProvider:
     def begin(self, *_: Any) -> None:
         """Nodes join when the test says so."""
 
-    def want(self, nodes: int) -> None:
+    def want(self, nodes: int, *, fewer: bool = True) -> None:
         self.wanted.append(nodes)
 
     def close(self) -> None:
