@@ -119,7 +119,7 @@ def _left(bars: Bars, owner: Owner, cluster: Cluster) -> None:
         def is_clean() -> bool:
             left[:] = what_is_left(client)
             for pid in cluster.nodes:
-                left.extend(_told(process) for process in offspring(pid) if "poolkit" in _told(process))
+                left.extend(_told(process) for process in offspring(pid) if "poolkit._child" in _told(process))
             return not left
 
         wait_for(is_clean, "nothing to be left on the nodes")
