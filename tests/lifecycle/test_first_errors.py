@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import logging
 import math
 import os
@@ -48,6 +49,16 @@ def count_to(number: int) -> Iterator[int]:
 
 def with_a_lock(lock: Any) -> Any:
     return [1, {"lock": any_lock if lock is None else lock}]
+
+
+class CallableWithALock:
+    """No function, so without a name of its own."""
+
+    def __init__(self) -> None:
+        self.lock = any_lock
+
+    def __call__(self, *_: object) -> None:
+        """Nothing."""
 
 
 @pytest.mark.parametrize(
@@ -206,6 +217,9 @@ def test_what_a_dedicated_worker_cannot_be_given_is_told_by_its_place() -> None:
         f"{target}args[1]: {LOCK}; make it in the worker"
     )
     assert said(lambda: poolkit.Worker.hosting(dict, any_lock)) == f"{factory}args[0]: {LOCK}"
+    odd: Any = functools.partial(print, lock=any_lock)
+    assert said(lambda: poolkit.Worker(odd)).startswith(f'{target}target.keywords["lock"]: {LOCK}')
+    assert said(lambda: poolkit.Worker(CallableWithALock())).startswith(f"{target}target.lock: {LOCK}")
     with poolkit.Worker(work.none_of_it) as worker:
         assert said(lambda: worker.send([any_lock])) == f"cannot pickle the message: message[0]: {LOCK}"
 
