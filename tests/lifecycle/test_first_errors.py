@@ -160,6 +160,20 @@ def test_an_option_that_is_given_to_submit_is_told_where_it_goes(kind: str) -> N
         assert "view" not in f"{within} {getattr(within, '__notes__', '')}", "the call itself was right"
 
 
+class Unshowable:
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize("kind", ["process", "thread", "fake"])
+def test_an_option_that_cannot_be_shown_fails_its_task_only(kind: str) -> None:
+    with FakePool() if kind == "fake" else poolkit.Pool(1, kind=kind) as pool:
+        error = pool.submit(work.add, 1, 2, name=Unshowable()).exception(WATCHDOG)  # type: ignore[call-overload]
+        assert type(error) is TypeError
+        assert str(error) == "add() got an unexpected keyword argument 'name'"
+        assert pool.stats().crashed == 0
+
+
 def test_what_map_is_given_is_told_by_its_place() -> None:
     with FakePool() as pool:
         said = "argument 2 of map() after the function cannot be iterated over: 5"
