@@ -307,13 +307,29 @@ def test_a_name_that_is_not_there_is_compared_with_those_that_are() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        ("*pool.map(double, [1])", "double"),
+        ("*pool.map(functools.partial(double, 1), [()])", "double"),
+        ("*pool.map(Doubler().double, [1])", "Doubler.double"),
+        ("pool.submit(eager.within.triple, 1).result()", "triple"),
+    ],
+    ids=["function", "partial", "method", "package"],
+)
 def test_a_module_that_uses_a_pool_while_it_is_imported_does_not_start_one_worker_after_the_other(
-    tmp_path: Path,
+    tmp_path: Path, use: str, name: str
 ) -> None:
-    (tmp_path / "eager.py").write_text(
-        "import poolkit\n"
-        "def double(number):\n    return number * 2\n"
-        "with poolkit.Pool(1) as pool:\n    print([*pool.map(double, [1])], pool.submit(double, 2).result())\n"
+    (tmp_path / "eager").mkdir()
+    (tmp_path / "eager" / "within.py").write_text("def triple(number):\n    return number * 3\n")
+    (tmp_path / "eager" / "__init__.py").write_text(
+        "import functools, os\n"
+        "import eager.within, poolkit\n"
+        "def double(number, *_):\n    return number * 2\n"
+        "class Doubler:\n    def double(self, number):\n        return number * 2\n"
+        "depth = int(os.environ.get('DEPTH', 0))\n"
+        "if depth > 1:\n    os._exit(3)\n"  # were it not refused, it would have no end
+        f"with poolkit.Pool(1, env={{'DEPTH': str(depth + 1)}}) as pool:\n    print([{use}])\n"
     )
     source = f"""
         import sys
@@ -325,7 +341,7 @@ def test_a_module_that_uses_a_pool_while_it_is_imported_does_not_start_one_worke
         """
     said = "put what uses the pool into a function, or behind `if __name__ == '__main__':`"
     [line] = run(source)
-    assert line.startswith("eager submits calls of its own double() while it is imported, and each worker")
+    assert line.startswith(f"eager submits calls of its own {name}() while it is imported, and each worker")
     assert line.endswith(said)
 
 
