@@ -74,18 +74,24 @@ def _settle_filters(named: list[Any], when_imported: Callable[[str, Callable[[An
     """Set these filters; those of a library, which may take long to import, take their places when it is."""
     warnings.resetwarnings()
     lasting: Any = warnings.filters  # whoever imports within `catch_warnings` has a copy
+    ranks = {each: rank for rank, each in enumerate(dict.fromkeys(named))}
 
-    def add(module: Any, each: Any, behind: list[Any]) -> None:
+    def add(module: Any, each: Any, *, is_last: bool = False) -> None:
         category = getattr(module, each[2][1], None)
         if category is None:  # its module is another one here
             return
         current: Any = warnings.filters
         for filters in (lasting, current) if current is not lasting else (lasting,):
-            at = next((at for at, other in enumerate(filters) if _by_name(other) in behind), len(filters))
-            filters.insert(at, (*each[:2], category, *each[3:]))
+            others = () if is_last else enumerate(filters)
+            behind = (at for at, other in others if ranks.get(_by_name(other), -1) > ranks[each])
+            filters.insert(next(behind, len(filters)), (*each[:2], category, *each[3:]))
 
-    for at, each in enumerate(named):
-        when_imported(each[2][0], functools.partial(add, each=each, behind=named[at + 1 :]))
+    for each in ranks:
+        home = each[2][0]
+        if home in sys.modules:  # each is behind those before it: there may be hundreds
+            add(sys.modules[home], each, is_last=True)
+        else:
+            when_imported(home, functools.partial(add, each=each))
 
 
 def _settle_decimal(context: Any, values: dict[str, Any], traps: list[str]) -> None:

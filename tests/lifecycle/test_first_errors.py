@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import logging
 import math
 import os
@@ -48,6 +49,16 @@ def count_to(number: int) -> Iterator[int]:
 
 def with_a_lock(lock: Any) -> Any:
     return [1, {"lock": any_lock if lock is None else lock}]
+
+
+class CallableWithALock:
+    """No function, so without a name of its own."""
+
+    def __init__(self) -> None:
+        self.lock = any_lock
+
+    def __call__(self, *_: object) -> None:
+        """Nothing."""
 
 
 @pytest.mark.parametrize(
@@ -149,6 +160,20 @@ def test_an_option_that_is_given_to_submit_is_told_where_it_goes(kind: str) -> N
         assert "view" not in f"{within} {getattr(within, '__notes__', '')}", "the call itself was right"
 
 
+class Unshowable:
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize("kind", ["process", "thread", "fake"])
+def test_an_option_that_cannot_be_shown_fails_its_task_only(kind: str) -> None:
+    with FakePool() if kind == "fake" else poolkit.Pool(1, kind=kind) as pool:
+        error = pool.submit(work.add, 1, 2, name=Unshowable()).exception(WATCHDOG)  # type: ignore[call-overload]
+        assert type(error) is TypeError
+        assert str(error) == "add() got an unexpected keyword argument 'name'"
+        assert pool.stats().crashed == 0
+
+
 def test_what_map_is_given_is_told_by_its_place() -> None:
     with FakePool() as pool:
         said = "argument 2 of map() after the function cannot be iterated over: 5"
@@ -206,6 +231,9 @@ def test_what_a_dedicated_worker_cannot_be_given_is_told_by_its_place() -> None:
         f"{target}args[1]: {LOCK}; make it in the worker"
     )
     assert said(lambda: poolkit.Worker.hosting(dict, any_lock)) == f"{factory}args[0]: {LOCK}"
+    odd: Any = functools.partial(print, lock=any_lock)
+    assert said(lambda: poolkit.Worker(odd)).startswith(f'{target}target.keywords["lock"]: {LOCK}')
+    assert said(lambda: poolkit.Worker(CallableWithALock())).startswith(f"{target}target.lock: {LOCK}")
     with poolkit.Worker(work.none_of_it) as worker:
         assert said(lambda: worker.send([any_lock])) == f"cannot pickle the message: message[0]: {LOCK}"
 
@@ -279,13 +307,29 @@ def test_a_name_that_is_not_there_is_compared_with_those_that_are() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        ("*pool.map(double, [1])", "double"),
+        ("*pool.map(functools.partial(double, 1), [()])", "double"),
+        ("*pool.map(Doubler().double, [1])", "Doubler.double"),
+        ("pool.submit(eager.within.triple, 1).result()", "triple"),
+    ],
+    ids=["function", "partial", "method", "package"],
+)
 def test_a_module_that_uses_a_pool_while_it_is_imported_does_not_start_one_worker_after_the_other(
-    tmp_path: Path,
+    tmp_path: Path, use: str, name: str
 ) -> None:
-    (tmp_path / "eager.py").write_text(
-        "import poolkit\n"
-        "def double(number):\n    return number * 2\n"
-        "with poolkit.Pool(1) as pool:\n    print([*pool.map(double, [1])], pool.submit(double, 2).result())\n"
+    (tmp_path / "eager").mkdir()
+    (tmp_path / "eager" / "within.py").write_text("def triple(number):\n    return number * 3\n")
+    (tmp_path / "eager" / "__init__.py").write_text(
+        "import functools, os\n"
+        "import eager.within, poolkit\n"
+        "def double(number, *_):\n    return number * 2\n"
+        "class Doubler:\n    def double(self, number):\n        return number * 2\n"
+        "depth = int(os.environ.get('DEPTH', 0))\n"
+        "if depth > 1:\n    os._exit(3)\n"  # were it not refused, it would have no end
+        f"with poolkit.Pool(1, env={{'DEPTH': str(depth + 1)}}) as pool:\n    print([{use}])\n"
     )
     source = f"""
         import sys
@@ -297,7 +341,7 @@ def test_a_module_that_uses_a_pool_while_it_is_imported_does_not_start_one_worke
         """
     said = "put what uses the pool into a function, or behind `if __name__ == '__main__':`"
     [line] = run(source)
-    assert line.startswith("eager submits calls of its own double() while it is imported, and each worker")
+    assert line.startswith(f"eager submits calls of its own {name}() while it is imported, and each worker")
     assert line.endswith(said)
 
 

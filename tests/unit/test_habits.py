@@ -71,3 +71,40 @@ def test_a_library_that_is_another_one_in_the_worker_gets_no_filter(told: dict[s
     habits.settle(told, when_imported)
     import_it()
     assert filters() == [("ignore", "UserWarning")]
+
+
+def test_what_a_task_has_set_itself_stays_in_front(told: dict[str, Any]) -> None:
+    """The first that matches counts."""
+    habits.settle(told, when_imported)
+    warnings.simplefilter("always", BytesWarning)
+    import_it()
+    others = [("error", "Careless"), ("ignore", "UserWarning"), ("default", "Careful")]
+    assert filters() == [("always", "BytesWarning"), *others]
+
+
+def test_filters_that_a_library_sets_when_it_is_imported_are_behind_those_of_the_program(
+    told: dict[str, Any], tmp_path: Path
+) -> None:
+    """The program has them from its own import, and has set others since."""
+    with (tmp_path / f"{LIBRARY}.py").open("a") as file:
+        file.write("import warnings\nwarnings.simplefilter('ignore', UserWarning)\n")
+    habits.settle(told, when_imported)
+    import_it()
+    assert filters() == [("error", "Careless"), ("ignore", "UserWarning"), ("default", "Careful")]
+
+
+def test_many_filters_are_not_compared_with_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker starts with this, and waits for it."""
+    looks: list[object] = []
+    by_name = habits._by_name
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        for number in range(100):
+            warnings.filterwarnings("ignore", f"text {number}", UserWarning)
+        told, wanted = habits.of_process(), list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        monkeypatch.setattr(habits, "_by_name", lambda found: (looks.append(found), by_name(found))[1])
+        habits.settle(pickle.loads(pickle.dumps(told)), when_imported)
+        assert list(warnings.filters) == wanted
+    assert len(looks) < 100

@@ -46,6 +46,14 @@ class RaisesWhenPickled:
         raise LookupError(msg)
 
 
+class HasEveryAttribute(RaisesWhenPickled):
+    def __getattr__(self, name: str) -> list[str]:
+        return [name]
+
+    def __call__(self) -> None:
+        """Nothing."""
+
+
 class NamedByReduce:
     def __reduce__(self) -> str:
         return "no_such_name"
@@ -211,6 +219,12 @@ def test_an_object_that_resists_inspection_is_still_reported() -> None:
     """A search that itself fails leaves the plain reason."""
     with pytest.raises(SerializationError, match=r"the result: \(TypeError"):
         pack_value([HidesItsDict()])
+
+
+def test_a_callable_whose_every_attribute_is_a_list_is_reported_as_any_other() -> None:
+    """Like some proxies and mocks: it is looked whether it is a function of poolkit, which attributes do not tell."""
+    with pytest.raises(SerializationError, match=r"the call: fn: .*HasEveryAttribute \(LookupError: not today\)"):
+        pack_call(HasEveryAttribute(), (), {})
 
 
 def test_an_exit_in_a_pickling_hook_ends_neither_worker_nor_caller() -> None:
