@@ -15,6 +15,7 @@ from poolkit._memory.memory import Memory
 from poolkit._nodes import messages
 from poolkit._nodes.lease import D
 from poolkit._nodes.prints import CHUNK
+from poolkit._nodes.slots import Slot
 from poolkit._wire import codec
 from poolkit.errors import NodeLost, SerializationError
 from poolkit.incoming import Packed
@@ -217,6 +218,20 @@ def test_a_slot_that_has_nothing_ends_at_once(pool: NodesPool) -> None:
     pool.workforce.kill(1, want_stack=False)
     assert pool.posted.pop() == Died(1)
     assert orders(pool, node) == []
+
+
+def test_a_task_may_end_while_its_slot_is_looked_at_to_be_killed(
+    pool: NodesPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the provider's thread; the node answers the order all the same."""
+    node = ready(pool)
+    task = give(pool)
+    orders(pool, node)
+    seen = [None, task]
+    with monkeypatch.context() as patch:
+        patch.setattr(Slot, "task", property(lambda _slot: seen.pop()), raising=False)
+        pool.workforce.kill(1, want_stack=False)
+    assert orders(pool, node) == [(messages.KILL, 1, task.id, False)]
 
 
 def test_a_lost_node_tells_what_was_begun_and_gives_back_what_was_not_written(pool: NodesPool) -> None:
