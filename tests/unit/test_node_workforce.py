@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from unit.scripted_nodes import LEASE, AnyTask, NodesPool, ScriptedNode
+from unit.scripted_nodes import LEASE, SAMPLES, AnyTask, NodesPool, ScriptedNode
 
 from poolkit._core.options import CallOptions
 from poolkit._core.workforce import Died
@@ -250,6 +250,34 @@ def test_a_lost_node_tells_what_was_begun_and_gives_back_what_was_not_written(po
     pool.tick(1.0)
     assert [entry[2:4] for entry in orders(pool, other)] == [(queued.id, 1)]
     assert queued.node == other.facts.address
+
+
+def test_of_a_task_that_waited_at_a_lost_node_nobody_knows_whether_it_begun(pool: NodesPool) -> None:
+    """Others were sent ahead to spare slots, and had the worker; since then the node has none of these any more."""
+    node = ready(pool)
+
+    def send() -> tuple[AnyTask, int]:
+        task = give(pool)
+        (run,) = orders(pool, node)
+        return task, run[1]
+
+    def done(task: AnyTask, slot: int) -> None:
+        pool.now += 0.1
+        say(pool, node, messages.DONE, slot, task.id, True, b"value", 0.0, 0, None, 0)
+
+    for _ in range(SAMPLES):
+        done(*send())
+    first, (_, _), (back, spare) = send(), send(), send()
+    done(*first)
+    waits, slot = send()
+    assert slot == first[1]
+    say(pool, node, messages.BACK, spare, back.id)
+    node.end()
+    pool.see_end(node)
+    pool.tick(2.0)
+    error = pool.outcomes[waits].payload
+    assert isinstance(error, NodeLost)
+    assert error.begun is None
 
 
 @pytest.mark.parametrize("direction", ["deaf", "mute"])
