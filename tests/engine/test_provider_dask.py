@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -267,6 +268,60 @@ def test_a_cluster_is_scaled_but_for_what_is_held(new_owner: Callable[..., Owner
             wait_until(lambda: len(cluster.plan) == 1)
         finally:
             owner.provider.close()
+
+
+class Jobs:
+    """A cluster of which whole jobs end: batch jobs, as of dask-jobqueue, and one dask worker by itself."""
+
+    def __init__(self, *grouped: int, observed: Collection[str] = ()) -> None:
+        """`grouped`: so many are in each job."""
+        self.worker_spec = {str(job): {"group": [f"-{n}" for n in range(size)]} for job, size in enumerate(grouped)}
+        self.worker_spec["alone"] = {}
+        self.plan = {f"{job}-{n}" for job, size in enumerate(grouped) for n in range(size)} | {"alone"}
+        self.observed = self.plan if observed == () else set(observed)
+        self.scaled: list[int] = []
+        self.scale = self.scaled.append
+
+
+def jobs_provider(cluster: Jobs, spared: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> DaskProvider:
+    """A provider on that cluster, of which Dask can spare these; it lets go at once of what it has chosen."""
+    provider = DaskProvider("tcp://127.0.0.1:1", timeout=1.0)
+
+    async def workers_to_close(**_: Any) -> Sequence[str]:
+        return spared
+
+    async def let_go(_names: list[Any]) -> None:
+        return
+
+    provider._cluster = cluster
+    provider._client = SimpleNamespace(scheduler=SimpleNamespace(workers_to_close=workers_to_close))
+    monkeypatch.setattr(provider, "_let_go", let_go)
+    return provider
+
+
+@pytest.mark.parametrize(
+    ("excess", "spared", "chosen"),
+    [
+        (1, ["0-0", "0-1", "alone"], {"alone"}),  # the jobs are too large
+        (2, ["0-0", "1-0", "1-1"], {"1-0", "1-1"}),  # another one of the first is held
+        (3, ["0-0", "1-0", "1-1", "alone", "0-1"], {"0-0", "0-1", "alone"}),
+        (4, ["0-0", "1-0", "1-1", "alone", "0-1"], {"0-0", "0-1", "1-0", "1-1"}),
+        (2, ["0-0", "1-0"], set()),
+    ],
+)
+def test_of_batch_jobs_whole_ones_are_given_back(
+    excess: int, spared: Sequence[str], chosen: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask ends the job of each one that it is to end, with whatever else runs there."""
+    provider = jobs_provider(Jobs(2, 2), spared, monkeypatch)
+    asyncio.run(provider._give_back(excess))
+    assert provider._going == chosen
+
+
+def test_a_job_of_which_some_have_not_come_is_one_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = jobs_provider(Jobs(2, 2, observed={"0-0", "1-0", "alone"}), ["1-0"], monkeypatch)
+    asyncio.run(provider._give_back(3))
+    assert provider._going == {"1-0", "1-1"}
 
 
 def _end_those_that_leave(owner: Owner, count: int) -> None:
