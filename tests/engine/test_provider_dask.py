@@ -324,6 +324,19 @@ def test_a_job_of_which_some_have_not_come_is_one_all_the_same(monkeypatch: pyte
     assert provider._going == {"1-0", "1-1"}
 
 
+def test_while_some_are_given_back_no_more_are_started_than_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Jobs(4)
+    provider = jobs_provider(cluster, ["0-0", "0-1", "0-2", "0-3"], monkeypatch)
+
+    async def main() -> None:
+        await provider._give_back(4)
+        provider._want(2, fewer=False)
+        await asyncio.gather(*provider._tasks)
+
+    asyncio.run(main())
+    assert cluster.scaled == [2 + 4]
+
+
 def _end_those_that_leave(owner: Owner, count: int) -> None:
     """Do as an owner does with nodes that run nothing."""
     wait_until(lambda: len(owner.leaving) == count, "nodes to leave")
