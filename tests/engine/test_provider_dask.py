@@ -6,11 +6,13 @@ import asyncio
 import errno
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +24,7 @@ import support_dask
 from engine.cluster import pause
 from poolkit._nodes import dask_node, provider_dask
 from poolkit._nodes.provider_dask import DaskProvider
-from support import wait_until
+from support import WATCHDOG, wait_until
 from support_dask import ECHO, LEAVE, Node, Owner, Scheduler
 
 pytestmark = pytest.mark.slow
@@ -169,6 +171,26 @@ def test_an_agent_that_cannot_be_made_is_told(place: Any, new_owner: Callable[..
     owner = new_owner(place[0].address, agent=support_dask.FAILING)
     wait_until(lambda: len(owner.refused) == 2)
     assert owner.refused[0][1] == "RuntimeError: no agent here"
+
+
+LOADED = """
+import pickle, sys, types
+plugin = pickle.load(sys.stdin.buffer)
+plugin.setup(types.SimpleNamespace(contact_address=None, address="here", log_event=print))
+"""
+
+
+@pytest.mark.parametrize("poolkit", ["x = = 1", "raise ImportError('no x')", "raise RuntimeError('no x')"])
+def test_where_poolkit_cannot_be_imported_the_plugin_is_loaded_and_says_so(poolkit: str, tmp_path: Path) -> None:
+    """Where a plugin cannot be loaded, Dask lets no dask worker start."""
+    (tmp_path / "poolkit").mkdir()
+    (tmp_path / "poolkit/__init__.py").write_text(poolkit, encoding="utf-8")
+    plugin = pickle.dumps(dask_node.NodePlugin({"topic": "its topic"}))
+    command = [sys.executable, "-c", LOADED]  # whose first place for modules is the working directory
+    done = subprocess.run(command, input=plugin, cwd=tmp_path, capture_output=True, check=False, timeout=WATCHDOG)
+    said = done.stdout.decode()
+    assert said.startswith("its topic {'kind': 'failed', 'address': 'here'"), done.stderr.decode()
+    assert "poolkit cannot be imported there (" in said
 
 
 def test_a_later_node_joins_and_a_killed_one_ends(start: Callable[..., Any], new_owner: Callable[..., Owner]) -> None:
