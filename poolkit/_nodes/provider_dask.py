@@ -160,7 +160,7 @@ class DaskProvider:
     def want(self, nodes: int, *, fewer: bool = True) -> None:
         """Have so many nodes, where a cluster was given. Those that are held are not given back."""
         if self._cluster is not None:
-            self._call(self._want, nodes if fewer else max(nodes, len(self._cluster.plan)))
+            self._call(self._want, nodes, fewer)
 
     def close(self) -> None:
         """End all connections and agents, the client, and the cluster if it is our own. Blocks for a moment."""
@@ -384,8 +384,8 @@ class DaskProvider:
             node.hold.release()
             node.hold = None
 
-    def _want(self, nodes: int) -> None:
-        self._nodes_wanted = nodes
+    def _want(self, nodes: int, fewer: bool) -> None:
+        self._nodes_wanted = nodes if fewer else max(nodes, len(self._cluster.plan - self._going))
         if self._scaling is None:
             self._scaling = self._spawn(self._scale())
 

@@ -20,6 +20,7 @@ from poolkit._nodes.interfaces import WIRE, AgentSettings
 from poolkit._wire import codec
 from poolkit._wire.buffers import Found
 from poolkit.nodes import _content, _python
+from poolkit.outcome import Outcome
 from support import retry_until, wait_until
 
 pytestmark = pytest.mark.slow
@@ -129,6 +130,29 @@ def test_a_task_that_the_pool_of_the_node_has_not_accepted_yet_is_not_given_back
     while open_slots:
         open_slots -= {entry[1] for entry in retry_until(channel.said, bool) if entry[0] in OUTCOMES}
     agent.close()
+
+
+def test_a_kill_that_meets_an_outcome_is_answered(tmp_path: Path) -> None:
+    """Else its slot at the owner's, which waits for that, never runs anything again."""
+    journal, here = Journal(tmp_path / "journal"), threading.current_thread()
+    agent, channel = new_agent(30.0)
+    channel.order(1, 7, work.journalled, journal.path, 7, 30.0)
+    wait_until(journal.begun)
+
+    class Met(dict[int, Any]):
+        """Has a run end when a kill has found it, if nothing prevents that."""
+
+        def get(self, slot: int, _default: Any = None) -> Any:
+            run = super().get(slot)
+            if threading.current_thread() is here and not agent._lock.locked():
+                agent.ended(run, Outcome(b"value", ok=True))
+            return run
+
+    agent._runs = Met(agent._runs)
+    channel.on_message(messages.pack([(messages.KILL, 1, 7, False)]), [])
+    said = retry_until(lambda: [kind for kind, *_ in channel.said() if kind in OUTCOMES], bool)
+    agent.close()
+    assert said == [messages.CANCELLED]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

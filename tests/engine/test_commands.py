@@ -15,8 +15,28 @@ import poolkit
 from poolkit._nodes.provider_local import LocalProvider
 from poolkit.nodes import NodePool
 from support import WATCHDOG, is_alive, wait_until
+from support_scripts import run_script
 
 pytestmark = pytest.mark.slow
+
+FORK = """
+import os
+from poolkit._nodes.provider_local import LocalProvider
+from poolkit.nodes import NodePool
+
+with NodePool(LocalProvider(1, 1)) as pool:
+    command = pool.run(["sleep", "60"])
+    task = pool.submit(abs, -1)
+    if not os.fork():
+        try:
+            for each in command, task:
+                print(each.done() and type(each.exception()).__name__, flush=True)
+        finally:
+            os._exit(0)
+    os.wait()
+    command.cancel()
+    print(task.result())
+"""
 
 
 @pytest.fixture
@@ -81,6 +101,10 @@ def test_a_program_ends_with_its_task(pool: NodePool, tmp_path: Path, how: str) 
         pool.shutdown(kill=True)
     assert command.cancelled()
     wait_until(lambda: not is_alive(program), "the program to end")
+
+
+def test_in_a_forked_child_a_program_and_what_was_submitted_after_it_are_closed() -> None:
+    assert run_script(FORK, options=("-W", "ignore")).split() == ["PoolClosed", "PoolClosed", "1"]
 
 
 def test_what_a_program_prints_may_go_where_prints_go(pool: NodePool, capfd: pytest.CaptureFixture[str]) -> None:

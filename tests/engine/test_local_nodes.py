@@ -249,14 +249,16 @@ def test_no_task_waits_behind_a_long_one_while_another_worker_rests(make_pool: M
 
 
 class AskedProvider(LocalProvider):
-    """Notes how many nodes it was asked for."""
+    """Notes how many nodes it was asked for, and whether there may be fewer than there are."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, nodes: int = 1) -> None:
+        super().__init__(nodes)
         self.wanted: list[int] = []
+        self.fewer: list[bool] = []
 
     def want(self, nodes: int, *, fewer: bool = True) -> None:
         self.wanted.append(nodes)
+        self.fewer.append(fewer)
         super().want(nodes, fewer=fewer)
 
 
@@ -271,3 +273,14 @@ def test_nodes_are_asked_for_again_when_one_of_them_is_lost(new_gate: Any) -> No
         assert provider.wanted[-1] == 2
         release.signal(2)
         assert [task.result(WATCHDOG) for task in held] == [None, None]
+
+
+def test_nodes_that_are_there_at_the_start_are_kept_for_idle_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, idle_timeout = AskedProvider(2), 1.5
+    with NodePool(provider, max_nodes=2, idle_timeout=idle_timeout) as pool:
+        monkeypatch.setattr("poolkit.nodes.AGAIN", 0.0)
+        wait_until(lambda: len(pool.nodes()) == 2, "both nodes")
+        began = pool._wanted_since
+        wait_until(lambda: any(provider.fewer[1:]), "one to be given back")
+        assert provider.wanted[-1] == 1
+        assert pool._asked >= began + idle_timeout

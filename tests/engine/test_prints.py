@@ -172,22 +172,45 @@ def test_what_is_not_shown_is_dropped_after_a_while_and_counted(
     assert of_node.take() == [(0, b"again\n", 1_000_000)]
 
 
-def test_a_pipe_that_is_full_gets_the_rest_later() -> None:
+@pytest.mark.parametrize("is_blocking", [True, False], ids=["blocking", "non-blocking"])
+def test_a_pipe_that_is_full_gets_the_rest_later(is_blocking: bool) -> None:
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)  # as a standard stream is
+    os.set_blocking(writing, is_blocking)
     counts: list[int] = []
     printer, data = Printer(), [bytes([65 + n]) * 50_000 for n in range(4)]
     for each in data:
         printer.write(writing, each, counts.append)
     assert sum(counts) < 200_000
     found = b""
-    while len(found) < 200_000:
+    while len(found) < 200_000 and select.select([reading], [], [], WATCHDOG)[0]:
         found += os.read(reading, 1 << 16)
     printer.close(WATCHDOG)
     assert found == b"".join(data)
     assert sum(counts) == 200_000
     printer.write(writing, b"more", counts.append)
     assert os.read(reading, 10) == b"more"
+    os.close(reading)
+    os.close(writing)
+
+
+def test_what_no_thread_could_be_started_for_is_written_by_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    counts: list[int] = []
+    printer = Printer()
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prints, "_write_some", lambda _fd, _data: 0)
+        patch.setattr(threading.Thread, "start", fail)
+        printer.write(writing, b"one", counts.append)
+    printer.write(writing, b"two", counts.append)
+    printer.close(WATCHDOG)
+    assert counts == [3, 3]
+    assert os.read(reading, 10) == b"onetwo"
     os.close(reading)
     os.close(writing)
 

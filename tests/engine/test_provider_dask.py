@@ -6,11 +6,14 @@ import asyncio
 import errno
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -21,7 +24,7 @@ import support_dask
 from engine.cluster import pause
 from poolkit._nodes import dask_node, provider_dask
 from poolkit._nodes.provider_dask import DaskProvider
-from support import wait_until
+from support import WATCHDOG, wait_until
 from support_dask import ECHO, LEAVE, Node, Owner, Scheduler
 
 pytestmark = pytest.mark.slow
@@ -170,6 +173,26 @@ def test_an_agent_that_cannot_be_made_is_told(place: Any, new_owner: Callable[..
     assert owner.refused[0][1] == "RuntimeError: no agent here"
 
 
+LOADED = """
+import pickle, sys, types
+plugin = pickle.load(sys.stdin.buffer)
+plugin.setup(types.SimpleNamespace(contact_address=None, address="here", log_event=print))
+"""
+
+
+@pytest.mark.parametrize("poolkit", ["x = = 1", "raise ImportError('no x')", "raise RuntimeError('no x')"])
+def test_where_poolkit_cannot_be_imported_the_plugin_is_loaded_and_says_so(poolkit: str, tmp_path: Path) -> None:
+    """Where a plugin cannot be loaded, Dask lets no dask worker start."""
+    (tmp_path / "poolkit").mkdir()
+    (tmp_path / "poolkit/__init__.py").write_text(poolkit, encoding="utf-8")
+    plugin = pickle.dumps(dask_node.NodePlugin({"topic": "its topic"}))
+    command = [sys.executable, "-c", LOADED]  # whose first place for modules is the working directory
+    done = subprocess.run(command, input=plugin, cwd=tmp_path, capture_output=True, check=False, timeout=WATCHDOG)
+    said = done.stdout.decode()
+    assert said.startswith("its topic {'kind': 'failed', 'address': 'here'"), done.stderr.decode()
+    assert "poolkit cannot be imported there (" in said
+
+
 def test_a_later_node_joins_and_a_killed_one_ends(start: Callable[..., Any], new_owner: Callable[..., Owner]) -> None:
     scheduler = start(Scheduler)
     owner = new_owner(scheduler.address)
@@ -267,6 +290,73 @@ def test_a_cluster_is_scaled_but_for_what_is_held(new_owner: Callable[..., Owner
             wait_until(lambda: len(cluster.plan) == 1)
         finally:
             owner.provider.close()
+
+
+class Jobs:
+    """A cluster of which whole jobs end: batch jobs, as of dask-jobqueue, and one dask worker by itself."""
+
+    def __init__(self, *grouped: int, observed: Collection[str] = ()) -> None:
+        """`grouped`: so many are in each job."""
+        self.worker_spec = {str(job): {"group": [f"-{n}" for n in range(size)]} for job, size in enumerate(grouped)}
+        self.worker_spec["alone"] = {}
+        self.plan = {f"{job}-{n}" for job, size in enumerate(grouped) for n in range(size)} | {"alone"}
+        self.observed = self.plan if observed == () else set(observed)
+        self.scaled: list[int] = []
+        self.scale = self.scaled.append
+
+
+def jobs_provider(cluster: Jobs, spared: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> DaskProvider:
+    """A provider on that cluster, of which Dask can spare these; it lets go at once of what it has chosen."""
+    provider = DaskProvider("tcp://127.0.0.1:1", timeout=1.0)
+
+    async def workers_to_close(**_: Any) -> Sequence[str]:
+        return spared
+
+    async def let_go(_names: list[Any]) -> None:
+        return
+
+    provider._cluster = cluster
+    provider._client = SimpleNamespace(scheduler=SimpleNamespace(workers_to_close=workers_to_close))
+    monkeypatch.setattr(provider, "_let_go", let_go)
+    return provider
+
+
+@pytest.mark.parametrize(
+    ("excess", "spared", "chosen"),
+    [
+        (1, ["0-0", "0-1", "alone"], {"alone"}),  # the jobs are too large
+        (2, ["0-0", "1-0", "1-1"], {"1-0", "1-1"}),  # another one of the first is held
+        (3, ["0-0", "1-0", "1-1", "alone", "0-1"], {"0-0", "0-1", "alone"}),
+        (4, ["0-0", "1-0", "1-1", "alone", "0-1"], {"0-0", "0-1", "1-0", "1-1"}),
+        (2, ["0-0", "1-0"], set()),
+    ],
+)
+def test_of_batch_jobs_whole_ones_are_given_back(
+    excess: int, spared: Sequence[str], chosen: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask ends the job of each one that it is to end, with whatever else runs there."""
+    provider = jobs_provider(Jobs(2, 2), spared, monkeypatch)
+    asyncio.run(provider._give_back(excess))
+    assert provider._going == chosen
+
+
+def test_a_job_of_which_some_have_not_come_is_one_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = jobs_provider(Jobs(2, 2, observed={"0-0", "1-0", "alone"}), ["1-0"], monkeypatch)
+    asyncio.run(provider._give_back(3))
+    assert provider._going == {"1-0", "1-1"}
+
+
+def test_while_some_are_given_back_no_more_are_started_than_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Jobs(4)
+    provider = jobs_provider(cluster, ["0-0", "0-1", "0-2", "0-3"], monkeypatch)
+
+    async def main() -> None:
+        await provider._give_back(4)
+        provider._want(2, fewer=False)
+        await asyncio.gather(*provider._tasks)
+
+    asyncio.run(main())
+    assert cluster.scaled == [2 + 4]
 
 
 def _end_those_that_leave(owner: Owner, count: int) -> None:

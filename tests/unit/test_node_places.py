@@ -8,6 +8,7 @@ import pytest
 from unit.scripted_nodes import ScriptedChannel, ScriptedProvider
 
 from poolkit._locks import RLock
+from poolkit._nodes import messages
 from poolkit._nodes.interfaces import NodeFacts
 from poolkit._nodes.slots import Node
 from poolkit._nodes.workforce import NodeWorkforce
@@ -70,3 +71,17 @@ def test_what_a_slot_costs_does_not_grow_with_the_nodes(monkeypatch: pytest.Monk
         places.force.forget(slot)
     assert places.looks < 10 * 2000
     assert len(places.force._offers) < 4 * 300
+
+
+def test_what_is_kept_does_not_grow_with_nodes_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = Places(2, monkeypatch)
+    for slot in range(2):  # so there is always room for one more
+        places.force.start(slot)
+    for number in range(2, 300):
+        channel = ScriptedChannel()
+        places.force.joined(NodeFacts(f"more {number}", f"tcp://more-{number}", "host", 1, 2, {}), channel)
+        places.force.start(number)
+        channel.on_message(messages.pack([(messages.UP, 2)]), [])
+        channel.on_end("closed")
+        places.force.forget(number)
+    assert len(places.force._offers) < 100

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from unit.scripted_nodes import LEASE, AnyTask, NodesPool, ScriptedNode
+from unit.scripted_nodes import LEASE, SAMPLES, AnyTask, NodesPool, ScriptedNode
 
 from poolkit._core.options import CallOptions
 from poolkit._core.workforce import Died
@@ -15,6 +15,7 @@ from poolkit._memory.memory import Memory
 from poolkit._nodes import messages
 from poolkit._nodes.lease import D
 from poolkit._nodes.prints import CHUNK
+from poolkit._nodes.slots import Slot
 from poolkit._wire import codec
 from poolkit.errors import NodeLost, SerializationError
 from poolkit.incoming import Packed
@@ -219,6 +220,20 @@ def test_a_slot_that_has_nothing_ends_at_once(pool: NodesPool) -> None:
     assert orders(pool, node) == []
 
 
+def test_a_task_may_end_while_its_slot_is_looked_at_to_be_killed(
+    pool: NodesPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the provider's thread; the node answers the order all the same."""
+    node = ready(pool)
+    task = give(pool)
+    orders(pool, node)
+    seen = [None, task]
+    with monkeypatch.context() as patch:
+        patch.setattr(Slot, "task", property(lambda _slot: seen.pop()), raising=False)
+        pool.workforce.kill(1, want_stack=False)
+    assert orders(pool, node) == [(messages.KILL, 1, task.id, False)]
+
+
 def test_a_lost_node_tells_what_was_begun_and_gives_back_what_was_not_written(pool: NodesPool) -> None:
     node = ready(pool, 2)
     written = give(pool)
@@ -235,6 +250,34 @@ def test_a_lost_node_tells_what_was_begun_and_gives_back_what_was_not_written(po
     pool.tick(1.0)
     assert [entry[2:4] for entry in orders(pool, other)] == [(queued.id, 1)]
     assert queued.node == other.facts.address
+
+
+def test_of_a_task_that_waited_at_a_lost_node_nobody_knows_whether_it_begun(pool: NodesPool) -> None:
+    """Others were sent ahead to spare slots, and had the worker; since then the node has none of these any more."""
+    node = ready(pool)
+
+    def send() -> tuple[AnyTask, int]:
+        task = give(pool)
+        (run,) = orders(pool, node)
+        return task, run[1]
+
+    def done(task: AnyTask, slot: int) -> None:
+        pool.now += 0.1
+        say(pool, node, messages.DONE, slot, task.id, True, b"value", 0.0, 0, None, 0)
+
+    for _ in range(SAMPLES):
+        done(*send())
+    first, (_, _), (back, spare) = send(), send(), send()
+    done(*first)
+    waits, slot = send()
+    assert slot == first[1]
+    say(pool, node, messages.BACK, spare, back.id)
+    node.end()
+    pool.see_end(node)
+    pool.tick(2.0)
+    error = pool.outcomes[waits].payload
+    assert isinstance(error, NodeLost)
+    assert error.begun is None
 
 
 @pytest.mark.parametrize("direction", ["deaf", "mute"])
