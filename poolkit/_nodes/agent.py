@@ -13,6 +13,7 @@ Guarded by: `_lock`: `_runs`, `_paced`. Owner: the provider's thread: the script
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 import os
 import pickle
@@ -64,13 +65,18 @@ class Agent:
         self._when_ended = ended
         self._script = NodeScript()
         content = pickle.loads(settings.content)
-        self._lease_fd = lease_page.page()
-        self._page = lease_page.LeasePage(self._lease_fd, writes=True)
-        self._page.until = monotonic() + self._lease
         self._channel: Channel | None = None
-        self._prints = Prints(self._wake)
-        count, streams = settings.workers or workers, self._prints.streams
-        self.engine = build(content, count, settings.name, self._script, self._lease_fd, streams)
+        count = settings.workers or workers
+        with contextlib.ExitStack() as undo:
+            self._lease_fd = lease_page.page()
+            undo.callback(os.close, self._lease_fd)
+            self._page = lease_page.LeasePage(self._lease_fd, writes=True)
+            undo.callback(self._page.close)
+            self._page.until = monotonic() + self._lease
+            self._prints = Prints(self._wake)
+            undo.callback(self._prints.close)
+            self.engine = build(content, count, settings.name, self._script, self._lease_fd, self._prints.streams)
+            undo.pop_all()
         self.engine.records.send = self.logged
         self._transport: OwnerTransport = self.engine.workforce.transport  # type: ignore[attr-defined]
         number = os.urandom(8).hex()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -79,6 +80,19 @@ def new_agent(lease: float) -> tuple[Agent, OwnersEnd]:
     agent.attach(channel)
     channel.answer()
     return agent, channel
+
+
+def test_of_an_agent_whose_pool_cannot_be_built_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its process, which may be a dask worker's, has them for good."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("poolkit._nodes.agent.build", fail)
+    before = len(list(Path("/dev/fd").iterdir())), threading.active_count()
+    with pytest.raises(OSError, match="too many open files"):
+        new_agent(30.0)
+    assert (len(list(Path("/dev/fd").iterdir())), threading.active_count()) == before
 
 
 def test_an_agent_that_is_ended_says_nothing_of_what_it_ran(tmp_path: Path) -> None:

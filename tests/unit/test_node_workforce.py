@@ -252,7 +252,7 @@ def test_a_lost_node_tells_what_was_begun_and_gives_back_what_was_not_written(po
     assert queued.node == other.facts.address
 
 
-def test_of_a_task_that_waited_at_a_lost_node_nobody_knows_whether_it_begun(pool: NodesPool) -> None:
+def test_of_a_task_that_waited_at_a_lost_node_nobody_knows_whether_it_has_begun(pool: NodesPool) -> None:
     """Others were sent ahead to spare slots, and had the worker; since then the node has none of these any more."""
     node = ready(pool)
 
