@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import gc
 import logging
 import math
 import os
@@ -492,8 +493,13 @@ def test_a_pool_that_has_ended_says_what_ended_it() -> None:
 def test_a_pool_that_is_dropped_open_is_warned_of() -> None:
     pools = [poolkit.Pool(1, name="dropped")]
     pools[0].submit(work.pid).result(WATCHDOG)
-    with pytest.warns(ResourceWarning, match=r"'dropped' .* was not shut down; use `with` or shutdown\(\)"):
+
+    def drop() -> None:
         pools.clear()
+        wait_until(lambda: gc.collect() >= 0 and len(told), "it to be told, also where the pool is part of a cycle")
+
+    with pytest.warns(ResourceWarning, match=r"'dropped' .* was not shut down; use `with` or shutdown\(\)") as told:
+        drop()
 
 
 def test_a_fork_beside_other_threads_is_refused_by_their_names() -> None:
