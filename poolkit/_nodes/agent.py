@@ -311,9 +311,7 @@ class Agent:
                 body, buffers = b"", [body]
             pid = self.engine.pid_of(run.worker_id)
             self._post((messages.DONE, *which, outcome.ok, body, seconds, rss, pid, len(buffers)), buffers)
-        elif (
-            not isinstance(payload, PoolClosed) and not self._is_lease_over()
-        ):  # else it is ending, as the channel tells
+        elif not (isinstance(payload, PoolClosed) or self._is_lease_over()):  # else it is ending, as the channel tells
             if isinstance(payload, InitializerFailed):
                 self._post((messages.BROKEN, codec.pack_error(payload)))
             self._post((messages.FAILED, *which, codec.pack_error(payload), seconds))
